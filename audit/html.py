@@ -1,0 +1,150 @@
+"""`audit.html`: the result as one page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from unforgotten.audit.findings import STDERRS, share
+from unforgotten.audit.result import AuditResult, FormatRow, Storage, TensorRow
+from unforgotten.audit.summary import number
+from unforgotten.theory.dead_zone import MIN_WEIGHTS
+
+GAIN_AXIS = (0.0, 2.0)  # grows where a gain lies outside
+PLOT_WIDTH = 520.0
+PLOT_HEIGHT = 200.0
+
+
+def render(result: AuditResult, rows: Sequence[TensorRow]) -> str:
+    """The page. Every name in it is escaped: the tensors' names come from strangers."""
+    environment = Environment(
+        loader=PackageLoader("unforgotten.audit"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"share": share, "number": number, "p_value": p_value}
+    return environment.get_template("audit.html.j2").render(
+        r=result,
+        gains=gain_chart(result["formats"]),
+        binades=binade_chart(result["storage"]),
+        by_format=_by_format(rows),
+        stderrs=STDERRS,
+        min_weights=MIN_WEIGHTS,
+    )
+
+
+@dataclass(frozen=True)
+class GainDot:
+    """One row of the gain chart, in plot units."""
+
+    label: str
+    gain: float
+    margin: float
+    x: float
+    left: float
+    right: float
+
+
+@dataclass(frozen=True)
+class GainChart:
+    """Gains on adaptive grids with their intervals; `ticks` are (value, x)."""
+
+    dots: list[GainDot]
+    ticks: list[tuple[float, float]]
+    width: float = PLOT_WIDTH
+
+
+def gain_chart(rows: Sequence[FormatRow]) -> GainChart:
+    """The gain of every format that has one, deployment's grid only."""
+    shown = [
+        (row["format"], row["gain"], STDERRS * (row["gain_stderr"] or 0.0))
+        for row in rows
+        if row["grid"] == "adaptive" and row["gain"] is not None
+    ]
+    low = math.floor(min([GAIN_AXIS[0], *(gain for _, gain, _ in shown)]))
+    high = math.ceil(max([GAIN_AXIS[1], *(gain for _, gain, _ in shown)]))
+
+    def x(value: float) -> float:
+        return round(PLOT_WIDTH * (min(max(value, low), high) - low) / (high - low), 1)
+
+    dots = [GainDot(f, g, m, x(g), x(g - m), x(g + m)) for f, g, m in shown]
+    step = max(0.5, math.ceil((high - low) / 8))
+    ticks = [low + i * step for i in range(int((high - low) / step) + 1)]
+    return GainChart(dots, [(t, x(t)) for t in ticks])
+
+
+@dataclass(frozen=True)
+class BinadeBar:
+    """One bar of the binade chart, in plot units; `label` is the lower end of the binade."""
+
+    label: str
+    weights: int
+    moved_share: float
+    x: float
+    width: float
+    height: float
+
+
+@dataclass(frozen=True)
+class BinadeChart:
+    """Moved share by magnitude; `edge` is the x of the dead zone's threshold, None without one."""
+
+    bars: list[BinadeBar]
+    edge: float | None
+    width: float = PLOT_WIDTH
+    height: float = PLOT_HEIGHT
+
+
+def binade_chart(storage: Storage) -> BinadeChart:
+    """The binades that hold enough weights to say something, evenly spaced in log |w|."""
+    seen = [b for b in storage["binades"] if b["weights"] >= MIN_WEIGHTS]
+    if not seen:
+        return BinadeChart([], None)
+    first = math.log2(seen[0]["low"])
+    slot = PLOT_WIDTH / (math.log2(seen[-1]["low"]) - first + 1)
+
+    def x(magnitude: float) -> float:
+        return round(slot * (math.log2(magnitude) - first), 1)
+
+    bars = [
+        BinadeBar(
+            label=f"{b['low']:.2g}",
+            weights=b["weights"],
+            moved_share=b["moved"] / b["weights"],
+            x=x(b["low"]),
+            width=round(0.8 * slot, 1),
+            height=round(PLOT_HEIGHT * b["moved"] / b["weights"], 1),
+        )
+        for b in seen
+    ]
+    threshold = storage["dead_zone"]["threshold"]
+    return BinadeChart(bars, None if threshold is None else x(threshold))
+
+
+def _by_format(rows: Sequence[TensorRow]) -> list[tuple[str, list[tuple[TensorRow, TensorRow]]]]:
+    """(format, [(adaptive row, fixed row) of each tensor])."""
+    ordered = sorted(rows, key=lambda row: row["format"])
+    return [
+        (
+            name,
+            [
+                (pair[0], pair[1])
+                for _, g in groupby(group, lambda r: r["name"])
+                for pair in [list(g)]
+            ],
+        )
+        for name, group in groupby(ordered, lambda row: row["format"])
+    ]
+
+
+def p_value(p: float | None) -> str:
+    """A p-value to two digits, or a dash."""
+    if p is None:
+        return "–"
+    return "< 1e-99" if p < 1e-99 else f"{p:.2g}"

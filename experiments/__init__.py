@@ -1,0 +1,1 @@
+"""Unlearn, quantize, evaluate: the real loop on real models (torch, transformers)."""

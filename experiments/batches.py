@@ -1,0 +1,62 @@
+"""Documents as token batches: padded and masked, in seeded order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """Padded token ids and their mask, (batch, length), and which documents they are."""
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    index: tuple[int, ...]
+
+
+def encode_documents(texts: Sequence[str], tokenizer: Any, longest: int) -> list[list[int]]:
+    """Token ids of each document between BOS and EOS, cut to `longest`; the cut ones keep no EOS."""
+    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    end = [tokenizer.eos_token_id]
+    return [
+        (start + tokenizer.encode(text, add_special_tokens=False) + end)[:longest] for text in texts
+    ]
+
+
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, index: Sequence[int] = ()
+) -> Batch:
+    """One batch; padding goes to the right, or to the left for generation."""
+    length = max(len(row) for row in rows)
+    ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for i, row in enumerate(rows):
+        place = slice(length - len(row), length) if left else slice(0, len(row))
+        ids[i, place] = torch.tensor(row, dtype=torch.long)
+        mask[i, place] = 1
+    return Batch(ids, mask, tuple(index))
+
+
+def shuffled_batches(
+    documents: Sequence[Sequence[int]], size: int, pad_id: int, seed: int
+) -> Iterator[Batch]:
+    """Batches without end; every document comes once before any comes again."""
+    rng = np.random.default_rng(seed)
+    queue: list[int] = []
+    size = min(size, len(documents))
+    while True:
+        while len(queue) < size:
+            queue += rng.permutation(len(documents)).tolist()
+        chosen, queue = queue[:size], queue[size:]
+        yield pad([documents[i] for i in chosen], pad_id, index=chosen)
+
+
+def in_order(documents: Sequence[Sequence[int]], size: int, pad_id: int) -> Iterator[Batch]:
+    """Every document once, in order."""
+    for start in range(0, len(documents), size):
+        index = range(start, min(start + size, len(documents)))
+        yield pad([documents[i] for i in index], pad_id, index=index)

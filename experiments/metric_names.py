@@ -1,0 +1,19 @@
+"""What the metrics in the rows of a run mean."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+METRICS: Mapping[str, str] = {
+    "M1": "verbatim memory of the forget split: ROUGE-L F1, 0-100",
+    "M2": "knowledge of the forget split: ROUGE-L F1, 0-100",
+    "M3": "privacy leakage against this run's retrained model, percent; 0 is ideal, -100 not unlearned",
+    "M4": "knowledge of the retain split: ROUGE-L F1, 0-100",
+    "auc": "P[Min-K % of a holdout text > Min-K % of a forget text]",
+    "forget_loss": "mean negative log-probability per token of the forget documents, nats",
+    "retain_loss": "the same of the retain documents",
+    "gain": "<D, delta> / <delta, delta> of the update, adaptive grid; likewise cosine and the counts of codes",
+    "gating_effect": "effect of the update on the forget loss lost because D replaces delta (T14)",
+    "base_shift_effect": "effect lost because Q(w) replaces w (T14)",
+    "rho_M1": "recovered fraction of M1 (T16); likewise rho_M2",
+}

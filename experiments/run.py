@@ -1,0 +1,305 @@
+"""The whole loop, read top to bottom: corpus, models, unlearning, quantization, evaluation, decomposition.
+
+Every stage is a function of the configuration, the seed and files that earlier stages wrote, and ends with an atomic
+write. A run that was killed goes on with the first stage that is not finished, and ends with the same rows.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from unforgotten.audit.checkpoints import open_checkpoint
+from unforgotten.audit.weights import weights_leg
+from unforgotten.experiments.base import load_smollm2, tiny_llama, train_tokenizer
+from unforgotten.experiments.batches import encode_documents
+from unforgotten.experiments.checkpoints import load_model, load_notes, load_tokenizer, save_model
+from unforgotten.experiments.config import RunConfig, Storage
+from unforgotten.experiments.corpus import Corpus, prepare_corpus
+from unforgotten.experiments.evaluation import (
+    Bench,
+    Items,
+    State,
+    decompose,
+    evaluate,
+    membership_scores,
+    state_of,
+    weights_rows,
+)
+from unforgotten.experiments.metrics import make_probes
+from unforgotten.experiments.progress import Progress
+from unforgotten.experiments.rows import Measurement, RowStore, Subject
+from unforgotten.experiments.storage import write_json
+from unforgotten.experiments.training import train
+from unforgotten.experiments.unlearning import (
+    TORCH_DTYPES,
+    Reference,
+    make_reference,
+    settings_of,
+    unlearn,
+)
+from unforgotten.theory.update import GRID_MODES
+
+DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+TRAINED = {"parameters": "float32", "master": "float32", "checkpoint": "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One unlearned model: a method in a storage arm."""
+
+    method: str
+    storage: Storage
+
+    @property
+    def name(self) -> str:
+        """Folder name below `models/`."""
+        return f"unlearned-{self.method}-{self.storage}"
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The three dtypes of this arm."""
+        stored = DTYPE_NAMES[TORCH_DTYPES[self.storage]]
+        master = "float32" if self.storage == "fp32" else "none"
+        return {"parameters": stored, "master": master, "checkpoint": stored}
+
+
+def arms(config: RunConfig) -> list[Arm]:
+    """All unlearned models of a run, in order."""
+    return [Arm(m, s) for m in config.methods for s in config.storages]
+
+
+def stages(config: RunConfig) -> list[str]:
+    """Every stage of a run, in order."""
+    trained = ["base", "target", "retrained"]
+    names = [f"train {name}" for name in trained]
+    names += [f"evaluate {m} {f}" for m in ("retrained", "target") for f in ("none", *config.formats)]
+    names.append("evaluate base none")
+    for arm in arms(config):
+        names.append(f"unlearn {arm.name}")
+        names += [f"evaluate {arm.name} {f}" for f in ("none", *config.formats)]
+        names += [f"decompose {arm.name} {f}" for f in config.formats]
+    return names
+
+
+def revision() -> str:
+    """Version and a hash of the sources that compute rows."""
+    digest = hashlib.sha256()
+    for package in ("theory", "audit", "experiments"):
+        root = Path(str(files(f"unforgotten.{package}")))
+        for path in sorted(root.rglob("*.py")) + sorted(root.rglob("*.yaml")):
+            digest.update(path.read_bytes())
+    return f"{version('unforgotten')}+src.{digest.hexdigest()[:12]}"
+
+
+def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress) -> Path:
+    """Do everything that is not done yet; returns the path of the rows.
+
+    Raises:
+        ValueError: the folder holds a run and `resume` is False, or it holds the run of another configuration.
+    """
+    _claim_folder(config, folder, resume)
+    torch.set_num_threads(config.threads)
+    corpus, origin = prepare_corpus(config.corpus, config.seed, folder / "corpus")
+    common = {
+        "profile": config.profile,
+        "seed": config.seed,
+        "config": config.hash,
+        "revision": revision(),
+        "corpus": origin,
+        "device": "cpu",
+    }
+    store = RowStore(folder, common)
+    models = folder / "models"
+    _train_models(config, corpus, models, progress)
+    bench = _make_bench(config, corpus, models)
+    scores = _evaluate_trained(bench, models, store, progress)
+    reference: list[Reference] = []
+    for arm in arms(config):
+        _unlearn_arm(bench, arm, models, reference, progress)
+        _evaluate_arm(bench, arm, models, store, scores, progress)
+    return store.rows_path
+
+
+def _claim_folder(config: RunConfig, folder: Path, resume: bool) -> None:
+    path = folder / "config.json"
+    if path.exists():
+        if not resume:
+            raise ValueError(f"{folder}: must be empty, got a run; add --resume or choose another --out")
+        if path.read_text() != config.model_dump_json(indent=1):
+            raise ValueError(f"{path}: --resume needs the configuration of the run, got another one")
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder}: must be empty or hold a run, got other files")
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(config.model_dump_json(indent=1))
+
+
+def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Progress) -> None:
+    """Base, target (forget + retain) and retrained (retain only)."""
+    if not (models / "base").exists():
+        model, tokenizer = _train_base(config, corpus, progress)
+        save_model(models / "base", model, tokenizer, torch.float32, {})
+    tokenizer = load_tokenizer(models / "base")
+    retain_side = corpus.retain + corpus.retain_sheets
+    both_sides = corpus.forget + corpus.forget_sheets + retain_side
+    for name, texts in (("target", both_sides), ("retrained", retain_side)):
+        if (models / name).exists():
+            continue
+        model = load_model(models / "base")
+        documents = encode_documents(texts, tokenizer, config.corpus.passage_tokens)
+        with progress.stage(f"train {name}") as step:
+            train(model, documents, config.finetuning, seed=config.seed + 1, progress=step)
+        save_model(models / name, model, tokenizer, torch.bfloat16, {"dtypes": TRAINED})
+
+
+def _train_base(
+    config: RunConfig, corpus: Corpus, progress: Progress
+) -> tuple[PreTrainedModel, Any]:
+    with progress.stage("train base") as step:
+        if config.base.kind == "smollm2":
+            return load_smollm2()
+        if config.pretraining is None:
+            raise ValueError("pretraining must be given for base.kind tiny-llama, got none")
+        if not corpus.general:
+            raise ValueError("corpus.kind must be fiction for base.kind tiny-llama, got muse")
+        tokenizer = train_tokenizer(corpus.general, config.base.vocabulary)
+        model = tiny_llama(config.base, config.seed)
+        documents = encode_documents(corpus.general, tokenizer, config.corpus.passage_tokens)
+        train(model, documents, config.pretraining, seed=config.seed, progress=step)
+    return model, tokenizer
+
+
+def _make_bench(config: RunConfig, corpus: Corpus, models: Path) -> Bench:
+    tokenizer = load_tokenizer(models / "base")
+    probes = make_probes(corpus, tokenizer, config)
+    return Bench(load_model(models / "target"), tokenizer, probes, config)
+
+
+def _evaluate_trained(
+    bench: Bench, models: Path, store: RowStore, progress: Progress
+) -> list[float]:
+    """Rows of retrained, target and base; returns the retrained model's scores for M3."""
+    retrained = state_of(load_model(models / "retrained"))
+    scores = membership_scores(bench, retrained)
+    for name in ("retrained", "target", "base"):
+        dtypes = {**TRAINED, "checkpoint": "float32"} if name == "base" else TRAINED
+        state = retrained if name == "retrained" else state_of(load_model(models / name))
+        formats = ("none",) if name == "base" else ("none", *bench.config.formats)
+        for format_name in formats:
+            subject = Subject(name, format=format_name, dtypes=dtypes)
+            stage = f"evaluate {name} {format_name}"
+            with progress.stage(stage):
+                if not store.done(stage):
+                    rows = evaluate(bench, bench.quantized(state, format_name), scores)
+                    store.append(stage, subject, rows)
+    return scores
+
+
+def _unlearn_arm(
+    bench: Bench, arm: Arm, models: Path, reference: list[Reference], progress: Progress
+) -> None:
+    """Train and save one unlearned model. The reference is made on first need and kept for the other arms."""
+    if (models / arm.name).exists():
+        return
+    config, target = bench.config, load_model(models / "target")
+    documents = (bench.probes.forget, bench.probes.retain)
+    if not reference:
+        reference.append(make_reference(target, *documents, config.evaluation.batch))
+    settings = settings_of(config.unlearning, config.unlearning.methods[arm.method], arm.storage)
+    with progress.stage(f"unlearn {arm.name}") as step:
+        outcome = unlearn(
+            target, arm.method, settings, documents, reference[0],
+            storage=arm.storage, seed=config.seed + 2, progress=step,
+        )  # fmt: skip
+    notes = {"dtypes": arm.dtypes, **copy.copy(vars(settings)), **vars(outcome)}
+    save_model(models / arm.name, target, bench.tokenizer, TORCH_DTYPES[arm.storage], notes)
+
+
+def _evaluate_arm(
+    bench: Bench,
+    arm: Arm,
+    models: Path,
+    store: RowStore,
+    scores: list[float],
+    progress: Progress,
+) -> None:
+    """Rows of one unlearned model: M1-M4 in every format, then the pair with the target."""
+    if all(store.done(s) for s in _arm_stages(bench.config, arm)):
+        return
+    target, unlearned = (state_of(load_model(models / n)) for n in ("target", arm.name))
+    subjects = dict(_arm_subjects(bench.config, arm, load_notes(models / arm.name)))
+    for format_name, subject in subjects.items():
+        stage = f"evaluate {arm.name} {format_name}"
+        with progress.stage(stage):
+            if not store.done(stage):
+                state = bench.quantized(unlearned, format_name)
+                store.append(stage, subject, evaluate(bench, state, scores))
+    for format_name in bench.config.formats:
+        stage = f"decompose {arm.name} {format_name}"
+        with progress.stage(stage):
+            if not store.done(stage):
+                rows = _weights(models, arm, format_name)
+                known = _known_items(store, subjects, format_name)
+                rows += decompose(bench, (target, unlearned), format_name, known)
+                subject = subjects[format_name]
+                store.append(stage, subject, rows, items_of="pair")
+
+
+def _arm_stages(config: RunConfig, arm: Arm) -> list[str]:
+    return [s for s in stages(config) if s.split()[1] == arm.name and s.split()[0] != "unlearn"]
+
+
+def _arm_subjects(
+    config: RunConfig, arm: Arm, notes: dict[str, Any]
+) -> Iterator[tuple[str, Subject]]:
+    for format_name in ("none", *config.formats):
+        yield (
+            format_name,
+            Subject(
+                "unlearned", arm.method, arm.storage, format_name, notes["lr"], notes["steps"],
+                notes["stopped"], arm.dtypes,
+            ),  # fmt: skip
+        )
+
+
+def _weights(models: Path, arm: Arm, format_name: str) -> list[Measurement]:
+    """The weights leg, by the audit's own code on the saved files."""
+    name = format_name.rpartition(":")[2]
+    pair = (open_checkpoint(models / "target"), open_checkpoint(models / arm.name))
+    leg = weights_leg(*pair, [name])
+    return [row for mode in GRID_MODES for row in weights_rows(leg.totals[name, mode], mode)]
+
+
+def _known_items(
+    store: RowStore, subjects: dict[str, Subject], format_name: str
+) -> dict[str, Items]:
+    def of(subject: Subject) -> Items:
+        return {k: tuple(v) for k, v in store.all_items(subject).items()}
+
+    return {
+        "target": of(Subject("target")),
+        "Q(target)": of(Subject("target", format=format_name)),
+        "unlearned": of(subjects["none"]),
+        "Q(unlearned)": of(subjects[format_name]),
+    }
+
+
+def write_summary(folder: Path, report: Path | None) -> dict[str, Any]:
+    """`run.json`: where everything is."""
+    summary = {
+        "schema": "unforgotten.run/1",
+        "rows": str(folder / "rows.jsonl"),
+        "models": sorted(str(p) for p in (folder / "models").iterdir() if not p.name.startswith(".")),
+        "report": str(report) if report else None,
+    }
+    write_json(folder / "run.json", summary)
+    return summary

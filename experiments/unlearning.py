@@ -1,0 +1,190 @@
+"""The unlearning loop: AdamW on a forget term and a retain term, in one of two storage arms.
+
+"fp32": parameters and optimizer state are float32, the master copy of mixed-precision training.
+"bf16": parameters, gradients and optimizer state are bfloat16 and nothing else exists, as in the released code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from unforgotten.experiments.batches import Batch, in_order, shuffled_batches
+from unforgotten.experiments.config import MethodConfig, Storage, UnlearningConfig
+from unforgotten.experiments.losses import (
+    TokenLogProbs,
+    cross_entropy,
+    gradient_ascent,
+    negative_preference,
+    retain_divergence,
+    sequence_log_probs,
+    token_log_probs,
+)
+from unforgotten.experiments.methods import METHODS, Method
+from unforgotten.experiments.training import Progress
+
+Documents = Sequence[Sequence[int]]
+TORCH_DTYPES: dict[Storage, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What one method runs with, after its own settings have replaced the common ones."""
+
+    lr: float
+    alpha: float
+    beta: float
+    batch: int
+    max_grad_norm: float
+    stop_forget_loss: float
+    check_every: int
+    max_steps: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How the loop ended: after `steps`, by the rule ("forget_loss") or at the limit ("max_steps")."""
+
+    steps: int
+    stopped: str
+    forget_loss: float
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What the losses need of the target, computed once: log p of each forget document, and of each retain document
+    the normalized log-probabilities at every position, float32 (length - 1, vocabulary).
+    """
+
+    sequences: Tensor
+    distributions: tuple[Tensor, ...]
+
+
+def settings_of(config: UnlearningConfig, own: MethodConfig, storage: Storage) -> Settings:
+    """The common settings of this storage arm, with the method's own in their place."""
+    return Settings(
+        lr=own.lr or config.lr[storage],
+        alpha=config.alpha if own.alpha is None else own.alpha,
+        beta=config.beta,
+        batch=config.batch,
+        max_grad_norm=config.max_grad_norm,
+        stop_forget_loss=own.stop_forget_loss or config.stop_forget_loss,
+        check_every=config.check_every,
+        max_steps=own.max_steps or config.max_steps[storage],
+    )
+
+
+@torch.no_grad()
+def make_reference(
+    target: PreTrainedModel, forget: Documents, retain: Documents, batch: int
+) -> Reference:
+    """Run the target once over both sets, in float32."""
+    sequences = torch.cat([sequence_log_probs(_forward(target, b)) for b in _pass(target, forget, batch)])
+    distributions: list[Tensor] = []
+    for b in _pass(target, retain, batch):
+        scored = _forward(target, b)
+        lengths = scored.mask.sum(-1).tolist()
+        distributions += [d[:n].clone() for d, n in zip(scored.distribution, lengths, strict=True)]
+    return Reference(sequences, tuple(distributions))
+
+
+def unlearn(
+    model: PreTrainedModel,
+    name: str,
+    settings: Settings,
+    documents: tuple[Documents, Documents],
+    reference: Reference,
+    *,
+    storage: Storage,
+    seed: int,
+    progress: Progress,
+) -> Outcome:
+    """Unlearn in place, starting from the target's weights.
+
+    Args:
+        model: a copy of the target, float32; converted to the arm's dtype here.
+        name: a key of `METHODS`.
+        settings: see `settings_of`.
+        documents: (forget, retain), token ids.
+        reference: of the target on these documents.
+        storage: the arm.
+        seed: of the order of documents.
+        progress: called after each step.
+    """
+    method, (forget, retain) = METHODS[name], documents
+    accelerator = Accelerator(cpu=True)
+    torch.manual_seed(seed)
+    model.to(TORCH_DTYPES[storage])
+    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
+    model, optimizer = accelerator.prepare(model, optimizer)
+    pad_id = model.config.pad_token_id or 0
+    forget_batches = shuffled_batches(forget, settings.batch, pad_id, seed)
+    retain_batches = shuffled_batches(retain, settings.batch, pad_id, seed + 1)
+    loss_now = mean_loss(model, forget, settings.batch)
+    step, stopped = 0, "max_steps"
+    while step < settings.max_steps:
+        step += 1
+        loss = _loss(model, method, settings, next(forget_batches), reference)
+        if method.retain:
+            loss = loss + settings.alpha * _retain_loss(model, method, next(retain_batches), reference)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        if step % settings.check_every == 0 or step == settings.max_steps:
+            loss_now = mean_loss(model, forget, 4 * settings.batch)
+        progress(step, settings.max_steps, f"forget loss {loss_now:.2f}")
+        if loss_now >= settings.stop_forget_loss:
+            stopped = "forget_loss"
+            break
+    model.eval()
+    return Outcome(step, stopped, loss_now)
+
+
+def _loss(
+    model: PreTrainedModel, method: Method, settings: Settings, batch: Batch, reference: Reference
+) -> Tensor:
+    scored = _forward(model, batch)
+    if method.forget == "GA":
+        return gradient_ascent(scored)
+    return negative_preference(scored, reference.sequences[list(batch.index)], settings.beta)
+
+
+def _retain_loss(
+    model: PreTrainedModel, method: Method, batch: Batch, reference: Reference
+) -> Tensor:
+    scored = _forward(model, batch)
+    if method.retain == "GDR":
+        return cross_entropy(scored)
+    rows = [reference.distributions[i] for i in batch.index]
+    padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+    return retain_divergence(scored, padded)
+
+
+@torch.no_grad()
+def document_losses(model: PreTrainedModel, documents: Documents, batch: int) -> Tensor:
+    """Mean negative log-probability per token of each document, float32 (n,)."""
+    losses = []
+    for b in _pass(model, documents, batch):
+        scored = _forward(model, b)
+        losses.append(-scored.label.sum(-1) / scored.mask.sum(-1))
+    return torch.cat(losses)
+
+
+def mean_loss(model: PreTrainedModel, documents: Documents, batch: int) -> float:
+    """Mean over documents of `document_losses`."""
+    return float(document_losses(model, documents, batch).mean())
+
+
+def _pass(model: PreTrainedModel, documents: Documents, batch: int) -> list[Batch]:
+    return list(in_order(documents, batch, model.config.pad_token_id or 0))
+
+
+def _forward(model: PreTrainedModel, batch: Batch) -> TokenLogProbs:
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    return token_log_probs(logits, batch.input_ids, batch.attention_mask)

@@ -1,0 +1,1 @@
+"""Does quantization bring back what your model unlearned?"""

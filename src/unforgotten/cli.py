@@ -1,0 +1,181 @@
+"""The command line: parses, calls, prints. Nothing is computed here, and heavy packages load on use."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Does quantization bring back what your model unlearned?",
+)
+Json = Annotated[bool, typer.Option("--json", help="Print the result object on standard output.")]
+
+
+@app.command()
+def run(
+    profile: Annotated[str, typer.Argument(help="A profile's name, or a YAML file.")] = "tiny",
+    seed: Annotated[int | None, typer.Option(help="Replaces the seed of the profile.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace one setting: a.b=value, in YAML.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: runs/<profile>-seed<N>.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages and stop.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Train, unlearn, quantize, evaluate M1-M4, decompose, and report."""
+    _need("experiments", "torch", "transformers", "accelerate", "rouge_score", "sklearn")
+    from unforgotten.experiments.config import load_config
+    from unforgotten.experiments.run import stages
+    from unforgotten.experiments.run import run as run_all
+
+    config = load_config(profile, seed=seed, overrides=overrides or ())
+    plan = stages(config)
+    if dry_run:
+        _print_object({"config": config.model_dump(mode="json"), "stages": plan}, as_json, plan)
+        return
+    from unforgotten.experiments.progress import Progress
+    from unforgotten.experiments.run import write_summary
+    from unforgotten.reports.build import build_report
+
+    folder = out or Path("runs") / f"{config.profile}-seed{config.seed}"
+    with Progress(len(plan)) as progress:
+        run_all(config, folder, resume=resume, progress=progress)
+    report = build_report([folder], folder / "report.html")
+    summary = write_summary(folder, report)
+    _print_object(summary, as_json, [f"rows:   {summary['rows']}", f"report: {report}"])
+
+
+@app.command()
+def audit(
+    target: Annotated[str, typer.Argument(help="Checkpoint before unlearning: a directory.")],
+    unlearned: Annotated[str, typer.Argument(help="Checkpoint after unlearning: a directory.")],
+    formats: Annotated[str | None, typer.Option(help="Names of formats, with commas.")] = None,
+    out: Annotated[Path, typer.Option(help="Where the files go.")] = Path("audits/latest"),
+    fail_on: Annotated[
+        str, typer.Option(help="Verdicts that end with code 1: survives,undone,undecided.")
+    ] = "",
+    as_json: Json = False,
+) -> None:
+    """Compare two checkpoints: what is left of the update in every format."""
+    from unforgotten.audit.run import DEFAULT_FORMATS, VERDICTS, audit_pair
+    from unforgotten.audit.summary import print_summary
+
+    named = [name for name in (formats or ",".join(DEFAULT_FORMATS)).split(",") if name]
+    fatal = [verdict for verdict in fail_on.split(",") if verdict]
+    for verdict in fatal:
+        if verdict not in VERDICTS:
+            raise ValueError(f"--fail-on must be of {', '.join(VERDICTS)}, got {verdict!r}")
+    result = audit_pair(Path(target), Path(unlearned), named, out)
+    if as_json:
+        print(json.dumps(result, indent=1, allow_nan=False))
+    else:
+        print_summary(result, out)
+    if result["verdict"]["overall"] in fatal:
+        raise typer.Exit(1)
+
+
+@app.command()
+def report(
+    folders: Annotated[list[Path], typer.Argument(help="Directories of runs.")],
+    out: Annotated[Path | None, typer.Option(help="Default: report.html of the first.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Rebuild the report from result rows; computes nothing."""
+    from unforgotten.reports.build import build_report
+
+    path = build_report(folders, out or folders[0] / "report.html")
+    _print_object({"report": str(path)}, as_json, [f"report: {path}"])
+
+
+@app.command()
+def formats(as_json: Json = False) -> None:
+    """The quantization formats."""
+    from unforgotten.theory.formats import FAMILIES
+
+    _print_mapping("format", FAMILIES, as_json)
+
+
+@app.command()
+def methods(as_json: Json = False) -> None:
+    """The unlearning methods."""
+    from unforgotten.experiments.methods import METHODS
+
+    _print_mapping("method", {name: m.statement for name, m in METHODS.items()}, as_json)
+
+
+@app.command()
+def metrics(as_json: Json = False) -> None:
+    """The metrics of a run's rows."""
+    from unforgotten.experiments.metric_names import METRICS
+
+    _print_mapping("metric", METRICS, as_json)
+
+
+@app.command()
+def claims(as_json: Json = False) -> None:
+    """The statements that the theory holds in executable form."""
+    import unforgotten.theory as theory
+
+    rows = {f"{c.id} {c.function.rsplit('.', 1)[1]}": c for c in theory.CLAIMS.values()}
+    if as_json:
+        print(json.dumps([vars(c) for c in rows.values()], indent=1))
+        return
+    _print_mapping("claim", {name: f"[{c.kind}] {c.statement}" for name, c in rows.items()}, False)
+
+
+def _print_mapping(title: str, mapping: Mapping[str, str], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(dict(mapping), indent=1))
+        return
+    table = Table(title, "meaning")
+    for name, meaning in mapping.items():
+        table.add_row(name, meaning)
+    Console().print(table)
+
+
+def _print_object(result: Mapping[str, Any], as_json: bool, lines: list[str]) -> None:
+    print(json.dumps(result, indent=1, allow_nan=False) if as_json else "\n".join(lines))
+
+
+def _need(extra: str, *packages: str) -> None:
+    from importlib.util import find_spec
+
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing: pip install 'unforgotten[{extra}]'")
+
+
+def main() -> None:
+    """Run the command line. Bad input ends with one line on standard error and code 2, an interrupt with 130."""
+    try:
+        app(standalone_mode=False)
+    except typer.Exit as done:
+        sys.exit(done.exit_code)
+    except typer.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume", file=sys.stderr)
+        sys.exit(130)
+    except (ValueError, OSError) as error:
+        print(f"unforgotten: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except Exception as error:
+        if type(error).__module__.split(".")[0] not in ("click", "typer"):
+            raise
+        print(f"unforgotten: {getattr(error, 'message', error)}", file=sys.stderr)
+        sys.exit(getattr(error, "exit_code", 2))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+../../src/unforgotten/__init__.py

@@ -1,0 +1,1 @@
+"""Properties that try to break the statements of `unforgotten.theory`; run with `pytest verification`."""

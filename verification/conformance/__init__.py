@@ -1,0 +1,1 @@
+"""The numpy reference against the libraries that the formats are named after, bit for bit."""

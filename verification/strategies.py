@@ -1,0 +1,183 @@
+"""Domains: formats, tensors that are hard to quantize, and updates of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import hypothesis.extra.numpy as hnp
+import hypothesis.strategies as st
+import numpy as np
+
+from unforgotten.theory.formats import Format, format_named
+
+Weights = np.ndarray
+FORMAT_NAMES: tuple[str, ...] = (
+    "int4-g8", "int2-g8", "int3-row", "int5-tensor", "int6-g8", "int7-row", "int8-row", "int8-tensor",
+    "int2-g8-asym", "int3-g8-asym", "int4-g8-asym", "int5-row-asym", "int8-tensor-asym",
+    "int2-g8-paper", "int4-g8-paper", "int4-row-paper", "int8-tensor-paper",
+    "nf4-b8", "fp4-b8", "nf4-b5", "fp4-b16", "llmint8-row",
+)  # fmt: skip
+LARGEST = 2.0**125  # a range and its top value stay finite
+KINDS: tuple[str, ...] = (
+    "plain", "bfloat16", "float16", "subnormal", "huge range", "ties", "all equal", "outlier", "zero block",
+)  # fmt: skip
+
+
+def formats(*, names: Sequence[str] = FORMAT_NAMES) -> st.SearchStrategy[Format]:
+    """A format, with small blocks. Shrinks to the first name."""
+    return st.sampled_from(names).map(format_named)
+
+
+def bfloat16_values(*, largest_exponent: int = 125) -> st.SearchStrategy[float]:
+    """Numbers of the bfloat16 lattice, subnormals too. Shrinks to 0."""
+    bits = st.integers(0, (largest_exponent + 127) << 7)
+    return st.tuples(bits, st.booleans()).map(lambda x: _from_bits(x[0] << 16, negative=x[1]))
+
+
+def float16_values() -> st.SearchStrategy[float]:
+    """Numbers of the float16 lattice, subnormals too. Shrinks to 0."""
+    return st.floats(-65504, 65504, width=16)
+
+
+def subnormal_values() -> st.SearchStrategy[float]:
+    """Float32 subnormals and the first normals. Shrinks to 0."""
+    return st.integers(-(2**24), 2**24).map(lambda n: math.ldexp(n, -149))
+
+
+def plain_values(*, largest: float = 8.0) -> st.SearchStrategy[float]:
+    """Float32 numbers in [-largest, largest]. Shrinks to 0."""
+    return st.floats(-largest, largest, width=32)
+
+
+def threshold_values(fmt: Format) -> st.SearchStrategy[float]:
+    """Code units on a threshold, one ulp to either side, or on a level. Shrinks to the lowest threshold."""
+    exact = [float(t) for t in fmt.thresholds]
+    below = [float(np.nextafter(t, np.float32(-np.inf))) for t in fmt.thresholds]
+    above = [float(np.nextafter(t, np.float32(np.inf))) for t in fmt.thresholds]
+    return st.sampled_from([*exact, *below, *above, *fmt.levels])
+
+
+def tensor_shapes(fmt: Format) -> st.SearchStrategy[tuple[int, ...]]:
+    """(rows, columns) with whole and partial blocks. Shrinks to one weight."""
+    size = fmt.block_size or 6
+    return st.tuples(st.integers(1, 3), st.integers(1, 2 * size + 1))
+
+
+@st.composite
+def tensors(
+    draw: st.DrawFn, fmt: Format, *, kinds: Sequence[str] = KINDS, whole_blocks: bool = False
+) -> Weights:
+    """A float32 tensor (rows, columns) of one of `kinds`; magnitudes up to LARGEST. Shrinks to one 0.
+
+    "ties" lie on and around the thresholds of `fmt` at a step of a power of two; "outlier" has one weight that
+    dwarfs the others; "zero block" has rows of zeros.
+    """
+    rows, columns = draw(tensor_shapes(fmt))
+    if whole_blocks and fmt.block_size:
+        columns = -(-columns // fmt.block_size) * fmt.block_size
+    kind = draw(st.sampled_from(kinds))
+    w = draw(hnp.arrays(np.float32, (rows, columns), elements=_elements(fmt, kind)))
+    if kind == "ties":
+        return _on_own_grid(w, fmt) * np.float32(math.ldexp(1.0, draw(st.integers(-60, 60))))
+    if kind == "all equal":
+        w[...] = w[0, 0]
+    if kind == "outlier":
+        w[0, draw(st.integers(0, columns - 1))] = draw(st.sampled_from([1e4, -1e4, 1e30, -1e30]))
+    if kind == "zero block":
+        w[draw(st.integers(0, rows - 1))] = 0
+    return w
+
+
+def _elements(fmt: Format, kind: str) -> st.SearchStrategy[float]:
+    by_kind = {
+        "bfloat16": bfloat16_values(),
+        "float16": float16_values(),
+        "subnormal": subnormal_values(),
+        "huge range": plain_values(largest=LARGEST),
+        "ties": threshold_values(fmt),
+    }
+    return by_kind.get(kind, plain_values())
+
+
+def _on_own_grid(v: Weights, fmt: Format) -> Weights:
+    """Weights whose own grid is the unit grid, so that v are their code units: the block's ends are set."""
+    if fmt.statistic == "absmax":
+        v[:, :: fmt.block_size or v.shape[1]] = (
+            fmt.divisor
+        )  # the first of each block; flat blocks as they fall
+        return np.asarray(np.clip(v, -fmt.divisor, fmt.divisor), np.float32)
+    zero = (len(fmt.levels) - 1) // 3
+    v = v - np.float32(zero)
+    v[:, :: fmt.block_size or v.shape[1]] = -zero
+    v[:, 1 :: fmt.block_size or v.shape[1]] = len(fmt.levels) - 1 - zero
+    return np.asarray(v, np.float32)
+
+
+UPDATES: tuple[str, ...] = ("none", "one size", "relative", "an ulp", "plain", "to zero", "lattice")
+
+
+@st.composite
+def updated(draw: st.DrawFn, w: Weights, *, updates: Sequence[str] = UPDATES) -> Weights:
+    """w' for a w: unchanged, moved by one size, relatively, by an ulp, anywhere, to zero, or rounded to bfloat16.
+
+    Shrinks to w itself.
+    """
+    kind = draw(st.sampled_from(updates))
+    signs = draw(hnp.arrays(np.float32, w.shape, elements=st.sampled_from([0.0, 1.0, -1.0])))
+    size = np.float32(draw(st.floats(2.0**-20, 1, width=32)))
+    moved = {
+        "none": w,
+        "one size": w + signs * size,
+        "relative": w * (1 + signs * size),
+        "an ulp": np.nextafter(w, w + signs * np.float32(LARGEST)),
+        "to zero": np.where(signs != 0, np.float32(0), w),
+        "lattice": (w.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32),
+    }
+    if kind == "plain":
+        moved["plain"] = draw(hnp.arrays(np.float32, w.shape, elements=plain_values()))
+    return np.asarray(np.clip(moved[kind], -LARGEST, LARGEST), np.float32)
+
+
+class Pair(NamedTuple):
+    """A format, weights, and the weights after an update."""
+
+    fmt: Format
+    w: Weights
+    w_new: Weights
+
+
+@st.composite
+def pairs(
+    draw: st.DrawFn, *, names: Sequence[str] = FORMAT_NAMES, kinds: Sequence[str] = KINDS
+) -> Pair:
+    """A format with weights and updated weights. Shrinks to one 0, not updated."""
+    fmt = draw(formats(names=names))
+    w = draw(tensors(fmt, kinds=kinds))
+    return Pair(fmt, w, draw(updated(w)))
+
+
+class Sample(NamedTuple):
+    """A format and weights."""
+
+    fmt: Format
+    w: Weights
+
+
+@st.composite
+def samples(
+    draw: st.DrawFn,
+    *,
+    names: Sequence[str] = FORMAT_NAMES,
+    kinds: Sequence[str] = KINDS,
+    whole_blocks: bool = False,
+) -> Sample:
+    """A format with weights. Shrinks to one 0."""
+    fmt = draw(formats(names=names))
+    return Sample(fmt, draw(tensors(fmt, kinds=kinds, whole_blocks=whole_blocks)))
+
+
+def _from_bits(bits: int, *, negative: bool) -> float:
+    value = float(np.uint32(bits).view(np.float32))
+    return -value if negative else value

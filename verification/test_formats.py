@@ -1,0 +1,124 @@
+from __future__ import annotations
+
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from scipy.special import ndtri
+
+from unforgotten.theory.formats import (
+    FP4_ORDER,
+    FP4_TWELFTHS,
+    NF4_LEVELS,
+    Format,
+    format_named,
+)
+from unforgotten.verification.oracles import U32, float32, midpoints
+from unforgotten.verification.strategies import FORMAT_NAMES
+
+ALL_NAMES = tuple(
+    dict.fromkeys(
+        [
+            *FORMAT_NAMES,
+            *(
+                f"int{b}-{block}{rule}"
+                for b in range(2, 9)
+                for block in ("tensor", "row", "g128")
+                for rule in ("", "-asym", "-paper")
+            ),
+            "nf4-b64",
+            "fp4-b64",
+        ]
+    )
+)
+SYMMETRIC = [n for n in ALL_NAMES if not n.startswith("nf4") and not n.endswith(("asym", "paper"))]
+NOT_FORMATS = (
+    "", "int4", "int1-row", "int9-row", "int4-g0", "int4-g-1", "int4-row-rtn", "nf4", "nf4-b0", "fp4-g64",
+    "llmint8", "llmint8-tensor", "int4-row ", "INT4-row", "int4-g064", "int4-row\n",
+)  # fmt: skip
+
+
+@pytest.fixture(params=ALL_NAMES)
+def fmt(request: pytest.FixtureRequest) -> Format:
+    return format_named(request.param)
+
+
+def test_format_named__keeps_the_name_and_repeats(fmt: Format) -> None:
+    assert format_named(fmt.name) == fmt
+
+
+@pytest.mark.parametrize("name", NOT_FORMATS)
+def test_format_named__refuses_unknown_names(name: str) -> None:
+    with pytest.raises(ValueError, match="format must be one of"):
+        format_named(name)
+
+
+def test_levels__ascend_and_fit_their_bits(fmt: Format) -> None:
+    steps = np.diff(fmt.levels)
+    assert (steps >= 0).all()
+    assert (steps == 0).sum() == (1 if fmt.name.startswith("fp4") else 0)  # +0 and -0
+    assert 2**fmt.bits - 1 <= len(fmt.levels) <= 2**fmt.bits
+
+
+def test_levels__are_float32_numbers(fmt: Format) -> None:
+    assert [float(np.float32(x)) for x in fmt.levels] == list(fmt.levels)
+
+
+def test_labels__are_distinct_and_fit_their_bits(fmt: Format) -> None:
+    assert len(set(fmt.labels)) == len(fmt.labels) == len(fmt.levels)
+    assert max(fmt.labels) - min(fmt.labels) < 2**fmt.bits
+
+
+@pytest.mark.parametrize("name", SYMMETRIC)
+def test_levels__mirror_in_symmetric_formats(name: str) -> None:
+    levels = format_named(name).levels
+    assert levels == tuple(-x for x in reversed(levels))
+
+
+def test_thresholds__are_the_rounded_midpoints(fmt: Format) -> None:
+    assert [Fraction(float(t)) for t in fmt.thresholds] == midpoints(fmt)
+    assert fmt.thresholds.dtype == np.float32
+
+
+def test_thresholds__separate_the_levels(fmt: Format) -> None:
+    levels = np.asarray(fmt.levels, np.float32)
+    assert (levels[:-1] <= fmt.thresholds).all()
+    assert (fmt.thresholds <= levels[1:]).all()
+    assert (np.diff(fmt.thresholds) > 0).all()
+
+
+def test_reach__holds_every_level_but_an_unused_one(fmt: Format) -> None:
+    low, high = fmt.reach
+    assert low <= fmt.levels[0]
+    assert fmt.levels[-1] <= high
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_integers__have_the_stated_ends(bits: int) -> None:
+    top = 2 ** (bits - 1)
+    ends = {"": (1 - top, top - 1), "-asym": (0, 2 * top - 1), "-paper": (-top, top - 1)}
+    for rule, (low, high) in ends.items():
+        fmt = format_named(f"int{bits}-row{rule}")
+        assert fmt.levels == tuple(range(low, high + 1)) == fmt.labels
+
+
+def test_fp4__is_a_table_of_twelfths() -> None:
+    fmt = format_named("fp4-b64")
+    table = [*FP4_TWELFTHS, *(-x for x in FP4_TWELFTHS)]
+    assert [Fraction(x) for x in fmt.levels] == [
+        float32(Fraction(table[code]) / 12) for code in FP4_ORDER
+    ]
+    assert sorted(FP4_ORDER) == list(range(16))
+
+
+def test_nf4__is_the_quantiles_of_qlora() -> None:
+    """arXiv 2305.14314 §3: quantiles of a normal, 8 + 7 of them and 0, divided by the largest."""
+    offset = 0.9677083
+    upper, lower = np.linspace(offset, 0.5, 9)[:-1], np.linspace(offset, 0.5, 8)[:-1]
+    levels = np.sort(np.concatenate([ndtri(upper), [0.0], -ndtri(lower)]))
+    # The published table was made in float32: a quantile (2 u), the quotient (u) and the probability (u) whose error
+    # the slope of ndtri / ndtri(offset) magnifies: at most sqrt(2 pi) exp(x^2 / 2) / x_max per unit, x <= x_max.
+    largest = float(ndtri(offset))
+    slope = np.sqrt(2 * np.pi) * np.exp(largest**2 / 2) / largest
+    slack = U32 * (3 + slope)
+    assert np.abs(levels / largest - np.array(NF4_LEVELS)).max() <= slack
