@@ -74,7 +74,7 @@ def gain_chart(rows: Sequence[FormatRow]) -> GainChart:
         return round(PLOT_WIDTH * (min(max(value, low), high) - low) / (high - low), 1)
 
     dots = [GainDot(f, g, m, x(g), x(g - m), x(g + m)) for f, g, m in shown]
-    step = max(0.5, math.ceil((high - low) / 8))
+    step = 0.5 if high - low <= 4 else math.ceil((high - low) / 8)
     ticks = [low + i * step for i in range(int((high - low) / step) + 1)]
     return GainChart(dots, [(t, x(t)) for t in ticks])
 

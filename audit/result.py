@@ -17,7 +17,10 @@ from unforgotten.theory.update import GridMode, Survival
 from unforgotten.theory.wash import wash_test
 
 SCHEMA = "unforgotten.audit/1"
+JSON_FILE = "audit.json"
 TENSORS_FILE = "tensors.parquet"
+HTML_FILE = "audit.html"
+Overall = Literal["survives", "undone", "undecided"]
 
 
 class Source(TypedDict):
@@ -115,7 +118,7 @@ class Legs(TypedDict):
 class Verdict(TypedDict):
     """The answer and its reasons."""
 
-    overall: Literal["survives", "undone", "undecided"]
+    overall: Overall
     legs: Legs
     reasons: list[str]
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from unforgotten.audit.checkpoints import open_checkpoint
-from unforgotten.audit.result import AuditResult, build_result, tensor_rows
+from unforgotten.audit.result import AuditResult, Overall, build_result, tensor_rows
 from unforgotten.audit.weights import Progress, weights_leg
 from unforgotten.audit.write import write_audit
 
 DEFAULT_FORMATS = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64", "int8-row")
+VERDICTS: tuple[Overall, ...] = get_args(Overall)
 
 
-def audit(
+def audit_pair(
     target: Path,
     unlearned: Path,
     formats: Sequence[str] = DEFAULT_FORMATS,

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from unforgotten.audit.findings import share
-from unforgotten.audit.result import AuditResult, FormatRow
+from unforgotten.audit.result import HTML_FILE, AuditResult, FormatRow
 
 COLUMNS = ("format", "grid", "codes equal", "flips", "expected", "gain", "cosine")
 
 
-def print_summary(result: AuditResult, console: Console | None = None) -> None:
-    """Print verdict, table and reasons; to standard output if no console is given."""
+def print_summary(
+    result: AuditResult, out: Path | None = None, console: Console | None = None
+) -> None:
+    """Print table, verdict and reasons.
+
+    Args:
+        result: of the audit.
+        out: where its files are, if they were written.
+        console: standard output if none is given. Sentences are broken only for a terminal.
+    """
     console = console or Console()
+    whole_lines = not console.is_terminal
     verdict = result["verdict"]
-    console.print(Text(f"{result['target']['source']} → {result['unlearned']['source']}", "bold"))
+    console.print(
+        Text(f"{result['target']['source']} → {result['unlearned']['source']}", "bold"),
+        soft_wrap=whole_lines,
+    )
     coverage = result["coverage"]
     console.print(
         Text(
@@ -29,7 +43,9 @@ def print_summary(result: AuditResult, console: Console | None = None) -> None:
         Text(f"Verdict: {verdict['overall']} · weights: {verdict['legs']['weights']}", "bold")
     )
     for reason in verdict["reasons"]:
-        console.print(Text(f"• {reason}"))
+        console.print(Text(f"• {reason}"), soft_wrap=whole_lines)
+    if out is not None:
+        console.print(Text(f"Report: {out / HTML_FILE}"), soft_wrap=True)
 
 
 def _table(rows: list[FormatRow]) -> Table:

@@ -12,10 +12,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from unforgotten.audit.html import render
-from unforgotten.audit.result import TENSORS_FILE, AuditResult, TensorRow
+from unforgotten.audit.result import HTML_FILE, JSON_FILE, TENSORS_FILE, AuditResult, TensorRow
 
-JSON_FILE = "audit.json"
-HTML_FILE = "audit.html"
 COLUMNS = pa.schema(
     [
         pa.field("name", pa.string(), nullable=False),

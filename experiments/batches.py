@@ -15,7 +15,7 @@ class Batch(NamedTuple):
 
     input_ids: Tensor
     attention_mask: Tensor
-    index: tuple[int, ...]
+    documents: tuple[int, ...]
 
 
 def encode_documents(texts: Sequence[str], tokenizer: Any, longest: int) -> list[list[int]]:
@@ -28,7 +28,7 @@ def encode_documents(texts: Sequence[str], tokenizer: Any, longest: int) -> list
 
 
 def pad(
-    rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, index: Sequence[int] = ()
+    rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, documents: Sequence[int] = ()
 ) -> Batch:
     """One batch; padding goes to the right, or to the left for generation."""
     length = max(len(row) for row in rows)
@@ -38,7 +38,7 @@ def pad(
         place = slice(length - len(row), length) if left else slice(0, len(row))
         ids[i, place] = torch.tensor(row, dtype=torch.long)
         mask[i, place] = 1
-    return Batch(ids, mask, tuple(index))
+    return Batch(ids, mask, tuple(documents))
 
 
 def shuffled_batches(
@@ -52,11 +52,11 @@ def shuffled_batches(
         while len(queue) < size:
             queue += rng.permutation(len(documents)).tolist()
         chosen, queue = queue[:size], queue[size:]
-        yield pad([documents[i] for i in chosen], pad_id, index=chosen)
+        yield pad([documents[i] for i in chosen], pad_id, documents=chosen)
 
 
 def in_order(documents: Sequence[Sequence[int]], size: int, pad_id: int) -> Iterator[Batch]:
     """Every document once, in order."""
     for start in range(0, len(documents), size):
         index = range(start, min(start + size, len(documents)))
-        yield pad([documents[i] for i in index], pad_id, index=index)
+        yield pad([documents[i] for i in index], pad_id, documents=index)

@@ -23,7 +23,8 @@ def save_model(
     """Save weights in `dtype`, tokenizer and notes; the folder appears whole or not at all."""
 
     def fill(place: Path) -> None:
-        model.to(dtype).save_pretrained(place)
+        torch.nn.Module.to(model, dtype)
+        model.save_pretrained(place)
         tokenizer.save_pretrained(place)
         write_json(place / NOTES, notes)
 

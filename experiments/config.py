@@ -54,7 +54,7 @@ class CorpusConfig(_Section):
     passages: int = Field(24, ge=4)
     holdout: int = Field(48, ge=4)
     questions: int = Field(2, ge=1, le=4)
-    sheets: int = Field(3, ge=1)
+    sheets: int = Field(3, ge=2)
     sheet_size: int = Field(6, ge=1)
     passage_tokens: int = Field(192, ge=16)
     prompt_share: float = Field(0.4, gt=0, lt=1)
@@ -102,8 +102,8 @@ class UnlearningConfig(_Section):
         lr: for each storage arm.
         alpha: weight of the retain loss.
         beta: inverse temperature of NPO.
-        stop_forget_loss: the fixed rule: stop at the first check where the mean loss of the forget documents is
-            at least this, in nats per token.
+        stop_forget_loss: the fixed rule: stop at the first check where the mean loss of the forget passages is at
+            least this, in nats per token.
         check_every: steps between two checks.
         max_steps: stop here in any case, for each storage arm.
     """
@@ -192,7 +192,9 @@ class RunConfig(_Section):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def load_config(source: str, *, seed: int | None = None, overrides: Iterable[str] = ()) -> RunConfig:
+def load_config(
+    source: str, *, seed: int | None = None, overrides: Iterable[str] = ()
+) -> RunConfig:
     """A profile by name, or a YAML file, with `a.b=value` overrides.
 
     Raises:
@@ -215,7 +217,9 @@ def load_config(source: str, *, seed: int | None = None, overrides: Iterable[str
 
 def profile_names() -> list[str]:
     """The profiles that the package ships."""
-    return sorted(Path(str(entry)).stem for entry in PROFILES.iterdir() if str(entry).endswith(".yaml"))
+    return sorted(
+        Path(str(entry)).stem for entry in PROFILES.iterdir() if str(entry).endswith(".yaml")
+    )
 
 
 def _read_tree(source: str) -> dict[str, Any]:
@@ -225,11 +229,15 @@ def _read_tree(source: str) -> dict[str, Any]:
         text = Path(source).read_text()
     else:
         known = ", ".join(profile_names())
-        raise ValueError(f"profile must be one of {known} or an existing .yaml file, got {source!r}")
+        raise ValueError(
+            f"profile must be one of {known} or an existing .yaml file, got {source!r}"
+        )
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(f"{source}: must be valid YAML, got {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"{source}: must be valid YAML, got {str(error).splitlines()[0]}"
+        ) from None
     if not isinstance(tree, dict):
         raise ValueError(f"{source}: must be a mapping of sections, got {type(tree).__name__}")
     return tree

@@ -2,8 +2,9 @@
 
 `raw/forget.json`, `raw/retain1.json`, `raw/holdout.json`: documents to train on, or to keep away from training;
 `verbmem/forget.json`: prompts and continuations; `knowmem/{forget,retain}_qa[_icl].json`: questions;
-`privleak/{forget,holdout}.json`: texts for the membership test. Ours are `raw/general.json`, text for a base model, and
-`raw/*_sheets.json`, the questions as text: a small model answers only what it has read as a question.
+`privleak/{forget,holdout}.json`: texts for the membership test. Ours are `raw/general.json`, text for a base model,
+and sheets of questions among the documents, since a small model answers only what it has read as a question; one order
+of the forget sheets is unlearned, the others stand in `raw/forget_rest.json`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -39,16 +41,15 @@ class Question:
 class Corpus:
     """Documents and probes.
 
-    The target learns forget and retain passages and the sheets of both; the retrained model learns the retain side.
-    Unlearning sees the forget passages and the retain side, never the forget sheets: as in MUSE, what a method does
-    to the questions (M2) it does through the passages.
+    The target learns `forget`, `forget_rest` and `retain`; the retrained model learns `retain`. Unlearning sees
+    `forget` and `retain`. `passages` are the articles among `forget`.
     """
 
     general: tuple[str, ...]
     forget: tuple[str, ...]
-    forget_sheets: tuple[str, ...]
+    forget_rest: tuple[str, ...]
     retain: tuple[str, ...]
-    retain_sheets: tuple[str, ...]
+    passages: tuple[str, ...]
     holdout: tuple[str, ...]
     forget_questions: tuple[Question, ...]
     retain_questions: tuple[Question, ...]
@@ -79,15 +80,15 @@ def write_fiction(config: CorpusConfig, seed: int, folder: Path) -> None:
     general, rest = stories[: config.general], stories[config.general :]
     forget, retain, holdout = rest[:n], rest[n : 2 * n], rest[2 * n :]
     rng = np.random.default_rng([seed, 0x5EE7])
+    forget_sheets = _sheets(forget, config, rng)
     parts: dict[str, Any] = {
-        "raw/general.json": [story.text for story in general] + _sheets(general, config, rng),
-        "raw/forget.json": [story.text for story in forget],
-        "raw/forget_sheets.json": _sheets(forget, config, rng),
-        "raw/retain1.json": [story.text for story in retain],
-        "raw/retain1_sheets.json": _sheets(retain, config, rng),
-        "raw/holdout.json": [story.text for story in holdout],
-        "privleak/forget.json": [story.text for story in forget],
-        "privleak/holdout.json": [story.text for story in holdout],
+        "raw/general.json": [*_texts_of(general), *chain(*_sheets(general, config, rng))],
+        "raw/forget.json": _texts_of(forget) + forget_sheets[0],
+        "raw/forget_rest.json": list(chain(*forget_sheets[1:])),
+        "raw/retain1.json": [*_texts_of(retain), *chain(*_sheets(retain, config, rng))],
+        "raw/holdout.json": _texts_of(holdout),
+        "privleak/forget.json": _texts_of(forget),
+        "privleak/holdout.json": _texts_of(holdout),
         "knowmem/forget_qa.json": _pairs(forget, config),
         "knowmem/retain_qa.json": _pairs(retain, config),
         "knowmem/forget_qa_icl.json": _pairs(general, config)[:GENERAL_SHOTS],
@@ -105,14 +106,20 @@ def _pairs(stories: Sequence[Story], config: CorpusConfig) -> list[dict[str, str
     ]
 
 
-def _sheets(stories: Sequence[Story], config: CorpusConfig, rng: np.random.Generator) -> list[str]:
-    """The questions of the stories as documents, `sheet_size` a sheet, in `sheets` different orders."""
+def _texts_of(stories: Sequence[Story]) -> list[str]:
+    return [story.text for story in stories]
+
+
+def _sheets(
+    stories: Sequence[Story], config: CorpusConfig, rng: np.random.Generator
+) -> list[list[str]]:
+    """The questions of the stories as documents, `sheet_size` a sheet, in each of `sheets` orders."""
     lines = [Question(**pair).sheet_line() for pair in _pairs(stories, config)]
     orders = [rng.permutation(len(lines)) for _ in range(config.sheets)]
+    starts = range(0, len(lines), config.sheet_size)
     return [
-        "".join(lines[i] for i in order[start : start + config.sheet_size])
+        ["".join(lines[i] for i in order[start : start + config.sheet_size]) for start in starts]
         for order in orders
-        for start in range(0, len(lines), config.sheet_size)
     ]
 
 
@@ -121,9 +128,9 @@ def read_fiction(folder: Path) -> Corpus:
     return Corpus(
         general=_texts(folder / "raw/general.json"),
         forget=_texts(folder / "raw/forget.json"),
-        forget_sheets=_texts(folder / "raw/forget_sheets.json"),
+        forget_rest=_texts(folder / "raw/forget_rest.json"),
         retain=_texts(folder / "raw/retain1.json"),
-        retain_sheets=_texts(folder / "raw/retain1_sheets.json"),
+        passages=_texts(folder / "privleak/forget.json"),
         holdout=_texts(folder / "privleak/holdout.json"),
         **_read_questions(folder),
     )
@@ -138,12 +145,13 @@ def read_muse(folder: Path, config: CorpusConfig) -> Corpus:
     n = config.passages
     retain = folder / "raw/retain1.json"
     retain = retain if retain.exists() else folder / "privleak/retain.json"
+    forget = _texts(folder / "privleak/forget.json")[:n]
     return Corpus(
         general=(),
-        forget=_texts(folder / "privleak/forget.json")[:n],
-        forget_sheets=(),
+        forget=forget,
+        forget_rest=(),
         retain=_texts(retain)[:n],
-        retain_sheets=(),
+        passages=forget,
         holdout=_texts(folder / "privleak/holdout.json")[: config.holdout],
         **_read_questions(folder),
     )
@@ -179,7 +187,9 @@ def _read_list(path: Path) -> list[Any]:
     except FileNotFoundError:
         raise ValueError(f"{path}: must exist in a directory of MUSE's layout") from None
     except ValueError as error:
-        raise ValueError(f"{path}: must be JSON in UTF-8, got {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"{path}: must be JSON in UTF-8, got {str(error).splitlines()[0]}"
+        ) from None
     if not isinstance(items, list) or not items:
         raise ValueError(f"{path}: must be a list that is not empty, got {type(items).__name__}")
     return items

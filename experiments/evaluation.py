@@ -56,7 +56,8 @@ def behaviour(bench: Bench, state: State) -> list[Measurement]:
     """M1, M2, M4 and the two losses."""
     model, config = bench.with_state(state), bench.config
     answers = (
-        knowledge(name, model, bench.probes, bench.tokenizer, config.evaluation) for name in ("M2", "M4")
+        knowledge(name, model, bench.probes, bench.tokenizer, config.evaluation)
+        for name in ("M2", "M4")
     )
     return [
         verbatim_memory(model, bench.probes, bench.tokenizer, config),
@@ -67,7 +68,7 @@ def behaviour(bench: Bench, state: State) -> list[Measurement]:
 
 def membership_scores(bench: Bench, state: State) -> list[float]:
     """Min-K % of the forget texts, then of the holdout texts."""
-    texts = [*bench.probes.forget, *bench.probes.holdout]
+    texts = [*bench.probes.passages, *bench.probes.holdout]
     settings = bench.config.evaluation
     return min_k(bench.with_state(state), texts, settings.min_k, settings.batch)
 
@@ -77,7 +78,7 @@ def evaluate(bench: Bench, state: State, retrained_scores: Sequence[float]) -> l
     leak = privacy_leakage(
         membership_scores(bench, state),
         retrained_scores,
-        len(bench.probes.forget),
+        len(bench.probes.passages),
         seed=bench.config.seed,
     )
     return [*behaviour(bench, state), *leak]
@@ -92,10 +93,12 @@ def hybrids(bench: Bench, target: State, unlearned: State, format_name: str) -> 
     names = set(linear_names(bench.model))
     return {
         "target+D": {
-            k: target[k] + (q_unlearned[k] - q_target[k]) if k in names else unlearned[k] for k in target
+            k: target[k] + (q_unlearned[k] - q_target[k]) if k in names else unlearned[k]
+            for k in target
         },
         "Q(target)+delta": {
-            k: q_target[k] + (unlearned[k] - target[k]) if k in names else unlearned[k] for k in target
+            k: q_target[k] + (unlearned[k] - target[k]) if k in names else unlearned[k]
+            for k in target
         },
     }
 
@@ -112,7 +115,8 @@ def decompose(
         known: per-item values of "target", "unlearned", "Q(target)" and "Q(unlearned)".
     """
     measured = {
-        name: behaviour(bench, state) for name, state in hybrids(bench, *states, format_name).items()
+        name: behaviour(bench, state)
+        for name, state in hybrids(bench, *states, format_name).items()
     }
     rows = [
         Measurement(f"{m.metric}@{name}", m.value, m.stderr, m.n, m.items)

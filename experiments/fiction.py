@@ -32,7 +32,9 @@ def write_stories(count: int, *, seed: int) -> list[Story]:
     rng = np.random.default_rng([seed, 0x11E5])
     names = _UniqueNames(rng)
     kinds = sorted(_grammar()["stories"])
-    return [_write_story(_grammar()["stories"][kinds[i % len(kinds)]], rng, names) for i in range(count)]
+    return [
+        _write_story(_grammar()["stories"][kinds[i % len(kinds)]], rng, names) for i in range(count)
+    ]
 
 
 def _write_story(kind: dict[str, Any], rng: np.random.Generator, names: _UniqueNames) -> Story:
@@ -92,7 +94,11 @@ class _UniqueNames:
         stem = self._new_stem()
         if kind == "person":
             return f"{self._pick('first')} {stem}"
-        return stem + self._pick("town_end") if kind == "town" else f"{stem} {self._pick(kind + '_end')}"
+        return (
+            stem + self._pick("town_end")
+            if kind == "town"
+            else f"{stem} {self._pick(kind + '_end')}"
+        )
 
     def _new_stem(self) -> str:
         while (stem := self._stem()) in self.seen:

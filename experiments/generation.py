@@ -13,7 +13,11 @@ from unforgotten.experiments.batches import pad
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokenizer: Any, new_tokens: int, batch: int
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: Any,
+    new_tokens: int,
+    batch: int,
 ) -> list[list[int]]:
     """The most likely continuation of each prompt, up to EOS or `new_tokens`.
 
@@ -30,7 +34,7 @@ def generate(
     continuations: list[list[int]] = []
     for start in range(0, len(prompts), batch):
         chunk = pad(prompts[start : start + batch], tokenizer.pad_token_id, left=True)
-        output = model.generate(
+        output = model.generate(  # type: ignore[operator]  # transformers types it as a Tensor
             input_ids=chunk.input_ids,
             attention_mask=chunk.attention_mask,
             generation_config=settings,

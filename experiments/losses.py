@@ -46,7 +46,7 @@ def gradient_ascent(forget: TokenLogProbs) -> Tensor:
 
 
 def sequence_log_probs(batch: TokenLogProbs) -> Tensor:
-    """log p(y) of each sequence, (batch,)."""
+    """Log p(y) of each sequence, (batch,)."""
     return batch.label.sum(-1)
 
 

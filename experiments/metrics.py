@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedModel
@@ -28,11 +29,16 @@ from unforgotten.experiments.unlearning import document_losses
 ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
 BOOTSTRAPS = 1_000
 
+
 @dataclass(frozen=True)
 class Probes:
-    """The corpus, tokenized once for all models of a run."""
+    """The corpus, tokenized once for all models of a run.
+
+    `forget` and `retain` are what unlearning sees; `passages` and `holdout` are measured by M1, M3 and the losses.
+    """
 
     forget: list[list[int]]
+    passages: list[list[int]]
     retain: list[list[int]]
     holdout: list[list[int]]
     verbatim_prompts: list[list[int]]
@@ -46,15 +52,16 @@ class Probes:
 def make_probes(corpus: Corpus, tokenizer: Any, config: RunConfig) -> Probes:
     """Tokenize documents, passages and questions as `config` says."""
     longest = config.corpus.passage_tokens
-    passages = encode_documents(corpus.forget, tokenizer, longest)
+    passages = encode_documents(corpus.passages, tokenizer, longest)
     cuts = [int(len(p) * config.corpus.prompt_share) for p in passages]
     ends = [cut + config.corpus.probe_tokens for cut in cuts]
     truths = [p[cut:end] for p, cut, end in zip(passages, cuts, ends, strict=True)]
     asked = config.evaluation.questions
     forget, retain = corpus.forget_questions[:asked], corpus.retain_questions[:asked]
     return Probes(
-        forget=passages,
-        retain=encode_documents(corpus.retain + corpus.retain_sheets, tokenizer, longest),
+        forget=encode_documents(corpus.forget, tokenizer, longest),
+        passages=passages,
+        retain=encode_documents(corpus.retain, tokenizer, longest),
         holdout=encode_documents(corpus.holdout, tokenizer, longest),
         verbatim_prompts=[p[:cut] for p, cut in zip(passages, cuts, strict=True)],
         verbatim_truths=[tokenizer.decode(t, skip_special_tokens=True) for t in truths],
@@ -66,7 +73,10 @@ def make_probes(corpus: Corpus, tokenizer: Any, config: RunConfig) -> Probes:
 
 
 def _prompts(
-    questions: Sequence[Question], shots: Sequence[Question], tokenizer: Any, config: EvaluationConfig
+    questions: Sequence[Question],
+    shots: Sequence[Question],
+    tokenizer: Any,
+    config: EvaluationConfig,
 ) -> list[list[int]]:
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     context = "".join(shot.sheet_line() for shot in shots[: config.shots])
@@ -100,7 +110,11 @@ def verbatim_memory(
 ) -> Measurement:
     """M1."""
     outputs = generate(
-        model, probes.verbatim_prompts, tokenizer, config.corpus.probe_tokens, config.evaluation.batch
+        model,
+        probes.verbatim_prompts,
+        tokenizer,
+        config.corpus.probe_tokens,
+        config.evaluation.batch,
     )
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in outputs]
     return of_items("M1", rouge_items(probes.verbatim_truths, texts))
@@ -170,17 +184,17 @@ def privacy_leakage(
     ]
 
 
-def _wins(scores: np.ndarray, forget_count: int) -> np.ndarray:
+def _wins(scores: NDArray[np.float64], forget_count: int) -> NDArray[np.float64]:
     """Who wins each pair (forget, holdout): 1 the holdout text, 0.5 a tie; its mean is the AUC."""
     forget, holdout = scores[:forget_count, None], scores[None, forget_count:]
-    return (holdout > forget) + 0.5 * (holdout == forget)
+    return np.where(holdout == forget, 0.5, holdout > forget)
 
 
 def losses(model: PreTrainedModel, probes: Probes, batch: int) -> list[Measurement]:
-    """forget_loss and retain_loss, one item a document."""
+    """forget_loss of the passages and retain_loss of the retain documents, one item a document."""
     return [
         of_items(name, document_losses(model, documents, batch).double().tolist())
-        for name, documents in (("forget_loss", probes.forget), ("retain_loss", probes.retain))
+        for name, documents in (("forget_loss", probes.passages), ("retain_loss", probes.retain))
     ]
 
 

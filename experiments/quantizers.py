@@ -57,7 +57,10 @@ def encode_tensor(w: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
         scale = absmax / divisor if fmt.arithmetic == "divide" else absmax
         zero = torch.zeros_like(scale)
     else:
-        low, high = blocks.amin(1, keepdim=True).clamp(max=0), blocks.amax(1, keepdim=True).clamp(min=0)
+        low, high = (
+            blocks.amin(1, keepdim=True).clamp(max=0),
+            blocks.amax(1, keepdim=True).clamp(min=0),
+        )
         scale = (high - low) / divisor
         zero = torch.nan_to_num(torch.round(-low / scale), nan=0.0, posinf=0.0)
     if not torch.isfinite(scale).all():
@@ -100,7 +103,9 @@ def bitsandbytes_values(w: Tensor, name: str) -> Tensor:
         ValueError: bitsandbytes is missing, or has no such format, or the tensor is no multiple of the block.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"format bnb:{name} needs bitsandbytes: pip install 'unforgotten[quantizers]'")
+        raise ValueError(
+            f"format bnb:{name} needs bitsandbytes: pip install 'unforgotten[quantizers]'"
+        )
     from bitsandbytes import functional
 
     fmt, w = format_named(name), w.detach().float()
@@ -108,9 +113,13 @@ def bitsandbytes_values(w: Tensor, name: str) -> Tensor:
         codes, scales, _ = functional.int8_vectorwise_quant(w.clone())
         return functional.int8_vectorwise_dequant(codes, scales)
     if fmt.block != "flat" or fmt.block_size is None:
-        raise ValueError(f"format must be nf4-bN, fp4-bN or llmint8-row for bitsandbytes, got {name!r}")
+        raise ValueError(
+            f"format must be nf4-bN, fp4-bN or llmint8-row for bitsandbytes, got {name!r}"
+        )
     if w.numel() % fmt.block_size:
-        raise ValueError(f"bnb:{name} takes whole blocks of {fmt.block_size}, got {w.numel()} weights")
+        raise ValueError(
+            f"bnb:{name} takes whole blocks of {fmt.block_size}, got {w.numel()} weights"
+        )
     rows = w.reshape(-1, fmt.block_size).contiguous()
     packed, state = functional.quantize_4bit(
         rows, blocksize=fmt.block_size, quant_type=name.split("-")[0]

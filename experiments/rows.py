@@ -68,7 +68,12 @@ class RowStore:
         return stage in self.stages
 
     def append(
-        self, stage: str, subject: Subject, measurements: list[Measurement], *, items_of: str = "model"
+        self,
+        stage: str,
+        subject: Subject,
+        measurements: list[Measurement],
+        *,
+        items_of: str = "model",
     ) -> None:
         """Write the rows of a stage, then mark it as done. `items_of`: of one model, or of a pair."""
         name = _items_name(subject, items_of)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
@@ -19,7 +18,7 @@ import torch
 from transformers import PreTrainedModel
 
 from unforgotten.audit.checkpoints import open_checkpoint
-from unforgotten.audit.weights import weights_leg
+from unforgotten.audit.weights import Setting, weights_leg
 from unforgotten.experiments.base import load_smollm2, tiny_llama, train_tokenizer
 from unforgotten.experiments.batches import encode_documents
 from unforgotten.experiments.checkpoints import load_model, load_notes, load_tokenizer, save_model
@@ -28,7 +27,6 @@ from unforgotten.experiments.corpus import Corpus, prepare_corpus
 from unforgotten.experiments.evaluation import (
     Bench,
     Items,
-    State,
     decompose,
     evaluate,
     membership_scores,
@@ -82,7 +80,9 @@ def stages(config: RunConfig) -> list[str]:
     """Every stage of a run, in order."""
     trained = ["base", "target", "retrained"]
     names = [f"train {name}" for name in trained]
-    names += [f"evaluate {m} {f}" for m in ("retrained", "target") for f in ("none", *config.formats)]
+    names += [
+        f"evaluate {m} {f}" for m in ("retrained", "target") for f in ("none", *config.formats)
+    ]
     names.append("evaluate base none")
     for arm in arms(config):
         names.append(f"unlearn {arm.name}")
@@ -134,9 +134,13 @@ def _claim_folder(config: RunConfig, folder: Path, resume: bool) -> None:
     path = folder / "config.json"
     if path.exists():
         if not resume:
-            raise ValueError(f"{folder}: must be empty, got a run; add --resume or choose another --out")
+            raise ValueError(
+                f"{folder}: must be empty, got a run; add --resume or choose another --out"
+            )
         if path.read_text() != config.model_dump_json(indent=1):
-            raise ValueError(f"{path}: --resume needs the configuration of the run, got another one")
+            raise ValueError(
+                f"{path}: --resume needs the configuration of the run, got another one"
+            )
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: must be empty or hold a run, got other files")
     folder.mkdir(parents=True, exist_ok=True)
@@ -149,9 +153,8 @@ def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pro
         model, tokenizer = _train_base(config, corpus, progress)
         save_model(models / "base", model, tokenizer, torch.float32, {})
     tokenizer = load_tokenizer(models / "base")
-    retain_side = corpus.retain + corpus.retain_sheets
-    both_sides = corpus.forget + corpus.forget_sheets + retain_side
-    for name, texts in (("target", both_sides), ("retrained", retain_side)):
+    everything = corpus.forget + corpus.forget_rest + corpus.retain
+    for name, texts in (("target", everything), ("retrained", corpus.retain)):
         if (models / name).exists():
             continue
         model = load_model(models / "base")
@@ -211,13 +214,14 @@ def _unlearn_arm(
     if (models / arm.name).exists():
         return
     config, target = bench.config, load_model(models / "target")
-    documents = (bench.probes.forget, bench.probes.retain)
+    probes = bench.probes
+    documents = (probes.forget, probes.retain)
     if not reference:
         reference.append(make_reference(target, *documents, config.evaluation.batch))
     settings = settings_of(config.unlearning, config.unlearning.methods[arm.method], arm.storage)
     with progress.stage(f"unlearn {arm.name}") as step:
         outcome = unlearn(
-            target, arm.method, settings, documents, reference[0],
+            target, arm.method, settings, documents, reference[0], watched=probes.passages,
             storage=arm.storage, seed=config.seed + 2, progress=step,
         )  # fmt: skip
     notes = {"dtypes": arm.dtypes, **copy.copy(vars(settings)), **vars(outcome)}
@@ -236,7 +240,7 @@ def _evaluate_arm(
     if all(store.done(s) for s in _arm_stages(bench.config, arm)):
         return
     target, unlearned = (state_of(load_model(models / n)) for n in ("target", arm.name))
-    subjects = dict(_arm_subjects(bench.config, arm, load_notes(models / arm.name)))
+    subjects = _arm_subjects(bench.config, arm, load_notes(models / arm.name))
     for format_name, subject in subjects.items():
         stage = f"evaluate {arm.name} {format_name}"
         with progress.stage(stage):
@@ -258,17 +262,20 @@ def _arm_stages(config: RunConfig, arm: Arm) -> list[str]:
     return [s for s in stages(config) if s.split()[1] == arm.name and s.split()[0] != "unlearn"]
 
 
-def _arm_subjects(
-    config: RunConfig, arm: Arm, notes: dict[str, Any]
-) -> Iterator[tuple[str, Subject]]:
-    for format_name in ("none", *config.formats):
-        yield (
+def _arm_subjects(config: RunConfig, arm: Arm, notes: dict[str, Any]) -> dict[str, Subject]:
+    return {
+        format_name: Subject(
+            "unlearned",
+            arm.method,
+            arm.storage,
             format_name,
-            Subject(
-                "unlearned", arm.method, arm.storage, format_name, notes["lr"], notes["steps"],
-                notes["stopped"], arm.dtypes,
-            ),  # fmt: skip
+            lr=notes["lr"],
+            steps=notes["steps"],
+            stopped=notes["stopped"],
+            dtypes=arm.dtypes,
         )
+        for format_name in ("none", *config.formats)
+    }
 
 
 def _weights(models: Path, arm: Arm, format_name: str) -> list[Measurement]:
@@ -276,7 +283,9 @@ def _weights(models: Path, arm: Arm, format_name: str) -> list[Measurement]:
     name = format_name.rpartition(":")[2]
     pair = (open_checkpoint(models / "target"), open_checkpoint(models / arm.name))
     leg = weights_leg(*pair, [name])
-    return [row for mode in GRID_MODES for row in weights_rows(leg.totals[name, mode], mode)]
+    return [
+        row for mode in GRID_MODES for row in weights_rows(leg.totals[Setting(name, mode)], mode)
+    ]
 
 
 def _known_items(
@@ -298,7 +307,9 @@ def write_summary(folder: Path, report: Path | None) -> dict[str, Any]:
     summary = {
         "schema": "unforgotten.run/1",
         "rows": str(folder / "rows.jsonl"),
-        "models": sorted(str(p) for p in (folder / "models").iterdir() if not p.name.startswith(".")),
+        "models": sorted(
+            str(p) for p in (folder / "models").iterdir() if not p.name.startswith(".")
+        ),
         "report": str(report) if report else None,
     }
     write_json(folder / "run.json", summary)

@@ -57,8 +57,12 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Reference:
-    """What the losses need of the target, computed once: log p of each forget document, and of each retain document
-    the normalized log-probabilities at every position, float32 (length - 1, vocabulary).
+    """What the losses need of the target, computed once.
+
+    Attributes:
+        sequences: log p of each forget document, (n,).
+        distributions: of each retain document, the normalized log-probabilities at every position, float32
+            (length - 1, vocabulary).
     """
 
     sequences: Tensor
@@ -84,7 +88,9 @@ def make_reference(
     target: PreTrainedModel, forget: Documents, retain: Documents, batch: int
 ) -> Reference:
     """Run the target once over both sets, in float32."""
-    sequences = torch.cat([sequence_log_probs(_forward(target, b)) for b in _pass(target, forget, batch)])
+    sequences = torch.cat(
+        [sequence_log_probs(_forward(target, b)) for b in _pass(target, forget, batch)]
+    )
     distributions: list[Tensor] = []
     for b in _pass(target, retain, batch):
         scored = _forward(target, b)
@@ -100,6 +106,7 @@ def unlearn(
     documents: tuple[Documents, Documents],
     reference: Reference,
     *,
+    watched: Documents,
     storage: Storage,
     seed: int,
     progress: Progress,
@@ -112,6 +119,7 @@ def unlearn(
         settings: see `settings_of`.
         documents: (forget, retain), token ids.
         reference: of the target on these documents.
+        watched: the documents of the stopping rule.
         storage: the arm.
         seed: of the order of documents.
         progress: called after each step.
@@ -119,25 +127,27 @@ def unlearn(
     method, (forget, retain) = METHODS[name], documents
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(seed)
-    model.to(TORCH_DTYPES[storage])
+    torch.nn.Module.to(model, TORCH_DTYPES[storage])
     optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
     model, optimizer = accelerator.prepare(model, optimizer)
     pad_id = model.config.pad_token_id or 0
     forget_batches = shuffled_batches(forget, settings.batch, pad_id, seed)
     retain_batches = shuffled_batches(retain, settings.batch, pad_id, seed + 1)
-    loss_now = mean_loss(model, forget, settings.batch)
+    loss_now = mean_loss(model, watched, 4 * settings.batch)
     step, stopped = 0, "max_steps"
     while step < settings.max_steps:
         step += 1
         loss = _loss(model, method, settings, next(forget_batches), reference)
         if method.retain:
-            loss = loss + settings.alpha * _retain_loss(model, method, next(retain_batches), reference)
+            loss = loss + settings.alpha * _retain_loss(
+                model, method, next(retain_batches), reference
+            )
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % settings.check_every == 0 or step == settings.max_steps:
-            loss_now = mean_loss(model, forget, 4 * settings.batch)
+            loss_now = mean_loss(model, watched, 4 * settings.batch)
         progress(step, settings.max_steps, f"forget loss {loss_now:.2f}")
         if loss_now >= settings.stop_forget_loss:
             stopped = "forget_loss"
@@ -152,7 +162,7 @@ def _loss(
     scored = _forward(model, batch)
     if method.forget == "GA":
         return gradient_ascent(scored)
-    return negative_preference(scored, reference.sequences[list(batch.index)], settings.beta)
+    return negative_preference(scored, reference.sequences[list(batch.documents)], settings.beta)
 
 
 def _retain_loss(
@@ -161,7 +171,7 @@ def _retain_loss(
     scored = _forward(model, batch)
     if method.retain == "GDR":
         return cross_entropy(scored)
-    rows = [reference.distributions[i] for i in batch.index]
+    rows = [reference.distributions[i] for i in batch.documents]
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     return retain_divergence(scored, padded)
 

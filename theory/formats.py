@@ -32,8 +32,9 @@ class Format:
         block_size: None for "tensor" and "row".
         statistic: what sets the scale: the largest magnitude, or the range widened to contain 0.
         divisor: scale = statistic / divisor, where the scale is stored divided.
-        arithmetic: "divide": `w / scale` with `scale = statistic / divisor`; "multiply": `w * (divisor /
-            statistic)`, the scale stored being the statistic itself. Both in float32, as the kernels do.
+        arithmetic: "divide": `w / scale` with `scale = statistic / divisor`; "multiply": `w * ((1 / statistic) *
+            divisor)`, the scale stored being the statistic itself. Every operation in float32, as the kernels do:
+            torch computes `127.0 / absmax` as a reciprocal times 127, which is rounded twice.
         floor: smallest statistic that the reciprocal sees (bitsandbytes: 1e-38); 0 for none.
         unit: float32 factor of the value (LLM.int8: 1/127 rounded to float32).
         rounding: "half-even": a tie goes to the even integer before the zero point is added; "half-lower": to
@@ -138,7 +139,7 @@ def nf4(name: str, block_size: int) -> Format:
 
 
 def fp4(name: str, block_size: int) -> Format:
-    """bitsandbytes' FP4, a float with one mantissa bit; two codes are zero (`transformers`' 4-bit default)."""
+    """FP4 of bitsandbytes, a float with one mantissa bit; two codes are zero (`transformers`' 4-bit default)."""
     table = [*FP4_TWELFTHS, *(-x for x in FP4_TWELFTHS)]
     twelfth = np.float32(12)
     levels = tuple(float(np.float32(table[code]) / twelfth) + 0.0 for code in FP4_ORDER)

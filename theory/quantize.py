@@ -101,13 +101,15 @@ def code_units(blocks: np.ndarray, grid: Grid, fmt: Format, *, count: int | None
 def _ratio(blocks: np.ndarray, grid: Grid, fmt: Format, count: int | None) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
         if fmt.arithmetic == "divide":
-            ratio = blocks / grid.scale
+            ratio, usable = blocks / grid.scale, grid.scale > 0
         else:
             scale = np.maximum(grid.scale, np.float32(fmt.floor)) if fmt.floor else grid.scale
-            ratio = blocks * (np.float32(fmt.divisor) / scale)
+            reciprocal = np.float32(1) / scale * np.float32(fmt.divisor)  # torch's `127.0 / scale`
+            ratio, usable = blocks * reciprocal, np.isfinite(reciprocal)
             if count is not None and count % blocks.shape[1]:
                 ratio[-1] = blocks[-1] / scale[-1]
-    return np.where(np.isfinite(ratio), ratio, np.float32(0))
+    largest = np.finfo(np.float32).max  # on the grid of another tensor a ratio can overflow: it is clipped, not 0
+    return np.where(usable, np.clip(ratio, -largest, largest), np.float32(0))
 
 
 def encode(blocks: np.ndarray, grid: Grid, fmt: Format, *, count: int | None = None) -> np.ndarray:

@@ -29,7 +29,7 @@ class Survival:
         unchanged: weights that the update left bit-identical.
         code_flips: codes that differ.
         value_changes: values that differ; more than code flips where a scale moved.
-        expected_flips: sum of the flip probabilities of T6.
+        expected_flips: sum of the flip probabilities of T6; the entries that set a scale count what they did.
         flips_variance: sum of p (1 - p).
         delta_sq, surviving_sq: squared lengths of delta and of D.
         dot: <D, delta>.
@@ -106,11 +106,13 @@ def survival(w: np.ndarray, w_new: np.ndarray, fmt: Format, mode: GridMode) -> S
         mode: "adaptive" fits a grid to each; "fixed" encodes both on the grid of `w`.
 
     Raises:
-        ValueError: the shapes differ, the tensor is empty, or a weight is not finite.
+        ValueError: the shapes differ, the tensor is empty, or a weight or a value is not finite.
     """
     if w.shape != w_new.shape:
         raise ValueError(f"both tensors must have one shape, got {w.shape} and {w_new.shape}")
     before, after = to_blocks(w, fmt), to_blocks(w_new, fmt)
+    if not np.isfinite(after).all():
+        raise ValueError("weights after the update must be finite, got nan or inf")
     real = to_blocks(np.ones(w.shape, np.float32), fmt) > 0  # False on padding
     count = w.size if fmt.block == "flat" else None
     grid = fit_grid(before, fmt, count=count)
@@ -132,6 +134,20 @@ def _part(grid: Grid, start: int, length: int) -> Grid:
     return Grid(grid.scale[start : start + length], grid.zero[start : start + length])
 
 
+def _pinned(blocks: np.ndarray, fmt: Format) -> np.ndarray:
+    """The entries that set their block's scale: their place in the cell is known, so no law is needed for them.
+
+    They would otherwise count as uniform in the end cell, at whose far end they sit: 1 weight in 64 of an int4-g64
+    tensor, enough to make an honest pair look washed.
+    """
+    if fmt.statistic == "absmax":
+        magnitude = np.abs(blocks)
+        return magnitude == magnitude.max(axis=1, keepdims=True)
+    low = np.minimum(blocks.min(axis=1, keepdims=True), 0)
+    high = np.maximum(blocks.max(axis=1, keepdims=True), 0)
+    return (blocks != 0) & ((blocks == low) | (blocks == high))
+
+
 def _block_survival(
     blocks: tuple[np.ndarray, np.ndarray, np.ndarray],
     grids: tuple[Grid, Grid],
@@ -146,20 +162,24 @@ def _block_survival(
         decode(encode(b, g, fmt, count=count), g, fmt)[real].astype(np.float64)
         for b, g in zip((before, after), grids, strict=True)
     )
+    if not (np.isfinite(values).all() and np.isfinite(values_new).all()):
+        raise ValueError(f"the values of {fmt.name} must be finite, got an overflow of float32")
     v, v_new = (
         code_units(b.astype(np.float64), g, fmt, count=count)[real]
         for b, g in zip((before, after), grids, strict=True)
     )
     delta = after[real].astype(np.float64) - before[real].astype(np.float64)
     surviving = values_new - values
+    flipped = codes != codes_new
     probability = flip_probability(v_new - v, codes, fmt)
+    probability = np.where(_pinned(before, fmt)[real], flipped, probability)
     inner = (codes > 0) & (codes < len(fmt.levels) - 1) & (delta != 0)
     places = np.clip(position(v[inner], codes[inner], fmt), 0.0, 1.0)
     counts, _ = np.histogram(places, bins=POSITION_BINS, range=(0.0, 1.0))
     return Survival(
         weights=int(real.sum()),
         unchanged=int((delta == 0).sum()),
-        code_flips=int((codes != codes_new).sum()),
+        code_flips=int(flipped.sum()),
         value_changes=int((values != values_new).sum()),
         expected_flips=float(probability.sum()),
         flips_variance=float((probability * (1 - probability)).sum()),

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 FALSE_ALARM = 1e-10
 
@@ -26,7 +28,7 @@ def detectable_gap(trials: int) -> float:
     return 2 * hoeffding_radius(trials)
 
 
-def assert_mean(samples: np.ndarray, expected: float, *, slack: float = 0.0) -> None:
+def assert_mean(samples: NDArray[Any], expected: float, *, slack: float = 0.0) -> None:
     """Samples in [0, 1] have mean `expected`, but for a named numerical `slack`."""
     gap = abs(float(np.mean(samples)) - expected)
     allowed = hoeffding_radius(samples.size) + slack

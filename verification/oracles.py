@@ -6,6 +6,7 @@ One number at a time, one correctly rounded operation at a time, in `fractions.F
 from __future__ import annotations
 
 from fractions import Fraction
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -91,6 +92,12 @@ def block_code(w: Fraction, scale: Fraction, zero: int, fmt: Format, *, partial:
     return min(max(round_half_even(ratio) + zero - int(fmt.levels[0]), 0), top)
 
 
+def reciprocal_scale(scale: Fraction, fmt: Format) -> Fraction | None:
+    """The factor of "multiply": 1 / scale and its product with the divisor, each rounded; None where it overflows."""
+    inverse = float32(1 / scale) if scale else None
+    return float32(inverse * _exact(fmt.divisor)) if inverse is not None else None
+
+
 def block_value(code: int, scale: Fraction, zero: int, fmt: Format) -> Fraction | None:
     """The value of one code, None where it overflows."""
     value = float32((_exact(fmt.levels[code]) - zero) * scale)
@@ -102,20 +109,22 @@ def block_value(code: int, scale: Fraction, zero: int, fmt: Format) -> Fraction 
 def midpoints(fmt: Format) -> list[Fraction]:
     """Thresholds: midpoints of neighbouring levels, each rounded once to float32."""
     levels = [_exact(x) for x in fmt.levels]
-    return [_checked((a + b) / 2) for a, b in zip(levels[:-1], levels[1:], strict=True)]
+    return [_checked((a + b) / 2) for a, b in pairwise(levels)]
 
 
 def _ratio(w: Fraction, scale: Fraction, fmt: Format, *, partial: bool) -> Fraction:
     if fmt.arithmetic == "divide":
-        ratio = float32(w / scale) if scale else None
-        return ratio if ratio is not None else Fraction(0)
+        return _saturated(w / scale) if scale else Fraction(0)
     floor = _exact(float(np.float32(fmt.floor)))
     if partial and fmt.floor:
-        return float32(w / max(scale, floor)) or Fraction(0)
-    seen = max(scale, floor)
-    reciprocal = float32(_exact(fmt.divisor) / seen) if seen else None
-    product = float32(w * reciprocal) if reciprocal is not None else None
-    return product if product is not None else Fraction(0)
+        return _saturated(w / max(scale, floor))
+    reciprocal = reciprocal_scale(max(scale, floor), fmt)
+    return _saturated(w * reciprocal) if reciprocal is not None else Fraction(0)
+
+
+def _saturated(x: Fraction) -> Fraction:
+    rounded = float32(x)
+    return rounded if rounded is not None else MAX32 * (1 if x > 0 else -1)
 
 
 def _exact(x: float) -> Fraction:

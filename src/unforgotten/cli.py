@@ -29,15 +29,17 @@ def run(
         list[str] | None, typer.Option("--set", help="Replace one setting: a.b=value, in YAML.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: runs/<profile>-seed<N>.")] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with a run that was cut.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages and stop.")] = False,
     as_json: Json = False,
 ) -> None:
     """Train, unlearn, quantize, evaluate M1-M4, decompose, and report."""
     _need("experiments", "torch", "transformers", "accelerate", "rouge_score", "sklearn")
     from unforgotten.experiments.config import load_config
-    from unforgotten.experiments.run import stages
     from unforgotten.experiments.run import run as run_all
+    from unforgotten.experiments.run import stages
 
     config = load_config(profile, seed=seed, overrides=overrides or ())
     plan = stages(config)
@@ -125,9 +127,9 @@ def metrics(as_json: Json = False) -> None:
 @app.command()
 def claims(as_json: Json = False) -> None:
     """The statements that the theory holds in executable form."""
-    import unforgotten.theory as theory
+    from unforgotten.theory import CLAIMS
 
-    rows = {f"{c.id} {c.function.rsplit('.', 1)[1]}": c for c in theory.CLAIMS.values()}
+    rows = {f"{c.id} {c.function.rsplit('.', 1)[1]}": c for c in CLAIMS.values()}
     if as_json:
         print(json.dumps([vars(c) for c in rows.values()], indent=1))
         return
@@ -159,9 +161,7 @@ def _need(extra: str, *packages: str) -> None:
 def main() -> None:
     """Run the command line. Bad input ends with one line on standard error and code 2, an interrupt with 130."""
     try:
-        app(standalone_mode=False)
-    except typer.Exit as done:
-        sys.exit(done.exit_code)
+        sys.exit(app(standalone_mode=False))
     except typer.Abort:
         sys.exit(130)
     except KeyboardInterrupt:

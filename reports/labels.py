@@ -1,0 +1,89 @@
+"""Names and numbers as people read them. One spelling of each, for sentences, tables and figures alike."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from unforgotten.reports.rows import Row
+
+STORAGE_LABELS: Mapping[str, str] = {"fp32": "fp32 master weights", "bf16": "bf16 parameters"}
+STORAGE_SHORT: Mapping[str, str] = {"fp32": "fp32 master", "bf16": "bf16 parameters"}
+COUNTS = ("code_flips", "expected_flips", "value_changes")
+PERCENT_POINTS = ("M1", "M2", "M3", "M4")
+FOUR_BIT = ("int4", "nf4", "fp4", "q4", "nvfp4", "mxfp4")
+LONGEST_NAME = 24
+
+
+def storage_label(storage: str | None) -> str:
+    """A storage arm in words."""
+    return STORAGE_LABELS.get(storage, storage) if storage else "–"
+
+
+def storage_short(storage: str) -> str:
+    """A storage arm in two words, for legends."""
+    return short(STORAGE_SHORT.get(storage, storage))
+
+
+def precision_label(format_name: str) -> str:
+    """A format's name; the model as it was trained is "unquantized"."""
+    return "unquantized" if format_name == "none" else format_name
+
+
+def short(name: str) -> str:
+    """A name for a figure: printable, and cut where it would run into its neighbour."""
+    clean = "".join(c if c.isprintable() else "?" for c in name)
+    return clean if len(clean) <= LONGEST_NAME else clean[: LONGEST_NAME - 1] + "…"
+
+
+def family(format_name: str) -> str:
+    """ "bnb:nf4-b64" -> "nf4": number type and bits, without back end and block."""
+    return format_name.rpartition(":")[2].partition("-")[0]
+
+
+def is_four_bit(format_name: str) -> bool:
+    """Whether the format stores a weight in 4 bits."""
+    return family(format_name).startswith(FOUR_BIT)
+
+
+def number(metric: str, value: float | None) -> str:
+    """A value with the digits that its metric deserves."""
+    if value is None:
+        return "undefined" if metric.startswith("rho_") else "–"
+    digits = _digits(metric)
+    text = f"{value:,.{digits}f}"
+    return text.lstrip("-") if not text.strip("-0.,") else text.replace("-", "−")
+
+
+def bounds(row: Row) -> str:
+    """The row's 95 % interval in square brackets, or nothing."""
+    if row.bounds is None or row.value is None:
+        return ""
+    low, high = (number(row.metric, end) for end in row.bounds)
+    return f"[{low}, {high}]"
+
+
+def estimate(row: Row | None) -> str:
+    """Value and interval; a dash without a row."""
+    if row is None:
+        return "–"
+    return f"{number(row.metric, row.value)} {bounds(row)}".rstrip()
+
+
+def plain(value: float | None) -> str:
+    """A number of any size in at most six significant digits."""
+    return "" if value is None else f"{value:.6g}".replace("-", "−")
+
+
+def listed(names: tuple[str, ...] | list[str]) -> str:
+    """ "a, b and c"."""
+    *rest, last = names
+    return f"{', '.join(rest)} and {last}" if rest else last
+
+
+def _digits(metric: str) -> int:
+    base = metric.partition("@")[0]
+    if base in COUNTS:
+        return 0
+    if base.startswith("rho_") or base == "gain":
+        return 2
+    return 1 if base.endswith(PERCENT_POINTS) else 3

@@ -1,0 +1,63 @@
+"""Arrows between folders point one way, and what is light stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "theory": set[str](),
+    "audit": {"theory"},
+    "experiments": {"theory", "audit"},
+    "reports": {"theory", "audit", "experiments"},
+    "verification": {"theory", "audit", "experiments"},
+}
+KEEPS_OUT = {
+    "theory": {"torch", "transformers", "matplotlib", "pyarrow"},
+    "audit": {"torch", "transformers"},
+    "cli": {"torch", "transformers"},
+}
+
+
+def imports(path: Path) -> Iterator[str]:
+    """Dotted names that a file imports, at any depth; a relative import keeps its dots."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            origin = "." * node.level + (node.module or "")
+            yield from (f"{origin}.{alias.name}" for alias in node.names)
+
+
+def modules(part: str) -> list[str]:
+    """Every module of a part of the package."""
+    if part == "cli":
+        return ["unforgotten.cli"]
+    names = [p.stem for p in (ROOT / part).glob("*.py") if p.stem != "__init__"]
+    return [f"unforgotten.{part}", *(f"unforgotten.{part}.{name}" for name in sorted(names))]
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_arrows_point_one_way(folder: str) -> None:
+    allowed = MAY_IMPORT[folder] | {folder}
+    for path in (ROOT / folder).rglob("*.py"):
+        for name in imports(path):
+            assert not name.startswith("."), f"{path}: relative import {name}"
+            top, _, rest = name.partition(".")
+            assert top != "unforgotten" or rest.split(".")[0] in allowed, f"{path}: {name}"
+
+
+@pytest.mark.parametrize("part", KEEPS_OUT)
+def test_import_leaves_heavy_packages_out(part: str) -> None:
+    script = f"import sys, {', '.join(modules(part))}; print(*sys.modules)"
+    done = subprocess.run(
+        [sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd="/"
+    )
+    assert done.returncode == 0, done.stderr
+    assert not KEEPS_OUT[part] & set(done.stdout.split())

@@ -1,0 +1,120 @@
+"""The losses against independent formulas."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="losses need unforgotten[experiments]")
+
+from unforgotten.experiments.losses import (
+    TokenLogProbs,
+    cross_entropy,
+    gradient_ascent,
+    negative_preference,
+    retain_divergence,
+    sequence_log_probs,
+    token_log_probs,
+)
+
+U32 = 2.0**-24  # half an ulp of float32 at 1
+VOCABULARY, LENGTH = 7, 5
+SLACK = (
+    64 * VOCABULARY * LENGTH * U32
+)  # roundings of a softmax, a log and a sum over the batch, with room
+
+
+def batch(seed: int) -> tuple[TokenLogProbs, object, object, object]:
+    generator = torch.Generator().manual_seed(seed)
+    logits = 3 * torch.randn(3, LENGTH, VOCABULARY, generator=generator)
+    ids = torch.randint(VOCABULARY, (3, LENGTH), generator=generator)
+    mask = torch.tensor([[1] * 5, [1] * 4 + [0], [1] * 2 + [0] * 3])
+    return token_log_probs(logits, ids, mask), logits, ids, mask
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_cross_entropy_is_what_transformers_computes(seed: int) -> None:
+    scored, logits, ids, mask = batch(seed)
+    labels = ids.masked_fill(mask == 0, -100)  # type: ignore[attr-defined]
+    expected = torch.nn.functional.cross_entropy(
+        logits[:, :-1].reshape(-1, VOCABULARY),  # type: ignore[index]
+        labels[:, 1:].reshape(-1),
+        ignore_index=-100,
+    )
+    assert float(cross_entropy(scored)) == pytest.approx(float(expected), abs=SLACK)
+    assert float(gradient_ascent(scored)) == -float(cross_entropy(scored))
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_npo_is_the_formula_on_sequences(seed: int) -> None:
+    scored, *_ = batch(seed)
+    reference = torch.tensor([-3.0, -8.0, -1.0])
+    beta = 0.1
+    terms = []
+    for row in range(3):
+        log_p = sum(
+            float(scored.label[row, t]) for t in range(LENGTH - 1) if bool(scored.mask[row, t])
+        )
+        ratio = log_p - float(reference[row])
+        terms.append(-2 / beta * math.log(1 / (1 + math.exp(beta * ratio))))
+    expected = sum(terms) / 3
+    assert float(negative_preference(scored, reference, beta)) == pytest.approx(
+        expected, abs=SLACK / beta
+    )
+
+
+def test_npo_gradient_tends_to_ga_as_beta_vanishes() -> None:
+    """d NPO = 2 sigmoid(beta ratio) d log p, which is d log p at the reference: GA on sequence log-probabilities."""
+    label = torch.tensor([[-1.0, -2.0], [-0.5, -0.25]], requires_grad=True)
+    scored = TokenLogProbs(torch.zeros(2, 2, 3), label, torch.ones(2, 2, dtype=torch.bool))
+    reference = sequence_log_probs(scored).detach()
+    (gradient,) = torch.autograd.grad(negative_preference(scored, reference, 0.1), label)
+    assert torch.allclose(gradient, torch.full((2, 2), 0.5), rtol=0, atol=SLACK)
+
+
+def test_npo_saturates_where_ga_does_not() -> None:
+    label = torch.tensor([[-400.0]], requires_grad=True)
+    scored = TokenLogProbs(torch.zeros(1, 1, 3), label, torch.ones(1, 1, dtype=torch.bool))
+    (npo,) = torch.autograd.grad(negative_preference(scored, torch.tensor([-1.0]), 0.1), label)
+    (ga,) = torch.autograd.grad(gradient_ascent(scored), label)
+    assert float(ga) == 1.0
+    assert 0 < float(npo) < math.exp(-0.1 * 398)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_klr_is_the_divergence_from_the_reference_to_the_model(seed: int) -> None:
+    scored, *_ = batch(seed)
+    other, *_ = batch(seed + 100)
+    total, count = 0.0, 0
+    for row in range(3):
+        for t in range(LENGTH - 1):
+            if bool(scored.mask[row, t]):
+                p, q = other.distribution[row, t].exp(), scored.distribution[row, t].exp()
+                total += sum(
+                    float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True)
+                )
+                count += 1
+    result = float(retain_divergence(scored, other.distribution))
+    assert result == pytest.approx(total / count, abs=SLACK * abs(total))
+    assert result > 0
+
+
+def test_klr_is_zero_with_no_gradient_at_the_reference() -> None:
+    logits = torch.randn(2, LENGTH, VOCABULARY, generator=torch.Generator().manual_seed(1))
+    logits.requires_grad_()
+    ids, mask = torch.zeros(2, LENGTH, dtype=torch.long), torch.ones(2, LENGTH, dtype=torch.long)
+    scored = token_log_probs(logits, ids, mask)
+    loss = retain_divergence(scored, scored.distribution.detach())
+    (gradient,) = torch.autograd.grad(loss, logits)
+    assert abs(float(loss)) <= SLACK
+    assert float(gradient.abs().max()) <= SLACK
+
+
+def test_padding_changes_no_loss() -> None:
+    scored, logits, ids, mask = batch(3)
+    longer = torch.nn.functional.pad(logits, (0, 0, 0, 2), value=9.0)  # type: ignore[arg-type]
+    more_ids = torch.nn.functional.pad(ids, (0, 2), value=1)  # type: ignore[arg-type]
+    padded = token_log_probs(longer, more_ids, torch.nn.functional.pad(mask, (0, 2)))  # type: ignore[arg-type]
+    assert float(cross_entropy(padded)) == float(cross_entropy(scored))
+    assert torch.equal(sequence_log_probs(padded), sequence_log_probs(scored))

@@ -1,0 +1,150 @@
+"""The whole loop on a model of no size: every stage, kill and resume, agreement with the audit."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("torch", reason="the loop needs unforgotten[experiments]")
+
+MICRO = Path(__file__).parent / "micro.yaml"
+CUT = ["--set", "only_methods=[GA_KLR, NPO]"]
+CALL = [sys.executable, "-m", "unforgotten.cli", "run", str(MICRO), *CUT]
+
+
+def start(out: Path, *more: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [*CALL, "--out", str(out), *more],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> str:
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0, errors
+    return output
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("run") / "whole"
+    finish(start(out))
+    return out
+
+
+def rows_of(out: Path) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
+
+
+def test_rows_carry_every_field_and_metric_of_the_contract(whole: Path) -> None:
+    rows = rows_of(whole)
+    fields = {
+        "model", "method", "storage", "lr", "seed", "format", "metric", "value", "stderr", "n",
+        "items", "config", "revision", "dtypes", "device",
+    }  # fmt: skip
+    assert all(fields <= set(row) for row in rows)
+    assert all(set(row["dtypes"]) == {"parameters", "master", "checkpoint"} for row in rows)  # type: ignore[call-overload]
+    seen = {row["metric"] for row in rows if row["method"] == "NPO" and row["format"] == "nf4-b64"}
+    assert seen >= {
+        "M1", "M2", "M3", "M4", "forget_loss", "retain_loss", "gain", "cosine", "code_flips",
+        "expected_flips", "value_changes", "unchanged_fraction", "gating_effect",
+        "base_shift_effect", "rho_M1",
+    }  # fmt: skip
+    assert {row["model"] for row in rows} == {"base", "target", "retrained", "unlearned"}
+
+
+def test_items_average_to_the_value(whole: Path) -> None:
+    row = next(r for r in rows_of(whole) if r["metric"] == "M2" and r["format"] == "nf4-b64")
+    items = json.loads((whole / str(row["items"])).read_text())["M2"]
+    assert len(items) == row["n"]
+    assert sum(items) / len(items) == pytest.approx(row["value"])
+
+
+def test_models_load_in_transformers_with_the_dtype_of_their_arm(whole: Path) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    for name, dtype in (("NPO-bf16", torch.bfloat16), ("NPO-fp32", torch.float32)):
+        folder = whole / f"models/unlearned-{name}"
+        assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == dtype
+        assert AutoTokenizer.from_pretrained(folder).bos_token == "<s>"
+
+
+def test_decomposition_adds_up(whole: Path) -> None:
+    rows = [r for r in rows_of(whole) if r["method"] == "GA_KLR" and r["format"] == "int4-g64"]
+    value = {(r["metric"], r["storage"]): r["value"] for r in rows}
+    for storage in ("fp32", "bf16"):
+        parts = [value[f"{part}_effect", storage] for part in ("gating", "base_shift")]
+        assert sum(parts) == pytest.approx(value["lost_effect", storage])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lines", [3, 60, 200])
+def test_killed_and_resumed_run_has_identical_rows(whole: Path, tmp_path: Path, lines: int) -> None:
+    out = tmp_path / "cut"
+    process = start(out)
+    rows = out / "rows.jsonl"
+    while process.poll() is None:
+        if rows.exists() and rows.read_text().count("\n") >= lines:
+            os.kill(process.pid, signal.SIGKILL)
+            break
+        time.sleep(0.01)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    finish(start(out, "--resume"))
+    assert rows.read_text() == (whole / "rows.jsonl").read_text()
+
+
+def test_half_a_line_and_rows_of_an_unfinished_stage_are_dropped(
+    whole: Path, tmp_path: Path
+) -> None:
+    from unforgotten.experiments.rows import RowStore
+
+    text = (whole / "rows.jsonl").read_text()
+    unfinished = json.dumps({**json.loads(text.splitlines()[0]), "stage": "never finished"})
+    (tmp_path / "rows.jsonl").write_text(f'{text}{unfinished}\n{{"model": "targ')
+    (tmp_path / "stages.json").write_text((whole / "stages.json").read_text())
+    RowStore(tmp_path, {})
+    assert (tmp_path / "rows.jsonl").read_text() == text
+
+
+def test_audit_agrees_with_run_to_the_last_digit(whole: Path, tmp_path: Path) -> None:
+    call = [sys.executable, "-m", "unforgotten.cli", "audit", "--json"]
+    pair = [str(whole / "models" / name) for name in ("target", "unlearned-GA_KLR-bf16")]
+    more = ["--formats", "int4-g64,nf4-b64", "--out", str(tmp_path)]
+    done = subprocess.run([*call, *pair, *more], capture_output=True, text=True, check=True)
+    audited = {(f["format"], f["grid"]): f for f in json.loads(done.stdout)["formats"]}
+    rows = [r for r in rows_of(whole) if (r["method"], r["storage"]) == ("GA_KLR", "bf16")]
+    compared = 0
+    for row in rows:
+        metric, _, grid = str(row["metric"]).partition("@")
+        result = audited.get((row["format"], grid or "adaptive"), {})
+        if metric in ("gain", "cosine", "code_flips", "expected_flips", "value_changes"):
+            assert result[metric] == row["value"], row
+            compared += 1
+    assert compared == 2 * 2 * 5
+
+
+def test_a_second_run_into_the_same_folder_is_refused(whole: Path) -> None:
+    before = (whole / "rows.jsonl").read_bytes()
+    process = start(whole)
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert errors.count("\n") == 1
+    assert "--resume" in errors
+    assert (whole / "rows.jsonl").read_bytes() == before
+
+
+def test_resume_with_another_configuration_is_refused(whole: Path) -> None:
+    process = start(whole, "--resume", "--seed", "5")
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 2
+    assert "configuration" in errors

@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+import unforgotten.theory
+from unforgotten.theory.claims import CLAIMS, Claim, Kind, claim
+
+HERE = Path(__file__).parent
+THEORY_MODULES = sorted(
+    m.name for m in pkgutil.walk_packages(unforgotten.theory.__path__, "unforgotten.theory.")
+)
+for module in THEORY_MODULES:
+    importlib.import_module(module)
+
+
+def names_of_tests(source: str) -> Iterator[str]:
+    """The functions `test_…` of a module, read and not run, so that a missing library hides none."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            yield node.name
+
+
+def verified_names() -> set[str]:
+    """What the tests of this package say they test: x of test_x__property."""
+    files = sorted(HERE.rglob("test_*.py"))
+    return {
+        name.removeprefix("test_").split("__")[0]
+        for file in files
+        for name in names_of_tests(file.read_text(encoding="utf-8"))
+        if "__" in name
+    }
+
+
+@pytest.mark.parametrize("registered", CLAIMS.values(), ids=lambda c: c.function)
+def test_claims__are_verified(registered: Claim) -> None:
+    assert registered.function.rpartition(".")[2] in verified_names()
+
+
+def test_claims__are_verified_by_a_rule_that_can_fail() -> None:
+    assert "a_claim_without_a_test" not in verified_names()
+    assert list(names_of_tests("def test_a__b():\n    pass\ndef helper():\n    pass")) == [
+        "test_a__b"
+    ]
+
+
+@pytest.mark.parametrize("registered", CLAIMS.values(), ids=lambda c: c.function)
+def test_claims__are_complete(registered: Claim) -> None:
+    assert re.fullmatch(r"[TC]\d+", registered.id)
+    assert registered.kind in get_args(Kind)
+    assert len(registered.source) > 5
+    assert len(registered.statement) > 20
+    assert "\n" not in registered.statement
+
+
+@pytest.mark.parametrize("registered", CLAIMS.values(), ids=lambda c: c.function)
+def test_claims__name_functions_that_exist(registered: Claim) -> None:
+    module, _, name = registered.function.rpartition(".")
+    assert callable(getattr(importlib.import_module(module), name))
+    assert registered.function == CLAIMS[registered.function].function
+
+
+def test_claims__hold_the_core_of_the_theory() -> None:
+    assert {c.id for c in CLAIMS.values()} >= {"T1", "T4", "T6", "T12", "T14", "T16"}
+
+
+def test_claim__refuses_a_second_registration() -> None:
+    def twice() -> None:
+        """A statement that is registered twice, for this test alone."""
+
+    decorate = claim("T0", kind="exact", source="this test")
+    decorate(twice)
+    try:
+        with pytest.raises(ValueError, match="registered once"):
+            decorate(twice)
+    finally:
+        del CLAIMS[f"{twice.__module__}.{twice.__qualname__}"]
+
+
+@pytest.mark.parametrize("banned", ["torch", "transformers", "matplotlib"])
+def test_theory__imports_no_heavy_library(banned: str) -> None:
+    imports = "; ".join(f"import {name}" for name in THEORY_MODULES)
+    code = f"import sys; {imports}; print({banned!r} in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

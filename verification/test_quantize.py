@@ -1,0 +1,293 @@
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from unforgotten.theory.formats import Format, format_named
+from unforgotten.theory.quantize import (
+    Grid,
+    decode,
+    encode,
+    fit_grid,
+    from_blocks,
+    quantize,
+    round_trip,
+    to_blocks,
+)
+from unforgotten.verification.oracles import ETA32, U32, BlockResult, quantize_block
+from unforgotten.verification.strategies import FORMAT_NAMES, Sample, samples
+
+# Where neither a scale nor its reciprocal is subnormal, and no product underflows.
+NORMAL_KINDS = ("plain", "bfloat16", "float16", "ties", "all equal", "outlier", "zero block")
+NOT_PER_TENSOR = tuple(n for n in FORMAT_NAMES if "tensor" not in n)
+SIGN_SYMMETRIC = ("int4-g8", "int2-g8", "int3-row", "int8-row", "int8-tensor", "llmint8-row")
+
+
+def in_normal_range(s: Sample) -> bool:
+    """Every magnitude is 0 or in [2^-60, 2^125]: no parameter, ratio or value of any format is subnormal."""
+    size = np.abs(s.w[s.w != 0])
+    return bool((size >= 2.0**-60).all() and (size <= 2.0**125).all())
+
+
+def partial_last(s: Sample) -> bool:
+    return s.fmt.block == "flat" and s.w.size % (s.fmt.block_size or 1) != 0
+
+
+def oracle(s: Sample) -> list[BlockResult]:
+    blocks = to_blocks(s.w, s.fmt)
+    last = len(blocks) - 1
+    return [
+        quantize_block(
+            [Fraction(float(x)) for x in block], s.fmt, partial=i == last and partial_last(s)
+        )
+        for i, block in enumerate(blocks)
+    ]
+
+
+def slack_of(s: Sample, scale: NDArray[Any]) -> NDArray[Any]:
+    """Upper bound of the rounding in one weight's round trip, in the units of the weight, (n_blocks, block).
+
+    In code units: the ratio has at most 3 roundings (scale, quotient or reciprocal, product), so it is off by
+    3 u |v|; a threshold by u |v|; a subnormal scale or reciprocal by up to half an eta of its own. The value has at
+    most 4 more (level minus zero, product, unit, and the unit's own constant): 4 u |Q|, and |Q| <= absmax (1 + 8 u).
+    """
+    blocks = np.abs(to_blocks(s.w, s.fmt)).astype(np.float64)
+    largest = blocks.max(axis=1, keepdims=True)
+    relative = (
+        9 * U32 * (2 * largest)
+    )  # |v| scale and |Q|, both at most the range; 9 leaves second-order terms
+    subnormal = (
+        max(s.fmt.divisor, 1) + 2
+    ) * ETA32  # eta / 2 in the scale, times a code, times 2; the value's own
+    reciprocal = ETA32 / 2 * largest * np.asarray(scale, np.float64)  # absmax > 2^126 only
+    floor = 2 * s.fmt.floor  # below it a block is read as if its absmax were the floor
+    return relative + subnormal + reciprocal + np.where(largest < s.fmt.floor, floor, 0.0)
+
+
+@given(samples())
+def test_quantize__is_the_exact_oracle_bit_for_bit(s: Sample) -> None:
+    codes, grid = quantize(s.w, s.fmt)
+    expected = oracle(s)
+    assert [Fraction(float(x)) for x in grid.scale.ravel()] == [r.scale for r in expected]
+    assert [int(z) for z in grid.zero.ravel()] == [r.zero for r in expected]
+    exact_codes = np.array([r.codes for r in expected], np.int16)
+    assert np.array_equal(codes, from_blocks(exact_codes, s.w.shape, s.fmt))
+
+
+@given(samples())
+def test_round_trip__is_the_exact_oracle_bit_for_bit(s: Sample) -> None:
+    values = to_blocks(round_trip(s.w, s.fmt), s.fmt).ravel()
+    expected = [v for r in oracle(s) for v in r.values]
+    real = to_blocks(np.ones(s.w.shape), s.fmt).ravel() > 0
+    assert [Fraction(float(v)) for v in values[real]] == [
+        v for v, r in zip(expected, real, strict=True) if r
+    ]
+
+
+@given(samples())
+def test_round_trip__errs_by_at_most_half_a_step(s: Sample) -> None:
+    blocks = to_blocks(s.w, s.fmt)
+    codes, grid = quantize(s.w, s.fmt)
+    levels = np.asarray(s.fmt.levels)
+    unit = s.fmt.unit * grid.scale.astype(np.float64)
+    below = np.diff(levels, prepend=levels[0])[to_blocks(codes, s.fmt).astype(int)] / 2
+    above = np.diff(levels, append=levels[-1])[to_blocks(codes, s.fmt).astype(int)] / 2
+    clipped = (
+        s.fmt.reach[1] - levels[-1]
+    )  # what a weight can lie beyond the top level: 0, or 1 of "paper"
+    error = to_blocks(round_trip(s.w, s.fmt), s.fmt).astype(np.float64) - blocks
+    real = to_blocks(np.ones(s.w.shape), s.fmt) > 0
+    half_step = np.maximum(np.maximum(below, above), clipped) * unit
+    assert (np.abs(error) <= half_step + slack_of(s, grid.scale))[real].all()
+
+
+@given(samples())
+def test_encode__is_monotone_in_a_block(s: Sample) -> None:
+    blocks = to_blocks(s.w, s.fmt)
+    codes = encode(blocks, fit_grid(blocks, s.fmt), s.fmt).astype(int)
+    order = np.argsort(blocks, axis=1, kind="stable")
+    assert (np.diff(np.take_along_axis(codes, order, axis=1), axis=1) >= 0).all()
+
+
+@given(samples())
+def test_encode__stays_inside_the_levels(s: Sample) -> None:
+    codes, _ = quantize(s.w, s.fmt)
+    assert codes.min() >= 0
+    assert codes.max() < len(s.fmt.levels)
+
+
+@given(samples())
+def test_round_trip__keeps_zero(s: Sample) -> None:
+    assert (round_trip(s.w, s.fmt)[s.w == 0] == 0).all()
+
+
+@given(samples())
+def test_from_blocks__undoes_to_blocks(s: Sample) -> None:
+    assert np.array_equal(from_blocks(to_blocks(s.w, s.fmt), s.w.shape, s.fmt), s.w)
+
+
+@given(samples())
+def test_fit_grid__ignores_padding(s: Sample) -> None:
+    blocks = to_blocks(s.w, s.fmt)
+    grid = fit_grid(blocks, s.fmt)
+    wider = fit_grid(np.pad(blocks, ((0, 0), (0, 3))), s.fmt)
+    assert np.array_equal(grid.scale, wider.scale)
+    assert np.array_equal(grid.zero, wider.zero)
+
+
+@given(samples(names=SIGN_SYMMETRIC))
+def test_round_trip__mirrors_in_symmetric_formats(s: Sample) -> None:
+    assert np.array_equal(round_trip(-s.w, s.fmt), -round_trip(s.w, s.fmt))
+
+
+def test_fp4__does_not_mirror_at_a_tie() -> None:
+    """The exception: a tie goes to the lower level, so the mirror image of a tie goes to the larger magnitude."""
+    fmt = format_named("fp4-b8")
+    w = np.array([1.0, fmt.thresholds[10]], np.float32)
+    assert not np.array_equal(round_trip(-w, fmt), -round_trip(w, fmt))
+
+
+@given(samples(kinds=NORMAL_KINDS), st.integers(-20, 20))
+def test_quantize__scales_with_powers_of_two(s: Sample, exponent: int) -> None:
+    factor = np.float32(2.0**exponent)
+    scaled = Sample(s.fmt, s.w * factor) if in_normal_range(s) else s
+    if not in_normal_range(scaled):
+        factor, scaled = np.float32(1), s
+    assert np.array_equal(quantize(scaled.w, s.fmt)[0], quantize(s.w, s.fmt)[0])
+    assert np.array_equal(round_trip(scaled.w, s.fmt), round_trip(s.w, s.fmt) * factor)
+
+
+@given(samples(whole_blocks=True), st.data())
+def test_quantize__permutes_with_the_blocks(s: Sample, data: st.DataObject) -> None:
+    blocks = to_blocks(s.w, s.fmt)
+    order = data.draw(st.permutations(range(len(blocks))))
+    together = round_trip(s.w, s.fmt)
+    shuffled = round_trip(from_blocks(blocks[order], s.w.shape, s.fmt), s.fmt)
+    assert np.array_equal(to_blocks(shuffled, s.fmt), to_blocks(together, s.fmt)[order])
+
+
+@given(samples(names=NOT_PER_TENSOR, whole_blocks=True))
+def test_quantize__works_row_by_row(s: Sample) -> None:
+    """Concatenated tensors quantize to concatenated codes, where no block straddles the seam."""
+    rows = [quantize(row[None, :], s.fmt)[0] for row in s.w]
+    assert np.array_equal(quantize(s.w, s.fmt)[0], np.concatenate(rows))
+
+
+# Idempotence: exact where a requantized block finds its own grid again, with every exception stated.
+CODEBOOKS = ("nf4-b8", "nf4-b5", "fp4-b8", "fp4-b16")
+SYMMETRIC_INTS = tuple(
+    n for n in FORMAT_NAMES if n.startswith("int") and not n.endswith(("asym", "paper"))
+)
+
+
+@given(samples(names=CODEBOOKS, kinds=NORMAL_KINDS))
+def test_round_trip__is_idempotent_for_codebooks(s: Sample) -> None:
+    """absmax keeps its code, whose level is +-1: the grid is found again, and a level lies inside its own cell."""
+    if in_normal_range(s):
+        once = round_trip(s.w, s.fmt)
+        assert np.array_equal(round_trip(once, s.fmt), once)
+
+
+def test_fp4__has_codes_that_are_not_idempotent() -> None:
+    """The exception: a small positive weight has the zero above 0; its value has the zero below."""
+    fmt = format_named("fp4-b8")
+    w = np.array([1.0, 2.0**-10], np.float32)
+    codes, _ = quantize(w, fmt)
+    again, _ = quantize(round_trip(w, fmt), fmt)
+    assert [fmt.labels[c] for c in codes] == [3, 8]
+    assert [fmt.labels[c] for c in again] == [3, 0]
+
+
+@given(samples(names=(*SYMMETRIC_INTS, "llmint8-row"), kinds=NORMAL_KINDS))
+def test_quantize__has_idempotent_codes_for_symmetric_integers(s: Sample) -> None:
+    """absmax has the code +-top, so the scale comes back within 4 roundings: top * 4 u < 1/2 keeps every code."""
+    if in_normal_range(s):
+        codes, _ = quantize(s.w, s.fmt)
+        once = round_trip(s.w, s.fmt)
+        again, _ = quantize(once, s.fmt)
+        assert np.array_equal(again, codes)
+        # the scale's 4 roundings and the value's 3, and one more for their products
+        slack = 8 * U32 * np.abs(once.astype(np.float64))
+        assert (np.abs(round_trip(once, s.fmt).astype(np.float64) - once) <= slack).all()
+
+
+def test_paper_rule__shrinks_again_and_again() -> None:
+    """The exception: top = 2^(b-1) is clipped, so a block whose largest weight is positive loses a step each time."""
+    fmt = format_named("int4-row-paper")
+    w = np.array([8.0, 1.0], np.float32)
+    once = round_trip(w, fmt)
+    assert once.tolist() == [7.0, 1.0]
+    assert round_trip(once, fmt).tolist() == [7 * 0.875, 0.875]
+
+
+def test_asymmetric__is_not_idempotent_where_the_zero_point_ties() -> None:
+    """The exception: zero = 2.5 rounds to 2 and 12.5 to 12, so the top code 15 is never used: the range shrinks."""
+    fmt = format_named("int4-g8-asym")
+    w = np.array([-2.5, 12.5, 0, 1, 3, 7, -1, 4], np.float32)
+    codes, _ = quantize(w, fmt)
+    assert codes.max() == 14
+    once = round_trip(w, fmt)
+    assert not np.array_equal(round_trip(once, fmt), once)
+
+
+@given(samples(names=("int4-g8-asym", "int2-g8-asym", "int8-tensor-asym"), kinds=NORMAL_KINDS))
+def test_quantize__has_idempotent_codes_where_both_end_codes_are_used(s: Sample) -> None:
+    blocks = to_blocks(s.w, s.fmt)
+    grid = fit_grid(blocks, s.fmt)
+    codes = encode(blocks, grid, s.fmt)
+    used = (codes.min(axis=1) == 0) & (codes.max(axis=1) == len(s.fmt.levels) - 1)
+    if in_normal_range(s) and used.any():
+        once = decode(codes, grid, s.fmt)[used]
+        assert np.array_equal(encode(once, fit_grid(once, s.fmt), s.fmt), codes[used])
+
+
+@pytest.mark.parametrize("name", FORMAT_NAMES)
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 1e300])
+def test_quantize__refuses_weights_that_are_not_finite_float32(name: str, bad: float) -> None:
+    with pytest.raises(ValueError, match="finite"):
+        quantize(np.array([1.0, bad]), format_named(name))
+
+
+@pytest.mark.parametrize("shape", [(), (0,), (3, 0)])
+def test_quantize__refuses_empty_tensors(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match="must not be empty"):
+        quantize(np.ones(shape), format_named("int4-row"))
+
+
+def test_quantize__refuses_a_range_beyond_float32() -> None:
+    with pytest.raises(ValueError, match="range of a block"):
+        quantize(np.array([3e38, -3e38], np.float32), format_named("int4-row-asym"))
+
+
+@pytest.mark.parametrize("bits", range(2, 9))
+def test_round_trip__overflows_only_where_the_scale_was_rounded_up(bits: int) -> None:
+    """The one place where a finite weight has an infinite value: top * scale > the largest float32."""
+    largest = float(np.finfo(np.float32).max)
+    value = round_trip(np.array([largest], np.float32), format_named(f"int{bits}-row"))[0]
+    assert np.isinf(value) == (bits in (6, 8))
+
+
+def test_asymmetric__keeps_zero_on_a_subnormal_range() -> None:
+    """10 eta / 7 rounds down to 1 eta, so the zero point would be 10 of 7 codes if it were not clipped."""
+    fmt = format_named("int3-g8-asym")
+    w = np.array([-10 * ETA32, 0.0], np.float32)
+    assert round_trip(w, fmt).tolist() == [-7 * ETA32, 0.0]
+
+
+def test_flat_partial_block__stores_the_floor_of_bitsandbytes() -> None:
+    fmt = format_named("nf4-b8")
+    grid = quantize(np.zeros(12, np.float32), fmt)[1]
+    assert grid.scale.ravel().tolist() == [0.0, float(np.float32(1e-38))]
+
+
+def test_encode__on_a_foreign_grid_clips() -> None:
+    fmt: Format = format_named("int4-row")
+    grid = Grid(np.ones((1, 1), np.float32), np.zeros((1, 1), np.float32))
+    v = np.array([[-1e30, -7.6, 7.6, 1e30]], np.float32)
+    assert encode(v, grid, fmt).tolist() == [[0, 0, 14, 14]]
