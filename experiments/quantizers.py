@@ -83,7 +83,7 @@ def _ratio(blocks: Tensor, scale: Tensor, fmt: Format, count: int) -> Tensor:
         ratio = blocks / scale
     else:
         floored = scale.clamp(min=fmt.floor) if fmt.floor else scale
-        ratio = blocks * (torch.full_like(floored, fmt.divisor) / floored)
+        ratio = blocks * (floored.reciprocal() * fmt.divisor)
         if fmt.block == "flat" and count % blocks.shape[1]:
             ratio[-1] = blocks[-1] / floored[-1]
     return torch.where(torch.isfinite(ratio), ratio, 0.0)

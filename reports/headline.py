@@ -12,7 +12,6 @@ from unforgotten.reports.slots import Slots, dodge
 from unforgotten.reports.style import (
     RETRAINED_COLOUR,
     TARGET_COLOUR,
-    ArmStyle,
     arm_handles,
     arm_styles,
     intervals,
@@ -33,13 +32,13 @@ def headline_figure(run: Run) -> Figure | None:
     sentences = headline_sentences(run)
     if have_gain:
         _gain(axes[0], run)
-        axes[0].set_title(sentences.gain, fontsize=9.5)
+        axes[0].set_title(sentences.gain, fontsize=9)
     if have_memory:
         _memory(axes[-1], run)
-        axes[-1].set_title(sentences.memory, fontsize=9.5)
+        axes[-1].set_title(sentences.memory, fontsize=9)
     references = [
         line_handle("target (never unlearned)", TARGET_COLOUR),
-        line_handle("retrained without the forget texts", RETRAINED_COLOUR, "--"),
+        line_handle("retrained (no forget texts)", RETRAINED_COLOUR, "--"),
     ]
     legend(figure, [*arm_handles(run.storages), *(references if have_memory else [])])
     return figure
@@ -58,14 +57,26 @@ def _memory(ax: Axes, run: Run) -> None:
     precisions = ("none", *run.formats)
     slots = Slots(precisions, run.methods)
     middles = [sum(slots.span(p)) / 2 for p in precisions]
-    for model, colour, dashes in (("target", TARGET_COLOUR, "-"), ("retrained", RETRAINED_COLOUR, "--")):
-        rows = [(x, run.get("M1", model, format=p)) for x, p in zip(middles, precisions, strict=True)]
+    for model, colour, dashes in (
+        ("target", TARGET_COLOUR, "-"),
+        ("retrained", RETRAINED_COLOUR, "--"),
+    ):
+        rows = [
+            (x, run.get("M1", model, format=p)) for x, p in zip(middles, precisions, strict=True)
+        ]
         values = [(x, row.value) for x, row in rows if row is not None and row.value is not None]
-        ax.plot([x for x, _ in values], [v for _, v in values], color=colour, linestyle=dashes, linewidth=1.4)
-        intervals(ax, rows, ArmStyle(colour, "D", True), size=3.5)
+        ax.plot(
+            [x for x, _ in values],
+            [v for _, v in values],
+            color=colour,
+            linestyle=dashes,
+            linewidth=1.4,
+        )
     for i, (storage, style) in enumerate(arm_styles(run.storages).items()):
         offset = dodge(i, len(run.storages))
-        places = [(x + offset, run.get("M1", "unlearned", m, storage, p)) for p, m, x in slots.cells()]
+        places = [
+            (x + offset, run.get("M1", "unlearned", m, storage, p)) for p, m, x in slots.cells()
+        ]
         intervals(ax, places, style)
     slots.dress(ax, members=False, groups=False)
     ax.set_xticks(middles, [short(precision_label(p)) for p in precisions], fontsize=8.5)

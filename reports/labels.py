@@ -36,7 +36,7 @@ def short(name: str) -> str:
 
 
 def family(format_name: str) -> str:
-    """ "bnb:nf4-b64" -> "nf4": number type and bits, without back end and block."""
+    """Number type and bits, without back end and block: "bnb:nf4-b64" is of the family "nf4"."""
     return format_name.rpartition(":")[2].partition("-")[0]
 
 
@@ -75,7 +75,7 @@ def plain(value: float | None) -> str:
 
 
 def listed(names: tuple[str, ...] | list[str]) -> str:
-    """ "a, b and c"."""
+    """Names in a sentence: "a, b and c"."""
     *rest, last = names
     return f"{', '.join(rest)} and {last}" if rest else last
 
@@ -84,6 +84,4 @@ def _digits(metric: str) -> int:
     base = metric.partition("@")[0]
     if base in COUNTS:
         return 0
-    if base.startswith("rho_") or base == "gain":
-        return 2
-    return 1 if base.endswith(PERCENT_POINTS) else 3
+    return 1 if base.endswith(PERCENT_POINTS) and not base.startswith("rho_") else 3

@@ -8,6 +8,7 @@ from itertools import chain
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 
 from unforgotten.reports.labels import precision_label
 from unforgotten.reports.rows import Row, Run, select
@@ -16,7 +17,9 @@ from unforgotten.reports.style import (
     RETRAINED_COLOUR,
     SOFT,
     TARGET_COLOUR,
+    WASH,
     ArmStyle,
+    Dashes,
     arm_handles,
     arm_styles,
     intervals,
@@ -32,7 +35,11 @@ TITLES: Mapping[str, str] = {
     "M4": "M4: knowledge of the retain texts (0–100, high = still useful)",
 }
 RECOVERED = ("rho_M1", "rho_M2")
-REFERENCES = (("target", TARGET_COLOUR, "-"), ("retrained", RETRAINED_COLOUR, "--"))
+REFERENCES: tuple[tuple[str, str, Dashes], ...] = (
+    ("target", TARGET_COLOUR, "-"),
+    ("retrained", RETRAINED_COLOUR, "--"),
+)
+UNDEFINED_HEIGHT = 0.12  # of the panel: the strip for cases without a value
 RHO_AXIS = (-0.5, 1.25)  # grows to RHO_LIMITS where the data ask for it
 RHO_LIMITS = (-1.5, 2.0)
 
@@ -79,7 +86,7 @@ def _metric_panel(ax: Axes, run: Run, metric: str, slots: Slots) -> None:
 
 
 def recovery_figure(run: Run) -> Figure | None:
-    """rho of M1 and of M2 for every method, format and storage arm; undefined ones are marked, not placed."""
+    """Recovered fraction of M1 and of M2 for every method, format and storage arm; undefined ones are marked, not placed."""
     shown = [m for m in RECOVERED if select(run.rows, metric=m)]
     if not shown:
         return None
@@ -90,13 +97,32 @@ def recovery_figure(run: Run) -> Figure | None:
         _recovery_panel(ax, run, metric, slots)
         ax.set_ylim(*_rho_limits(rows))
         slots.dress(ax)
-        ax.set_title(f"ρ({metric.removeprefix('rho_')}): 0 = as unlearned, 1 = as the quantized target", pad=17)
-    cross = Line2D([], [], linestyle="none", marker="x", color=SOFT, label="undefined: nothing to recover")
+        ax.set_title(
+            f"ρ({metric.removeprefix('rho_')}): 0 = as unlearned, 1 = as the quantized target",
+            pad=17,
+        )
+    cross = Line2D(
+        [], [], linestyle="none", marker="x", color=SOFT, label="undefined: nothing to recover"
+    )
     legend(figure, [*arm_handles(run.storages), cross])
     return figure
 
 
 def _recovery_panel(ax: Axes, run: Run, metric: str, slots: Slots) -> None:
+    if any(row.value is None for row in select(run.rows, metric=metric)):
+        strip = Rectangle(
+            (0, 0), 1, UNDEFINED_HEIGHT, transform=ax.transAxes, color=WASH, zorder=0.6
+        )
+        ax.add_patch(strip)
+        ax.text(
+            0.004,
+            UNDEFINED_HEIGHT / 2,
+            "undefined",
+            transform=ax.transAxes,
+            va="center",
+            color=SOFT,
+            fontsize=8,
+        )
     for level, dashes in ((0.0, "-"), (1.0, "--")):
         ax.axhline(level, color=TARGET_COLOUR, linestyle=dashes, linewidth=1.0, zorder=2)
     for storage, style, offset in _arms(run):
@@ -108,13 +134,15 @@ def _recovery_panel(ax: Axes, run: Run, metric: str, slots: Slots) -> None:
         intervals(ax, cells, style)
         undefined = [x for x, row in cells if row is not None and row.value is None]
         ax.plot(
-            undefined, [0.06] * len(undefined), linestyle="none", marker="x", markersize=5,
+            undefined, [UNDEFINED_HEIGHT / 2] * len(undefined), linestyle="none", marker="x", markersize=5,
             color=style.colour, transform=ax.get_xaxis_transform(),
         )  # fmt: skip
 
 
 def _rho_limits(rows: list[Row]) -> tuple[float, float]:
-    ends = list(chain(RHO_AXIS, *(row.bounds for row in rows if row.bounds and row.value is not None)))
+    ends = list(
+        chain(RHO_AXIS, *(row.bounds for row in rows if row.bounds and row.value is not None))
+    )
     return max(min(ends), RHO_LIMITS[0]), min(max(ends), RHO_LIMITS[1])
 
 

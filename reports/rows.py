@@ -101,9 +101,16 @@ class Run:
         """The row of this measurement, or None where the run has none."""
         return self._index.get((metric, model, method, storage, format))
 
-    def value(self, metric: str, model: str, *subject: str | None, format: str = "none") -> float | None:
+    def value(
+        self,
+        metric: str,
+        model: str,
+        method: str | None = None,
+        storage: str | None = None,
+        format: str = "none",
+    ) -> float | None:
         """The value of that row; None without a row, and where the row says undefined."""
-        row = self.get(metric, model, *subject, format=format)
+        row = self.get(metric, model, method, storage, format)
         return None if row is None else row.value
 
     @cached_property
@@ -192,10 +199,12 @@ def _row(line: bytes) -> Row:
     fields = _object(line)
     for name in REQUIRED:
         if name not in fields:
-            raise ValueError(f"a row must have the field {name!r}, got {', '.join(fields) or 'no fields'}")
+            raise ValueError(
+                f"a row must have the field {name!r}, got {', '.join(fields) or 'no fields'}"
+            )
     values = {
         name: _checked(name, fields[name], *rule)
-        for name, rule in (REQUIRED | OPTIONAL).items()
+        for name, rule in (*REQUIRED.items(), *OPTIONAL.items())
         if name in fields
     }
     values["interval"] = _interval(values.get("interval"))
@@ -207,7 +216,9 @@ def _object(line: bytes) -> dict[str, Any]:
         fields = json.loads(line.decode("utf-8"))
     except ValueError:
         shown = line.decode("utf-8", "replace")[-40:]
-        raise ValueError(f"a row must be one JSON object, got a broken line ending in {shown!r}") from None
+        raise ValueError(
+            f"a row must be one JSON object, got a broken line ending in {shown!r}"
+        ) from None
     if not isinstance(fields, dict):
         raise ValueError(f"a row must be one JSON object, got {type(fields).__name__}")
     return fields
@@ -216,11 +227,10 @@ def _object(line: bytes) -> dict[str, Any]:
 def _checked(name: str, value: Any, types: tuple[type, ...], nullable: bool) -> Any:
     if value is None and nullable:
         return None
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if not isinstance(value, types) or (isinstance(value, bool)):
+    if not isinstance(value, types) or isinstance(value, bool):
         rule = " or ".join(t.__name__ for t in types) + (" or null" if nullable else "")
         raise ValueError(f"{name} must be {rule}, got {name}={value!r}")
-    if number and not math.isfinite(value):
+    if isinstance(value, int | float) and not math.isfinite(value):
         raise ValueError(f"{name} must be finite or null, got {name}={value!r}")
     return value
 

@@ -42,7 +42,7 @@ class Slots:
         """Limits, separators and names."""
         ax.set_xlim(self.span(self.groups[0])[0] - GAP / 2, self.span(self.groups[-1])[1] + GAP / 2)
         for group in self.groups[1:]:
-            ax.axvline(self.span(group)[0] - GAP / 2, color=LINE, linewidth=0.8)
+            ax.axvline(self.span(group)[0] - GAP / 2, color=LINE, linewidth=0.8, zorder=0.5)
         places = [x for _, _, x in self.cells()] if members else []
         names = [short(m) for _, m, _ in self.cells()] if members else []
         rotation = 90 if len(places) > ROTATE_ABOVE else 0

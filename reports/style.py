@@ -5,8 +5,10 @@ from __future__ import annotations
 import io
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import matplotlib as mpl
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,7 +17,7 @@ from matplotlib.lines import Line2D
 from unforgotten.reports.labels import storage_short
 from unforgotten.reports.rows import Row, Run
 
-RC: Mapping[str, object] = {
+RC: Mapping[Any, Any] = {
     "axes.edgecolor": "#57606a",
     "axes.labelcolor": "#1b1f24",
     "axes.spines.right": False,
@@ -37,11 +39,14 @@ RC: Mapping[str, object] = {
     "xtick.color": "#1b1f24",
     "ytick.color": "#1b1f24",
 }
-INK, SOFT, LINE = "#1b1f24", "#57606a", "#d5dbe1"
+INK, SOFT, LINE, WASH = "#1b1f24", "#57606a", "#d5dbe1", "#eef1f4"
 TARGET_COLOUR, RETRAINED_COLOUR = "#1b1f24", "#6b7680"
 GATING_COLOUR, BASE_COLOUR = "#7a3b9e", "#b9a13a"
 FORMAT_MARKERS = "osD^vPX*<>hp"
 PNG_DPI = 160
+LEGEND_INCHES_PER_LETTER = 0.066
+LEGEND_KEY_LETTERS = 6  # width of a key and its gaps
+Dashes = Literal["-", "--", ":"]
 Draw = Callable[[Run], Figure | None]
 
 
@@ -63,7 +68,11 @@ ARM_STYLES: Mapping[str, ArmStyle] = {
     "fp32": ArmStyle("#0b57a4", "o", True),
     "bf16": ArmStyle("#c2410c", "s", False),
 }
-OTHER_ARMS = (ArmStyle("#00795c", "^", True), ArmStyle("#8a3ffc", "D", False), ArmStyle(SOFT, "v", True))
+OTHER_ARMS = (
+    ArmStyle("#00795c", "^", True),
+    ArmStyle("#8a3ffc", "D", False),
+    ArmStyle(SOFT, "v", True),
+)
 
 
 def arm_styles(storages: Sequence[str]) -> dict[str, ArmStyle]:
@@ -86,7 +95,7 @@ def render_png(draw: Draw, run: Run) -> bytes | None:
 def _render(draw: Draw, run: Run, kind: str) -> bytes | None:
     with mpl.rc_context():
         mpl.rcdefaults()
-        mpl.rcParams.update(RC)  # pyright: ignore[reportArgumentType, reportCallIssue]
+        mpl.rcParams.update(RC)
         figure = draw(run)
         if figure is None:
             return None
@@ -99,10 +108,17 @@ def _render(draw: Draw, run: Run, kind: str) -> bytes | None:
     return stream.getvalue()
 
 
-def panels(rows: int, columns: int, size: tuple[float, float], **share: bool) -> tuple[Figure, list[Axes]]:
+def panels(
+    rows: int,
+    columns: int,
+    size: tuple[float, float],
+    *,
+    sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, list[Axes]]:
     """A figure with a grid of axes, row by row."""
     figure = Figure(figsize=size, layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False, **share)  # type: ignore[call-overload]
+    grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
     axes = [ax for line in grid for ax in line]
     for ax in axes:
         ax.grid(axis="y")
@@ -117,7 +133,14 @@ def intervals(
     shown = [(x, row) for x, row in points if row is not None and row.value is not None]
     for x, row in shown:
         if row.bounds is not None:
-            ax.plot([x, x], row.bounds, color=style.colour, linewidth=1.3, solid_capstyle="butt", zorder=3)
+            ax.plot(
+                [x, x],
+                row.bounds,
+                color=style.colour,
+                linewidth=1.3,
+                solid_capstyle="butt",
+                zorder=3,
+            )
     ax.plot(
         [x for x, _ in shown],
         [row.value for _, row in shown if row.value is not None],
@@ -142,11 +165,22 @@ def arm_handles(storages: Sequence[str]) -> list[Line2D]:
     ]  # fmt: skip
 
 
-def line_handle(label: str, colour: str, dashes: str = "-") -> Line2D:
+def line_handle(label: str, colour: str, dashes: Dashes = "-") -> Line2D:
     """Legend entry of a reference line."""
     return Line2D([], [], color=colour, linestyle=dashes, linewidth=1.4, label=label)
 
 
-def legend(figure: Figure, handles: Sequence[object]) -> None:
-    """One legend above all panels."""
-    figure.legend(handles=list(handles), loc="outside upper left", ncols=min(len(handles), 6))  # type: ignore[arg-type]
+def side_legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """One legend in a column right of all panels."""
+    figure.legend(handles=list(handles), loc="outside right upper")
+
+
+def legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """One legend above all panels, in as many columns as the longest label leaves room for."""
+    widest = max(len(str(handle.get_label())) for handle in handles)
+    columns = int(
+        figure.get_figwidth() / (LEGEND_INCHES_PER_LETTER * (widest + LEGEND_KEY_LETTERS))
+    )
+    figure.legend(
+        handles=list(handles), loc="outside upper left", ncols=max(1, min(columns, len(handles)))
+    )

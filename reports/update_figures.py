@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from unforgotten.reports.labels import short
 from unforgotten.reports.rows import Run, select
@@ -23,9 +23,10 @@ from unforgotten.reports.style import (
     legend,
     line_handle,
     panels,
+    side_legend,
 )
 
-POWERS = "⁰¹²³⁴⁵⁶⁷⁸⁹"
+TICK_FACTORS = (1.0, 2.0, 5.0)
 
 
 def gain_figure(run: Run) -> Figure | None:
@@ -37,7 +38,9 @@ def gain_figure(run: Run) -> Figure | None:
     gain_panel(axes[0], run, slots)
     slots.dress(axes[0])
     axes[0].set_title("Gain: share of the update that survives quantization, along itself", pad=17)
-    legend(figure, [*arm_handles(run.storages), line_handle("the whole update survives", INK, "--")])
+    legend(
+        figure, [*arm_handles(run.storages), line_handle("the whole update survives", INK, "--")]
+    )
     return figure
 
 
@@ -61,11 +64,13 @@ def flips_figure(run: Run) -> Figure | None:
     pairs = [
         (expected.value, observed.value, expected.storage, expected.format)
         for expected in select(run.rows, metric="expected_flips")
-        if (observed := run.get("code_flips", *expected.key[1:])) and observed.value and expected.value
+        if (observed := run.get("code_flips", *expected.key[1:]))
+        and observed.value
+        and expected.value
     ]
     if not pairs:
         return None
-    figure, axes = panels(1, 1, (7.5, 5.6))
+    figure, axes = panels(1, 1, (11, 6))
     ax, styles = axes[0], arm_styles(run.storages)
     markers = {f: FORMAT_MARKERS[i % len(FORMAT_MARKERS)] for i, f in enumerate(run.formats)}
     ends = _round_ends([x for pair in pairs for x in pair[:2] if x])
@@ -74,13 +79,15 @@ def flips_figure(run: Run) -> Figure | None:
         style = styles[storage or ""]
         ax.plot(
             [expected_flips or 0], [code_flips or 0], linestyle="none", marker=markers[format_name],
-            markersize=7, color=style.colour, markerfacecolor=style.face, markeredgewidth=1.3, zorder=3,
+            markersize=7, color=style.colour, markerfacecolor=style.face, markeredgewidth=1.3, zorder=3, clip_on=False,
         )  # fmt: skip
     _log_axes(ax, ends)
     ax.set_xlabel("code flips expected by chance")
     ax.set_ylabel("code flips observed")
-    ax.grid(axis="both")
-    legend(figure, [*_flip_handles(run, markers), line_handle("observed = expected", INK, "--")])
+    ax.grid(True, axis="both")
+    side_legend(
+        figure, [*_flip_handles(run, markers), line_handle("observed = expected", INK, "--")]
+    )
     return figure
 
 
@@ -91,27 +98,36 @@ def _flip_handles(run: Run, markers: dict[str, str]) -> list[Line2D]:
     return [
         *arms,
         *(
-            Line2D([], [], linestyle="none", marker=m, color=SOFT, markerfacecolor="none", label=short(f))
+            Line2D(
+                [],
+                [],
+                linestyle="none",
+                marker=m,
+                color=SOFT,
+                markerfacecolor="none",
+                label=short(f),
+            )
             for f, m in markers.items()
         ),
     ]
 
 
 def _round_ends(values: Sequence[float]) -> tuple[float, float]:
-    low, high = math.floor(math.log10(min(values))), math.ceil(math.log10(max(values)))
-    return 10.0**low, 10.0 ** max(high, low + 1)
+    """The next 1, 2 or 5 times a power of ten below and above all values."""
+    powers = range(math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 2)
+    nice = [factor * 10.0**power for power in powers for factor in TICK_FACTORS]
+    low = max(x for x in nice if x < 0.95 * min(values))
+    return low, min(x for x in nice if x > 1.05 * max(values))
 
 
 def _log_axes(ax: Axes, ends: tuple[float, float]) -> None:
-    for axis, scale, limit in ((ax.xaxis, ax.set_xscale, ax.set_xlim), (ax.yaxis, ax.set_yscale, ax.set_ylim)):
+    for axis, scale, limit in (
+        (ax.xaxis, ax.set_xscale, ax.set_xlim),
+        (ax.yaxis, ax.set_yscale, ax.set_ylim),
+    ):
         scale("log")
         limit(*ends)
-        axis.set_major_formatter(FuncFormatter(lambda x, _: _power(x)))
-        axis.set_minor_formatter(FuncFormatter(lambda x, _: ""))
+        axis.set_major_locator(LogLocator(subs=TICK_FACTORS))
+        axis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:,.0f}"))
+        axis.set_minor_locator(NullLocator())
     ax.set_aspect("equal")
-
-
-def _power(x: float) -> str:
-    """10³ for 1000, without the markup that a figure's text does not use."""
-    exponent = round(math.log10(x)) if x > 0 else 0
-    return "10" + "".join(POWERS[int(digit)] if digit.isdigit() else "⁻" for digit in str(exponent))

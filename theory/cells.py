@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unforgotten.theory.claims import claim
 from unforgotten.theory.formats import Format
@@ -18,11 +20,11 @@ class Cells:
     that side keeps its code, because it is clipped.
     """
 
-    lower: np.ndarray
-    upper: np.ndarray
+    lower: NDArray[Any]
+    upper: NDArray[Any]
 
     @property
-    def width(self) -> np.ndarray:
+    def width(self) -> NDArray[Any]:
         """Widths (K,), > 0 but for a level that no weight can reach."""
         return self.upper - self.lower
 
@@ -38,7 +40,7 @@ def cells(fmt: Format) -> Cells:
     )
 
 
-def position(v: np.ndarray, codes: np.ndarray, fmt: Format) -> np.ndarray:
+def position(v: NDArray[Any], codes: NDArray[Any], fmt: Format) -> NDArray[Any]:
     """Where `v` lies in its cell: 0 at the lower end, 1 at the upper. NaN in a cell of no width.
 
     Args:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unforgotten.theory.claims import claim
 
@@ -47,7 +49,7 @@ class BinadeCounts:
     moved: tuple[int, ...]
 
 
-def count_binades(w: np.ndarray, w_new: np.ndarray) -> BinadeCounts:
+def count_binades(w: NDArray[Any], w_new: NDArray[Any]) -> BinadeCounts:
     """Count the moved weights of a pair by the magnitude of the weight before. Zeros count in the lowest binade."""
     _, exponent = np.frexp(np.abs(np.asarray(w, np.float32)).ravel())
     exponent = np.where(np.asarray(w).ravel() == 0, BINADES[0], exponent - 1)

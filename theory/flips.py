@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
+from numpy.typing import NDArray
 
 from unforgotten.theory.cells import cells
 from unforgotten.theory.claims import claim
@@ -10,7 +13,7 @@ from unforgotten.theory.formats import Format
 
 
 @claim("T6", kind="law", source="Widrow & Kollar 2008, ch. 4 (uniform-phase model)")
-def flip_probability(shift: np.ndarray, codes: np.ndarray, fmt: Format) -> np.ndarray:
+def flip_probability(shift: NDArray[Any], codes: NDArray[Any], fmt: Format) -> NDArray[Any]:
     """P[code changes] = min(|shift| / width of the cell, 1), 0 where the update leaves an end cell outward.
 
     Assumption U: the position of the weight in its cell is uniform and independent of the shift.

@@ -9,9 +9,10 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 BlockKind = Literal["tensor", "row", "group", "flat"]
 Arithmetic = Literal["divide", "multiply"]
@@ -59,7 +60,7 @@ class Format:
     source: str
 
     @property
-    def thresholds(self) -> np.ndarray:
+    def thresholds(self) -> NDArray[Any]:
         """Float32 midpoints between neighbouring levels, in code units, (K - 1,)."""
         levels = np.asarray(self.levels, np.float32)
         return (levels[:-1] + levels[1:]) / np.float32(2)

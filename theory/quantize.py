@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unforgotten.theory.formats import Format
 
@@ -23,11 +25,11 @@ class Grid:
         zero: float32 integers, (n_blocks, 1); zeros where the format has no zero point.
     """
 
-    scale: np.ndarray
-    zero: np.ndarray
+    scale: NDArray[Any]
+    zero: NDArray[Any]
 
 
-def to_blocks(w: np.ndarray, fmt: Format) -> np.ndarray:
+def to_blocks(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
     """The tensor as (n_blocks, block) float32, the last block of a row (or of a flat tensor) filled with zeros.
 
     Zeros change no scale: absmax ignores them, and a range always contains 0.
@@ -47,7 +49,7 @@ def to_blocks(w: np.ndarray, fmt: Format) -> np.ndarray:
     return np.pad(w, ((0, 0), (0, padding))).reshape(-1, fmt.block_size)
 
 
-def from_blocks(blocks: np.ndarray, shape: tuple[int, ...], fmt: Format) -> np.ndarray:
+def from_blocks(blocks: NDArray[Any], shape: tuple[int, ...], fmt: Format) -> NDArray[Any]:
     """Undo `to_blocks`: drop the padding and restore `shape`."""
     if fmt.block_size is None:
         return blocks.reshape(shape)
@@ -56,7 +58,7 @@ def from_blocks(blocks: np.ndarray, shape: tuple[int, ...], fmt: Format) -> np.n
     return blocks.reshape(-1, padded)[:, :width].reshape(shape)
 
 
-def fit_grid(blocks: np.ndarray, fmt: Format, *, count: int | None = None) -> Grid:
+def fit_grid(blocks: NDArray[Any], fmt: Format, *, count: int | None = None) -> Grid:
     """The scales and zero points that the format chooses for these blocks.
 
     Args:
@@ -80,13 +82,17 @@ def fit_grid(blocks: np.ndarray, fmt: Format, *, count: int | None = None) -> Gr
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
         scale = (high - low) / np.float32(fmt.divisor)
         zero = np.nan_to_num(np.rint(-low / scale), nan=0.0, posinf=0.0)
-        zero = np.minimum(zero, np.float32(fmt.levels[-1]))  # a subnormal scale rounds down by too much
+        zero = np.minimum(
+            zero, np.float32(fmt.levels[-1])
+        )  # a subnormal scale rounds down by too much
     if not np.isfinite(scale).all():
         raise ValueError(f"the range of a block must be a finite float32 in {fmt.name}, got inf")
     return Grid(scale, zero)
 
 
-def code_units(blocks: np.ndarray, grid: Grid, fmt: Format, *, count: int | None = None) -> np.ndarray:
+def code_units(
+    blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None = None
+) -> NDArray[Any]:
     """`v = w / scale + zero` in float32, not rounded; 0 + zero where a zero scale says nothing.
 
     Args:
@@ -98,7 +104,7 @@ def code_units(blocks: np.ndarray, grid: Grid, fmt: Format, *, count: int | None
     return _ratio(blocks, grid, fmt, count) + grid.zero
 
 
-def _ratio(blocks: np.ndarray, grid: Grid, fmt: Format, count: int | None) -> np.ndarray:
+def _ratio(blocks: NDArray[Any], grid: Grid, fmt: Format, count: int | None) -> NDArray[Any]:
     with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
         if fmt.arithmetic == "divide":
             ratio, usable = blocks / grid.scale, grid.scale > 0
@@ -108,11 +114,15 @@ def _ratio(blocks: np.ndarray, grid: Grid, fmt: Format, count: int | None) -> np
             ratio, usable = blocks * reciprocal, np.isfinite(reciprocal)
             if count is not None and count % blocks.shape[1]:
                 ratio[-1] = blocks[-1] / scale[-1]
-    largest = np.finfo(np.float32).max  # on the grid of another tensor a ratio can overflow: it is clipped, not 0
+    largest = np.finfo(
+        np.float32
+    ).max  # on the grid of another tensor a ratio can overflow: it is clipped, not 0
     return np.where(usable, np.clip(ratio, -largest, largest), np.float32(0))
 
 
-def encode(blocks: np.ndarray, grid: Grid, fmt: Format, *, count: int | None = None) -> np.ndarray:
+def encode(
+    blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None = None
+) -> NDArray[Any]:
     """Codes, int16 (n_blocks, block): indices into `fmt.levels`."""
     ratio = _ratio(blocks, grid, fmt, count)
     if fmt.rounding == "half-lower":
@@ -121,7 +131,7 @@ def encode(blocks: np.ndarray, grid: Grid, fmt: Format, *, count: int | None = N
     return (np.clip(code, fmt.levels[0], fmt.levels[-1]) - fmt.levels[0]).astype(np.int16)
 
 
-def decode(codes: np.ndarray, grid: Grid, fmt: Format) -> np.ndarray:
+def decode(codes: NDArray[Any], grid: Grid, fmt: Format) -> NDArray[Any]:
     """Values, float32 (n_blocks, block), that the deployed model computes with."""
     levels = np.asarray(fmt.levels, np.float32)
     with np.errstate(under="ignore", over="ignore"):
@@ -129,7 +139,7 @@ def decode(codes: np.ndarray, grid: Grid, fmt: Format) -> np.ndarray:
         return value if fmt.unit == 1.0 else value * np.float32(fmt.unit)
 
 
-def quantize(w: np.ndarray, fmt: Format) -> tuple[np.ndarray, Grid]:
+def quantize(w: NDArray[Any], fmt: Format) -> tuple[NDArray[Any], Grid]:
     """Codes in the shape of `w` (int16, indices into `fmt.levels`) and the grid that was fitted to it.
 
     Args:
@@ -144,7 +154,7 @@ def quantize(w: np.ndarray, fmt: Format) -> tuple[np.ndarray, Grid]:
     return from_blocks(encode(blocks, grid, fmt, count=count), w.shape, fmt), grid
 
 
-def round_trip(w: np.ndarray, fmt: Format) -> np.ndarray:
+def round_trip(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
     """Q(w): quantize and dequantize, float32 in the shape of `w`."""
     blocks, count = to_blocks(w, fmt), _flat_count(w, fmt)
     grid = fit_grid(blocks, fmt, count=count)
@@ -152,5 +162,5 @@ def round_trip(w: np.ndarray, fmt: Format) -> np.ndarray:
     return from_blocks(decode(codes, grid, fmt), w.shape, fmt)
 
 
-def _flat_count(w: np.ndarray, fmt: Format) -> int | None:
+def _flat_count(w: NDArray[Any], fmt: Format) -> int | None:
     return w.size if fmt.block == "flat" else None

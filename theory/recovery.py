@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unforgotten.theory.claims import claim
 
@@ -25,9 +26,9 @@ class Recovery(NamedTuple):
 
 @claim("T16", kind="exact", source="definition; percentile bootstrap, Efron 1979")
 def recovered_fraction(
-    unlearned: np.ndarray, quantized: np.ndarray, quantized_target: np.ndarray, *, seed: int
+    unlearned: NDArray[Any], quantized: NDArray[Any], quantized_target: NDArray[Any], *, seed: int
 ) -> Recovery:
-    """rho = (m(Q(w')) - m(w')) / (m(Q(w)) - m(w')): 0 as unlearned, 1 as the target at the same precision.
+    """Rho = (m(Q(w')) - m(w')) / (m(Q(w)) - m(w')): 0 as unlearned, 1 as the target at the same precision.
 
     Items are resampled together, so their difficulty cancels. Where the interval of the denominator holds 0 there is
     nothing to recover: the point estimate is given, `defined` is False, and the interval is (-inf, inf).
@@ -43,7 +44,9 @@ def recovered_fraction(
     """
     u, q, t = (np.asarray(x, np.float64) for x in (unlearned, quantized, quantized_target))
     if not (u.shape == q.shape == t.shape and u.ndim == 1 and u.size >= 2):
-        raise ValueError(f"items must be three equal vectors of n >= 2, got {u.shape}, {q.shape}, {t.shape}")
+        raise ValueError(
+            f"items must be three equal vectors of n >= 2, got {u.shape}, {q.shape}, {t.shape}"
+        )
     if not all(np.isfinite(x).all() for x in (u, q, t)):
         raise ValueError("the metric of every item must be finite, got nan or inf")
     draws = np.random.default_rng(seed).integers(u.size, size=(RESAMPLES, u.size))

@@ -5,9 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from unforgotten.theory.cells import position
 from unforgotten.theory.flips import flip_probability
@@ -96,7 +97,7 @@ def add(parts: Iterable[Survival]) -> Survival:
     )
 
 
-def survival(w: np.ndarray, w_new: np.ndarray, fmt: Format, mode: GridMode) -> Survival:
+def survival(w: NDArray[Any], w_new: NDArray[Any], fmt: Format, mode: GridMode) -> Survival:
     """Measure D = Q(w') - Q(w) against delta = w' - w.
 
     Args:
@@ -134,7 +135,7 @@ def _part(grid: Grid, start: int, length: int) -> Grid:
     return Grid(grid.scale[start : start + length], grid.zero[start : start + length])
 
 
-def _pinned(blocks: np.ndarray, fmt: Format) -> np.ndarray:
+def _pinned(blocks: NDArray[Any], fmt: Format) -> NDArray[Any]:
     """The entries that set their block's scale: their place in the cell is known, so no law is needed for them.
 
     They would otherwise count as uniform in the end cell, at whose far end they sit: 1 weight in 64 of an int4-g64
@@ -149,7 +150,7 @@ def _pinned(blocks: np.ndarray, fmt: Format) -> np.ndarray:
 
 
 def _block_survival(
-    blocks: tuple[np.ndarray, np.ndarray, np.ndarray],
+    blocks: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
     grids: tuple[Grid, Grid],
     fmt: Format,
     count: int | None,

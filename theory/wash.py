@@ -15,7 +15,9 @@ class WashTest(NamedTuple):
     p: float
 
 
-@claim("T12", kind="law", source="Hoeffding 1963, thm 1, for sums of independent Bernoulli variables")
+@claim(
+    "T12", kind="law", source="Hoeffding 1963, thm 1, for sums of independent Bernoulli variables"
+)
 def wash_test(flips: int, expected: float, variance: float, weights: int) -> WashTest:
     """Under U the flips are a sum of independent Bernoulli(p_i): z = (flips - sum p_i) / sqrt(sum p_i (1 - p_i)).
 

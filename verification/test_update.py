@@ -60,7 +60,21 @@ def exact_weights(pair: Pair, mode: GridMode) -> Iterator[Weight]:
         grid = fit_block(old, pair.fmt, partial=partial)
         grid_new = fit_block(new, pair.fmt, partial=partial) if mode == "adaptive" else grid
         for w, w_new in zip(old, new, strict=True):
-            yield exact_weight(w, w_new, grid, grid_new, pair.fmt, partial=partial)
+            weight = exact_weight(w, w_new, grid, grid_new, pair.fmt, partial=partial)
+            yield as_pinned(weight) if sets_the_scale(w, old, pair.fmt) else weight
+
+
+def sets_the_scale(w: Fraction, block: list[Fraction], fmt: Format) -> bool:
+    """Whether w is an end of its block: the largest magnitude, or an end of a range that holds 0."""
+    if fmt.statistic == "absmax":
+        return abs(w) == max(map(abs, block))
+    return (w > 0 and w == max(block)) or (w < 0 and w == min(block))
+
+
+def as_pinned(weight: Weight) -> Weight:
+    """A weight whose place is known: its "probability" is what it did."""
+    flipped = Fraction(int(weight.code != weight.code_new))
+    return weight._replace(flip_probability=flipped, probability_slack=Fraction(0))
 
 
 def exact_weight(
@@ -248,6 +262,14 @@ def test_survival__sees_an_update_that_is_on_the_grid() -> None:
     assert (got.code_flips, got.value_changes, got.unchanged) == (1, 1, 6)
     assert (got.dot, got.delta_sq, got.surviving_sq) == (1.0, 1.0625, 1.0)
     assert got.expected_flips == 1.25
+
+
+def test_survival__needs_no_law_for_the_entry_that_sets_the_scale() -> None:
+    """absmax sits at the far end of its cell: inward by half its width it never flips, and is not expected to."""
+    w = np.array([[7.0, 3.25, 0, 0, 0, 0, 0, 0]], np.float32)
+    delta = np.array([[-0.25, 0.25, 0, 0, 0, 0, 0, 0]], np.float32)
+    got = survival(w, w + delta, format_named("int4-g8"), "fixed")
+    assert (got.code_flips, got.expected_flips, got.flips_variance) == (1, 0.25, 0.1875)
 
 
 def test_survival__tells_a_moved_scale_from_a_flip() -> None:

@@ -173,7 +173,8 @@ def main() -> None:
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("click", "typer"):
             raise
-        print(f"unforgotten: {getattr(error, 'message', error)}", file=sys.stderr)
+        text = str(getattr(error, "format_message", error.__str__)())
+        print(f"unforgotten: {' '.join(text.split())}", file=sys.stderr)
         sys.exit(getattr(error, "exit_code", 2))
 
 

@@ -163,6 +163,22 @@ def test_quantize__is_bitsandbytes_on_a_partial_last_block(
     assert_4bit(w, kind, 64, "float32")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_quantize__divides_in_a_partial_last_block_as_bitsandbytes_does(kind: str) -> None:
+    """Weights within two ulps of absmax times a threshold: there a quotient and a product have other codes."""
+    fmt = format_named(f"{kind}-b64")
+    differ = 0
+    for absmax in rng_for(kind).uniform(1, 2, 30).astype(np.float32):
+        w = np.concatenate([[absmax], absmax * threshold_neighbours(fmt, exponent=0)])
+        for part in np.array_split(w.astype(np.float32), 3):
+            with_absmax = np.concatenate([[absmax], part]).astype(np.float32)
+            assert_4bit(with_absmax, kind, 64, "float32")
+            full = np.pad(with_absmax, (0, 64 - len(with_absmax)))
+            codes = (quantize(x, fmt)[0][: len(with_absmax)] for x in (with_absmax, full))
+            differ += int((next(codes) != next(codes)).sum())
+    assert differ > 0
+
+
 @given(st.data(), st.sampled_from(KINDS), st.sampled_from(DTYPES))
 def test_quantize__is_bitsandbytes_on_hard_blocks(
     data: st.DataObject, kind: str, dtype: str

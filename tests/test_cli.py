@@ -1,0 +1,179 @@
+"""The command line: one line and code 2 for bad input, --json, codes of --fail-on."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from unforgotten.cli import main
+
+MICRO = str(Path(__file__).parent / "micro.yaml")
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(*arguments: str, cwd: Path | None = None) -> Done:
+    """Run the command line in this process, as the console script does."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.chdir(cwd or Path.cwd()),
+        patch.object(sys, "argv", ["unforgotten", *arguments]),
+        pytest.raises(SystemExit) as stop,
+    ):
+        main()
+    return Done(int(stop.value.code or 0), out.getvalue(), err.getvalue())
+
+
+def save(folder: Path, tensors: dict[str, NDArray[np.float32]]) -> str:
+    """One bfloat16 safetensors file, written by hand: the base install has no safetensors."""
+    folder.mkdir()
+    header: dict[str, object] = {}
+    data = b""
+    for name, values in tensors.items():
+        raw = values.astype(ml_dtypes.bfloat16).tobytes()
+        span = [len(data), len(data) + len(raw)]
+        header[name] = {"dtype": "BF16", "shape": list(values.shape), "data_offsets": span}
+        data += raw
+    text = json.dumps(header).encode()
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + data)
+    return str(folder)
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> tuple[str, str]:
+    w = np.random.default_rng(0).normal(0, 0.02, (64, 128)).astype(np.float32)
+    moved = w + np.float32(0.001)
+    return (
+        save(tmp_path / "target", {"layer.weight": w}),
+        save(tmp_path / "unlearned", {"layer.weight": moved}),
+    )
+
+
+def assert_refused(done: Done, *words: str) -> None:
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["run", "no-such-profile"], ["profile", "no-such-profile", "tiny"]),
+        (["run", "missing.yaml"], ["missing.yaml"]),
+        (["run", MICRO, "--set", "unlearning.methods={GD: {}}"], ["method", "GD", "NPO_KLR"]),
+        (["run", MICRO, "--set", "only_methods=[SURE]"], ["only_methods", "SURE"]),
+        (["run", MICRO, "--set", "formats=[int4-g64, q9]"], ["format", "q9", "nf4-bN"]),
+        (["run", MICRO, "--set", "unlearning.lr.bf16=-1"], ["unlearning.lr.bf16", "-1"]),
+        (["run", MICRO, "--set", "corpus.passages=few"], ["corpus.passages", "few"]),
+        (["run", MICRO, "--set", "no.such.section=1"], ["no"]),
+        (["run", MICRO, "--set", "seed"], ["a.b=value", "seed"]),
+        (["run", MICRO, "--seed", "-1"], ["seed", "-1"]),
+        (["run", MICRO, "--seed", "many"], ["--seed", "integer"]),
+        (["run", MICRO, "--nonsense"], ["--nonsense"]),
+        (["nonsense"], ["nonsense"]),
+        (["report", "no-such-folder"], ["no-such-folder"]),
+    ],
+)
+def test_bad_usage_is_one_line_and_writes_nothing(
+    tmp_path: Path, arguments: list[str], words: list[str]
+) -> None:
+    assert_refused(call(*arguments, cwd=tmp_path), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_missing_corpus_directory_is_refused(tmp_path: Path) -> None:
+    muse = ["--set", "corpus.kind=muse", "--set", f"corpus.path={tmp_path / 'none'}"]
+    done = call("run", MICRO, *muse, "--out", str(tmp_path / "out"))
+    assert_refused(done, "corpus.path", str(tmp_path / "none"))
+
+
+def test_audit_of_a_pair(pair: tuple[str, str], tmp_path: Path) -> None:
+    done = call("audit", *pair, "--out", str(tmp_path / "out"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout) == json.loads((tmp_path / "out/audit.json").read_text())
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "audit.json", "audit.html", "tensors.parquet",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(("verdicts", "code"), [("undecided", 1), ("undone,survives", 0)])
+def test_fail_on(pair: tuple[str, str], tmp_path: Path, verdicts: str, code: int) -> None:
+    done = call("audit", *pair, "--out", str(tmp_path / "out"), "--fail-on", verdicts)
+    assert done.returncode == code
+    assert (tmp_path / "out/audit.json").exists()
+
+
+def test_audit_refuses_bad_input(pair: tuple[str, str], tmp_path: Path) -> None:
+    target, unlearned = pair
+    out = ["--out", str(tmp_path / "out")]
+    w = np.ones((64, 128), np.float32)
+    nan = np.where(np.eye(64, 128), np.float32(np.nan), w)
+    cut = save(tmp_path / "cut", {"layer.weight": w})
+    shard = Path(cut, "model.safetensors")
+    shard.write_bytes(shard.read_bytes()[:-100])
+    (tmp_path / "pickle").mkdir()
+    (tmp_path / "pickle/pytorch_model.bin").write_bytes(b"\x80\x04.")
+    bad = {
+        "missing": (str(tmp_path / "missing"), ["missing"]),
+        "truncated": (cut, ["model.safetensors"]),
+        "shape": (save(tmp_path / "s", {"layer.weight": w.T.copy()}), ["layer.weight", "128"]),
+        "name": (save(tmp_path / "n", {"other.weight": w}), ["layer.weight"]),
+        "nan": (save(tmp_path / "f", {"layer.weight": nan}), ["layer.weight", "nan"]),
+        "pickle": (str(tmp_path / "pickle"), ["pytorch_model.bin"]),
+    }
+    for path, words in bad.values():
+        assert_refused(call("audit", target, path, *out), *words)
+    assert_refused(call("audit", target, unlearned, "--formats", "int4-g64,q9", *out), "q9")
+    assert_refused(call("audit", target, unlearned, "--fail-on", "maybe", *out), "maybe")
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("listing", ["formats", "methods", "metrics", "claims"])
+def test_listings(listing: str) -> None:
+    done = call(listing, "--json")
+    assert done.returncode == 0, done.stderr
+    assert len(json.loads(done.stdout)) >= 5
+    assert call(listing).stdout
+
+
+def test_dry_run_lists_the_stages_and_writes_nothing(tmp_path: Path) -> None:
+    done = call("run", MICRO, "--dry-run", "--json", cwd=tmp_path)
+    stages = json.loads(done.stdout)["stages"]
+    assert len([s for s in stages if s.startswith("unlearn")]) == 6 * 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_module_and_the_console_script_run() -> None:
+    for command in (
+        [sys.executable, "-m", "unforgotten.cli"],
+        [str(Path(sys.executable).with_name("unforgotten"))],
+    ):
+        listing = [*command, "formats", "--json"]
+        done = subprocess.run(listing, capture_output=True, text=True, check=True)
+        assert "nf4-bN" in json.loads(done.stdout)
+
+
+def test_help_names_every_command() -> None:
+    text = call("--help").stdout
+    for name in ("run", "audit", "report", "formats", "methods", "metrics", "claims"):
+        assert name in text

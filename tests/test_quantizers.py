@@ -1,0 +1,93 @@
+"""The torch path reads the same descriptions as the numpy reference, and gives the same bits."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+torch = pytest.importorskip("torch", reason="the torch path needs unforgotten[experiments]")
+
+from unforgotten.experiments.quantizers import encode_tensor, linear_names, quantize_state
+from unforgotten.theory.formats import format_named
+from unforgotten.theory.quantize import quantize, round_trip
+
+FORMATS = [
+    *(f"int{bits}-{block}{rule}" for bits in (2, 3, 4, 5, 6, 7, 8) for block in ("g64", "row")
+      for rule in ("", "-asym", "-paper")),
+    "int4-tensor", "int4-tensor-asym", "int4-tensor-paper", "int4-g48",
+    "nf4-b64", "nf4-b128", "nf4-b60", "fp4-b64", "fp4-b60", "llmint8-row",
+]  # fmt: skip
+
+
+def weights(kind: str) -> NDArray[np.float32]:
+    rng = np.random.default_rng(11)
+    w = rng.normal(0, 0.02, (24, 192)).astype(np.float32)
+    match kind:
+        case "outliers":
+            w[:, ::37] *= 40
+        case "ties":
+            w = (rng.integers(-14, 15, (24, 192)) * 0.5).astype(np.float32)
+            w[:, ::64] = 7.0
+        case "zeros and subnormals":
+            w[:8] = 0
+            w[8:12] *= np.float32(1e-41) / np.float32(0.02)
+            w[12:16, :] = 0
+            w[12:16, 5] = np.float32(1e-45)
+        case "one sign":
+            w = np.abs(w) + np.float32(0.01)
+    return w
+
+
+@pytest.mark.parametrize("kind", ["normal", "outliers", "ties", "zeros and subnormals", "one sign"])
+@pytest.mark.parametrize("name", FORMATS)
+def test_torch_path_equals_the_numpy_reference(name: str, kind: str) -> None:
+    fmt, w = format_named(name), weights(kind)
+    codes, values = encode_tensor(torch.from_numpy(w), fmt)
+    assert np.array_equal(codes.numpy(), quantize(w, fmt)[0])
+    assert np.array_equal(values.numpy(), round_trip(w, fmt))
+
+
+@pytest.mark.parametrize("name", ["nf4-b64", "fp4-b64", "llmint8-row"])
+def test_bitsandbytes_back_end_gives_our_values(name: str) -> None:
+    pytest.importorskip("bitsandbytes", reason="needs unforgotten[quantizers]")
+    state = {"layer.weight": torch.from_numpy(weights("outliers"))}
+    rng = np.random.default_rng(5)
+    state["large.weight"] = torch.from_numpy(rng.normal(size=(8192, 64)).astype(np.float32))
+    ours, theirs = (quantize_state(state, list(state), p + name) for p in ("", "bnb:"))
+    for layer in state:
+        assert torch.equal(ours[layer], theirs[layer])
+
+
+def test_only_the_named_weights_are_quantized() -> None:
+    state = {k: torch.from_numpy(weights("normal")) for k in ("a.weight", "b.weight")}
+    result = quantize_state(state, ["a.weight"], "int2-row")
+    assert not torch.equal(result["a.weight"], state["a.weight"])
+    assert result["b.weight"] is state["b.weight"]
+
+
+def test_every_linear_layer_but_the_head_is_quantized() -> None:
+    from unforgotten.experiments.base import tiny_llama
+    from unforgotten.experiments.config import BaseConfig
+
+    names = linear_names(tiny_llama(BaseConfig(layers=2), 0))
+    assert len(names) == 2 * 7
+    assert not any("head" in name or "embed" in name or "norm" in name for name in names)
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("bnb:int4-g64", "nf4-bN"),
+        ("gptq:int4-g64", "back end"),
+        ("int9-row", "format must be one of"),
+    ],
+)
+def test_unknown_names_are_refused(name: str, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        quantize_state({"w": torch.ones(4, 64)}, ["w"], name)
+
+
+def test_nan_is_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        encode_tensor(torch.tensor([[1.0, float("nan")]]), format_named("int4-row"))
