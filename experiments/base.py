@@ -35,6 +35,7 @@ def tiny_llama(config: BaseConfig, seed: int) -> PreTrainedModel:
             num_attention_heads=config.heads,
             num_key_value_heads=config.heads,
             max_position_embeddings=config.positions,
+            attn_implementation="eager",
             tie_word_embeddings=True,
             pad_token_id=0,
             bos_token_id=1,

@@ -54,6 +54,8 @@ def encode_tensor(w: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     divisor = torch.tensor(fmt.divisor, dtype=torch.float32)
     if fmt.statistic == "absmax":
         absmax = blocks.abs().amax(1, keepdim=True)
+        if fmt.block == "flat" and w.numel() % blocks.shape[1]:
+            absmax[-1] = absmax[-1].clamp(min=fmt.floor)
         scale = absmax / divisor if fmt.arithmetic == "divide" else absmax
         zero = torch.zeros_like(scale)
     else:
@@ -63,6 +65,7 @@ def encode_tensor(w: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
         )
         scale = (high - low) / divisor
         zero = torch.nan_to_num(torch.round(-low / scale), nan=0.0, posinf=0.0)
+        zero = zero.clamp(max=fmt.levels[-1])
     if not torch.isfinite(scale).all():
         raise ValueError(f"the range of a block must be a finite float32 in {fmt.name}, got inf")
     ratio = _ratio(blocks, scale, fmt, w.numel())
@@ -80,13 +83,13 @@ def encode_tensor(w: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
 
 def _ratio(blocks: Tensor, scale: Tensor, fmt: Format, count: int) -> Tensor:
     if fmt.arithmetic == "divide":
-        ratio = blocks / scale
-    else:
-        floored = scale.clamp(min=fmt.floor) if fmt.floor else scale
-        ratio = blocks * (floored.reciprocal() * fmt.divisor)
-        if fmt.block == "flat" and count % blocks.shape[1]:
-            ratio[-1] = blocks[-1] / floored[-1]
-    return torch.where(torch.isfinite(ratio), ratio, 0.0)
+        return torch.where(scale > 0, blocks / scale, 0.0)
+    floored = scale.clamp(min=fmt.floor) if fmt.floor else scale
+    reciprocal = floored.reciprocal() * fmt.divisor
+    ratio = blocks * reciprocal
+    if fmt.block == "flat" and count % blocks.shape[1]:
+        ratio[-1] = blocks[-1] / floored[-1]
+    return torch.where(torch.isfinite(reciprocal), ratio, 0.0)
 
 
 def own_values(w: Tensor, name: str) -> Tensor:

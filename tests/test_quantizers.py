@@ -34,6 +34,7 @@ def weights(kind: str) -> NDArray[np.float32]:
             w[8:12] *= np.float32(1e-41) / np.float32(0.02)
             w[12:16, :] = 0
             w[12:16, 5] = np.float32(1e-45)
+            w[16:] = rng.integers(-3, 4, (8, 192)) * np.float32(1e-45)
         case "one sign":
             w = np.abs(w) + np.float32(0.01)
     return w

@@ -84,7 +84,7 @@ def fit_grid(blocks: NDArray[Any], fmt: Format, *, count: int | None = None) -> 
         zero = np.nan_to_num(np.rint(-low / scale), nan=0.0, posinf=0.0)
         zero = np.minimum(
             zero, np.float32(fmt.levels[-1])
-        )  # a subnormal scale rounds down by too much
+        )  # a subnormal scale is rounded too far down
     if not np.isfinite(scale).all():
         raise ValueError(f"the range of a block must be a finite float32 in {fmt.name}, got inf")
     return Grid(scale, zero)
@@ -116,7 +116,7 @@ def _ratio(blocks: NDArray[Any], grid: Grid, fmt: Format, count: int | None) -> 
                 ratio[-1] = blocks[-1] / scale[-1]
     largest = np.finfo(
         np.float32
-    ).max  # on the grid of another tensor a ratio can overflow: it is clipped, not 0
+    ).max  # a ratio on the grid of another tensor can overflow: clipped, not 0
     return np.where(usable, np.clip(ratio, -largest, largest), np.float32(0))
 
 
