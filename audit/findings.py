@@ -62,7 +62,7 @@ def judge_gain(gain: float, stderr: float) -> Finding:
 
 def overall_finding(judged: Sequence[Judged]) -> Finding:
     """One word for all formats: theirs if they agree; partly swallowed if any loses some; unclear else."""
-    words = {j.finding for j in judged}
+    words: set[Finding] = {j.finding for j in judged}
     if len(words) == 1:
         return words.pop()
     return "partly swallowed" if words & {"swallowed", "partly swallowed"} else "unclear"

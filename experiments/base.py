@@ -28,6 +28,7 @@ def tiny_llama(config: BaseConfig, seed: int) -> PreTrainedModel:
     torch.manual_seed(seed)
     return LlamaForCausalLM(
         LlamaConfig(
+            attn_implementation="eager",  # its backward is the faster on CPUs
             vocab_size=config.vocabulary,
             hidden_size=config.width,
             intermediate_size=config.feed_forward,
@@ -35,7 +36,6 @@ def tiny_llama(config: BaseConfig, seed: int) -> PreTrainedModel:
             num_attention_heads=config.heads,
             num_key_value_heads=config.heads,
             max_position_embeddings=config.positions,
-            attn_implementation="eager",
             tie_word_embeddings=True,
             pad_token_id=0,
             bos_token_id=1,

@@ -23,6 +23,7 @@ from unforgotten.experiments.methods import METHODS
 from unforgotten.theory.formats import format_named
 
 Storage = Literal["fp32", "bf16"]
+Autocast = Literal["none", "bf16"]
 PROFILES = files("unforgotten.experiments").joinpath("profiles")
 
 
@@ -82,7 +83,7 @@ class TrainingConfig(_Section):
     steps: int | None = Field(default=None, ge=1)
     warmup_steps: int = Field(default=20, ge=0)
     final_lr_share: float = Field(default=0.05, ge=0, le=1)
-    autocast: Literal["none", "bf16"] = "none"
+    autocast: Autocast = "none"
 
 
 class MethodConfig(_Section):
@@ -102,6 +103,8 @@ class UnlearningConfig(_Section):
         lr: for each storage arm.
         alpha: weight of the retain loss.
         beta: inverse temperature of NPO.
+        batch, retain_batch: documents of one step.
+        autocast: "bf16" computes the losses of the fp32 arm in bfloat16, as mixed-precision training does.
         stop_forget_loss: the fixed rule: stop at the first check where the mean loss of the forget passages is at
             least this, in nats per token.
         check_every: steps between two checks.
@@ -114,9 +117,11 @@ class UnlearningConfig(_Section):
     alpha: float = Field(default=1.0, ge=0)
     beta: float = Field(default=0.1, gt=0)
     batch: int = Field(default=8, ge=1)
+    retain_batch: int = Field(default=8, ge=1)
     max_grad_norm: float = Field(default=1.0, gt=0)
     stop_forget_loss: float = Field(gt=0)
     check_every: int = Field(default=10, ge=1)
+    autocast: Autocast = "none"
 
     @field_validator("methods")
     @classmethod

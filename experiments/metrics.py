@@ -141,7 +141,9 @@ def min_k(
     """Mean of the `share` least likely token log-probabilities of each text."""
     scores: list[float] = []
     for b in in_order(texts, batch, model.config.pad_token_id or 0):
-        logits = model(input_ids=b.input_ids, attention_mask=b.attention_mask).logits
+        logits = model(
+            input_ids=b.input_ids, attention_mask=b.attention_mask, use_cache=False
+        ).logits
         scored = token_log_probs(logits, b.input_ids, b.attention_mask)
         for label, mask in zip(scored.label, scored.mask, strict=True):
             ordered = label[mask].sort().values

@@ -10,7 +10,7 @@ import torch
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.batches import shuffled_batches
-from unforgotten.experiments.config import TrainingConfig
+from unforgotten.experiments.config import Autocast, TrainingConfig
 from unforgotten.experiments.losses import cross_entropy, token_log_probs
 
 Progress = Callable[[int, int, str], None]
@@ -44,8 +44,10 @@ def train(
     model.train()
     for step in range(1, steps + 1):
         batch = next(batches)
-        with _autocast(config):
-            logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+        with autocast(config.autocast):
+            logits = model(
+                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            ).logits
         loss = cross_entropy(token_log_probs(logits, batch.input_ids, batch.attention_mask))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -62,7 +64,8 @@ def _lr_share(step: int, steps: int, config: TrainingConfig) -> float:
     return warm * (config.final_lr_share + (1 - config.final_lr_share) * cosine)
 
 
-def _autocast(config: TrainingConfig) -> contextlib.AbstractContextManager[object]:
-    if config.autocast == "bf16":
+def autocast(mode: Autocast) -> contextlib.AbstractContextManager[object]:
+    """Compute in bfloat16, or as the parameters are; the parameters themselves keep their dtype."""
+    if mode == "bf16":
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return contextlib.nullcontext()

@@ -15,7 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.batches import Batch, in_order, shuffled_batches
-from unforgotten.experiments.config import MethodConfig, Storage, UnlearningConfig
+from unforgotten.experiments.config import Autocast, MethodConfig, Storage, UnlearningConfig
 from unforgotten.experiments.losses import (
     TokenLogProbs,
     cross_entropy,
@@ -26,7 +26,7 @@ from unforgotten.experiments.losses import (
     token_log_probs,
 )
 from unforgotten.experiments.methods import METHODS, Method
-from unforgotten.experiments.training import Progress
+from unforgotten.experiments.training import Progress, autocast
 
 Documents = Sequence[Sequence[int]]
 TORCH_DTYPES: dict[Storage, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -40,10 +40,12 @@ class Settings:
     alpha: float
     beta: float
     batch: int
+    retain_batch: int
     max_grad_norm: float
     stop_forget_loss: float
     check_every: int
     max_steps: int
+    autocast: Autocast
 
 
 @dataclass(frozen=True)
@@ -76,10 +78,12 @@ def settings_of(config: UnlearningConfig, own: MethodConfig, storage: Storage) -
         alpha=config.alpha if own.alpha is None else own.alpha,
         beta=config.beta,
         batch=config.batch,
+        retain_batch=config.retain_batch,
         max_grad_norm=config.max_grad_norm,
         stop_forget_loss=own.stop_forget_loss or config.stop_forget_loss,
         check_every=config.check_every,
         max_steps=own.max_steps or config.max_steps[storage],
+        autocast=config.autocast if storage == "fp32" else "none",
     )
 
 
@@ -132,16 +136,16 @@ def unlearn(
     model, optimizer = accelerator.prepare(model, optimizer)
     pad_id = model.config.pad_token_id or 0
     forget_batches = shuffled_batches(forget, settings.batch, pad_id, seed)
-    retain_batches = shuffled_batches(retain, settings.batch, pad_id, seed + 1)
+    retain_batches = shuffled_batches(retain, settings.retain_batch, pad_id, seed + 1)
     loss_now = mean_loss(model, watched, 4 * settings.batch)
     step, stopped = 0, "max_steps"
     while step < settings.max_steps:
         step += 1
-        loss = _loss(model, method, settings, next(forget_batches), reference)
-        if method.retain:
-            loss = loss + settings.alpha * _retain_loss(
-                model, method, next(retain_batches), reference
-            )
+        with autocast(settings.autocast):
+            loss = _loss(model, method, settings, next(forget_batches), reference)
+            if method.retain:
+                retain_loss = _retain_loss(model, method, next(retain_batches), reference)
+                loss = loss + settings.alpha * retain_loss
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
@@ -196,5 +200,7 @@ def _pass(model: PreTrainedModel, documents: Documents, batch: int) -> list[Batc
 
 
 def _forward(model: PreTrainedModel, batch: Batch) -> TokenLogProbs:
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    logits = model(
+        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+    ).logits
     return token_log_probs(logits, batch.input_ids, batch.attention_mask)
