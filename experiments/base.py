@@ -26,9 +26,8 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 def tiny_llama(config: BaseConfig, seed: int) -> PreTrainedModel:
     """A Llama with tied embeddings and random weights, float32."""
     torch.manual_seed(seed)
-    return LlamaForCausalLM(
+    model = LlamaForCausalLM(
         LlamaConfig(
-            attn_implementation="eager",  # its backward is the faster on CPUs
             vocab_size=config.vocabulary,
             hidden_size=config.width,
             intermediate_size=config.feed_forward,
@@ -42,6 +41,8 @@ def tiny_llama(config: BaseConfig, seed: int) -> PreTrainedModel:
             eos_token_id=2,
         )
     )
+    model.set_attn_implementation("eager")  # its backward is the faster on CPUs
+    return model
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
