@@ -35,7 +35,7 @@ from unforgotten.experiments.evaluation import (
 from unforgotten.experiments.metrics import make_probes
 from unforgotten.experiments.progress import Progress
 from unforgotten.experiments.rows import Measurement, RowStore, Subject
-from unforgotten.experiments.storage import write_json
+from unforgotten.experiments.storage import write_json, write_text
 from unforgotten.experiments.training import train
 from unforgotten.experiments.unlearning import (
     TORCH_DTYPES,
@@ -143,7 +143,7 @@ def _claim_folder(config: RunConfig, folder: Path, resume: bool) -> None:
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: must be empty or hold a run, got other files")
     folder.mkdir(parents=True, exist_ok=True)
-    path.write_text(config.model_dump_json(indent=1))
+    write_text(path, config.model_dump_json(indent=1))
 
 
 def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Progress) -> None:
