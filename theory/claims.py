@@ -1,4 +1,4 @@
-"""The registry of statements: every theorem that the project relies on, with its kind and its source."""
+"""The registry of statements: every theorem that the project relies on, its kind, its source, and its proofs."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 Kind = Literal["exact", "law", "first-order", "conjecture"]
+Method = Literal["derivation", "smt", "exact", "exhaustive"]
 F = TypeVar("F", bound=Callable[..., object])
 
 
@@ -21,7 +22,28 @@ class Claim:
     statement: str
 
 
+@dataclass(frozen=True)
+class Proof:
+    """One argument for a statement.
+
+    Attributes:
+        claim: id of the statement.
+        method: "derivation": SymPy reaches the closed form from its definition; "smt": z3 finds no counterexample;
+            "exact": rational arithmetic over a finite case list; "exhaustive": every value of a dtype.
+        domain: what it covers, in words; whatever lies outside is only tested.
+        function: runs the argument and raises AssertionError where it fails.
+        statement: what is shown.
+    """
+
+    claim: str
+    method: Method
+    domain: str
+    function: str
+    statement: str
+
+
 CLAIMS: dict[str, Claim] = {}
+PROOFS: dict[str, Proof] = {}
 
 
 def claim(id: str, *, kind: Kind, source: str) -> Callable[[F], F]:
@@ -37,6 +59,24 @@ def claim(id: str, *, kind: Kind, source: str) -> Callable[[F], F]:
             raise ValueError(f"claim must be registered once, got function={name!r} again")
         lead = (function.__doc__ or "").strip().split("\n\n")[0]
         CLAIMS[name] = Claim(id, kind, source, name, " ".join(lead.split()))
+        return function
+
+    return register
+
+
+def proof(claim_id: str, *, method: Method, domain: str) -> Callable[[F], F]:
+    """Register a function of no arguments that raises AssertionError unless statement `claim_id` holds on `domain`.
+
+    Raises:
+        ValueError: the function is registered twice.
+    """
+
+    def register(function: F) -> F:
+        name = f"{function.__module__}.{function.__qualname__}"
+        if name in PROOFS:
+            raise ValueError(f"proof must be registered once, got function={name!r} again")
+        lead = (function.__doc__ or "").strip().split("\n\n")[0]
+        PROOFS[name] = Proof(claim_id, method, domain, name, " ".join(lead.split()))
         return function
 
     return register
