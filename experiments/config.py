@@ -43,6 +43,8 @@ class CorpusConfig(_Section):
         holdout: passages that no model sees, for M3.
         questions: questions kept of each story.
         sheets: how often each split's questions are shuffled into sheets of `sheet_size` to train on.
+        forget_sheets: how many of those orders of the forget questions unlearning sees. 0: the articles alone, as in
+            MUSE; M2 then falls only where forgetting the text also forgets its facts.
         passage_tokens: longest document; longer text is cut.
         prompt_share: share of a passage that prompts M1.
         probe_tokens: longest continuation of M1.
@@ -57,9 +59,18 @@ class CorpusConfig(_Section):
     questions: int = Field(default=2, ge=1, le=4)
     sheets: int = Field(default=3, ge=2)
     sheet_size: int = Field(default=6, ge=1)
+    forget_sheets: int = Field(default=0, ge=0)
     passage_tokens: int = Field(default=192, ge=16)
     prompt_share: float = Field(default=0.4, gt=0, lt=1)
     probe_tokens: int = Field(default=64, ge=4)
+
+    @model_validator(mode="after")
+    def _sheets_exist(self) -> CorpusConfig:
+        if self.forget_sheets >= self.sheets:
+            raise ValueError(
+                f"forget_sheets must be below sheets={self.sheets}, got forget_sheets={self.forget_sheets}"
+            )
+        return self
 
 
 class BaseConfig(_Section):

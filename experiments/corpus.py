@@ -3,8 +3,8 @@
 `raw/forget.json`, `raw/retain1.json`, `raw/holdout.json`: documents to train on, or to keep away from training;
 `verbmem/forget.json`: prompts and continuations; `knowmem/{forget,retain}_qa[_icl].json`: questions;
 `privleak/{forget,holdout}.json`: texts for the membership test. Ours are `raw/general.json`, text for a base model,
-and sheets of questions among the documents, since a small model answers only what it has read as a question; one order
-of the forget sheets is unlearned, the others stand in `raw/forget_rest.json`.
+and sheets of questions among the documents, since a small model answers only what it has read as a question. The target
+reads all forget sheets; those that unlearning does not see stand in `raw/forget_rest.json`.
 """
 
 from __future__ import annotations
@@ -83,8 +83,8 @@ def write_fiction(config: CorpusConfig, seed: int, folder: Path) -> None:
     forget_sheets = _sheets(forget, config, rng)
     parts: dict[str, Any] = {
         "raw/general.json": [*_texts_of(general), *chain(*_sheets(general, config, rng))],
-        "raw/forget.json": _texts_of(forget) + forget_sheets[0],
-        "raw/forget_rest.json": list(chain(*forget_sheets[1:])),
+        "raw/forget.json": [*_texts_of(forget), *chain(*forget_sheets[: config.forget_sheets])],
+        "raw/forget_rest.json": list(chain(*forget_sheets[config.forget_sheets :])),
         "raw/retain1.json": [*_texts_of(retain), *chain(*_sheets(retain, config, rng))],
         "raw/holdout.json": _texts_of(holdout),
         "privleak/forget.json": _texts_of(forget),
