@@ -7,35 +7,25 @@ purpose: faster paths are tested against this one.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.theory.formats import Format
-
-
-@dataclass(frozen=True)
-class Grid:
-    """The parameters of every block of one tensor.
-
-    Attributes:
-        scale: float32, (n_blocks, 1). The step, or the absmax, as the format stores it.
-        zero: float32 integers, (n_blocks, 1); zeros where the format has no zero point.
-    """
-
-    scale: NDArray[Any]
-    zero: NDArray[Any]
+from unforgotten.theory.grids import FITS
+from unforgotten.theory.grids import Grid as Grid
+from unforgotten.theory.rounding import ROUNDINGS
 
 
 def to_blocks(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
     """The tensor as (n_blocks, block) float32, the last block of a row (or of a flat tensor) filled with zeros.
 
-    Zeros change no scale: absmax ignores them, and a range always contains 0.
+    Zeros change no scale: absmax ignores them, and a range always contains 0. Other formats take whole blocks only.
 
     Raises:
-        ValueError: the tensor is empty or has no rows.
+        ValueError: the tensor is empty or has no rows, or the format takes whole blocks only and a row has others.
     """
     if w.ndim < 1 or w.size == 0:
         raise ValueError(f"a tensor to quantize must not be empty, got shape={w.shape}")
@@ -46,6 +36,10 @@ def to_blocks(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
     if fmt.block_size is None:
         return w
     padding = -w.shape[1] % fmt.block_size
+    if padding and fmt.whole_blocks:
+        raise ValueError(
+            f"rows must be whole blocks of {fmt.block_size} in {fmt.name}, got columns={w.shape[1]}"
+        )
     return np.pad(w, ((0, 0), (0, padding))).reshape(-1, fmt.block_size)
 
 
@@ -59,7 +53,7 @@ def from_blocks(blocks: NDArray[Any], shape: tuple[int, ...], fmt: Format) -> ND
 
 
 def fit_grid(blocks: NDArray[Any], fmt: Format, *, count: int | None = None) -> Grid:
-    """The scales and zero points that the format chooses for these blocks.
+    """The parameters that the format chooses for these blocks, which are the whole tensor.
 
     Args:
         blocks: float32 (n_blocks, block).
@@ -67,68 +61,41 @@ def fit_grid(blocks: NDArray[Any], fmt: Format, *, count: int | None = None) -> 
         count: weights of the tensor. bitsandbytes stores at least `fmt.floor` for a last partial flat block.
 
     Raises:
-        ValueError: a weight is not finite, or a range overflows float32.
+        ValueError: a weight is not finite, or a parameter overflows the dtype that stores it.
     """
     if not np.isfinite(blocks).all():
         raise ValueError(f"weights must be finite to be quantized to {fmt.name}, got nan or inf")
-    if fmt.statistic == "absmax":
-        absmax = np.abs(blocks).max(axis=1, keepdims=True)
-        if count is not None and count % blocks.shape[1]:
-            absmax[-1] = np.maximum(absmax[-1], np.float32(fmt.floor))
-        scale = absmax / np.float32(fmt.divisor) if fmt.arithmetic == "divide" else absmax
-        return Grid(scale, np.zeros_like(scale))
-    low = np.minimum(blocks.min(axis=1, keepdims=True), np.float32(0))
-    high = np.maximum(blocks.max(axis=1, keepdims=True), np.float32(0))
-    with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
-        scale = (high - low) / np.float32(fmt.divisor)
-        zero = np.nan_to_num(np.rint(-low / scale), nan=0.0, posinf=0.0)
-        zero = np.minimum(
-            zero, np.float32(fmt.levels[-1])
-        )  # a subnormal scale is rounded too far down
-    if not np.isfinite(scale).all():
-        raise ValueError(f"the range of a block must be a finite float32 in {fmt.name}, got inf")
-    return Grid(scale, zero)
+    grid = FITS[fmt.statistic](blocks, fmt)
+    if count is not None and count % blocks.shape[1]:
+        grid.scale[-1] = np.maximum(grid.scale[-1], np.float32(fmt.floor))
+    if not (np.isfinite(grid.scale).all() and (grid.low is None or np.isfinite(grid.low).all())):
+        raise ValueError(
+            f"the range of a block must be a finite {fmt.storage} in {fmt.name}, got inf"
+        )
+    return grid
 
 
 def code_units(
     blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None = None
 ) -> NDArray[Any]:
-    """`v = w / scale + zero` in float32, not rounded; 0 + zero where a zero scale says nothing.
+    """`v = (w - low) / scale + zero` in float32, not rounded; 0 + zero where a zero scale says nothing.
 
     Args:
         blocks: float32 (n_blocks, block).
-        grid: the parameters of the blocks.
+        grid: the parameters of the blocks; those that make the codes are used.
         fmt: the format.
         count: weights of the tensor. A last partial flat block divides where full ones multiply.
     """
+    grid = grid.encoder or grid
     return _ratio(blocks, grid, fmt, count) + grid.zero
-
-
-def _ratio(blocks: NDArray[Any], grid: Grid, fmt: Format, count: int | None) -> NDArray[Any]:
-    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
-        if fmt.arithmetic == "divide":
-            ratio, usable = blocks / grid.scale, grid.scale > 0
-        else:
-            scale = np.maximum(grid.scale, np.float32(fmt.floor)) if fmt.floor else grid.scale
-            reciprocal = np.float32(1) / scale * np.float32(fmt.divisor)  # torch's `127.0 / scale`
-            ratio, usable = blocks * reciprocal, np.isfinite(reciprocal)
-            if count is not None and count % blocks.shape[1]:
-                ratio[-1] = blocks[-1] / scale[-1]
-    largest = np.finfo(
-        np.float32
-    ).max  # a ratio on the grid of another tensor can overflow: clipped, not 0
-    return np.where(usable, np.clip(ratio, -largest, largest), np.float32(0))
 
 
 def encode(
     blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None = None
 ) -> NDArray[Any]:
     """Codes, int16 (n_blocks, block): indices into `fmt.levels`."""
-    ratio = _ratio(blocks, grid, fmt, count)
-    if fmt.rounding == "half-lower":
-        return np.searchsorted(fmt.thresholds, ratio, side="left").astype(np.int16)
-    code = np.rint(ratio) + grid.zero
-    return (np.clip(code, fmt.levels[0], fmt.levels[-1]) - fmt.levels[0]).astype(np.int16)
+    grid = grid.encoder or grid
+    return ROUNDINGS[fmt.rounding](_ratio(blocks, grid, fmt, count), grid.zero, fmt)
 
 
 def decode(codes: NDArray[Any], grid: Grid, fmt: Format) -> NDArray[Any]:
@@ -136,7 +103,49 @@ def decode(codes: NDArray[Any], grid: Grid, fmt: Format) -> NDArray[Any]:
     levels = np.asarray(fmt.levels, np.float32)
     with np.errstate(under="ignore", over="ignore"):
         value = (levels[codes] - grid.zero) * grid.scale
-        return value if fmt.unit == 1.0 else value * np.float32(fmt.unit)
+        value = value if fmt.unit == 1.0 else value * np.float32(fmt.unit)
+        return value if grid.low is None else value + grid.low
+
+
+def _ratio(blocks: NDArray[Any], grid: Grid, fmt: Format, count: int | None) -> NDArray[Any]:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore", under="ignore"):
+        shifted = blocks if grid.low is None else blocks - grid.low
+        ratio, usable = ARITHMETICS[fmt.arithmetic](shifted, grid.scale, fmt)
+        if count is not None and count % blocks.shape[1]:
+            ratio[-1] = blocks[-1] / np.maximum(grid.scale[-1], np.float32(fmt.floor))
+    # a ratio on the grid of another tensor can overflow: clipped, not 0
+    largest = np.finfo(np.float32).max
+    return np.where(usable, np.clip(ratio, -largest, largest), np.float32(0))
+
+
+Ratio = tuple[NDArray[Any], NDArray[Any]]  # the ratio, and where the scale says something
+
+
+def _divide(blocks: NDArray[Any], scale: NDArray[Any], fmt: Format) -> Ratio:
+    return blocks / scale, scale > 0
+
+
+def _multiply(blocks: NDArray[Any], scale: NDArray[Any], fmt: Format) -> Ratio:
+    scale = np.maximum(scale, np.float32(fmt.floor)) if fmt.floor else scale
+    reciprocal = np.float32(1) / scale * np.float32(fmt.divisor)  # torch's `127.0 / scale`
+    return blocks * reciprocal, np.isfinite(reciprocal)
+
+
+def _reciprocal(blocks: NDArray[Any], scale: NDArray[Any], fmt: Format) -> Ratio:
+    reciprocal = np.float32(1) / scale
+    return blocks * reciprocal, np.isfinite(reciprocal)
+
+
+def _inverse(blocks: NDArray[Any], scale: NDArray[Any], fmt: Format) -> Ratio:
+    return blocks * scale, np.isfinite(scale)
+
+
+ARITHMETICS: Mapping[str, Callable[[NDArray[Any], NDArray[Any], Format], Ratio]] = {
+    "divide": _divide,
+    "multiply": _multiply,
+    "reciprocal": _reciprocal,
+    "inverse": _inverse,
+}
 
 
 def quantize(w: NDArray[Any], fmt: Format) -> tuple[NDArray[Any], Grid]:
@@ -147,7 +156,7 @@ def quantize(w: NDArray[Any], fmt: Format) -> tuple[NDArray[Any], Grid]:
         fmt: the format.
 
     Raises:
-        ValueError: the tensor is empty or a weight is not finite.
+        ValueError: the tensor is empty, a weight is not finite, or the format cannot take it.
     """
     blocks, count = to_blocks(w, fmt), _flat_count(w, fmt)
     grid = fit_grid(blocks, fmt, count=count)

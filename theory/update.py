@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from unforgotten.theory.cells import position
 from unforgotten.theory.flips import flip_probability
 from unforgotten.theory.formats import Format
-from unforgotten.theory.quantize import Grid, code_units, decode, encode, fit_grid, to_blocks
+from unforgotten.theory.grids import SETTERS, Grid
+from unforgotten.theory.quantize import code_units, decode, encode, fit_grid, to_blocks
 
 GridMode = Literal["adaptive", "fixed"]
 GRID_MODES: tuple[GridMode, ...] = ("adaptive", "fixed")
@@ -123,16 +124,12 @@ def survival(w: NDArray[Any], w_new: NDArray[Any], fmt: Format, mode: GridMode) 
     return add(
         _block_survival(
             (before[i : i + step], after[i : i + step], real[i : i + step]),
-            (_part(grid, i, step), _part(grid_new, i, step)),
+            (grid.rows(i, i + step), grid_new.rows(i, i + step)),
             fmt,
             count if i + step >= len(before) else None,
         )
         for i in starts
     )
-
-
-def _part(grid: Grid, start: int, length: int) -> Grid:
-    return Grid(grid.scale[start : start + length], grid.zero[start : start + length])
 
 
 def _pinned(blocks: NDArray[Any], fmt: Format) -> NDArray[Any]:
@@ -141,12 +138,7 @@ def _pinned(blocks: NDArray[Any], fmt: Format) -> NDArray[Any]:
     They would otherwise count as uniform in the end cell, at whose far end they sit: 1 weight in 64 of an int4-g64
     tensor, enough to make an honest pair look washed.
     """
-    if fmt.statistic == "absmax":
-        magnitude = np.abs(blocks)
-        return magnitude == magnitude.max(axis=1, keepdims=True)
-    low = np.minimum(blocks.min(axis=1, keepdims=True), 0)
-    high = np.maximum(blocks.max(axis=1, keepdims=True), 0)
-    return (blocks != 0) & ((blocks == low) | (blocks == high))
+    return SETTERS[fmt.statistic](blocks)
 
 
 def _block_survival(
