@@ -18,9 +18,7 @@ STEPS_AT_MOST = 10**8  # an array of this length is 0.8 GB
 
 
 @claim("T5", kind="exact", source="Cauchy-Schwarz; Loshchilov & Hutter 2019, alg. 2 (AdamW)")
-def adamw_step_upper_bound(
-    lr: float, t: int, beta1: float = 0.9, beta2: float = 0.999
-) -> float:
+def adamw_step_upper_bound(lr: float, t: int, beta1: float = 0.9, beta2: float = 0.999) -> float:
     """|step t| <= lr c_t, c_t = sqrt(1-b2^t)/(1-b1^t) (1-b1)/sqrt(1-b2) sqrt((1-r^t)/(1-r)), r = b1^2/b2.
 
     The step is lr m^_t / (sqrt(v^_t) + eps), bias-corrected, without the weight decay, for any gradients g_1 … g_t
@@ -156,9 +154,7 @@ def decay_share(rates: NDArray[Any], weight_decay: float) -> float:
     """
     products = rates * weight_decay
     if not (weight_decay >= 0 and (products <= 1).all()):
-        raise ValueError(
-            f"weight_decay must be in [0, 1 / lr], got weight_decay={weight_decay!r}"
-        )
+        raise ValueError(f"weight_decay must be in [0, 1 / lr], got weight_decay={weight_decay!r}")
     if (products == 1).any():
         return 1.0
     log_left = math.fsum(np.log1p(-products))
