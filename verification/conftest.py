@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from unforgotten.verification.verdicts import Recorder
 
 SLOW_STRATEGIES = [HealthCheck.too_slow]  # two shared cores: time says nothing about a strategy
 
@@ -25,4 +29,16 @@ settings.register_profile(
     print_blob=True,
     suppress_health_check=SLOW_STRATEGIES,
 )
-settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev"))
+PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
+settings.load_profile(PROFILE)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--verdicts", type=Path, help="write what the run says of every claim, as verdicts.json"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if path := config.getoption("--verdicts"):
+        config.pluginmanager.register(Recorder(path, PROFILE))

@@ -1,21 +1,19 @@
 from __future__ import annotations
 
-import ast
 import importlib
 import pkgutil
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from pathlib import Path
 from typing import get_args
 
 import pytest
 
 import unforgotten.theory
 from unforgotten.theory.claims import CLAIMS, Claim, Kind, claim
+from unforgotten.theory.proofs.run import load_proofs
+from unforgotten.verification.verdicts import names_of_tests, tests_by_name
 
-HERE = Path(__file__).parent
 THEORY_MODULES = sorted(
     m.name for m in pkgutil.walk_packages(unforgotten.theory.__path__, "unforgotten.theory.")
 )
@@ -23,31 +21,18 @@ for module in THEORY_MODULES:
     importlib.import_module(module)
 
 
-def names_of_tests(source: str) -> Iterator[str]:
-    """The functions `test_…` of a module, read and not run, so that a missing library hides none."""
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-            yield node.name
-
-
-def verified_names() -> set[str]:
-    """What the tests of this package say they test: x of test_x__property."""
-    files = sorted(HERE.rglob("test_*.py"))
-    return {
-        name.removeprefix("test_").split("__")[0]
-        for file in files
-        for name in names_of_tests(file.read_text(encoding="utf-8"))
-        if "__" in name
-    }
-
-
 @pytest.mark.parametrize("registered", CLAIMS.values(), ids=lambda c: c.function)
 def test_claims__are_verified(registered: Claim) -> None:
-    assert registered.function.rpartition(".")[2] in verified_names()
+    assert registered.function.rpartition(".")[2] in tests_by_name()
+
+
+@pytest.mark.parametrize("id", sorted({c.id for c in CLAIMS.values()}))
+def test_claims__have_a_derivation_or_a_proof(id: str) -> None:
+    assert id in {p.claim for p in load_proofs().values()}
 
 
 def test_claims__are_verified_by_a_rule_that_can_fail() -> None:
-    assert "a_claim_without_a_test" not in verified_names()
+    assert "a_claim_without_a_test" not in tests_by_name()
     assert list(names_of_tests("def test_a__b():\n    pass\ndef helper():\n    pass")) == [
         "test_a__b"
     ]

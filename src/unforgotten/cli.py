@@ -126,14 +126,19 @@ def metrics(as_json: Json = False) -> None:
 
 @app.command()
 def claims(as_json: Json = False) -> None:
-    """The statements that the theory holds in executable form."""
-    from unforgotten.theory import CLAIMS
+    """Every statement: kind, source, tests, derivations and proofs, and what the recorded run of the suite said."""
+    from unforgotten.verification.verdicts import claim_rows
 
-    rows = {f"{c.id} {c.function.rsplit('.', 1)[1]}": c for c in CLAIMS.values()}
+    rows = claim_rows()
     if as_json:
-        print(json.dumps([vars(c) for c in rows.values()], indent=1))
+        print(json.dumps(rows, indent=1))
         return
-    _print_mapping("claim", {name: f"[{c.kind}] {c.statement}" for name, c in rows.items()}, False)
+    table = Table("id", "kind", "statement", "source", "tests", "proofs", "verdict")
+    for row in rows:
+        proofs = ", ".join(sorted({p["method"] for p in row["proofs"]})) or "none"
+        counts = (row["id"], row["kind"], row["statement"], row["source"])
+        table.add_row(*counts, str(len(row["tests"])), proofs, row["verdict"])
+    Console().print(table)
 
 
 def _print_mapping(title: str, mapping: Mapping[str, str], as_json: bool) -> None:
