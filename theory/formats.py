@@ -6,13 +6,11 @@ import re
 from collections.abc import Callable, Mapping
 
 from unforgotten.theory.codebooks import CODEBOOKS, MICROSCALED, fp8, fp8_cast, nvfp4
-from unforgotten.theory.codebooks import FP4_ORDER as FP4_ORDER
-from unforgotten.theory.codebooks import FP4_TWELFTHS as FP4_TWELFTHS
-from unforgotten.theory.codebooks import NF4_LEVELS as NF4_LEVELS
-from unforgotten.theory.description import BlockKind
-from unforgotten.theory.description import Format as Format
+from unforgotten.theory.description import BlockKind, Format
 from unforgotten.theory.gguf import GGUF
 from unforgotten.theory.integers import HQQ_RULES, INTEGER_RULES, llm_int8
+
+__all__ = ["FAMILIES", "PATTERNS", "Format", "format_named"]
 
 FAMILIES: Mapping[str, str] = {
     "int{2..8}-{tensor|row|gN}": "symmetric integers, scale = absmax / (2^(b-1) - 1)",

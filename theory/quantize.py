@@ -14,9 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.theory.formats import Format
-from unforgotten.theory.grids import FITS
-from unforgotten.theory.grids import Grid as Grid
+from unforgotten.theory.grids import FITS, Grid
 from unforgotten.theory.rounding import ROUNDINGS
+
+__all__ = [
+    "ARITHMETICS", "Grid", "code_units", "decode", "encode", "fit_grid", "from_blocks", "quantize",
+    "round_trip", "to_blocks",
+]  # fmt: skip
 
 
 def to_blocks(w: NDArray[Any], fmt: Format) -> NDArray[Any]:

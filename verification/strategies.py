@@ -20,10 +20,22 @@ FORMAT_NAMES: tuple[str, ...] = (
     "int2-g8-paper", "int4-g8-paper", "int4-row-paper", "int8-tensor-paper",
     "nf4-b8", "fp4-b8", "nf4-b5", "fp4-b16", "llmint8-row",
 )  # fmt: skip
+LIBRARY_FORMAT_NAMES: tuple[str, ...] = (
+    "int4-g8-ct", "int2-row-ct", "int8-tensor-ct", "int4-g8-ct-asym", "int3-row-ct-asym",
+    "int4-g8-ao", "int8-row-ao", "int4-g8-ao-asym", "int2-row-ao-asym",
+    "hqq4-g8", "hqq2-g8", "hqq8-g16", "fp8-row", "fp8-tensor", "fp8-g8", "fp8-cast",
+    "mxfp4-b8", "mxfp4-b32", "mxfp4-b8-ct", "nvfp4", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
+)  # fmt: skip
+ALL_FORMAT_NAMES = (*FORMAT_NAMES, *LIBRARY_FORMAT_NAMES)
 LARGEST = 2.0**115  # LLM.int8 computes 127 * absmax on the way to a value
 KINDS: tuple[str, ...] = (
     "plain", "bfloat16", "float16", "subnormal", "huge range", "ties", "all equal", "outlier", "zero block",
 )  # fmt: skip
+
+
+def largest(fmt: Format) -> float:
+    """Magnitudes up to it overflow no parameter of the format."""
+    return 2.0**15 if fmt.storage == "float16" else LARGEST
 
 
 def formats(*, names: Sequence[str] = FORMAT_NAMES) -> st.SearchStrategy[Format]:
@@ -63,14 +75,17 @@ def threshold_values(fmt: Format) -> st.SearchStrategy[float]:
 def tensor_shapes(fmt: Format) -> st.SearchStrategy[tuple[int, ...]]:
     """(rows, columns) with whole and partial blocks. Shrinks to one weight."""
     size = fmt.block_size or 6
-    return st.tuples(st.integers(1, 3), st.integers(1, 2 * size + 1))
+    columns = st.integers(1, 2).map(lambda n: n * size)
+    return st.tuples(
+        st.integers(1, 3), columns if fmt.whole_blocks else st.integers(1, 2 * size + 1)
+    )
 
 
 @st.composite
 def tensors(
     draw: st.DrawFn, fmt: Format, *, kinds: Sequence[str] = KINDS, whole_blocks: bool = False
 ) -> Weights:
-    """A float32 tensor (rows, columns) of one of `kinds`; magnitudes up to LARGEST. Shrinks to one 0.
+    """A float32 tensor (rows, columns) of one of `kinds`; magnitudes up to `largest`. Shrinks to one 0.
 
     "ties" lie on and around the thresholds of `fmt` at a step of a power of two; "outlier" has one weight that
     dwarfs the others; "zero block" has rows of zeros.
@@ -81,14 +96,15 @@ def tensors(
     kind = draw(st.sampled_from(kinds))
     w = draw(hnp.arrays(np.float32, (rows, columns), elements=_elements(fmt, kind)))
     if kind == "ties":
-        return _on_own_grid(w, fmt) * np.float32(math.ldexp(1.0, draw(st.integers(-60, 60))))
+        exponent = 7 if fmt.storage == "float16" else 60
+        return _on_own_grid(w, fmt) * np.float32(2.0 ** draw(st.integers(-exponent, exponent)))
     if kind == "all equal":
         w[...] = w[0, 0]
     if kind == "outlier":
         w[0, draw(st.integers(0, columns - 1))] = draw(st.sampled_from([1e4, -1e4, 1e30, -1e30]))
     if kind == "zero block":
         w[draw(st.integers(0, rows - 1))] = 0
-    return w
+    return np.clip(w, -np.float32(largest(fmt)), np.float32(largest(fmt)))
 
 
 def _elements(fmt: Format, kind: str) -> st.SearchStrategy[float]:
@@ -103,16 +119,21 @@ def _elements(fmt: Format, kind: str) -> st.SearchStrategy[float]:
 
 
 def _on_own_grid(v: Weights, fmt: Format) -> Weights:
-    """Weights whose own grid is the unit grid, so that v are their code units: the block's ends are set."""
-    if fmt.statistic == "absmax":
-        v[:, :: fmt.block_size or v.shape[1]] = (
-            fmt.divisor
-        )  # the first of each block; flat blocks as they fall
-        return np.asarray(np.clip(v, -fmt.divisor, fmt.divisor), np.float32)
+    """Weights whose own grid is the unit grid, so that v are their code units: the block's ends are set.
+
+    They are the first entries of each block; in flat blocks as they fall.
+    """
+    size = fmt.block_size or v.shape[1]
+    if fmt.zero == "none":
+        anchor = (
+            fmt.divisor if fmt.scale_rule in ("quotient", "float8 of tensor") else fmt.levels[-1]
+        )
+        v[:, ::size] = anchor
+        return np.asarray(np.clip(v, -abs(anchor), abs(anchor)), np.float32)
     zero = (len(fmt.levels) - 1) // 3
-    v = v - np.float32(zero)
-    v[:, :: fmt.block_size or v.shape[1]] = -zero
-    v[:, 1 :: fmt.block_size or v.shape[1]] = len(fmt.levels) - 1 - zero
+    v = v - np.float32(fmt.levels[0] + zero)
+    v[:, ::size] = -zero
+    v[:, 1::size] = len(fmt.levels) - 1 - zero
     return np.asarray(v, np.float32)
 
 
@@ -120,7 +141,9 @@ UPDATES: tuple[str, ...] = ("none", "one size", "relative", "an ulp", "plain", "
 
 
 @st.composite
-def updated(draw: st.DrawFn, w: Weights, *, updates: Sequence[str] = UPDATES) -> Weights:
+def updated(
+    draw: st.DrawFn, w: Weights, *, updates: Sequence[str] = UPDATES, largest: float = LARGEST
+) -> Weights:
     """w' for a w: unchanged, moved by one size, relatively, by an ulp, anywhere, to zero, or rounded to bfloat16.
 
     Shrinks to w itself.
@@ -138,7 +161,7 @@ def updated(draw: st.DrawFn, w: Weights, *, updates: Sequence[str] = UPDATES) ->
     }
     if kind == "plain":
         moved["plain"] = draw(hnp.arrays(np.float32, w.shape, elements=plain_values()))
-    return np.asarray(np.clip(moved[kind], -LARGEST, LARGEST), np.float32)
+    return np.asarray(np.clip(moved[kind], -largest, largest), np.float32)
 
 
 class Pair(NamedTuple):
@@ -156,7 +179,7 @@ def pairs(
     """A format with weights and updated weights. Shrinks to one 0, not updated."""
     fmt = draw(formats(names=names))
     w = draw(tensors(fmt, kinds=kinds))
-    return Pair(fmt, w, draw(updated(w)))
+    return Pair(fmt, w, draw(updated(w, largest=largest(fmt))))
 
 
 class Sample(NamedTuple):

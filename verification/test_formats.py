@@ -6,13 +6,8 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from unforgotten.theory.formats import (
-    FP4_ORDER,
-    FP4_TWELFTHS,
-    NF4_LEVELS,
-    Format,
-    format_named,
-)
+from unforgotten.theory.codebooks import FP4_ORDER, FP4_TWELFTHS, NF4_LEVELS
+from unforgotten.theory.formats import Format, format_named
 from unforgotten.verification.oracles import U32, float32, midpoints
 from unforgotten.verification.strategies import FORMAT_NAMES
 

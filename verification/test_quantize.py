@@ -21,7 +21,14 @@ from unforgotten.theory.quantize import (
     to_blocks,
 )
 from unforgotten.verification.oracles import ETA32, MAX32, U32, BlockResult, quantize_block
-from unforgotten.verification.strategies import FORMAT_NAMES, Sample, samples
+from unforgotten.verification.strategies import (
+    ALL_FORMAT_NAMES,
+    FORMAT_NAMES,
+    LIBRARY_FORMAT_NAMES,
+    Sample,
+    largest,
+    samples,
+)
 
 # Where neither a scale nor its reciprocal is subnormal, and no product underflows.
 NORMAL_KINDS = ("plain", "bfloat16", "float16", "ties", "all equal", "outlier", "zero block")
@@ -42,12 +49,20 @@ def partial_last(s: Sample) -> bool:
 def oracle(s: Sample) -> list[BlockResult]:
     blocks = to_blocks(s.w, s.fmt)
     last = len(blocks) - 1
+    tensor_absmax = Fraction(float(np.abs(s.w).max()))
     return [
         quantize_block(
-            [Fraction(float(x)) for x in block], s.fmt, partial=i == last and partial_last(s)
+            [Fraction(float(x)) for x in block],
+            s.fmt,
+            partial=i == last and partial_last(s),
+            tensor_absmax=tensor_absmax,
         )
         for i, block in enumerate(blocks)
     ]
+
+
+def exact(x: NDArray[Any]) -> list[Fraction]:
+    return [Fraction(float(v)) for v in x.ravel()]
 
 
 def slack_of(s: Sample, scale: NDArray[Any]) -> NDArray[Any]:
@@ -74,17 +89,23 @@ def slack_of(s: Sample, scale: NDArray[Any]) -> NDArray[Any]:
     return relative + subnormal + reciprocal + unread + np.where(largest < s.fmt.floor, floor, 0.0)
 
 
-@given(samples())
+@given(samples(names=ALL_FORMAT_NAMES))
 def test_quantize__is_the_exact_oracle_bit_for_bit(s: Sample) -> None:
     codes, grid = quantize(s.w, s.fmt)
     expected = oracle(s)
-    assert [Fraction(float(x)) for x in grid.scale.ravel()] == [r.scale for r in expected]
-    assert [int(z) for z in grid.zero.ravel()] == [r.zero for r in expected]
+    found = [r.parameters for r in expected]
+    encoder = grid.encoder or grid
+    low = (np.zeros_like(g.scale) if g.low is None else g.low for g in (grid, encoder))
+    assert exact(grid.scale) == [p.read_scale for p in found]
+    assert exact(next(low)) == [p.read_low for p in found]
+    assert exact(next(low)) == [p.low for p in found]
+    assert exact(encoder.scale) == [p.scale for p in found]
+    assert exact(grid.zero) == exact(encoder.zero) == [p.zero for p in found]
     exact_codes = np.array([r.codes for r in expected], np.int16)
     assert np.array_equal(codes, from_blocks(exact_codes, s.w.shape, s.fmt))
 
 
-@given(samples())
+@given(samples(names=ALL_FORMAT_NAMES))
 def test_round_trip__is_the_exact_oracle_bit_for_bit(s: Sample) -> None:
     values = to_blocks(round_trip(s.w, s.fmt), s.fmt).ravel()
     expected = [v for r in oracle(s) for v in r.values]
@@ -122,7 +143,7 @@ def test_encode__is_monotone_in_a_block(s: Sample) -> None:
     assert (np.diff(np.take_along_axis(codes, order, axis=1), axis=1) >= 0).all()
 
 
-@given(samples())
+@given(samples(names=ALL_FORMAT_NAMES))
 def test_encode__stays_inside_the_levels(s: Sample) -> None:
     codes, _ = quantize(s.w, s.fmt)
     assert codes.min() >= 0
@@ -134,7 +155,7 @@ def test_round_trip__keeps_zero(s: Sample) -> None:
     assert (round_trip(s.w, s.fmt)[s.w == 0] == 0).all()
 
 
-@given(samples())
+@given(samples(names=ALL_FORMAT_NAMES))
 def test_from_blocks__undoes_to_blocks(s: Sample) -> None:
     assert np.array_equal(from_blocks(to_blocks(s.w, s.fmt), s.w.shape, s.fmt), s.w)
 
