@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 
 from unforgotten.theory.claims import claim
 
-SIGNIFICANT_BITS: Mapping[str, int] = {"float32": 24, "float16": 11, "bfloat16": 8}
+SIGNIFICANT_BITS: Mapping[str, int] = {
+    "float32": 24,
+    "float16": 11,
+    "bfloat16": 8,
+    "float8_e4m3fn": 4,
+    "float8_e5m2": 3,
+}
 BINADES = range(-40, 41)
 MIN_WEIGHTS = 200  # a binade with fewer weights says nothing
 
@@ -26,9 +32,14 @@ def frozen_exponent(eta: float, dtype: str) -> int:
     is only wider than the formula says. The sum is rounded once: a kernel that adds in float32 first can turn a sum
     just below a tie into the tie, so there the statement needs eta < 2^(e-p) - 2^(e-24).
 
+    That e is the smallest counts a sum beyond the largest number as moved: it becomes inf, and NaN in float8_e4m3fn,
+    which has no inf and ends at 448 (float8_e5m2 ends at 57344). A cast that saturates freezes the largest number
+    away from 0, whatever eta is. An edge above the largest number freezes nothing.
+
     Args:
         eta: largest size of one update, > 0.
-        dtype: "float32", "float16" or "bfloat16", with p significant bits.
+        dtype: one of SIGNIFICANT_BITS, with p significant bits: "float32", "float16", "bfloat16",
+            "float8_e4m3fn" or "float8_e5m2".
 
     Raises:
         ValueError: eta is not positive and finite, or the dtype is unknown.

@@ -1,16 +1,18 @@
-"""Run the registered proofs."""
+"""Run the registered proofs, and say what is proved, how, for which domain, and what is only tested."""
 
 from __future__ import annotations
 
 import importlib
 import pkgutil
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import NamedTuple
 
 import unforgotten.theory
 from unforgotten.theory import proofs
-from unforgotten.theory.claims import CLAIMS, PROOFS, Proof
+from unforgotten.theory.claims import CLAIMS, PROOFS, Claim, Proof
 
 
 class Outcome(NamedTuple):
@@ -47,23 +49,46 @@ def run_proof(proof: Proof) -> Outcome:
     return Outcome(proof, "", time.perf_counter() - start)
 
 
-def run_proofs() -> Iterator[Outcome]:
-    """Run every proof, by statement."""
-    for proof in sorted(load_proofs().values(), key=lambda p: (int(p.claim[1:]), p.function)):
+def run_proofs(chosen: Iterable[Proof]) -> Iterator[Outcome]:
+    """Run proofs, by statement."""
+    for proof in sorted(chosen, key=lambda p: (int(p.claim[1:]), p.function)):
         yield run_proof(proof)
 
 
-def print_proofs() -> int:
-    """Print one line a proof, then the statements that have none. Exit code 1 if one fails."""
-    failed = 0
-    for outcome in run_proofs():
-        verdict = f"FAILS: {outcome.error}" if outcome.error else "holds"
-        failed += bool(outcome.error)
-        p = outcome.proof
-        print(
-            f"{p.claim:4} {p.method:10} {verdict}: {p.statement} [{p.domain}; {outcome.seconds:.1f} s]"
-        )
+def only_tested() -> list[Claim]:
+    """The claims whose statement has no proof, one a function."""
     load_claims()
-    bare = sorted({c.id for c in CLAIMS.values()} - {p.claim for p in PROOFS.values()})
-    print(f"only tested: {', '.join(bare) or 'none'}")
-    return int(failed > 0)
+    proved = {p.claim for p in load_proofs().values()}
+    bare = (c for c in CLAIMS.values() if c.id not in proved)
+    return sorted(bare, key=lambda c: (c.id[0], int(c.id[1:]), c.function))
+
+
+def entry(outcome: Outcome) -> str:
+    """One proof in two lines: statement, method, verdict and seconds; what is shown; for which domain."""
+    p = outcome.proof
+    verdict = f"FAILS: {outcome.error}" if outcome.error else "holds"
+    head = f"{p.claim:4} {p.method:10} {outcome.seconds:5.1f} s  {verdict}"
+    return f"{head}: {p.statement}\n{'':24}for {p.domain}"
+
+
+def summary(outcomes: list[Outcome], bare: list[Claim]) -> str:
+    """A row a statement: how many proofs, by which methods, and whether all hold; then what is only tested."""
+    lines = []
+    for claim, group in groupby(outcomes, key=lambda o: o.proof.claim):
+        found = list(group)
+        methods = Counter(o.proof.method for o in found)
+        said = ", ".join(f"{n} {method}" for method, n in sorted(methods.items()))
+        failed = sum(bool(o.error) for o in found)
+        lines.append(f"{claim:4} {'holds' if not failed else f'{failed} FAIL':8} {said}")
+    lines += [f"{c.id:4} {'tested':8} {c.kind}: {c.statement}" for c in bare]
+    return "\n".join(lines)
+
+
+def print_proofs() -> int:
+    """Print every proof as it ends, then a summary by statement. Exit code 1 if one fails."""
+    outcomes = []
+    for outcome in run_proofs(load_proofs().values()):
+        outcomes.append(outcome)
+        print(entry(outcome), flush=True)
+    print(f"\n{summary(outcomes, only_tested())}")
+    return int(any(o.error for o in outcomes))

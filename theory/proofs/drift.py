@@ -1,0 +1,115 @@
+"""T2 over the reals: how far a scale drifts, when a code cannot flip, and what moves although no code does."""
+
+from __future__ import annotations
+
+from fractions import Fraction
+from typing import Any
+
+import z3
+
+from unforgotten.theory.claims import proof
+from unforgotten.theory.formats import Format
+from unforgotten.theory.proofs.geometry import BLOCK_SIZES, every_format
+from unforgotten.theory.proofs.smt import Statement, largest, prove, reals, size
+
+
+def _absmax(xs: list[Any]) -> Any:
+    return largest([size(x) for x in xs])
+
+
+def _range(xs: list[Any]) -> Any:
+    zero = z3.RealVal(0)
+    return largest([zero, *xs]) + largest([zero, *(-x for x in xs)])
+
+
+def absmax_statement(block: int, *, factor: Fraction = Fraction(1)) -> Statement:
+    """|max|w'| - max|w|| <= max|delta|."""
+    return _drift(block, _absmax, factor)
+
+
+def range_statement(block: int, *, factor: Fraction = Fraction(2)) -> Statement:
+    """|range' - range| <= 2 max|delta|, the range being widened to contain 0."""
+    return _drift(block, _range, factor)
+
+
+def _drift(block: int, statistic: Any, factor: Fraction) -> Statement:
+    w, delta = reals("w", block), reals("delta", block)
+    w_new = [x + d for x, d in zip(w, delta, strict=True)]
+    bound = z3.Q(factor.numerator, factor.denominator) * _absmax(delta)
+    return Statement((), size(statistic(w_new) - statistic(w)) <= bound)
+
+
+def divided_statement() -> Statement:
+    """A drift of the statistic by at most m is a drift of the scale by at most m / divisor."""
+    old, new, m, divisor = z3.Reals("old new m divisor")
+    given = (divisor > 0, size(new - old) <= m)
+    return Statement(given, size(new / divisor - old / divisor) <= m / divisor)
+
+
+@proof("T2", method="smt", domain="absmax scales, blocks of 1 to 4, any divisor")
+def absmax_scale_drift() -> None:
+    """|s' - s| <= max|delta| / c for s = max|w| / c."""
+    prove(*(absmax_statement(n) for n in BLOCK_SIZES), divided_statement())
+
+
+@proof(
+    "T2", method="smt", domain="scales from a range that contains 0, blocks of 1 to 4, any divisor"
+)
+def range_scale_drift() -> None:
+    """|s' - s| <= 2 max|delta| / c for s = (max(w, 0) - min(w, 0)) / c; with 1 in place of 2 it is false."""
+    prove(*(range_statement(n) for n in BLOCK_SIZES), divided_statement())
+
+
+def no_flip_statement(*, strict: bool = True, with_drift: bool = True) -> Statement:
+    """|delta| + |v| |s' - s| < s' |v - t|, with v = w/s, keeps v' = w'/s' on the side of t where v is."""
+    s, s_new, w, delta, t = z3.Reals("s s_new w delta t")
+    v, v_new = w / s, (w + delta) / s_new
+    moved = size(delta) + (size(v) * size(s_new - s) if with_drift else 0)
+    room = s_new * size(v - t)
+    condition = moved < room if strict else moved <= room
+    same_side = z3.And((v < t) == (v_new < t), (v <= t) == (v_new <= t))
+    return Statement((s > 0, s_new > 0, condition), same_side)
+
+
+@proof(
+    "T2", method="smt", domain="any threshold and any positive scales, so any block and codebook"
+)
+def no_flip_condition() -> None:
+    """|delta_i| + |w_i/s| |s' - s| < s' dist(w_i/s, thresholds) leaves w_i on its side of every threshold."""
+    prove(no_flip_statement())
+
+
+def value_statement(*, factor: Fraction = Fraction(1)) -> Statement:
+    """|l (S' - S)| <= k factor max|delta| for a level |l| <= k per unit of the statistic S."""
+    level, k, old, new, m = z3.Reals("level k old new m")
+    bound = z3.Q(factor.numerator, factor.denominator) * m
+    given = (size(level) <= k, size(new - old) <= m)
+    return Statement(given, size(level * new - level * old) <= k * bound)
+
+
+def value_factor(fmt: Format) -> Fraction:
+    """The least k with |D_i| <= k max|delta| where no code and no zero point of the block changes, exact.
+
+    The largest value that a format can hold per unit of its statistic, times 2 for a range, whose two ends can both
+    move. 1 for an absmax format whose levels end at the divisor; 16/15 where they pass it (compressed-tensors' and
+    GPTQ's symmetric int4: levels to -8, divisor 7.5).
+    """
+    top = max(abs(Fraction(x)) for x in fmt.levels)
+    per_statistic = (
+        top * Fraction(fmt.unit) / (Fraction(fmt.divisor) if fmt.arithmetic == "divide" else 1)
+    )
+    return per_statistic * (2 if fmt.statistic == "range" else 1)
+
+
+@proof("T2", method="smt", domain="every level and every statistic that drifts by at most m")
+def value_drift() -> None:
+    """D_i = l (S' - S), so |D_i| <= k max|delta|, k being the largest value per unit of the statistic S."""
+    prove(value_statement())
+
+
+@proof("T2", method="exact", domain="every family of formats, 2 to 8 bits")
+def value_factors() -> None:
+    """|D_i| <= max|delta| where no code changes holds for the absmax formats; with a zero point it is 2 max|delta|."""
+    for fmt in every_format():
+        largest_factor = 2 if fmt.statistic == "range" else 1
+        assert value_factor(fmt) <= largest_factor, f"{fmt.name}: {value_factor(fmt)}"

@@ -1,0 +1,213 @@
+"""T4, exhaustively: every value of a 16-bit or 8-bit float, every update, in both directions.
+
+That a finite list of updates is enough: a rounded sum changes only at midpoints of the format, and those around a
+weight lie at a power of two from it. So what happens for all real eta > 0 is decided at 2^k, just above it, and just
+below 2^(k+1), for every k from below half the smallest number to above the largest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from unforgotten.theory.claims import proof
+from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, frozen_exponent
+
+Edge = Callable[[float, str], int]
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A binary floating-point format: p significant bits, a smallest step, a largest number."""
+
+    dtype: str
+    significant_bits: int
+    smallest_step: int  # exponent of the smallest positive number
+    largest: float
+    finite: NDArray[Any]  # every finite value, of both signs, float64
+    odd: NDArray[Any]  # whether its last bit is set
+
+    @property
+    def smallest_normal(self) -> int:
+        """Exponent of the smallest normal number."""
+        return self.smallest_step + self.significant_bits - 1
+
+
+def storage(dtype: str) -> Storage:
+    """Read the format from its library: every bit pattern, as a number."""
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    pattern = {1: np.uint8, 2: np.uint16}[kind.itemsize]
+    bits = np.arange(256**kind.itemsize, dtype=pattern)
+    with np.errstate(invalid="ignore"):
+        values = bits.view(kind).astype(np.float64)
+    info = ml_dtypes.finfo(kind)
+    return Storage(
+        dtype=dtype,
+        significant_bits=SIGNIFICANT_BITS[dtype],
+        smallest_step=round(math.log2(float(info.smallest_subnormal))),
+        largest=float(info.max),
+        finite=values[np.isfinite(values)],
+        odd=(bits % 2 == 1)[np.isfinite(values)],
+    )
+
+
+def rounded_sum(
+    w: NDArray[Any], eta: float | NDArray[Any], significant_bits: int, smallest_step: int
+) -> NDArray[Any]:
+    """W + eta, rounded once to nearest even, float64; no largest number.
+
+    The float64 sum and its error are exact together (Knuth's two-sum); the error breaks what looks like a tie.
+    """
+    total = w + eta
+    part = total - w
+    error = (w - (total - part)) + (eta - part)
+    _, exponent = np.frexp(total)
+    step = np.maximum(exponent - significant_bits, smallest_step)
+    scaled = np.ldexp(total, -step)
+    below = np.floor(scaled)
+    rest = scaled - below
+    tie_up = (error > 0) | ((error == 0) & (below % 2 == 1))
+    return np.ldexp(below + ((rest > 0.5) | ((rest == 0.5) & tie_up)), step)
+
+
+def critical_updates(s: Storage) -> Iterator[float]:
+    """The sizes at which a verdict can change, and their neighbours in float64."""
+    for k in range(s.smallest_step - 3, math.frexp(s.largest)[1] + 2):
+        low, high = 2.0**k, 2.0 ** (k + 1)
+        yield from (low, math.nextafter(low, high), 1.5 * low, math.nextafter(high, low))
+
+
+def moves(s: Storage, eta: float, *, saturate: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Which weights an update of size eta moves: (away from 0, toward 0).
+
+    A sum beyond the largest number counts as moved: it becomes inf, or NaN in float8_e4m3fn, which has no inf.
+    With `saturate` it becomes the largest number, as a saturating cast does.
+    """
+    sign = np.where(np.signbit(s.finite), -1.0, 1.0)
+    results = (
+        rounded_sum(s.finite, d * eta * sign, s.significant_bits, s.smallest_step) for d in (1, -1)
+    )
+    if saturate:
+        results = (np.clip(r, -s.largest, s.largest) for r in results)
+    away, toward = (r != s.finite for r in results)
+    return away, toward
+
+
+def check_dead_zone(dtype: str, edge_of: Edge = frozen_exponent) -> None:
+    """Sound, with the stated exception, and smallest, for every value and every eta.
+
+    Raises:
+        AssertionError: a weight above the edge moves, the exception is another, or a smaller edge would do.
+    """
+    s = storage(dtype)
+    size = np.abs(s.finite)
+    for eta in critical_updates(s):
+        e = edge_of(eta, dtype)
+        away, toward = moves(s, eta)
+        at = size == math.ldexp(1.0, e)
+        above, where = size > math.ldexp(1.0, e), f"{dtype} with eta={eta!r}"
+        assert not away[above | at].any(), f"moves away from 0 above the edge: {where}"
+        assert not toward[above].any(), f"moves toward 0 above the edge: {where}"
+        excepted = eta > math.ldexp(1.0, e - s.significant_bits - 1) and e > s.smallest_normal
+        assert (toward[at] == excepted).all(), f"another exception at 2^e: {where}"
+        below = (size >= math.ldexp(1.0, e - 1)) & (size < math.ldexp(1.0, e))
+        if e - 1 < s.smallest_normal:
+            continue  # subnormal: the spacing is wider than the formula says, and the edge only sound
+        assert away[below & s.odd].all(), f"frozen below the edge: {where}"
+        beyond_half = eta > math.ldexp(1.0, e - 1 - s.significant_bits)
+        assert away[below & ~s.odd].all() or not beyond_half, f"frozen below the edge: {where}"
+
+
+def check_half_ulp(dtype: str, *, one_ulp_for_both_sides: bool = False) -> None:
+    """|eta| < gap/2, or = gap/2 and w even, iff w + eta rounds to w: gap is the distance to the neighbour on that side.
+
+    Toward 0 from a power of two the gap is half of the ulp, so "|eta| < ulp(w)/2 returns w" needs the side.
+
+    Raises:
+        AssertionError: a weight of the format does otherwise.
+    """
+    s = storage(dtype)
+    size = np.abs(s.finite)
+    mantissa, exponent = np.frexp(size)
+    step = np.where(size > 0, exponent - s.significant_bits, s.smallest_step)
+    ulp = np.ldexp(1.0, np.maximum(step, s.smallest_step))
+    power = (mantissa == 0.5) & (size > math.ldexp(1.0, s.smallest_normal))
+    below = np.where(power & (not one_ulp_for_both_sides), ulp / 2, ulp)
+    for eta in critical_updates(s):
+        for moved, gap in zip(moves(s, eta), (ulp, below), strict=True):
+            stated = (eta > gap / 2) | ((eta == gap / 2) & s.odd)
+            assert (moved == stated).all(), f"{dtype} with eta={eta!r}"
+
+
+def check_float32_sum(dtype: str, *, units: float = 1.0) -> None:
+    """Adding in float32 and then rounding still freezes |w| > 2^e if eta < 2^(e-p) - units * 2^(e-24).
+
+    Raises:
+        AssertionError: a weight above the edge moves.
+    """
+    s = storage(dtype)
+    size, sign = np.abs(s.finite), np.sign(s.finite)
+    for k in range(s.smallest_step, math.frexp(s.largest)[1] - 1):
+        e = k + s.significant_bits
+        limit = math.ldexp(1.0, k) - units * math.ldexp(1.0, e - 24)
+        above = size > math.ldexp(1.0, e)
+        w = s.finite[above]
+        for direction in (1, -1):
+            eta = direction * math.nextafter(limit, 0) * sign[above]
+            total = rounded_sum(w, eta, 24, -149)
+            stored = rounded_sum(total, 0.0, s.significant_bits, s.smallest_step)
+            assert (stored == w).all(), f"{dtype} with eta={limit!r}"
+
+
+@proof("T4", method="exhaustive", domain="float16, all finite values, every real eta > 0")
+def float16_dead_zone() -> None:
+    """Frozen from 2^e on, smallest e with 2^(e-p) > eta; 2^e itself moves toward 0 iff eta > 2^(e-p)/2 (normals)."""
+    check_half_ulp("float16")
+    check_dead_zone("float16")
+
+
+@proof("T4", method="exhaustive", domain="bfloat16, all finite values, every real eta > 0")
+def bfloat16_dead_zone() -> None:
+    """Frozen from 2^e on, smallest e with 2^(e-p) > eta; 2^e itself moves toward 0 iff eta > 2^(e-p)/2 (normals)."""
+    check_half_ulp("bfloat16")
+    check_dead_zone("bfloat16")
+
+
+@proof(
+    "T4",
+    method="exhaustive",
+    domain="float8_e4m3fn and float8_e5m2, all finite values, every real eta > 0",
+)
+def float8_dead_zone() -> None:
+    """The same with p = 4 and p = 3; a sum beyond the largest number counts as moved.
+
+    A saturating cast freezes the largest number itself away from 0 at every eta, and changes nothing else.
+    """
+    for dtype in ("float8_e4m3fn", "float8_e5m2"):
+        check_half_ulp(dtype)
+        check_dead_zone(dtype)
+        s = storage(dtype)
+        for eta in critical_updates(s):
+            away, toward = moves(s, eta)
+            clipped, clipped_toward = moves(s, eta, saturate=True)
+            top = np.abs(s.finite) == s.largest
+            assert not clipped[top].any(), f"the largest number of {dtype} moves: eta={eta!r}"
+            assert (clipped[~top] >= away[~top]).all(), f"{dtype} with eta={eta!r}"
+            assert (clipped_toward == toward)[np.abs(s.finite) > 0].all(), f"{dtype}, {eta!r}"
+
+
+@proof(
+    "T4",
+    method="exhaustive",
+    domain="float32 sums stored in float16, bfloat16 or float8, all finite values",
+)
+def float32_sum_dead_zone() -> None:
+    """A sum rounded to float32 first freezes every |w| > 2^e for eta < 2^(e-p) - 2^(e-24)."""
+    for dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        check_float32_sum(dtype)
