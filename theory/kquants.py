@@ -107,8 +107,9 @@ def q6_k(blocks: NDArray[Any]) -> KBlocks:
         return _requantize(x, fitted, (-32, 31), "Q6_K")
 
 
+@np.errstate(all="ignore")  # as in C, 0/0 and overflow lose the comparison
 def search_affine(x: NDArray[Any]) -> Search:
-    """min over candidates c of sum w (scale_c q + min_c - x)^2, w = rms(x) + |x|, min_c <= 0.
+    """Minimize over candidates c the sum of w (scale_c q + min_c - x)^2, w = rms(x) + |x|, min_c <= 0.
 
     Candidate 0 spreads the range over the codes. Candidates 1 … 21 round with `(14 + i/10) / (max - min)`, i = 0 … 20,
     and refit scale and minimum by weighted least squares. The search has a memory: `min` is that of the last
@@ -145,8 +146,9 @@ def search_affine(x: NDArray[Any]) -> Search:
     return Search(np.where(flat, ZERO, scale), -low, codes)
 
 
+@np.errstate(all="ignore")
 def search_symmetric(x: NDArray[Any]) -> Search:
-    """max over candidates c of (sum x^2 x q)^2 / sum x^2 q^2: the best one-parameter fit `scale * q`, weights x^2.
+    """Maximize over candidates c (sum x^2 x q)^2 / sum x^2 q^2: the best one-parameter fit `scale * q`, weights x^2.
 
     Candidate i = -9 … 9 rounds with `-(32 + i/10) / m`, m the weight of largest magnitude with its sign, so that
     the longer side, -32, goes to m. Candidate 0 comes first; another must beat it.
@@ -161,18 +163,19 @@ def search_symmetric(x: NDArray[Any]) -> Search:
     codes = np.zeros(x.shape, np.int32)
     for i in [0, *range(-9, 0), *range(1, 10)]:
         inverse = -(np.float32(32) + TENTH * np.float32(i)) / pivot
-        level = np.clip(nearest_int(inverse[:, None] * x), -32, 31)
-        sum_lx, sum_l2 = _sum(x * x * x * level), _sum(x * x * level.astype(np.float32) * level)
+        trial = np.clip(nearest_int(inverse[:, None] * x), -32, 31)
+        level = trial.astype(np.float32)
+        sum_lx, sum_l2 = _sum(x * x * x * level), _sum(x * x * level * level)
         fit = np.where(sum_l2 != 0, sum_lx / sum_l2, ZERO)
         better = (sum_l2 > 0) & (sum_lx * sum_lx > best * sum_l2) if i else np.full(len(x), True)
         scale, best = np.where(better, fit, scale), np.where(better, fit * sum_lx, best)
-        codes = np.where(better[:, None], level + 32, codes)
+        codes = np.where(better[:, None], trial + 32, codes)
     codes = np.where(empty[:, None], 0, codes).astype(np.uint8)
     return Search(np.where(empty, ZERO, scale), np.zeros_like(scale), codes)
 
 
 def nearest_int(x: NDArray[Any]) -> NDArray[Any]:
-    """x rounded to the nearest integer, ties to even, for |x| <= 2^22 - 1; beyond, ggml's wrapped bits.
+    """Round x to the nearest integer, ties to even, for |x| <= 2^22 - 1; beyond, ggml's wrapped bits.
 
     Args:
         x: float32, any shape.

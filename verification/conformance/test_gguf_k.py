@@ -1,0 +1,144 @@
+"""Q4_K and Q6_K against the `gguf` package (values from bytes) and libggml (bytes from weights).
+
+libggml comes with llama-cpp-python, or UNFORGOTTEN_GGML names a libggml-base.so: `cmake --target ggml-base` in the
+source archive of llama-cpp-python builds it alone in a minute.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from unforgotten.theory import kquants
+from unforgotten.theory.kquants import KBlocks, q4_k, q6_k
+from unforgotten.verification.chance import rng_for
+
+gguf = pytest.importorskip("gguf", reason="the library that K-quants are named after")
+
+SUPER_BLOCKS = 64
+
+
+def pack_q4_k(k: KBlocks) -> NDArray[Any]:
+    """d, dmin, 6-bit scales and minima (upper 2 bits of the last four above the first four), two codes a byte."""
+    scales, mins = k.scales.astype(np.uint8), k.mins.astype(np.uint8)
+    first, last = scales[:, :4] | (scales[:, 4:] >> 4 << 6), mins[:, :4] | (mins[:, 4:] >> 4 << 6)
+    nibbles = (scales[:, 4:] & 15) | ((mins[:, 4:] & 15) << 4)
+    codes = k.codes.reshape(-1, 4, 2, 32)
+    packed = (codes[:, :, 0] | codes[:, :, 1] << 4).reshape(-1, 128)
+    units = [k.d[:, None].view(np.uint8), k.dmin[:, None].view(np.uint8)]
+    return np.hstack([*units, first, last, nibbles, packed])
+
+
+def pack_q6_k(k: KBlocks) -> NDArray[Any]:
+    """Lower 4 bits of the codes, upper 2 bits, int8 scales, d."""
+    codes = k.codes.reshape(-1, 2, 4, 32)
+    low, high = codes & 15, codes >> 4
+    lower = np.concatenate([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], 2)
+    upper = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
+    scales = k.scales.astype(np.int8).view(np.uint8)
+    parts = [lower.reshape(-1, 128), upper.reshape(-1, 64), scales, k.d[:, None].view(np.uint8)]
+    return np.hstack(parts)
+
+
+class KType(NamedTuple):
+    quantize: Callable[[NDArray[Any]], KBlocks]
+    pack: Callable[[KBlocks], NDArray[Any]]
+    name: str
+    number: int
+
+
+K_TYPES = (KType(q4_k, pack_q4_k, "Q4_K", 12), KType(q6_k, pack_q6_k, "Q6_K", 14))
+DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, tuple[int, int]], NDArray[Any]]] = {
+    "normal": lambda rng, shape: rng.normal(0, 0.02, shape),
+    "student": lambda rng, shape: 0.02 * rng.standard_t(3, shape),
+    "uniform": lambda rng, shape: rng.uniform(-1, 1, shape),
+    "positive": lambda rng, shape: rng.uniform(0.5, 1, shape),
+    "negative": lambda rng, shape: -rng.exponential(1, shape),
+    "sparse": lambda rng, shape: rng.normal(0, 1, shape) * (rng.random(shape) < 0.05),
+    "lattice": lambda rng, shape: rng.integers(-8, 8, shape) * 0.125,
+    "constant": lambda rng, shape: np.repeat(rng.normal(0, 1, (shape[0], 8)), 32, axis=1),
+    "float16 underflows": lambda rng, shape: rng.normal(0, 1e-7, shape),
+    "float32 underflows": lambda rng, shape: rng.normal(0, 1e-13, shape),
+    "zero": lambda rng, shape: rng.normal(0, 1e-20, shape),
+    "large": lambda rng, shape: rng.normal(0, 1e5, shape),
+}
+
+
+def weights(name: str) -> NDArray[Any]:
+    drawn = DISTRIBUTIONS[name](rng_for("k-quants", name), (SUPER_BLOCKS, 256))
+    return drawn.astype(np.float32)
+
+
+def find_ggml() -> str | None:
+    if named := os.environ.get("UNFORGOTTEN_GGML"):
+        return named
+    spec = importlib.util.find_spec("llama_cpp")
+    folders = (spec.submodule_search_locations or []) if spec else []
+    found = [str(p) for folder in folders for p in Path(folder).rglob("*ggml-base.*")]
+    return found[0] if found else None
+
+
+@pytest.fixture(scope="module")
+def ggml() -> ctypes.CDLL:
+    if not (path := find_ggml()):
+        pytest.skip("no libggml: pip install llama-cpp-python, or set UNFORGOTTEN_GGML")
+    library = ctypes.CDLL(path)
+    pointer, size = ctypes.c_void_p, ctypes.c_int64
+    library.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        pointer,
+        pointer,
+        size,
+        size,
+        size,
+        pointer,
+    ]
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    return library
+
+
+def library_bytes(library: ctypes.CDLL, x: NDArray[Any], kind: KType) -> NDArray[Any]:
+    _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.name]]
+    out = np.zeros((len(x), size), np.uint8)
+    written = library.ggml_quantize_chunk(
+        kind.number, x.ctypes.data, out.ctypes.data, 0, len(x), 256, None
+    )
+    assert written == out.size
+    return out
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("kind", K_TYPES, ids=lambda k: k.name)
+def test_k_values__are_those_of_gguf(kind: KType, name: str) -> None:
+    quantized = kind.quantize(weights(name))
+    values = gguf.quants.dequantize(kind.pack(quantized), gguf.GGMLQuantizationType[kind.name])
+    assert np.array_equal(values, quantized.values)
+
+
+@pytest.mark.parametrize("name", DISTRIBUTIONS)
+@pytest.mark.parametrize("kind", K_TYPES, ids=lambda k: k.name)
+def test_k_bytes__are_those_of_libggml(ggml: ctypes.CDLL, kind: KType, name: str) -> None:
+    x = weights(name)
+    assert np.array_equal(kind.pack(kind.quantize(x)), library_bytes(ggml, x, kind))
+
+
+@pytest.mark.parametrize("kind", K_TYPES, ids=lambda k: k.name)
+def test_k_bytes__need_sums_from_left_to_right(
+    ggml: ctypes.CDLL, kind: KType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison has power: sums rounded once, not after every term, change about 2 % of the super-blocks."""
+    x = rng_for("k-quants", "sums").normal(0, 0.02, (1024, 256)).astype(np.float32)
+    expected = library_bytes(ggml, x, kind)
+    assert np.array_equal(kind.pack(kind.quantize(x)), expected)
+    monkeypatch.setattr(
+        kquants, "_sum", lambda t: t.sum(axis=1, dtype=np.float64).astype(np.float32)
+    )
+    assert not np.array_equal(kind.pack(kind.quantize(x)), expected)
