@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="the torch path needs unforgotten[experiments]")
 
-from unforgotten.experiments.quantizers import encode_tensor, linear_names, quantize_state
+from unforgotten.experiments.formats import encode_tensor
+from unforgotten.experiments.quantizers import linear_names, quantize_state
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.quantize import quantize, round_trip
 
@@ -17,6 +18,10 @@ FORMATS = [
       for rule in ("", "-asym", "-paper")),
     "int4-tensor", "int4-tensor-asym", "int4-tensor-paper", "int4-g48",
     "nf4-b64", "nf4-b128", "nf4-b60", "fp4-b64", "fp4-b60", "llmint8-row",
+    *(f"int{bits}-{block}{rule}" for bits in (2, 3, 4, 8) for block in ("g64", "row")
+      for rule in ("-ct", "-ct-asym", "-ao", "-ao-asym")),
+    "hqq2-g64", "hqq4-g64", "hqq8-g64", "hqq4-g64-opt", "fp8-row", "fp8-tensor", "fp8-g64", "fp8-cast",
+    "mxfp4-b32", "mxfp4-b32-ct", "nvfp4", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
 ]  # fmt: skip
 
 
@@ -47,6 +52,19 @@ def test_torch_path_equals_the_numpy_reference(name: str, kind: str) -> None:
     codes, values = encode_tensor(torch.from_numpy(w), fmt)
     assert np.array_equal(codes.numpy(), quantize(w, fmt)[0])
     assert np.array_equal(values.numpy(), round_trip(w, fmt))
+
+
+@pytest.mark.parametrize("name", ["q4_0", "q4_1"])
+def test_a_scale_beyond_float16_is_refused(name: str) -> None:
+    w = torch.full((1, 32), 1e30)
+    w[0, 0] = 0
+    with pytest.raises(ValueError, match="finite float16"):
+        encode_tensor(w, format_named(name))
+
+
+def test_part_of_a_block_is_refused_where_the_library_refuses_it() -> None:
+    with pytest.raises(ValueError, match="whole blocks of 32"):
+        encode_tensor(torch.ones(2, 48), format_named("q8_0"))
 
 
 @pytest.mark.parametrize("name", ["nf4-b64", "fp4-b64", "llmint8-row"])

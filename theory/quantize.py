@@ -126,7 +126,7 @@ Ratio = tuple[NDArray[Any], NDArray[Any]]  # the ratio, and where the scale says
 
 
 def _divide(blocks: NDArray[Any], scale: NDArray[Any], fmt: Format) -> Ratio:
-    return blocks / scale, scale > 0
+    return blocks / scale, scale != 0
 
 
 def _multiply(blocks: NDArray[Any], scale: NDArray[Any], fmt: Format) -> Ratio:
