@@ -88,6 +88,35 @@ def audit(
 
 
 @app.command()
+def bound(
+    format: Annotated[str, typer.Option(help="Name of a format whose scale is an absmax.")],
+    std: Annotated[float, typer.Option(help="Standard deviation of the weights.")],
+    lr: Annotated[float, typer.Option(help="Learning rate.")],
+    steps: Annotated[int, typer.Option(help="Optimizer steps.")],
+    density: Annotated[str, typer.Option(help="gaussian, laplace or student-t.")] = "gaussian",
+    dtype: Annotated[str, typer.Option(help="Of the updated weights: bf16, fp16, fp32.")] = "bf16",
+    optimizer: Annotated[str, typer.Option(help="adamw or sign.")] = "adamw",
+    snr: Annotated[
+        float, typer.Option(help="Spread of the gradients' signal-to-noise ratios.")
+    ] = float("inf"),
+    columns: Annotated[int, typer.Option(help="Weights in a row, for row formats.")] = 4096,
+    rows: Annotated[int, typer.Option(help="Rows, for tensor formats.")] = 4096,
+    gain: Annotated[float | None, typer.Option(help="Wanted; prints the smallest lr.")] = None,
+    cosine: Annotated[float | None, typer.Option(help="Wanted; prints the smallest lr.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Calculate what a format leaves of an update: dead zone, gain, cosine, flips. Loads no model."""
+    from unforgotten.theory.bound import Question, as_object
+    from unforgotten.theory.bound import bound as answer_of
+    from unforgotten.theory.bound_text import lines
+
+    asked = Question(format, std, lr, steps, density, dtype, optimizer, snr, columns, rows)
+    answer = answer_of(asked, gain=gain, cosine=cosine)
+    wanted = gain is not None or cosine is not None
+    _print_object(as_object(answer), as_json, lines(answer, wanted))
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Directories of runs.")],
     out: Annotated[Path | None, typer.Option(help="Default: report.html of the first.")] = None,
@@ -139,6 +168,30 @@ def claims(as_json: Json = False) -> None:
         counts = (row["id"], row["kind"], row["statement"], row["source"])
         table.add_row(*counts, str(len(row["tests"])), proofs, row["verdict"])
     Console().print(table)
+
+
+@app.command()
+def verify(
+    profile: Annotated[str, typer.Option(help="How hard to try: dev, ci or nightly.")] = "dev",
+    quantizer: Annotated[
+        str | None, typer.Option(help="A quantizer of your own, as module:object.")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Repeats a search of a quantizer.")] = None,
+    as_json: Json = False,
+) -> None:
+    """The verification suite; or its contracts against a quantizer of your own. Ends with 1 where something fails."""
+    _need("verify", "hypothesis", "pytest")
+    from unforgotten.verification import suite, third_party
+
+    if quantizer is None:
+        if seed is not None:
+            raise ValueError(f"--seed needs --quantizer, got seed={seed}")
+        result = suite.run_suite(profile)
+        _print_object(result, as_json, [f"verification suite, {profile}: {result['verdict']}"])
+        raise typer.Exit(suite.exit_code(result["pytest"]))
+    result = third_party.verify(third_party.load(quantizer), profile=profile, seed=seed)
+    _print_object(result, as_json, third_party.lines(result))
+    raise typer.Exit(int(result["verdict"] == "fails"))
 
 
 def _print_mapping(title: str, mapping: Mapping[str, str], as_json: bool) -> None:

@@ -1,0 +1,213 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+
+from unforgotten.theory.absmax import AbsmaxLaw, absmax_law, magnitude_cdf
+from unforgotten.theory.block_law import Expected, adaptive_error, block_law, combine
+from unforgotten.theory.boundary import (
+    boundary_density,
+    levels_moved,
+    moments,
+    pinned_levels,
+    shape_of,
+)
+from unforgotten.theory.densities import DENSITIES, Gaussian, density_named
+from unforgotten.theory.energy import (
+    effective_step,
+    energy_density,
+    expected_cosine,
+    gated_energy,
+)
+from unforgotten.theory.formats import Format, format_named
+from unforgotten.theory.gating import gated_mean, gated_variance, riemann_gain
+from unforgotten.verification.chance import assert_mean, rng_for
+
+NAMES = ("int4-g64", "int3-g64", "int4-g64-paper", "nf4-b64", "fp4-b64", "int8-row")
+EXACT = 1e-9  # differences of distribution functions, each good to 1e-16, over values down to 1e-6
+ROUNDINGS = 16 * 2.0**-53
+sizes = st.floats(2.0**-20, 2.0**20)
+steps = st.floats(2.0**-10, 2.0**10)
+
+
+@pytest.fixture(params=NAMES)
+def fmt(request: pytest.FixtureRequest) -> Format:
+    return format_named(request.param)
+
+
+@given(st.sampled_from(NAMES), st.sampled_from(sorted(DENSITIES)), st.floats(0.5, 5), st.floats(-2, 2))
+def test_levels_moved__agrees_with_the_cut_line(
+    name: str, density: str, absmax: float, delta: float
+) -> None:
+    """Two ways: telescoped over thresholds, and cut into intervals of constant codes."""
+    fmt, law = format_named(name), density_named(density, 1.0)
+    a = np.array([absmax])
+    m = moments(fmt, law, a, a, np.array([delta]))
+    assert levels_moved(fmt, law, absmax, delta) == pytest.approx(m.levels[0], rel=EXACT, abs=EXACT)
+    assert m.mass[0] == pytest.approx(1.0)
+    assert m.flips[0] <= m.levels[0] + ROUNDINGS
+    assert m.surviving[0] * delta >= -ROUNDINGS
+
+
+def test_levels_moved__is_the_mean_of_simulated_codes(fmt: Format) -> None:
+    law, absmax, trials = Gaussian(1.0), 2.5, 200_000
+    for delta in (0.01, -0.2, 1.1):
+        inside = magnitude_cdf(absmax, law)
+        u = rng_for(fmt.name, delta).uniform(size=trials)
+        w = law.quantile((1 - inside) / 2 + u * inside)
+        t = absmax * shape_of(fmt).thresholds
+        moved = np.abs(np.searchsorted(t, w + delta) - np.searchsorted(t, w))
+        scaled = moved / (len(fmt.levels) - 1)
+        assert_mean(scaled, levels_moved(fmt, law, absmax, delta) / (len(fmt.levels) - 1))
+
+
+def test_boundary_density__is_the_slope(fmt: Format) -> None:
+    """The remainder is delta^2 / 2 sum max |f'|, |f'| <= 0.242 / mass for a standard normal."""
+    law, absmax = Gaussian(1.0), 2.5
+    steepest = len(fmt.levels) * 0.2420 / float(magnitude_cdf(absmax, law))
+    for delta in (1e-3, 1e-2, 0.05):
+        gap = levels_moved(fmt, law, absmax, delta) - delta * boundary_density(fmt, law, absmax)
+        edge = levels_moved(fmt, law, absmax, 0.0)
+        assert edge == 0.0
+        assert abs(gap) <= delta**2 / 2 * steepest + EXACT
+
+
+def test_riemann_gain__is_the_slope_of_the_mean(fmt: Format) -> None:
+    law, a = Gaussian(1.0), np.array([2.5])
+    d = 1e-5
+    mean = float(moments(fmt, law, a, a, np.array([d])).surviving[0]) / d
+    shape = shape_of(fmt)
+    remainder = d / 2 * float(np.abs(2.5 * np.diff(shape.levels)).sum()) * 0.2420 * 1.02
+    assert abs(mean - riemann_gain(fmt, law, 2.5)) <= remainder + 1e-16 / d
+    assert 0.9 < riemann_gain(fmt, law, 2.5) < 1.1
+
+
+def test_energy_density__is_the_slope_of_the_square(fmt: Format) -> None:
+    law, a = Gaussian(1.0), np.array([2.5])
+    d = 1e-6
+    square = float(moments(fmt, law, a, a, np.array([d])).surviving_sq[0]) / d
+    product = effective_step(fmt, law, 2.5) * riemann_gain(fmt, law, 2.5)
+    assert energy_density(fmt, law, 2.5) == pytest.approx(product, rel=ROUNDINGS * len(fmt.levels))
+    assert square == pytest.approx(energy_density(fmt, law, 2.5), rel=1e-5)  # d sum f' / sum f
+
+
+def test_effective_step__is_the_step_of_a_uniform_grid() -> None:
+    assert effective_step(format_named("int4-g64"), Gaussian(1.0), 2.1) == pytest.approx(0.3)
+    steps_of = np.diff(shape_of(format_named("nf4-b64")).levels)
+    assert steps_of.min() < effective_step(format_named("nf4-b64"), Gaussian(1.0), 1.0) < steps_of.max()
+
+
+@given(st.sampled_from(NAMES), st.sampled_from([-1, 1]), st.floats(-0.5, 0.5))
+def test_pinned_levels__moves_inward_only(name: str, sign: int, delta: float) -> None:
+    fmt, absmax = format_named(name), 3.0
+    shape = shape_of(fmt)
+    last = float(shape.thresholds[-1] if sign > 0 else -shape.thresholds[0])
+    expected_still = sign * delta >= 0 or abs(delta) < absmax * (1 - last) * (1 - ROUNDINGS)
+    moved = pinned_levels(fmt, absmax, delta, sign)
+    if expected_still:
+        assert moved == 0
+    if sign * delta < 0 and abs(delta) > absmax * (1 - last) * (1 + ROUNDINGS):
+        assert moved >= 1
+
+
+def test_pinned_levels__can_leave_on_a_fixed_grid() -> None:
+    """theory.md said it cannot. It can, inward, from half a step on: 1/14 of the absmax at INT4."""
+    fmt = format_named("int4-g64")
+    assert pinned_levels(fmt, 7.0, -0.49, 1) == 0
+    assert pinned_levels(fmt, 7.0, -0.51, 1) == 1
+
+
+@pytest.mark.parametrize("name", ["int4-g64-asym", "int8-row-asym"])
+def test_shape_of__refuses_other_scales(name: str) -> None:
+    with pytest.raises(ValueError, match="proportional to the block's absmax"):
+        shape_of(format_named(name))
+
+
+@given(sizes, steps)
+def test_gated_mean__is_the_update(delta: float, step: float) -> None:
+    slack = ROUNDINGS * (abs(delta) + step)
+    assert abs(float(gated_mean(delta, step)) - delta) <= slack
+    assert abs(float(gated_mean(-delta, step)) + delta) <= slack
+
+
+def _exact(delta: float, step: float) -> tuple[Fraction, Fraction]:
+    """Mean and mean square of the two-point law, in rationals."""
+    size = Fraction(delta) / Fraction(step)
+    whole, phi = size // 1, size % 1
+    low, high = whole * Fraction(step), (whole + 1) * Fraction(step)
+    return low * (1 - phi) + high * phi, low**2 * (1 - phi) + high**2 * phi
+
+
+@given(st.floats(2.0**-20, 2.0**6), steps)
+def test_gated_energy__is_the_mean_square_of_two_points(delta: float, step: float) -> None:
+    mean, square = _exact(delta, step)
+    assert mean == Fraction(delta)
+    assert float(gated_energy(delta, step)) == pytest.approx(float(square), rel=ROUNDINGS * (2 + delta / step))
+
+
+@given(st.floats(2.0**-20, 2.0**6), steps)
+def test_gated_variance__is_the_second_moment_less_the_square(delta: float, step: float) -> None:
+    mean, square = _exact(delta, step)
+    slack = ROUNDINGS * (delta**2 + step**2)
+    assert abs(float(gated_variance(delta, step)) - float(square - mean**2)) <= slack
+    assert float(gated_variance(delta, step)) <= step**2 / 4 * (1 + ROUNDINGS)
+
+
+def test_gated_energy__is_the_mean_of_random_places() -> None:
+    for size in (0.1, 0.9, 1.3, 3.5):
+        u = rng_for(size).uniform(size=200_000)
+        moved = np.floor(u + size)
+        assert_mean(moved / 5, float(gated_mean(size, 1.0)) / 5)
+        assert_mean(moved**2 / 25, float(gated_energy(size, 1.0)) / 25)
+
+
+def test_expected_cosine__is_the_root_of_the_share_of_a_step() -> None:
+    delta = np.full(100, 0.04)
+    assert expected_cosine(delta, 1.0) == pytest.approx(math.sqrt(0.04))
+    mixed = np.array([0.1, -0.3, 0.0, 0.2])
+    direct = np.linalg.norm(mixed) / math.sqrt(np.abs(mixed).sum())
+    assert expected_cosine(mixed, 1.0) == pytest.approx(direct)
+    with pytest.raises(ValueError, match="delta must have one entry"):
+        expected_cosine(np.zeros(3), 1.0)
+    for bad in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="step must be positive"):
+            gated_mean(1.0, bad)
+
+
+def test_block_law__gain_of_a_fixed_grid_is_short_by_the_pinned_share() -> None:
+    """1 weight of B never passes its small update: G = (1 - 1/B) E[riemann gain]; adaptive grids pass it whole."""
+    law = absmax_law(Gaussian(1.0), 64)
+    fmt = format_named("int4-g64")
+    riemann = sum(
+        w * riemann_gain(fmt, Gaussian(1.0), a)
+        for a, w in zip(law.values, law.weights, strict=True)
+    )
+    fixed = block_law(fmt, Gaussian(1.0), law, 1e-4, "fixed")
+    adaptive = block_law(fmt, Gaussian(1.0), law, 1e-4, "adaptive")
+    assert fixed.gain == pytest.approx(63 / 64 * riemann, rel=1e-4)  # the remainder is O(delta)
+    assert adaptive.gain == pytest.approx(fixed.gain + 1 / 64, rel=1e-3)
+    assert fixed.cosine < adaptive.cosine
+    assert adaptive_error(Gaussian(1.0), law, 1e-4) < 1e-4
+
+
+def test_block_law__knows_one_sided_pins() -> None:
+    """A histogram may end on one side: there the pinned entry is known to be positive."""
+    law = AbsmaxLaw(np.array([9.0]), np.array([1.0]), 2)
+    outside = block_law(format_named("int4-g64"), Gaussian(0.01), law, 0.1, "fixed")
+    assert outside.dot == pytest.approx(0.0, abs=1e-12)  # no weight near a threshold, density 0 at 9
+    assert math.isnan(combine([]).gain)
+    assert math.isnan(Expected(0.0, 0.0, 0.0, 1.0, 0.0).cosine)
+
+
+def test_block_law__refuses_bad_arguments() -> None:
+    law, fmt = absmax_law(Gaussian(1.0), 8), format_named("int4-g64")
+    for bad in (0.0, -1.0, math.inf):
+        with pytest.raises(ValueError, match="delta must be positive"):
+            block_law(fmt, Gaussian(1.0), law, bad, "fixed")
+    with pytest.raises(ValueError, match="mode must be one of"):
+        block_law(fmt, Gaussian(1.0), law, 1.0, "moving")  # type: ignore[arg-type]
