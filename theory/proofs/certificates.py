@@ -9,7 +9,7 @@ from typing import Any
 import z3
 
 from unforgotten.theory.claims import proof
-from unforgotten.theory.proofs.smt import Statement, prove, reals, size
+from unforgotten.theory.proofs.smt import Statement, largest, prove, reals, size
 
 SIZES = (1, 2, 3, 4)
 PAIRS = ((1, 1), (1, 2), (2, 1), (2, 2), (2, 3), (3, 2))
@@ -29,10 +29,19 @@ def greedy_statement(vocabulary: int, *, factor: int = 2, strict: bool = True) -
     return Statement((*_changed(before, after, r), *leads), still)
 
 
+def spread_statement(vocabulary: int) -> Statement:
+    """The same with max - min of the logits' changes in place of 2r."""
+    before, after = reals("z", vocabulary), reals("z_new", vocabulary)
+    change = [b - a for a, b in zip(before, after, strict=True)]
+    spread = largest(change) + largest([-c for c in change])
+    leads = tuple(before[0] - z > spread for z in before[1:])
+    return Statement(leads, z3.And([after[0] > z for z in after[1:]]))
+
+
 @proof("T15", method="smt", domain="vocabularies of 2 to 4; one rival at a time, so any vocabulary")
 def greedy_choice_is_stable() -> None:
-    """A top-two gap above 2 max|logit change| keeps the greedy token; at exactly 2 max|change| a tie is possible."""
-    prove(*(greedy_statement(n) for n in SIZES[1:]))
+    """A top-two gap above 2 max|logit change|, or above the change's spread, keeps the greedy token; at exactly 2 max|change| a tie is possible."""
+    prove(*(greedy_statement(n) for n in SIZES[1:]), *(spread_statement(n) for n in SIZES[1:]))
 
 
 def _win(a: Any, b: Any) -> Any:
@@ -61,6 +70,31 @@ def auc_statement(
 def auc_moves_by_close_pairs() -> None:
     """|AUC' - AUC| <= mass of the pairs with |s_i - s_j| <= 2 max|score change|, ends included, ties counting half."""
     prove(*(auc_statement(*pair) for pair in PAIRS))
+
+
+def auc_range_statement(members: int, others: int, *, share: Fraction = Fraction(1)) -> Statement:
+    """AUC(m - r, o + r) <= AUC(m', o') <= AUC(m + r, o - r), if no score changes by more than r."""
+    m, o, m_new, o_new = (
+        reals(name, n)
+        for name, n in (("m", members), ("o", others), ("m_new", members), ("o_new", others))
+    )
+    r = z3.Real("r")
+    c = r * z3.Q(share.numerator, share.denominator)
+    low, now, high = (
+        z3.Sum([_win(a, b) for a in x for b in y])
+        for x, y in (
+            ([a - c for a in m], [b + c for b in o]),
+            (m_new, o_new),
+            ([a + c for a in m], [b - c for b in o]),
+        )
+    )
+    return Statement(tuple(_changed(m + o, m_new + o_new, r)), z3.And(low <= now, now <= high))
+
+
+@proof("T15", method="smt", domain="up to 3 x 2 scores; one pair at a time, so any number")
+def auc_lies_between_the_extremes() -> None:
+    """AUC(m - r, o + r) <= AUC' <= AUC(m + r, o - r): both ends are scores that the bound allows."""
+    prove(*(auc_range_statement(*pair) for pair in PAIRS))
 
 
 def total_variation_statement(outcomes: int, *, factor: Fraction = Fraction(1, 2)) -> Statement:

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from fractions import Fraction
 from typing import Any
 
+import numpy as np
 import z3
 
 from unforgotten.theory.claims import proof
+from unforgotten.theory.drift import drift_factor, unflipped_update_upper_bound
 from unforgotten.theory.formats import Format
 from unforgotten.theory.proofs.geometry import BLOCK_SIZES, every_format
 from unforgotten.theory.proofs.smt import Statement, largest, prove, reals, size
+
+LINEAR = ("quotient", "float32")
+ONE = np.ones(1)
 
 
 def _absmax(xs: list[Any]) -> Any:
@@ -90,15 +96,19 @@ def value_statement(*, factor: Fraction = Fraction(1)) -> Statement:
 def value_factor(fmt: Format) -> Fraction:
     """The least k with |D_i| <= k max|delta| where no code and no zero point of the block changes, exact.
 
-    The largest value that a format can hold per unit of its statistic, times 2 for a range, whose two ends can both
-    move. 1 for an absmax format whose levels end at the divisor; 16/15 where they pass it (compressed-tensors' and
-    GPTQ's symmetric int4: levels to -8, divisor 7.5).
+    The largest value that a format can hold per unit of its statistic, times the number of ends of the statistic.
     """
-    top = max(abs(Fraction(x)) for x in fmt.levels)
-    per_statistic = (
-        top * Fraction(fmt.unit) / (Fraction(fmt.divisor) if fmt.arithmetic == "divide" else 1)
-    )
-    return per_statistic * (2 if fmt.statistic == "range" else 1)
+    low, high = Fraction(fmt.levels[0]), Fraction(fmt.levels[-1])
+    top = high - low if fmt.zero_point else max(-low, high)
+    stored = Fraction(1) if fmt.arithmetic == "multiply" else Fraction(fmt.divisor)
+    return top * Fraction(float(np.float32(fmt.unit))) / stored * drift_factor(fmt)
+
+
+def drifting_formats() -> Iterator[Format]:
+    """Those whose scale is proportional to absmax or range, up to one rounding: T2 has no bound for the others."""
+    for fmt in every_format():
+        if fmt.statistic in ("absmax", "range") and (fmt.scale_rule, fmt.storage) == LINEAR:
+            yield fmt
 
 
 @proof("T2", method="smt", domain="every level and every statistic that drifts by at most m")
@@ -107,9 +117,19 @@ def value_drift() -> None:
     prove(value_statement())
 
 
-@proof("T2", method="exact", domain="every family of formats, 2 to 8 bits")
+@proof(
+    "T2",
+    method="exact",
+    domain="every format whose scale is proportional to absmax or range, 2 to 8 bits",
+)
 def value_factors() -> None:
-    """|D_i| <= max|delta| where no code changes holds for the absmax formats; with a zero point it is 2 max|delta|."""
-    for fmt in every_format():
-        largest_factor = 2 if fmt.statistic == "range" else 1
-        assert value_factor(fmt) <= largest_factor, f"{fmt.name}: {value_factor(fmt)}"
+    """|D_i| <= k max|delta| where no code and no zero point changes: k = 1 for absmax, 2 for a range, 2^b/(2^b - 1) for ct.
+
+    The code's own bound is at least k and at most 2^-20 larger.
+    """
+    for fmt in drifting_formats():
+        factor, bound = value_factor(fmt), Fraction(unflipped_update_upper_bound(ONE, fmt).item())
+        assert factor <= bound <= factor * (1 + Fraction(1, 2**20)), f"{fmt.name}: {factor}"
+        half_step = fmt.zero == "none" and fmt.divisor % 1 != 0
+        stated = Fraction(2**fmt.bits, 2**fmt.bits - 1) if half_step else drift_factor(fmt)
+        assert factor <= stated, f"{fmt.name}: {factor}"

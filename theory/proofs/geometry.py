@@ -6,9 +6,11 @@ can ask z3 to refute the wrong one.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator
 from fractions import Fraction
 from itertools import pairwise
+from typing import Any
 
 import z3
 
@@ -20,9 +22,15 @@ BLOCK_SIZES = (1, 2, 3, 4)
 CODEBOOK_SIZES = range(2, 17)
 U32 = Fraction(1, 2**24)
 FORMATS = (
-    *(f"int{bits}-g4{rule}" for bits in range(2, 9) for rule in ("", "-asym", "-paper")),
-    "nf4-b4", "fp4-b4", "llmint8-row",
-)  # fmt: skip
+    *(
+        f"int{bits}-g4{rule}"
+        for bits in range(2, 9)
+        for rule in ("", "-asym", "-paper", "-ct", "-ct-asym", "-ao", "-ao-asym")
+    ),
+    *(f"hqq{bits}-g4" for bits in range(2, 9)),
+    *("nf4-b4", "fp4-b4", "llmint8-row", "fp8-row", "fp8-cast", "mxfp4-b4", "mxfp4-b4-ct", "nvfp4"),
+    *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0"),
+)
 
 
 def every_format() -> Iterator[Format]:
@@ -64,26 +72,86 @@ def counted_cells_are_intervals() -> None:
     prove(*(counted_statement(n, k) for n in CODEBOOK_SIZES for k in range(n)))
 
 
-def integer_statement(*, ties_by_code: bool = False) -> Statement:
-    """clip(rint(v) + zero) = k iff v + zero lies within 1/2 of k, the ends included where k - zero is even."""
-    v, (n, k, low, high, zero) = z3.Real("v"), z3.Ints("n k low high zero")
+def labelled_statement(levels: int, k: int, *, tie_to_even: bool = True) -> Statement:
+    """As `counted_statement`, but a tie goes to the level whose label is even, as floats are rounded."""
+    threshold, v = reals("threshold", levels - 1), z3.Real("v")
+    even = [z3.Bool(f"even{i}") for i in range(levels)]
+    below, up_to = (count([c(t, v) for t in threshold]) for c in (operator.lt, operator.le))
+    stays = z3.Or([z3.And(below == i, even[i]) for i in range(levels)])
+    code = z3.If(stays, below, up_to)
+    inside = z3.BoolVal(True)
+    if k:
+        inside = z3.And(inside, z3.Or(threshold[k - 1] < v, z3.And(threshold[k - 1] == v, even[k])))
+    if k < levels - 1:
+        closed = even[k] if tie_to_even else z3.Not(even[k])
+        inside = z3.And(inside, z3.Or(v < threshold[k], z3.And(v == threshold[k], closed)))
+    alternate = [a != b for a, b in pairwise(even)]
+    ascending = [a < b for a, b in pairwise(threshold)]
+    return Statement((*alternate, *ascending), (code == k) == inside)
+
+
+@proof(
+    "T1",
+    method="smt",
+    domain="2 to 16 codes whose labels alternate between even and odd (E2M1, E4M3)",
+)
+def labelled_cells_are_intervals() -> None:
+    """{v : code(v) = k} is (t_k, t_{k+1}) and both its ends if the label of k is even, neither if it is odd."""
+    prove(*(labelled_statement(n, k) for n in CODEBOOK_SIZES for k in range(n)))
+
+
+def _rounded(rule: str, v: Any, n: Any) -> Any:
+    """N is v rounded to an integer by a rule."""
     twice_v, twice_n = 2 * v, 2 * z3.ToReal(n)
+    up = z3.And(twice_n <= twice_v + 1, twice_v + 1 < twice_n + 2)
+    down = z3.And(-twice_n <= 1 - twice_v, 1 - twice_v < 2 - twice_n)
     tie = z3.Or(twice_n == twice_v - 1, twice_n == twice_v + 1)
-    rint = z3.And(twice_v - 1 <= twice_n, twice_n <= twice_v + 1, z3.Implies(tie, n % 2 == 0))
-    code = z3.If(n + zero < low, low, z3.If(n + zero > high, high, n + zero))
+    even = z3.And(twice_v - 1 <= twice_n, twice_n <= twice_v + 1, z3.Implies(tie, n % 2 == 0))
+    return {"half-up": up, "half-away": z3.If(v >= 0, up, down)}.get(rule, even)
+
+
+def _closed(rule: str, k: Any, zero: Any) -> tuple[Any, Any]:
+    """Whether the cell of code k holds its lower and its upper end."""
+    even, even_code = (k - zero) % 2 == 0, k % 2 == 0
+    return {
+        "half-even": (even, even),
+        "half-even, zero first": (even_code, even_code),
+        "half-up": (z3.BoolVal(True), z3.BoolVal(False)),
+        "half-away": (k > zero, k < zero),
+    }[rule]
+
+
+def integer_statement(rule: str, *, ends: str | None = None) -> Statement:
+    """clip(round(v) + zero) = k iff v + zero lies within 1/2 of k, ends as the rule for ties has them."""
+    v, (n, k, low, high, zero) = z3.Real("v"), z3.Ints("n k low high zero")
+    first = rule == "half-even, zero first"
+    number = n if first else n + zero
+    code = z3.If(number < low, low, z3.If(number > high, high, number))
     gap = 2 * (v + z3.ToReal(zero) - z3.ToReal(k))
-    closed = (k if ties_by_code else k - zero) % 2 == 0
+    low_closed, high_closed = _closed(ends or rule, k, zero)
     cell = z3.And(
-        z3.Or(k == low, gap > -1, z3.And(gap == -1, closed)),
-        z3.Or(k == high, gap < 1, z3.And(gap == 1, closed)),
+        z3.Or(k == low, gap > -1, z3.And(gap == -1, low_closed)),
+        z3.Or(k == high, gap < 1, z3.And(gap == 1, high_closed)),
     )
-    return Statement((rint, low < high, low <= k, k <= high), (code == k) == cell)
+    rounded = _rounded(rule, v + z3.ToReal(zero) if first else v, n)
+    return Statement((rounded, low < high, low <= k, k <= high), (code == k) == cell)
 
 
-@proof("T1", method="smt", domain="integer grids of every number of bits, range and zero point")
+INTEGER_RULES = ("half-even", "half-even, zero first", "half-up", "half-away")
+
+
+@proof(
+    "T1",
+    method="smt",
+    domain="integer grids of every number of bits, range and zero point; 4 rules for ties",
+)
 def integer_cells_are_intervals() -> None:
-    """{v : clip(rint(v) + z) = k} = [k - z - 1/2, k - z + 1/2], closed iff k - z is even, end cells unbounded."""
-    prove(integer_statement())
+    """{v : code(v) = k} = [k - z - 1/2, k - z + 1/2], end cells unbounded; which ends it holds depends on the rule.
+
+    Half-even: both iff k - z is even, or k where the zero point is added first. Half-up: the lower. Half-away: the end
+    that is nearer to 0.
+    """
+    prove(*(integer_statement(rule) for rule in INTEGER_RULES))
 
 
 def block_statement(block: int, *, same_statistic: bool = True) -> Statement:

@@ -46,13 +46,13 @@ def storage(dtype: str) -> Storage:
     bits = np.arange(256**kind.itemsize, dtype=pattern)
     with np.errstate(invalid="ignore"):
         values = bits.view(kind).astype(np.float64)
-    info = ml_dtypes.finfo(kind)
+    finite = values[np.isfinite(values)]
     return Storage(
         dtype=dtype,
         significant_bits=SIGNIFICANT_BITS[dtype],
-        smallest_step=round(math.log2(float(info.smallest_subnormal))),
-        largest=float(info.max),
-        finite=values[np.isfinite(values)],
+        smallest_step=round(math.log2(finite[finite > 0].min())),
+        largest=float(finite.max()),
+        finite=finite,
         odd=(bits % 2 == 1)[np.isfinite(values)],
     )
 
