@@ -315,3 +315,15 @@ def test_encode_group__ties_depend_on_when_the_zero_point_is_added() -> None:
     grid, half = GroupGrid(np.ones((1, 1)), np.full((1, 1), 7.0)), np.array([[0.5, 1.5]])
     assert encode_group(half, grid, 4).tolist() == [[7, 9]]
     assert encode_group(half, grid, 4, zero_first=True).tolist() == [[8, 8]]
+
+
+@pytest.mark.parametrize("name", ["gptq", "compressed-tensors"])
+def test_encode_group__leaves_the_largest_weight_to_the_last_bit_of_the_scale(name: str) -> None:
+    """A symmetric scale of max|w| / 7.5 puts -max|w| on the threshold between -8 and -7.
+
+    In rationals that is a tie, always; in floats the roundings of scale and ratio decide, half a step apart.
+    """
+    w = -np.abs(rng_for("largest", name).normal(size=(1000, 1)))
+    grid = GRID_RULES[name].fit(w, 4, True)
+    codes = encode_group(w, grid, 4, zero_first=GRID_RULES[name].zero_first)
+    assert set(codes.ravel()) == {0, 1}
