@@ -54,7 +54,9 @@ class _Nodes(NamedTuple):
     pinned_delta: NDArray[Any]
 
 
-@claim("T6", kind="law", source="T6-T8 integrated over the law of absmax (David & Nagaraja 2003, §2.1)")
+@claim(
+    "T6", kind="law", source="T6-T8 integrated over the law of absmax (David & Nagaraja 2003, §2.1)"
+)
 def block_law(
     fmt: Format, density: Density, law: AbsmaxLaw, delta: float, mode: GridMode
 ) -> Expected:
@@ -115,9 +117,7 @@ def _average(m: Moments, weight: NDArray[Any], delta: float) -> Expected:
 def _pinned(fmt: Format, nodes: _Nodes) -> Expected:
     shape = shape_of(fmt)
     before = np.searchsorted(shape.thresholds, nodes.pinned / nodes.before)
-    after = np.searchsorted(
-        shape.thresholds, (nodes.pinned + nodes.pinned_delta) / nodes.after
-    )
+    after = np.searchsorted(shape.thresholds, (nodes.pinned + nodes.pinned_delta) / nodes.after)
     surviving = nodes.after * shape.levels[after] - nodes.before * shape.levels[before]
     w, d = nodes.weight, nodes.pinned_delta
     return Expected(
@@ -153,7 +153,10 @@ def _successors(
         return [(a, one)]
     if outward:
         return [(a + delta, one)]  # no other entry can get there
-    edges = [np.abs(a - delta) + f * 2 * np.minimum(a, delta) for f in np.linspace(0, 1, OVERTAKING_NODES + 1)]
+    edges = [
+        np.abs(a - delta) + f * 2 * np.minimum(a, delta)
+        for f in np.linspace(0, 1, OVERTAKING_NODES + 1)
+    ]
     below = [_largest_other_cdf(m, a, delta, density) ** (law.size - 1) for m in edges]
     steps = [
         ((edges[i] + edges[i + 1]) / 2, below[i + 1] - below[i]) for i in range(OVERTAKING_NODES)

@@ -19,8 +19,13 @@ from unforgotten.theory.predict import Prediction, predict
 DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 STEP_BOUNDS: Mapping[str, str] = {"adamw": "adamw", "sign": "sign-sgd"}
 QUADRATURE_SPACING = 1.0  # of the absmax law: errs by 5e-5, see `absmax_law`
-LEAST_SHARE = 1e-7  # of the blocks: rarer absmax values are left out, below the quadrature's own error
-LR_RANGE = (2.0**-22, 2.0**6)  # in standard deviations: where a wanted survival is looked for, octave by octave
+LEAST_SHARE = (
+    1e-7  # of the blocks: rarer absmax values are left out, below the quadrature's own error
+)
+LR_RANGE = (
+    2.0**-22,
+    2.0**6,
+)  # in standard deviations: where a wanted survival is looked for, octave by octave
 
 
 @dataclass(frozen=True)
@@ -116,7 +121,9 @@ class _Setup:
 
     def __init__(self, question: Question) -> None:
         if question.dtype not in DTYPES:
-            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got dtype={question.dtype!r}")
+            raise ValueError(
+                f"dtype must be one of {', '.join(DTYPES)}, got dtype={question.dtype!r}"
+            )
         for name in ("columns", "rows"):
             if getattr(question, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {name}={getattr(question, name)}")
@@ -127,9 +134,7 @@ class _Setup:
         self.fmt: Format = format_named(question.format)
         self.density: Density = density_named(question.density, question.std)
         self.law: StepLaw = step_law(question.optimizer, question.snr)
-        law = absmax_law(
-            self.density, block_size(self.fmt, question), spacing=QUADRATURE_SPACING
-        )
+        law = absmax_law(self.density, block_size(self.fmt, question), spacing=QUADRATURE_SPACING)
         kept = law.weights > LEAST_SHARE
         self.absmax = AbsmaxLaw(
             law.values[kept], law.weights[kept] / law.weights[kept].sum(), law.size

@@ -25,7 +25,12 @@ def lines(answer: Answer, wanted: bool) -> list[str]:
         ("flips", f"{100 * answer.flips:.3g} % of the codes"),
     ]
     if wanted:
-        rows.append(("smallest lr", "none is found" if answer.smallest_lr is None else f"{answer.smallest_lr:.3g}"))
+        rows.append(
+            (
+                "smallest lr",
+                "none is found" if answer.smallest_lr is None else f"{answer.smallest_lr:.3g}",
+            )
+        )
     return [f"{name + ':':13}{text}" for name, text in rows]
 
 

@@ -15,7 +15,9 @@ from unforgotten.theory.dead_zone import SIGNIFICANT_BITS
 
 SMALLEST_NORMAL_EXPONENT: Mapping[str, int] = {"float32": -126, "float16": -14, "bfloat16": -126}
 FREE_SPACINGS = 16  # a step of this many spacings or more moves as if there were none, within 1/32
-MOST_SPACINGS = 41  # FREE_SPACINGS and 8 standard deviations of a step's noise, at most 3 spacings each
+MOST_SPACINGS = (
+    41  # FREE_SPACINGS and 8 standard deviations of a step's noise, at most 3 spacings each
+)
 ADAM_BETA1 = 0.9
 OPTIMIZERS = ("adamw", "sign")  # "sign": sign-SGD, and Lion but for its memory
 RATIO_NODES = 16

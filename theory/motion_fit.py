@@ -67,10 +67,11 @@ class Moves(NamedTuple):
 
 
 def observed_moves(w: NDArray[Any], delta: NDArray[Any]) -> Moves:
-    """The motion of a pair itself, by binade of |w| and sign: the means of MOVE_NODES groups of equal share, sorted.
+    """The motion of a pair itself, by quarter binade of |w| and by sign: means of MOVE_NODES sorted groups of equal share.
 
-    Takes the motion as known, so that a prediction from it tests T6 and the law of absmax alone. Binades below
-    2^-FINE_BINADES of the largest weight are one; outward and inward motion are not pooled.
+    Takes the motion as known, so that a prediction from it tests T6 and the law of absmax alone. Weights below
+    2^-FINE_BINADES of the largest are one piece. Quarters, because motion inside a binade depends on the distance
+    to its frozen neighbour.
 
     Args:
         w: weights before, any shape, not all 0.
@@ -78,7 +79,9 @@ def observed_moves(w: NDArray[Any], delta: NDArray[Any]) -> Moves:
     """
     w, delta = (np.asarray(x, np.float64).ravel() for x in (w, delta))
     top = math.frexp(float(np.abs(w).max()))[1]
-    ends = np.concatenate([[0.0], np.ldexp(1.0, np.arange(top - FINE_BINADES, top + 1))])
+    quarters = 1 + np.arange(4) / 4
+    ends = np.outer(np.ldexp(1.0, np.arange(top - FINE_BINADES, top)), quarters).ravel()
+    ends = np.concatenate([[0.0], ends, [math.ldexp(1.0, top)]])
     rows = []
     for sign in (-1.0, 1.0):
         for low, high in pairwise(ends):

@@ -26,7 +26,9 @@ from unforgotten.theory.motion import (
 )
 
 PIECES_PER_BINADE = 6
-FINE_LEVELS = 32  # above, a step is small against every piece and the uniform law T7-T8 is used inside
+FINE_LEVELS = (
+    32  # above, a step is small against every piece and the uniform law T7-T8 is used inside
+)
 SPREAD_OF_FREE_WEIGHTS = 64.0  # standard deviations that hold all weights that matter
 
 
@@ -49,7 +51,14 @@ class Prediction:
 
 @claim("T11", kind="law", source="T4, T5, T6 and the law of absmax together; theory.md, C2")
 def predict(
-    fmt: Format, density: Density, absmax: AbsmaxLaw, steps_law: StepLaw, *, lr: float, steps: int, dtype: str
+    fmt: Format,
+    density: Density,
+    absmax: AbsmaxLaw,
+    steps_law: StepLaw,
+    *,
+    lr: float,
+    steps: int,
+    dtype: str,
 ) -> Prediction:
     """G = E[D delta] / E[delta^2] over w ~ F, absmax ~ H and drift ~ the step law, delta = expected_displacement(w).
 
@@ -79,7 +88,9 @@ def predict(
         delta = expected_displacement(middle, steps_law, node, lr=lr, steps=steps, dtype=dtype)
         share = density.cdf(high) - density.cdf(low)
         moved += float(weight * share[delta != 0].sum())
-        parts.append((float(weight), _piecewise(fmt, density, absmax, (low, high), delta, np.ones(len(low)))))
+        parts.append(
+            (float(weight), _piecewise(fmt, density, absmax, (low, high), delta, np.ones(len(low))))
+        )
     return Prediction(edge, moved, steps_law.ratio, combine(parts))
 
 
@@ -96,7 +107,10 @@ def pieces(radius: float, edge: float, density: Density) -> tuple[NDArray[Any], 
         binades = round(math.log2(outer / inner))
         fine = (1 + np.arange(1, PIECES_PER_BINADE + 1) / PIECES_PER_BINADE) * inner
         ends = np.concatenate(
-            [np.linspace(0.0, inner, PIECES_PER_BINADE + 1), *(fine * 2.0**i for i in range(binades))]
+            [
+                np.linspace(0.0, inner, PIECES_PER_BINADE + 1),
+                *(fine * 2.0**i for i in range(binades)),
+            ]
         )
     ends = np.concatenate([-ends[:0:-1], ends])
     return ends[:-1], ends[1:]

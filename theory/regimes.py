@@ -51,9 +51,9 @@ def on_grid_gain(spread: float, step: float) -> float:
 def swallowing_absmax(fmt: Format, edge: float) -> float:
     """(b) From absmax >= edge / t_0 on, weights that stay in |w| < edge cross nothing: D = 0, gain 0, on a fixed grid.
 
-    t_0 is the least |threshold| of the format over its absmax: INT4 1/14, NF4 0.0398, FP4 0.0026 for the cell around
-    0, all in units of the absmax. `edge` bounds the weight before and after the update: T4's dead zone for |w|, since
-    a weight that reaches it stops.
+    t_0 is the least |threshold| between two values that differ, over the absmax: 1/14 for INT4, 0.0398 for NF4, 0.0026
+    for FP4 (whose two zeros share a value, so the code can flip and D is still 0). `edge` bounds the weight before
+    and after the update: T4's dead zone, where a weight that reaches it stops.
 
     Args:
         fmt: an absmax format.
@@ -67,7 +67,8 @@ def swallowing_absmax(fmt: Format, edge: float) -> float:
     """
     if not (math.isfinite(edge) and edge > 0):
         raise ValueError(f"edge must be positive and finite, got edge={edge!r}")
-    return edge / float(np.abs(shape_of(fmt).thresholds).min())
+    shape = shape_of(fmt)
+    return edge / float(np.abs(shape.thresholds[np.diff(shape.levels) > 0]).min())
 
 
 @claim("T11", kind="law", source="second moment of the distance to the farther end of a cell")

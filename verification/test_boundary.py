@@ -40,7 +40,9 @@ def fmt(request: pytest.FixtureRequest) -> Format:
     return format_named(request.param)
 
 
-@given(st.sampled_from(NAMES), st.sampled_from(sorted(DENSITIES)), st.floats(0.5, 5), st.floats(-2, 2))
+@given(
+    st.sampled_from(NAMES), st.sampled_from(sorted(DENSITIES)), st.floats(0.5, 5), st.floats(-2, 2)
+)
 def test_levels_moved__agrees_with_the_cut_line(
     name: str, density: str, absmax: float, delta: float
 ) -> None:
@@ -99,7 +101,11 @@ def test_energy_density__is_the_slope_of_the_square(fmt: Format) -> None:
 def test_effective_step__is_the_step_of_a_uniform_grid() -> None:
     assert effective_step(format_named("int4-g64"), Gaussian(1.0), 2.1) == pytest.approx(0.3)
     steps_of = np.diff(shape_of(format_named("nf4-b64")).levels)
-    assert steps_of.min() < effective_step(format_named("nf4-b64"), Gaussian(1.0), 1.0) < steps_of.max()
+    assert (
+        steps_of.min()
+        < effective_step(format_named("nf4-b64"), Gaussian(1.0), 1.0)
+        < steps_of.max()
+    )
 
 
 @given(st.sampled_from(NAMES), st.sampled_from([-1, 1]), st.floats(-0.5, 0.5))
@@ -147,7 +153,9 @@ def _exact(delta: float, step: float) -> tuple[Fraction, Fraction]:
 def test_gated_energy__is_the_mean_square_of_two_points(delta: float, step: float) -> None:
     mean, square = _exact(delta, step)
     assert mean == Fraction(delta)
-    assert float(gated_energy(delta, step)) == pytest.approx(float(square), rel=ROUNDINGS * (2 + delta / step))
+    assert float(gated_energy(delta, step)) == pytest.approx(
+        float(square), rel=ROUNDINGS * (2 + delta / step)
+    )
 
 
 @given(st.floats(2.0**-20, 2.0**6), steps)
@@ -199,7 +207,9 @@ def test_block_law__knows_one_sided_pins() -> None:
     """A histogram may end on one side: there the pinned entry is known to be positive."""
     law = AbsmaxLaw(np.array([9.0]), np.array([1.0]), 2)
     outside = block_law(format_named("int4-g64"), Gaussian(0.01), law, 0.1, "fixed")
-    assert outside.dot == pytest.approx(0.0, abs=1e-12)  # no weight near a threshold, density 0 at 9
+    assert outside.dot == pytest.approx(
+        0.0, abs=1e-12
+    )  # no weight near a threshold, density 0 at 9
     assert math.isnan(combine([]).gain)
     assert math.isnan(Expected(0.0, 0.0, 0.0, 1.0, 0.0).cosine)
 

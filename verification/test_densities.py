@@ -168,7 +168,9 @@ def test_expected_inverse_absmax__is_the_integral(name: str, size: int) -> None:
 
 def test_expected_absmax__of_two_gaussians_is_known() -> None:
     """E max(|x|, |y|) = 2 / sqrt(pi) for two independent standard normals."""
-    assert expected_absmax(Gaussian(1.0), 2) == pytest.approx(2 / math.sqrt(math.pi), rel=QUADRATURE)
+    assert expected_absmax(Gaussian(1.0), 2) == pytest.approx(
+        2 / math.sqrt(math.pi), rel=QUADRATURE
+    )
 
 
 def test_absmax__refuses_bad_sizes() -> None:

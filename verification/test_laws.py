@@ -34,7 +34,9 @@ WEIGHTS = 200_000
 POWER_WEIGHTS = 2_000_000  # enough to see one weight in 64
 NIGHTLY_WEIGHTS = 10_000_000
 CHUNK = 400_000
-F32 = 2.0**-20  # float32 places of thresholds and values, 8 roundings, over the smallest step: added to each law
+F32 = (
+    2.0**-20
+)  # float32 places of thresholds and values, 8 roundings, over the smallest step: added to each law
 QUANTITIES = ("flips", "levels", "gain", "energy")
 
 
@@ -155,7 +157,8 @@ def table(rows: list[Any]) -> str:
     lines = [f"| format | density | delta/std | {head} |", "|" + " --- |" * 7]
     for name, density, scale, seen, gap, allowed in rows:
         cells = [
-            f"{m:.5f}, {g:.1e}, {g / a:.2f}" for m, g, a in zip(seen.mean, gap, allowed, strict=True)
+            f"{m:.5f}, {g:.1e}, {g / a:.2f}"
+            for m, g, a in zip(seen.mean, gap, allowed, strict=True)
         ]
         lines.append(f"| {name} | {density} | {scale} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
