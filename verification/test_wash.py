@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import itertools
 import math
 from fractions import Fraction
-from typing import Any
+from typing import Any, NamedTuple
 
 import hypothesis.strategies as st
 import numpy as np
@@ -10,12 +11,20 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 from scipy.special import rel_entr
+from scipy.stats import binom
 
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.quantize import encode, fit_grid, to_blocks
 from unforgotten.theory.update import Survival, survival
-from unforgotten.theory.wash import bernoulli_divergence, wash_test
-from unforgotten.verification.chance import FALSE_ALARM, rng_for
+from unforgotten.theory.wash import (
+    EXACT_OPERATIONS,
+    bernoulli_divergence,
+    exact_wash_test,
+    permutation_wash_test,
+    poisson_binomial_tails,
+    wash_test,
+)
+from unforgotten.verification.chance import FALSE_ALARM, hoeffding_radius, rng_for
 from unforgotten.verification.oracles import U64
 
 SIXTEENTHS = st.integers(0, 16).map(lambda n: Fraction(n, 16))
@@ -190,3 +199,176 @@ def test_position_distance__is_small_under_u(name: str) -> None:
     n = sum(s.positions)
     assert s.position_distance <= math.sqrt(math.log(2 / FALSE_ALARM) / (2 * n))
     assert n > ROWS * COLUMNS / 2
+
+
+@given(st.lists(SIXTEENTHS, min_size=1, max_size=12), st.data())
+def test_exact_wash_test__is_the_exact_tail(
+    probabilities: list[Fraction], data: st.DataObject
+) -> None:
+    """Against the law in rationals: never below, and above by the stated roundings."""
+    k = data.draw(st.integers(0, len(probabilities)))
+    law = poisson_binomial(probabilities)
+    tails = sum(law[: k + 1], Fraction(0)), sum(law[k:], Fraction(0))
+    p = np.array([float(x) for x in probabilities])
+    slack = 1 + Fraction(U64) * (12 * len(p) + 64)
+    for exact, got in zip(tails, poisson_binomial_tails(k, p), strict=True):
+        assert exact <= Fraction(got) <= exact * slack + Fraction(2) ** -1000
+    doubled = min(Fraction(1), 2 * min(tails))
+    assert doubled <= Fraction(exact_wash_test(k, p).p) <= doubled * slack + Fraction(2) ** -1000
+
+
+@given(st.lists(SIXTEENTHS, min_size=1, max_size=12), st.data())
+def test_exact_wash_test__is_below_the_bound_with_the_same_z(
+    probabilities: list[Fraction], data: st.DataObject
+) -> None:
+    k = data.draw(st.integers(0, len(probabilities)))
+    exact = exact_wash_test(k, np.array([float(x) for x in probabilities]))
+    z, p = outcome_of(k, probabilities)
+    assert exact.p <= p * (1 + U64 * (24 * len(probabilities) + 200))
+    assert (
+        exact.z == z or (math.isnan(z) and math.isnan(exact.z)) or abs(exact.z / z - 1) <= 16 * U64
+    )
+
+
+def test_exact_wash_test__is_the_binomial_for_equal_probabilities() -> None:
+    """A second method, scipy's incomplete beta function; tails down to 1e-60, where a difference from 1 would be 0."""
+    n, p = 2_000, np.full(2_000, 0.1)
+    for k in (20, 150, 200, 260, 420):
+        lower, upper = poisson_binomial_tails(k, p)
+        # scipy's tails are good to 1e-11 here; 1 + slack of ours is 1 + 1e-12
+        assert lower == pytest.approx(binom.cdf(k, n, 0.1), rel=1e-9, abs=0)
+        assert upper == pytest.approx(binom.sf(k - 1, n, 0.1), rel=1e-9, abs=0)
+
+
+def test_exact_wash_test__keeps_small_probabilities_beside_certain_ones() -> None:
+    """1 - (1 - 1e-20) is 0 in doubles: P[all flip] = 1e-20 must not become 0."""
+    p = np.array([1.0, 1.0, 1e-20])
+    _, upper = poisson_binomial_tails(3, p)
+    assert 1e-20 <= upper <= 1e-20 * (1 + 200 * U64)
+
+
+def test_exact_wash_test__falls_back_where_the_law_is_too_long() -> None:
+    n = 1 << 16
+    k = EXACT_OPERATIONS // n + 1
+    p = np.full(n, k / n)
+    far = k - 800
+    assert exact_wash_test(k, p) == wash_test(k, float(p.sum()), float((p * (1 - p)).sum()), n)
+    assert far > 0
+    assert exact_wash_test(100, np.full(n, 0.0)).p <= 2.0**-900
+
+
+@pytest.mark.parametrize(
+    ("message", "flips", "p"),
+    [
+        ("probabilities must be in", 0, []), ("probabilities must be in", 0, [1.5]),
+        ("probabilities must be in", 0, [math.nan]),
+        ("flips must be in", 2, [0.5]), ("flips must be in", -1, [0.5]),
+    ],
+)  # fmt: skip
+def test_exact_wash_test__refuses(message: str, flips: int, p: list[float]) -> None:
+    with pytest.raises(ValueError, match=message):
+        exact_wash_test(flips, np.array(p))
+
+
+THRESHOLDS = np.arange(-6.5, 7)
+
+
+class Strata(NamedTuple):
+    v: NDArray[Any]
+    shift: NDArray[Any]
+    strata: NDArray[Any]
+
+
+def skewed(seed: int, *, aim: str, n: int = 400) -> Strata:
+    """Positions far from uniform (U is false), two strata with updates of other sizes, exchangeable inside unless aimed."""
+    rng = rng_for("skewed", seed, aim, n)
+    strata = np.arange(n) % 2
+    place = rng.beta(2, 5, n) - 0.5
+    v = np.round(rng.normal(0, 2, n)) + place
+    size = np.where(strata == 0, 0.05, 0.4)
+    shift = size * rng.choice([-1, 1], n) * rng.uniform(0.5, 1, n)
+    if aim == "away":
+        shift = -np.sign(place) * np.abs(shift)
+    if aim == "at":
+        shift = np.sign(place) * np.abs(shift)
+    return Strata(v, shift, strata)
+
+
+def permuted(s: Strata, *, seed: int = 1, permutations: int = 199) -> tuple[float, float]:
+    return permutation_wash_test(*s, THRESHOLDS, seed=seed, permutations=permutations)
+
+
+def test_permutation_wash_test__is_the_share_of_all_permutations() -> None:
+    """Four weights of one stratum: 2,000 draws against all 24 orders; Hoeffding, false alarm 1e-10."""
+    v = np.array([0.45, 0.1, -0.2, -0.4])
+    shift = np.array([0.15, 0.02, -0.05, -0.2])
+    codes = np.searchsorted(THRESHOLDS, v)
+    flips = [
+        int((np.searchsorted(THRESHOLDS, v + np.array(order)) != codes).sum())
+        for order in itertools.permutations(shift.tolist())
+    ]
+    seen = flips[0]
+    sides = [np.mean([f <= seen for f in flips]), np.mean([f >= seen for f in flips])]
+    draws = 2_000
+    _, p = permutation_wash_test(v, shift, np.zeros(4, int), THRESHOLDS, seed=3, permutations=draws)
+    slack = 2 * (hoeffding_radius(draws) + 1 / draws)
+    assert abs(p - min(1.0, 2 * min(sides))) <= slack
+    assert 0 < min(sides) < 0.5 - slack  # the comparison is of something
+
+
+REPLICATES = 400
+
+
+def test_permutation_wash_test__does_not_cry_wolf_where_u_is_false() -> None:
+    """P[p <= alpha] <= alpha, Hoeffding 1e-10; T6 with U on the same weights is far too sure."""
+    p = np.array([permuted(skewed(i, aim="chance"), seed=i)[1] for i in range(REPLICATES)])
+    for alpha in (0.05, 0.2):
+        assert (p <= alpha).mean() <= alpha + hoeffding_radius(REPLICATES)
+    under_u_p = []
+    for i in range(60):
+        s = skewed(i, aim="chance", n=4_000)
+        codes = np.searchsorted(THRESHOLDS, s.v)
+        flips = int((np.searchsorted(THRESHOLDS, s.v + s.shift) != codes).sum())
+        under_u_p.append(exact_wash_test(flips, np.minimum(np.abs(s.shift), 1)).p)
+    assert np.mean(np.array(under_u_p) < 0.01) > 0.01 + hoeffding_radius(len(under_u_p))
+
+
+@pytest.mark.parametrize(("aim", "sign"), [("away", -1), ("at", 1)])
+def test_permutation_wash_test__sees_an_aim(aim: str, sign: int) -> None:
+    z, p = permuted(skewed(0, aim=aim))
+    assert z * sign > 3
+    assert p == 2 / 200  # the smallest possible
+
+
+@given(st.integers(0, 2**32), st.integers(0, 2**32))
+def test_permutation_wash_test__never_mixes_strata(seed: int, draw: int) -> None:
+    """Updates that flip every weight of one stratum and none of the other: all permutations flip the same."""
+    v = np.zeros(20)
+    strata = rng_for("strata", seed).integers(0, 2, 20)
+    z, p = permutation_wash_test(
+        v, np.where(strata == 0, 0.0, 1.0), strata, THRESHOLDS, seed=draw, permutations=20
+    )
+    assert math.isnan(z)
+    assert p == 1
+
+
+def test_permutation_wash_test__repeats_with_the_seed() -> None:
+    s = skewed(5, aim="chance")
+    assert permuted(s) == permuted(s)
+
+
+@pytest.mark.parametrize(
+    ("message", "change"),
+    [
+        ("equal vectors", {"v": np.ones(3)}), ("equal vectors", {"v": np.ones((2, 1))}),
+        ("must be finite", {"v": np.array([1, math.nan])}), ("must be finite", {"shift": np.array([1, math.inf])}),
+        ("permutations must be at least 1", {"permutations": 0}),
+    ],
+)  # fmt: skip
+def test_permutation_wash_test__refuses(message: str, change: dict[str, Any]) -> None:
+    good: dict[str, Any] = {
+        "v": np.zeros(2), "shift": np.zeros(2), "strata": np.zeros(2, int), "thresholds": THRESHOLDS,
+        "seed": 0,
+    }  # fmt: skip
+    with pytest.raises(ValueError, match=message):
+        permutation_wash_test(**(good | change))
