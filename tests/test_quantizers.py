@@ -54,6 +54,14 @@ def test_torch_path_equals_the_numpy_reference(name: str, kind: str) -> None:
     assert np.array_equal(values.numpy(), round_trip(w, fmt))
 
 
+@pytest.mark.parametrize("name", ["q4_k", "q6_k"])
+def test_torch_path_equals_the_reference_on_searched_scales(name: str) -> None:
+    fmt, w = format_named(name), weights("outliers").reshape(-1, 256)
+    codes, values = encode_tensor(torch.from_numpy(w), fmt)
+    assert np.array_equal(codes.numpy(), quantize(w, fmt)[0])
+    assert np.array_equal(values.numpy(), round_trip(w, fmt))
+
+
 @pytest.mark.parametrize("name", ["q4_0", "q4_1"])
 def test_a_scale_beyond_float16_is_refused(name: str) -> None:
     w = torch.full((1, 32), 1e30)

@@ -1,15 +1,18 @@
-"""The block formats of GGUF: 32 neighbours of a row, a float16 scale, and sometimes a float16 minimum.
+"""The formats of GGUF: blocks of 32 neighbours of a row, and super-blocks of 256 (k-quants).
 
-Codes are made with the float32 parameters and read with the stored ones.
+Blocks have a float16 scale, and sometimes a float16 minimum: codes are made with the float32 parameters and read with
+the stored ones. In a super-block every sub-block has a scale and perhaps a minimum, found by a search and rounded
+(`unforgotten.theory.kquants`); codes are made with the rounded ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 from unforgotten.theory.description import Format, Rounding
 
-BLOCK = 32
+BLOCK, SUPER_BLOCK = 32, 256
 SOURCE = "ggml-quants.c as read in gguf 0.19.0"
 
 
@@ -29,6 +32,23 @@ def q_1(name: str, bits: int) -> Format:
 def q8_0(name: str, bits: int) -> Format:
     """Q8_0: scale `absmax / 127`, half is rounded away from 0."""
     return _gguf(name, bits, tuple(range(-127, 128)), "absmax", 127.0, "half-away", offset=0)
+
+
+def q4_k(name: str) -> Format:
+    """Q4_K: `(w - min) / scale`, 6-bit scales and minima of 8 sub-blocks of 32."""
+    return _k_quant(q_1(name, 4), "q4_k")
+
+
+def q6_k(name: str) -> Format:
+    """Q6_K: signed 8-bit scales of 16 sub-blocks of 16, codes -32 … 31."""
+    return _k_quant(q_0(name, 6), "q6_k")
+
+
+def _k_quant(fmt: Format, search: str) -> Format:
+    return replace(
+        fmt, block_size=SUPER_BLOCK, statistic=search, arithmetic="divide", rounding="half-even",
+        storage="float32", source="ggml 0.25.3",
+    )  # fmt: skip
 
 
 def _gguf(
@@ -56,4 +76,6 @@ GGUF: Mapping[str, Callable[[str], Format]] = {
     "q4_1": lambda name: q_1(name, 4),
     "q5_1": lambda name: q_1(name, 5),
     "q8_0": lambda name: q8_0(name, 8),
+    "q4_k": q4_k,
+    "q6_k": q6_k,
 }

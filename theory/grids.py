@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unforgotten.theory.description import Format
 from unforgotten.theory.hqq import Affine, min_max_affine, proximal_affine
+from unforgotten.theory.kquants import KBlocks, q4_k, q6_k
 from unforgotten.theory.scales import SCALE_RULES, replace_empty
 
 Array = NDArray[Any]
@@ -120,6 +121,22 @@ def _inverse(affine: Affine) -> Grid:
     return Grid(scale, affine.zero, encoder=Grid(affine.inverse, affine.zero))
 
 
+def fit_q4_k(blocks: Array, fmt: Format) -> Grid:
+    """The scales and minima that Q4_K's search finds for sub-blocks of 32."""
+    return _of_sub_blocks(q4_k(blocks), blocks.shape[1])
+
+
+def fit_q6_k(blocks: Array, fmt: Format) -> Grid:
+    """The scales, of either sign, that Q6_K's search finds for sub-blocks of 16."""
+    return _of_sub_blocks(q6_k(blocks), blocks.shape[1])
+
+
+def _of_sub_blocks(found: KBlocks, block: int) -> Grid:
+    """A scale and a minimum for each weight. Where a scale is 0 any code has the same value."""
+    step, low = (np.repeat(x, block // x.shape[1], axis=1) for x in (found.step, -found.low))
+    return Grid(step, np.zeros_like(step), low)
+
+
 def fit_nothing(blocks: Array, fmt: Format) -> Grid:
     """Scale 1: the weights are their own code units."""
     scale = np.ones((len(blocks), 1), np.float32)
@@ -143,6 +160,8 @@ FITS: Mapping[str, Callable[[Array, Format], Grid]] = {
     "min-max": fit_min_max,
     "hqq": fit_hqq,
     "hqq-proximal": fit_hqq_proximal,
+    "q4_k": fit_q4_k,
+    "q6_k": fit_q6_k,
     "none": fit_nothing,
 }
 
@@ -167,7 +186,7 @@ def _sets_nothing(blocks: Array) -> Array:
     return np.zeros(blocks.shape, bool)
 
 
-# Which entries set the parameters, by statistic: their place in the cell is known.
+# Which entries set the parameters, by statistic: their place in the cell is known. A search looks at all of them.
 SETTERS: Mapping[str, Callable[[Array], Array]] = {
     "absmax": _sets_absmax,
     "signed-absmax": _sets_absmax,
@@ -175,5 +194,7 @@ SETTERS: Mapping[str, Callable[[Array], Array]] = {
     "min-max": _sets_min_max,
     "hqq": _sets_min_max,
     "hqq-proximal": _sets_nothing,
+    "q4_k": _sets_nothing,
+    "q6_k": _sets_nothing,
     "none": _sets_nothing,
 }

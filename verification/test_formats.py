@@ -2,33 +2,44 @@ from __future__ import annotations
 
 from fractions import Fraction
 
+import ml_dtypes
 import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from unforgotten.theory.codebooks import FP4_ORDER, FP4_TWELFTHS, NF4_LEVELS
+from unforgotten.theory.codebooks import FP4_ORDER, FP4_TWELFTHS, NF4_LEVELS, small_float
 from unforgotten.theory.formats import Format, format_named
 from unforgotten.verification.oracles import U32, float32, midpoints
-from unforgotten.verification.strategies import FORMAT_NAMES
+from unforgotten.verification.strategies import ALL_FORMAT_NAMES
 
 ALL_NAMES = tuple(
     dict.fromkeys(
         [
-            *FORMAT_NAMES,
+            *ALL_FORMAT_NAMES,
             *(
                 f"int{b}-{block}{rule}"
                 for b in range(2, 9)
                 for block in ("tensor", "row", "g128")
-                for rule in ("", "-asym", "-paper")
+                for rule in ("", "-asym", "-paper", "-ct", "-ct-asym", "-ao", "-ao-asym")
             ),
+            *(f"hqq{b}-g64{rule}" for b in range(2, 9) for rule in ("", "-opt")),
+            "q4_k",
+            "q6_k",
             "nf4-b64",
             "fp4-b64",
         ]
     )
 )
-SYMMETRIC = [n for n in ALL_NAMES if not n.startswith("nf4") and not n.endswith(("asym", "paper"))]
+SYMMETRIC = [
+    n
+    for n in ALL_NAMES
+    if n.startswith(("int", "fp", "mxfp4", "nvfp4", "llm", "q8_0"))
+    and not n.endswith(("asym", "paper"))
+    and not (n.startswith("int") and n.endswith(("ct", "ao")))
+]
 NOT_FORMATS = (
     "", "int4", "int1-row", "int9-row", "int4-g0", "int4-g-1", "int4-row-rtn", "nf4", "nf4-b0", "fp4-g64",
+    "fp8", "fp8-b16", "mxfp4", "mxfp4-g32", "nvfp4-b16", "hqq4", "hqq4-row", "q4_2", "Q4_0", "q4_0-b32", "int4-g8-ao-ct",
     "llmint8", "llmint8-tensor", "int4-row ", "INT4-row", "int4-g064", "int4-row\n",
 )  # fmt: skip
 
@@ -52,7 +63,8 @@ def test_levels__ascend_and_fit_their_bits(fmt: Format) -> None:
     steps = np.diff(fmt.levels)
     assert (steps >= 0).all()
     assert (steps == 0).sum() == (1 if fmt.name.startswith("fp4") else 0)  # +0 and -0
-    assert 2**fmt.bits - 1 <= len(fmt.levels) <= 2**fmt.bits
+    unused = 3 if fmt.name.startswith("fp8") else 1  # a second zero; of FP8, the two nan
+    assert 2**fmt.bits - unused <= len(fmt.levels) <= 2**fmt.bits
 
 
 def test_levels__are_float32_numbers(fmt: Format) -> None:
@@ -83,8 +95,9 @@ def test_thresholds__separate_the_levels(fmt: Format) -> None:
 
 
 def test_reach__holds_every_level_but_an_unused_one(fmt: Format) -> None:
+    """The half-step grids put absmax at 7.5 of -8 … 7: their lowest level is reached by a tie alone."""
     low, high = fmt.reach
-    assert low <= fmt.levels[0]
+    assert low <= fmt.levels[0] or fmt.thresholds[0] == low
     assert fmt.levels[-1] <= high
 
 
@@ -117,3 +130,22 @@ def test_nf4__is_the_quantiles_of_qlora() -> None:
     slope = np.sqrt(2 * np.pi) * np.exp(largest**2 / 2) / largest
     slack = U32 * (3 + slope)
     assert np.abs(levels / largest - np.array(NF4_LEVELS)).max() <= slack
+
+
+SMALL_FLOATS = {"mxfp4-b32": ("float4_e2m1fn", 8), "fp8-row": ("float8_e4m3fn", 128)}
+
+
+@pytest.mark.parametrize("name", SMALL_FLOATS)
+def test_small_floats__are_those_of_ml_dtypes(name: str) -> None:
+    """Labels are the bits. The negative zero is left out, and of E4M3 the two nan."""
+    dtype, sign_bit = SMALL_FLOATS[name]
+    bits = np.array([k for k in range(2 * sign_bit) if k != sign_bit], np.uint8)
+    values = bits.view(getattr(ml_dtypes, dtype)).astype(np.float64)
+    table = dict(zip(bits.tolist(), values.tolist(), strict=True))
+    fmt = format_named(name)
+    expected = {k: v for k, v in table.items() if np.isfinite(v)}
+    assert dict(zip(fmt.labels, fmt.levels, strict=True)) == expected
+
+
+def test_small_float__counts_subnormals_and_normals() -> None:
+    assert small_float(2, 1, 1, 6.0) == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
