@@ -11,6 +11,7 @@ import pytest
 from hypothesis import assume, given
 from numpy.typing import NDArray
 
+from unforgotten.theory.bootstrap import resampled_means
 from unforgotten.theory.recovery import LEVEL, RESAMPLES, Recovery, recovered_fraction
 from unforgotten.verification.chance import hoeffding_radius, rng_for
 from unforgotten.verification.oracles import U64
@@ -130,6 +131,40 @@ def test_recovered_fraction__has_the_width_of_the_delta_method() -> None:
     assert abs(got.stderr / first_order - 1) <= slack
 
 
+def test_recovered_fraction__of_one_seed_in_a_table_is_that_of_its_vector() -> None:
+    rows = separated(20, rho=0.3)
+    assert recovered(*(x[None] for x in rows)) == recovered(*rows)
+
+
+def test_recovered_fraction__takes_the_mean_over_seeds() -> None:
+    """Seeds with the fractions 0 and 1 and equal gaps: 1/2, exactly on sixteenths."""
+    u, t = np.zeros((2, 4)), np.full((2, 4), 0.25)
+    q = np.stack([u[0], t[1]])
+    got = recovered(u, q, t)
+    assert got.rho == 0.5
+    assert (got.low, got.high) == (0.0, 1.0)
+
+
+def test_recovered_fraction__is_wider_with_seeds_that_differ() -> None:
+    """The same items: two seeds that agree are as sure as one; two that differ are not."""
+    u, q, t = separated(100, rho=0.5)
+    alike = recovered(*(np.stack([x, x]) for x in (u, q, t)))
+    differ = recovered(np.stack([u, u]), np.stack([q - 0.1, q + 0.1]), np.stack([t, t]))
+    assert abs(differ.rho - alike.rho) <= 64 * U64
+    assert alike.high - alike.low < 0.2 * (differ.high - differ.low)
+
+
+def test_resampled_means__have_the_variance_of_crossed_draws() -> None:
+    """Var of the mean over seeds and items of a_s + b_i: var(a)/S + var(b)/n, the populations being the samples.
+
+    RESAMPLES draws know a variance to sqrt(2 / RESAMPLES), 7 of those for a false alarm of 1e-10 (normal bound).
+    """
+    a, b = np.array([0.0, 1.0, 3.0]), rng_for("crossed").uniform(0, 4, 30)
+    means = resampled_means(a[:, None] + b[None, :], seed=SEED)[0]
+    expected = a.var() / 3 + b.var() / 30
+    assert abs(means.var() / expected - 1) <= 7 * math.sqrt(2 / RESAMPLES)
+
+
 REPLICATES, ITEMS = 400, 60
 TRUE_COVERAGE_AT_LEAST = (
     0.90  # of a nominal 0.95 percentile interval at 60 items: about 1 % below nominal
@@ -157,9 +192,12 @@ def test_recovered_fraction__coverage_has_power() -> None:
     assert 0.5 < LEVEL < 1
 
 
-@pytest.mark.parametrize("shapes", [((2,), (2,), (3,)), ((1,), (1,), (1,)), ((2, 2),) * 3])
+@pytest.mark.parametrize(
+    "shapes",
+    [((2,), (2,), (3,)), ((1,), (1,), (1,)), ((2, 2, 2),) * 3, ((0, 2),) * 3, ((3, 1),) * 3],
+)
 def test_recovered_fraction__refuses_other_shapes(shapes: tuple[tuple[int, ...], ...]) -> None:
-    with pytest.raises(ValueError, match="three equal vectors"):
+    with pytest.raises(ValueError, match="items must be equal vectors"):
         recovered(*(np.ones(s) for s in shapes))
 
 

@@ -224,7 +224,8 @@ def test_exact_wash_test__is_below_the_bound_with_the_same_z(
     k = data.draw(st.integers(0, len(probabilities)))
     exact = exact_wash_test(k, np.array([float(x) for x in probabilities]))
     z, p = outcome_of(k, probabilities)
-    assert exact.p <= p * (1 + U64 * (24 * len(probabilities) + 200))
+    # what may be lost to underflow is added to a p of 0
+    assert exact.p <= p * (1 + U64 * (24 * len(probabilities) + 200)) + 2.0**-1000
     assert (
         exact.z == z or (math.isnan(z) and math.isnan(exact.z)) or abs(exact.z / z - 1) <= 16 * U64
     )
