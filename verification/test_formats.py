@@ -82,6 +82,10 @@ def test_levels__mirror_in_symmetric_formats(name: str) -> None:
     assert levels == tuple(-x for x in reversed(levels))
 
 
+def test_zero_point__is_that_of_asymmetric_integers(fmt: Format) -> None:
+    assert fmt.zero_point == fmt.name.endswith("asym")
+
+
 def test_thresholds__are_the_rounded_midpoints(fmt: Format) -> None:
     assert [Fraction(float(t)) for t in fmt.thresholds] == midpoints(fmt)
     assert fmt.thresholds.dtype == np.float32

@@ -36,11 +36,11 @@ def test_setters__know_every_statistic() -> None:
 
 @given(samples(names=ALL_FORMAT_NAMES))
 def test_setters__set_the_parameters(s: Sample) -> None:
-    """Without the entries that do not set them, the parameters are the same."""
+    """Without the entries that do not set them, the parameters are the same. 0 need not lie between min and max."""
     blocks = to_blocks(s.w, s.fmt)
-    kept = np.where(SETTERS[s.fmt.statistic](blocks), blocks, np.float32(0))
-    if s.fmt.zero in ("minimum", "float"):  # 0 need not lie between min and max
-        kept = np.where(kept == 0, blocks.min(axis=1, keepdims=True), kept)
+    moved_zero = s.fmt.zero in ("minimum", "float")
+    filler = blocks.min(axis=1, keepdims=True) if moved_zero else np.float32(0)
+    kept = np.where(SETTERS[s.fmt.statistic](blocks), blocks, filler)
     a, b = FITS[s.fmt.statistic](blocks, s.fmt), FITS[s.fmt.statistic](kept, s.fmt)
     assert np.array_equal(a.scale, b.scale)
     assert np.array_equal(a.zero, b.zero)

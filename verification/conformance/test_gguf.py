@@ -87,13 +87,14 @@ def ties(name: str) -> Iterator[NDArray[Any]]:
     fmt = format_named(name)
     span = len(fmt.levels) - 1
     for _ in range(200):
-        low = -int(rng.integers(0, span + 1)) if fmt.statistic == "min-max" else None
-        ends = (low, low + span) if low is not None else (-abs(fmt.divisor), abs(fmt.divisor))
+        top = int(abs(fmt.divisor))
+        low = -int(rng.integers(0, span + 1)) if fmt.statistic == "min-max" else -top
+        ends = low, low + span if fmt.statistic == "min-max" else top
         w = rng.integers(2 * ends[0], 2 * ends[1] + 1, 32).astype(np.float32) / 2
         for _ in range(2):
             towards = rng.choice([-np.inf, 0, np.inf], 32).astype(np.float32)
             w = np.where(towards == 0, w, np.nextafter(w, towards)).astype(np.float32)
-        w = np.clip(w, *np.float32(ends))
+        w = np.clip(w, np.float32(ends[0]), np.float32(ends[1]))
         order = rng.permutation(2)
         w[0], w[1] = np.array(ends, np.float32)[order]
         yield w * np.float32(2.0 ** int(rng.integers(-12, 9)))
