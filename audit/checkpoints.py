@@ -1,114 +1,189 @@
-"""A checkpoint: a directory of safetensors, single or sharded, or one safetensors file."""
+"""A checkpoint: named tensors that are read when they are asked for; and the kind made of safetensors on disk."""
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.headers import CheckpointError, TensorInfo, parse_json_object, read_header
+from unforgotten.audit.files import WeightFile, open_file, read_all, sha256_of
+from unforgotten.audit.headers import CheckpointError, TensorInfo, read_header
+from unforgotten.audit.jsons import MAX_JSON_BYTES, parse_json_object
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
-HASH_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 24
+
+
+class Checkpoint(Protocol):
+    """The tensors of one model. Opening reads names, dtypes and shapes; a weight is read when it is asked for.
+
+    Files, Hub repositories, adapters merged over a base and decoded GGUF files all look like this. Nothing is kept of
+    what was read, so memory is that of the arrays the caller holds. Safe to use from several threads.
+    """
+
+    @property
+    def source(self) -> Path | str:
+        """As given, for messages and the result."""
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of a Hub source; None for a local one."""
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """dtype and shape of every tensor, by name, in the order of the names."""
+
+    def read(self, name: str) -> NDArray[Any]:
+        """The whole tensor, in the dtype and shape that `tensors` states.
+
+        Raises:
+            CheckpointError: the file changed since it was opened.
+        """
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Rows start … stop - 1 of the first axis, bit for bit those of `read`; `0 <= start <= stop <= shape[0]`.
+
+        Raises:
+            CheckpointError: as `read`.
+        """
+
+    def sha256(self) -> str:
+        """SHA-256 over the bytes of the files that determine the weights; what order, each kind says."""
+
+
+def row_chunks(info: TensorInfo, most_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that cover a tensor of at least one axis, each of about `most_bytes` or of one row."""
+    rows = info.shape[0]
+    step = max(1, most_bytes // max(1, info.nbytes // max(1, rows)))
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
+
+
+def chunks(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
+    """The tensor from front to back, flat, in pieces of bounded memory."""
+    info = checkpoint.tensors[name]
+    if not info.shape:
+        yield checkpoint.read(name).reshape(-1)
+        return
+    for start, stop in row_chunks(info):
+        yield checkpoint.read_rows(name, start, stop).reshape(-1)
 
 
 @dataclass(frozen=True)
-class Checkpoint:
-    """The tensors of one model on disk; nothing is read until it is asked for.
+class SafetensorsCheckpoint:
+    """Tensors in safetensors files; `sha256` is over the files in the order of their names.
 
     Attributes:
-        source: the path as given.
-        revision: the revision of a Hub source; None for a local path.
-        files: the weight files, by name.
-        tensors: name -> place, dtype and shape, by name.
+        source: as given.
+        revision: the commit of a Hub source; None for a local path.
+        files: the weight files, in the order of their names.
+        tensors: see `Checkpoint.tensors`.
     """
 
-    source: Path
+    source: Path | str
     revision: str | None
-    files: tuple[Path, ...]
+    files: tuple[WeightFile, ...]
     tensors: Mapping[str, TensorInfo]
 
     def read(self, name: str) -> NDArray[Any]:
-        """The tensor in its own dtype, mapped read-only from the file."""
+        """See `Checkpoint.read`."""
         info = self.tensors[name]
-        if info.nbytes == 0:
-            return np.empty(info.shape, info.dtype)
-        raw = np.memmap(info.path, np.uint8, "r", offset=info.offset, shape=(info.nbytes,))
-        return np.asarray(raw).view(info.dtype).reshape(info.shape)
+        return self._read(info, 0, info.nbytes).reshape(info.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """See `Checkpoint.read_rows`."""
+        info = self.tensors[name]
+        shape = (stop - start, *info.shape[1:])
+        row = info.nbytes // max(1, info.shape[0])
+        return self._read(info, start * row, (stop - start) * row).reshape(shape)
+
+    def _read(self, info: TensorInfo, begin: int, nbytes: int) -> NDArray[Any]:
+        if nbytes == 0:
+            return np.empty(0, info.dtype)
+        assert info.offset is not None, "a tensor of a file has a place"
+        file = next(file for file in self.files if file.path == info.path)
+        return file.read(info.offset + begin, nbytes).view(info.dtype)
 
     def sha256(self) -> str:
         """SHA-256 over the bytes of the weight files in the order of their names, as `cat FILES | sha256sum`."""
-        digest = hashlib.sha256()
-        for path in self.files:
-            with path.open("rb") as file:
-                while chunk := file.read(HASH_BYTES):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        return sha256_of(self.files)
 
 
-def open_checkpoint(source: Path) -> Checkpoint:
-    """Read and check the headers of all weight files of a checkpoint.
+def open_checkpoint(source: Path) -> SafetensorsCheckpoint:
+    """Read and check the headers of all weight files of a local checkpoint of safetensors.
 
     Of a directory that holds both, `model.safetensors` is taken and the index is not, as transformers does.
 
     Raises:
         CheckpointError: nothing is there, it holds no safetensors, or a file breaks a rule of its format.
     """
-    if source.suffix in PICKLES and not source.is_dir():
-        raise CheckpointError(source, "must be safetensors (a pickle can run code)", source.name)
+    refuse_pickle(source)
     if source.is_file():
-        return Checkpoint(source, None, (source,), read_header(source))
+        file = open_file(source)
+        return SafetensorsCheckpoint(source, None, (file,), read_header(file))
     if not source.is_dir():
         raise CheckpointError(
             source, "must be a directory or a .safetensors file that exists", "none"
         )
     if (source / SINGLE).exists():
-        return Checkpoint(source, None, (source / SINGLE,), read_header(source / SINGLE))
+        file = open_file(source / SINGLE, source)
+        return SafetensorsCheckpoint(source, None, (file,), read_header(file))
     if (source / INDEX).exists():
         return _open_sharded(source)
     raise _nothing_to_open(source)
+
+
+def refuse_pickle(source: Path) -> None:
+    """Refuse a file by its name.
+
+    Raises:
+        CheckpointError: it ends like a pickle.
+    """
+    if source.name.lower().endswith(PICKLES) and not source.is_dir():
+        raise CheckpointError(source, "must be safetensors (a pickle can run code)", source.name)
 
 
 def _nothing_to_open(source: Path) -> CheckpointError:
     names = sorted(path.name for path in source.iterdir())
     if others := [name for name in names if name.endswith(".safetensors")]:
         return CheckpointError(source, f"must hold {SINGLE} or {INDEX}", ", ".join(others))
-    if pickles := [name for name in names if name.endswith(PICKLES)]:
+    if pickles := [name for name in names if name.lower().endswith(PICKLES)]:
         rule = "must hold safetensors (a pickle can run code and is refused)"
         return CheckpointError(source, rule, ", ".join(pickles))
     return CheckpointError(source, f"must hold {SINGLE} or {INDEX}", ", ".join(names) or "nothing")
 
 
-def _open_sharded(source: Path) -> Checkpoint:
+def _open_sharded(source: Path) -> SafetensorsCheckpoint:
     index = source / INDEX
-    shard_of = _read_index(index)
-    shards = sorted(set(shard_of.values()))
-    headers = {shard: read_header(_shard_path(index, shard)) for shard in shards}
-    for shard, header in headers.items():
-        for name in header:
-            if shard_of.get(name) != shard:
-                rule = f"must be in the file that {INDEX} names, {shard_of.get(name)!r}"
-                raise CheckpointError(source / shard, rule, repr(shard), tensor=name)
-    for name, shard in sorted(shard_of.items()):
-        if name not in headers[shard]:
-            raise CheckpointError(
-                index, f"must be in its shard {shard!r}", "no such tensor", tensor=name
-            )
-    tensors = {name: headers[shard_of[name]][name] for name in sorted(shard_of)}
-    return Checkpoint(source, None, tuple(source / shard for shard in shards), tensors)
+    text = read_all(open_file(index, source), MAX_JSON_BYTES)
+    shard_of = read_index(index, text)
+    files = {}
+    for shard in sorted(set(shard_of.values())):
+        if not (source / shard).exists():
+            rule = "must name only shards that exist"
+            raise CheckpointError(index, rule, f"missing shard {shard!r}")
+        files[shard] = open_file(source / shard, source)
+    tensors = join_shards(index, shard_of, files)
+    return SafetensorsCheckpoint(source, None, tuple(files.values()), tensors)
 
 
-def _read_index(index: Path) -> dict[str, str]:
-    if not index.is_file():
-        raise CheckpointError(index, "must be a regular file", "something else")
-    shard_of = parse_json_object(index, index.read_bytes()).get("weight_map")
+def read_index(index: Path, text: bytes) -> dict[str, str]:
+    """The shard of every tensor, by the index.
+
+    Args:
+        index: its name in messages.
+        text: its content.
+
+    Raises:
+        CheckpointError: it is no index, or names a file elsewhere than beside it.
+    """
+    shard_of = parse_json_object(index, text).get("weight_map")
     if not isinstance(shard_of, dict) or not shard_of:
         raise CheckpointError(index, "must have a weight_map of tensor to shard", shard_of)
     for name, shard in shard_of.items():
@@ -124,8 +199,22 @@ def _is_plain_name(shard: str) -> bool:
     return plain and shard.endswith(".safetensors")
 
 
-def _shard_path(index: Path, shard: str) -> Path:
-    path = index.parent / shard
-    if not path.is_file():
-        raise CheckpointError(index, "must name only shards that exist", f"missing shard {shard!r}")
-    return path
+def join_shards(
+    index: Path, shard_of: Mapping[str, str], files: Mapping[str, WeightFile]
+) -> dict[str, TensorInfo]:
+    """The tensors of all shards, which must be exactly those of the index.
+
+    Raises:
+        CheckpointError: a tensor is in another shard than the index says, in two, in none, or only in a shard.
+    """
+    headers = {shard: read_header(file) for shard, file in files.items()}
+    for shard, header in headers.items():
+        for name in header:
+            if shard_of.get(name) != shard:
+                rule = f"must be in the file that {INDEX} names, {shard_of.get(name)!r}"
+                raise CheckpointError(files[shard].path, rule, repr(shard), tensor=name)
+    for name, shard in sorted(shard_of.items()):
+        if name not in headers[shard]:
+            rule = f"must be in its shard {shard!r}"
+            raise CheckpointError(index, rule, "no such tensor", tensor=name)
+    return {name: headers[shard_of[name]][name] for name in sorted(shard_of)}

@@ -6,7 +6,6 @@ shape and a pair of offsets into the bytes. Every file is taken as hostile: noth
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +15,10 @@ from typing import Any, TypeGuard
 import ml_dtypes
 import numpy as np
 
+from unforgotten.audit.errors import CheckpointError as CheckpointError
+from unforgotten.audit.files import WeightFile
+from unforgotten.audit.jsons import MAX_JSON_BYTES, parse_json_object
+
 FLOATS: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
     "F16": np.dtype("<f2"),
@@ -24,98 +27,82 @@ FLOATS: Mapping[str, np.dtype[Any]] = {
 BUFFERS: Mapping[str, np.dtype[Any]] = {
     "BOOL": np.dtype("?"), "U8": np.dtype("u1"), "I8": np.dtype("i1"), "U16": np.dtype("<u2"),
     "I16": np.dtype("<i2"), "U32": np.dtype("<u4"), "I32": np.dtype("<i4"), "U64": np.dtype("<u8"),
-    "I64": np.dtype("<i8"),
+    "I64": np.dtype("<i8"), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
 }  # fmt: skip
-"""Masks and position buffers: they are compared, never quantized."""
+"""Masks, position buffers, and what a quantizer has stored: they are compared, never quantized again."""
 DTYPES: Mapping[str, np.dtype[Any]] = {**FLOATS, **BUFFERS}
 LENGTH_BYTES = 8
-MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors library
-MAX_SHOWN = 120  # characters of a hostile value in a message
-
-
-class CheckpointError(ValueError):
-    """A checkpoint breaks a rule. The message is one line: file, tensor where there is one, rule and value."""
-
-    def __init__(self, path: Path, rule: str, got: object, *, tensor: str | None = None) -> None:
-        where = _one_line(str(path)) + (
-            f": tensor {_short(repr(tensor))}" if tensor is not None else ""
-        )
-        super().__init__(f"{where} {rule}, got {_short(_one_line(str(got)))}")
-
-
-def _one_line(text: str) -> str:
-    return text if text.isprintable() else ascii(text)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= MAX_SHOWN else text[:MAX_SHOWN] + "…"
+MAX_DIMS = 32  # of any tensor that numpy could hold in its first release
+MAX_COUNT = 2**63 - 1  # bytes, offsets, weights
+MAGICS: Mapping[bytes, str] = {
+    b"PK\x03\x04": "a zip file, as torch.save writes its pickles",
+    b"\x80\x02": "a pickle",
+    b"\x80\x03": "a pickle",
+    b"\x80\x04": "a pickle",
+    b"\x80\x05": "a pickle",
+    b"GGUF": "a GGUF file",
+    b"\x1f\x8b": "a gzip file",
+    b"<!DO": "an HTML page",
+    b"<htm": "an HTML page",
+    b"version http": "a Git LFS pointer, not the file",
+}
 
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """Where one tensor lies: `nbytes` bytes from `offset` of the file `path`, row-major."""
+    """One tensor of a checkpoint.
+
+    Attributes:
+        path: the file that it comes from, for messages.
+        dtype: of the array that reading it gives.
+        shape: of that array, row-major.
+        offset: where its bytes begin in the file; None where it is computed, as a merged or a decoded tensor is.
+        stored: how it is stored, where that is not `dtype`, as Q4_K.
+    """
 
     path: Path
     dtype: np.dtype[Any]
     shape: tuple[int, ...]
-    offset: int
+    offset: int | None = None
+    stored: str = ""
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the tensor."""
+        """Bytes of the array."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_header(path: Path) -> dict[str, TensorInfo]:
+def read_header(file: WeightFile) -> dict[str, TensorInfo]:
     """The tensors of one safetensors file, in the order of their names.
 
     Raises:
-        CheckpointError: the file is missing or not a regular file; the header does not fit the file or is not a
-            JSON object of tensors; a dtype is unknown; the offsets overlap, leave a hole, leave the file or
-            contradict shape and dtype.
+        CheckpointError: the header does not fit the file or is not a JSON object of tensors; a dtype is unknown; the
+            offsets overlap, leave a hole, leave the file or contradict shape and dtype.
     """
-    if not path.is_file():
-        raise CheckpointError(path, "must be a file that exists", "none")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        prefix = file.read(LENGTH_BYTES)
-        if len(prefix) < LENGTH_BYTES:
-            raise CheckpointError(path, "must begin with 8 bytes of header length", f"{size} bytes")
-        length = int.from_bytes(prefix, "little")
-        most = min(MAX_HEADER_BYTES, size - LENGTH_BYTES)
-        if length > most:
-            raise CheckpointError(path, f"must have a header of at most {most} bytes", length)
-        entries = parse_json_object(path, file.read(length))
+    path = file.path
+    if file.size < LENGTH_BYTES:
+        rule = "must begin with 8 bytes of header length"
+        raise CheckpointError(path, rule, f"{file.size} bytes")
+    start = file.read(0, min(file.size, 16)).tobytes()
+    length = int.from_bytes(start[:LENGTH_BYTES], "little")
+    if start[LENGTH_BYTES : LENGTH_BYTES + 1] != b"{":
+        _refuse_disguised(path, start)
+    most = min(MAX_JSON_BYTES, file.size - LENGTH_BYTES)
+    if length > most:
+        raise CheckpointError(path, f"must have a header of at most {most} bytes", length)
+    entries = parse_json_object(path, file.read(LENGTH_BYTES, length).tobytes())
     entries.pop("__metadata__", None)
-    start = LENGTH_BYTES + length
-    spans = [_tensor_span(path, name, entry, start) for name, entry in sorted(entries.items())]
-    _check_cover(path, spans, size - start)
+    data = LENGTH_BYTES + length
+    spans = [_tensor_span(path, name, entry, data) for name, entry in sorted(entries.items())]
+    _check_cover(path, spans, file.size - data)
     return {span.name: span.info for span in spans}
 
 
-def parse_json_object(path: Path, text: bytes) -> dict[str, object]:
-    """A JSON object without duplicate keys, at any depth.
-
-    Raises:
-        CheckpointError: `text` is anything else.
-    """
-    try:
-        value = json.loads(text.decode("utf-8"), object_pairs_hook=_unique_keys)
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(path, "must hold valid JSON", error) from None
-    if not isinstance(value, dict):
-        raise CheckpointError(path, "must hold a JSON object", type(value).__name__)
-    return value
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    found: dict[str, object] = {}
-    for key, value in pairs:
-        if key in found:
-            raise ValueError(f"key {key!r} twice")
-        key.encode("utf-8")  # a lone surrogate could be written to no output
-        found[key] = value
-    return found
+def _refuse_disguised(path: Path, start: bytes) -> None:
+    for magic, what in MAGICS.items():
+        if start.startswith(magic):
+            raise CheckpointError(path, "must be safetensors (a pickle can run code)", what)
 
 
 @dataclass(frozen=True)
@@ -134,20 +121,44 @@ def _tensor_span(path: Path, name: str, entry: object, start: int) -> _Span:
         raise CheckpointError(
             path, f"must have dtype {', '.join(DTYPES)}", repr(dtype), tensor=name
         )
-    if not _are_counts(shape):
-        raise CheckpointError(path, "must have a shape of integers >= 0", shape, tensor=name)
-    if not (_are_counts(offsets) and len(offsets) == 2):
-        raise CheckpointError(path, "must have two data_offsets >= 0", offsets, tensor=name)
+    if not are_counts(shape) or len(shape) > MAX_DIMS:
+        rule = f"must have a shape of at most {MAX_DIMS} integers >= 0"
+        raise CheckpointError(path, rule, shown(shape), tensor=name)
+    if not (are_counts(offsets) and len(offsets) == 2):
+        raise CheckpointError(path, "must have two data_offsets >= 0", shown(offsets), tensor=name)
     begin, end = offsets
     info = TensorInfo(path, DTYPES[dtype], tuple(shape), start + begin)
     if end - begin != info.nbytes:
         rule = f"must span {info.nbytes} bytes for {dtype} {shape}"
         raise CheckpointError(path, rule, f"data_offsets {offsets}", tensor=name)
+    check_extent(path, name, info)
     return _Span(name, info, begin, end)
 
 
-def _are_counts(value: object) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(n) is int and n >= 0 for n in value)
+def check_extent(path: Path, name: str, info: TensorInfo) -> None:
+    """Refuse a shape that no array can have; a 0 in it hides nothing.
+
+    Raises:
+        CheckpointError: the sizes other than 0 multiply to more than MAX_COUNT bytes.
+    """
+    nbytes = math.prod(n for n in info.shape if n) * info.dtype.itemsize
+    if nbytes > MAX_COUNT:
+        rule = f"must have sizes that multiply to at most {MAX_COUNT} bytes"
+        raise CheckpointError(path, rule, list(info.shape), tensor=name)
+
+
+def are_counts(value: object) -> TypeGuard[list[int]]:
+    """Whether the value is a list of integers in 0 … MAX_COUNT."""
+    return isinstance(value, list) and all(type(n) is int and 0 <= n <= MAX_COUNT for n in value)
+
+
+def shown(value: object) -> object:
+    """The value for a message; a long list is cut before it is turned into text."""
+    return f"{value[:MAX_DIMS]}… of {len(value)}" if _is_long(value) else value
+
+
+def _is_long(value: object) -> TypeGuard[list[object]]:
+    return isinstance(value, list) and len(value) > MAX_DIMS
 
 
 def _check_cover(path: Path, spans: list[_Span], data_bytes: int) -> None:

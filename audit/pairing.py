@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from unforgotten.audit.checkpoints import Checkpoint
-from unforgotten.audit.headers import FLOATS, CheckpointError
+from unforgotten.audit.checkpoints import Checkpoint, chunks
+from unforgotten.audit.errors import CheckpointError
+from unforgotten.audit.headers import FLOATS, TensorInfo
 
-HEAD = "lm_head.weight"
-KEPT_WORDS = ("embed", "lm_head", "wte", "wpe", "norm")
-CHECK_WEIGHTS = 1 << 22
+HEADS: Mapping[str, tuple[str, ...]] = {
+    "lm_head.weight": ("embed_tokens.weight", "wte.weight", "embed_in.weight"),
+    "output.weight": ("token_embd.weight",),  # of GGUF
+}
+"""A head -> endings of the embedding that it may be tied to."""
+KEPT_WORDS = ("embed", "lm_head", "wte", "wpe", "norm", "token_embd")
+PREFIX = "model."  # of a language model saved with its head, missing where it is saved without
 
 
 @dataclass(frozen=True)
@@ -28,13 +37,14 @@ class Pairing:
 
 
 def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
-    """The matrices named `*.weight`, unless the name holds "embed", "lm_head", "wte", "wpe" or "norm".
+    """The matrices named `*.weight`, unless they are a head or the name holds a word of KEPT_WORDS.
 
     This is what bitsandbytes, GPTQ and AWQ replace in a transformers model: the linear layers without the head.
     Experts that are stored as one three-dimensional tensor are not among them.
     """
     lower = name.lower()
-    return len(shape) == 2 and lower.endswith(".weight") and not any(w in lower for w in KEPT_WORDS)
+    matrix = len(shape) == 2 and lower.endswith(".weight") and name not in HEADS
+    return matrix and not any(word in lower for word in KEPT_WORDS)
 
 
 def pair(target: Checkpoint, unlearned: Checkpoint) -> Pairing:
@@ -46,7 +56,7 @@ def pair(target: Checkpoint, unlearned: Checkpoint) -> Pairing:
         CheckpointError: a tensor is missing in one of the two, the shapes differ, a tensor to quantize is not
             floating, or there is none.
     """
-    names = sorted({*target.tensors, *unlearned.tensors} - _tied_head(target, unlearned))
+    names = sorted({*target.tensors, *unlearned.tensors} - _tied_heads(target, unlearned))
     for name in names:
         _check_both(target, unlearned, name)
     quantized = tuple(n for n in names if is_quantized(n, target.tensors[n].shape))
@@ -56,25 +66,89 @@ def pair(target: Checkpoint, unlearned: Checkpoint) -> Pairing:
     if not quantized:
         rule = "must hold a two-dimensional *.weight that is no embedding, head or norm"
         raise CheckpointError(target.source, rule, f"{len(names)} other tensors")
-    return Pairing(quantized, tuple(n for n in names if n not in set(quantized)))
+    touched = set(quantized)
+    return Pairing(quantized, tuple(n for n in names if n not in touched))
 
 
-def _tied_head(target: Checkpoint, unlearned: Checkpoint) -> set[str]:
-    owners = [c for c in (target, unlearned) if HEAD in c.tensors]
-    if len(owners) != 1 or not _equals_embedding(owners[0]):
-        return set()
-    return {HEAD}
+def align(target: Checkpoint, unlearned: Checkpoint) -> Checkpoint:
+    """The unlearned checkpoint with the target's names, where the two differ by the prefix `model.` alone.
+
+    A tensor is renamed only if the target lacks its own name and has the other, and if nothing else takes that one.
+    """
+    names: dict[str, str] = {}
+    for own in unlearned.tensors:
+        other = own.removeprefix(PREFIX) if own.startswith(PREFIX) else PREFIX + own
+        free = other in target.tensors and other not in unlearned.tensors
+        names[other if own not in target.tensors and free else own] = own
+    if all(new == own for new, own in names.items()):
+        return unlearned
+    return Renamed(unlearned, {new: names[new] for new in sorted(names)})
 
 
-def _equals_embedding(checkpoint: Checkpoint) -> bool:
-    head = checkpoint.tensors[HEAD]
-    embeddings = (
-        name
-        for name, info in checkpoint.tensors.items()
-        if name.endswith(("embed_tokens.weight", "wte.weight", "embed_in.weight"))
-        and (info.shape, info.dtype) == (head.shape, head.dtype)
+@dataclass(frozen=True)
+class Renamed:
+    """A checkpoint under other names.
+
+    Attributes:
+        inner: the checkpoint.
+        names: new name -> its own name, for every tensor.
+    """
+
+    inner: Checkpoint
+    names: Mapping[str, str]
+
+    @property
+    def source(self) -> Path | str:
+        """See `Checkpoint.source`."""
+        return self.inner.source
+
+    @property
+    def revision(self) -> str | None:
+        """See `Checkpoint.revision`."""
+        return self.inner.revision
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]:
+        """See `Checkpoint.tensors`."""
+        return {new: self.inner.tensors[own] for new, own in self.names.items()}
+
+    def read(self, name: str) -> NDArray[Any]:
+        """See `Checkpoint.read`."""
+        return self.inner.read(self.names[name])
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """See `Checkpoint.read_rows`."""
+        return self.inner.read_rows(self.names[name], start, stop)
+
+    def sha256(self) -> str:
+        """See `Checkpoint.sha256`."""
+        return self.inner.sha256()
+
+
+def _tied_heads(target: Checkpoint, unlearned: Checkpoint) -> set[str]:
+    tied = set()
+    for head in HEADS:
+        owners = [c for c in (target, unlearned) if head in c.tensors]
+        if len(owners) == 1 and _equals_embedding(owners[0], head):
+            tied.add(head)
+    return tied
+
+
+def _equals_embedding(checkpoint: Checkpoint, head: str) -> bool:
+    info = checkpoint.tensors[head]
+    return any(
+        tensors_equal(checkpoint, head, checkpoint, name)
+        for name, other in checkpoint.tensors.items()
+        if name.endswith(HEADS[head]) and (other.shape, other.dtype) == (info.shape, info.dtype)
     )
-    return any(np.array_equal(checkpoint.read(HEAD), checkpoint.read(name)) for name in embeddings)
+
+
+def tensors_equal(one: Checkpoint, name: str, two: Checkpoint, other: str) -> bool:
+    """Whether two tensors of one shape hold equal values, whatever their dtypes; in bounded memory."""
+    if one.tensors[name].dtype == two.tensors[other].dtype:
+        pairs = zip(chunks(one, name), chunks(two, other), strict=True)
+        return all(np.array_equal(a, b) for a, b in pairs)
+    return bool(np.array_equal(one.read(name), two.read(other)))
 
 
 def _check_both(target: Checkpoint, unlearned: Checkpoint, name: str) -> None:
@@ -99,16 +173,18 @@ def check_finite(checkpoint: Checkpoint, name: str) -> None:
     """Pass over one tensor.
 
     Raises:
-        CheckpointError: it holds nan or inf.
+        CheckpointError: it holds nan or inf; says the first, where it is, and how many there are.
     """
     info = checkpoint.tensors[name]
     if info.dtype not in FLOATS.values():
         return
-    flat = checkpoint.read(name).reshape(-1)
-    for start in range(0, flat.size, CHECK_WEIGHTS):
-        part = flat[start : start + CHECK_WEIGHTS]
+    first, count, passed = "", 0, 0
+    for part in chunks(checkpoint, name):
         with np.errstate(invalid="ignore"):  # a signalling nan warns before it is found
             bad = np.flatnonzero(~np.isfinite(part))
-        if bad.size:
-            got = f"{float(part[bad[0]])} at flat index {start + int(bad[0])}"
-            raise CheckpointError(info.path, "must be finite", got, tensor=name)
+        if bad.size and not count:
+            first = f"{float(part[bad[0]])} at flat index {passed + int(bad[0])}"
+        count, passed = count + bad.size, passed + part.size
+    if count:
+        got = f"{first} ({count} of {passed} weights)"
+        raise CheckpointError(info.path, "must be finite", got, tensor=name)

@@ -128,7 +128,8 @@ def test_tensor_that_is_not_finite_is_refused(
         audit_pair(tmp_path / "t", tmp_path / "u", ["int4-row"], tmp_path / "out")
     place = tmp_path / side / "model.safetensors"
     assert str(caught.value) == (
-        f"{place}: tensor {name!r} must be finite, got {value} at flat index {3 * 64 + 5}"
+        f"{place}: tensor {name!r} must be finite, got {value} at flat index {3 * 64 + 5} "
+        f"(1 of {content[side][name].size} weights)"
     )
     assert not (tmp_path / "out").exists()
 

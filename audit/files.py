@@ -1,0 +1,156 @@
+"""The bytes of one weight file, which may be hostile, may lie elsewhere than it says, and may change while it is read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unforgotten.audit.errors import CheckpointError
+
+HASH_BYTES = 1 << 22
+
+
+class WeightFile(Protocol):
+    """Bytes that are read in ranges: a local file, or one of the Hub."""
+
+    @property
+    def path(self) -> Path:
+        """The name in messages."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file when it was opened."""
+
+    def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        """The bytes from `offset`, in memory of their own. The range must lie within `size`.
+
+        Raises:
+            CheckpointError: the file is not the one that was opened.
+        """
+
+
+class Identity(NamedTuple):
+    """What tells one state of a file from another."""
+
+    device: int
+    inode: int
+    size: int
+    modified_ns: int
+
+    @staticmethod
+    def of(status: os.stat_result) -> Identity:
+        """The identity in a result of stat."""
+        return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class LocalFile:
+    """A regular file, bound to the state it had when it was opened.
+
+    It is read and not mapped: a file that is cut while it is mapped kills the process.
+
+    Attributes:
+        path: as given.
+        real: without symlinks.
+        identity: of the first look.
+    """
+
+    path: Path
+    real: str
+    identity: Identity
+
+    @property
+    def size(self) -> int:
+        """Bytes of the file when it was opened."""
+        return self.identity.size
+
+    def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
+        """See `WeightFile.read`."""
+        buffer = np.empty(nbytes, np.uint8)
+        descriptor = os.open(self.real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            self._check(descriptor)
+            _fill(descriptor, buffer, offset, self.path)
+            self._check(descriptor)
+        finally:
+            os.close(descriptor)
+        return buffer
+
+    def _check(self, descriptor: int) -> None:
+        now = Identity.of(os.fstat(descriptor))
+        if now != self.identity:
+            got = f"{now.size} bytes instead of {self.size}" if now.size != self.size else "another"
+            raise CheckpointError(self.path, "must stay as it is while it is read", got)
+
+
+def _fill(descriptor: int, buffer: NDArray[np.uint8], offset: int, path: Path) -> None:
+    view, done = memoryview(buffer), 0
+    while done < len(view):
+        count = os.preadv(descriptor, [view[done:]], offset + done)
+        if count == 0:
+            raise CheckpointError(
+                path, f"must have {offset + len(view)} bytes", f"{offset + done} bytes"
+            )
+        done += count
+
+
+def open_file(path: Path, root: Path | None = None) -> LocalFile:
+    """Bind to a regular file.
+
+    Args:
+        path: the file.
+        root: the directory that it must lie in, once symlinks are followed. A snapshot of the Hub's cache may also
+            link to the blobs of its own repository. None for a file that the user named.
+
+    Raises:
+        CheckpointError: it is missing, leads out of `root`, or is no regular file.
+    """
+    try:
+        real = os.path.realpath(path, strict=True)
+        status = os.stat(real)
+    except (OSError, ValueError):
+        raise CheckpointError(path, "must be a file that exists", "none") from None
+    if root is not None and not any(Path(real).is_relative_to(home) for home in _homes(root)):
+        raise CheckpointError(path, "must not be a link out of its directory", real)
+    if not stat.S_ISREG(status.st_mode):
+        raise CheckpointError(path, "must be a file that exists", "something else")
+    return LocalFile(path, real, Identity.of(status))
+
+
+def _homes(root: Path) -> list[Path]:
+    real = Path(os.path.realpath(root))
+    if real.parent.name == "snapshots":
+        return [real, real.parent.parent / "blobs"]
+    return [real]
+
+
+def read_all(file: WeightFile, most: int) -> bytes:
+    """A small file whole.
+
+    Raises:
+        CheckpointError: it has more than `most` bytes.
+    """
+    if file.size > most:
+        raise CheckpointError(file.path, f"must have at most {most} bytes", file.size)
+    return file.read(0, file.size).tobytes()
+
+
+def sha256_of(files: Iterable[WeightFile]) -> str:
+    """SHA-256 over the bytes of the files in the order given, as `cat FILES | sha256sum`."""
+    digest = hashlib.sha256()
+    for file in files:
+        for start in range(0, file.size, HASH_BYTES):
+            digest.update(_buffer(file.read(start, min(HASH_BYTES, file.size - start))))
+    return digest.hexdigest()
+
+
+def _buffer(part: NDArray[Any]) -> memoryview:
+    return memoryview(part)
