@@ -161,8 +161,9 @@ def gptq(w: NDArray[Any], hessian: NDArray[Any], rule: GptqRule) -> GptqResult:
         static = GroupGrid(whole.scale[:, order], whole.zero[:, order])
     result = round_columns(alive[:, order], factor, rule, static)
     back = np.argsort(order)
-    own = [np.ascontiguousarray(a[:, back]) for a in result]
-    return GptqResult(own[0].astype(np.int16), *own[1:], order=order, factor=factor, dead=dead)
+    codes, values, scale, zero, compensated = (np.ascontiguousarray(a[:, back]) for a in result)
+    codes = codes.astype(np.int16)
+    return GptqResult(codes, values, scale, zero, compensated, order, factor, dead)
 
 
 class Rounded(NamedTuple):

@@ -55,7 +55,7 @@ def fit_gptq(w: NDArray[Any], bits: int, symmetric: bool) -> GroupGrid:
 def fit_compressed_tensors(w: NDArray[Any], bits: int, symmetric: bool) -> GroupGrid:
     """Fit scale = max|w| / ((2^b - 1) / 2), zero = 2^(b-1); asymmetric: range with 0 over 2^b - 1.
 
-    A scale of 0 becomes the eps of the dtype.
+    A scale of 0 becomes the eps of the dtype, its zero point 2^(b-1).
     """
     top, half = 2**bits - 1, 2 ** (bits - 1)
     low, high = _range_with_zero(w)
@@ -65,8 +65,10 @@ def fit_compressed_tensors(w: NDArray[Any], bits: int, symmetric: bool) -> Group
         scale = np.where(scale == 0, eps, scale).astype(w.dtype)
         return GroupGrid(scale, np.full_like(scale, half))
     scale = (high - low) / w.dtype.type(top)
-    scale = np.where(scale == 0, eps, scale).astype(w.dtype)
-    return GroupGrid(scale, np.rint(np.clip(-half - low / scale, -half, half - 1)) + half)
+    empty = scale == 0
+    scale = np.where(empty, eps, scale).astype(w.dtype)
+    zero = np.rint(np.clip(-half - low / scale, -half, half - 1)) + half
+    return GroupGrid(scale, np.where(empty, half, zero).astype(w.dtype))
 
 
 def fit_autoawq(w: NDArray[Any], bits: int, symmetric: bool) -> GroupGrid:

@@ -27,7 +27,7 @@ KINDS = ("normal", "outlier", "positive", "lattice", "sparse", "constant")
 
 def super_blocks(kind: str, n: int = 2) -> NDArray[Any]:
     rng = rng_for("super-blocks", kind)
-    w = rng.normal(0, 0.02, (n, 256))
+    w: NDArray[Any] = rng.normal(0, 0.02, (n, 256))
     if kind == "outlier":
         w[:, ::37] *= 50
     if kind == "positive":

@@ -102,10 +102,10 @@ def babai(w: Vector, m: Matrix, weight: Vector) -> list[int]:
     n = len(m)
     basis = [[m[k][n - 1 - b] for k in range(n)] for b in range(n)]  # M e_b, b from the last
     star: list[Vector] = []
-    for b in basis:
-        vector = list(b)
+    for column in basis:
+        vector = list(column)
         for s in star:
-            share = dot(b, s, weight) / dot(s, s, weight)
+            share = dot(column, s, weight) / dot(s, s, weight)
             vector = [x - share * y for x, y in zip(vector, s, strict=True)]
         star.append(vector)
     target = [sum((m[k][j] * w[j] for j in range(n)), Fraction(0)) for k in range(n)]
