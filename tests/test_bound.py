@@ -10,8 +10,6 @@ from typing import Any
 
 import pytest
 
-from unforgotten.theory.bound import Question, bound
-
 ASKED = ("--format", "int4-g64", "--std", "0.02", "--lr", "1e-5", "--steps", "500")
 SECONDS = 1.0
 LOADED = "import sys; sys.argv = ['unforgotten', *sys.argv[1:]]; import unforgotten.cli as c\ntry: c.main()\nfinally: print(*sys.modules, file=sys.stderr)"
@@ -44,43 +42,6 @@ def test_bf16_freezes_what_fp32_moves() -> None:
     assert coarse["moved"] < 0.2 < fine["moved"] == 1
     assert coarse["gain"] < 0.9 < fine["gain"] < 1.1
     assert coarse["question"]["snr"] is None
-
-
-@pytest.mark.parametrize(
-    "name", ["int4-g64", "int4-row", "int4-tensor", "nf4-b64", "fp4-b64", "int8-row"]
-)
-def test_every_kind_of_block_and_wish(name: str) -> None:
-    """The smallest lr meets the wish, and one per cent less does not, where a finer step finds it."""
-    question = Question(name, 0.02, 1e-5, 300, dtype="fp32")
-    wanted = bound(question, gain=0.5, cosine=0.6).smallest_lr
-    assert wanted is not None
-    at, below = (
-        bound(Question(name, 0.02, lr, 300, dtype="fp32")) for lr in (wanted * 1.01, wanted * 0.98)
-    )
-    assert at.cosine is not None
-    assert below.cosine is not None
-    assert at.cosine >= 0.6 > below.cosine
-
-
-def test_wishes_that_are_met_at_once_or_never() -> None:
-    easy = bound(Question("int8-row", 0.02, 1e-5, 10**6, dtype="fp32"), cosine=0.01)
-    assert easy.smallest_lr == 0.02 * 2.0**-22
-    never = bound(
-        Question("int4-g64", 1e-3, 1e-5, 1, dtype="fp16", density="laplace"), cosine=0.999999
-    )
-    assert never.smallest_lr is None
-    assert "smallest lr: none is found" in call(
-        "--format",
-        "int4-g64",
-        "--std",
-        "1e-3",
-        "--lr",
-        "1e-5",
-        "--steps",
-        "1",
-        "--cosine",
-        "0.999999",
-    ).stdout.replace(" " * 2, " ")
 
 
 def test_nothing_moves_is_said() -> None:

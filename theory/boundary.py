@@ -115,8 +115,7 @@ def boundary_density(fmt: Format, density: Density, absmax: float) -> float:
 
 @claim("T6", kind="exact", source="the entry that sets absmax lies on the end of the reach")
 def pinned_levels(fmt: Format, absmax: float, delta: float, sign: int) -> int:
-    """Levels that the entry w = sign * absmax moves on its block's fixed grid: 0 outward, and 0 inward while |delta| <=
-    absmax - |last threshold|.
+    """|k(w + delta) - k(w)| of the entry w = +-absmax, on a fixed grid: 0 outward, and inward up to absmax - |last t_k|.
 
     So it can leave its code on a fixed grid, but only by an inward update of half a step; on an adaptive grid that
     follows it, never.

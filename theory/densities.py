@@ -154,7 +154,7 @@ class Empirical:
 
     def cdf(self, x: ArrayLike) -> NDArray[Any]:
         """Linear between the knots."""
-        return np.asarray(np.interp(x, self.knots, self.below))
+        return np.asarray(np.interp(np.asarray(x, np.float64), self.knots, self.below))
 
     def pdf(self, x: ArrayLike) -> NDArray[Any]:
         """The share of a bin over its width; 0 outside."""
@@ -165,14 +165,14 @@ class Empirical:
 
     def quantile(self, p: ArrayLike) -> NDArray[Any]:
         """The inverse of `cdf`."""
-        return np.asarray(np.interp(p, self.below, self.knots))
+        return np.asarray(np.interp(np.asarray(p, np.float64), self.below, self.knots))
 
     def magnitude_above(self, tail: ArrayLike) -> NDArray[Any]:
         """By interpolation of P(|w| > x) between the magnitudes of the knots; never beyond the largest."""
         x = np.unique(np.abs(self.knots))
         x = x if x[0] == 0 else np.concatenate([[0.0], x])
         above = np.minimum(1 - (self.cdf(x) - self.cdf(-x)), 1.0)
-        return np.asarray(np.interp(tail, above[::-1], x[::-1]))
+        return np.asarray(np.interp(np.asarray(tail, np.float64), above[::-1], x[::-1]))
 
 
 def empirical(w: NDArray[Any], bins: int = HISTOGRAM_BINS) -> Empirical:

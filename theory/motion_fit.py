@@ -80,8 +80,8 @@ def observed_moves(w: NDArray[Any], delta: NDArray[Any]) -> Moves:
     w, delta = (np.asarray(x, np.float64).ravel() for x in (w, delta))
     top = math.frexp(float(np.abs(w).max()))[1]
     quarters = 1 + np.arange(4) / 4
-    ends = np.outer(np.ldexp(1.0, np.arange(top - FINE_BINADES, top)), quarters).ravel()
-    ends = np.concatenate([[0.0], ends, [math.ldexp(1.0, top)]])
+    inner = np.outer(np.ldexp(1.0, np.arange(top - FINE_BINADES, top)), quarters).ravel()
+    ends = np.concatenate([[0.0], inner, [math.ldexp(1.0, top)]])
     rows = []
     for sign in (-1.0, 1.0):
         for low, high in pairwise(ends):

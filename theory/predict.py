@@ -16,7 +16,6 @@ from unforgotten.theory.claims import claim
 from unforgotten.theory.densities import Density
 from unforgotten.theory.energy import gated_energy
 from unforgotten.theory.formats import Format
-from unforgotten.theory.motion_fit import Moves
 from unforgotten.theory.motion import (
     StepLaw,
     check_training,
@@ -24,6 +23,7 @@ from unforgotten.theory.motion import (
     free_radius,
     movable_edge,
 )
+from unforgotten.theory.motion_fit import Moves
 
 PIECES_PER_BINADE = 6
 FINE_LEVELS = (

@@ -22,7 +22,7 @@ from unforgotten.theory.absmax import absmax_law
 from unforgotten.theory.block_law import Expected, adaptive_error, block_law
 from unforgotten.theory.densities import DENSITIES, STUDENT_FREEDOM, density_named
 from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.quantize import code_units, decode, encode, fit_grid
+from unforgotten.theory.quantize import decode, encode, fit_grid
 from unforgotten.theory.update import GRID_MODES, GridMode
 from unforgotten.verification.chance import FALSE_ALARM, rng_for
 

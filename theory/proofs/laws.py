@@ -106,7 +106,7 @@ def energy_of_the_survivor() -> None:
 
 @proof("T9", method="derivation", domain="moved weights of equal size, at most a step")
 def concentration() -> None:
-    """cos = sqrt(rms / Delta) rho^(-1/4), which is 1 at rho = (rms / Delta)^2; beyond, cos^2 >= 8/9."""
+    """Cos = sqrt(rms / Delta) rho^(-1/4), which is 1 at rho = (rms / Delta)^2; beyond, cos^2 >= 8/9."""
     rms, rho, n = sp.symbols("r rho n", positive=True)
     size = rms / sp.sqrt(rho)
     cosine = rms / sp.sqrt(rho * step * size)

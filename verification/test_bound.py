@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from unforgotten.theory.bound import Question, as_object, block_size, bound
+from unforgotten.theory.bound_text import lines
+from unforgotten.theory.formats import format_named
+
+STEP_OF_BISECTION = 2e-3  # brentq is asked for 1e-3 of lr
+
+
+@pytest.mark.parametrize("name", ["int4-g64", "int4-row", "int4-tensor", "nf4-b64", "int8-row"])
+def test_bound__smallest_lr_meets_the_wish_and_less_does_not(name: str) -> None:
+    wanted = bound(Question(name, 0.02, 1e-5, 300, dtype="fp32"), gain=0.5, cosine=0.6).smallest_lr
+    assert wanted is not None
+    above, below = (
+        bound(Question(name, 0.02, wanted * (1 + d), 300, dtype="fp32")).cosine
+        for d in (STEP_OF_BISECTION, -STEP_OF_BISECTION)
+    )
+    assert above is not None
+    assert below is not None
+    assert below < 0.6 <= above
+
+
+def test_bound__finds_the_cure_by_lr() -> None:
+    """bf16 at lr 1e-5 loses most of the update in INT4 rows; a few times the lr keeps it, as theory.md's C2 says."""
+    question = Question("int4-row", 0.02, 1e-5, 500)
+    answer = bound(question, gain=0.9)
+    assert answer.gain is not None
+    assert answer.gain < 0.3
+    assert answer.smallest_lr is not None
+    assert 1e-5 < answer.smallest_lr < 4e-5
+
+
+def test_bound__wishes_met_at_once_or_never() -> None:
+    easy = bound(Question("int8-row", 0.02, 1e-5, 10**6, dtype="fp32"), cosine=0.01)
+    assert easy.smallest_lr == 0.02 * 2.0**-22
+    never = bound(Question("int4-g64", 1e-3, 1e-5, 1, "laplace", "fp16"), cosine=0.999999)
+    assert never.smallest_lr is None
+    assert lines(never, True)[-1].endswith("none is found")
+    assert lines(easy, True)[-1].startswith("smallest lr:")
+
+
+def test_bound__is_invariant_to_the_unit_of_the_weights() -> None:
+    """Powers of two shift every binade: weights and lr doubled, the same gain, cosine and flips."""
+    one = bound(Question("nf4-b64", 0.02, 1e-5, 100, snr=1.0))
+    two = bound(Question("nf4-b64", 0.04, 2e-5, 100, snr=1.0))
+    assert two.gain == pytest.approx(one.gain, rel=1e-9)
+    assert two.cosine == pytest.approx(one.cosine, rel=1e-9)
+    assert two.flips == pytest.approx(one.flips, rel=1e-9)
+    assert two.dead_zone == 2 * (one.dead_zone or math.nan)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sign"])
+def test_bound__certain_dead_zone_is_no_smaller(optimizer: str) -> None:
+    answer = bound(Question("int4-g64", 0.02, 1e-5, 500, optimizer=optimizer))
+    assert answer.dead_zone == 2.0**-8
+    assert answer.certain_dead_zone >= answer.dead_zone
+
+
+def test_bound__says_what_is_undefined() -> None:
+    answer = bound(Question("int4-g64", 1.0, 1e-12, 3, dtype="fp16"))
+    assert answer.gain is None
+    assert answer.moved == 0
+    assert any("undefined" in line for line in lines(answer, False))
+    assert json.loads(json.dumps(as_object(answer), allow_nan=False))["question"]["snr"] is None
+    fine = bound(Question("int4-g64", 0.02, 1e-5, 3, dtype="fp32", snr=0.5))
+    assert fine.dead_zone is None
+    assert any("every weight can move" in line for line in lines(fine, False))
+
+
+def test_block_size__of_each_kind() -> None:
+    question = Question("int4-row", 1.0, 1.0, 1, columns=10, rows=20)
+    sizes = [block_size(format_named(n), question) for n in ("int4-row", "int4-tensor", "nf4-b64")]
+    assert sizes == [10, 200, 64]
+
+
+@pytest.mark.parametrize(
+    ("question", "message"),
+    [
+        (Question("int4-row", 1.0, 1.0, 1, dtype="int8"), "dtype must be one of bf16"),
+        (Question("int4-row", 1.0, 1.0, 0), "steps must be at least 1"),
+        (Question("int4-row", 1.0, 1.0, 1, columns=1), "columns must be at least 2"),
+        (Question("int4-row", 1.0, 0.0, 1), "lr must be positive"),
+    ],
+)
+def test_bound__refuses_bad_questions(question: Question, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        bound(question)
+
+
+@pytest.mark.parametrize("wish", [0.0, 1.0, -1.0])
+def test_bound__refuses_impossible_wishes(wish: float) -> None:
+    with pytest.raises(ValueError, match="gain must be in"):
+        bound(Question("int4-row", 1.0, 1.0, 1), gain=wish)
