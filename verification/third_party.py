@@ -1,0 +1,284 @@
+"""Contracts against somebody else's quantizer: Hypothesis looks for weights that break one, and shrinks them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import math
+import secrets
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from random import Random
+from typing import Any, Literal
+
+import hypothesis.strategies as st
+import numpy as np
+from hypothesis import Phase, find, settings
+from hypothesis.errors import Flaky, NoSuchExample
+from numpy.typing import NDArray
+
+from unforgotten.theory.formats import Format, format_named
+from unforgotten.verification.chance import rng_for
+from unforgotten.verification.contracts import BASIC, POWERS, Contract, Counterexample
+from unforgotten.verification.described import Quantizer, describe
+from unforgotten.verification.grid_contracts import CONTRACTS
+from unforgotten.verification.strategies import tensor_shapes, tensors
+
+Array = NDArray[Any]
+Outcome = Literal["holds", "fails", "not claimed", "not judged"]
+EXAMPLES: Mapping[str, int] = {"dev": 50, "ci": 200, "nightly": 5_000}  # as in conftest.py
+SCHEMA = "unforgotten.verify/1"
+NORMAL = 2.0**60  # weights of a contract on exact scaling, at most
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What was found about one contract.
+
+    Attributes:
+        contract: its name.
+        outcome: "holds" for every example; "not judged" after a failure of a basic contract.
+        examples: weights tried.
+        seed: repeats the search.
+        counterexample: shrunk.
+        seconds: what it took.
+    """
+
+    contract: str
+    outcome: Outcome
+    examples: int = 0
+    seed: int | None = None
+    counterexample: Counterexample | None = None
+    seconds: float = 0.0
+
+
+def load(path: str) -> Quantizer:
+    """The quantizer at `module:object`; modules of the working directory are found too.
+
+    Raises:
+        ValueError: there is no such module or object, it cannot be imported, or it is no quantizer.
+    """
+    module_name, colon, object_name = path.partition(":")
+    if not (colon and module_name and object_name):
+        raise ValueError(f"--quantizer must be module:object, got {path!r}")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        thing: Any = importlib.import_module(module_name)
+    except Exception as error:  # whatever a stranger's module raises
+        raise ValueError(f"--quantizer {path}: {type(error).__name__}: {error}") from error
+    for part in object_name.split("."):
+        if not hasattr(thing, part):
+            raise ValueError(f"--quantizer {path}: {module_name} has no {object_name!r}")
+        thing = getattr(thing, part)
+    return describe(thing, name=path)
+
+
+def violation(contract: Contract, q: Quantizer, w: Array) -> Counterexample | None:
+    """What is wrong, where an exception of the quantizer is wrong too."""
+    try:
+        return contract.check(q, w)
+    except Exception as error:  # whatever a stranger's code raises
+        return Counterexample(w, None, f"it raised {type(error).__name__}: {error}")
+
+
+def drawn_as(q: Quantizer) -> Format:
+    """A format whose blocks and thresholds are those of the quantizer, for the strategies."""
+    levels = q.levels or tuple(float(k) for k in range(-127, 128))
+    ranged = q.statistic in ("range", "min-max")
+    shifted = tuple(x - levels[0] for x in levels) if ranged else levels
+    return replace(
+        format_named("int8-tensor"), levels=shifted, labels=tuple(range(len(levels))),
+        block=q.block or "tensor", block_size=q.block_size, divisor=abs(q.step_divisor),
+        statistic="range" if ranged else "absmax", zero="whole" if ranged else "none",
+    )  # fmt: skip
+
+
+def dense(q: Quantizer, *, whole_blocks: bool) -> st.SearchStrategy[Array]:
+    """Multiples of 1/128 in [-8, 8), all different in a block more or less. Shrinks in shape alone."""
+    fmt = drawn_as(q)
+    size = fmt.block_size or 1
+
+    def drawn(shape: tuple[int, ...], seed: int) -> Array:
+        rows, columns = shape
+        columns += -columns % size if whole_blocks else 0
+        return (rng_for(seed).integers(-1024, 1024, (rows, columns)) / 128).astype(np.float32)
+
+    return st.builds(drawn, tensor_shapes(fmt), st.integers(0, 2**16))
+
+
+def weights_for(contract: Contract, q: Quantizer) -> st.SearchStrategy[Array]:
+    """The weights that a contract is tried on. Shrinks to one 0, or to one block of zeros."""
+    whole = q.whole_blocks or contract.whole_blocks
+    if contract.weights == "ties":
+        drawn = tensors(drawn_as(q), kinds=("ties",), whole_blocks=whole)
+    else:
+        drawn = tensors(drawn_as(q), whole_blocks=whole) | dense(q, whole_blocks=whole)
+    if contract.weights != "normal":
+        return drawn.map(lambda w: np.clip(w, -q.largest, q.largest))
+    margin = 2.0 ** max(POWERS)
+    low, high = q.smallest * margin, min(q.largest, NORMAL) / margin
+    return drawn.map(
+        lambda w: np.where(np.abs(w) < low, 0, np.clip(w, -high, high)).astype(w.dtype)
+    )
+
+
+def simplified(w: Array, fails: Callable[[Array], bool]) -> Array:
+    """Weights that still fail, none of which can alone be set to 0, or else be rounded to an integer."""
+    for simpler_value in (np.zeros_like, np.rint):
+        shrunk = True
+        while shrunk:
+            shrunk = False
+            for i in np.flatnonzero(w.ravel() != simpler_value(w).ravel()):
+                simpler = w.copy()
+                simpler.ravel()[i] = simpler_value(w.ravel()[i])
+                if fails(simpler):
+                    w, shrunk = simpler, True
+    return w
+
+
+def judge(name: str, q: Quantizer, *, examples: int, seed: int) -> Verdict:
+    """Look for weights that break one contract, and shrink them: by Hypothesis, then by setting weights to 0.
+
+    Args:
+        name: of `CONTRACTS`; the claims of `q` imply it.
+        q: the quantizer.
+        examples: weights to try.
+        seed: of the search.
+    """
+    contract, tried, started = CONTRACTS[name], 0, time.perf_counter()
+
+    def fails(w: Array) -> bool:
+        nonlocal tried
+        tried += 1
+        return violation(contract, q, w) is not None
+
+    def done(found: Counterexample | None) -> Verdict:
+        outcome: Outcome = "fails" if found else "holds"
+        return Verdict(name, outcome, tried, seed, found, time.perf_counter() - started)
+
+    options = settings(
+        max_examples=examples, deadline=None, database=None, phases=[Phase.generate, Phase.shrink]
+    )
+    try:
+        w = find(weights_for(contract, q), fails, settings=options, random=Random(seed))
+    except NoSuchExample:
+        return done(None)
+    except Flaky:
+        words = "the same weights pass and fail: what it gives depends on what came before"
+        return done(Counterexample(np.zeros((0, 0), np.float32), None, words))
+    return done(violation(contract, q, simplified(w, fails)))
+
+
+def seed_of(name: str, seed: int) -> int:
+    """The seed of one contract's search."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")
+
+
+def announce(text: str) -> None:
+    """Progress on standard error, one line that is overwritten; silent when that is not a terminal."""
+    if sys.stderr.isatty():
+        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+
+
+def verify(
+    q: Quantizer,
+    *,
+    profile: str = "dev",
+    seed: int | None = None,
+    started: Callable[[str], None] = announce,
+) -> dict[str, Any]:
+    """Try every contract that the claims imply. What `unforgotten verify --quantizer --json` prints.
+
+    Args:
+        q: the quantizer.
+        profile: of `EXAMPLES`. "ci" has seed 0.
+        seed: repeats an earlier search.
+        started: called with the name of each contract before it is tried.
+
+    Raises:
+        ValueError: no such profile.
+    """
+    if profile not in EXAMPLES:
+        raise ValueError(f"profile must be one of {', '.join(EXAMPLES)}, got profile={profile!r}")
+    if seed is None:
+        seed = 0 if profile == "ci" else secrets.randbits(32)
+    verdicts: list[Verdict] = []
+    for name, contract in CONTRACTS.items():
+        broken = any(v.outcome == "fails" and v.contract in BASIC for v in verdicts)
+        if not contract.applies(q):
+            verdicts.append(Verdict(name, "not claimed"))
+        elif broken and name not in BASIC:
+            verdicts.append(Verdict(name, "not judged"))
+        else:
+            started(name)
+            verdicts.append(judge(name, q, examples=EXAMPLES[profile], seed=seed_of(name, seed)))
+    started("")
+    return {
+        "schema": SCHEMA,
+        "quantizer": q.name,
+        "profile": profile,
+        "seed": seed,
+        "verdict": "fails" if any(v.outcome == "fails" for v in verdicts) else "holds",
+        "contracts": [as_object(v) for v in verdicts],
+    }
+
+
+def as_object(v: Verdict) -> dict[str, Any]:
+    """A verdict for JSON."""
+    contract = CONTRACTS[v.contract]
+    row: dict[str, Any] = {
+        "contract": v.contract,
+        "statement": contract.statement,
+        "outcome": v.outcome,
+    }
+    if v.outcome == "not claimed":
+        return row | {"needs": contract.needs}
+    row |= {"examples": v.examples, "seed": v.seed, "seconds": round(v.seconds, 3)}
+    if v.counterexample is None:
+        return row
+    found = v.counterexample
+    return row | {"counterexample": {
+        "words": f"contract {v.contract!r} fails: {found.words}",
+        "at": found.at,
+        "weights": [[_finite(x) for x in line] for line in found.weights],
+    }}  # fmt: skip
+
+
+def _finite(x: Any) -> float:
+    assert math.isfinite(x)
+    return float(x)
+
+
+def lines(result: Mapping[str, Any]) -> list[str]:
+    """The result in plain words."""
+    text = [f"{result['quantizer']}: profile {result['profile']}, seed {result['seed']}"]
+    rows = [row for row in result["contracts"] if row["outcome"] != "not claimed"]
+    for row in rows:
+        count = f" ({row['examples']} examples)" if row["outcome"] == "holds" else ""
+        text.append(f"{row['outcome']:>10}  {row['contract']}{count}")
+        if found := row.get("counterexample"):
+            text += [
+                f"{'':12}{found['words']}",
+                f"{'':12}in the weights {_sparse(found['weights'])}",
+            ]
+    if others := [row["contract"] for row in result["contracts"] if row not in rows]:
+        text.append(f"not claimed, so not tested: {'; '.join(others)}")
+    failed = sum(row["outcome"] == "fails" for row in rows)
+    judged = failed + sum(row["outcome"] == "holds" for row in rows)
+    return [
+        *text,
+        f"{failed} of {judged} contracts fail" if failed else f"all {judged} contracts hold",
+    ]
+
+
+def _sparse(weights: list[list[float]]) -> str:
+    """Every weight where they are few; otherwise those that are not 0, with their places."""
+    w = np.asarray(weights)
+    if w.size <= 8:
+        return str([[float(f"{x:.9g}") for x in line] for line in weights])
+    others = ", ".join(f"[{i}, {j}] = {w[i, j]:.9g}" for i, j in zip(*np.nonzero(w), strict=True))
+    return f"{w.shape[0]} x {w.shape[1]}, all 0" + (f" but {others}" if others else "")
