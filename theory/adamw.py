@@ -126,8 +126,9 @@ def adamw_displacement_upper_bound(
     check_betas(beta1, beta2)
     sizes = rates * ratios(np.arange(1, steps + 1), beta1, beta2)
     drift = decay_share(rates, weight_decay) * _magnitude(largest_weight)
-    # a product and a correctly rounded sum of non-negative numbers; two products and a sum for the decay
-    return float(np.nextafter((math.fsum(sizes) + drift) * (1 + 8 * U64), np.inf))
+    # a product and a correctly rounded sum of non-negative numbers; two products and a sum for the decay; underflow
+    total = (math.fsum(sizes) + drift) * (1 + 8 * U64) + steps * 2.0**-1074
+    return float(np.nextafter(total, np.inf))
 
 
 def learning_rates(lr: float | Sequence[float], steps: int) -> NDArray[Any]:

@@ -59,10 +59,13 @@ def curvature_remainder_upper_bound(
         raise ValueError(f"third must be finite and not negative, got third={third!r}")
     _, d, s = vectors(np.zeros(np.shape(delta)), delta, step)
     whole, phase = np.divmod(np.abs(d) / s, 1.0)
-    second, fourth = (s**k * (whole**k * (1 - phase) + (whole + 1) ** k * phase) for k in (2, 4))
+    unit = float(s.max())  # lengths in it: fourth powers of small steps would underflow
+    second, fourth = (
+        (s / unit) ** k * (whole**k * (1 - phase) + (whole + 1) ** k * phase) for k in (2, 4)
+    )
     square = math.fsum(second)
     fourth_of_norm = square**2 + math.fsum(fourth - second**2)
-    surviving = math.sqrt(square * fourth_of_norm)
-    bound = third / 6 * (surviving + float(np.linalg.norm(d)) ** 3)
-    # sums of n non-negative terms of 16 roundings each, and the powers and roots of them
-    return float(np.nextafter(bound * (1 + (d.size + 64) * U64), np.inf))
+    lengths = math.sqrt(square * fourth_of_norm) + float(np.linalg.norm(d / unit)) ** 3
+    # sums of n non-negative terms of 20 roundings each, and the powers and roots of them
+    bound = third / 6 * lengths * unit * unit * unit * (1 + (d.size + 80) * U64)
+    return float(np.nextafter(bound, np.inf))

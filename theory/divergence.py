@@ -36,9 +36,10 @@ def total_variation_upper_bound(kl: NDArray[Any] | float) -> NDArray[Any]:
     value = np.asarray(kl, np.float64)
     if not (value >= 0).all():
         raise ValueError(f"kl must be non-negative nats, got kl={kl!r}")
-    square = np.minimum(value / 2, -np.expm1(-value))
-    # expm1 to an ulp and a root: the square by 2 roundings, the root by 1 more
-    bound = np.nextafter(np.sqrt(square * (1 + 4 * U64)) * (1 + 2 * U64), np.inf)
+    pinsker = np.sqrt(value) * math.sqrt(0.5)  # value / 2 could underflow
+    smaller = np.minimum(pinsker, np.sqrt(-np.expm1(-value)))
+    # two roots and a product, or expm1 to an ulp or two and a root
+    bound = np.nextafter(smaller * (1 + 4 * U64), np.inf)
     return np.asarray(np.where(value > 0, np.minimum(bound, 1.0), 0.0))
 
 

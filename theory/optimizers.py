@@ -14,6 +14,7 @@ from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, frozen_exponent
 
 ROUNDINGS = 16  # at most, in each bound of this file that is not a root or a power
 U64 = 2.0**-53
+UNDERFLOW = 2.0**-1000  # more than products below the normal range lose, rank and scale included
 
 
 @claim("T5", kind="exact", source="Cauchy-Schwarz; Kingma & Ba 2015, alg. 1 without line 9-10")
@@ -215,7 +216,7 @@ def frozen_magnitude(
 
 
 def _up(value: float) -> float:
-    return float(np.nextafter(value * (1 + ROUNDINGS * U64), np.inf))
+    return float(np.nextafter(value * (1 + ROUNDINGS * U64) + UNDERFLOW, np.inf))
 
 
 def _check(**sizes: float) -> None:

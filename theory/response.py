@@ -68,8 +68,11 @@ def response_variance_upper_bound(
         ValueError: as `linear_response`.
     """
     g, d, s = vectors(gradient, delta, step)
-    terms = np.square(g) * s * np.minimum(np.abs(d), s / 4)
-    return float(np.nextafter(math.fsum(terms) * (1 + 8 * U64), np.inf))
+    terms = (g * s) * (
+        g * np.minimum(np.abs(d), s / 4)
+    )  # no square that underflows and is scaled up again
+    bound = math.fsum(terms) * (1 + 8 * U64) + g.size * 2.0**-1073
+    return float(np.nextafter(bound, np.inf))
 
 
 def vectors(

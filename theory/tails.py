@@ -57,7 +57,7 @@ def bernstein_radius(variance: float, largest: float, alpha: float) -> float:
     _check(variance=variance, largest=largest)
     log = _log_of(2, alpha)
     shift = largest * log / 3
-    return _up(shift + math.sqrt(shift * shift + 2 * variance * log))
+    return _up(shift + math.hypot(shift, math.sqrt(2 * log) * math.sqrt(variance)))
 
 
 @claim("T13", kind="law", source="Maurer & Pontil 2009, thm 11, for both sides")
@@ -86,10 +86,11 @@ def empirical_bernstein_radius(
         raise ValueError(f"samples must be a vector of n >= 2, got shape={x.shape}")
     if not (np.isfinite([low, high]).all() and ((low <= x) & (x <= high)).all()):
         raise ValueError(f"samples must be in [low, high], got low={low!r} and high={high!r}")
-    log, n = _log_of(4, alpha), x.size
-    variance = float(np.square(x - x.mean()).sum()) / (n - 1)
-    variance *= 1 + (n + 8) * U64  # a sum of n squares; the rounding of the mean only adds to it
-    return _up(math.sqrt(2 * variance * log / n) + 7 * (high - low) * log / (3 * (n - 1)))
+    log, n, width = _log_of(4, alpha), x.size, float(high) - float(low)
+    # a sum of n squares in units of the range, which cannot underflow to matter; the mean's rounding only adds to it
+    share = (x - x.mean()) / width if width else np.zeros(n)
+    variance = float(np.square(share).sum()) / (n - 1) * (1 + (n + 8) * U64)
+    return _up(width * (math.sqrt(2 * variance * log / n) + 7 * log / (3 * (n - 1))))
 
 
 def _check(**sizes: float) -> None:

@@ -133,7 +133,10 @@ def test_greedy_metric_change_upper_bound__holds_for_two_decoders(
     """The metric: the share of answers whose last token is 0, a score in {0, 1}."""
     runs = [certificate(seed, 5, change) for seed in seeds]
     bound = greedy_metric_change_upper_bound(np.stack([r[0] for r in runs]))
-    metric = [np.mean([r[i].greedy(5)[-1] == 0 for r in runs]) for i in (1, 2)]
+    metric = [
+        np.mean([m.greedy(5)[-1] == 0 for m in models])
+        for models in zip(*(r[1:] for r in runs), strict=True)
+    ]
     assert abs(metric[0] - metric[1]) <= bound + 2 * U64
 
 

@@ -117,9 +117,12 @@ def test_memory_direction__is_seldom_wrong_without_a_difference() -> None:
 def test_quantization_robustness__is_the_exact_clipped_quotient(
     pair: tuple[NDArray[Any], NDArray[Any]],
 ) -> None:
-    before, after = (sum(Fraction(x) for x in row.tolist()) for row in pair)
-    for direction, less, more in (("rises", before, after), ("falls", after, before)):
-        got = robustness(*pair, direction)  # type: ignore[arg-type]
+    before, after = (sum((Fraction(x) for x in row.tolist()), Fraction(0)) for row in pair)
+    cases: list[tuple[Direction, Fraction, Fraction]] = [
+        ("rises", before, after), ("falls", after, before),
+    ]  # fmt: skip
+    for direction, less, more in cases:
+        got = robustness(*pair, direction)
         if less == more == 0:
             assert math.isnan(got.value)
             assert not got.defined

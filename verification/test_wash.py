@@ -309,7 +309,7 @@ def test_permutation_wash_test__is_the_share_of_all_permutations() -> None:
         for order in itertools.permutations(shift.tolist())
     ]
     seen = flips[0]
-    sides = [np.mean([f <= seen for f in flips]), np.mean([f >= seen for f in flips])]
+    sides = [float(np.mean([f <= seen for f in flips])), float(np.mean([f >= seen for f in flips]))]
     draws = 2_000
     _, p = permutation_wash_test(v, shift, np.zeros(4, int), THRESHOLDS, seed=3, permutations=draws)
     slack = 2 * (hoeffding_radius(draws) + 1 / draws)
