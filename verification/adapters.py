@@ -36,7 +36,7 @@ def library(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = error.name if error.name in PIP else top
+        missing = error.name if error.name and error.name in PIP else top
         raise ValueError(f"{missing} is missing: pip install '{PIP[missing]}'") from error
 
 

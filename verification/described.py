@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
@@ -180,6 +183,28 @@ def describe(thing: object, *, name: str) -> Quantizer:
     if callable(thing):
         return Quantizer(thing, name)
     raise ValueError(f"a quantizer must be callable or have quantize(w), got {name}={thing!r}")
+
+
+def load(path: str) -> Quantizer:
+    """The quantizer at `module:object`; modules of the working directory are found too.
+
+    Raises:
+        ValueError: there is no such module or object, it cannot be imported, or it is no quantizer.
+    """
+    module_name, colon, object_name = path.partition(":")
+    if not (colon and module_name and object_name):
+        raise ValueError(f"--quantizer must be module:object, got {path!r}")
+    if (here := str(Path.cwd())) not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        thing: Any = importlib.import_module(module_name)
+    except Exception as error:  # whatever a stranger's module raises
+        raise ValueError(f"--quantizer {path}: {type(error).__name__}: {error}") from error
+    for part in object_name.split("."):
+        if not hasattr(thing, part):
+            raise ValueError(f"--quantizer {path}: {module_name} has no {object_name!r}")
+        thing = getattr(thing, part)
+    return describe(thing, name=path)
 
 
 def _takes_nothing(thing: Callable[..., object]) -> bool:

@@ -8,10 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.verification.contracts import (
-    BASIC,
-    FORMAT,
-    GENERAL,
+from unforgotten.verification.contract import (
     Contract,
     Counterexample,
     blocks,
@@ -109,7 +106,7 @@ def on_the_grid(
 
 
 def _blocks_of(q: Quantizer, w: Array) -> Iterator[tuple[Array, Array]]:
-    for block in blocks(q, (w.shape[0], w.shape[1])):
+    for block in blocks(q, w.shape):
         yield block, w.ravel()[block].astype(np.float64)
 
 
@@ -236,4 +233,3 @@ GRID: Mapping[str, Contract] = {
         weights="normal",
     ),
 }  # fmt: skip
-CONTRACTS: Mapping[str, Contract] = {**BASIC, **GENERAL, **GRID, **FORMAT}

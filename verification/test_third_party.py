@@ -17,21 +17,20 @@ from unforgotten.theory.formats import format_named
 from unforgotten.theory.quantize import quantize, round_trip
 from unforgotten.verification import planted
 from unforgotten.verification.adapters import ADAPTERS, PIP, library, reference
-from unforgotten.verification.contracts import BASIC, number, quantized
+from unforgotten.verification.contract import number, quantized
+from unforgotten.verification.contracts import BASIC, CONTRACTS
 from unforgotten.verification.described import Quantizer, claiming, describe
-from unforgotten.verification.grid_contracts import CONTRACTS
 from unforgotten.verification.ideal import TIES
 from unforgotten.verification.strategies import Sample, samples
 from unforgotten.verification.third_party import (
     EXAMPLES,
-    Verdict,
     judge,
-    lines,
     seed_of,
     simplified,
     verify,
     violation,
 )
+from unforgotten.verification.verdict import Verdict, lines
 
 Array = NDArray[Any]
 INT4 = reference("int4-g8")

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
-import math
 import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 from random import Random
-from typing import Any, Literal
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
@@ -22,66 +19,23 @@ from numpy.typing import NDArray
 
 from unforgotten.theory.formats import Format, format_named
 from unforgotten.verification.chance import rng_for
-from unforgotten.verification.contracts import BASIC, POWERS, Contract, Counterexample
-from unforgotten.verification.described import Quantizer, describe
-from unforgotten.verification.grid_contracts import CONTRACTS
+from unforgotten.verification.contracts import BASIC, CONTRACTS, Contract, Counterexample
+from unforgotten.verification.described import Quantizer
+from unforgotten.verification.general_contracts import POWERS
 from unforgotten.verification.strategies import tensor_shapes, tensors
+from unforgotten.verification.verdict import Outcome, Verdict, as_object
 
 Array = NDArray[Any]
-Outcome = Literal["holds", "fails", "not claimed", "not judged"]
 EXAMPLES: Mapping[str, int] = {"dev": 50, "ci": 200, "nightly": 5_000}  # as in conftest.py
 SCHEMA = "unforgotten.verify/1"
 NORMAL = 2.0**60  # weights of a contract on exact scaling, at most
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What was found about one contract.
-
-    Attributes:
-        contract: its name.
-        outcome: "holds" for every example; "not judged" after a failure of a basic contract.
-        examples: weights tried.
-        seed: repeats the search.
-        counterexample: shrunk.
-        seconds: what it took.
-    """
-
-    contract: str
-    outcome: Outcome
-    examples: int = 0
-    seed: int | None = None
-    counterexample: Counterexample | None = None
-    seconds: float = 0.0
-
-
-def load(path: str) -> Quantizer:
-    """The quantizer at `module:object`; modules of the working directory are found too.
-
-    Raises:
-        ValueError: there is no such module or object, it cannot be imported, or it is no quantizer.
-    """
-    module_name, colon, object_name = path.partition(":")
-    if not (colon and module_name and object_name):
-        raise ValueError(f"--quantizer must be module:object, got {path!r}")
-    if (here := str(Path.cwd())) not in sys.path:
-        sys.path.insert(0, here)
-    try:
-        thing: Any = importlib.import_module(module_name)
-    except Exception as error:  # whatever a stranger's module raises
-        raise ValueError(f"--quantizer {path}: {type(error).__name__}: {error}") from error
-    for part in object_name.split("."):
-        if not hasattr(thing, part):
-            raise ValueError(f"--quantizer {path}: {module_name} has no {object_name!r}")
-        thing = getattr(thing, part)
-    return describe(thing, name=path)
 
 
 def violation(contract: Contract, q: Quantizer, w: Array) -> Counterexample | None:
     """What is wrong, where an exception of the quantizer is wrong too."""
     try:
         return contract.check(q, w)
-    except Exception as error:  # whatever a stranger's code raises
+    except Exception as error:  # noqa: BLE001 - a stranger's code may raise anything
         return Counterexample(w, None, f"it raised {type(error).__name__}: {error}")
 
 
@@ -225,60 +179,3 @@ def verify(
         "verdict": "fails" if any(v.outcome == "fails" for v in verdicts) else "holds",
         "contracts": [as_object(v) for v in verdicts],
     }
-
-
-def as_object(v: Verdict) -> dict[str, Any]:
-    """A verdict for JSON."""
-    contract = CONTRACTS[v.contract]
-    row: dict[str, Any] = {
-        "contract": v.contract,
-        "statement": contract.statement,
-        "outcome": v.outcome,
-    }
-    if v.outcome == "not claimed":
-        return row | {"needs": contract.needs}
-    row |= {"examples": v.examples, "seed": v.seed, "seconds": round(v.seconds, 3)}
-    if v.counterexample is None:
-        return row
-    found = v.counterexample
-    return row | {"counterexample": {
-        "words": f"contract {v.contract!r} fails: {found.words}",
-        "at": found.at,
-        "weights": [[_finite(x) for x in line] for line in found.weights],
-    }}  # fmt: skip
-
-
-def _finite(x: Any) -> float:
-    assert math.isfinite(x)
-    return float(x)
-
-
-def lines(result: Mapping[str, Any]) -> list[str]:
-    """The result in plain words."""
-    text = [f"{result['quantizer']}: profile {result['profile']}, seed {result['seed']}"]
-    rows = [row for row in result["contracts"] if row["outcome"] != "not claimed"]
-    for row in rows:
-        count = f" ({row['examples']} examples)" if row["outcome"] == "holds" else ""
-        text.append(f"{row['outcome']:>10}  {row['contract']}{count}")
-        if found := row.get("counterexample"):
-            text += [
-                f"{'':12}{found['words']}",
-                f"{'':12}in the weights {_sparse(found['weights'])}",
-            ]
-    if others := [row["contract"] for row in result["contracts"] if row not in rows]:
-        text.append(f"not claimed, so not tested: {'; '.join(others)}")
-    failed = sum(row["outcome"] == "fails" for row in rows)
-    judged = failed + sum(row["outcome"] == "holds" for row in rows)
-    return [
-        *text,
-        f"{failed} of {judged} contracts fail" if failed else f"all {judged} contracts hold",
-    ]
-
-
-def _sparse(weights: list[list[float]]) -> str:
-    """Every weight where they are few; otherwise those that are not 0, with their places."""
-    w = np.asarray(weights)
-    if w.size <= 8:
-        return str([[float(f"{x:.9g}") for x in line] for line in weights])
-    others = ", ".join(f"[{i}, {j}] = {w[i, j]:.9g}" for i, j in zip(*np.nonzero(w), strict=True))
-    return f"{w.shape[0]} x {w.shape[1]}, all 0" + (f" but {others}" if others else "")

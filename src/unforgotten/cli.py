@@ -181,7 +181,7 @@ def verify(
 ) -> None:
     """The verification suite; or its contracts against a quantizer of your own. Ends with 1 where something fails."""
     _need("verify", "hypothesis", "pytest")
-    from unforgotten.verification import suite, third_party
+    from unforgotten.verification import described, suite, third_party, verdict
 
     if quantizer is None:
         if seed is not None:
@@ -189,8 +189,8 @@ def verify(
         result = suite.run_suite(profile)
         _print_object(result, as_json, [f"verification suite, {profile}: {result['verdict']}"])
         raise typer.Exit(suite.exit_code(result["pytest"]))
-    result = third_party.verify(third_party.load(quantizer), profile=profile, seed=seed)
-    _print_object(result, as_json, third_party.lines(result))
+    result = third_party.verify(described.load(quantizer), profile=profile, seed=seed)
+    _print_object(result, as_json, verdict.lines(result))
     raise typer.Exit(int(result["verdict"] == "fails"))
 
 

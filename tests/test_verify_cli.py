@@ -1,0 +1,188 @@
+"""`unforgotten verify`: codes, what goes to which stream, and bad usage in one line."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from unittest.mock import patch
+
+import pytest
+
+from unforgotten.cli import main
+from unforgotten.verification import suite
+
+PLANTED = "unforgotten.verification.planted"
+MINE = """
+import numpy as np
+
+class Mine:
+    block, block_size, levels, ties = "group", 4, (-1.0, 0.0, 1.0), "half-even"
+
+    def quantize(self, w):
+        out = w.copy()
+        for row in out:
+            for i in range(0, len(row), 4):
+                scale = np.abs(row[i:i + 4]).max()
+                row[i:i + 4] = np.rint(row[i:i + 4] / scale) * scale if scale else 0
+        return out
+"""
+
+
+@dataclass(frozen=True)
+class Done:
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+def call(*arguments: str, cwd: Path) -> Done:
+    """Run the command line in this process, as the console script does."""
+    out, err = io.StringIO(), io.StringIO()
+    with (
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+        contextlib.chdir(cwd),
+        patch.object(sys, "argv", ["unforgotten", "verify", *arguments]),
+        patch.object(sys, "path", sys.path.copy()),
+        pytest.raises(SystemExit) as stop,
+    ):
+        main()
+    return Done(int(stop.value.code or 0), out.getvalue(), err.getvalue())
+
+
+@pytest.mark.parametrize(
+    ("fault", "contract"),
+    [
+        ("half_up", "ties go to the even level"),
+        ("wrong_zero_code", "zero stays zero"),
+        ("stale_scale", "blocks are independent"),
+        ("clipped_end_cell", "end levels are used"),
+    ],
+)
+def test_a_planted_fault_ends_with_1_and_a_small_example(
+    fault: str, contract: str, tmp_path: Path
+) -> None:
+    asked = ("--quantizer", f"{PLANTED}:{fault}", "--seed", "0", "--json")
+    done = call(*asked, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr == ""  # no terminal, no progress
+    result = json.loads(done.stdout)
+    assert result["schema"] == "unforgotten.verify/1"
+    assert (result["quantizer"], result["seed"], result["verdict"]) == (fault, 0, "fails")
+    row = next(r for r in result["contracts"] if r["contract"] == contract)
+    assert row["outcome"] == "fails"
+    assert row["counterexample"]["words"].startswith(f"contract {contract!r} fails: ")
+    assert sum(x != 0 for line in row["counterexample"]["weights"] for x in line) <= 3
+
+
+def test_a_right_quantizer_of_the_working_directory_ends_with_0(tmp_path: Path) -> None:
+    (tmp_path / "mine_right.py").write_text(MINE)
+    done = call("--quantizer", "mine_right:Mine", "--profile", "dev", cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stderr == ""
+    assert done.stdout.splitlines()[0].startswith("mine_right:Mine: profile dev, seed ")
+    assert "     holds  ties go to the even level (" in done.stdout
+    assert done.stdout.splitlines()[-1].endswith("contracts hold")
+
+
+def test_a_failure_is_said_in_plain_words(tmp_path: Path) -> None:
+    (tmp_path / "mine_wrong.py").write_text(MINE.replace("np.rint(", "np.floor(0.5 + "))
+    done = call("--quantizer", "mine_wrong:Mine", "--profile", "ci", cwd=tmp_path)
+    assert done.returncode == 1
+    known = "contract 'ties go to the even level' fails: weight 0.5 at step 1 must become 0, got 1"
+    assert known in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--profile", "quick"], ["profile", "dev, ci, nightly", "quick"]),
+        (["--seed", "1"], ["--seed", "--quantizer"]),
+        (["--quantizer", "planted"], ["module:object", "planted"]),
+        (["--quantizer", ":x"], ["module:object"]),
+        (["--quantizer", "no_such_module:x"], ["ModuleNotFoundError", "no_such_module"]),
+        (["--quantizer", f"{PLANTED}:nothing"], ["nothing"]),
+        (["--quantizer", f"{PLANTED}:SIZE"], ["quantize(w)", "8"]),
+        (["--quantizer", f"{PLANTED}:half_up", "--profile", "quick"], ["profile", "quick"]),
+        (["--quantizer", "raises_on_import:x"], ["ZeroDivisionError"]),
+    ],
+)
+def test_bad_usage_is_one_line_and_code_2(
+    arguments: list[str], words: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "raises_on_import.py").write_text("1 / 0")
+    done = call(*arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stdout == ""
+    assert done.stderr.count("\n") == 1, done.stderr
+    for word in words:
+        assert word in done.stderr
+
+
+TESTS = """
+import os
+import pytest
+
+def test_profile():
+    assert os.environ["HYPOTHESIS_PROFILE"] in ("dev", "ci", "nightly")
+
+{more}
+"""
+
+
+@pytest.mark.parametrize(
+    ("profile", "more", "code", "counts"),
+    [
+        ("ci", "", 0, {"tests": 1, "failures": 0}),
+        ("dev", "def test_wrong():\n    assert False", 1, {"tests": 2, "failures": 1}),
+        ("dev", "import no_such_module", 1, {"errors": 1}),
+        ("dev", "@pytest.mark.nightly\ndef test_long():\n    assert False", 0, {"tests": 1}),
+        ("nightly", "@pytest.mark.nightly\ndef test_long(): pass", 0, {"tests": 2}),
+    ],
+)
+def test_the_suite_runs_in_its_profile_and_its_code_is_passed_on(
+    profile: str,
+    more: str,
+    code: int,
+    counts: dict[str, int],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The real call of pytest, on a small file in place of the package."""
+    (tmp_path / "test_small.py").write_text(TESTS.format(more=more))
+    real = suite.command
+
+    def smaller(name: str, report: Path) -> list[str]:
+        words = real(name, report)
+        at = words.index("--pyargs")
+        return [*words[:at], "test_small.py", *words[at + 2 :]]
+
+    monkeypatch.setattr(suite, "command", smaller)
+    done = call("--profile", profile, "--json", cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    result = json.loads(done.stdout)
+    assert result["profile"] == profile
+    assert result["verdict"] == ("fails" if code else "holds")
+    assert {name: result[name] for name in counts} == counts
+
+
+@pytest.mark.parametrize(("pytest_code", "code"), [(0, 0), (1, 1), (2, 1), (3, 1), (4, 2), (5, 1)])
+def test_exit_codes_of_pytest(pytest_code: int, code: int) -> None:
+    assert suite.exit_code(pytest_code) == code
+
+
+def test_the_suite_is_found_from_anywhere(tmp_path: Path) -> None:
+    """Only collected here: what `unforgotten verify` would run."""
+    words = [*suite.command("ci", tmp_path / "report.xml"), "--collect-only"]
+    environment = {**os.environ, "HYPOTHESIS_PROFILE": "ci"}
+    done = subprocess.run(
+        words, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "test_third_party.py::test_contracts__can_each_be_broken" in done.stdout
