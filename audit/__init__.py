@@ -7,6 +7,8 @@ from unforgotten.audit.result import AuditResult as AuditResult
 from unforgotten.audit.run import DEFAULT_FORMATS as DEFAULT_FORMATS
 from unforgotten.audit.run import VERDICTS as VERDICTS
 from unforgotten.audit.run import audit_pair as audit_pair
+from unforgotten.audit.sources import open_pair as open_pair
+from unforgotten.audit.sources import open_source as open_source
 from unforgotten.audit.summary import print_summary as print_summary
 from unforgotten.audit.weights import WeightsLeg as WeightsLeg
 from unforgotten.audit.weights import weights_leg as weights_leg

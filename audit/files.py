@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -143,14 +143,10 @@ def read_all(file: WeightFile, most: int) -> bytes:
     return file.read(0, file.size).tobytes()
 
 
-def sha256_of(files: Iterable[WeightFile]) -> str:
-    """SHA-256 over the bytes of the files in the order given, as `cat FILES | sha256sum`."""
-    digest = hashlib.sha256()
+def sha256_of(files: Iterable[WeightFile], first: bytes = b"") -> str:
+    """SHA-256 over `first` and the bytes of the files in the order given, as `cat FILES | sha256sum`."""
+    digest = hashlib.sha256(first)
     for file in files:
         for start in range(0, file.size, HASH_BYTES):
-            digest.update(_buffer(file.read(start, min(HASH_BYTES, file.size - start))))
+            digest.update(file.read(start, min(HASH_BYTES, file.size - start)).data)
     return digest.hexdigest()
-
-
-def _buffer(part: NDArray[Any]) -> memoryview:
-    return memoryview(part)

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import get_args
 
-from unforgotten.audit.checkpoints import open_checkpoint
 from unforgotten.audit.result import AuditResult, Overall, build_result, tensor_rows
+from unforgotten.audit.sources import open_pair
 from unforgotten.audit.weights import Progress, weights_leg
 from unforgotten.audit.write import write_audit
 
@@ -25,7 +25,7 @@ def audit_pair(
     """Compare two checkpoints and, if `out` is given, write `audit.json`, `tensors.parquet` and `audit.html` there.
 
     Args:
-        target: the checkpoint before unlearning, a directory or one safetensors file.
+        target: the checkpoint before unlearning, see `open_source` for what it may be.
         unlearned: the one after.
         formats: names of formats.
         out: the directory to write to; made if it is missing, and only once the audit is done.
@@ -36,7 +36,7 @@ def audit_pair(
     """
     if out is not None and out.exists() and not out.is_dir():
         raise ValueError(f"out must be a directory, got out={str(out)!r}")
-    before, after = open_checkpoint(target), open_checkpoint(unlearned)
+    before, after = open_pair(target, unlearned)
     leg = weights_leg(before, after, formats, progress)
     result = build_result(before, after, leg)
     if out is not None:
