@@ -105,7 +105,7 @@ def t16_recovery() -> Figure:
 def t17_cells() -> Figure:
     """The cell of plain rounding and that of GPTQ for two columns, and an update that leaves only the latter."""
     figure, (ax,) = panels(1, 1, (7.0, 3.6))
-    x, delta = np.array([3.0, 1.0]), np.array([0.4, 0.3])
+    x, delta = np.array([3.0, 1.0]), (0.4, 0.3)
     factor = np.linalg.cholesky(np.linalg.inv(np.outer(x, x) + 0.1 * np.eye(2))).T
     corners = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]]) / 2
     cell = corners @ np.linalg.inv(skew(factor)).T
