@@ -25,7 +25,7 @@ def adamw_step_upper_bound(lr: float, t: int, beta1: float = 0.9, beta2: float =
     and any eps >= 0; attained at eps = 0 by `extremal_gradients`. c_1 = 1, and c_t never falls with t, as
     (1-r) c_t^2 (1-b2) / (1-b1)^2 = 1 - (sinh((d-a)t/2) / sinh((d+a)t/2))^2 with b2 = e^-2a and r = e^-2d. Gradients may hold a coupled weight decay or be clipped: the bound asks nothing of them; amsgrad only
     lowers the step. In real arithmetic: states kept in float32 add a relative error of at most about
-    4 min(t, 1/(1-b2)) 2^-24, and states kept in bfloat16 break the bound, as v then cannot decay.
+    4 min(t, 1/(1-b2)) 2^-24, and states kept in bfloat16 are not covered, as v then cannot decay.
 
     Args:
         lr: learning rate, >= 0, in the units of the weight.

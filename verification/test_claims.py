@@ -12,7 +12,7 @@ import pytest
 import unforgotten.theory
 from unforgotten.theory.claims import CLAIMS, Claim, Kind, claim
 from unforgotten.theory.proofs.run import load_proofs
-from unforgotten.verification.verdicts import names_of_tests, tests_by_name
+from unforgotten.verification.verdicts import names_of_tests, named_tests
 
 THEORY_MODULES = sorted(
     m.name for m in pkgutil.walk_packages(unforgotten.theory.__path__, "unforgotten.theory.")
@@ -23,7 +23,7 @@ for module in THEORY_MODULES:
 
 @pytest.mark.parametrize("registered", CLAIMS.values(), ids=lambda c: c.function)
 def test_claims__are_verified(registered: Claim) -> None:
-    assert registered.function.rpartition(".")[2] in tests_by_name()
+    assert registered.function.rpartition(".")[2] in named_tests()
 
 
 @pytest.mark.parametrize("id", sorted({c.id for c in CLAIMS.values()}))
@@ -32,7 +32,7 @@ def test_claims__have_a_derivation_or_a_proof(id: str) -> None:
 
 
 def test_claims__are_verified_by_a_rule_that_can_fail() -> None:
-    assert "a_claim_without_a_test" not in tests_by_name()
+    assert "a_claim_without_a_test" not in named_tests()
     assert list(names_of_tests("def test_a__b():\n    pass\ndef helper():\n    pass")) == [
         "test_a__b"
     ]

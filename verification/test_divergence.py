@@ -4,7 +4,7 @@ import math
 from typing import Any
 
 import hypothesis.strategies as st
-import mpmath  # type: ignore[import-untyped]
+import mpmath
 import numpy as np
 import pytest
 from hypothesis import example, given

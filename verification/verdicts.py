@@ -20,7 +20,7 @@ _TEST = re.compile(r"::test_([a-zA-Z0-9_]+?)__\w+")
 _PROOF = re.compile(r"::test_proofs__hold\[([\w.]+)\]")
 
 
-def tests_by_name() -> dict[str, list[str]]:
+def named_tests() -> dict[str, list[str]]:
     """For each x the tests `test_x__property` of this package, read and not run, so that no missing library hides one."""
     found: dict[str, list[str]] = {}
     for file in sorted(HERE.rglob("test_*.py")):
@@ -88,7 +88,7 @@ def claim_rows(path: Path = RECORDED) -> list[dict[str, Any]]:
     recorded = json.loads(path.read_text(encoding="utf-8"))
     if recorded["schema"] != SCHEMA:
         raise ValueError(f"{path}: schema must be {SCHEMA}, got {recorded['schema']!r}")
-    tests = tests_by_name()
+    tests = named_tests()
     ordered = sorted(CLAIMS.values(), key=lambda c: (c.id[0], int(c.id[1:]), c.function))
     return [_row(c, recorded, tests) for c in ordered]
 
