@@ -19,6 +19,13 @@ SIGNIFICANT_BITS: Mapping[str, int] = {
     "float8_e4m3fn": 4,
     "float8_e5m2": 3,
 }
+SMALLEST_NORMAL_EXPONENT: Mapping[str, int] = {
+    "float32": -126,
+    "float16": -14,
+    "bfloat16": -126,
+    "float8_e4m3fn": -6,
+    "float8_e5m2": -14,
+}
 BINADES = range(-40, 41)
 MIN_WEIGHTS = 200  # a binade with fewer weights says nothing
 
