@@ -128,6 +128,8 @@ def search_scales(w: NDArray[Any], x: NDArray[Any], rule: AwqRule) -> AwqSearch:
     """The candidate of least mean |x (Q(w s) / s)' - x w'|^2, and of equals the first.
 
     The block that the error is measured after is the layer itself; libraries may measure it after attention or the MLP.
+    AutoAWQ 0.2.9 does this on a GPU only: on a CPU its backup of the weights, `v.cpu()`, is an alias that the first
+    candidate scales in place, and every later candidate is judged on weights that are off by that scale.
 
     Args:
         w: (rows, columns).

@@ -183,6 +183,7 @@ def round_columns(
     v = w.copy()
     out = Rounded(*(np.empty_like(w) for _ in range(5)))
     zero_first = GRID_RULES[rule.grid].zero_first
+    refreshed, own = w, _fit(w[:, : _group(rule, w)], rule)
     for i in range(w.shape[1]):
         if i % rule.block == 0:
             refreshed = v.copy()

@@ -28,7 +28,7 @@ def skew(factor: NDArray[Any]) -> NDArray[Any]:
     Args:
         factor: U, (n, n) upper triangular with a positive diagonal.
     """
-    inverse = solve_triangular(factor, np.eye(len(factor)), trans="T")
+    inverse = solve_triangular(factor, np.eye(len(factor)), trans=1)
     return np.diag(factor)[:, None] * inverse
 
 
@@ -126,7 +126,7 @@ def is_swallowed(
     Returns:
         Booleans, (...).
     """
-    return (np.abs(residual + delta @ skew(factor).T) < step / 2).all(axis=-1)
+    return np.asarray((np.abs(residual + delta @ skew(factor).T) < step / 2).all(axis=-1))
 
 
 @claim("T17", kind="exact", source="derived here")

@@ -115,6 +115,7 @@ def plain_loop(w: NDArray[Any], h: NDArray[Any], rule: GptqRule) -> NDArray[Any]
     for r in range(len(w)):
         best = target[r].copy()  # minimum of the loss given what is rounded so far
         fitted_to = best.copy()
+        grid = GroupGrid(w[:1, :1], w[:1, :1])  # fitted at the first column
         for i in range(w.shape[1]):
             if i % rule.block == 0:
                 fitted_to = best.copy()

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from fractions import Fraction
 from itertools import product
 from math import prod
+from typing import Any
 
 import sympy as sp
 
@@ -23,7 +24,7 @@ def upper_factor(n: int) -> sp.Matrix:
     )
 
 
-def gptq_residuals(u: sp.Matrix, weights: sp.Matrix, values: sp.Matrix) -> sp.Matrix:
+def gptq_residuals(u: Any, weights: Any, values: Any) -> Any:
     """Residuals v - q of GPTQ's loop, whatever values q the columns are rounded to."""
     v = weights.copy()
     for i in range(u.rows):
@@ -62,7 +63,8 @@ def one_feature_pushes_the_output() -> None:
     """
     damping = sp.Symbol("damping", positive=True)
     for n in range(1, 5):
-        x, delta = sp.Matrix(sp.symbols(f"x:{n}")), sp.Matrix(sp.symbols(f"delta:{n}"))
+        x: Any = sp.Matrix(sp.symbols(f"x:{n}"))
+        delta: Any = sp.Matrix(sp.symbols(f"delta:{n}"))
         h = x * x.T + damping * sp.eye(n)
         for i in range(1, n):
             before = sum((x[j] * delta[j] for j in range(i)), sp.Integer(0))
