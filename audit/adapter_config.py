@@ -35,7 +35,7 @@ class AdapterConfig:
 
     Attributes:
         path: of the file.
-        base: what it names as its base: a path or `org/name`.
+        base: what it names as its base: a path or `org/name`; empty if nothing.
         revision: of the base, if it names one.
         rank, alpha: of modules that no pattern names.
         ranks, alphas: module name, or its end after a dot -> rank, alpha; the first that fits counts.
@@ -91,8 +91,8 @@ def parse_adapter_config(path: Path, text: bytes) -> AdapterConfig:
     if not any(init is known or init == known for known in INITS):
         rule = "must have init_lora_weights that leave the base as it is (convert to plain LoRA)"
         raise CheckpointError(path, rule, repr(init))
-    base, revision = entries.get("base_model_name_or_path"), entries.get("revision")
-    if not isinstance(base, str) or not 0 < len(base) <= MAX_NAME or "\0" in base:
+    base, revision = entries.get("base_model_name_or_path") or "", entries.get("revision")
+    if not isinstance(base, str) or len(base) > MAX_NAME or "\0" in base:
         raise CheckpointError(path, "must name a base_model_name_or_path", repr(base))
     if revision is not None and not isinstance(revision, str):
         raise CheckpointError(path, "must have a text for revision", repr(revision))

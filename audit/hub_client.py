@@ -14,6 +14,7 @@ from unforgotten.audit.jsons import MAX_JSON_BYTES, parse_json_object
 
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 0.5  # doubled after each attempt
+PLAIN = {"Accept-Encoding": "identity"}  # a compressed answer could unpack to anything
 PASSING_STATUS = frozenset({408, 429, 500, 502, 503, 504})
 DENIED_STATUS = frozenset({401, 403})
 
@@ -53,7 +54,7 @@ def get_json(path: str, query: Mapping[str, str], shown: str) -> dict[str, objec
     """
 
     def once() -> dict[str, object]:
-        with _stream(path, {}, query, shown) as response:
+        with _stream(path, PLAIN, query, shown) as response:
             body = bytearray()
             for part in response.iter_bytes():
                 body += part
@@ -71,7 +72,7 @@ def stream_range(path: str, start: int, stop: int, size: int, shown: str) -> Ite
         CheckpointError: the Hub answers with anything but that range of a file of `size` bytes.
         Passing: the connection broke.
     """
-    headers = {"Range": f"bytes={start}-{stop - 1}", "Accept-Encoding": "identity"}
+    headers = {"Range": f"bytes={start}-{stop - 1}", **PLAIN}
     with _stream(path, headers, {}, shown) as response:
         stated = response.headers.get("content-range", "")
         if response.status_code != 206 or stated != f"bytes {start}-{stop - 1}/{size}":
@@ -98,7 +99,7 @@ def again(once: Any, shown: str) -> Any:
             return once()
         except Passing as fault:
             if attempt == ATTEMPTS - 1:
-                rule = "must be a directory that exists, or reachable on the Hub"
+                rule = "must be reachable on the Hub (or a directory that exists)"
                 raise CheckpointError(shown, rule, fault) from None
             time.sleep(FIRST_PAUSE_SECONDS * 2**attempt)
     raise AssertionError("the last attempt returns or raises")

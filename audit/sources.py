@@ -72,6 +72,8 @@ def _open_adapter(path: Path, base: Checkpoint | None) -> Checkpoint:
 
 def _names(wanted: str, revision: str | None, base: Checkpoint) -> bool:
     """Whether a configuration means this very checkpoint."""
+    if not wanted:
+        return False
     if base.revision is not None:
         repo = str(base.source).partition("@")[0]
         return wanted == repo and revision in (None, base.revision)
