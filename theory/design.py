@@ -48,7 +48,8 @@ def gain_slopes(lrs: ArrayLike, s: Setup) -> NDArray[Any]:
 
 
 def _slope_of(lr: Any, s: Setup) -> Any:
-    return lr * jax.grad(gain_of)(lr, s)
+    slope: Callable[[Any, Setup], Any] = jax.grad(gain_of)
+    return lr * slope(lr, s)
 
 
 def _every(law: Callable[[Any, Setup], Any], lrs: ArrayLike, s: Setup) -> NDArray[Any]:
@@ -116,7 +117,7 @@ def gaussian_cosine(rms: ArrayLike, step: float) -> NDArray[Any]:
     """
     size = np.asarray(rms, np.float64)
     with jax.enable_x64(True):
-        law = jax.vmap(lambda x: x / jnp.sqrt(gaussian_energy(x, step)))
+        law: Callable[[Any], Any] = jax.vmap(lambda x: x / jnp.sqrt(gaussian_energy(x, step)))
         return np.asarray(law(jnp.asarray(size.ravel()))).reshape(size.shape)
 
 

@@ -252,7 +252,7 @@ def test_phase_diagram__has_rows_of_weights_and_float8() -> None:
         phase_diagram([5e-4], [name], ["bfloat16"], std=STD, steps=1, columns=64)
         for name in ("int4-row", "int4-g64")
     ]
-    assert np.array_equal(*same)
+    assert np.array_equal(same[0], same[1])
 
 
 def test_gains__need_positive_learning_rates() -> None:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
+import runpy
+import sys
+
 import pytest
 
 from unforgotten.theory.claims import CLAIMS, Claim, Proof
@@ -53,3 +57,12 @@ def test_run_proofs__goes_by_statement() -> None:
     outcomes = list(run.run_proofs(some.values()))
     assert [o.proof.claim for o in outcomes] == ["T3", "T14", "T14", "T14"]
     assert not any(o.error for o in outcomes)
+
+
+def test_proofs_main__exits_with_the_code_of_print_proofs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "print_proofs", lambda: 1)
+    importlib.import_module("unforgotten.theory.proofs.__main__")  # an import runs nothing
+    monkeypatch.delitem(sys.modules, "unforgotten.theory.proofs.__main__")
+    with pytest.raises(SystemExit) as ended:
+        runpy.run_module("unforgotten.theory.proofs", run_name="__main__")
+    assert ended.value.code == 1

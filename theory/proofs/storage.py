@@ -80,7 +80,7 @@ def critical_updates(s: Storage) -> Iterator[float]:
     """The sizes at which a verdict can change, and their neighbours in float64."""
     for k in range(s.smallest_step - 3, math.frexp(s.largest)[1] + 2):
         low, high = 2.0**k, 2.0 ** (k + 1)
-        yield from (low, math.nextafter(low, high), 1.5 * low, math.nextafter(high, low))
+        yield from (low, math.nextafter(low, high), math.nextafter(high, low))
 
 
 def moves(s: Storage, eta: float, *, saturate: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:
