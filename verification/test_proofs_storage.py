@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import ml_dtypes
 import numpy as np
 import pytest
 
 from unforgotten.theory.dead_zone import frozen_exponent
 from unforgotten.theory.proofs.storage import (
-    check_dead_zone,
+    check,
     check_float32_sum,
-    check_half_ulp,
+    dead_zone_rule,
+    half_ulp_rule,
     rounded_sum,
+    saturation_rule,
     storage,
 )
 
@@ -20,19 +24,30 @@ NARROW = ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2")
 
 @pytest.mark.parametrize("dtype", NARROW)
 @pytest.mark.parametrize("off", [-1, 1])
-def test_check_dead_zone__refutes_another_edge(dtype: str, off: int) -> None:
+def test_dead_zone_rule__refutes_another_edge(dtype: str, off: int) -> None:
+    s = storage(dtype)
     with pytest.raises(AssertionError, match=r"moves|frozen|exception"):
-        check_dead_zone(dtype, lambda eta, name: frozen_exponent(eta, name) + off)
+        check(s, dead_zone_rule(s, lambda eta, name: frozen_exponent(eta, name) + off))
 
 
 @pytest.mark.parametrize("dtype", NARROW)
-def test_check_half_ulp__refutes_one_ulp_for_both_sides(dtype: str) -> None:
+def test_half_ulp_rule__refutes_one_ulp_for_both_sides(dtype: str) -> None:
     """T4's "|eta| < ulp(w)/2 returns w" is false toward 0 from a power of two, where the gap is half an ulp."""
-    with pytest.raises(AssertionError, match="eta="):
-        check_half_ulp(dtype, one_ulp_for_both_sides=True)
+    s = storage(dtype)
+    with pytest.raises(AssertionError, match="half an ulp"):
+        check(s, half_ulp_rule(s, one_ulp_for_both_sides=True))
 
 
-def test_check_half_ulp__fails_as_the_library_shows() -> None:
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_saturation_rule__refutes_that_every_number_saturates_alike(dtype: str) -> None:
+    """With the second largest number taken for the largest, a weight beyond it comes back and has moved."""
+    s = storage(dtype)
+    lower = replace(s, largest=float(np.sort(np.unique(s.finite))[-2]))
+    with pytest.raises(AssertionError, match="saturation"):
+        check(lower, saturation_rule(lower))
+
+
+def test_half_ulp_rule__fails_as_the_library_shows() -> None:
     w, eta, ulp = np.float16(1), np.float16(-0.375 * 2**-10), 2.0**-10
     assert abs(float(eta)) < ulp / 2
     assert np.float16(w + eta) != w

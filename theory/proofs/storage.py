@@ -20,6 +20,9 @@ from unforgotten.theory.claims import proof
 from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, frozen_exponent
 
 Edge = Callable[[float, str], int]
+Rule = Callable[
+    [float, NDArray[Any], NDArray[Any]], None
+]  # of eta, what moves away, what moves toward 0
 
 
 @dataclass(frozen=True)
@@ -99,50 +102,71 @@ def moves(s: Storage, eta: float, *, saturate: bool = False) -> tuple[NDArray[An
     return away, toward
 
 
-def check_dead_zone(dtype: str, edge_of: Edge = frozen_exponent) -> None:
-    """Sound, with the stated exception, and smallest, for every value and every eta.
+def check(s: Storage, *rules: Rule) -> None:
+    """Every rule holds at every critical update.
 
     Raises:
-        AssertionError: a weight above the edge moves, the exception is another, or a smaller edge would do.
+        AssertionError: one does not.
     """
-    s = storage(dtype)
-    size = np.abs(s.finite)
     for eta in critical_updates(s):
-        e = edge_of(eta, dtype)
-        away, toward = moves(s, eta)
-        at = size == math.ldexp(1.0, e)
-        above, where = size > math.ldexp(1.0, e), f"{dtype} with eta={eta!r}"
+        moved = moves(s, eta)
+        for rule in rules:
+            rule(eta, *moved)
+
+
+def dead_zone_rule(s: Storage, edge_of: Edge = frozen_exponent) -> Rule:
+    """Sound, with the stated exception, and smallest: what moves at one eta, against the edge that is said."""
+    size = np.abs(s.finite)
+
+    def rule(eta: float, away: NDArray[Any], toward: NDArray[Any]) -> None:
+        e, where = edge_of(eta, s.dtype), f"{s.dtype} with eta={eta!r}"
+        edge = math.ldexp(1.0, e)
+        at, above = size == edge, size > edge
         assert not away[above | at].any(), f"moves away from 0 above the edge: {where}"
         assert not toward[above].any(), f"moves toward 0 above the edge: {where}"
         excepted = eta > math.ldexp(1.0, e - s.significant_bits - 1) and e > s.smallest_normal
         assert (toward[at] == excepted).all(), f"another exception at 2^e: {where}"
-        below = (size >= math.ldexp(1.0, e - 1)) & (size < math.ldexp(1.0, e))
         if e - 1 < s.smallest_normal:
-            continue  # subnormal: the spacing is wider than the formula says, and the edge only sound
-        assert away[below & s.odd].all(), f"frozen below the edge: {where}"
+            return  # subnormal: the spacing is wider than the formula says, and the edge only sound
+        below = (size >= edge / 2) & (size < edge)
         beyond_half = eta > math.ldexp(1.0, e - 1 - s.significant_bits)
-        assert away[below & ~s.odd].all() or not beyond_half, f"frozen below the edge: {where}"
+        assert away[below & (s.odd | beyond_half)].all(), f"frozen below the edge: {where}"
+
+    return rule
 
 
-def check_half_ulp(dtype: str, *, one_ulp_for_both_sides: bool = False) -> None:
+def half_ulp_rule(s: Storage, *, one_ulp_for_both_sides: bool = False) -> Rule:
     """|eta| < gap/2, or = gap/2 and w even, iff w + eta rounds to w: gap is the distance to the neighbour on that side.
 
     Toward 0 from a power of two the gap is half of the ulp, so "|eta| < ulp(w)/2 returns w" needs the side.
-
-    Raises:
-        AssertionError: a weight of the format does otherwise.
     """
-    s = storage(dtype)
     size = np.abs(s.finite)
     mantissa, exponent = np.frexp(size)
     step = np.where(size > 0, exponent - s.significant_bits, s.smallest_step)
     ulp = np.ldexp(1.0, np.maximum(step, s.smallest_step))
     power = (mantissa == 0.5) & (size > math.ldexp(1.0, s.smallest_normal))
     below = np.where(power & (not one_ulp_for_both_sides), ulp / 2, ulp)
-    for eta in critical_updates(s):
-        for moved, gap in zip(moves(s, eta), (ulp, below), strict=True):
+
+    def rule(eta: float, away: NDArray[Any], toward: NDArray[Any]) -> None:
+        for moved, gap in ((away, ulp), (toward, below)):
             stated = (eta > gap / 2) | ((eta == gap / 2) & s.odd)
-            assert (moved == stated).all(), f"{dtype} with eta={eta!r}"
+            assert (moved == stated).all(), f"half an ulp: {s.dtype} with eta={eta!r}"
+
+    return rule
+
+
+def saturation_rule(s: Storage) -> Rule:
+    """A saturating cast freezes the largest number away from 0, and moves every other weight as a plain cast does."""
+    top, zero = np.abs(s.finite) == s.largest, s.finite == 0
+
+    def rule(eta: float, away: NDArray[Any], toward: NDArray[Any]) -> None:
+        clipped_away, clipped_toward = moves(s, eta, saturate=True)
+        where = f"saturation: {s.dtype} with eta={eta!r}"
+        assert not clipped_away[top].any(), where
+        assert (clipped_away == away)[~top].all(), where
+        assert (clipped_toward == toward)[~zero].all(), where
+
+    return rule
 
 
 def check_float32_sum(dtype: str, *, units: float = 1.0) -> None:
@@ -168,15 +192,15 @@ def check_float32_sum(dtype: str, *, units: float = 1.0) -> None:
 @proof("T4", method="exhaustive", domain="float16, all finite values, every real eta > 0")
 def float16_dead_zone() -> None:
     """Frozen from 2^e on, smallest e with 2^(e-p) > eta; 2^e itself moves toward 0 iff eta > 2^(e-p)/2 (normals)."""
-    check_half_ulp("float16")
-    check_dead_zone("float16")
+    s = storage("float16")
+    check(s, half_ulp_rule(s), dead_zone_rule(s))
 
 
 @proof("T4", method="exhaustive", domain="bfloat16, all finite values, every real eta > 0")
 def bfloat16_dead_zone() -> None:
     """Frozen from 2^e on, smallest e with 2^(e-p) > eta; 2^e itself moves toward 0 iff eta > 2^(e-p)/2 (normals)."""
-    check_half_ulp("bfloat16")
-    check_dead_zone("bfloat16")
+    s = storage("bfloat16")
+    check(s, half_ulp_rule(s), dead_zone_rule(s))
 
 
 @proof(
@@ -190,16 +214,8 @@ def float8_dead_zone() -> None:
     A saturating cast freezes the largest number itself away from 0 at every eta, and changes nothing else.
     """
     for dtype in ("float8_e4m3fn", "float8_e5m2"):
-        check_half_ulp(dtype)
-        check_dead_zone(dtype)
         s = storage(dtype)
-        for eta in critical_updates(s):
-            away, toward = moves(s, eta)
-            clipped, clipped_toward = moves(s, eta, saturate=True)
-            top = np.abs(s.finite) == s.largest
-            assert not clipped[top].any(), f"the largest number of {dtype} moves: eta={eta!r}"
-            assert (clipped[~top] >= away[~top]).all(), f"{dtype} with eta={eta!r}"
-            assert (clipped_toward == toward)[np.abs(s.finite) > 0].all(), f"{dtype}, {eta!r}"
+        check(s, half_ulp_rule(s), dead_zone_rule(s), saturation_rule(s))
 
 
 @proof(
