@@ -17,6 +17,7 @@ import pytest
 from unforgotten.cli import main
 from unforgotten.verification import suite
 
+README = Path(__file__).parents[1] / "verification" / "README.md"
 PLANTED = "unforgotten.verification.planted"
 MINE = """
 import numpy as np
@@ -97,6 +98,25 @@ def test_a_failure_is_said_in_plain_words(tmp_path: Path) -> None:
     assert done.returncode == 1
     known = "contract 'ties go to the even level' fails: weight 0.5 at step 1 must become 0, got 1"
     assert known in done.stdout
+
+
+def test_the_example_of_the_readme_says_what_the_readme_says(tmp_path: Path) -> None:
+    """Names and outcomes; the weights of an example may change with Hypothesis."""
+    text = README.read_text(encoding="utf-8")
+    code, said = (text.split(f"```{kind}\n")[1].split("```")[0] for kind in ("python", "text"))
+    (tmp_path / "mine.py").write_text(code)
+    done = call("--profile", "ci", "--quantizer", "mine:int4", cwd=tmp_path)
+    assert done.returncode == 1
+    assert [x for x in done.stdout.splitlines() if x[:12].strip()] == [
+        x for x in said.splitlines() if x[:12].strip()
+    ]
+    assert "contract 'ties go to the even level' fails: weight" in done.stdout
+    (tmp_path / "mine_repaired.py").write_text(
+        code.replace("np.floor(group / scale + 0.5)", "np.rint(group / scale)")
+    )
+    repaired = call("--profile", "dev", "--quantizer", "mine_repaired:int4", cwd=tmp_path)
+    assert repaired.returncode == 0
+    assert "all 15 contracts hold" in repaired.stdout
 
 
 @pytest.mark.parametrize(

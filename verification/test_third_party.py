@@ -24,6 +24,7 @@ from unforgotten.verification.ideal import TIES
 from unforgotten.verification.strategies import Sample, samples
 from unforgotten.verification.third_party import (
     EXAMPLES,
+    cut,
     judge,
     seed_of,
     simplified,
@@ -231,6 +232,15 @@ def test_simplified__still_fails_and_no_weight_can_be_zeroed(values: list[int], 
             simpler = shrunk.copy()
             simpler[0, i] = 0
             assert not fails(simpler)
+
+
+@given(st.integers(1, 4), st.integers(1, 3), st.sampled_from([1, 2]))
+def test_cut__keeps_what_fails_and_leaves_out_the_rest(rows: int, blocks: int, unit: int) -> None:
+    """A failure that needs one weight is left with the block of one row, and nothing when it needs none."""
+    w = np.arange(1, rows * blocks * unit + 1, dtype=np.float32).reshape(rows, blocks * unit)
+    last = w[-1, -1]
+    assert cut(w, lambda x: last in x, unit=unit).tolist() == [w[-1, -unit:].tolist()]
+    assert cut(w, lambda x: x.shape == w.shape, unit=unit).shape == w.shape
 
 
 def test_judge__repeats_with_its_seed() -> None:
