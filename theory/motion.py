@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,9 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from unforgotten.theory.claims import claim
-from unforgotten.theory.dead_zone import SIGNIFICANT_BITS
+from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT
 
-SMALLEST_NORMAL_EXPONENT: Mapping[str, int] = {"float32": -126, "float16": -14, "bfloat16": -126}
 FREE_SPACINGS = 16  # a step of this many spacings or more moves as if there were none, within 1/32
 MOST_SPACINGS = (
     41  # FREE_SPACINGS and 8 standard deviations of a step's noise, at most 3 spacings each
