@@ -233,7 +233,7 @@ def _low_rank(
     module = name.removesuffix(".weight")
     turned, rank = embedding or config.fan_in_fan_out, config.rank_of(module)
     outs, ins = under.shape[::-1] if turned else under.shape
-    shapes = {a: (rank, ins), b: (outs, rank)}
+    shapes: dict[str, tuple[int, ...]] = {a: (rank, ins), b: (outs, rank)}
     magnitude = found.get("magnitude")
     if magnitude is not None:
         shapes[magnitude] = (outs,)

@@ -13,7 +13,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unforgotten.audit.artefact_layouts import LAYOUTS, Layer
+from unforgotten.audit.artefact_layers import Layer
+from unforgotten.audit.artefact_layouts import LAYOUTS
 from unforgotten.audit.artefact_schemes import Scheme, read_scheme
 from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.audit.errors import CheckpointError

@@ -37,7 +37,7 @@ class Checkpoint(Protocol):
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
-        """dtype and shape of every tensor, by name, in the order of the names."""
+        """Dtype and shape of every tensor, by name, in the order of the names."""
 
     def read(self, name: str) -> NDArray[Any]:
         """The whole tensor, in the dtype and shape that `tensors` states.

@@ -92,7 +92,7 @@ class LocalFile:
 
 
 def _fill(descriptor: int, buffer: NDArray[np.uint8], offset: int, path: Path) -> None:
-    view, done = memoryview(buffer), 0
+    view, done = buffer.data, 0
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], offset + done)
         if count == 0:

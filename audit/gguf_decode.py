@@ -62,7 +62,7 @@ def _nibbles(packed: Bytes) -> Bytes:
 def _fifth_bits(blocks: Bytes, start: int) -> Bytes:
     """32 bits from a byte on, lowest first, as 0 or 16."""
     bits = np.unpackbits(blocks[:, start : start + 4], axis=1, bitorder="little")
-    return bits << 4
+    return np.left_shift(bits, 4, dtype=np.uint8)
 
 
 def _q4_0(blocks: Bytes) -> Decoded:

@@ -18,7 +18,9 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 WINDOW = 1 << 20
 MAX_HEADER_BYTES = 1 << 28
-MAX_ITEMS = 1 << 22  # strings and fields; the largest vocabularies have 2^18 tokens and as many merges
+MAX_ITEMS = (
+    1 << 22
+)  # strings and fields; the largest vocabularies have 2^18 tokens and as many merges
 MAX_NAME_BYTES = 1024
 MAX_AXES = 4  # of ggml
 MAX_DEPTH = 4  # of arrays in arrays

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.errors import CheckpointError
-from unforgotten.audit.files import LocalFile, open_file, sha256_of
+from unforgotten.audit.files import WeightFile, open_file, sha256_of
 from unforgotten.audit.gguf_decode import BLOCK_TYPES
 from unforgotten.audit.gguf_header import GgufTensor, read_gguf_header
 from unforgotten.audit.headers import TensorInfo
@@ -58,7 +58,7 @@ class GgufCheckpoint:
     """
 
     source: Path
-    file: LocalFile
+    file: WeightFile
     layouts: Mapping[str, Layout]
     tensors: Mapping[str, TensorInfo]
 
@@ -117,19 +117,27 @@ def open_gguf(source: Path) -> GgufCheckpoint:
     Raises:
         CheckpointError: it breaks a rule of the format, or holds a type that needs the package `gguf`.
     """
-    file = open_file(source)
+    return gguf_of(open_file(source))
+
+
+def gguf_of(file: WeightFile) -> GgufCheckpoint:
+    """The same of a file that is open.
+
+    Raises:
+        CheckpointError: as `open_gguf`.
+    """
     header = read_gguf_header(file)
     layouts = {t.name: _layout(file, t) for t in header.tensors}
     tensors: dict[str, TensorInfo] = {}
     for t in sorted(header.tensors, key=lambda t: t.name):
         layout = layouts[t.name]
         name = "" if layout.weights == 1 else layout.name
-        tensors[t.name] = TensorInfo(source, layout.dtype, t.shape, header.data + t.offset, name)
+        tensors[t.name] = TensorInfo(file.path, layout.dtype, t.shape, header.data + t.offset, name)
     _check_cover(file, header.tensors, layouts, header.data, header.alignment)
-    return GgufCheckpoint(source, file, layouts, tensors)
+    return GgufCheckpoint(file.path, file, layouts, tensors)
 
 
-def _layout(file: LocalFile, tensor: GgufTensor) -> Layout:
+def _layout(file: WeightFile, tensor: GgufTensor) -> Layout:
     layout = _layout_of_type(file, tensor)
     if tensor.shape and tensor.shape[-1] % layout.weights:
         rule = f"must have rows of a multiple of {layout.weights} weights for {layout.name}"
@@ -140,7 +148,7 @@ def _layout(file: LocalFile, tensor: GgufTensor) -> Layout:
     return layout
 
 
-def _layout_of_type(file: LocalFile, tensor: GgufTensor) -> Layout:
+def _layout_of_type(file: WeightFile, tensor: GgufTensor) -> Layout:
     if tensor.kind in PLAIN:
         dtype = PLAIN[tensor.kind]
         return Layout(dtype.name, 1, dtype.itemsize, dtype)
@@ -151,9 +159,7 @@ def _layout_of_type(file: LocalFile, tensor: GgufTensor) -> Layout:
         import gguf
     except ImportError:
         rule = f"must be F32, F16, BF16, {', '.join(OWN.values())}; for others: pip install gguf"
-        raise CheckpointError(
-            file.path, rule, f"type {tensor.kind}", tensor=tensor.name
-        ) from None
+        raise CheckpointError(file.path, rule, f"type {tensor.kind}", tensor=tensor.name) from None
     try:
         kind = gguf.GGMLQuantizationType(tensor.kind)
         weights, nbytes = gguf.GGML_QUANT_SIZES[kind]
@@ -178,7 +184,7 @@ def decode_blocks(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def _check_cover(
-    file: LocalFile,
+    file: WeightFile,
     tensors: tuple[GgufTensor, ...],
     layouts: Mapping[str, Layout],
     data: int,

@@ -15,9 +15,11 @@ from typing import Any, TypeGuard
 import ml_dtypes
 import numpy as np
 
-from unforgotten.audit.errors import CheckpointError as CheckpointError
+from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.files import WeightFile
 from unforgotten.audit.jsons import MAX_JSON_BYTES, parse_json_object
+
+__all__ = ["DTYPES", "FLOATS", "CheckpointError", "TensorInfo", "read_header"]
 
 FLOATS: Mapping[str, np.dtype[Any]] = {
     "BF16": np.dtype(ml_dtypes.bfloat16),

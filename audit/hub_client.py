@@ -30,7 +30,9 @@ def need_hub(shown: str) -> None:
         CheckpointError: it is not.
     """
     if find_spec("huggingface_hub") is None:
-        rule = "must be a directory that exists; for a model of the Hub: pip install huggingface_hub"
+        rule = (
+            "must be a directory that exists; for a model of the Hub: pip install huggingface_hub"
+        )
         raise CheckpointError(shown, rule, "no such package")
 
 
@@ -111,7 +113,7 @@ def _stream(
 ) -> Iterator[Any]:
     import httpx
     from huggingface_hub import constants, get_session
-    from huggingface_hub.utils import build_hf_headers
+    from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
 
     url = f"{constants.ENDPOINT.rstrip('/')}/{path}"
     try:

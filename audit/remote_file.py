@@ -18,7 +18,9 @@ from unforgotten.audit.hub_client import again, is_offline, stream_range
 CHUNK_BYTES = 1 << 22
 MAX_REQUEST_CHUNKS = 16
 CAME = b"\1"
-_LOCK = threading.Lock()  # one fetch at a time; two processes write the same bytes to the same places
+_LOCK = (
+    threading.Lock()
+)  # one fetch at a time; two processes write the same bytes to the same places
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,10 @@ NORM = "model.norm.weight"
 LORA = "base_model.model.model.layers.0.q_proj"
 
 
+def finfo(dtype: Any) -> Any:
+    return ml_dtypes.finfo(dtype)  # type: ignore[no-untyped-call]
+
+
 def base(dtype: Any = np.float32) -> Tensors:
     rng = np.random.default_rng(0)
     shapes = {MATRIX: (OUT, IN), EMBEDDING: (10, IN), NORM: (IN,)}
@@ -48,9 +52,7 @@ def config(root: Path, **changes: object) -> dict[str, object]:
     return plain | changes
 
 
-def save(
-    root: Path, tensors: Tensors, under: Tensors | None = None, **changes: object
-) -> Path:
+def save(root: Path, tensors: Tensors, under: Tensors | None = None, **changes: Any) -> Path:
     """`root/base` and `root/adapter`; the path of the adapter."""
     for name, content in (("base", under or base()), ("adapter", tensors)):
         (root / name).mkdir()
@@ -60,7 +62,9 @@ def save(
     return root / "adapter"
 
 
-def merged(root: Path, tensors: Tensors, under: Tensors | None = None, **changes: object) -> Checkpoint:
+def merged(
+    root: Path, tensors: Tensors, under: Tensors | None = None, **changes: object
+) -> Checkpoint:
     adapter = save(root, tensors, under, **changes)
     return open_source(adapter, base=open_checkpoint(root / "base"))
 
@@ -85,13 +89,13 @@ def test_merged_is_the_exact_sum_rounded(
     found = merged(tmp_path, parts, under, **changes).read(MATRIX)
     delta = product(parts[f"{LORA}.lora_B.weight"], parts[f"{LORA}.lora_A.weight"])
     assert found.dtype == dtype
-    unit = float(ml_dtypes.finfo(dtype).eps) / 2 + float(np.finfo(np.float32).eps)
+    unit = float(finfo(dtype).eps) / 2 + float(np.finfo(np.float32).eps)
     exact = np.array(
         [float(Fraction(float(w)) + Fraction(scaling) * d)
          for w, d in zip(under[MATRIX].reshape(-1), delta.reshape(-1), strict=True)]
     )  # fmt: skip
     error = np.abs(found.astype(np.float64).reshape(-1) - exact)
-    tiny = float(ml_dtypes.finfo(dtype).smallest_subnormal)
+    tiny = float(finfo(dtype).smallest_subnormal)
     assert (error <= unit * np.abs(exact) + tiny).all()
     assert not np.array_equal(found, under[MATRIX])
 
@@ -113,7 +117,9 @@ def test_dora_rows_have_the_stored_length(tmp_path: Path) -> None:
     magnitude = np.linspace(0.5, 9, OUT).astype(np.float32)
     parts = lora() | {f"{LORA}.lora_magnitude_vector.weight": magnitude}
     found = merged(tmp_path, parts, use_dora=True).read(MATRIX).astype(np.float64)
-    slack = 2 * np.finfo(np.float32).eps  # each entry is rounded once, a norm of them at most as much
+    slack = (
+        2 * np.finfo(np.float32).eps
+    )  # each entry is rounded once, a norm of them at most as much
     assert np.allclose(np.linalg.norm(found, axis=1), magnitude, rtol=slack, atol=0)
     delta = parts[f"{LORA}.lora_B.weight"].astype(float) @ parts[f"{LORA}.lora_A.weight"]
     direction = base()[MATRIX] + 5 / 3 * delta
@@ -158,7 +164,9 @@ def test_base_layer_in_the_adapter_is_the_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize("headless", [True, False])
 def test_prefix_of_the_base_may_be_missing(headless: bool, tmp_path: Path) -> None:
     under = {n.removeprefix("model.") if headless else n: w for n, w in base().items()}
-    parts = {n.replace("model.model.", "model.") if not headless else n: w for n, w in lora().items()}
+    parts = {
+        n.replace("model.model.", "model.") if not headless else n: w for n, w in lora().items()
+    }
     found = merged(tmp_path, parts, under)
     assert MATRIX.removeprefix("model.") if headless else MATRIX in found.tensors
     name = MATRIX.removeprefix("model.") if headless else MATRIX
@@ -210,7 +218,7 @@ def same(parts: Tensors) -> None:
 
 
 ONES = np.ones((RANK, IN), np.float32)
-BAD: dict[str, tuple[Change, dict[str, object], tuple[str, ...]]] = {
+BAD: dict[str, tuple[Change, dict[str, Any], tuple[str, ...]]] = {
     "not LoRA": (same, {"peft_type": "IA3"}, ("adapter_config.json", "LORA", "'IA3'")),
     "unknown option": (same, {"use_qalora": True}, ("unset", "'use_qalora'")),
     "future option": (same, {"flux_capacitor": [1]}, ("unset", "'flux_capacitor'")),
@@ -305,7 +313,9 @@ def test_merged_is_that_of_peft(kind: str, dtype: str, tmp_path: Path) -> None:
     """Sums in another order: a weight differs by an ulp of its dtype at most, and hardly ever in bfloat16."""
     torch = pytest.importorskip("torch", reason="PEFT needs it")
     peft = pytest.importorskip("peft", reason="the reference for adapters")
-    model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(256, 192, bias=False)}).to(getattr(torch, dtype))
+    model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(256, 192, bias=False)}).to(
+        getattr(torch, dtype)
+    )
     torch.manual_seed(0)
     options = {"use_rslora": kind == "rslora", "use_dora": kind == "dora"}
     settings = peft.LoraConfig(r=8, lora_alpha=20, target_modules=["q_proj"], **options)
@@ -317,10 +327,12 @@ def test_merged_is_that_of_peft(kind: str, dtype: str, tmp_path: Path) -> None:
     wrapped.save_pretrained(tmp_path / "adapter")
     (tmp_path / "base").mkdir()
     save_file(under, tmp_path / "base/model.safetensors")
-    ours = open_adapter(tmp_path / "adapter", open_checkpoint(tmp_path / "base")).read("q_proj.weight")
+    ours = open_adapter(tmp_path / "adapter", open_checkpoint(tmp_path / "base")).read(
+        "q_proj.weight"
+    )
     theirs = _as_numpy(wrapped.merge_and_unload()["q_proj"].weight)
     assert not np.array_equal(theirs, under["q_proj.weight"])
-    eps = float(ml_dtypes.finfo(ours.dtype).eps)
+    eps = float(finfo(ours.dtype).eps)
     gap = np.abs(ours.astype(float) - theirs.astype(float))
     # float32: 8 products and a sum of 9, each within u of the largest partial sum; DoRA: a norm of 256 more
     terms = (9 if kind != "dora" else 9 + 256) if dtype == "float32" else 1

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from unforgotten.audit import CheckpointError, open_checkpoint
-from unforgotten.audit.artefact_layouts import AWQ_ORDER, LAYOUTS
+from unforgotten.audit.artefact_gptq import AWQ_ORDER
+from unforgotten.audit.artefact_layouts import LAYOUTS
 from unforgotten.audit.artefacts import CodeCounts, compare_codes, scheme_of
 
 Tensors = dict[str, NDArray[Any]]
@@ -70,7 +71,9 @@ def awq(seed: int) -> Case:
     scales = rng.uniform(0.5, 1, zeros.shape).astype(np.float16)
 
     def packed(values: NDArray[Any]) -> NDArray[np.int32]:
-        return words(values.reshape(len(values), -1, 8)[:, :, AWQ_ORDER].reshape(len(values), -1), 4)
+        return words(
+            values.reshape(len(values), -1, 8)[:, :, AWQ_ORDER].reshape(len(values), -1), 4
+        )
 
     tensors: Tensors = {
         f"{NAME}.qweight": packed(codes), f"{NAME}.qzeros": packed(zeros), f"{NAME}.scales": scales,
@@ -86,7 +89,9 @@ def ct_packed(seed: int, *, bits: int = 4, zero: bool = False, ins: int = IN) ->
     codes = rng.integers(0, 2**bits, (OUT, ins))
     groups = -(-ins // GROUP)
     scales = rng.uniform(0.5, 1, (OUT, groups)).astype(ml_dtypes.bfloat16)
-    zeros = rng.integers(0, 2**bits, scales.shape) if zero else np.full(scales.shape, 2 ** (bits - 1))
+    zeros = (
+        rng.integers(0, 2**bits, scales.shape) if zero else np.full(scales.shape, 2 ** (bits - 1))
+    )
     tensors: Tensors = {
         f"{NAME}.weight_packed": words(codes, bits), f"{NAME}.weight_scale": scales,
         f"{NAME}.weight_shape": np.array([OUT, ins]),
@@ -184,7 +189,9 @@ def test_codes_and_values_are_decoded(kind: str, tmp_path: Path) -> None:
     assert layer.units * layer.unit_weights == case.codes.size
     for start, stop in ((0, layer.units), (1, 3), (layer.units - 1, layer.units)):
         codes, values = layer.piece(start, stop)
-        rows = slice(start * case.codes.shape[0] // layer.units, stop * case.codes.shape[0] // layer.units)
+        rows = slice(
+            start * case.codes.shape[0] // layer.units, stop * case.codes.shape[0] // layer.units
+        )
         assert np.array_equal(codes, case.codes[rows])
         assert values.dtype == np.float32
         assert np.array_equal(values, case.values[rows])
@@ -230,7 +237,9 @@ def test_4bit_is_that_of_bitsandbytes(
         flat = functional.dequantize_4bit(packed.reshape(-1, 1), _flat_state(state, w.numel()))
         cases.append((parts | {f"{NAME}.weight": packed.numpy()}, codes, flat.numpy().reshape(-1)))
     config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": kind}
-    t, u = (open_checkpoint(save(tmp_path / n, config, c[0])) for n, c in zip("tu", cases, strict=True))
+    t, u = (
+        open_checkpoint(save(tmp_path / n, config, c[0])) for n, c in zip("tu", cases, strict=True)
+    )
     scheme = scheme_of(tmp_path / "t")
     assert scheme is not None
     layer = LAYOUTS[scheme.layout].open(scheme, t, NAME)
@@ -360,7 +369,9 @@ def test_other_schemes_and_layers_are_refused(tmp_path: Path) -> None:
     more = one.tensors | {n.replace(".0.", ".1."): w for n, w in one.tensors.items()}
     v = open_checkpoint(save(tmp_path / "v", one.config, more))
     for pair in ((t, v), (v, t)):
-        with pytest.raises(CheckpointError, match=r"'model\.layers\.1\.q_proj' must be quantized in"):
+        with pytest.raises(
+            CheckpointError, match=r"'model\.layers\.1\.q_proj' must be quantized in"
+        ):
             compare_codes(*pair)
 
 

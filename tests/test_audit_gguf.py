@@ -84,7 +84,7 @@ def test_rows_are_those_of_the_tensor(kind: str, tmp_path: Path) -> None:
     path.write_bytes(file_of([entry(kind=NUMBERS[kind])], blocks_of(kind).tobytes()))
     checkpoint = open_source(path)
     info, whole = checkpoint.tensors[MATRIX], checkpoint.read(MATRIX)
-    assert (info.shape, info.dtype, info.stored) == (SHAPE, np.float32, kind)
+    assert (info.shape, info.dtype, info.stored) == (SHAPE, np.dtype(np.float32), kind)
     for start, stop in ((0, 6), (0, 0), (2, 3), (1, 6)):
         part = checkpoint.read_rows(MATRIX, start, stop)
         assert np.array_equal(part, whole[start:stop], equal_nan=True)
@@ -118,7 +118,10 @@ def written(path: Path, w: NDArray[np.float32], kind: str) -> Path:
 @pytest.mark.parametrize("kind", ["F32", "Q8_0", "Q4_0", "Q5_1"])
 def test_written_by_gguf_and_audited(kind: str, tmp_path: Path) -> None:
     w = weights()
-    t, u = written(tmp_path / "t.gguf", w, kind), written(tmp_path / "u.gguf", w + weights(1) / 9, kind)
+    t, u = (
+        written(tmp_path / "t.gguf", w, kind),
+        written(tmp_path / "u.gguf", w + weights(1) / np.float32(9), kind),
+    )
     stored = gguf.GGMLQuantizationType[kind]
     values = gguf.quants.dequantize(gguf.quants.quantize(w, stored), stored)
     assert np.array_equal(open_source(t).read(MATRIX), values)
@@ -156,7 +159,9 @@ def test_without_the_package(kind: str, tmp_path: Path, monkeypatch: pytest.Monk
     if kind in BLOCK_TYPES:
         assert not open_source(tmp_path / "x.gguf").read(MATRIX).any()
         return
-    with pytest.raises(CheckpointError, match=f"'{MATRIX}' must be .*pip install gguf, got type 35"):
+    with pytest.raises(
+        CheckpointError, match=f"'{MATRIX}' must be .*pip install gguf, got type 35"
+    ):
         open_source(tmp_path / "x.gguf")
 
 
@@ -245,12 +250,12 @@ def test_pair_with_safetensors_is_refused(tmp_path: Path) -> None:
     save_file({MATRIX: weights()}, tmp_path / "x.safetensors")
     for pair in (("x.gguf", "x.safetensors"), ("x.safetensors", "x.gguf")):
         with pytest.raises(CheckpointError, match="must be GGUF if the target is"):
-            audit_pair(*(tmp_path / name for name in pair), ["int8-row"])
+            audit_pair(tmp_path / pair[0], tmp_path / pair[1], ["int8-row"])
 
 
 def test_disguised_as_safetensors_is_named(tmp_path: Path) -> None:
     (tmp_path / "x.safetensors").write_bytes(file_of([entry()], DATA))
-    with pytest.raises(CheckpointError, match="must be safetensors .*got a GGUF file"):
+    with pytest.raises(CheckpointError, match=r"must be safetensors .*got a GGUF file"):
         open_source(tmp_path / "x.safetensors")
 
 

@@ -25,9 +25,9 @@ from unforgotten.audit.hub import hub_name
 
 hub = pytest.importorskip("huggingface_hub", reason="the client")
 
-from huggingface_hub import constants  # noqa: E402
+from huggingface_hub import constants
 
-from unforgotten.audit import hub_client, remote_file  # noqa: E402
+from unforgotten.audit import hub_client, remote_file
 
 Tensors = dict[str, NDArray[Any]]
 REPO, COMMIT, OTHER = "org/model.v1", "a" * 40, "b" * 40
@@ -77,7 +77,9 @@ class Handler(BaseHTTPRequestHandler):
             self._send(self.served.denied, b"")
         elif self.served.statuses:
             self._send(self.served.statuses.pop(0), b"")
-        elif path in (f"/api/models/{REPO}/revision/{r}" for r in ("main", "v2", COMMIT, "refs/pr/1")):
+        elif path in (
+            f"/api/models/{REPO}/revision/{r}" for r in ("main", "v2", COMMIT, "refs/pr/1")
+        ):
             listing = self.served.listing or self.served.default_listing()
             body = listing if isinstance(listing, bytes) else json.dumps(listing).encode()
             self._send(200, body)
@@ -223,7 +225,9 @@ def test_interrupted_audit_goes_on_where_it_was(served: Served) -> None:
     checkpoint = open_source(REPO)
     served.cut = [2 * CHUNK] * hub_client.ATTEMPTS
     served.statuses = []
-    with pytest.raises(CheckpointError, match=r"org/model.v1@a{12}/model.safetensors must be .*reach"):
+    with pytest.raises(
+        CheckpointError, match=r"org/model.v1@a{12}/model.safetensors must be .*reach"
+    ):
         checkpoint.sha256()
     served.ranges.clear()
     checkpoint = open_source(REPO)
@@ -249,7 +253,9 @@ def test_offline_what_is_missing_is_named(served: Served, monkeypatch: pytest.Mo
     checkpoint = open_source(REPO)
     with pytest.raises(CheckpointError, match=r"model\.safetensors must be in the cache .*missing"):
         checkpoint.sha256()
-    with pytest.raises(CheckpointError, match="other/model must be a directory .*cache of the Hub"):
+    with pytest.raises(
+        CheckpointError, match=r"other/model must be a directory .*cache of the Hub"
+    ):
         open_source("other/model")
 
 
@@ -281,7 +287,7 @@ def test_wrong_bytes_are_refused_and_dropped(served: Served) -> None:
     served.listing = served.default_listing()
     served.files[SINGLE] = save(tensors(1))
     checkpoint = open_source(REPO)
-    with pytest.raises(CheckpointError, match="must have the SHA-256 .* that the Hub states"):
+    with pytest.raises(CheckpointError, match=r"must have the SHA-256 .* that the Hub states"):
         checkpoint.sha256()
     served.files[SINGLE] = save(tensors())
     assert open_source(REPO).sha256() == hashlib.sha256(served.files[SINGLE]).hexdigest()
