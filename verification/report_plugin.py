@@ -1,0 +1,99 @@
+"""The pytest plugin behind `--verification-report`: counts what Hypothesis draws, and writes the two files."""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis.control import current_build_context
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from unforgotten.verification.report import ACTIVE, TEST, Report, as_object, fingerprint
+
+JSON, HTML = "verification-report.json", "verification-report.html"
+
+
+class Plugin:
+    """Of one run; `folder` gets the report, `profile` is that of Hypothesis."""
+
+    def __init__(self, folder: Path, profile: str) -> None:
+        self.folder, self.profile = folder, profile
+        self.report, self.started = Report(), time.perf_counter()
+        ACTIVE.append(self.report)
+
+    def pytest_collection_modifyitems(self, items: list[Any]) -> None:
+        """Watch the examples of every property."""
+        for item in items:
+            handle = getattr(getattr(item, "obj", None), "hypothesis", None)
+            name = name_of(item.nodeid)
+            if handle is not None and name and not hasattr(handle.inner_test, "watched"):
+                handle.inner_test = watched(handle.inner_test, self.report, name)
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_call(self, item: Any) -> Iterator[None]:
+        """A test without a property is one configuration by its name, where it records none itself."""
+        yield
+        name = name_of(item.nodeid)
+        if name and not hasattr(item.obj, "hypothesis"):
+            self.report.of(name).single.add(fingerprint(item.nodeid) or 0)
+
+    def pytest_runtest_logreport(self, report: Any) -> None:
+        """Count what ran, and what failed or was skipped before it could run."""
+        name = name_of(report.nodeid)
+        if name is None or (report.when != "call" and report.passed):
+            return
+        tally = self.report.of(name)
+        tally.outcomes[report.outcome] += 1
+        tally.seconds += report.duration
+
+    def pytest_sessionfinish(self) -> None:
+        """Write the files."""
+        content = as_object(self.report, self.profile, time.perf_counter() - self.started)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        (self.folder / JSON).write_text(text, encoding="utf-8")
+        (self.folder / HTML).write_text(page(content), encoding="utf-8")
+
+    def pytest_unconfigure(self) -> None:
+        """The run is over."""
+        ACTIVE.remove(self.report)
+
+
+def name_of(nodeid: str) -> str | None:
+    """What a test `test_x__property` is named for."""
+    match = TEST.search(nodeid)
+    return match[1] if match else None
+
+
+def watched(inner: Callable[..., Any], report: Report, name: str) -> Callable[..., Any]:
+    """The body of a property, which notes each example that it was not told to reject."""
+
+    @functools.wraps(inner)
+    def body(*args: Any, **kwargs: Any) -> Any:
+        result = inner(*args, **kwargs)
+        drawn = fingerprint((args, kwargs))
+        if drawn is None:  # an interactive draw, or an object: by the choices that Hypothesis made
+            choices = current_build_context().data.choices
+            drawn = fingerprint(("choices", inner.__qualname__, tuple(choices)))
+        report.of(name).single.add(drawn or 0)
+        return result
+
+    body.watched = True  # type: ignore[attr-defined]
+    return body
+
+
+def page(content: dict[str, Any]) -> str:
+    """The object as one page that needs nothing but itself."""
+    environment = Environment(
+        loader=PackageLoader("unforgotten.verification"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("verification-report.html.j2").render(r=content)

@@ -1,0 +1,54 @@
+"""Which tests draw samples, and so must pass under every seed: those marked `statistical`.
+
+The mark is not written by hand, where it could be forgotten: a test has it if it reaches `rng_for`, by itself or
+through the functions and fixtures of its module.
+"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+
+SOURCE = "rng_for"
+TOO_SLOW = frozenset(
+    {
+        "test_predict__meets_simulated_training",  # trainings of 200 steps, each to a stated accuracy
+        "test_k_quants__are_exact_float32",  # random blocks, but a search in rationals, and no chance
+    }
+)
+
+
+@cache
+def statistical_tests(path: Path) -> frozenset[str]:
+    """Names of the tests of a file that draw samples and take no minutes."""
+    return sampling_tests(path.read_text(encoding="utf-8")) - TOO_SLOW
+
+
+def sampling_tests(source: str) -> frozenset[str]:
+    """Names of the functions `test_…` of a module from which `rng_for` can be reached."""
+    uses = {node.name: _names(node) for node in ast.walk(ast.parse(source)) if _is_named(node)}
+    return frozenset(n for n in uses if n.startswith("test_") and _reaches(n, uses, set()))
+
+
+def _is_named(node: ast.AST) -> bool:
+    return isinstance(node, ast.FunctionDef | ast.ClassDef)
+
+
+def _names(function: ast.AST) -> frozenset[str]:
+    """Every name that it mentions: calls, decorators, and parameters, which may be fixtures."""
+    nodes = list(ast.walk(function))
+    return frozenset(
+        {n.id for n in nodes if isinstance(n, ast.Name)}
+        | {n.arg for n in nodes if isinstance(n, ast.arg)}
+    )
+
+
+def _reaches(name: str, uses: Mapping[str, frozenset[str]], seen: set[str]) -> bool:
+    if name == SOURCE:
+        return True
+    if name in seen or name not in uses:
+        return False
+    seen.add(name)
+    return any(_reaches(used, uses, seen) for used in uses[name])
