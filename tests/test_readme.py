@@ -4,18 +4,23 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unforgotten.reports.markdown import survival_table
+from unforgotten.reports.markdown import TERMS, returns, survival_table
 from unforgotten.reports.rows import read_run
 
 ROOT = Path(__file__).parents[1]
 
 
-SEEDS = range(5)
+RUNS = [read_run(ROOT / f"reports/published/tiny-seed{seed}") for seed in range(5)]
 
 
 def test_the_results_in_the_readme_come_from_the_published_rows() -> None:
-    runs = [read_run(ROOT / f"reports/published/tiny-seed{seed}") for seed in SEEDS]
-    assert survival_table(runs) in (ROOT / "README.md").read_text()
+    text = " ".join((ROOT / "README.md").read_text().split())
+    assert " ".join(survival_table(RUNS).split()) in text
+    coarse = [name for name in RUNS[0].formats if name.startswith(("int4", "fp4"))]
+    assert f"comes back in {returns(RUNS, 'fp32', TERMS, RUNS[0].formats)} cases" in text
+    assert f"in {returns(RUNS, 'bf16', ['NPO'], coarse)} cases at int4 and fp4" in text
+    none = returns(RUNS, "bf16", ["GA"], coarse).replace("0 of", "none of")
+    assert f"after gradient ascent in {none}" in text
 
 
 def test_the_figure_of_the_readme_is_the_published_one() -> None:
