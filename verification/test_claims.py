@@ -12,7 +12,7 @@ import pytest
 import unforgotten.theory
 from unforgotten.theory.claims import CLAIMS, Claim, Kind, claim
 from unforgotten.theory.proofs.run import load_proofs
-from unforgotten.verification.verdicts import names_of_tests, named_tests
+from unforgotten.verification.verdicts import named_tests, names_of_tests
 
 THEORY_MODULES = sorted(
     m.name for m in pkgutil.walk_packages(unforgotten.theory.__path__, "unforgotten.theory.")
