@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from unforgotten.audit.adapters import is_adapter, open_adapter, read_adapter_config
+from unforgotten.audit.artefacts import scheme_of
 from unforgotten.audit.checkpoints import Checkpoint, open_checkpoint, refuse_pickle
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.gguf_source import is_gguf, open_gguf
@@ -20,10 +21,15 @@ def open_pair(target: Path | str, unlearned: Path | str) -> tuple[Checkpoint, Ch
     An adapter that names the target as its base is merged over the target itself.
 
     Raises:
-        CheckpointError: see `open_source`; or one of the two alone is GGUF, whose names and rows are its own.
+        CheckpointError: see `open_source`; one of the two alone is GGUF, whose names and rows are its own; or one is
+            quantized already.
     """
     before = open_source(target)
     after = open_source(unlearned, base=before)
+    for checkpoint in (before, after):
+        if (scheme := scheme_of(Path(checkpoint.source))) is not None:
+            rule = "must not be quantized already (compare_codes of unforgotten.audit.artefacts counts its codes)"
+            raise CheckpointError(checkpoint.source, rule, scheme.method)
     if is_gguf(Path(before.source)) != is_gguf(Path(after.source)):
         rule = "must be GGUF if the target is, and only then: its names and the order of its rows differ"
         raise CheckpointError(after.source, rule, f"a pair with {before.source}")

@@ -304,6 +304,7 @@ def test_values_that_are_not_finite_are_counted(count: int, tmp_path: Path) -> N
 PATCHED = """
 import os, signal, sys, resource
 import unforgotten.audit.run, unforgotten.audit.write as write
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs behind
 {patch}
 from unforgotten.cli import main
 sys.argv = ["unforgotten", "audit", "t", "u", "--out", "out", "--formats", "int8-row"]
