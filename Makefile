@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check verify bench
+.PHONY: help install demo test check verify mutants bench
 
 help:
 	@echo 'make install   virtual environment in .venv, with everything for development'
@@ -13,6 +13,7 @@ help:
 	@echo 'make test      every test'
 	@echo 'make check     ruff, mypy, pyright'
 	@echo 'make verify    the verification suite alone'
+	@echo 'make mutants   would the suite notice a mistake? A night of mutants; killed, it goes on where it was'
 	@echo 'make bench     our quantizers against bitsandbytes, as ratios'
 
 # Remade when what it installs has changed; written last, so an install that was cut is done again.
@@ -43,6 +44,10 @@ check: $(READY)
 
 verify: $(READY)
 	$(BIN)/pytest verification
+
+# For a night. MUTANTS='--minutes 30 --jobs 2' for less, or for more at a time; see verification/mutants.py.
+mutants: $(READY)
+	nice -n 19 $(BIN)/python -P -m unforgotten.verification.mutants $(MUTANTS)
 
 bench: $(READY)
 	$(BIN)/python -m unforgotten.experiments.bench
