@@ -64,8 +64,9 @@ def checked_size(size: int) -> int:
 def absmax_law(density: Density, size: int, *, spacing: float = SPACING) -> AbsmaxLaw:
     """The trapezoidal rule in the Gumbel variable y = -log(-log u), u = P(absmax <= a).
 
-    The integrand is analytic in a strip of half-width pi/2 and decays at both ends, so the rule errs by about
-    exp(-pi^2 / spacing): 3e-9 at the default spacing, 5e-5 at 1.
+    For a smooth g the integrand is analytic in a strip of half-width pi/2 and decays at both ends, so the rule errs by
+    about exp(-pi^2 / spacing): 3e-9 at the default spacing, 5e-5 at 1. A jump of g, as of one entry's code, costs up
+    to half a node's weight times the jump, which is below 0.19 spacing times it.
 
     Args:
         density: of the weights.

@@ -62,9 +62,11 @@ def block_law(
 ) -> Expected:
     """E[flips, levels, D delta, D^2] = 1/B pinned + (1 - 1/B) others, integrated over (2F(a) - 1)^B; delta = +-|delta|.
 
-    Independent weights, signs of the update independent of them. Fixed grid: exact up to the quadrature of `law`.
-    Adaptive grid: absmax follows the entry that set it, or the entry that overtakes it (only while it shrinks: P is
-    below half); the overtaker's own D is off by at most 2 |delta|, and it is one weight in B.
+    Independent weights, signs of the update independent of them. Fixed grid: exact but for the quadrature of `law`,
+    whose jumps are those of the pinned entry: it is one weight in B, so spacing / (5 B) of its own size (INT8 and NF4
+    at 0.3 standard deviations show it among 10^7 weights at spacing 0.5, not at 1/32). Adaptive grid: absmax follows
+    the entry that set it, or one that overtakes it (only while it shrinks: P is below half); the overtaker's own D
+    is off by at most 2 |delta|, and it is one weight in B.
 
     Args:
         fmt: an absmax format.

@@ -37,6 +37,7 @@ NIGHTLY_WEIGHTS = 10_000_000
 CHUNK = 400_000
 MISPLACED = 2.0**-16  # weights across a threshold by float32: one rounding of up to 127 code units
 VALUE = 2.0**-21  # float32 error of a value: 8 roundings of a weight of size 1
+SPACINGS: Mapping[GridMode, float] = {"fixed": 2.0**-5, "adaptive": 2.0**-3}  # the pin's jumps
 QUANTITIES = ("flips", "levels", "gain", "energy")
 
 
@@ -98,7 +99,7 @@ def quantities(e: Expected) -> NDArray[Any]:
 def law_of(fmt: Format, density: str, scale: float, mode: GridMode) -> tuple[Expected, float]:
     """The law and its stated error: 0 on a fixed grid."""
     f = density_named(density, 1.0)
-    absmax = absmax_law(f, size_of(fmt))
+    absmax = absmax_law(f, size_of(fmt), spacing=SPACINGS[mode])
     error = adaptive_error(f, absmax, scale) if mode == "adaptive" else 0.0
     return block_law(fmt, f, absmax, scale, mode), error
 
