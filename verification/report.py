@@ -60,6 +60,7 @@ class Report:
 
     def __init__(self) -> None:
         self.tallies: dict[str, Tally] = {}
+        self.records = 0
 
     def of(self, name: str) -> Tally:
         """The tally of a name."""
@@ -88,6 +89,7 @@ def record(
     if claim not in claim_names():
         raise ValueError(f"claim must be the function of a claim, got claim={claim!r}")
     tally = ACTIVE[-1].of(claim)
+    ACTIVE[-1].records += 1
     common = fingerprint(configuration)
     if common is None:
         raise ValueError(f"configuration must be plain values, got {configuration!r}")
@@ -96,7 +98,14 @@ def record(
     else:
         tally.single.add(common)
     if ratio is not None:
-        tally.tighten(ratio, " ".join(str(getattr(x, "name", x)) for x in configuration)[:80])
+        tally.tighten(ratio, " ".join(_short(x) for x in configuration))
+
+
+def _short(value: object) -> str:
+    """As a reader wants it: names of formats, shapes of arrays."""
+    if isinstance(value, np.ndarray):
+        return f"array{value.shape}"
+    return str(getattr(value, "name", value))[:40]
 
 
 def claim_names() -> dict[str, str]:

@@ -37,9 +37,11 @@ class Plugin:
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Iterator[None]:
         """A test without a property is one configuration by its name, where it records none itself."""
+        before = self.report.records
         yield
         name = name_of(item.nodeid)
-        if name and not hasattr(item.obj, "hypothesis"):
+        silent = self.report.records == before
+        if name and silent and not hasattr(item.obj, "hypothesis"):
             self.report.of(name).single.add(fingerprint(item.nodeid) or 0)
 
     def pytest_runtest_logreport(self, report: Any) -> None:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
-from numpy.typing import NDArray
 
 from unforgotten.theory.formats import Format, format_named
+from unforgotten.verification.chance import rng_for
+from unforgotten.verification.sampled_updates import sampled_update
+from unforgotten.verification.sampled_weights import (
+    LARGEST,
+    Weights,
+    around_thresholds,
+    largest,
+    on_own_grid,
+    sampled,
+)
 
-Weights = NDArray[Any]
 FORMAT_NAMES: tuple[str, ...] = (
     "int4-g8", "int2-g8", "int3-row", "int5-tensor", "int6-g8", "int7-row", "int8-row", "int8-tensor",
     "int2-g8-asym", "int3-g8-asym", "int4-g8-asym", "int5-row-asym", "int8-tensor-asym",
@@ -27,18 +35,15 @@ LIBRARY_FORMAT_NAMES: tuple[str, ...] = (
     "mxfp4-b8", "mxfp4-b32", "mxfp4-b8-ct", "nvfp4", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
 )  # fmt: skip
 ALL_FORMAT_NAMES = (*FORMAT_NAMES, *LIBRARY_FORMAT_NAMES)
-LARGEST = 2.0**115  # LLM.int8 computes 127 * absmax on the way to a value
 KINDS: tuple[str, ...] = (
     "plain", "bfloat16", "float16", "subnormal", "huge range", "ties", "all equal", "outlier", "zero block",
 )  # fmt: skip
+SAMPLED_KINDS: tuple[str, ...] = ("normal", "heavy-tailed", "already quantized")
+ALL_KINDS = (*KINDS, *SAMPLED_KINDS)
+SEEDS = st.integers(0, 2**32 - 1)
 
 
-def largest(fmt: Format) -> float:
-    """Magnitudes up to it overflow no parameter of the format."""
-    return 2.0**15 if fmt.storage == "float16" else LARGEST
-
-
-def formats(*, names: Sequence[str] = FORMAT_NAMES) -> st.SearchStrategy[Format]:
+def formats(*, names: Sequence[str] = ALL_FORMAT_NAMES) -> st.SearchStrategy[Format]:
     """A format, with small blocks. Shrinks to the first name."""
     return st.sampled_from(names).map(format_named)
 
@@ -66,10 +71,7 @@ def plain_values(*, largest: float = 8.0) -> st.SearchStrategy[float]:
 
 def threshold_values(fmt: Format) -> st.SearchStrategy[float]:
     """Code units on a threshold, one ulp to either side, or on a level. Shrinks to the lowest threshold."""
-    exact = [float(t) for t in fmt.thresholds]
-    below = [float(np.nextafter(t, np.float32(-np.inf))) for t in fmt.thresholds]
-    above = [float(np.nextafter(t, np.float32(np.inf))) for t in fmt.thresholds]
-    return st.sampled_from([*exact, *below, *above, *fmt.levels])
+    return st.sampled_from(around_thresholds(fmt))
 
 
 def tensor_shapes(fmt: Format) -> st.SearchStrategy[tuple[int, ...]]:
@@ -83,21 +85,25 @@ def tensor_shapes(fmt: Format) -> st.SearchStrategy[tuple[int, ...]]:
 
 @st.composite
 def tensors(
-    draw: st.DrawFn, fmt: Format, *, kinds: Sequence[str] = KINDS, whole_blocks: bool = False
+    draw: st.DrawFn, fmt: Format, *, kinds: Sequence[str] = ALL_KINDS, whole_blocks: bool = False
 ) -> Weights:
     """A float32 tensor (rows, columns) of one of `kinds`; magnitudes up to `largest`. Shrinks to one 0.
 
     "ties" lie on and around the thresholds of `fmt` at a step of a power of two; "outlier" has one weight that
-    dwarfs the others; "zero block" has rows of zeros.
+    dwarfs the others; "zero block" has rows of zeros. SAMPLED_KINDS are those of `sampled_weights`, by a drawn seed.
     """
     rows, columns = draw(tensor_shapes(fmt))
     if whole_blocks and fmt.block_size:
         columns = -(-columns // fmt.block_size) * fmt.block_size
     kind = draw(st.sampled_from(kinds))
+    if kind in SAMPLED_KINDS:
+        return sampled(kind, rng_for(kind, fmt.name, draw(SEEDS)), fmt, (rows, columns))
     w = draw(hnp.arrays(np.float32, (rows, columns), elements=_elements(fmt, kind)))
     if kind == "ties":
         exponent = 7 if fmt.storage == "float16" else 60
-        return _on_own_grid(w, fmt) * np.float32(2.0 ** draw(st.integers(-exponent, exponent)))
+        return on_own_grid(w, fmt, fmt.block_size or columns) * np.float32(
+            2.0 ** draw(st.integers(-exponent, exponent))
+        )
     if kind == "all equal":
         w[...] = w[0, 0]
     if kind == "outlier":
@@ -118,37 +124,25 @@ def _elements(fmt: Format, kind: str) -> st.SearchStrategy[float]:
     return by_kind.get(kind, plain_values())
 
 
-def _on_own_grid(v: Weights, fmt: Format) -> Weights:
-    """Weights whose own grid is the unit grid, so that v are their code units: the block's ends are set.
-
-    They are the first entries of each block; in flat blocks as they fall.
-    """
-    size = fmt.block_size or v.shape[1]
-    if fmt.zero == "none":
-        anchor = (
-            fmt.divisor if fmt.scale_rule in ("quotient", "float8 of tensor") else fmt.levels[-1]
-        )
-        v[:, ::size] = anchor
-        return np.asarray(np.clip(v, -abs(anchor), abs(anchor)), np.float32)
-    zero = (len(fmt.levels) - 1) // 3
-    v = v - np.float32(fmt.levels[0] + zero)
-    v[:, ::size] = -zero
-    v[:, 1::size] = len(fmt.levels) - 1 - zero
-    return np.asarray(v, np.float32)
-
-
 UPDATES: tuple[str, ...] = ("none", "one size", "relative", "an ulp", "plain", "to zero", "lattice")
+SAMPLED_UPDATES: tuple[str, ...] = (
+    "gaussian", "sign", "sparse", "low rank", "dead zone", "washed", "aimed", "setter",
+)  # fmt: skip
+ALL_UPDATES = (*UPDATES, *SAMPLED_UPDATES)
 
 
 @st.composite
 def updated(
-    draw: st.DrawFn, w: Weights, *, updates: Sequence[str] = UPDATES, largest: float = LARGEST
+    draw: st.DrawFn, w: Weights, fmt: Format, *, updates: Sequence[str] = ALL_UPDATES
 ) -> Weights:
     """w' for a w: unchanged, moved by one size, relatively, by an ulp, anywhere, to zero, or rounded to bfloat16.
 
-    Shrinks to w itself.
+    Or as `sampled_updates` moves it, by a drawn seed. Shrinks to w itself.
     """
+    top = largest(fmt)
     kind = draw(st.sampled_from(updates))
+    if kind in SAMPLED_UPDATES:
+        return sampled_update(kind, rng_for(kind, fmt.name, draw(SEEDS)), fmt, w)
     signs = draw(hnp.arrays(np.float32, w.shape, elements=st.sampled_from([0.0, 1.0, -1.0])))
     size = np.float32(draw(st.floats(2.0**-20, 1, width=32)))
     moved = {
@@ -161,7 +155,7 @@ def updated(
     }
     if kind == "plain":
         moved["plain"] = draw(hnp.arrays(np.float32, w.shape, elements=plain_values()))
-    return np.asarray(np.clip(moved[kind], -largest, largest), np.float32)
+    return np.asarray(np.clip(moved[kind], -top, top), np.float32)
 
 
 class Pair(NamedTuple):
@@ -174,12 +168,12 @@ class Pair(NamedTuple):
 
 @st.composite
 def pairs(
-    draw: st.DrawFn, *, names: Sequence[str] = FORMAT_NAMES, kinds: Sequence[str] = KINDS
+    draw: st.DrawFn, *, names: Sequence[str] = ALL_FORMAT_NAMES, kinds: Sequence[str] = ALL_KINDS
 ) -> Pair:
     """A format with weights and updated weights. Shrinks to one 0, not updated."""
     fmt = draw(formats(names=names))
     w = draw(tensors(fmt, kinds=kinds))
-    return Pair(fmt, w, draw(updated(w, largest=largest(fmt))))
+    return Pair(fmt, w, draw(updated(w, fmt)))
 
 
 class Sample(NamedTuple):
@@ -193,8 +187,8 @@ class Sample(NamedTuple):
 def samples(
     draw: st.DrawFn,
     *,
-    names: Sequence[str] = FORMAT_NAMES,
-    kinds: Sequence[str] = KINDS,
+    names: Sequence[str] = ALL_FORMAT_NAMES,
+    kinds: Sequence[str] = ALL_KINDS,
     whole_blocks: bool = False,
 ) -> Sample:
     """A format with weights. Shrinks to one 0."""
