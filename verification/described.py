@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -176,12 +176,12 @@ def describe(thing: object, *, name: str) -> Quantizer:
     if isinstance(thing, type) or (callable(thing) and _takes_nothing(thing)):
         return describe(thing(), name=name)
     if isinstance(thing, QuantizerLike):
-        claimed = {
+        claimed: dict[str, Any] = {
             f.name: getattr(thing, f.name) for f in fields(Quantizer) if hasattr(thing, f.name)
         }
-        return Quantizer(**({"name": name} | claimed))
+        return Quantizer(**{"name": name, **claimed})
     if callable(thing):
-        return Quantizer(thing, name)
+        return Quantizer(cast(Callable[[Array], Array], thing), name)
     raise ValueError(f"a quantizer must be callable or have quantize(w), got {name}={thing!r}")
 
 

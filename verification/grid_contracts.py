@@ -123,14 +123,11 @@ def codes_are_indices(q: Quantizer, w: Array) -> Counterexample | None:
     got, codes = quantized(q, w).astype(np.float64).ravel(), coded(q, w).ravel()
     count = len(q.levels or ())
     for block, x in _blocks_of(q, w):
-        fines = []
-        for grid in ideals(q, x):
-            named = grid.values[np.clip(codes[block], 0, count - 1)]
-            inside = (codes[block] >= 0) & (codes[block] < count)
-            fines.append(
-                inside & (~np.isfinite(named) | (np.abs(named - got[block]) <= slack(q, x)))
-            )
-        if grid.readable and not any(fine.all() for fine in fines):
+        grids = ideals(q, x)
+        inside = (codes[block] >= 0) & (codes[block] < count)
+        named = [grid.values[np.clip(codes[block], 0, count - 1)] for grid in grids]
+        fines = [inside & (np.abs(values - got[block]) <= slack(q, x)) for values in named]
+        if grids[0].readable and not any(fine.all() for fine in fines):
             i = int(block[np.flatnonzero(~fines[0])[0]])
             weight, value = number(w.ravel()[i]), number(got[i])
             words = f"weight {weight} must have the code of its value {value}, got code {codes[i]}"

@@ -74,7 +74,8 @@ def _stale_scale(w: Array) -> Array:
 
 def _claiming(fmt: str, name: str, quantize: Callable[[Array], Array]) -> Quantizer:
     """The claims of a format, but not that it is ours: the contracts must say what is wrong."""
-    return Quantizer(quantize, name, **(claims_of(format_named(fmt)) | {"format": None}))
+    claims: dict[str, Any] = {**claims_of(format_named(fmt)), "format": None}
+    return Quantizer(quantize, name, **claims)
 
 
 half_up = _claiming("int4-g8", "half_up", _by_group(_half_up))

@@ -22,7 +22,7 @@ from unforgotten.verification.chance import rng_for
 from unforgotten.verification.contracts import BASIC, CONTRACTS, Contract, Counterexample
 from unforgotten.verification.described import Quantizer
 from unforgotten.verification.general_contracts import POWERS
-from unforgotten.verification.strategies import tensor_shapes, tensors
+from unforgotten.verification.strategies import tensors
 from unforgotten.verification.verdict import Outcome, Verdict, as_object
 
 Array = NDArray[Any]
@@ -52,16 +52,18 @@ def drawn_as(q: Quantizer) -> Format:
 
 
 def dense(q: Quantizer, *, whole_blocks: bool) -> st.SearchStrategy[Array]:
-    """Multiples of 1/128 in [-8, 8), all different in a block more or less. Shrinks in shape alone."""
-    fmt = drawn_as(q)
-    size = fmt.block_size or 1
+    """Multiples of 1/128 in [-8, 8), all different in a block more or less. Shrinks in shape alone.
 
-    def drawn(shape: tuple[int, ...], seed: int) -> Array:
-        rows, columns = shape
-        columns += -columns % size if whole_blocks else 0
-        return (rng_for(seed).integers(-1024, 1024, (rows, columns)) / 128).astype(np.float32)
+    Half of the rows are multiples of 8, where kernels change to vectors, and mostly no multiple of the block.
+    """
+    size = q.block_size or 32
+    columns = st.integers(1, 2 * size + 1) | st.integers(1, max(size // 4, 2)).map(lambda n: 8 * n)
 
-    return st.builds(drawn, tensor_shapes(fmt), st.integers(0, 2**16))
+    def drawn(rows: int, width: int, seed: int) -> Array:
+        width += -width % (q.block_size or 1) if whole_blocks else 0
+        return (rng_for(seed).integers(-1024, 1024, (rows, width)) / 128).astype(np.float32)
+
+    return st.builds(drawn, st.integers(1, 3), columns, st.integers(0, 2**16))
 
 
 def weights_for(contract: Contract, q: Quantizer) -> st.SearchStrategy[Array]:
