@@ -27,7 +27,8 @@ DEFINITION = (
     "update, other parameters), one case of a parametrized test, or one row of a vectorized batch, which is a format "
     "with a block of weights and an update of its own. Inputs are compared by a 64-bit hash of their content, over "
     "all tests of the claim, so that a repeated one counts once. The single weights of a block are not counted, nor "
-    "are the samples of a statistical test."
+    "are the samples of a statistical test. Values of a dtype that were gone through one by one, none left out, are "
+    "counted apart, as exhaustive cases."
 )
 TEST = re.compile(r"::test_([a-zA-Z0-9_]+?)__\w+")
 _ODD = np.uint64(0x9E3779B97F4A7C15)
@@ -39,6 +40,7 @@ class Tally:
 
     single: set[int] = field(default_factory=set)
     batches: list[NDArray[np.uint64]] = field(default_factory=list)
+    exhaustive: dict[int, int] = field(default_factory=dict)
     outcomes: Counter[str] = field(default_factory=Counter)
     ratio: float | None = None
     at: str = ""
@@ -71,7 +73,11 @@ ACTIVE: list[Report] = []  # of the run, if one was asked for
 
 
 def record(
-    claim: str, *configuration: object, ratio: float | None = None, rows: Sequence[Any] = ()
+    claim: str,
+    *configuration: object,
+    ratio: float | None = None,
+    rows: Sequence[Any] = (),
+    exhaustive: int = 0,
 ) -> None:
     """Note a configuration of a claim, and how near a bound it came.
 
@@ -80,6 +86,7 @@ def record(
         configuration: what was tried; with `rows` what they have in common, as the format.
         ratio: actual / bound where the claim is a bound: 1 is attained, more is a violation.
         rows: arrays whose first axis is that of a batch: each row is a configuration.
+        exhaustive: how many values of a dtype were gone through; counted apart.
 
     Raises:
         ValueError: no claim has that name, or a part of the configuration cannot be told from another by its content.
@@ -93,7 +100,9 @@ def record(
     common = fingerprint(configuration)
     if common is None:
         raise ValueError(f"configuration must be plain values, got {configuration!r}")
-    if len(rows):
+    if exhaustive:
+        tally.exhaustive[common] = exhaustive
+    elif len(rows):
         tally.batches.append(fingerprints(rows, common))
     else:
         tally.single.add(common)
@@ -177,6 +186,7 @@ def as_object(report: Report, profile: str, seconds: float) -> dict[str, Any]:
         "numpy": np.__version__,
         "seconds": round(seconds, 1),
         "configurations": sum(r["configurations"] for r in rows),
+        "exhaustive_cases": sum(r["exhaustive_cases"] for r in rows),
         "violations": sum(r["violations"] for r in (*rows, *others)),
         "statistics": {
             "comparisons": comparisons,
@@ -192,6 +202,7 @@ def as_object(report: Report, profile: str, seconds: float) -> dict[str, Any]:
 def _counts(tally: Tally) -> dict[str, Any]:
     return {
         "configurations": tally.configurations(),
+        "exhaustive_cases": sum(tally.exhaustive.values()),
         "tests": dict(sorted(tally.outcomes.items())),
         "violations": tally.outcomes["failed"],
         "tightness": None if tally.ratio is None else {"ratio": tally.ratio, "at": tally.at},
