@@ -149,6 +149,9 @@ def test_position__inverts_the_interpolation(fmt: Format, data: st.DataObject) -
     share = data.draw(st.integers(0, 1024)) / 1024
     cell = cells(fmt)
     v = cell.lower[code] + share * cell.width[code]
+    if cell.width[code] == 0:  # a level that no weight reaches
+        assert np.isnan(position(np.array([v]), np.array([code]), fmt)[0])
+        return
     got = float(position(np.array([v]), np.array([code]), fmt)[0])
     # product, sum and difference round at the size of the cell's ends, the quotient at the size of the share
     ends = max(abs(cell.lower[code]), abs(cell.upper[code]))

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
 from random import Random
 from typing import Any
 
@@ -44,8 +45,9 @@ def drawn_as(q: Quantizer) -> Format:
     levels = q.levels or tuple(float(k) for k in range(-127, 128))
     ranged = q.statistic in ("range", "min-max")
     shifted = tuple(x - levels[0] for x in levels) if ranged else levels
+    counted = all(high - low == 1 for low, high in pairwise(shifted))
     return replace(
-        format_named("int8-tensor"), levels=shifted, labels=tuple(range(len(levels))),
+        format_named("int8-tensor"), rounding="half-even" if counted else "half-lower", levels=shifted, labels=tuple(range(len(levels))),
         block=q.block or "tensor", block_size=q.block_size, divisor=abs(q.step_divisor),
         statistic="range" if ranged else "absmax", zero="whole" if ranged else "none",
     )  # fmt: skip
