@@ -55,12 +55,7 @@ def detectable_gap(trials: int) -> float:
     return 2 * hoeffding_radius(trials)
 
 
-def trials_to_see(gap: float) -> int:
-    """The smallest number of trials whose `detectable_gap` is at most `gap`."""
-    return math.ceil(2 * math.log(2 / FALSE_ALARM) / gap**2)
-
-
-def bernstein_radius(variance: float, trials: int) -> float:
+def bernstein_radius(variance: float, trials: int, *, looks: int = 1) -> float:
     """P[|mean - E mean| >= radius] <= FALSE_ALARM for trials in [0, 1] (Maurer & Pontil 2009, thm 4, both sides).
 
     Smaller than Hoeffding's where the variance is.
@@ -68,9 +63,10 @@ def bernstein_radius(variance: float, trials: int) -> float:
     Args:
         variance: of the sample, with trials - 1.
         trials: at least 2.
+        looks: how often a growing sample may be looked at; the false alarm is that of all of them.
     """
     COUNTS["comparisons"] += 1
-    log = math.log(4 / FALSE_ALARM)
+    log = math.log(4 * looks / FALSE_ALARM)
     return math.sqrt(2 * variance * log / trials) + 7 * log / (3 * (trials - 1))
 
 
