@@ -4,14 +4,17 @@ Three predictions, of rising knowledge: `nominal` from the target's weights, lr,
 one sign; `ratio` with one more number, the size of the pair's free steps (`stationary_fit`); `motion` with the pair's
 displacements by quarter binade, which leaves T6 and the law of the absmax alone to be tested and is no forecast.
 
-`python -m unforgotten.experiments.predictions RUN…` writes `RUN/predictions.jsonl` and prints a table.
+`beyond` is the share of weights that moved in the first binade that steps of lr cannot move (T4): each of them has had a
+step larger than lr, which AdamW takes while gradients grow (T5).
+
+`python -m unforgotten.experiments.predictions RUN…` writes `RUN/predictions.jsonl`.
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,7 @@ from unforgotten.audit.pairing import is_quantized
 from unforgotten.experiments.storage import write_text
 from unforgotten.theory.absmax import AbsmaxLaw, observed_absmax
 from unforgotten.theory.block_law import Expected, combine
+from unforgotten.theory.dead_zone import frozen_exponent
 from unforgotten.theory.densities import Empirical, empirical
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.motion import StepLaw, step_law
@@ -33,6 +37,7 @@ from unforgotten.theory.quantize import to_blocks
 
 KINDS = ("nominal", "ratio", "motion")
 DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+KEPT = ("method", "storage", "format", "lr", "steps", "seed", "revision")
 HISTOGRAM_BINS = 256
 ABSMAX_NODES = 12
 
@@ -75,17 +80,28 @@ def predictions(folder: Path) -> Iterator[dict[str, Any]]:
         delta = {k: unlearned[k] - t.weights for k, t in target.items()}
         for kind in KINDS:
             e = _expected(kind, row, target, laws[name], delta)
-            kept = {
-                k: row[k]
-                for k in ("method", "storage", "format", "lr", "steps", "seed", "revision")
-            }
+            kept = {name: row[name] for name in KEPT}
+            beyond = _moved_beyond(row, target, delta)
             yield {
                 **kept,
                 "kind": kind,
                 "measured": row["value"],
                 "predicted": e.gain,
                 "cosine": e.cosine,
+                "beyond": beyond,
             }
+
+
+def _moved_beyond(
+    row: dict[str, Any], target: dict[str, Tensor], delta: dict[str, NDArray[Any]]
+) -> float:
+    edge = 2.0 ** frozen_exponent(row["lr"], DTYPES[row["storage"]])
+    moved = weights = 0
+    for name, t in target.items():
+        inside = (np.abs(t.weights) > edge) & (np.abs(t.weights) < 2 * edge)
+        moved += int((delta[name][inside] != 0).sum())
+        weights += int(inside.sum())
+    return moved / weights if weights else 0.0
 
 
 def _expected(
@@ -122,38 +138,12 @@ def _steps(
     return stationary_fit(step_ratio(w, d, **options))
 
 
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Markdown: for each arm and format the range measured, and of each prediction; and its largest error."""
-    lines = [
-        f"| arm | format | measured | {' | '.join(KINDS)} |",
-        "| --- | --- | --- |" + " --- |" * len(KINDS),
-    ]
-    for storage, name in dict.fromkeys((r["storage"], r["format"]) for r in rows):
-        cell = [r for r in rows if (r["storage"], r["format"]) == (storage, name)]
-        kinds = [[r for r in cell if r["kind"] == kind] for kind in KINDS]
-        cells = [
-            f"{_span(r['predicted'] for r in k)} (off by {max(abs(r['predicted'] - r['measured']) for r in k):.2f})"
-            for k in kinds
-        ]
-        lines.append(
-            f"| {storage} | {name} | {_span(r['measured'] for r in cell)} | {' | '.join(cells)} |"
-        )
-    return "\n".join(lines)
-
-
-def _span(values: Iterable[float]) -> str:
-    values = list(values)
-    return f"{min(values):.2f} to {max(values):.2f}"
-
-
 def main(folders: Sequence[str]) -> None:
-    """Predict for each run, write, and print one table of all."""
-    rows = []
-    for folder in folders:
-        own = list(predictions(Path(folder)))
-        write_text(Path(folder) / "predictions.jsonl", "".join(json.dumps(r) + "\n" for r in own))
-        rows += own
-    print(table(rows))
+    """Predict for each run, and write the rows beside its own."""
+    for folder in map(Path, folders):
+        path = folder / "predictions.jsonl"
+        write_text(path, "".join(json.dumps(row) + "\n" for row in predictions(folder)))
+        print(f"predictions: {path}")
 
 
 if __name__ == "__main__":

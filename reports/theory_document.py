@@ -15,6 +15,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unforgotten.reports.conjectures import conjectures
+from unforgotten.reports.prediction_table import moved_beyond, prediction_rows, prediction_table
 from unforgotten.reports.rows import read_run
 from unforgotten.reports.theory_evidence import PARTS, calls, evidence, kinds
 from unforgotten.reports.theory_examples import example, source
@@ -55,7 +56,8 @@ def text() -> str:
     )  # fmt: skip
     environment.globals.update(
         titles=TITLES, kinds=kinds, calls=calls, evidence=evidence, example=example, source=source,
-        picture=picture, c1_summary=c1_summary(),
+        picture=picture, c1_summary=c1_summary(), prediction_table=prediction_table,
+        moved_beyond=moved_beyond, predicted=prediction_rows(PUBLISHED),
     )  # fmt: skip
     chapters = [environment.get_template(f"theory_{name}.md.j2").render() for name in CHAPTERS]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(chapters)).strip() + "\n"
