@@ -5,8 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -164,9 +164,30 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: as `read_rows`; or `config.json` is not a JSON object.
     """
-    rows = read_rows(folder)
+    rows = _only_recovery(read_rows(folder))
     digest = hashlib.sha256(_rows_path(folder).read_bytes()).hexdigest()
     return Run(tuple(rows), digest, _read_settings(folder / "config.json"))
+
+
+def _only_recovery(rows: Sequence[Row]) -> list[Row]:
+    """The rows, a rho being undefined where the quantized target knows no more than the unlearned model.
+
+    Both the rise and its limit are then falls, and their quotient says nothing of memory coming back.
+    """
+    values = {row.key: row.value for row in rows}
+
+    def without_reference(row: Row) -> bool:
+        metric = row.metric.removeprefix("rho_")
+        target = values.get((metric, "target", None, None, row.format))
+        unlearned = values.get((metric, row.model, row.method, row.storage, "none"))
+        return target is not None and unlearned is not None and target <= unlearned
+
+    return [
+        replace(row, value=None, interval=None, stderr=None)
+        if row.metric.startswith("rho_") and without_reference(row)
+        else row
+        for row in rows
+    ]
 
 
 def _matches(value: object, wanted: object) -> bool:

@@ -111,3 +111,15 @@ def test_a_broken_configuration_is_named(content: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(content)
     with pytest.raises(ValueError, match=r"config\.json: must be a JSON object"):
         read_run(tmp_path)
+
+
+@pytest.mark.parametrize(("target", "defined"), [(28.0, False), (60.0, False), (90.0, True)])
+def test_nothing_is_recovered_where_the_quantized_target_knows_no_more(
+    tmp_path: Path, target: float, defined: bool
+) -> None:
+    rho = row(metric="rho_M1", format="int4-g64", value=0.95, stderr=0.02, interval=[0.9, 1.0])
+    known = row(model="target", method=None, storage=None, format="int4-g64", value=target)
+    run = read_run(write(tmp_path, row(value=60.0), known, rho))
+    got = run.get("rho_M1", "unlearned", "GA", "fp32", "int4-g64")
+    assert got is not None
+    assert (got.value, got.bounds) == ((0.95, (0.9, 1.0)) if defined else (None, None))
