@@ -10,6 +10,7 @@ import hypothesis.extra.numpy as hnp
 import hypothesis.strategies as st
 import numpy as np
 
+from unforgotten.theory.cells import cells
 from unforgotten.theory.formats import Format, format_named
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.sampled_updates import sampled_update
@@ -35,6 +36,8 @@ LIBRARY_FORMAT_NAMES: tuple[str, ...] = (
     "mxfp4-b8", "mxfp4-b32", "mxfp4-b8-ct", "nvfp4", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
 )  # fmt: skip
 ALL_FORMAT_NAMES = (*FORMAT_NAMES, *LIBRARY_FORMAT_NAMES)
+TILED_NAMES = tuple(n for n in ALL_FORMAT_NAMES if cells(format_named(n)).width.min() > 0)
+"""Without those whose lowest level only a tie reaches: its cell has no width, and no place in it."""
 KINDS: tuple[str, ...] = (
     "plain", "bfloat16", "float16", "subnormal", "huge range", "ties", "all equal", "outlier", "zero block",
 )  # fmt: skip

@@ -15,7 +15,7 @@ from unforgotten.theory.formats import Format, format_named
 from unforgotten.theory.quantize import Grid, encode
 from unforgotten.verification.chance import assert_mean, detectable_gap, rng_for
 from unforgotten.verification.oracles import U32, U64
-from unforgotten.verification.strategies import FORMAT_NAMES, formats
+from unforgotten.verification.strategies import FORMAT_NAMES, TILED_NAMES, formats
 
 SIMULATED = ("int4-g64", "nf4-b64", "fp4-b64")
 SHIFTS = (0.0, 2.0**-12, -0.003, 0.02, -0.05, 0.11, -0.4, 0.9, -1.7)
@@ -49,7 +49,7 @@ def rounding_layer(code: int, shift: float, fmt: Format) -> float:
     return float(2 * U32 * (2 * ends + abs(shift)) / cell.width[code])
 
 
-@given(formats(), st.data())
+@given(formats(names=TILED_NAMES), st.data())
 def test_flip_probability__is_the_exact_length_of_the_flipping_part(
     fmt: Format, data: st.DataObject
 ) -> None:
@@ -131,7 +131,7 @@ def test_flip_probability__is_0_without_a_shift_and_1_across_a_cell(name: str) -
     assert flip_probability(width, codes, fmt)[-1] == flip_probability(-width, codes, fmt)[0] == 0
 
 
-@given(formats(), st.floats(2.0**-20, 2.0**-12))
+@given(formats(names=TILED_NAMES), st.floats(2.0**-20, 2.0**-12))
 def test_flip_probability__sums_to_the_boundary_density(fmt: Format, shift: float) -> None:
     """For w uniform on the reach: P(flip) = |shift| (K - 1) / reach while the shift is below every width."""
     cell = cells(fmt)

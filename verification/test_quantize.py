@@ -132,7 +132,7 @@ def test_round_trip__of_each_library_is_the_exact_oracle(name: str, data: st.Dat
     assert exact(got) == [v for v, r in zip(expected, real, strict=True) if r]
 
 
-@given(samples())
+@given(samples(names=FORMAT_NAMES))  # the libraries' sums and storage need more slack: below
 @example(
     Sample(format_named("llmint8-row"), np.array([[1.82e-43]], np.float32))
 )  # 127 / absmax = inf
@@ -212,7 +212,7 @@ def test_from_blocks__undoes_to_blocks(s: Sample) -> None:
     assert np.array_equal(from_blocks(to_blocks(s.w, s.fmt), s.w.shape, s.fmt), s.w)
 
 
-@given(samples())
+@given(samples(names=[n for n in ALL_FORMAT_NAMES if not format_named(n).whole_blocks]))
 def test_fit_grid__ignores_padding(s: Sample) -> None:
     blocks = to_blocks(s.w, s.fmt)
     grid = fit_grid(blocks, s.fmt)

@@ -12,7 +12,6 @@ from unforgotten.theory.quantize import code_units, fit_grid, to_blocks
 from unforgotten.verification.sampled_weights import LARGEST
 from unforgotten.verification.strategies import (
     ALL_FORMAT_NAMES,
-    FORMAT_NAMES,
     Pair,
     Sample,
     bfloat16_values,
@@ -68,7 +67,7 @@ def test_samples__contain(feature: Callable[[Sample], bool]) -> None:
     assert feature(find(samples(), feature, settings=SEARCH))
 
 
-@pytest.mark.parametrize("name", [n for n in ALL_FORMAT_NAMES if n not in HQQ])
+@pytest.mark.parametrize("name", ALL_FORMAT_NAMES)
 def test_samples__reach_every_threshold_neighbourhood(name: str) -> None:
     fmt = format_named(name)
     found = find(tensors(fmt, kinds=["ties"]), lambda w: has_tie(Sample(fmt, w)), settings=SEARCH)
