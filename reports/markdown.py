@@ -28,7 +28,7 @@ def survival_table(runs: Sequence[Run]) -> str:
 
 
 def returns(runs: Sequence[Run], storage: str, terms: Sequence[str], names: Sequence[str]) -> str:
-    """ "x of y": in how many cases M1 came back, over these forget terms and formats."""
+    """In how many cases M1 came back, "x of y", over these forget terms and formats."""
     rows = (row for t in terms for name in names for row in _rows(runs, "rho_M1", storage, t, name))
     intervals = [row.interval for row in rows if row.interval]
     return f"{sum(low > 0 for low, _ in intervals)} of {len(intervals)}"

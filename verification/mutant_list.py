@@ -63,7 +63,7 @@ def telling(operator: str) -> bool:
     return any(match[1] in kind and match[2] in kind for kind in KINDS)
 
 
-def annotations(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
+def annotation_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
     """The spans of the source that are annotations, and so never run."""
     spans = []
     for node in ast.walk(ast.parse(source)):
@@ -85,7 +85,7 @@ def mutants_of(path: str, source: str, root: Path) -> Iterator[Mutant]:
     from cosmic_ray.commands.init import _all_work_items  # type: ignore[import-untyped]
 
     digest = hashlib.sha256(source.encode()).hexdigest()[:12]
-    never_run = annotations(source)
+    never_run = annotation_spans(source)
     for item in _all_work_items([root / path], {}):
         (spec,) = item.mutations
         start, end = tuple(spec.start_pos), tuple(spec.end_pos)

@@ -189,7 +189,7 @@ def meet_all(
 
 def false_killers(verdicts: Iterable[Verdict], seen: Seen, worker: Worker) -> frozenset[str]:
     """The killers that fail, or do not end, without a mutant under the same limits: their kills say nothing."""
-    killers = sorted({v.killer for v in verdicts if v.killer in seen.seconds})
+    killers = sorted({v.killer for v in verdicts if v.killer and v.killer in seen.seconds})
     bad: set[str] = set()
     while rest := [k for k in killers if k not in bad]:
         told = worker(tests=rest, stop=False, limits={k: limit(seen.seconds[k]) for k in rest})

@@ -39,7 +39,7 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-class Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):
+class Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: ignore[misc]
     """Finds one module, with another source than the file's."""
 
     def __init__(self, name: str, path: str, source: str) -> None:

@@ -153,7 +153,7 @@ def _feed(digest: Any, value: object) -> bool:
 def fingerprints(rows: Sequence[NDArray[Any]], common: int) -> NDArray[np.uint64]:
     """64 bits for each row of a batch: a polynomial in the bits of its numbers, mixed at every step (n,)."""
     columns = [np.ascontiguousarray(x).reshape(len(x), -1) for x in rows]
-    hashed = np.full(len(columns[0]), common, np.uint64)
+    hashed: NDArray[np.uint64] = np.full(len(columns[0]), common, np.uint64)
     with np.errstate(over="ignore"):
         for part in columns:
             bits = part.view(f"u{part.dtype.itemsize}").astype(np.uint64)

@@ -28,12 +28,10 @@ def statistical_tests(path: Path) -> frozenset[str]:
 
 def sampling_tests(source: str) -> frozenset[str]:
     """Names of the functions `test_…` of a module from which `rng_for` can be reached."""
-    uses = {node.name: _names(node) for node in ast.walk(ast.parse(source)) if _is_named(node)}
+    named = (ast.FunctionDef, ast.ClassDef)
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, named)]
+    uses = {node.name: _names(node) for node in nodes}
     return frozenset(n for n in uses if n.startswith("test_") and _reaches(n, uses, set()))
-
-
-def _is_named(node: ast.AST) -> bool:
-    return isinstance(node, ast.FunctionDef | ast.ClassDef)
 
 
 def _names(function: ast.AST) -> frozenset[str]:
