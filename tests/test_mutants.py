@@ -23,9 +23,9 @@ from unforgotten.verification.mutant_list import (
     shuffled,
     telling,
 )
-from unforgotten.verification.mutant_map import Seen, function_bodies
+from unforgotten.verification.mutant_map import Seen, function_bodies, importers_of
 from unforgotten.verification.mutant_report import lower_bound
-from unforgotten.verification.mutant_run import Session, Verdict, judged
+from unforgotten.verification.mutant_run import Session, Verdict, affordable, judged
 
 TINY = '''"""Three functions."""
 
@@ -217,6 +217,23 @@ def test_a_mutant_meets_the_tests_of_its_line_first_then_of_its_function() -> No
     assert seen.tests(Mutant("i", "a.py", "o", 0, (2, 0), (2, 1), "f")) == ["fast", "slow"]
     at_import = seen.tests(Mutant("i", "a.py", "o", 0, (1, 0), (1, 1), "f"))
     assert at_import == ["fast", "slow"]
+
+
+def test_what_runs_on_import_meets_the_tests_of_the_importers() -> None:
+    sources = {"theory/a.py": "A = 1\n", "theory/b.py": "from unforgotten.theory.a import A\n"}
+    lines = {
+        "theory/a.py": {1: frozenset({"collecting t.py"})},
+        "theory/b.py": {9: frozenset({"t"})},
+    }
+    seen = Seen(lines, {"t": 1.0, "other": 1.0}, {}, importers_of(sources))
+    assert seen.tests(Mutant("i", "theory/a.py", "o", 0, (1, 0), (1, 1), None)) == ["t"]
+
+
+def test_a_budget_leaves_out_the_slow_end_but_never_all() -> None:
+    seen = Seen({}, {"a": 0.1, "b": 0.2, "c": 5.0}, {})
+    assert affordable(["a", "b", "c"], seen, 3.0) == ["a", "b"]  # ten times the map's examples
+    assert affordable(["c", "a"], seen, 1.0) == ["c"]
+    assert affordable([], seen, 1.0) == []
 
 
 @pytest.mark.parametrize(

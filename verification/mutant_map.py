@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,14 @@ class Seen:
         lines: path -> line -> the tests that run it, and `collecting FILE` where it runs on import.
         seconds: CPU seconds of every test, at MAP_EXAMPLES examples.
         bodies: path -> function -> first and last line.
+        importers: path -> the mutated files that import it.
         red: the tests that fail without a mutant.
     """
 
     lines: Mapping[str, Mapping[int, frozenset[str]]]
     seconds: Mapping[str, float]
     bodies: Mapping[str, Mapping[str, tuple[int, int]]]
+    importers: Mapping[str, frozenset[str]] = field(default_factory=dict)
     red: tuple[str, ...] = ()
 
     @cached_property
@@ -60,14 +62,15 @@ class Seen:
     def tests(self, mutant: Mutant) -> list[str]:
         """The tests that can see the mutant, those that run its line first, the fastest of them first.
 
-        What runs while a module is imported is seen by every test that runs anything of the module, and a decorator by
-        the tests of the registry too.
+        What runs while a module is imported is seen by every test that runs anything of the module or of one that
+        imports it, and a decorator by the tests of the registry too.
         """
         near = self._running(mutant.path, range(mutant.start[0], mutant.end[0] + 1))
         first, last = self._body(mutant)
         wide = self._running(mutant.path, range(first, last + 1))
         if not first or any(t.startswith("collecting ") for t in near | wide):
-            wide |= self.by_file.get(mutant.path, frozenset())
+            for path in (mutant.path, *self.importers.get(mutant.path, ())):
+                wide |= self.by_file.get(path, frozenset())
             wide |= {t for t in self.seconds if t.startswith(REGISTRY)}
         near &= self.seconds.keys()
         return [*self._fast(mutant, near), *self._fast(mutant, (wide & self.seconds.keys()) - near)]
@@ -197,5 +200,23 @@ def read_map(tree: Path, files: Iterable[str], found: Mapping[str, Any]) -> Seen
         }
         for file, of in found["lines"].items()
     }
-    bodies = {f: function_bodies((tree / f).read_text("utf-8")) for f in files}
-    return Seen(lines, found["seconds"], bodies, tuple(found["red"]))
+    sources = {f: (tree / f).read_text("utf-8") for f in files}
+    bodies = {f: function_bodies(source) for f, source in sources.items()}
+    return Seen(lines, found["seconds"], bodies, importers_of(sources), tuple(found["red"]))
+
+
+def importers_of(sources: Mapping[str, str]) -> dict[str, frozenset[str]]:
+    """Path -> the paths whose source imports from it."""
+    return {
+        path: frozenset(
+            other
+            for other, source in sources.items()
+            if f"from {module_name(path)} import " in source
+            or f"import {module_name(path).rpartition('.')[2]}\n" in source
+        )
+        for path in sources
+    }
+
+
+def module_name(path: str) -> str:
+    return "unforgotten." + path.removesuffix(".py").replace("/", ".")

@@ -131,7 +131,7 @@ def survivors_page(run: Run, known: Mapping[Place, str]) -> str:
         elif reason := known.get(place(m, v)):
             equivalent.append(_entry(m, v, reason))
         else:
-            alive.append(_entry(m, v, f"survives the {v.tests} tests that run it"))
+            alive.append(_entry(m, v, f"survives {v.tests} of the {v.of} tests that can see it"))
     lines = [
         "# Mutants that survived",
         "",

@@ -7,15 +7,17 @@ mutants that were running.
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass
+from itertools import accumulate
 from pathlib import Path
 from queue import SimpleQueue
 from typing import Any, Literal
 
 from unforgotten.verification.mutant_list import Mutant, changed_lines, mutated_source
-from unforgotten.verification.mutant_map import MAP_EXAMPLES, Seen, Worker
+from unforgotten.verification.mutant_map import MAP_EXAMPLES, Seen, Worker, module_name
 
 Outcome = Literal["killed", "timeout", "survived", "unseen", "nothing", "error"]
 CI_EXAMPLES = 200
@@ -37,7 +39,8 @@ class Verdict:
             tests that see it pass; "unseen": no test runs it; "nothing": the change changes nothing; "error": ours.
         killer: the test that failed or did not end.
         how: what it said.
-        tests: how many tests can see it.
+        tests: how many tests it was to meet.
+        of: how many can see it; more where they would take longer than the budget.
         cpu: seconds of CPU.
         line: its number in the file.
         before: the line as it is.
@@ -50,6 +53,7 @@ class Verdict:
     killer: str | None = None
     how: str | None = None
     tests: int = 0
+    of: int = 0
     cpu: float = 0.0
     line: int = 0
     before: str = ""
@@ -63,10 +67,6 @@ def limit(seconds: float) -> float:
     return GRACE + SLACK * seconds * CI_EXAMPLES / MAP_EXAMPLES
 
 
-def module_name(path: str) -> str:
-    return "unforgotten." + path.removesuffix(".py").replace("/", ".")
-
-
 def mutant_job(mutant: Mutant, tree: Path) -> dict[str, Any]:
     """What the worker must know of a mutant."""
     path = tree / mutant.path
@@ -74,24 +74,34 @@ def mutant_job(mutant: Mutant, tree: Path) -> dict[str, Any]:
     return {"module": module_name(mutant.path), "path": str(path), "source": changed}
 
 
+def affordable(tests: Sequence[str], seen: Seen, budget: float) -> list[str]:
+    """The first tests that take `budget` CPU seconds in profile `ci`, if every one scales with its examples."""
+    total = accumulate(seen.seconds[t] * CI_EXAMPLES / MAP_EXAMPLES for t in tests)
+    return [t for t, until in zip(tests, total, strict=True) if until <= budget or t == tests[0]]
+
+
 def meet(
-    mutant: Mutant, tree: Path, seen: Seen, worker: Worker, banned: frozenset[str] = frozenset()
+    mutant: Mutant,
+    tree: Path,
+    seen: Seen,
+    worker: Worker,
+    *,
+    budget: float = math.inf,
+    banned: frozenset[str] = frozenset(),
 ) -> Verdict:
-    """Run the tests that can see a mutant until one fails."""
-    source = (tree / mutant.path).read_text("utf-8")
-    changed = mutated_source(mutant, source)
-    if changed is None:
+    """Run the tests that can see a mutant, as far as the budget goes, until one fails."""
+    job = mutant_job(mutant, tree)
+    if job["source"] is None:
         return Verdict("nothing")
-    line, before, after = changed_lines(source, changed)
-    tests = [t for t in seen.tests(mutant) if t not in banned]
+    line, before, after = changed_lines((tree / mutant.path).read_text("utf-8"), job["source"])
+    every = [t for t in seen.tests(mutant) if t not in banned]
+    tests = affordable(every, seen, budget)
     if not tests:
         return Verdict("unseen", line=line, before=before, after=after)
-    told = worker(
-        module=module_name(mutant.path), path=str(tree / mutant.path), source=changed, tests=tests,
-        limits={t: limit(seen.seconds[t]) for t in tests},
-    )  # fmt: skip
+    told = worker(**job, tests=tests, limits={t: limit(seen.seconds[t]) for t in tests})
     outcome, killer, how = judged(told)
-    return Verdict(outcome, killer, how, len(tests), round(told["cpu"], 2), line, before, after)
+    cpu = round(told["cpu"], 2)
+    return Verdict(outcome, killer, how, len(tests), len(every), cpu, line, before, after)
 
 
 def judged(told: Mapping[str, Any]) -> tuple[Outcome, str | None, str | None]:

@@ -51,6 +51,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--sample", type=int, default=LEAST_SAMPLE, help="mutants; 0: all of them")
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after them")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
+    parser.add_argument("--budget", type=float, default=600, help="CPU seconds of tests a mutant")
     parser.add_argument(
         "--again", nargs="*", metavar="TESTS", help="survivors meet these test files"
     )
@@ -128,7 +129,9 @@ def _first(
     banned: frozenset[str] = frozenset()
 
     def judge(mutant: Mutant, worker: Worker) -> Verdict:
-        return replace(meet(mutant, tree, seen, worker, banned), revision=revision)
+        return replace(
+            meet(mutant, tree, seen, worker, budget=asked.budget, banned=banned), revision=revision
+        )
 
     def done(mutant: Mutant, verdict: Verdict) -> bool:
         session.add([mutant], tree)
