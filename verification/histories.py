@@ -41,7 +41,7 @@ def alternating(
 def bursts(
     rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float
 ) -> NDArray[Any]:
-    """Tiny gradients, and one that is large: the folk bound of lr a step fails after it."""
+    """Tiny gradients, and one that is large: the second moment remembers it for a thousand steps."""
     g = 1e-3 * rng.standard_normal((rows, steps))
     g[np.arange(rows), rng.integers(0, steps, rows)] = 1.0
     return g
@@ -66,7 +66,7 @@ def scaled(
 def extremal(
     rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float
 ) -> NDArray[Any]:
-    """The gradients whose last step is the largest that AdamW can take, disturbed a little."""
+    """The gradients whose last step is the largest that AdamW can take, disturbed a little: above lr."""
     noise = 2.0 ** rng.uniform(-30, -2, (rows, 1)) * rng.standard_normal((rows, steps))
     exact = extremal_gradients(steps, beta1, beta2) if beta1 else np.eye(steps)[-1] + 2.0**-40
     return np.asarray(exact * (1 + noise))

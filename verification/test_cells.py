@@ -15,6 +15,7 @@ from unforgotten.theory.quantize import Grid, code_units, encode, fit_grid, to_b
 from unforgotten.verification.oracles import ETA32, U32, midpoints
 from unforgotten.verification.strategies import (
     ALL_FORMAT_NAMES,
+    TILED_NAMES,
     Sample,
     formats,
     samples,
@@ -130,9 +131,9 @@ def test_cells__hold_every_weight_on_its_own_grid(s: Sample) -> None:
     assert (inside | clipped).all()
 
 
-@given(samples())
+@given(samples(names=[n for n in ALL_FORMAT_NAMES if format_named(n).statistic != "none"]))
 def test_reach__closes_what_a_block_can_fill(s: Sample) -> None:
-    """|v| <= divisor but for 3 roundings, where the parameters are normal numbers."""
+    """|v| <= divisor but for 3 roundings, where the parameters are normal numbers. No block sets those of fp8-cast."""
     blocks = to_blocks(s.w, s.fmt)
     grid = fit_grid(blocks, s.fmt)
     normal = (grid.scale > 2.0**-100) | (grid.scale == 0)
@@ -143,7 +144,7 @@ def test_reach__closes_what_a_block_can_fill(s: Sample) -> None:
     assert (v <= high + slack).all()
 
 
-@given(formats(), st.data())
+@given(formats(names=TILED_NAMES), st.data())
 def test_position__inverts_the_interpolation(fmt: Format, data: st.DataObject) -> None:
     code = data.draw(st.integers(0, len(fmt.levels) - 1))
     share = data.draw(st.integers(0, 1024)) / 1024
