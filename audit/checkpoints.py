@@ -30,14 +30,17 @@ class Checkpoint(Protocol):
     @property
     def source(self) -> Path | str:
         """As given, for messages and the result."""
+        ...
 
     @property
     def revision(self) -> str | None:
         """The commit of a Hub source; None for a local one."""
+        ...
 
     @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """Dtype and shape of every tensor, by name, in the order of the names."""
+        ...
 
     def read(self, name: str) -> NDArray[Any]:
         """The whole tensor, in the dtype and shape that `tensors` states.
@@ -45,6 +48,7 @@ class Checkpoint(Protocol):
         Raises:
             CheckpointError: the file changed since it was opened.
         """
+        ...
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows start … stop - 1 of the first axis, bit for bit those of `read`; `0 <= start <= stop <= shape[0]`.
@@ -52,15 +56,22 @@ class Checkpoint(Protocol):
         Raises:
             CheckpointError: as `read`.
         """
+        ...
 
     def sha256(self) -> str:
         """SHA-256 over the bytes of the files that determine the weights; what order, each kind says."""
+        ...
 
 
 def row_chunks(info: TensorInfo, most_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that cover a tensor of at least one axis, each of about `most_bytes` or of one row."""
+    """Ranges of rows that cover a tensor of at least one axis, each of about `most_bytes` or of one row.
+
+    A tensor without a weight has none: 2^60 rows of no bytes fit any file.
+    """
+    if not info.nbytes:
+        return
     rows = info.shape[0]
-    step = max(1, most_bytes // max(1, info.nbytes // max(1, rows)))
+    step = max(1, most_bytes // (info.nbytes // rows))
     for start in range(0, rows, step):
         yield start, min(start + step, rows)
 

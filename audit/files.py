@@ -24,10 +24,12 @@ class WeightFile(Protocol):
     @property
     def path(self) -> Path:
         """The name in messages."""
+        ...
 
     @property
     def size(self) -> int:
         """Bytes of the file when it was opened."""
+        ...
 
     def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """The bytes from `offset`, in memory of their own. The range must lie within `size`.
@@ -35,6 +37,7 @@ class WeightFile(Protocol):
         Raises:
             CheckpointError: the file is not the one that was opened.
         """
+        ...
 
 
 class Identity(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-Bytes = NDArray[np.uint8]
+Bytes = NDArray[np.integer[Any]]
 
 
 class Decoded(NamedTuple):
@@ -61,7 +61,8 @@ def _nibbles(packed: Bytes) -> Bytes:
 
 def _fifth_bits(blocks: Bytes, start: int) -> Bytes:
     """32 bits from a byte on, lowest first, as 0 or 16."""
-    bits = np.unpackbits(blocks[:, start : start + 4], axis=1, bitorder="little")
+    packed = blocks[:, start : start + 4].astype(np.uint8)
+    bits = np.unpackbits(packed, axis=1, bitorder="little")
     return np.left_shift(bits, 4, dtype=np.uint8)
 
 

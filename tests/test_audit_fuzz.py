@@ -109,7 +109,8 @@ def mutated_json(draw: st.DrawFn, value: Any) -> Any:
     """Up to three places of a JSON value replaced by wild ones. Shrinks to `value`."""
     value = json.loads(json.dumps(value))
     for _ in range(draw(st.integers(0, 3))):
-        place, key = value, None
+        holder = place = value
+        key = None
         while isinstance(place, dict | list) and place:
             keys = list(place) if isinstance(place, dict) else list(range(len(place)))
             holder, key = place, draw(st.sampled_from(keys))

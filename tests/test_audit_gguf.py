@@ -120,7 +120,7 @@ def test_written_by_gguf_and_audited(kind: str, tmp_path: Path) -> None:
     w = weights()
     t, u = (
         written(tmp_path / "t.gguf", w, kind),
-        written(tmp_path / "u.gguf", w + weights(1) / np.float32(9), kind),
+        written(tmp_path / "u.gguf", (w + weights(1) / 9).astype(np.float32), kind),
     )
     stored = gguf.GGMLQuantizationType[kind]
     values = gguf.quants.dequantize(gguf.quants.quantize(w, stored), stored)

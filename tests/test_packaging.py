@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SETUPTOOLS = PROJECT["tool"]["setuptools"]
 FOLDERS: dict[str, str] = SETUPTOOLS["package-dir"]
-NOT_INSTALLED = {"published", "__pycache__"}
+NOT_INSTALLED = {"published", "pictures", "__pycache__", ".hypothesis"}
 
 
 def installed_files() -> set[str]:
@@ -24,7 +24,9 @@ def installed_files() -> set[str]:
         f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder)}"
         for package, folder in FOLDERS.items()
         for path in (ROOT / folder).rglob("[!.]*")
-        if path.is_file() and path.suffix != ".md" and not NOT_INSTALLED & set(path.parts)
+        if path.is_file()
+        and path.suffix != ".md"
+        and not NOT_INSTALLED & set(path.relative_to(ROOT).parts)
     }
 
 

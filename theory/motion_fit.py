@@ -54,7 +54,7 @@ def stationary_fit(ratio: float) -> StepLaw:
     if ratio >= step_law("adamw", SNR_RANGE[1]).ratio:
         return step_law("adamw")
     snr = optimize.brentq(lambda x: step_law("adamw", x).ratio - ratio, *SNR_RANGE)
-    return step_law("adamw", float(snr))
+    return step_law("adamw", float(snr))  # pyright: ignore[reportArgumentType]
 
 
 class Moves(NamedTuple):

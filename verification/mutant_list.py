@@ -88,7 +88,8 @@ def mutants_of(path: str, source: str, root: Path) -> Iterator[Mutant]:
     never_run = annotation_spans(source)
     for item in _all_work_items([root / path], {}):
         (spec,) = item.mutations
-        start, end = tuple(spec.start_pos), tuple(spec.end_pos)
+        (first, left), (last, right) = spec.start_pos, spec.end_pos
+        start, end = (first, left), (last, right)
         if telling(spec.operator_name) and not any(a <= start and end <= b for a, b in never_run):
             name = f"{path}:{spec.operator_name.removeprefix('core/')}:{spec.occurrence}:{digest}"
             yield Mutant(

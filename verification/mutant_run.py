@@ -108,7 +108,8 @@ def judged(told: Mapping[str, Any]) -> tuple[Outcome, str | None, str | None]:
     """What a fork's ending says of the mutant: outcome, killer, how."""
     ended, failed = told["outcome"], told["failed"]
     if failed and ended in (1, 2):  # 2: a test file cannot be imported
-        return "killed", *next(iter(failed.items()))
+        killer, how = next(iter(failed.items()))
+        return "killed", killer, how
     match ended:
         case 0:
             return "survived", None, None
@@ -147,7 +148,7 @@ class Session:
         )
 
     def verdicts(self) -> dict[str, Verdict]:
-        return {job: Verdict(**json.loads(result.output)) for job, result in self.db.results}
+        return {str(job): Verdict(**json.loads(str(r.output))) for job, r in self.db.results}
 
     def set(self, mutant: Mutant, verdict: Verdict) -> None:
         """Enter or replace a verdict."""

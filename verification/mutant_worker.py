@@ -152,6 +152,7 @@ def run_tests(job: dict[str, Any], say: int) -> int:
     told = Told(job["tests"], say, job.get("limits", {}), job.get("examples"))
     files = list(dict.fromkeys(test.split("::")[0] for test in job["tests"])) or job["files"]
     plugins: list[object] = [told]
+    cover = None
     if measured := job.get("measure"):
         import coverage
 
@@ -160,7 +161,7 @@ def run_tests(job: dict[str, Any], say: int) -> int:
         plugins.append(Contexts(cover))
     stop = ["-x"] if job.get("stop", True) else []
     code = int(pytest.main([*OPTIONS, *stop, *files], plugins))
-    if measured:
+    if cover is not None and measured:
         cover.stop()
         data = cover.get_data()
         lines = {file: data.contexts_by_lineno(file) for file in data.measured_files()}

@@ -58,6 +58,7 @@ def test_bound__is_invariant_to_the_unit_of_the_weights() -> None:
 def test_bound__certain_dead_zone_is_no_smaller(optimizer: str) -> None:
     answer = bound(Question("int4-g64", 0.02, 1e-5, 500, optimizer=optimizer))
     assert answer.dead_zone == 2.0**-8
+    assert answer.dead_zone is not None
     assert answer.certain_dead_zone >= answer.dead_zone
 
 

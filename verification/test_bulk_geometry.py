@@ -173,7 +173,7 @@ def test_unflipped_update_upper_bound__holds_in_bulk(fmt: Format) -> None:
         codes = [encode(x, g, fmt) for x, g in zip((w, w_new), grids, strict=True)]
         v = [wide(decode(k, g, fmt)) for k, g in zip(codes, grids, strict=True)]
         delta_max = np.abs(wide(w_new) - wide(w)).max(axis=1, keepdims=True) * (1 + U64)
-        largest = sum(np.abs(x).max(axis=1, keepdims=True) for x in v)
+        largest = np.sum([np.abs(x).max(axis=1, keepdims=True) for x in v], axis=0)
         bound = unflipped_update_upper_bound(delta_max, fmt) + value_rounding_upper_bound(largest)
         bound = bound + subnormal
         # a scale that no statistic set, of a block of zeros or at torchao's least, has levels of its own

@@ -1,3 +1,5 @@
+# pyright: reportAttributeAccessIssue=false
+# scipy's frozen distributions are declared as discrete ones.
 from __future__ import annotations
 
 import math

@@ -1,5 +1,7 @@
 """The jax laws are the numpy laws, and what a design equation returns has the gain and cosine that were wanted."""
 
+# pyright: reportArgumentType=false
+# gated_energy of a number is an array without axes.
 from __future__ import annotations
 
 import math

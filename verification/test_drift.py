@@ -186,7 +186,7 @@ def test_unflipped_update_upper_bound__bounds_what_moves_without_a_flip(pair: Pa
     delta_max = np.abs(after.astype(np.float64) - before).max(axis=1, keepdims=True)
     # an empty block's floor of 1e-38 (partial blocks of bitsandbytes) only brings two scales nearer
     bound = unflipped_update_upper_bound(delta_max, pair.fmt)
-    largest = sum(np.abs(v).max(axis=1, keepdims=True) for v in values)
+    largest = np.sum([np.abs(v).max(axis=1, keepdims=True) for v in values], axis=0)
     same = (codes[0] == codes[1]) & (grids[0].zero == grids[1].zero)
     moved = np.abs(values[1] - values[0])
     assert (moved <= bound + value_rounding_upper_bound(largest))[same].all()

@@ -113,7 +113,8 @@ def test_sgd_step_upper_bound__is_attained_by_equal_gradients(
 
 def test_sgd_step_upper_bound__is_the_step_of_torch() -> None:
     torch = pytest.importorskip("torch")
-    for options in ({}, {"dampening": 0.25}, {"nesterov": True}):
+    cases: tuple[dict[str, Any], ...] = ({}, {"dampening": 0.25}, {"nesterov": True})
+    for options in cases:
         w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
         optimizer = torch.optim.SGD([w], lr=1.0, momentum=0.5, **options)
         for t in range(1, 20):

@@ -87,9 +87,7 @@ def simulate(name: str, law: Law) -> Seen:
         radius = bernstein_radius(variance, trials, looks=LOOKS)
         if radius <= wanted:
             return Seen(mean, radius)
-    raise AssertionError(
-        f"{trials} trials do not resolve {law.error}: radius {radius}, wanted {wanted}"
-    )
+    raise AssertionError(f"{trials} trials do not resolve {law.error} to {wanted}")
 
 
 def unit_grid(name: str) -> Grid:

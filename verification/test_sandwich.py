@@ -1,3 +1,5 @@
+# pyright: reportOperatorIssue=false
+# Arrays of fractions have no declared type.
 from __future__ import annotations
 
 from fractions import Fraction

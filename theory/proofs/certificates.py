@@ -1,5 +1,7 @@
 """T15 and T12 over the reals: greedy stability, the AUC's margin, total variation, and a tail for unequal coins."""
 
+# pyright: reportOperatorIssue=false
+# z3 declares unions of every kind of expression, and sums of those that have no sum.
 from __future__ import annotations
 
 from fractions import Fraction

@@ -1,5 +1,7 @@
 """T14 over the reals: the code's own split, run on symbolic values, is the one that Shapley's axioms single out."""
 
+# pyright: reportOperatorIssue=false
+# z3 declares unions of every kind of expression, and sums of those that have no sum.
 from __future__ import annotations
 
 from collections.abc import Callable

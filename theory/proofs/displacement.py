@@ -1,5 +1,7 @@
 """T5, exactly in rationals: the largest bias-corrected AdamW step over lr, and that it is attained."""
 
+# pyright: reportOperatorIssue=false
+# z3 declares unions of every kind of expression, and sums of those that have no sum.
 from __future__ import annotations
 
 from fractions import Fraction

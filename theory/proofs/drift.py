@@ -1,5 +1,7 @@
 """T2 over the reals: how far a scale drifts, when a code cannot flip, and what moves although no code does."""
 
+# pyright: reportOperatorIssue=false
+# z3 declares unions of every kind of expression, and sums of those that have no sum.
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -4,6 +4,8 @@ Each statement is built by a function whose keywords hold what a wrong version w
 can ask z3 to refute the wrong one.
 """
 
+# pyright: reportOperatorIssue=false
+# z3 declares unions of every kind of expression, and sums of those that have no sum.
 from __future__ import annotations
 
 import operator

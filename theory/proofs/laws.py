@@ -1,5 +1,7 @@
 """T6-T11 derived with SymPy from their definitions, and the code's functions checked against the result."""
 
+# pyright: reportOperatorIssue=false, reportIndexIssue=false
+# SymPy declares Basic where it returns expressions.
 from __future__ import annotations
 
 import math

@@ -188,4 +188,6 @@ def lora_change_expands() -> None:
         assert sp.expand(change - sum(dx * y + x * dy + dx * dy for x, y, dx, dy in terms)) == 0
         sizes = (0.25, 0.5, 0.125, 2.0)
         point = {v: sp.Rational(s) for vs, s in zip((b, a, db, da), sizes, strict=True) for v in vs}
-        check_code(lora_change_upper_bound(*sizes, rank), change.subs(point), f"rank {rank}")
+        check_code(
+            lora_change_upper_bound(*sizes, rank), sp.sympify(change).subs(point), f"rank {rank}"
+        )
