@@ -38,7 +38,7 @@ class Seen:
     """What the tests of one revision run.
 
     Attributes:
-        lines: path -> line -> the tests that run it, and `collecting FILE` where it runs on import.
+        lines: path -> line -> the tests that run it; `collecting FILE`, or nothing, where it runs on import.
         seconds: CPU seconds of every test, at MAP_EXAMPLES examples.
         bodies: path -> function -> first and last line.
         importers: path -> the mutated files that import it.
@@ -68,7 +68,7 @@ class Seen:
         near = self._running(mutant.path, range(mutant.start[0], mutant.end[0] + 1))
         first, last = self._body(mutant)
         wide = self._running(mutant.path, range(first, last + 1))
-        if not first or any(t.startswith("collecting ") for t in near | wide):
+        if not first or any(t == "" or t.startswith("collecting ") for t in near | wide):
             for path in (mutant.path, *self.importers.get(mutant.path, ())):
                 wide |= self.by_file.get(path, frozenset())
             wide |= {t for t in self.seconds if t.startswith(REGISTRY)}
