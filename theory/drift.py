@@ -165,19 +165,27 @@ def unflipped_update_upper_bound(delta_max: NDArray[Any], fmt: Format) -> NDArra
         ValueError: a size is negative or nan, or the format is as `drift_factor` refuses it.
     """
     size = _sizes(delta_max)
-    ends = (fmt.levels[0], fmt.levels[-1])
-    reach = ends[1] - ends[0] if fmt.zero_point else max(-ends[0], ends[1])
-    bound = drift_factor(fmt) * (reach / fmt.divisor) * size
+    bound = drift_factor(fmt) * (_largest_level(fmt) / fmt.divisor) * size
     return np.asarray(np.nextafter(bound * (1 + 4 * U64), np.inf))
 
 
-def value_rounding_upper_bound(largest_value: NDArray[Any]) -> NDArray[Any]:
-    """What float32 adds to |Q(w') - Q(w)|: 4 u (|Q(w)| + |Q(w')|), and 4 times the smallest subnormal.
+def value_rounding_upper_bound(largest_value: NDArray[Any], fmt: Format) -> NDArray[Any]:
+    """What float32 adds to |Q(w') - Q(w)|: 4 u (|Q(w)| + |Q(w')|), and (4 + max|l - z|) times the smallest subnormal.
+
+    A subnormal scale is off by half a spacing, before and after, and the level multiplies that.
 
     Args:
         largest_value: |Q(w)| + |Q(w')|, or a bound of it, any shape.
+        fmt: the format.
     """
-    return np.asarray(VALUE_ROUNDINGS * (U32 * np.asarray(largest_value, np.float64) + ETA32))
+    size = U32 * np.asarray(largest_value, np.float64)
+    return np.asarray(VALUE_ROUNDINGS * (size + ETA32) + _largest_level(fmt) * ETA32)
+
+
+def _largest_level(fmt: Format) -> float:
+    """max|l - z| in code units, over the zero points too."""
+    low, high = fmt.levels[0], fmt.levels[-1]
+    return high - low if fmt.zero_point else max(-low, high)
 
 
 def _step(scale: NDArray[Any], fmt: Format) -> NDArray[Any]:

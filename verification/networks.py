@@ -81,10 +81,7 @@ def networks(draw: st.DrawFn, *, most_width: int = 16) -> Network:
     widths = draw(st.lists(st.integers(2, most_width), min_size=2, max_size=4))
     examples, steps = draw(st.integers(1, 12)), draw(st.integers(0, 20))
     rng = rng_for("network", widths, examples, draw(st.integers(0, 2**32 - 1)))
-    layers = tuple(
-        rng.standard_normal((b, a)) / np.sqrt(a)
-        for a, b in pairwise(widths)
-    )
+    layers = tuple(rng.standard_normal((b, a)) / np.sqrt(a) for a, b in pairwise(widths))
     net = Network(
         layers,
         rng.standard_normal((examples, widths[0])),

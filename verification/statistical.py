@@ -1,7 +1,7 @@
 """Which tests draw samples, and so must pass under every seed: those marked `statistical`.
 
-The mark is not written by hand, where it could be forgotten: a test has it if it reaches `rng_for`, by itself or
-through the functions and fixtures of its module.
+The mark is not written by hand, where it could be forgotten: a test has it if it reaches `rng_for`, or the batches of
+`bulk`, by itself or through the functions and fixtures of its module.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-SOURCE = "rng_for"
+SOURCES = frozenset({"rng_for", "batches", "chunks"})
 TOO_SLOW = frozenset(
     {
         "test_predict__meets_simulated_training",  # trainings of 200 steps, each to a stated accuracy
@@ -27,7 +27,7 @@ def statistical_tests(path: Path) -> frozenset[str]:
 
 
 def sampling_tests(source: str) -> frozenset[str]:
-    """Names of the functions `test_…` of a module from which `rng_for` can be reached."""
+    """Names of the functions `test_…` of a module from which one of SOURCES can be reached."""
     named = (ast.FunctionDef, ast.ClassDef)
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, named)]
     uses = {node.name: _names(node) for node in nodes}
@@ -44,7 +44,7 @@ def _names(function: ast.AST) -> frozenset[str]:
 
 
 def _reaches(name: str, uses: Mapping[str, frozenset[str]], seen: set[str]) -> bool:
-    if name == SOURCE:
+    if name in SOURCES:
         return True
     if name in seen or name not in uses:
         return False

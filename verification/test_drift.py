@@ -189,7 +189,7 @@ def test_unflipped_update_upper_bound__bounds_what_moves_without_a_flip(pair: Pa
     largest = np.sum([np.abs(v).max(axis=1, keepdims=True) for v in values], axis=0)
     same = (codes[0] == codes[1]) & (grids[0].zero == grids[1].zero)
     moved = np.abs(values[1] - values[0])
-    assert (moved <= bound + value_rounding_upper_bound(largest))[same].all()
+    assert (moved <= bound + value_rounding_upper_bound(largest, pair.fmt))[same].all()
 
 
 def test_unflipped_update_upper_bound__one_factor_for_all_formats_is_false() -> None:
@@ -202,7 +202,7 @@ def test_unflipped_update_upper_bound__one_factor_for_all_formats_is_false() -> 
     assert (codes[0] == codes[1]).all()
     assert grids[0].zero == grids[1].zero == 0
     d = [decode(k, g, fmt).astype(np.float64) for k, g in zip(codes, grids, strict=True)]
-    slack = float(value_rounding_upper_bound(np.array(32.0)))
+    slack = float(value_rounding_upper_bound(np.array(32.0), fmt))
     assert abs(float(np.abs(d[1] - d[0]).max()) - 2 * 0.125) <= slack
     assert float(unflipped_update_upper_bound(np.array(0.125), fmt)) >= 0.25
 
@@ -228,7 +228,7 @@ def test_unflipped_update_upper_bound__is_attained_by_the_end_level() -> None:
     codes = [encode(x, g, fmt) for x, g in zip((w, moved), grids, strict=True)]
     assert (codes[0] == codes[1]).all()
     d = [decode(k, g, fmt).astype(np.float64) for k, g in zip(codes, grids, strict=True)]
-    slack = float(value_rounding_upper_bound(np.array(14.5)))
+    slack = float(value_rounding_upper_bound(np.array(14.5), fmt))
     assert abs(float(np.abs(d[1] - d[0]).max()) - 0.5) <= slack
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -96,6 +97,7 @@ def quantities(e: Expected) -> NDArray[Any]:
     return np.array([e.flips, e.levels, e.gain, e.surviving_sq / e.delta_sq])
 
 
+@cache  # of no sample: `seeds` fills it once for all seeds
 def law_of(fmt: Format, density: str, scale: float, mode: GridMode) -> tuple[Expected, float]:
     """The law and its stated error: 0 on a fixed grid."""
     f = density_named(density, 1.0)

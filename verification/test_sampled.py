@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
+from numpy.typing import NDArray
 
 from unforgotten.theory.adamw import adamw_ratio_upper_bound
 from unforgotten.theory.formats import format_named
@@ -25,11 +28,11 @@ ROWS = 60
 FMT = format_named("int4-g8")
 
 
-def weights(kind: str, name: str = "int4-g8") -> np.ndarray:
+def weights(kind: str, name: str = "int4-g8") -> NDArray[Any]:
     return sampled(kind, rng_for("sampled", kind, name), format_named(name), (ROWS, 8))
 
 
-def delta(kind: str) -> tuple[np.ndarray, np.ndarray]:
+def delta(kind: str) -> tuple[NDArray[Any], NDArray[Any]]:
     w = normal(rng_for("before", kind), FMT, (ROWS, 8))
     return w, sampled_update(kind, rng_for("update", kind), FMT, w).astype(np.float64) - w
 
