@@ -1,0 +1,185 @@
+"""The exact ends of domains, and ties: where `<` in place of `<=`, or a tie rounded up, shows, and nowhere else."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+from numpy.typing import NDArray
+
+from unforgotten.theory.awq import AWQ_RULES, search_clip
+from unforgotten.theory.bound import Question, bound
+from unforgotten.theory.dead_zone import BINADES, MIN_WEIGHTS, BinadeCounts, find_dead_zone
+from unforgotten.theory.drift import keeps_code
+from unforgotten.theory.formats import format_named
+from unforgotten.theory.group_grids import fit_autoawq, fit_compressed_tensors, fit_gptq
+from unforgotten.theory.hqq import proximal_affine
+from unforgotten.theory.kquants import SMALLEST, search_symmetric
+from unforgotten.theory.lattice import is_swallowed
+from unforgotten.theory.motion import (
+    StepLaw,
+    expected_displacement,
+    free_radius,
+    movable_edge,
+    shells,
+    step_law,
+)
+from unforgotten.theory.motion_fit import observed_moves, step_ratio
+from unforgotten.theory.preimages import block_box
+from unforgotten.theory.regimes import on_grid_survivor
+from unforgotten.theory.wash import permutation_wash_test
+
+TINY = np.float32(2.0**-149)
+
+
+def group(*weights: float) -> NDArray[Any]:
+    return np.array([weights], np.float32)
+
+
+def test_fit_gptq__sends_a_zero_point_on_a_tie_to_even() -> None:
+    """Range [-1, 5], 2 bits: step 2, and 0 lies half a step above the lowest level."""
+    assert fit_gptq(group(-1, 5), 2, False).zero.tolist() == [[0]]
+    assert fit_gptq(group(-3, 3), 2, False).zero.tolist() == [[2]]
+
+
+def test_fit_compressed_tensors__sends_a_zero_point_on_a_tie_to_even() -> None:
+    assert fit_compressed_tensors(group(-1, 5), 2, False).zero.tolist() == [[0]]
+    assert fit_compressed_tensors(group(-3, 3), 2, False).zero.tolist() == [[2]]
+
+
+def test_fit_autoawq__sends_a_zero_point_on_a_tie_to_even() -> None:
+    assert fit_autoawq(group(-3, 3), 2, False).zero.tolist() == [[2]]
+    assert fit_autoawq(group(-5, 1), 2, False).zero.tolist() == [[2]]
+
+
+def test_fit_compressed_tensors__keeps_the_zero_point_a_code_where_the_scale_is_subnormal() -> None:
+    """22 / 15 of the smallest number is rounded to 1 of it, so 0 lies 22 steps above the lowest of 16 levels."""
+    grid = fit_compressed_tensors(np.array([[-22, 0]], np.float32) * TINY, 4, False)
+    assert grid.scale == TINY
+    assert grid.zero == 15
+
+
+def test_proximal_affine__sends_a_weight_on_a_tie_to_the_even_code() -> None:
+    """Of 0, 1/2, 3 in steps of 1 the tie goes to 0, errs by +1/2, and draws the zero point below 0."""
+    affine = proximal_affine(group(0, 0.5, 3), format_named("hqq2-g3-opt"))
+    assert affine.inverse == 1
+    assert affine.zero < 0
+
+
+@given(st.floats(-100, 100), st.sampled_from([0.5, 1.0, 3.0]))
+def test_on_grid_survivor__is_odd(delta: float, step: float) -> None:
+    """Ties go to even on both sides of 0; away from ties symmetry is that of rounding."""
+    for d in (delta, step / 2, 1.5 * step, 2.5 * step):
+        assert on_grid_survivor(-d, step) == -on_grid_survivor(d, step)
+
+
+@pytest.mark.parametrize(
+    "name", ["int4-row-asym", "int4-row-ct-asym", "int4-row-ao-asym", "hqq4-g64"]
+)
+def test_format__of_a_range_divides_it_by_its_number_of_steps(name: str) -> None:
+    fmt = format_named(name)
+    assert fmt.divisor == fmt.levels[-1] - fmt.levels[0] == len(fmt.levels) - 1
+
+
+def test_search_clip__of_equals_takes_the_largest() -> None:
+    """Inputs of 0 make every error 0."""
+    w = group(1, -2, 0.5, 4).astype(np.float64)
+    rule = replace(AWQ_RULES["autoawq"], group_size=2, clip_steps=10)
+    assert search_clip(w, np.zeros((3, 4)), rule).tolist() == [[2, 2, 4, 4]]
+
+
+def test_bound__takes_rows_of_two_weights() -> None:
+    answer = bound(Question("int4-row", 1.0, 0.1, 1, columns=2, rows=2))
+    assert answer.flips > 0
+
+
+def test_find_dead_zone__takes_a_binade_of_which_just_half_moved() -> None:
+    low, high = BINADES.index(-9), BINADES.index(-8)
+    weights, moved = [0] * len(BINADES), [0] * len(BINADES)
+    weights[low], moved[low], weights[high] = 2 * MIN_WEIGHTS, MIN_WEIGHTS, MIN_WEIGHTS
+    zone = find_dead_zone(BinadeCounts(tuple(weights), tuple(moved)), "bfloat16")
+    assert zone.threshold == 2.0**-8
+    moved[low] -= 1
+    assert not find_dead_zone(BinadeCounts(tuple(weights), tuple(moved)), "bfloat16").detected
+
+
+def test_keeps_code__leaves_alone_what_only_equals_the_distance() -> None:
+    """|delta| + slack is 1, the distance, in float64: 1 - 2^-49, and 8 roundings of sizes that add up to 2."""
+    zero, one = np.zeros((1, 1)), np.ones((1, 1))
+    threshold, delta = np.array([1.0]), np.array([[1 - 2.0**-49]])
+    assert not keeps_code(zero, delta, (one, one), threshold).any()
+    assert keeps_code(zero, np.nextafter(delta, 0), (one, one), threshold).all()
+
+
+def test_is_swallowed__excludes_ties() -> None:
+    one = np.ones((1, 1))
+    assert not is_swallowed(np.zeros(1), np.array([0.5]), np.ones(1), one)
+    assert is_swallowed(np.zeros(1), np.array([np.nextafter(0.5, 0)]), np.ones(1), one)
+
+
+def test_shells__of_half_a_spacing_do_not_stand() -> None:
+    """Signed steps of one spacing with mean 1/2: one mean step makes exactly half a spacing in [1/8, 1/4) of bfloat16."""
+    law = StepLaw(np.array([0.5]), np.zeros(1), np.ones(1), signed=True)
+    assert shells(law, 0, 2.0**-10, 1, "bfloat16").edges[-1] == 0.25
+
+
+def test_expected_displacement__of_a_weight_on_the_edge_is_0() -> None:
+    """Binades are [2^e, 2^(e+1)), so the edge belongs to the one that stands, also where the drift points inward."""
+    law, options = step_law("adamw"), {"lr": 1e-5, "steps": 100, "dtype": "bfloat16"}
+    edge = movable_edge(law, **options)
+    assert expected_displacement(np.array([-edge, edge]), law, 1, **options).tolist() == [0, 0]
+    assert (expected_displacement(np.nextafter([-edge, edge], 0), law, 1, **options) >= 0).all()
+    assert expected_displacement(np.nextafter([-edge], 0), law, 1, **options) > 0
+
+
+def test_step_ratio__counts_weights_strictly_below_the_radius_and_needs_just_enough() -> None:
+    lr = 1e-3
+    radius = free_radius(lr, "bfloat16")
+    w = np.array([radius / 2] * MIN_WEIGHTS + [radius])
+    delta = np.array([lr] * MIN_WEIGHTS + [1.0])
+    assert step_ratio(w, delta, lr=lr, steps=1, dtype="bfloat16") == pytest.approx(1, rel=1e-12)
+    with pytest.raises(ValueError, match="must move freely"):
+        step_ratio(w[1:], delta[1:], lr=lr, steps=1, dtype="bfloat16")
+
+
+def test_observed_moves__gives_a_weight_on_a_boundary_to_the_upper_piece() -> None:
+    moves = observed_moves(np.array([1.0, 1.25]), np.array([1.0, 5.0]))
+    rows = [tuple(float(x) for x in row) for row in zip(*moves, strict=True)]
+    assert rows == [(1.0, 1.25, 1.0, 1.0), (1.25, 1.5, 5.0, 1.0)]
+
+
+def test_permutation_wash_test__takes_one_permutation() -> None:
+    test = permutation_wash_test(
+        np.zeros(2), np.ones(2), np.zeros(2, int), np.array([0.5]), seed=0, permutations=1
+    )
+    assert test.p == 1  # equal shifts: the order is all the same
+    assert math.isnan(test.z)
+
+
+def test_search_symmetric__is_empty_strictly_below_the_smallest() -> None:
+    at, below = np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32)
+    at[0, 3], below[0, 3] = SMALLEST, np.nextafter(np.float32(SMALLEST), np.float32(0))
+    assert search_symmetric(at).scale != 0
+    assert search_symmetric(below).scale == 0
+
+
+def test_block_box__of_a_signed_absmax_is_held_by_the_largest_of_the_other_sign() -> None:
+    """Scales of 12 … 20 smallest numbers are 2 of them; the weight of 20 may shrink to 19, beyond the 18 that come first."""
+    w = np.zeros((1, 32), np.float32)
+    w[0, 0], w[0, 3], w[0, 5] = -18 * TINY, -2 * TINY, 20 * TINY
+    box = block_box(w, format_named("q4_0"))
+    assert box.lower[0, 5] == 19 * TINY
+    assert box.upper[0, 5] == 20 * TINY
+
+
+def test_block_box__of_a_scale_of_0_is_free_whatever_zeros_come_first() -> None:
+    """Up to 4 smallest numbers the scale is 0, and so is every value."""
+    w = np.zeros((1, 32), np.float32)
+    w[0, 5] = 3 * TINY
+    box = block_box(w, format_named("q4_0"))
+    assert (box.lower[0, 5], box.upper[0, 5]) == (-4 * TINY, 4 * TINY)
