@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -42,10 +44,17 @@ def weights(kind: str) -> NDArray[np.float32]:
             w[16:] = rng.integers(-3, 4, (8, 192)) * np.float32(1e-45)
         case "one sign":
             w = np.abs(w) + np.float32(0.01)
+        case "tied zero points":
+            # 0 lies k + 1/2 steps above the lowest of 2^bits levels, in every group of 64
+            w[:] = 0
+            for row, (bits, k) in enumerate(product(range(2, 9), (0, 1))):
+                w[row, ::64], w[row, 1::64] = -(k + 0.5), 2**bits - 1.5 - k
     return w
 
 
-@pytest.mark.parametrize("kind", ["normal", "outliers", "ties", "zeros and subnormals", "one sign"])
+@pytest.mark.parametrize(
+    "kind", ["normal", "outliers", "ties", "zeros and subnormals", "one sign", "tied zero points"]
+)
 @pytest.mark.parametrize("name", FORMATS)
 def test_torch_path_equals_the_numpy_reference(name: str, kind: str) -> None:
     fmt, w = format_named(name), weights(kind)

@@ -12,14 +12,14 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
+from unforgotten.theory import hqq
 from unforgotten.theory.awq import AWQ_RULES, search_clip
-from unforgotten.theory.bound import Question, bound
+from unforgotten.theory.bound import LR_RANGE, Question, bound
 from unforgotten.theory.dead_zone import BINADES, MIN_WEIGHTS, BinadeCounts, find_dead_zone
 from unforgotten.theory.drift import keeps_code
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.group_grids import fit_autoawq, fit_compressed_tensors, fit_gptq
-from unforgotten.theory.hqq import proximal_affine
-from unforgotten.theory.kquants import SMALLEST, search_symmetric
+from unforgotten.theory.kquants import SMALLEST, q6_k, search_symmetric
 from unforgotten.theory.lattice import is_swallowed
 from unforgotten.theory.motion import (
     StepLaw,
@@ -66,9 +66,21 @@ def test_fit_compressed_tensors__keeps_the_zero_point_a_code_where_the_scale_is_
 
 def test_proximal_affine__sends_a_weight_on_a_tie_to_the_even_code() -> None:
     """Of 0, 1/2, 3 in steps of 1 the tie goes to 0, errs by +1/2, and draws the zero point below 0."""
-    affine = proximal_affine(group(0, 0.5, 3), format_named("hqq2-g3-opt"))
+    affine = hqq.proximal_affine(group(0, 0.5, 3), format_named("hqq2-g3-opt"))
     assert affine.inverse == 1
     assert affine.zero < 0
+
+
+def test_proximal_affine__stops_where_the_error_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two weights err upward and two downward, so a small shift of the zero point changes no mean error."""
+    w, fmt = group(0, 0.5, 2, 1), format_named("hqq2-g4-opt")
+    zeros = {}
+    for steps in (0, 1, 2, 20):
+        monkeypatch.setattr(hqq, "STEPS", steps)
+        zeros[steps] = float(hqq.proximal_affine(w, fmt).zero[0, 0])
+    errors = [np.abs((np.rint(w * 1.5 + zeros[n]) - zeros[n]) / 1.5 - w).mean() for n in (0, 1)]
+    assert errors[0] == pytest.approx(errors[1], rel=2.0**-22)  # float32 values
+    assert zeros[1] != zeros[2] == zeros[20]
 
 
 @given(st.floats(-100, 100), st.sampled_from([0.5, 1.0, 3.0]))
@@ -96,6 +108,16 @@ def test_search_clip__of_equals_takes_the_largest() -> None:
 def test_bound__takes_rows_of_two_weights() -> None:
     answer = bound(Question("int4-row", 1.0, 0.1, 1, columns=2, rows=2))
     assert answer.flips > 0
+
+
+def test_bound__looks_for_no_lr_beyond_its_range() -> None:
+    """Steps of 64 standard deviations reach a cosine of 0.9998, of 128 one of 0.99996."""
+    question = Question("int4-row", 1.0, 1.0, 1, dtype="fp32", columns=64)
+    last, beyond = (bound(replace(question, lr=lr)).cosine for lr in (LR_RANGE[1], 2 * LR_RANGE[1]))
+    assert last is not None
+    assert beyond is not None
+    assert last < 0.9999 < beyond
+    assert bound(question, cosine=0.9999).smallest_lr is None
 
 
 def test_find_dead_zone__takes_a_binade_of_which_just_half_moved() -> None:
@@ -166,6 +188,23 @@ def test_search_symmetric__is_empty_strictly_below_the_smallest() -> None:
     at[0, 3], below[0, 3] = SMALLEST, np.nextafter(np.float32(SMALLEST), np.float32(0))
     assert search_symmetric(at).scale != 0
     assert search_symmetric(below).scale == 0
+
+
+AT_SMALLEST = [
+    -3.20000001160798e-14, -3.175453674422908e-14, -3.21693626598174e-14, -3.20000001160798e-14,
+    -3.218812274553319e-14, -3.191840035007311e-14, -3.20000001160798e-14, -3.1382092969189576e-14,
+    -3.1803092060897487e-14, -3.20000001160798e-14, -3.20000001160798e-14, -3.20000001160798e-14,
+    -3.20000001160798e-14, -3.179804374453185e-14, -3.20000001160798e-14, -3.20000001160798e-14,
+]  # fmt: skip
+"""Sixteen weights whose fitted scale is exactly `SMALLEST`: one of 440,000 that were drawn."""
+
+
+def test_q6_k__is_empty_strictly_below_the_smallest() -> None:
+    """Its values are zeros either way, as 1e-15 is 0 in float16; the codes tell."""
+    w = np.tile(np.array(AT_SMALLEST, np.float32), (1, 16))
+    assert (np.abs(search_symmetric(w.reshape(-1, 16)).scale) == SMALLEST).all()
+    assert q6_k(w).scales.all()
+    assert not q6_k(w / 2).scales.any()
 
 
 def test_block_box__of_a_signed_absmax_is_held_by_the_largest_of_the_other_sign() -> None:
