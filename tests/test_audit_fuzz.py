@@ -136,7 +136,9 @@ def safetensors_files(draw: st.DrawFn) -> bytes:
     for i in range(draw(st.integers(0, 4))):
         dtype, size = draw(st.sampled_from([("F32", 4), ("BF16", 2), ("U8", 1), ("F8_E5M2", 1)]))
         shape = draw(st.lists(st.integers(0, 5), max_size=3))
-        if shape.count(0) > 1 and draw(st.booleans()):  # no bytes still, and a shape beyond all bounds
+        if shape.count(0) > 1 and draw(
+            st.booleans()
+        ):  # no bytes still, and a shape beyond all bounds
             shape[shape.index(0)] = draw(st.sampled_from([2**31, 2**60]))
         end = position + math.prod(shape) * size
         header[f"t{i}.weight"] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}

@@ -152,7 +152,8 @@ def test_shells__of_half_a_spacing_do_not_stand() -> None:
 
 def test_expected_displacement__of_a_weight_on_the_edge_is_0() -> None:
     """Binades are [2^e, 2^(e+1)), so the edge belongs to the one that stands, also where the drift points inward."""
-    law, options = step_law("adamw"), {"lr": 1e-5, "steps": 100, "dtype": "bfloat16"}
+    law = step_law("adamw")
+    options: dict[str, Any] = {"lr": 1e-5, "steps": 100, "dtype": "bfloat16"}
     edge = movable_edge(law, **options)
     assert expected_displacement(np.array([-edge, edge]), law, 1, **options).tolist() == [0, 0]
     assert (expected_displacement(np.nextafter([-edge, edge], 0), law, 1, **options) >= 0).all()
