@@ -12,6 +12,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 from pathlib import Path
 
 KINDS: tuple[frozenset[str], ...] = (
@@ -127,8 +128,10 @@ def mutated_source(mutant: Mutant, source: str) -> str | None:
 
 
 def changed_lines(before: str, after: str) -> tuple[int, str, str]:
-    """The first line that differs, its number from 1, and its two texts without the margin."""
+    """The number, from 1, of the first line that changes, and the old and new text of all that do, without margins."""
     old, new = before.splitlines(), after.splitlines()
-    at = next(i for i, (a, b) in enumerate(zip(old, new, strict=False)) if a != b)
-    removed = len(new) < len(old)  # a decorator, taken out with its line
-    return at + 1, old[at].strip(), "" if removed else new[at].strip()
+    changes = [o for o in SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if o[0] != "equal"]  # fmt: skip
+    first, last = changes[0], changes[-1]
+    texts = (old[first[1] : last[2]], new[first[3] : last[4]])
+    was, now = (" ".join(line.strip() for line in lines if line.strip()) for lines in texts)
+    return first[1] + 1, was, now

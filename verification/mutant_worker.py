@@ -30,8 +30,10 @@ import pytest
 MEMORY = 4 << 30
 """Bytes of data that a fork may hold: a mutated shape must not take the machine down."""
 
-SILENCE = 900.0
-"""Seconds of wall time without a word from a fork after which it hangs: CPU time says nothing of a deadlock."""
+WAIT = 30.0
+SILENCES = 30
+"""A fork that says nothing in so many waits of so many seconds hangs: CPU time says nothing of a deadlock. Waits are
+counted, not the time, so that a machine that stops us for an hour does not make a hang."""
 
 OPTIONS = [
     "-q", "--assert=plain", "--tb=line", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin",
@@ -190,7 +192,7 @@ def fork(job: dict[str, Any], log: str) -> dict[str, Any]:
         finally:
             os._exit(code)
     os.close(write)
-    said, hangs = _listen(read, job.get("silence", SILENCE))
+    said, hangs = _listen(read)
     os.close(read)
     _kill_group(child)
     status = os.wait4(child, 0)
@@ -201,15 +203,17 @@ def fork(job: dict[str, Any], log: str) -> dict[str, Any]:
     }
 
 
-def _listen(pipe: int, silence: float) -> tuple[list[dict[str, Any]], bool]:
+def _listen(pipe: int) -> tuple[list[dict[str, Any]], bool]:
     """What the fork says until it closes the pipe; True if it fell silent."""
-    data = b""
-    while True:
-        if not select.select([pipe], [], [], silence)[0]:
-            return [json.loads(line) for line in data.splitlines()], True
-        if not (chunk := os.read(pipe, 65536)):
-            return [json.loads(line) for line in data.splitlines()], False
-        data += chunk
+    data, silent = b"", 0
+    while silent < SILENCES:
+        if not select.select([pipe], [], [], WAIT)[0]:
+            silent += 1
+        elif chunk := os.read(pipe, 65536):
+            data, silent = data + chunk, 0
+        else:
+            break
+    return [json.loads(line) for line in data.splitlines()], silent == SILENCES
 
 
 def _kill_group(child: int) -> None:

@@ -156,6 +156,17 @@ def test_candidate_scales__are_centred_and_ignore_the_units_of_inputs(
     assert again == pytest.approx(s, rel=64 * U64)
 
 
+@given(st.integers(0, 2**32), st.floats(0, 1))
+def test_candidate_scales__are_the_formula(seed: int, ratio: float) -> None:
+    """Powers are good to an ulp or two; the floors 1e-4 do not bind."""
+    rng = rng_for("formula", seed)
+    x, w = rng.uniform(0.5, 50, 12), rng.uniform(0.05, 0.9, 12)
+    plain, duo = x**ratio, x**ratio / (w ** (1 - ratio) + 1e-4)
+    for s, expected in ((False, plain), (True, duo)):
+        expected = expected / np.sqrt(expected.max() * expected.min())
+        assert candidate_scales(x, w, Candidate(ratio, s)) == pytest.approx(expected, rel=32 * U64)
+
+
 def test_candidate_scales__have_a_floor_for_columns_without_inputs() -> None:
     s = candidate_scales(np.array([0.0, 1.0]), np.array([0.5, 0.5]), Candidate(0.5, False))
     assert s[0] / s[1] == pytest.approx(1e-4, rel=16 * U64)

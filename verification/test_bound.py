@@ -77,6 +77,8 @@ def test_block_size__of_each_kind() -> None:
     question = Question("int4-row", 1.0, 1.0, 1, columns=10, rows=20)
     sizes = [block_size(format_named(n), question) for n in ("int4-row", "int4-tensor", "nf4-b64")]
     assert sizes == [10, 200, 64]
+    square = Question("int4-tensor", 1.0, 1.0, 1)
+    assert block_size(format_named("int4-tensor"), square) == 4096**2
 
 
 @pytest.mark.parametrize(

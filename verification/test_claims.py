@@ -5,6 +5,7 @@ import pkgutil
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
@@ -56,6 +57,17 @@ def test_claims__name_functions_that_exist(registered: Claim) -> None:
 
 def test_claims__hold_the_core_of_the_theory() -> None:
     assert {c.id for c in CLAIMS.values()} >= {"T1", "T4", "T6", "T12", "T14", "T16"}
+
+
+def test_claims__are_those_of_the_document() -> None:
+    """A decorator that is taken off leaves its function in theory/README.md."""
+    document = Path(*unforgotten.theory.__path__) / "README.md"
+    if not document.exists():
+        pytest.skip("the document is in the repository alone")
+    pattern = r"^- \[`(unforgotten\.theory\.[\w.]+)`\]\(\w+\.py\) \["
+    listed = re.findall(pattern, document.read_text("utf-8"), re.MULTILINE)
+    assert len(listed) > 50
+    assert set(listed) == set(CLAIMS)
 
 
 def test_claim__refuses_a_second_registration() -> None:

@@ -30,7 +30,7 @@ from unforgotten.theory.motion import (
     step_law,
 )
 from unforgotten.theory.motion_fit import observed_moves, step_ratio
-from unforgotten.theory.preimages import block_box
+from unforgotten.theory.preimages import LARGEST, block_box, same_scale
 from unforgotten.theory.regimes import on_grid_survivor
 from unforgotten.theory.wash import permutation_wash_test
 
@@ -215,6 +215,13 @@ def test_block_box__of_a_signed_absmax_is_held_by_the_largest_of_the_other_sign(
     box = block_box(w, format_named("q4_0"))
     assert box.lower[0, 5] == 19 * TINY
     assert box.upper[0, 5] == 20 * TINY
+
+
+def test_same_scale__reaches_the_largest_number() -> None:
+    """All of the last binade has one power of two."""
+    statistic = np.array([[1.5 * 2.0**127]], np.float32)
+    low, high = same_scale(statistic, format_named("mxfp4-b32"))
+    assert (low, high) == (2.0**127, LARGEST)
 
 
 def test_block_box__of_a_scale_of_0_is_free_whatever_zeros_come_first() -> None:
