@@ -83,7 +83,7 @@ def _column(source: str, line: int, offset: int) -> tuple[int, int]:
 
 def mutants_of(path: str, source: str, root: Path) -> Iterator[Mutant]:
     """Every mutant of one file."""
-    from cosmic_ray.commands.init import _all_work_items  # type: ignore[import-untyped]
+    from cosmic_ray.commands.init import _all_work_items
 
     digest = hashlib.sha256(source.encode()).hexdigest()[:12]
     never_run = annotation_spans(source)
@@ -113,8 +113,8 @@ def shuffled(mutants: Sequence[Mutant], seed: int) -> list[Mutant]:
 
 def mutated_source(mutant: Mutant, source: str) -> str | None:
     """The whole source with the change in it; None where the change changes nothing that runs, or does not compile."""
-    from cosmic_ray.mutating import mutate_code  # type: ignore[import-untyped]
-    from cosmic_ray.plugins import get_operator  # type: ignore[import-untyped]
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
 
     changed: str | None = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
     if changed is None:

@@ -127,13 +127,13 @@ class Session:
     """cosmic-ray's database of mutants and verdicts, in a file."""
 
     def __init__(self, path: Path) -> None:
-        from cosmic_ray.work_db import WorkDB  # type: ignore[import-untyped]
+        from cosmic_ray.work_db import WorkDB
 
         self.db = WorkDB(str(path), WorkDB.Mode.create)
 
     def add(self, mutants: Iterable[Mutant], tree: Path) -> None:
         """Enter the mutants that are not in it yet."""
-        from cosmic_ray.work_item import MutationSpec, WorkItem  # type: ignore[import-untyped]
+        from cosmic_ray.work_item import MutationSpec, WorkItem
 
         known = {item.job_id for item in self.db.work_items}
         self.db.add_work_items(

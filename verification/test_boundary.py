@@ -7,9 +7,17 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from scipy import special
 
 from unforgotten.theory.absmax import AbsmaxLaw, absmax_law, magnitude_cdf
-from unforgotten.theory.block_law import Expected, adaptive_error, block_law, combine
+from unforgotten.theory.block_law import (
+    OVERTAKING_NODES,
+    Expected,
+    _successors,
+    adaptive_error,
+    block_law,
+    combine,
+)
 from unforgotten.theory.boundary import (
     boundary_density,
     levels_moved,
@@ -31,6 +39,7 @@ from unforgotten.verification.chance import assert_mean, rng_for
 NAMES = ("int4-g64", "int3-g64", "int4-g64-paper", "nf4-b64", "fp4-b64", "int8-row")
 EXACT = 1e-9  # differences of distribution functions, each good to 1e-16, over values down to 1e-6
 ROUNDINGS = 16 * 2.0**-53
+TRIALS = 100_000
 sizes = st.floats(2.0**-20, 2.0**20)
 steps = st.floats(2.0**-10, 2.0**10)
 
