@@ -7,13 +7,10 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
-from scipy import special
 
 from unforgotten.theory.absmax import AbsmaxLaw, absmax_law, magnitude_cdf
 from unforgotten.theory.block_law import (
-    OVERTAKING_NODES,
     Expected,
-    _successors,
     adaptive_error,
     block_law,
     combine,
