@@ -164,7 +164,11 @@ def _layout_of_type(file: WeightFile, tensor: GgufTensor) -> Layout:
         kind = gguf.GGMLQuantizationType(tensor.kind)
         weights, nbytes = gguf.GGML_QUANT_SIZES[kind]
         gguf.quants.dequantize(np.zeros((1, nbytes), np.uint8), kind)
-    except (ValueError, KeyError, NotImplementedError):
+    except (
+        ValueError,
+        KeyError,
+        NotImplementedError,
+    ):  # gguf raises it for a type it cannot decode
         rule = "must have a type that gguf decodes"
         raise CheckpointError(file.path, rule, f"type {tensor.kind}", tensor=tensor.name) from None
     return Layout(kind.name, weights, nbytes, np.dtype("<f4"))

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
 from unforgotten.audit.findings import STDERRS, share
+from unforgotten.audit.page import page_environment
 from unforgotten.audit.result import AuditResult, FormatRow, Storage, TensorRow
 from unforgotten.audit.summary import number
 from unforgotten.theory.dead_zone import MIN_WEIGHTS
@@ -21,13 +20,7 @@ PLOT_HEIGHT = 200.0
 
 def render(result: AuditResult, rows: Sequence[TensorRow]) -> str:
     """The page. Every name in it is escaped: the tensors' names come from strangers."""
-    environment = Environment(
-        loader=PackageLoader("unforgotten.audit"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("unforgotten.audit")
     environment.filters |= {"share": share, "number": number, "p_value": p_value}
     return environment.get_template("audit.html.j2").render(
         r=result,

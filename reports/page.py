@@ -7,8 +7,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
-
+from unforgotten.audit.page import page_environment
 from unforgotten.experiments.metric_names import METRICS
 from unforgotten.reports import tables
 from unforgotten.reports.conjectures import Conjecture, conjectures
@@ -60,13 +59,7 @@ class RunView:
 
 def render_page(runs: Sequence[Run], figures: Sequence[Mapping[str, bytes]]) -> str:
     """The report of these runs; `figures` holds the SVG of each run's figures by name."""
-    environment = Environment(
-        loader=PackageLoader("unforgotten.reports"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("unforgotten.reports")
     views = [
         view(run, svgs, f"run{i}")
         for i, (run, svgs) in enumerate(zip(runs, figures, strict=True), 1)
