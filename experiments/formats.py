@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from unforgotten.theory import grids, scales
 from unforgotten.theory.formats import Format
 from unforgotten.theory.hqq import LARGEST_INVERSE, LEAST_RANGE
+from unforgotten.theory.quantize import padding
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -57,12 +58,7 @@ def to_blocks(w: Tensor, fmt: Format) -> Tensor:
     w = w.reshape(1, -1) if fmt.block in ("tensor", "flat") else w.reshape(-1, w.shape[-1])
     if fmt.block_size is None:
         return w
-    padding = -w.shape[1] % fmt.block_size
-    if padding and fmt.whole_blocks:
-        raise ValueError(
-            f"rows must be whole blocks of {fmt.block_size} in {fmt.name}, got columns={w.shape[1]}"
-        )
-    return nn.functional.pad(w, (0, padding)).reshape(-1, fmt.block_size)
+    return nn.functional.pad(w, (0, padding(w.shape[1], fmt))).reshape(-1, fmt.block_size)
 
 
 def from_blocks(blocks: Tensor, shape: torch.Size, fmt: Format) -> Tensor:

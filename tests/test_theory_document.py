@@ -57,6 +57,14 @@ def test_the_pictures_are_what_the_generator_writes(written: Path) -> None:
         assert made.read_bytes() == kept.read_bytes(), f"{name} differs"
 
 
+def test_the_functions_that_are_listed_are_the_registry() -> None:
+    """A decorator that is taken off leaves its function in the committed document."""
+    pattern = r"^- \[`(unforgotten\.theory\.[\w.]+)`\]\(\w+\.py\) \["
+    listed = re.findall(pattern, committed(), re.MULTILINE)
+    assert len(listed) > 50
+    assert set(listed) == set(CLAIMS)
+
+
 def test_every_statement_of_the_registry_has_a_section(written: Path) -> None:
     assert {claim.id for claim in CLAIMS.values()} == set(TITLES)
     for claim in CLAIMS.values():

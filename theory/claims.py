@@ -9,6 +9,7 @@ from typing import Literal, TypeVar
 Kind = Literal["exact", "law", "first-order", "conjecture"]
 Method = Literal["derivation", "smt", "exact", "exhaustive"]
 F = TypeVar("F", bound=Callable[..., object])
+E = TypeVar("E")
 
 
 @dataclass(frozen=True)
@@ -52,16 +53,7 @@ def claim(id: str, *, kind: Kind, source: str) -> Callable[[F], F]:
     Raises:
         ValueError: the function is registered twice.
     """
-
-    def register(function: F) -> F:
-        name = f"{function.__module__}.{function.__qualname__}"
-        if name in CLAIMS:
-            raise ValueError(f"claim must be registered once, got function={name!r} again")
-        lead = (function.__doc__ or "").strip().split("\n\n")[0]
-        CLAIMS[name] = Claim(id, kind, source, name, " ".join(lead.split()))
-        return function
-
-    return register
+    return _register("claim", CLAIMS, lambda name, lead: Claim(id, kind, source, name, lead))
 
 
 def proof(claim_id: str, *, method: Method, domain: str) -> Callable[[F], F]:
@@ -70,13 +62,22 @@ def proof(claim_id: str, *, method: Method, domain: str) -> Callable[[F], F]:
     Raises:
         ValueError: the function is registered twice.
     """
+    return _register(
+        "proof", PROOFS, lambda name, lead: Proof(claim_id, method, domain, name, lead)
+    )
+
+
+def _register(
+    what: str, registry: dict[str, E], entry: Callable[[str, str], E]
+) -> Callable[[F], F]:
+    """A decorator that enters a function by its full name, with the first paragraph of its docstring."""
 
     def register(function: F) -> F:
         name = f"{function.__module__}.{function.__qualname__}"
-        if name in PROOFS:
-            raise ValueError(f"proof must be registered once, got function={name!r} again")
+        if name in registry:
+            raise ValueError(f"{what} must be registered once, got function={name!r} again")
         lead = (function.__doc__ or "").strip().split("\n\n")[0]
-        PROOFS[name] = Proof(claim_id, method, domain, name, " ".join(lead.split()))
+        registry[name] = entry(name, " ".join(lead.split()))
         return function
 
     return register

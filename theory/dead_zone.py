@@ -53,10 +53,19 @@ def frozen_exponent(eta: float, dtype: str) -> int:
     """
     if not (math.isfinite(eta) and eta > 0):
         raise ValueError(f"eta must be positive and finite, got eta={eta!r}")
-    if dtype not in SIGNIFICANT_BITS:
-        raise ValueError(f"dtype must be one of {', '.join(SIGNIFICANT_BITS)}, got dtype={dtype!r}")
+    check_dtype(dtype)
     _, exponent = math.frexp(eta)  # 2^(exponent - 1) <= eta < 2^exponent
     return exponent + SIGNIFICANT_BITS[dtype]
+
+
+def check_dtype(dtype: str) -> None:
+    """Refuse what is no floating-point storage dtype.
+
+    Raises:
+        ValueError: with the names that are known.
+    """
+    if dtype not in SIGNIFICANT_BITS:
+        raise ValueError(f"dtype must be one of {', '.join(SIGNIFICANT_BITS)}, got dtype={dtype!r}")
 
 
 @dataclass(frozen=True)

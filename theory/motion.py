@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special
 
 from unforgotten.theory.claims import claim
-from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT
+from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT, check_dtype
 
 FREE_SPACINGS = 16  # a step of this many spacings or more moves as if there were none, within 1/32
 MOST_SPACINGS = (
@@ -191,5 +191,4 @@ def check_training(lr: float, steps: int, dtype: str) -> None:
         raise ValueError(f"lr must be positive and finite, got lr={lr!r}")
     if steps < 0:
         raise ValueError(f"steps must be at least 0, got steps={steps}")
-    if dtype not in SIGNIFICANT_BITS:
-        raise ValueError(f"dtype must be one of {', '.join(SIGNIFICANT_BITS)}, got dtype={dtype!r}")
+    check_dtype(dtype)

@@ -10,7 +10,7 @@ import numpy as np
 
 from unforgotten.theory.adamw import adamw_step_upper_bound, check_betas, moment_ratios
 from unforgotten.theory.claims import claim
-from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, frozen_exponent
+from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, check_dtype, frozen_exponent
 
 ROUNDINGS = 16  # at most, in each bound of this file that is not a root or a power
 U64 = 2.0**-53
@@ -205,8 +205,7 @@ def frozen_magnitude(
     Raises:
         ValueError: an argument is out of its range.
     """
-    if dtype not in SIGNIFICANT_BITS:
-        raise ValueError(f"dtype must be one of {', '.join(SIGNIFICANT_BITS)}, got dtype={dtype!r}")
+    check_dtype(dtype)
     eta = largest_step(optimizer, lr, steps, **options)
     share = decay_step_upper_bound(lr, weight_decay, 1.0)
     left = 1 - share * 2.0 ** (SIGNIFICANT_BITS[dtype] + 1)

@@ -39,12 +39,21 @@ def to_blocks(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
     w = w.reshape(rows)
     if fmt.block_size is None:
         return w
-    padding = -w.shape[1] % fmt.block_size
-    if padding and fmt.whole_blocks:
+    return np.pad(w, ((0, 0), (0, padding(w.shape[1], fmt)))).reshape(-1, fmt.block_size)
+
+
+def padding(columns: int, fmt: Format) -> int:
+    """Zeros that fill the last block of a row (or of a flat tensor).
+
+    Raises:
+        ValueError: the format takes whole blocks only, and the row has others.
+    """
+    zeros = -columns % (fmt.block_size or 1)
+    if zeros and fmt.whole_blocks:
         raise ValueError(
-            f"rows must be whole blocks of {fmt.block_size} in {fmt.name}, got columns={w.shape[1]}"
+            f"rows must be whole blocks of {fmt.block_size} in {fmt.name}, got columns={columns}"
         )
-    return np.pad(w, ((0, 0), (0, padding))).reshape(-1, fmt.block_size)
+    return zeros
 
 
 def from_blocks(blocks: NDArray[Any], shape: tuple[int, ...], fmt: Format) -> NDArray[Any]:

@@ -17,7 +17,7 @@ from jax.scipy.special import ndtr
 
 from unforgotten.theory.absmax import AbsmaxLaw
 from unforgotten.theory.boundary import shape_of
-from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT
+from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT, check_dtype
 from unforgotten.theory.formats import Format
 from unforgotten.theory.motion import FREE_SPACINGS
 from unforgotten.theory.predict import FINE_LEVELS, PIECES_PER_BINADE
@@ -72,8 +72,7 @@ def setup(fmt: Format, absmax: AbsmaxLaw, *, std: float, steps: int, dtype: str)
         raise ValueError(f"std must be positive and finite, got std={std!r}")
     if steps < 1:
         raise ValueError(f"steps must be at least 1, got steps={steps}")
-    if dtype not in SIGNIFICANT_BITS:
-        raise ValueError(f"dtype must be one of {', '.join(SIGNIFICANT_BITS)}, got dtype={dtype!r}")
+    check_dtype(dtype)
     shape = shape_of(fmt)
     return Setup(
         shape.thresholds, np.diff(shape.levels), absmax.values, absmax.weights, float(steps), std,

@@ -5,13 +5,13 @@ import pkgutil
 import re
 import subprocess
 import sys
-from pathlib import Path
+from collections.abc import Callable
 from typing import get_args
 
 import pytest
 
 import unforgotten.theory
-from unforgotten.theory.claims import CLAIMS, Claim, Kind, claim
+from unforgotten.theory.claims import CLAIMS, PROOFS, Claim, Kind, claim, proof
 from unforgotten.theory.proofs.run import load_proofs
 from unforgotten.verification.verdicts import named_tests, names_of_tests
 
@@ -59,28 +59,26 @@ def test_claims__hold_the_core_of_the_theory() -> None:
     assert {c.id for c in CLAIMS.values()} >= {"T1", "T4", "T6", "T12", "T14", "T16"}
 
 
-def test_claims__are_those_of_the_document() -> None:
-    """A decorator that is taken off leaves its function in theory/README.md."""
-    document = Path(*unforgotten.theory.__path__) / "README.md"
-    if not document.exists():
-        pytest.skip("the document is in the repository alone")
-    pattern = r"^- \[`(unforgotten\.theory\.[\w.]+)`\]\(\w+\.py\) \["
-    listed = re.findall(pattern, document.read_text("utf-8"), re.MULTILINE)
-    assert len(listed) > 50
-    assert set(listed) == set(CLAIMS)
-
-
-def test_claim__refuses_a_second_registration() -> None:
+@pytest.mark.parametrize(
+    ("decorate", "registry"),
+    [
+        (claim("T0", kind="exact", source="this test"), CLAIMS),
+        (proof("T0", method="exact", domain="this test"), PROOFS),
+    ],
+    ids=["claim", "proof"],
+)
+def test_claims__are_registered_once(
+    decorate: Callable[[Callable[[], None]], object], registry: dict[str, object]
+) -> None:
     def twice() -> None:
         """A statement that is registered twice, for this test alone."""
 
-    decorate = claim("T0", kind="exact", source="this test")
     decorate(twice)
     try:
         with pytest.raises(ValueError, match="registered once"):
             decorate(twice)
     finally:
-        del CLAIMS[f"{twice.__module__}.{twice.__qualname__}"]
+        del registry[f"{twice.__module__}.{twice.__qualname__}"]
 
 
 @pytest.mark.parametrize("banned", ["torch", "transformers", "matplotlib"])

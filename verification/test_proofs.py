@@ -5,8 +5,7 @@ from typing import get_args
 
 import pytest
 
-from unforgotten.theory.claims import PROOFS as REGISTERED
-from unforgotten.theory.claims import Method, Proof, proof
+from unforgotten.theory.claims import Method, Proof
 from unforgotten.theory.proofs.run import load_proofs, run_proof
 
 PROOFS = load_proofs()
@@ -32,16 +31,3 @@ def test_proofs__can_fail() -> None:
 
 def fails() -> None:
     raise AssertionError("as it should")
-
-
-def test_proof__refuses_a_second_registration() -> None:
-    def twice() -> None:
-        """A proof that is registered twice, for this test alone."""
-
-    decorate = proof("T1", method="exact", domain="this test")
-    decorate(twice)
-    try:
-        with pytest.raises(ValueError, match="registered once"):
-            decorate(twice)
-    finally:
-        del REGISTERED[f"{twice.__module__}.{twice.__qualname__}"]
