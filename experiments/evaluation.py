@@ -153,10 +153,9 @@ def _recovery(metric: str, items: dict[str, Items], seed: int) -> Measurement:
         np.asarray(items["Q(target)"][metric]),
         seed=seed,
     )
+    value = r.rho if r.defined else float("nan")  # written as null: undefined, never a number
     n = len(items["unlearned"][metric])
-    if not r.defined or np.mean(items["Q(target)"][metric]) <= np.mean(items["unlearned"][metric]):
-        return Measurement(f"rho_{metric}", float("nan"), n=n)  # written as null: undefined
-    return Measurement(f"rho_{metric}", r.rho, r.stderr, n, interval=(r.low, r.high))
+    return Measurement(f"rho_{metric}", value, r.stderr, n, interval=(r.low, r.high))
 
 
 def weights_rows(survival: Survival, mode: GridMode) -> list[Measurement]:
