@@ -16,6 +16,8 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +31,9 @@ from unforgotten.theory.absmax import AbsmaxLaw, observed_absmax
 from unforgotten.theory.block_law import Expected, combine
 from unforgotten.theory.dead_zone import frozen_exponent
 from unforgotten.theory.densities import Empirical, empirical
-from unforgotten.theory.formats import format_named
+from unforgotten.theory.formats import Format, format_named
 from unforgotten.theory.motion import StepLaw, step_law
-from unforgotten.theory.motion_fit import observed_moves, stationary_fit, step_ratio
+from unforgotten.theory.motion_fit import Moves, observed_moves, stationary_fit, step_ratio
 from unforgotten.theory.predict import predict, predict_moves
 from unforgotten.theory.quantize import to_blocks
 
@@ -62,6 +64,57 @@ def read_tensors(folder: Path) -> dict[str, NDArray[Any]]:
     return {name: checkpoint.read(name).astype(np.float32) for name in names}
 
 
+@dataclass(frozen=True)
+class Update:
+    """One unlearned model: its training as its rows tell it, and its difference from the target, by tensor."""
+
+    training: dict[str, Any]
+    target: dict[str, Tensor]
+    delta: dict[str, NDArray[Any]]
+
+    @cached_property
+    def moves(self) -> dict[str, Moves]:
+        """The motion of each tensor, for "motion"."""
+        return {
+            name: observed_moves(t.weights, self.delta[name]) for name, t in self.target.items()
+        }
+
+    @cached_property
+    def steps(self) -> dict[str, StepLaw]:
+        """The step laws of "nominal" and "ratio"."""
+        w = np.concatenate([t.weights.ravel() for t in self.target.values()])
+        d = np.concatenate([self.delta[name].ravel() for name in self.target])
+        ratio = step_ratio(w, d, **self.training)
+        return {"nominal": step_law("adamw"), "ratio": stationary_fit(ratio)}
+
+    @cached_property
+    def beyond(self) -> float:
+        """The share of weights that moved in the first binade that steps of lr cannot move."""
+        edge = 2.0 ** frozen_exponent(self.training["lr"], self.training["dtype"])
+        moved = weights = 0
+        for name, t in self.target.items():
+            inside = (np.abs(t.weights) > edge) & (np.abs(t.weights) < 2 * edge)
+            moved += int((self.delta[name][inside] != 0).sum())
+            weights += int(inside.sum())
+        return moved / weights if weights else 0.0
+
+    def expected(self, kind: str, fmt: Format, laws: dict[str, AbsmaxLaw]) -> Expected:
+        """What one kind predicts of one format: the tensors' expectations, weighed by their sizes."""
+        total = sum(t.weights.size for t in self.target.values())
+        return combine(
+            [
+                (t.weights.size / total, self._expected(kind, fmt, laws[name], name))
+                for name, t in self.target.items()
+            ]
+        )
+
+    def _expected(self, kind: str, fmt: Format, law: AbsmaxLaw, name: str) -> Expected:
+        density = self.target[name].density
+        if kind == "motion":
+            return predict_moves(fmt, density, law, self.moves[name])
+        return predict(fmt, density, law, self.steps[kind], **self.training).expected
+
+
 def predictions(folder: Path) -> Iterator[dict[str, Any]]:
     """One row for each unlearned model, format and kind, in the order of the run's rows."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
@@ -70,72 +123,26 @@ def predictions(folder: Path) -> Iterator[dict[str, Any]]:
         for name, w in read_tensors(folder / "models/target").items()
     }
     laws: dict[str, dict[str, AbsmaxLaw]] = {}
-    for row in rows:
-        if row["metric"] != "gain":
-            continue
-        name = row["format"]
-        if name not in laws:
-            laws[name] = {k: t.absmax(name) for k, t in target.items()}
-        unlearned = read_tensors(folder / f"models/unlearned-{row['method']}-{row['storage']}")
-        delta = {k: unlearned[k] - t.weights for k, t in target.items()}
-        for kind in KINDS:
-            e = _expected(kind, row, target, laws[name], delta)
-            kept = {name: row[name] for name in KEPT}
-            beyond = _moved_beyond(row, target, delta)
-            yield {
-                **kept,
-                "kind": kind,
-                "measured": row["value"],
-                "predicted": e.gain,
-                "cosine": e.cosine,
-                "beyond": beyond,
-            }
-
-
-def _moved_beyond(
-    row: dict[str, Any], target: dict[str, Tensor], delta: dict[str, NDArray[Any]]
-) -> float:
-    edge = 2.0 ** frozen_exponent(row["lr"], DTYPES[row["storage"]])
-    moved = weights = 0
-    for name, t in target.items():
-        inside = (np.abs(t.weights) > edge) & (np.abs(t.weights) < 2 * edge)
-        moved += int((delta[name][inside] != 0).sum())
-        weights += int(inside.sum())
-    return moved / weights if weights else 0.0
-
-
-def _expected(
-    kind: str,
-    row: dict[str, Any],
-    target: dict[str, Tensor],
-    laws: dict[str, AbsmaxLaw],
-    delta: dict[str, NDArray[Any]],
-) -> Expected:
-    fmt = format_named(row["format"])
-    total = sum(t.weights.size for t in target.values())
-    law = None if kind == "motion" else _steps(kind, row, target, delta)
-    parts = []
-    for name, t in target.items():
-        if law is None:
-            e = predict_moves(fmt, t.density, laws[name], observed_moves(t.weights, delta[name]))
-        else:
-            e = predict(
-                fmt, t.density, laws[name], law,
-                lr=row["lr"], steps=row["steps"], dtype=DTYPES[row["storage"]],
-            ).expected  # fmt: skip
-        parts.append((t.weights.size / total, e))
-    return combine(parts)
-
-
-def _steps(
-    kind: str, row: dict[str, Any], target: dict[str, Tensor], delta: dict[str, NDArray[Any]]
-) -> StepLaw:
-    if kind == "nominal":
-        return step_law("adamw")
-    w = np.concatenate([t.weights.ravel() for t in target.values()])
-    d = np.concatenate([delta[name].ravel() for name in target])
-    options = {"lr": row["lr"], "steps": row["steps"], "dtype": DTYPES[row["storage"]]}
-    return stationary_fit(step_ratio(w, d, **options))
+    gains = [row for row in rows if row["metric"] == "gain"]
+    for (method, storage), arm in groupby(gains, key=lambda r: (r["method"], r["storage"])):
+        unlearned = read_tensors(folder / f"models/unlearned-{method}-{storage}")
+        first, *rest = arm
+        training = {"lr": first["lr"], "steps": first["steps"], "dtype": DTYPES[storage]}
+        update = Update(training, target, {k: unlearned[k] - t.weights for k, t in target.items()})
+        for row in (first, *rest):
+            name = row["format"]
+            if name not in laws:
+                laws[name] = {k: t.absmax(name) for k, t in target.items()}
+            for kind in KINDS:
+                e = update.expected(kind, format_named(name), laws[name])
+                yield {
+                    **{key: row[key] for key in KEPT},
+                    "kind": kind,
+                    "measured": row["value"],
+                    "predicted": e.gain,
+                    "cosine": e.cosine,
+                    "beyond": update.beyond,
+                }
 
 
 def main(folders: Sequence[str]) -> None:

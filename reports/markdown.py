@@ -29,9 +29,8 @@ def survival_table(runs: Sequence[Run]) -> str:
 
 def returns(runs: Sequence[Run], storage: str, terms: Sequence[str], names: Sequence[str]) -> str:
     """In how many cases M1 came back, "x of y", over these forget terms and formats."""
-    rows = (row for t in terms for name in names for row in _rows(runs, "rho_M1", storage, t, name))
-    intervals = [row.interval for row in rows if row.interval]
-    return f"{sum(low > 0 for low, _ in intervals)} of {len(intervals)}"
+    found = [_intervals(runs, storage, term, name) for term in terms for name in names]
+    return f"{sum(low > 0 for part in found for low, _ in part)} of {sum(map(len, found))}"
 
 
 def _rows(runs: Sequence[Run], metric: str, storage: str, term: str, name: str) -> Iterator[Row]:
@@ -49,8 +48,14 @@ def _gains(runs: Sequence[Run], storage: str, term: str, name: str) -> str:
 
 
 def _returns(runs: Sequence[Run], storage: str, term: str, name: str) -> str:
-    rows = _rows(runs, "rho_M1", storage, term, name)
-    intervals = [row.interval for row in rows if row.interval]
+    intervals = _intervals(runs, storage, term, name)
     back = sum(low > 0 for low, _ in intervals)
     further = sum(high < 0 for _, high in intervals)
     return f"{back} back, {further} down of {len(intervals)}"
+
+
+def _intervals(
+    runs: Sequence[Run], storage: str, term: str, name: str
+) -> list[tuple[float, float]]:
+    rows = _rows(runs, "rho_M1", storage, term, name)
+    return [row.interval for row in rows if row.interval]

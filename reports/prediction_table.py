@@ -7,8 +7,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-KINDS = ("nominal", "ratio", "motion")
-
 
 def prediction_rows(published: Path) -> list[dict[str, Any]]:
     """The rows of every published run that has them."""
@@ -18,13 +16,14 @@ def prediction_rows(published: Path) -> list[dict[str, Any]]:
 
 def prediction_table(rows: Sequence[dict[str, Any]]) -> str:
     """For each arm and format the range of the measured gain and of each prediction, and its largest error."""
+    kinds = tuple(dict.fromkeys(r["kind"] for r in rows))
     lines = [
-        f"| arm | format | measured | {' | '.join(KINDS)} |",
-        "| --- | --- | --- |" + " --- |" * len(KINDS),
+        f"| arm | format | measured | {' | '.join(kinds)} |",
+        "| --- | --- | --- |" + " --- |" * len(kinds),
     ]
     for storage, name in dict.fromkeys((r["storage"], r["format"]) for r in rows):
         cell = [r for r in rows if (r["storage"], r["format"]) == (storage, name)]
-        predicted = " | ".join(_predicted([r for r in cell if r["kind"] == k]) for k in KINDS)
+        predicted = " | ".join(_predicted([r for r in cell if r["kind"] == k]) for k in kinds)
         lines.append(f"| {storage} | {name} | {_span(r['measured'] for r in cell)} | {predicted} |")
     return "\n".join(lines)
 
