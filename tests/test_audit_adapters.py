@@ -117,14 +117,13 @@ def test_dora_rows_have_the_stored_length(tmp_path: Path) -> None:
     magnitude = np.linspace(0.5, 9, OUT).astype(np.float32)
     parts = lora() | {f"{LORA}.lora_magnitude_vector.weight": magnitude}
     found = merged(tmp_path, parts, use_dora=True).read(MATRIX).astype(np.float64)
-    slack = (
-        2 * np.finfo(np.float32).eps
-    )  # each entry is rounded once, a norm of them at most as much
-    assert np.allclose(np.linalg.norm(found, axis=1), magnitude, rtol=slack, atol=0)
+    # each entry is rounded once to float32, and a norm of them or a product with them moves by as much at most
+    slack = 2 * np.finfo(np.float32).eps
+    assert (np.abs(np.linalg.norm(found, axis=1) - magnitude) <= slack * magnitude).all()
     delta = parts[f"{LORA}.lora_B.weight"].astype(float) @ parts[f"{LORA}.lora_A.weight"]
     direction = base()[MATRIX] + 5 / 3 * delta
     cosine = (found * direction).sum(axis=1) / np.linalg.norm(direction, axis=1) / magnitude
-    assert np.allclose(cosine, 1, rtol=slack, atol=0)
+    assert (np.abs(cosine - 1) <= slack).all()
 
 
 def test_fan_in_fan_out_adds_the_transpose(tmp_path: Path) -> None:
@@ -265,18 +264,14 @@ BAD: dict[str, tuple[Change, dict[str, Any], tuple[str, ...]]] = {
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_adapter_is_refused_in_one_line(kind: str, tmp_path: Path) -> None:
+def test_bad_adapter_is_refused_in_one_line(
+    kind: str, tmp_path: Path, audit_refuses: Callable[..., None]
+) -> None:
     change, changes, words = BAD[kind]
     parts = lora()
     change(parts)
     adapter = save(tmp_path, parts, **changes)
-    with pytest.raises(CheckpointError) as caught:
-        audit_pair(tmp_path / "base", adapter, ["int8-row"], tmp_path / "out")
-    message = str(caught.value)
-    assert message.isprintable()
-    assert message.startswith(str(tmp_path))
-    assert not [word for word in words if word not in message], message
-    assert not (tmp_path / "out").exists()
+    audit_refuses((tmp_path / "base", adapter), tmp_path, words)
 
 
 def test_pickled_adapter_is_refused_by_name(tmp_path: Path) -> None:

@@ -155,20 +155,14 @@ def target(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("side", ["target", "unlearned"])
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_checkpoint_is_refused_in_one_line(
-    kind: str, side: str, target: Path, tmp_path: Path
+    kind: str, side: str, target: Path, tmp_path: Path, audit_refuses: Callable[..., None]
 ) -> None:
     build, words = BAD[kind]
     bad = tmp_path / "bad"
     bad.mkdir()
     build(bad)
     pair = (bad, target) if side == "target" else (target, bad)
-    with pytest.raises(CheckpointError) as caught:
-        audit_pair(*pair, ["int4-g64"], tmp_path / "out")
-    message = str(caught.value)
-    assert message.isprintable()
-    assert message.startswith(str(bad))
-    assert not [word for word in words if word not in message], message
-    assert not (tmp_path / "out").exists()
+    audit_refuses(pair, bad, words)
 
 
 @pytest.mark.parametrize("name", ["model.bin", "model.pt", "model.pkl"])

@@ -230,19 +230,15 @@ BAD: dict[str, tuple[bytes, tuple[str, ...]]] = {
 
 @pytest.mark.parametrize("side", ["target", "unlearned"])
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_file_is_refused_in_one_line(kind: str, side: str, tmp_path: Path) -> None:
+def test_bad_file_is_refused_in_one_line(
+    kind: str, side: str, tmp_path: Path, audit_refuses: Callable[..., None]
+) -> None:
     content, words = BAD[kind]
     good, bad = tmp_path / "good.gguf", tmp_path / "bad.gguf"
     good.write_bytes(file_of([entry()], DATA))
     bad.write_bytes(content)
     pair = (bad, good) if side == "target" else (good, bad)
-    with pytest.raises(CheckpointError) as caught:
-        audit_pair(*pair, ["int8-row"], tmp_path / "out")
-    message = str(caught.value)
-    assert message.isprintable()
-    assert message.startswith(str(bad))
-    assert not [word for word in words if word not in message], message
-    assert not (tmp_path / "out").exists()
+    audit_refuses(pair, bad, words)
 
 
 def test_pair_with_safetensors_is_refused(tmp_path: Path) -> None:

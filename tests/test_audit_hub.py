@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 from safetensors.numpy import save, save_file
 
 from unforgotten.audit import CheckpointError, audit_pair, open_source
-from unforgotten.audit.hub import hub_name
 
 hub = pytest.importorskip("huggingface_hub", reason="the client")
 
@@ -141,30 +140,6 @@ def put_sharded(served: Served, content: Tensors) -> None:
 
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-
-
-@pytest.mark.parametrize(
-    ("text", "name"),
-    [
-        ("org/name", ("org/name", None)),
-        ("org/name@v1.0", ("org/name", "v1.0")),
-        ("org/name@refs/pr/1", ("org/name", "refs/pr/1")),
-        ("name", None),
-        ("/org/name", None),
-        ("./org/name", None),
-        ("../name", None),
-        ("a/b/c", None),
-        ("org/na..me", None),
-        ("org/na--me", None),
-        ("org/name@../../x", None),
-        ("org/name@", None),
-        ("org/name@a b", None),
-        ("org/name\n", None),
-        ("órg/name", None),
-    ],
-)
-def test_names(text: str, name: tuple[str, str | None] | None) -> None:
-    assert hub_name(text) == name
 
 
 @pytest.mark.parametrize("sharded", [False, True])
