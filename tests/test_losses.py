@@ -70,7 +70,7 @@ def test_npo_gradient_tends_to_ga_as_beta_vanishes() -> None:
     scored = TokenLogProbs(torch.zeros(2, 2, 3), label, torch.ones(2, 2, dtype=torch.bool))
     reference = sequence_log_probs(scored).detach()
     (gradient,) = torch.autograd.grad(negative_preference(scored, reference, 0.1), label)
-    assert torch.allclose(gradient, torch.full((2, 2), 0.5), rtol=0, atol=SLACK)
+    assert float((gradient - 0.5).abs().max()) <= SLACK
 
 
 def test_npo_saturates_where_ga_does_not() -> None:
