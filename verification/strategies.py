@@ -43,6 +43,8 @@ KINDS: tuple[str, ...] = (
 )  # fmt: skip
 SAMPLED_KINDS: tuple[str, ...] = ("normal", "heavy-tailed", "already quantized")
 ALL_KINDS = (*KINDS, *SAMPLED_KINDS)
+# Where neither a scale nor its reciprocal is subnormal, and no product underflows.
+NORMAL_KINDS = ("plain", "bfloat16", "float16", "ties", "all equal", "outlier", "zero block")
 SEEDS = st.integers(0, 2**32 - 1)
 
 
@@ -184,6 +186,12 @@ class Sample(NamedTuple):
 
     fmt: Format
     w: Weights
+
+
+def in_normal_range(s: Sample) -> bool:
+    """Every magnitude is 0 or in [2^-60, 2^125]: no parameter, ratio or value of any format is subnormal."""
+    size = np.abs(s.w[s.w != 0])
+    return bool((size >= 2.0**-60).all() and (size <= 2.0**125).all())
 
 
 @st.composite

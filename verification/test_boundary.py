@@ -7,10 +7,13 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from scipy import special
 
 from unforgotten.theory.absmax import AbsmaxLaw, absmax_law, magnitude_cdf
 from unforgotten.theory.block_law import (
+    OVERTAKING_NODES,
     Expected,
+    _successors,
     adaptive_error,
     block_law,
     combine,
@@ -218,6 +221,41 @@ def test_block_law__knows_one_sided_pins() -> None:
     )  # no weight near a threshold, density 0 at 9
     assert math.isnan(combine([]).gain)
     assert math.isnan(Expected(0.0, 0.0, 0.0, 1.0, 0.0).cosine)
+
+
+def one_absmax(a: float, size: int) -> AbsmaxLaw:
+    return AbsmaxLaw(np.array([a]), np.ones(1), size)
+
+
+def test_adaptive_error__is_the_chance_that_another_comes_within_two_updates() -> None:
+    """The absmax loses |delta| and the other gains it. For one of three others: 1 - (F(a - 2 delta) / F(a))^3 over B."""
+    a, delta = 2.0, 0.25
+    inside = math.erf((a - 2 * delta) / math.sqrt(2)) / math.erf(a / math.sqrt(2))
+    error = adaptive_error(Gaussian(1.0), one_absmax(a, 4), delta)
+    assert (
+        abs(error - (1 - inside**3) / 4) <= ROUNDINGS
+    )  # of numbers below 1, each function good to an ulp or two
+    assert adaptive_error(Gaussian(1.0), one_absmax(a, 4), 1.5) == 1 / 4
+
+
+@pytest.mark.parametrize("delta", [0.1, 0.7, 3.0])
+def test_block_law__knows_where_a_shrinking_absmax_goes(delta: float) -> None:
+    """Probabilities add up to 1, and the mean is that of simulated blocks, within half the width of a node."""
+    a, size = 2.0, 8
+    nodes = _successors(Gaussian(1.0), one_absmax(a, size), delta, outward=False, mode="adaptive")
+    values, chance = np.array([(float(v[0]), float(p[0])) for v, p in nodes]).T
+    assert abs(chance.sum() - 1) <= len(nodes) * 2.0**-53  # a telescope of differences
+    assert (chance >= 0).all()
+    rng = rng_for("successors", delta)
+    inside = rng.random((TRIALS, size - 1)) * math.erf(a / math.sqrt(2))
+    others = special.ndtri(special.ndtr(-a) + inside)
+    moved = np.abs(others + delta * rng.choice([-1.0, 1.0], others.shape)).max(axis=1)
+    largest, width = a + delta, 2 * min(a, delta) / OVERTAKING_NODES
+    assert_mean(
+        np.maximum(moved, abs(a - delta)) / largest,
+        float(chance @ values) / largest,
+        slack=width / 2 / largest,
+    )
 
 
 def test_block_law__refuses_bad_arguments() -> None:

@@ -127,3 +127,10 @@ def test_code_units__are_those_of_the_parameters_that_make_the_codes() -> None:
     grid = fit_grid(w, fmt)
     assert abs(float(code_units(w, grid, fmt)[0, 0]) - 127) <= 127 * 3 * 2.0**-24
     assert abs(0.3 / float(grid.scale[0, 0]) - 127) > 1e-3
+
+
+@pytest.mark.parametrize(("ends", "zero"), [((-1, 5), -2), ((-3, 3), 0)])
+def test_fit_grid__rounds_a_zero_point_on_a_tie_to_even(ends: tuple[int, int], zero: int) -> None:
+    """Scale 2, levels from -2: 0 lies at -2 + 1/2 and at -2 + 3/2; half-up would give -1 and 0."""
+    grid = fit_grid(np.array([ends], np.float32), format_named("int2-row-ct-asym"))
+    assert grid.zero.item() == zero

@@ -31,10 +31,15 @@ from unforgotten.verification.oracles import (
     exact_units,
     fit_block,
 )
-from unforgotten.verification.strategies import ALL_FORMAT_NAMES, FORMAT_NAMES, Pair, pairs
+from unforgotten.verification.strategies import (
+    ALL_FORMAT_NAMES,
+    FORMAT_NAMES,
+    NORMAL_KINDS,
+    Pair,
+    pairs,
+)
 
 modes: st.SearchStrategy[GridMode] = st.sampled_from(GRID_MODES)
-NORMAL_KINDS = ("plain", "bfloat16", "float16", "ties", "all equal", "zero block")
 NOT_PER_TENSOR = tuple(n for n in FORMAT_NAMES if "tensor" not in n and n != "nf4-b5")
 SIGN_SYMMETRIC = ("int4-g8", "int2-g8", "int3-row", "int8-row", "int8-tensor", "llmint8-row")
 
