@@ -5,8 +5,6 @@ TypeError in whatever test comes first and would only raise the score. Annotatio
 `theory/proofs/` is left out: a proof is a test, and `test_proofs_refute.py` plants what each must refuse.
 """
 
-# pyright: reportMissingImports=false
-# cosmic-ray is needed by `make mutants` alone.
 from __future__ import annotations
 
 import ast

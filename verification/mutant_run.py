@@ -4,8 +4,6 @@ The session is cosmic-ray's (`cr-report`, `cr-html` read it): one transaction a 
 mutants that were running.
 """
 
-# pyright: reportMissingImports=false
-# cosmic-ray is needed by `make mutants` alone.
 from __future__ import annotations
 
 import json
