@@ -200,8 +200,12 @@ def misindexed(w: Array) -> Array:
 
 @pytest.mark.parametrize("name", ["values keep the order", "bits equal the named format"])
 def test_contracts__see_wrong_scales_where_rows_are_no_whole_blocks(name: str) -> None:
-    """A silent fault of a library that one in twenty shapes has: on other shapes all is right."""
-    assert judged(name, claiming("misindexed", "nf4-b64", misindexed)).outcome == "fails"
+    """A silent fault of a library on few shapes: one in ninety of the weights that are drawn shows it (44 of 4,000).
+
+    So 2,000 of them miss it with probability 2e-10; the search ends with the first that it finds.
+    """
+    found = judged(name, claiming("misindexed", "nf4-b64", misindexed), examples=2_000)
+    assert found.outcome == "fails"
 
 
 @pytest.mark.parametrize("name", RIGHT)
