@@ -9,6 +9,7 @@ verdict repeats. The last test shows what the sample can see.
 from __future__ import annotations
 
 import itertools
+import json
 import os
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -149,38 +150,34 @@ def test_block_law__simulation_sees_wrong_laws() -> None:
 @pytest.mark.parametrize("mode", GRID_MODES)
 @pytest.mark.parametrize("name", NAMES)
 def test_block_law__holds_on_ten_million_weights(name: str, mode: GridMode) -> None:
-    """Adds the rows of a Markdown table to the file $UNFORGOTTEN_LAWS_TABLE, where that is set."""
-    rows: list[Any] = []
+    """Adds its rows to the file $UNFORGOTTEN_LAW_ROWS, where that is set; reports/law_table.py reads them."""
+    rows: list[dict[str, Any]] = []
     for density, scale in itertools.product(sorted(DENSITIES), SCALES):
-        gap, allowed, seen = deviations(format_named(name), density, scale, mode, NIGHTLY_WEIGHTS)
-        rows.append(((mode, name, density, scale), seen, gap, allowed))
-    if path := os.environ.get("UNFORGOTTEN_LAWS_TABLE"):
+        found = deviations(format_named(name), density, scale, mode, NIGHTLY_WEIGHTS)
+        case = {"grid": mode, "format": name, "density": density, "delta_over_std": scale}
+        rows += rows_of(case, *found)
+    if path := os.environ.get("UNFORGOTTEN_LAW_ROWS"):
         with Path(path).open("a", encoding="utf-8") as file:
-            file.write(("" if file.tell() else HEAD) + "".join(map(table_row, rows)))
-    wrong = [case for case, _, gap, allowed in rows if (gap > allowed).any()]
-    assert not wrong
+            file.writelines(json.dumps(row) + "\n" for row in rows)
+    assert not [row for row in rows if row["gap"] > row["allowed"]]
 
 
-HEAD = (
-    "| grid | format | density | delta/std | "
-    + " | ".join(f"{q}: measured, gap, gap / stderr, gap / allowed" for q in QUANTITIES)
-    + " |\n|"
-    + " --- |" * 8
-    + "\n"
-)
+def rows_of(
+    case: dict[str, Any], gap: NDArray[Any], allowed: NDArray[Any], seen: Measured
+) -> list[dict[str, Any]]:
+    """One row a quantity."""
+    columns = zip(QUANTITIES, seen.mean, seen.stderr, gap, allowed, strict=True)
+    return [
+        {**case, "weights": NIGHTLY_WEIGHTS, "quantity": quantity, "measured": float(mean),
+         "stderr": float(error), "gap": float(distance), "allowed": float(most)}
+        for quantity, mean, error, distance, most in columns
+    ]  # fmt: skip
 
 
-def table_row(row: Any) -> str:
-    case, seen, gap, allowed = row
-    cells = [
-        f"{m:.5f}, {g:.1e}, {g / e:.2f}, {g / a:.2f}"
-        for m, g, e, a in zip(seen.mean, gap, seen.stderr, allowed, strict=True)
-    ]
-    return f"| {' | '.join(str(x) for x in case)} | {' | '.join(cells)} |\n"
-
-
-def test_block_law__table_row_shows_the_gap_in_standard_errors() -> None:
-    seen = Measured(np.ones(4), np.full(4, 0.5), 1)
-    row = table_row((("fixed", "int4-g64", "laplace", 0.1), seen, np.ones(4), 4 * np.ones(4)))
-    assert row.startswith("| fixed | int4-g64 | laplace | 0.1 | 1.00000, 1.0e+00, 2.00, 0.25 |")
-    assert row.count("|") == HEAD.splitlines()[0].count("|")
+def test_block_law__rows_name_their_quantity() -> None:
+    seen = Measured(np.arange(4.0), np.full(4, 0.5), 1)
+    rows = rows_of({"grid": "fixed"}, np.ones(4), 4 * np.ones(4), seen)
+    assert [(r["quantity"], r["measured"]) for r in rows] == list(
+        zip(QUANTITIES, range(4), strict=True)
+    )
+    assert all((r["stderr"], r["gap"], r["allowed"]) == (0.5, 1, 4) for r in rows)
