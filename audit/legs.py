@@ -1,0 +1,120 @@
+"""What the output leg and the behaviour leg hold in `audit.json`: plain numbers, lists and names, no nan."""
+
+from __future__ import annotations
+
+from typing import TypedDict
+
+
+class RecoveryRow(TypedDict):
+    """T16 of one metric in one format; rho and its interval are None while nothing to recover is measurable.
+
+    `removed`: target and unlearned model differ at full precision, by the interval of their difference. `change`: what
+    quantization does to the unlearned model, as [low, high]. `p_undone`, `p_survives`: against rho <= MATERIAL and
+    against rho >= MATERIAL; 1 where rho is None.
+    """
+
+    metric: str
+    n: int
+    target: float
+    unlearned: float
+    quantized_target: float
+    quantized_unlearned: float
+    removed: bool
+    rho: float | None
+    low: float | None
+    high: float | None
+    change: list[float]
+    p_undone: float
+    p_survives: float
+
+
+class Leak(TypedDict):
+    """Items that come back at least half way, of the `items` from which unlearning took a good part.
+
+    `formats`: how many in each format; `leaking`: formats in which they are more than MATERIAL of the items, at a false
+    discovery rate of LEVEL under any dependence; `union`: items that any format brings back, as a number, and its
+    share with a Clopper-Pearson interval.
+    """
+
+    metric: str
+    items: int
+    formats: dict[str, int]
+    leaking: list[str]
+    union: int
+    share: float
+    low: float
+    high: float
+
+
+class Mean(TypedDict):
+    """A mean over items with its standard error."""
+
+    value: float
+    stderr: float | None
+    n: int
+
+
+class Effects(TypedDict):
+    """T14 of one metric: lost effect = gating + base shift."""
+
+    metric: str
+    lost: Mean
+    gating: Mean
+    base_shift: Mean
+
+
+class Distance(TypedDict):
+    """How two models differ on the texts, token by token.
+
+    `kl`: KL(first || second), nats a token; `agreement`: share of equal top-1 tokens; `tv_upper_bound`: T15, on the
+    change of any expectation of a next token; `certified`: share of tokens whose top-1 no change of the logits as
+    large as the token's own could alter.
+    """
+
+    first: str
+    second: str
+    kl: Mean
+    agreement: Mean
+    tv_upper_bound: float
+    certified: float
+
+
+class OutputFormat(TypedDict):
+    """One format of the output leg."""
+
+    format: str
+    losses: dict[str, Mean]
+    distances: list[Distance]
+    recoveries: list[RecoveryRow]
+    effects: list[Effects]
+
+
+class OutputLeg(TypedDict):
+    """Models on given texts, one item a text; `losses` in nats a token, by model."""
+
+    texts: str
+    count: int
+    tokens: int
+    cut: int
+    losses: dict[str, Mean]
+    formats: list[OutputFormat]
+    notes: list[str]
+
+
+class BehaviourFormat(TypedDict):
+    """One format of the behaviour leg; metrics by model: "Q(target)" and "Q(unlearned)"."""
+
+    format: str
+    metrics: dict[str, dict[str, Mean]]
+    recoveries: list[RecoveryRow]
+    effects: list[Effects]
+
+
+class BehaviourLeg(TypedDict):
+    """M1-M4 on a benchmark; metrics by model: "target", "unlearned", and "retrained" where given."""
+
+    benchmark: str
+    metrics: dict[str, dict[str, Mean]]
+    formats: list[BehaviourFormat]
+    leaks: list[Leak]
+    notes: list[str]
