@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Literal, TypedDict
+from typing import Any, Literal, TypedDict
 
 from scipy.stats import kstwobign
 
@@ -137,8 +137,14 @@ class AuditResult(TypedDict):
     verdict: Verdict
 
 
-def build_result(target: Checkpoint, unlearned: Checkpoint, leg: WeightsLeg) -> AuditResult:
-    """The result of an audit with the weights leg alone: its verdict is always undecided."""
+def build_result(
+    target: Checkpoint,
+    unlearned: Checkpoint,
+    leg: WeightsLeg,
+    output: Mapping[str, Any] | None = None,
+    behaviour: Mapping[str, Any] | None = None,
+) -> AuditResult:
+    """The result of an audit; with the weights leg alone its verdict is always undecided."""
     judged = judge_formats(leg)
     return AuditResult(
         schema=SCHEMA,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -60,31 +60,85 @@ def run(
 
 @app.command()
 def audit(
-    target: Annotated[str, typer.Argument(help="Checkpoint before unlearning: a directory.")],
-    unlearned: Annotated[str, typer.Argument(help="Checkpoint after unlearning: a directory.")],
+    target: Annotated[
+        str, typer.Argument(help="Before unlearning: a directory, org/name[@revision], or a GGUF.")
+    ],
+    unlearned: Annotated[str, typer.Argument(help="After it: the same, or a PEFT adapter.")],
     formats: Annotated[str | None, typer.Option(help="Names of formats, with commas.")] = None,
     out: Annotated[Path, typer.Option(help="Where the files go.")] = Path("audits/latest"),
     fail_on: Annotated[
         str, typer.Option(help="Verdicts that end with code 1: survives,undone,undecided.")
     ] = "",
+    texts: Annotated[
+        Path | None, typer.Option(help="Forget texts: measures the models' output on them.")
+    ] = None,
+    benchmark: Annotated[
+        Path | None, typer.Option(help="A benchmark in MUSE's layout: measures M1-M4.")
+    ] = None,
+    retrained: Annotated[
+        Path | None, typer.Option(help="The model that never saw the forget texts.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Processes that share the tensors.")] = 1,
+    ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that does.")] = None,
     as_json: Json = False,
 ) -> None:
     """Compare two checkpoints: what is left of the update in every format."""
-    from unforgotten.audit.run import DEFAULT_FORMATS, VERDICTS, audit_pair
-    from unforgotten.audit.summary import print_summary
+    try:
+        from unforgotten.audit.options import read_options
+        from unforgotten.audit.progress import AuditProgress
+        from unforgotten.audit.run import audit_pair
+        from unforgotten.audit.summary import print_summary
 
-    named = [name for name in (formats or ",".join(DEFAULT_FORMATS)).split(",") if name]
-    fatal = [verdict for verdict in fail_on.split(",") if verdict]
-    for verdict in fatal:
-        if verdict not in VERDICTS:
-            raise ValueError(f"--fail-on must be of {', '.join(VERDICTS)}, got {verdict!r}")
-    result = audit_pair(Path(target), Path(unlearned), named, out)
+        options = read_options(formats, fail_on, texts, benchmark, retrained, jobs, ray)
+        if options.needs_models:
+            _need("experiments", "torch", "transformers", "rouge_score", "sklearn")
+        if ray is not None:
+            _need("ray", "ray")
+        pair = Path(target), Path(unlearned)
+        with AuditProgress() as progress:
+            result = audit_pair(
+                *pair, options.formats, out, progress, jobs=jobs, ray=ray,
+                output=_output_leg(pair, options.measured, texts),
+                behaviour=_behaviour_leg(pair, options.measured, benchmark, retrained),
+            )  # fmt: skip
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
     if as_json:
         print(json.dumps(result, indent=1, allow_nan=False))
     else:
         print_summary(result, out)
-    if result["verdict"]["overall"] in fatal:
+    if result["verdict"]["overall"] in options.fatal:
         raise typer.Exit(1)
+
+
+def _output_leg(
+    pair: tuple[Path, Path], formats: Sequence[str], texts: Path | None
+) -> Callable[[], Any] | None:
+    if texts is None:
+        return None
+
+    def measure() -> Any:
+        from unforgotten.experiments.pair_output import output_leg
+
+        return output_leg(*pair, formats, texts)
+
+    return measure
+
+
+def _behaviour_leg(
+    pair: tuple[Path, Path], formats: Sequence[str], benchmark: Path | None, retrained: Path | None
+) -> Callable[[], Any] | None:
+    if benchmark is None:
+        return None
+
+    def measure() -> Any:
+        from unforgotten.experiments.pair_behaviour import behaviour_leg
+
+        more = {} if retrained is None else {"retrained": retrained}
+        return behaviour_leg(*pair, formats, benchmark, **more)
+
+    return measure
 
 
 @app.command()
