@@ -28,15 +28,22 @@ from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 
+from unforgotten.audit.evidence import LEVEL, MATERIAL
 from unforgotten.audit.findings import Finding
-from unforgotten.audit.legs import BehaviourLeg as BehaviourLeg
-from unforgotten.audit.legs import Leak, RecoveryRow
-from unforgotten.audit.legs import OutputLeg as OutputLeg
+from unforgotten.audit.legs import BehaviourLeg, Leak, OutputLeg, RecoveryRow
 from unforgotten.theory.multiplicity import false_discoveries
 
+__all__ = [
+    "BehaviourLeg",
+    "Decision",
+    "OutputLeg",
+    "Word",
+    "decide",
+    "judge_behaviour",
+    "judge_output",
+]
+
 Word = Literal["survives", "undone", "undecided"]
-MATERIAL = 1 / 3
-LEVEL = 0.05
 DECIDES_BEHAVIOUR = ("M1", "M2")
 DECIDES_OUTPUT = ("accuracy", "probability")
 
