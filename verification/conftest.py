@@ -10,7 +10,6 @@ from hypothesis import HealthCheck, settings
 
 from unforgotten.verification.report_plugin import Plugin
 from unforgotten.verification.statistical import statistical_tests
-from unforgotten.verification.verdicts import Recorder
 
 HERE = Path(__file__).parent
 SLOW_STRATEGIES = [HealthCheck.too_slow]  # two shared cores: time says nothing about a strategy
@@ -46,9 +45,6 @@ settings.load_profile(PROFILE)
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
-        "--verdicts", type=Path, help="write what the run says of every claim, as verdicts.json"
-    )
-    parser.addoption(
         "--verification-report",
         type=Path,
         metavar="DIR",
@@ -57,8 +53,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    if path := config.getoption("--verdicts"):
-        config.pluginmanager.register(Recorder(path, PROFILE))
     if folder := config.getoption("--verification-report"):
         config.pluginmanager.register(Plugin(folder, PROFILE))
     config.addinivalue_line(  # here too, for an installed package has no pyproject.toml

@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.theory.claims import CLAIMS
+from unforgotten.theory.claims import CLAIMS, PROOFS
 from unforgotten.theory.description import Format
 from unforgotten.verification.chance import COUNTS, FALSE_ALARM, FAMILY_FALSE_ALARM, sample_seed
+from unforgotten.verification.verdicts import SCHEMA
 
-SCHEMA = "unforgotten.verification-report/1"
 DEFINITION = (
     "A configuration is one distinct input of a claim: what Hypothesis drew for one example (a format, weights, an "
     "update, other parameters), one case of a parametrized test, or one row of a vectorized batch, which is a format "
@@ -31,6 +31,7 @@ DEFINITION = (
     "counted apart, as exhaustive cases."
 )
 TEST = re.compile(r"::test_([a-zA-Z0-9_]+?)__\w+")
+PROOF = re.compile(r"::test_proofs__hold\[([\w.]+)\]")
 _ODD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -62,6 +63,7 @@ class Report:
 
     def __init__(self) -> None:
         self.tallies: dict[str, Tally] = {}
+        self.proofs: dict[str, str] = {}  # "holds", or how the test of it ended
         self.records = 0
 
     def of(self, name: str) -> Tally:
@@ -196,6 +198,17 @@ def as_object(report: Report, profile: str, seconds: float) -> dict[str, Any]:
         },
         "claims": sorted(rows, key=lambda r: (r["id"][0], int(r["id"][1:]), r["function"])),
         "others": others,
+        "proofs": {
+            function: {
+                "claim": p.claim,
+                "method": p.method,
+                "domain": p.domain,
+                "statement": p.statement,
+                "verdict": report.proofs[function],
+            }
+            for function, p in sorted(PROOFS.items())
+            if function in report.proofs
+        },
     }
 
 

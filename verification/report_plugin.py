@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,9 +10,10 @@ from typing import Any
 
 import pytest
 from hypothesis.control import current_build_context
-from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from unforgotten.verification.report import ACTIVE, TEST, Report, as_object, fingerprint
+from unforgotten.audit.page import page_environment
+from unforgotten.experiments.storage import write_json, write_text
+from unforgotten.verification.report import ACTIVE, PROOF, TEST, Report, as_object, fingerprint
 
 JSON, HTML = "verification-report.json", "verification-report.html"
 
@@ -49,6 +49,8 @@ class Plugin:
         name = name_of(report.nodeid)
         if name is None or (report.when != "call" and report.passed):
             return
+        if match := PROOF.search(report.nodeid):
+            self.report.proofs[match[1]] = "holds" if report.passed else report.outcome
         tally = self.report.of(name)
         tally.outcomes[report.outcome] += 1
         tally.seconds += report.duration
@@ -56,10 +58,8 @@ class Plugin:
     def pytest_sessionfinish(self) -> None:
         """Write the files."""
         content = as_object(self.report, self.profile, time.perf_counter() - self.started)
-        self.folder.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(content, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        (self.folder / JSON).write_text(text, encoding="utf-8")
-        (self.folder / HTML).write_text(page(content), encoding="utf-8")
+        write_json(self.folder / JSON, content)
+        write_text(self.folder / HTML, page(content))
 
     def pytest_unconfigure(self) -> None:
         """The run is over."""
@@ -91,11 +91,5 @@ def watched(inner: Callable[..., Any], report: Report, name: str) -> Callable[..
 
 def page(content: dict[str, Any]) -> str:
     """The object as one page that needs nothing but itself."""
-    environment = Environment(
-        loader=PackageLoader("unforgotten.verification"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    environment = page_environment("unforgotten.verification")
     return environment.get_template("verification-report.html.j2").render(r=content)

@@ -1,23 +1,18 @@
-"""What the last recorded run of the suite said of every statement: `verdicts.json`, written by `--verdicts PATH`."""
+"""What the committed run of the suite said of every statement: `verification-report.json`, see `report`."""
 
 from __future__ import annotations
 
 import ast
 import json
-import re
-from collections import Counter
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from unforgotten.theory.claims import CLAIMS, PROOFS, Claim
+from unforgotten.theory.claims import CLAIMS, Claim
 
 HERE = Path(__file__).parent
-RECORDED = HERE / "verdicts.json"
-SCHEMA = "unforgotten.verdicts/1"
-_TEST = re.compile(r"::test_([a-zA-Z0-9_]+?)__\w+")
-_PROOF = re.compile(r"::test_proofs__hold\[([\w.]+)\]")
+RECORDED = HERE / "verification-report.json"
+SCHEMA = "unforgotten.verification-report/1"
 
 
 def named_tests() -> dict[str, list[str]]:
@@ -38,66 +33,36 @@ def names_of_tests(source: str) -> Iterator[str]:
             yield node.name
 
 
-@dataclass(eq=False)  # pytest keeps its plugins in sets
-class Recorder:
-    """A pytest plugin that counts the outcomes of each claim's tests and of each proof."""
-
-    path: Path
-    profile: str
-    tests: dict[str, Counter[str]] = field(default_factory=dict)
-    proofs: dict[str, str] = field(default_factory=dict)
-
-    def pytest_runtest_logreport(self, report: Any) -> None:
-        """Count what ran, and what failed or was skipped before it could run."""
-        if report.when != "call" and report.passed:
-            return
-        if match := _PROOF.search(report.nodeid):
-            self.proofs[match[1]] = "holds" if report.passed else report.outcome
-        if match := _TEST.search(report.nodeid):
-            self.tests.setdefault(match[1], Counter())[report.outcome] += 1
-
-    def pytest_sessionfinish(self) -> None:
-        """Write the file."""
-        self.path.write_text(json.dumps(self.result(), indent=1) + "\n")
-
-    def result(self) -> dict[str, Any]:
-        """The object of `verdicts.json`."""
-        return {
-            "schema": SCHEMA,
-            "profile": self.profile,
-            "claims": {
-                function: dict(sorted(self.tests[name].items()))
-                for function, name in sorted((f, f.rpartition(".")[2]) for f in CLAIMS)
-                if name in self.tests
-            },
-            "proofs": {
-                function: {"claim": p.claim, "method": p.method, "domain": p.domain,
-                           "statement": p.statement, "verdict": self.proofs[function]}
-                for function, p in sorted(PROOFS.items())
-                if function in self.proofs
-            },
-        }  # fmt: skip
-
-
 def claim_rows(path: Path = RECORDED) -> list[dict[str, Any]]:
     """One object a claim: what it says, where from, its tests, its proofs, and the recorded verdict.
 
     Raises:
         ValueError: the file is of another schema.
     """
-    recorded = json.loads(path.read_text(encoding="utf-8"))
-    if recorded["schema"] != SCHEMA:
-        raise ValueError(f"{path}: schema must be {SCHEMA}, got {recorded['schema']!r}")
+    report = json.loads(path.read_text(encoding="utf-8"))
+    if report["schema"] != SCHEMA:
+        raise ValueError(f"{path}: schema must be {SCHEMA}, got {report['schema']!r}")
+    outcomes = {row["function"]: row["tests"] for row in report["claims"]}
     tests = named_tests()
     ordered = sorted(CLAIMS.values(), key=lambda c: (c.id[0], int(c.id[1:]), c.function))
-    return [_row(c, recorded, tests) for c in ordered]
+    return [
+        {
+            **_row(c, outcomes.get(c.function, {}), report["proofs"], tests),
+            "profile": report["profile"],
+        }
+        for c in ordered
+    ]
 
 
-def _row(claim: Claim, recorded: dict[str, Any], tests: dict[str, list[str]]) -> dict[str, Any]:
-    counts = recorded["claims"].get(claim.function, {})
-    proofs = [
+def _row(
+    claim: Claim,
+    outcomes: Mapping[str, int],
+    proofs: Mapping[str, Mapping[str, str]],
+    tests: Mapping[str, list[str]],
+) -> dict[str, Any]:
+    own = [
         {"function": function, **{k: v for k, v in p.items() if k != "claim"}}
-        for function, p in recorded["proofs"].items()
+        for function, p in proofs.items()
         if p["claim"] == claim.id
     ]
     return {
@@ -107,15 +72,14 @@ def _row(claim: Claim, recorded: dict[str, Any], tests: dict[str, list[str]]) ->
         "statement": claim.statement,
         "source": claim.source,
         "tests": tests.get(claim.function.rpartition(".")[2], []),
-        "proofs": proofs,
-        "outcomes": counts,
-        "verdict": verdict(counts, [p["verdict"] for p in proofs]),
-        "profile": recorded["profile"],
+        "proofs": own,
+        "outcomes": dict(outcomes),
+        "verdict": verdict(outcomes, [p["verdict"] for p in own]),
     }
 
 
-def verdict(counts: dict[str, int], proofs: list[str]) -> str:
-    """ "not run", "refuted" where a test or a proof failed, otherwise "holds"."""
-    if counts.get("failed", 0) or "failed" in proofs:
+def verdict(outcomes: Mapping[str, int], proofs: list[str]) -> str:
+    """Whether a statement holds: "refuted" where a test or a proof failed, "not run" where none passed."""
+    if outcomes.get("failed", 0) or "failed" in proofs:
         return "refuted"
-    return "holds" if counts.get("passed", 0) else "not run"
+    return "holds" if outcomes.get("passed", 0) else "not run"
