@@ -28,6 +28,7 @@ from unforgotten.theory.optimizers import (
 )
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import U64
+from unforgotten.verification.report import record
 
 ROUNDED_UP = 64 * U64  # by how much a bound may exceed its formula, relative
 ZERO = Fraction(0)
@@ -64,6 +65,8 @@ def test_adam_uncorrected_step_upper_bound__bounds_every_history(
     assert uncorrected(gradients * (np.abs(gradients) > 1e-6), beta1, beta2) <= bound * (1 + slack)
     attained = uncorrected(extremal_gradients(t, beta1, beta2), beta1, beta2)
     assert attained >= bound * (1 - slack - 8 * t * U64)
+    ratio = attained / (bound * (1 + slack))
+    record("adam_uncorrected_step_upper_bound", gradients, beta1, beta2, ratio=ratio)
 
 
 def uncorrected(gradients: NDArray[Any], beta1: float, beta2: float) -> float:
@@ -109,6 +112,8 @@ def test_sgd_step_upper_bound__is_attained_by_equal_gradients(
     step = sgd_steps(equal, Fraction(momentum), Fraction(dampening), nesterov=nesterov)[-1]
     bound = Fraction(sgd_step_upper_bound(0.5, t, clip, momentum, dampening, nesterov))
     assert step / 2 <= bound <= step / 2 * (1 + Fraction(ROUNDED_UP))
+    case = (t, momentum, dampening, nesterov, clip)
+    record("sgd_step_upper_bound", *case, ratio=float(step / 2 / bound))
 
 
 def test_sgd_step_upper_bound__is_the_step_of_torch() -> None:
@@ -147,7 +152,10 @@ def test_lion_step_upper_bound__bounds_every_history(
     m = 0.0
     for t, g in enumerate(gradients.tolist(), start=1):
         step = lr * np.sign(beta1 * m + (1 - beta1) * g)
-        assert abs(step) <= lion_step_upper_bound(lr, t)
+        bound = lion_step_upper_bound(lr, t)
+        assert abs(step) <= bound
+        if bound:
+            record("lion_step_upper_bound", lr, beta1, beta2, m, g, ratio=abs(step) / bound)
         m = beta2 * m + (1 - beta2) * g
 
 
@@ -156,7 +164,10 @@ def test_sign_step_upper_bound__is_attained_by_every_gradient_but_0(
     gradients: NDArray[Any], lr: float
 ) -> None:
     for t, g in enumerate(gradients.tolist(), start=1):
-        assert abs(lr * np.sign(g)) == (sign_step_upper_bound(lr, t) if g else 0)
+        bound = sign_step_upper_bound(lr, t)
+        assert abs(lr * np.sign(g)) == (bound if g else 0)
+        if bound:
+            record("sign_step_upper_bound", lr, g, ratio=abs(lr * np.sign(g)) / bound)
 
 
 @given(unit, unit, st.floats(0, 100))
@@ -164,6 +175,8 @@ def test_decay_step_upper_bound__is_the_product(lr: float, decay: float, w: floa
     exact = Fraction(lr) * Fraction(decay) * Fraction(w)
     bound = Fraction(decay_step_upper_bound(lr, decay, w))
     assert exact <= bound <= exact * (1 + Fraction(ROUNDED_UP)) + Fraction(2) ** -999
+    if bound:
+        record("decay_step_upper_bound", lr, decay, w, ratio=float(exact / bound))
 
 
 sizes = st.floats(0, 4)
@@ -181,6 +194,9 @@ def test_lora_change_upper_bound__bounds_every_product_and_is_attained(
     assert (np.abs(changed(rng.uniform(-1, 1, (4, 3, rank)), bounds, scale)) <= bound).all()
     assert (at_the_ends <= bound).all()
     assert (bound <= at_the_ends * (1 + Fraction(ROUNDED_UP)) + Fraction(2) ** -999).all()
+    if bound:
+        ratio = float(at_the_ends.max() / bound)
+        record("lora_change_upper_bound", rank, bounds, scale, seed, ratio=ratio)
 
 
 def changed(

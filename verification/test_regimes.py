@@ -22,7 +22,8 @@ from unforgotten.theory.regimes import (
 )
 from unforgotten.theory.scaling import flip_rate, flip_ratio, steps_per_absmax
 from unforgotten.verification.chance import assert_mean, hoeffding_radius, rng_for
-from unforgotten.verification.oracles import round_half_even
+from unforgotten.verification.oracles import U64, round_half_even
+from unforgotten.verification.report import record
 
 ROUNDINGS = 16 * 2.0**-53
 TRIALS = 400_000
@@ -87,6 +88,10 @@ def test_hidden_energy_upper_bound__is_reached_by_the_farther_end() -> None:
     farther = np.maximum(u, 1 - u)
     assert_mean(farther**2, hidden_energy_upper_bound(1.0))
     assert_mean(farther**2, hidden_energy_upper_bound(3.0) / 9)
+    exact = Fraction(7, 12)  # twice the integral of u^2 from 1/2 to 1
+    bound = hidden_energy_upper_bound(1.0)
+    assert abs(Fraction(bound) - exact) <= exact * Fraction(U64)
+    record("hidden_energy_upper_bound", 1.0, ratio=float(exact / Fraction(bound)))
 
 
 @given(st.integers(1, 10**9), st.floats(0, 0.999))

@@ -25,6 +25,7 @@ from unforgotten.theory.tails import (
 )
 from unforgotten.verification.chance import hoeffding_radius, rng_for
 from unforgotten.verification.oracles import U64
+from unforgotten.verification.report import record
 
 
 class Atoms(NamedTuple):
@@ -148,7 +149,10 @@ def test_bernstein_tail_upper_bound__is_above_the_exact_tail(case: Case, x: floa
     g, d, s = case.exact()
     law, r = gating_law(d, s), linear_response(*case)
     exact = tail(law, g, Fraction(r.mean), Fraction(x))
-    assert exact <= Fraction(bernstein_tail_upper_bound(x, r.variance, r.largest))
+    bound = bernstein_tail_upper_bound(x, r.variance, r.largest)
+    assert exact <= Fraction(bound)
+    if 0 < bound < 1:  # 1 bounds every probability
+        record("bernstein_tail_upper_bound", *case, x, ratio=float(exact / Fraction(bound)))
     upper = response_variance_upper_bound(*case)
     assert exact <= Fraction(bernstein_tail_upper_bound(x, upper, r.largest))
 
@@ -339,6 +343,10 @@ def test_curvature_remainder_upper_bound__is_above_the_exact_third_moment(case: 
     assert exact <= got + slack
     if len(d) == 1 and abs(d[0]) < s[0]:
         assert got <= exact * (1 + 256 * U64) + 2.0**-1074
+    if got:
+        record(
+            "curvature_remainder_upper_bound", case.delta, case.step, ratio=exact / (got + slack)
+        )
 
 
 @given(cases)
