@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -147,16 +145,15 @@ def test_verdicts_are_right_and_new_tests_kill_survivors(repository: Path, tmp_p
 def test_a_killed_run_goes_on(repository: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     code = (
-        "import sys; from unforgotten.verification import mutants; mutants.LIBRARIES = ('hypothesis',); "
-        "sys.exit(mutants.main(sys.argv[1:]))"
+        "import os, signal, sys; from unforgotten.verification import mutants; "
+        "mutants.LIBRARIES = ('hypothesis',); "
+        "mutants._say = lambda *_: os.kill(os.getpid(), signal.SIGKILL); "  # at the first verdict
+        "mutants.main(sys.argv[1:])"
     )
     command = [sys.executable, "-P", "-c", code, *words(repository, folder)]
-    run = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
-    session = folder / "session.sqlite"
-    while run.poll() is None and not (session.exists() and known(session)):
-        time.sleep(0.05)
-    os.killpg(run.pid, signal.SIGKILL)
-    run.wait()
+    run = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert run.returncode == -signal.SIGKILL, run.stderr
+    session = folder / "mutants.sqlite"
     before = known(session)
     assert before
     mutants.main(words(repository, folder))

@@ -39,6 +39,7 @@ class Mutant:
         start: line (from 1) and column (from 0) where it begins.
         end: where it ends.
         function: the definition it lies in, None at the level of the module.
+        text: what stands in its place, and then columns count bytes; None: what cosmic-ray's operator puts there.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Mutant:
     start: tuple[int, int]
     end: tuple[int, int]
     function: str | None
+    text: str | None = None
 
 
 def mutated_files(tree: Path) -> list[str]:
@@ -113,10 +115,7 @@ def shuffled(mutants: Sequence[Mutant], seed: int) -> list[Mutant]:
 
 def mutated_source(mutant: Mutant, source: str) -> str | None:
     """The whole source with the change in it; None where the change changes nothing that runs, or does not compile."""
-    from cosmic_ray.mutating import mutate_code
-    from cosmic_ray.plugins import get_operator
-
-    changed: str | None = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
+    changed = by_operator(mutant, source) if mutant.text is None else spliced(mutant, source)
     if changed is None:
         return None
     try:
@@ -125,6 +124,25 @@ def mutated_source(mutant: Mutant, source: str) -> str | None:
     except (SyntaxError, ValueError):
         return None
     return None if same else changed
+
+
+def by_operator(mutant: Mutant, source: str) -> str | None:
+    """The source as cosmic-ray changes it."""
+    from cosmic_ray.mutating import mutate_code
+    from cosmic_ray.plugins import get_operator
+
+    changed: str | None = mutate_code(source, get_operator(mutant.operator)(), mutant.occurrence)
+    return changed
+
+
+def spliced(mutant: Mutant, source: str) -> str:
+    """The source with the mutant's own text in its place."""
+    assert mutant.text is not None
+    lines = source.encode().splitlines(keepends=True)
+    (first, left), (last, right) = mutant.start, mutant.end
+    before = b"".join(lines[: first - 1]) + lines[first - 1][:left]
+    after = lines[last - 1][right:] + b"".join(lines[last:])
+    return (before + mutant.text.encode() + after).decode()
 
 
 def changed_lines(before: str, after: str) -> tuple[int, str, str]:

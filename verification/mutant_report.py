@@ -132,15 +132,19 @@ def survivors_page(run: Run, known: Mapping[Place, str]) -> str:
             equivalent.append(_entry(m, v, reason))
         else:
             alive.append(_entry(m, v, f"survives {v.tests} of the {v.of} tests that can see it"))
+    whole, bound = "", ""
+    if len(run.sample) < run.population:
+        whole = f", a random sample (seed {run.seed}),"
+        least = f"{total['score_lower_bound']['value']:.1%}"
+        bound = f"; at least {least} in the population at {CONFIDENCE:.0%} confidence"
     lines = [
         "# Mutants that survived",
         "",
         (
-            f"{total['met']} of {run.population} mutants, a random sample (seed {run.seed}) at {run.revision[:12]}: "
+            f"{total['met']} of {run.population} mutants{whole} at {run.revision[:12]}: "
             f"{total['killed']} killed, {total['equivalent']} equivalent, {total['alive']} alive. "
             f"Score {total['score']:.1%} of the mutants that are not equivalent "
-            f"({total['score_before_new_tests']:.1%} before the tests written for survivors), "
-            f"at least {total['score_lower_bound']['value']:.1%} in the population at {CONFIDENCE:.0%} confidence. "
+            f"({total['score_before_new_tests']:.1%} before the tests written for survivors{bound}). "
             "Written by `make mutants`; reasons come from `equivalent-mutants.toml`."
         ),
     ]
@@ -155,12 +159,12 @@ def _entry(mutant: Mutant, verdict: Verdict, why: str) -> str:
     return f"- {where}: ``{verdict.before}`` → ``{after}``  \n  {why}"
 
 
-def publish(run: Run, folder: Path) -> dict[str, Any]:
-    """Write both files and return the result object."""
+def publish(run: Run, folder: Path, name: str = "mutants") -> dict[str, Any]:
+    """Write `NAME.json` and `NAME-survivors.md` and return the result object."""
     known = equivalents(folder / "equivalent-mutants.toml")
     folder.mkdir(parents=True, exist_ok=True)
     found = result(run, known)
     text = json.dumps(found, indent=1, ensure_ascii=False)
-    (folder / "mutants.json").write_text(text + "\n", "utf-8")
-    (folder / "mutants-survivors.md").write_text(survivors_page(run, known), "utf-8")
+    (folder / f"{name}.json").write_text(text + "\n", "utf-8")
+    (folder / f"{name}-survivors.md").write_text(survivors_page(run, known), "utf-8")
     return found

@@ -3,10 +3,12 @@
     make mutants                                                 # a sample, as long as the night
     python -m unforgotten.verification.mutants --minutes 30      # go on where the last run stopped
     python -m unforgotten.verification.mutants --again verification/test_new.py    # survivors meet new tests
+    python -m unforgotten.verification.mutants --planted         # the easiest mistakes, every place of them
 
 Works on a copy of the last commit, mutates no file, and may be killed at any time: the same command goes on.
 `published/mutants.json` has the result, `published/mutants-survivors.md` the mutants that lived, and
-`published/equivalent-mutants.toml` why some of them must.
+`published/equivalent-mutants.toml` why some of them must. Of planted mistakes, `published/planted-mistakes.json` has who
+catches which, and `test_planted_mistakes.py` asks for every place of the sources to be in it.
 """
 
 from __future__ import annotations
@@ -38,6 +40,7 @@ from unforgotten.verification.mutant_run import (
     meet_all,
     mutant_job,
 )
+from unforgotten.verification.planted_mistakes import planted_mistakes
 
 LEAST_SAMPLE = 400
 
@@ -52,10 +55,14 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--minutes", type=float, default=float("inf"), help="stop after them")
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--budget", type=float, default=600, help="CPU seconds of tests a mutant")
+    parser.add_argument("--planted", action="store_true", help="planted_mistakes.py's, all of them")
     parser.add_argument(
         "--again", nargs="*", metavar="TESTS", help="survivors meet these test files"
     )
-    return parser.parse_args(words)
+    asked = parser.parse_args(words)
+    if asked.planted:
+        asked.sample = 0
+    return asked
 
 
 def wanted(seed: int, size: int, mutants: Sequence[Mutant], session: Session) -> list[Mutant]:
@@ -82,9 +89,11 @@ def main(words: Sequence[str] | None = None) -> int:
     folder = asked.dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     tree, revision = copy_of_tree(asked.root, folder)
-    mutants = all_mutants(tree, mutated_files(tree))
+    every = planted_mistakes if asked.planted else all_mutants
+    mutants = every(tree, mutated_files(tree))
+    name = "planted-mistakes" if asked.planted else "mutants"
     with ExitStack() as stack:
-        session = Session(folder / "session.sqlite")
+        session = Session(folder / f"{name}.sqlite")
         stack.callback(session.close)
         workers = []
         for number in range(asked.jobs):
@@ -107,7 +116,7 @@ def main(words: Sequence[str] | None = None) -> int:
             for m in wanted(asked.seed, asked.sample, mutants, session)
             if m.id in verdicts
         ]
-    found = publish(Run(revision, asked.seed, len(mutants), sample, red), asked.publish)
+    found = publish(Run(revision, asked.seed, len(mutants), sample, red), asked.publish, name)
     print(
         f"{found['met']} mutants met: {found['killed']} killed, {found['equivalent']} equivalent, "
         f"{found['alive']} alive; score {found['score']:.1%}"
