@@ -22,7 +22,7 @@ SEED = 0  # of the resampling, the same for all, so that an audit repeats
 
 
 class Items(NamedTuple):
-    """The metric of every item on four models, (n,) each; higher or lower being better does not matter."""
+    """The metric of every item on four models, (n,) each."""
 
     target: NDArray[Any]
     unlearned: NDArray[Any]
@@ -30,7 +30,7 @@ class Items(NamedTuple):
     quantized_unlearned: NDArray[Any]
 
 
-def recovery_row(metric: str, items: Items) -> RecoveryRow:
+def recovery_row(metric: str, items: Items, *, loss: bool = False) -> RecoveryRow:
     """T16 with two tests of rho against MATERIAL on the contrasts c_i = (q_i - u_i) - MATERIAL (t_i - u_i).
 
     rho > MATERIAL is mean c > 0 where mean (t - u) > 0 (Fieller 1954), so Student's t on c tests it. t trusts the
@@ -42,15 +42,17 @@ def recovery_row(metric: str, items: Items) -> RecoveryRow:
     Args:
         metric: its name.
         items: of the four models, (n,) each, n >= 2.
+        loss: whether less of it means more knowledge.
 
     Raises:
         ValueError: shapes differ, there are fewer than two items, or one is not finite.
     """
     before, u, t_, q = (x[0] for x in checked(*items))
     r = recovered_fraction(u, q, t_, seed=SEED)
-    removed = _separated(before - u)
-    p_undone, p_survives = _tests(q - u, t_ - u) if r.defined and removed else (1.0, 1.0)
-    shown = r.defined and removed
+    sign = -1.0 if loss else 1.0
+    removed = _mean_interval(sign * (before - u))[0] > 0
+    shown = removed and r.defined and float((sign * (t_ - u)).mean()) > 0
+    p_undone, p_survives = _tests(sign * (q - u), sign * (t_ - u)) if shown else (1.0, 1.0)
     return RecoveryRow(
         metric=metric,
         n=len(u),
@@ -68,19 +70,13 @@ def recovery_row(metric: str, items: Items) -> RecoveryRow:
     )
 
 
-def _separated(difference: NDArray[Any]) -> bool:
-    low, high = _mean_interval(difference)
-    return not low <= 0 <= high
-
-
 def _mean_interval(values: NDArray[Any]) -> tuple[float, float]:
     return interval(resampled_means(*checked(values), seed=SEED)[0])
 
 
 def _tests(back: NDArray[Any], removed: NDArray[Any]) -> tuple[float, float]:
-    sign = math.copysign(1.0, removed.mean())
-    above = student(sign * (back - MATERIAL * removed))
-    weights = np.maximum(sign * removed, 0.0)
+    above = student(back - MATERIAL * removed)
+    weights = np.maximum(removed, 0.0)
     n = weights.sum() ** 2 / (weights**2).sum()
     return max(above, MATERIAL**n), max(1.0 - above, (1.0 - MATERIAL) ** n)
 

@@ -8,7 +8,7 @@ from typing import TypedDict
 class RecoveryRow(TypedDict):
     """T16 of one metric in one format; rho and its interval are None while nothing to recover is measurable.
 
-    `removed`: target and unlearned model differ at full precision, by the interval of their difference. `change`: what
+    `removed`: unlearning took something at full precision, by the interval of the difference. `change`: what
     quantization does to the unlearned model, as [low, high]. `p_undone`, `p_survives`: against rho <= MATERIAL and
     against rho >= MATERIAL; 1 where rho is None.
     """
@@ -90,13 +90,14 @@ class OutputFormat(TypedDict):
 
 
 class OutputLeg(TypedDict):
-    """Models on given texts, one item a text; `losses` in nats a token, by model."""
+    """Models on given texts, one item a text; `losses` in nats a token, by model. `cut`: texts longer than the context."""
 
     texts: str
     count: int
     tokens: int
     cut: int
     losses: dict[str, Mean]
+    distances: list[Distance]
     formats: list[OutputFormat]
     notes: list[str]
 

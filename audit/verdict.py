@@ -177,7 +177,7 @@ def _objections(leg: str, rows: Rows, deciding: Sequence[str], leaks: Sequence[L
         for row in group:
             if row["metric"] not in deciding and _above(row):
                 found.append(_sentence(leg, name, row, "falls back"))
-            if row["metric"] in deciding and not row["removed"] and row["change"][1] > 0:
+            if row["metric"] in deciding and not row["removed"] and row["change"][0] > 0:
                 found.append(
                     f"{leg}: {name} raises {row['metric']}, from which nothing was removed."
                 )

@@ -85,19 +85,26 @@ def evaluate(bench: Bench, state: State, retrained_scores: Sequence[float]) -> l
 
 
 def hybrids(bench: Bench, target: State, unlearned: State, format_name: str) -> dict[str, State]:
+    """The two mixed models of T14 under one format."""
+    q_target, q_unlearned = (bench.quantized(s, format_name) for s in (target, unlearned))
+    return hybrid_states(linear_names(bench.model), target, unlearned, q_target, q_unlearned)
+
+
+def hybrid_states(
+    names: Sequence[str], target: State, unlearned: State, q_target: State, q_unlearned: State
+) -> dict[str, State]:
     """The two mixed models of T14: the target with the surviving update, and Q(target) with the whole update.
 
-    What no quantizer touches (embeddings, norms) takes the whole update in both.
+    What no quantizer touches, all but `names` (embeddings, norms), takes the whole update in both.
     """
-    q_target, q_unlearned = (bench.quantized(s, format_name) for s in (target, unlearned))
-    names = set(linear_names(bench.model))
+    touched = set(names)
     return {
         "target+D": {
-            k: target[k] + (q_unlearned[k] - q_target[k]) if k in names else unlearned[k]
+            k: target[k] + (q_unlearned[k] - q_target[k]) if k in touched else unlearned[k]
             for k in target
         },
         "Q(target)+delta": {
-            k: q_target[k] + (unlearned[k] - target[k]) if k in names else unlearned[k]
+            k: q_target[k] + (unlearned[k] - target[k]) if k in touched else unlearned[k]
             for k in target
         },
     }
