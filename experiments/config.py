@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Protocol
 
 import yaml
 from pydantic import (
@@ -162,6 +162,25 @@ class EvaluationConfig(_Section):
     answer_cue: str = "Answer:"
     min_k: float = Field(default=0.4, gt=0, le=1)
     questions: int | None = Field(default=None, ge=1)
+
+
+class Measuring(Protocol):
+    """What M1-M4 need of a configuration."""
+
+    @property
+    def seed(self) -> int:
+        """Of the bootstrap of M3."""
+        ...
+
+    @property
+    def corpus(self) -> CorpusConfig:
+        """Lengths of passages and of what M1 continues."""
+        ...
+
+    @property
+    def evaluation(self) -> EvaluationConfig:
+        """Everything else."""
+        ...
 
 
 class RunConfig(_Section):

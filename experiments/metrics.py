@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.batches import encode_documents, in_order
-from unforgotten.experiments.config import EvaluationConfig, RunConfig
+from unforgotten.experiments.config import EvaluationConfig, Measuring
 from unforgotten.experiments.corpus import Corpus, Question
 from unforgotten.experiments.generation import generate
 from unforgotten.experiments.losses import token_log_probs
@@ -49,7 +49,7 @@ class Probes:
     retain_answers: list[str]
 
 
-def make_probes(corpus: Corpus, tokenizer: Any, config: RunConfig) -> Probes:
+def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
     """Tokenize documents, passages and questions as `config` says."""
     longest = config.corpus.passage_tokens
     passages = encode_documents(corpus.passages, tokenizer, longest)
@@ -106,7 +106,7 @@ def cut_answer(text: str) -> str:
 
 
 def verbatim_memory(
-    model: PreTrainedModel, probes: Probes, tokenizer: Any, config: RunConfig
+    model: PreTrainedModel, probes: Probes, tokenizer: Any, config: Measuring
 ) -> Measurement:
     """M1."""
     outputs = generate(
