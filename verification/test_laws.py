@@ -2,8 +2,10 @@
 
 The kernels of `theory.quantize` make the codes, the laws know nothing of them. A mean of n independent blocks may
 differ from the law by Z standard errors and by the law's own stated error; Z is the normal quantile of FALSE_ALARM.
-That the mean of n >= 1,500 block means is normal is an approximation, the one in this file; samples are seeded, so a
-verdict repeats. The last test shows what the sample can see.
+That the mean of n >= 1,500 block means is normal is an approximation, the one in this file. It fails where nearly every
+code flips: what varies then is a rare block of a large absmax, which a sample may hold none of (seen under two of 31
+seeds); there flips are bounded by `bernstein_radius`, which needs no such assumption. The last test shows what the sample
+can see.
 """
 
 from __future__ import annotations
@@ -27,12 +29,13 @@ from unforgotten.theory.densities import DENSITIES, STUDENT_FREEDOM, density_nam
 from unforgotten.theory.formats import Format, format_named
 from unforgotten.theory.quantize import decode, encode, fit_grid
 from unforgotten.theory.update import GRID_MODES, GridMode
-from unforgotten.verification.chance import FALSE_ALARM, rng_for
+from unforgotten.verification.chance import FALSE_ALARM, bernstein_radius, rng_for
 
 Z = float(-special.ndtri(FALSE_ALARM / 2))
 NAMES = ("int4-g64", "int4-row", "int8-row", "int3-g128", "nf4-b64", "fp4-b64")
 SCALES = (0.003, 0.01, 0.03, 0.1, 0.3)  # |delta| over the standard deviation
-ROW = 256
+ROW = 64
+SATURATED = 0.9  # share of flips from which blocks that flip less are rare
 WEIGHTS = 200_000
 POWER_WEIGHTS = 2_000_000  # enough to see one weight in 64
 NIGHTLY_WEIGHTS = 10_000_000
@@ -119,7 +122,10 @@ def deviations(
     float32 = (
         np.array([1, 1, steps, steps**2]) * MISPLACED + np.array([0, 0, 1, steps]) * VALUE / scale
     )
-    allowed = Z * seen.stderr + error * np.maximum(law, 1.0) + float32
+    chance = Z * seen.stderr
+    if expected.flips > SATURATED:
+        chance[0] = bernstein_radius(float(seen.stderr[0] ** 2 * seen.blocks), seen.blocks)
+    allowed = chance + error * np.maximum(law, 1.0) + float32
     return np.abs(seen.mean - law), allowed, seen
 
 
