@@ -114,6 +114,12 @@ class SafetensorsCheckpoint:
         row = info.nbytes // max(1, info.shape[0])
         return self._read(info, start * row, (stop - start) * row).reshape(shape)
 
+    def read_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Weights start … stop - 1 of the flattened tensor, see `pieces.FlatReadable`."""
+        info = self.tensors[name]
+        size = info.dtype.itemsize
+        return self._read(info, start * size, (stop - start) * size)
+
     def _read(self, info: TensorInfo, begin: int, nbytes: int) -> NDArray[Any]:
         if nbytes == 0:
             return np.empty(0, info.dtype)

@@ -103,6 +103,10 @@ class HubCheckpoint:
         """See `Checkpoint.read_rows`."""
         return self.inner.read_rows(name, start, stop)
 
+    def read_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """See `SafetensorsCheckpoint.read_flat`."""
+        return self.inner.read_flat(name, start, stop)
+
     def sha256(self) -> str:
         """SHA-256 over the files, fetched whole for it, as `cat FILES | sha256sum`.
 

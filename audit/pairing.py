@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from unforgotten.audit.checkpoints import Checkpoint, chunks
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.headers import FLOATS, TensorInfo
+from unforgotten.audit.pieces import pieces, read_flat
 
 HEADS: Mapping[str, tuple[str, ...]] = {
     "lm_head.weight": ("embed_tokens.weight", "wte.weight", "embed_in.weight"),
@@ -120,6 +121,10 @@ class Renamed:
         """See `Checkpoint.read_rows`."""
         return self.inner.read_rows(self.names[name], start, stop)
 
+    def read_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """See `pieces.read_flat`."""
+        return read_flat(self.inner, self.names[name], start, stop)
+
     def sha256(self) -> str:
         """See `Checkpoint.sha256`."""
         return self.inner.sha256()
@@ -145,10 +150,12 @@ def _equals_embedding(checkpoint: Checkpoint, head: str) -> bool:
 
 def tensors_equal(one: Checkpoint, name: str, two: Checkpoint, other: str) -> bool:
     """Whether two tensors of one shape hold equal values, whatever their dtypes; in bounded memory."""
-    if one.tensors[name].dtype == two.tensors[other].dtype:
-        pairs = zip(chunks(one, name), chunks(two, other), strict=True)
-        return all(np.array_equal(a, b) for a, b in pairs)
-    return bool(np.array_equal(one.read(name), two.read(other)))
+    shape = one.tensors[name].shape
+    if not shape:
+        return bool(np.array_equal(one.read(name), two.read(other)))
+    return all(
+        np.array_equal(read_flat(one, name, *p), read_flat(two, other, *p)) for p in pieces(shape)
+    )
 
 
 def _check_both(target: Checkpoint, unlearned: Checkpoint, name: str) -> None:

@@ -5,24 +5,18 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.checkpoints import Checkpoint
-from unforgotten.audit.headers import CheckpointError
-from unforgotten.audit.pairing import check_finite, pair
-from unforgotten.theory.dead_zone import (
-    BinadeCounts,
-    DeadZone,
-    add_binades,
-    count_binades,
-    find_dead_zone,
-)
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.update import GRID_MODES, GridMode, Survival, add, survival
+from unforgotten.audit.measured import Setting, TensorMeasured
+from unforgotten.audit.pairing import check_finite, pair, tensors_equal
+from unforgotten.theory.dead_zone import BinadeCounts, DeadZone, add_binades, find_dead_zone
+from unforgotten.theory.formats import format_named
+from unforgotten.theory.update import Survival, add
 
 NARROW: Mapping[str, np.dtype[Any]] = {
     "bfloat16": np.dtype(ml_dtypes.bfloat16),
@@ -38,13 +32,6 @@ class Progress(Protocol):
         """Called before each tensor."""
 
 
-class Setting(NamedTuple):
-    """One way to quantize the pair."""
-
-    format: str
-    grid: GridMode
-
-
 @dataclass(frozen=True)
 class TensorLeg:
     """One quantized tensor.
@@ -53,7 +40,7 @@ class TensorLeg:
         name: in both checkpoints.
         shape: of both.
         dtypes: (target, unlearned), as stored.
-        precision: the narrowest dtype that holds every unlearned value, see `value_precision`.
+        precision: the narrowest dtype that holds every unlearned value, see `precision_of`.
         binades: moved weights by magnitude.
         survival: one measurement a setting.
     """
@@ -100,14 +87,21 @@ def weights_leg(
     unlearned: Checkpoint,
     formats: Sequence[str],
     progress: Progress | None = None,
+    *,
+    jobs: int = 1,
+    ray: str | None = None,
 ) -> WeightsLeg:
     """Measure every quantized tensor of a pair in every format, on adaptive and on fixed grids, in float32.
+
+    The result is the same, to the last bit, whatever the number of jobs.
 
     Args:
         target: before unlearning.
         unlearned: after it.
         formats: names of formats; a name that comes twice counts once.
         progress: called before each tensor.
+        jobs: threads that share the work, >= 1.
+        ray: address of a Ray cluster that shares the tensors instead.
 
     Raises:
         ValueError: a format is unknown, or there is none.
@@ -119,38 +113,53 @@ def weights_leg(
     names = pair(target, unlearned)
     total = len(names.kept) + len(names.quantized)
     kept: dict[str, bool] = {}
-    tensors: list[TensorLeg] = []
-    for done, name in enumerate((*names.kept, *names.quantized)):
+    for done, name in enumerate(names.kept):
         if progress is not None:
             progress(name, done, total)
         check_finite(target, name)
         check_finite(unlearned, name)
-        if done < len(names.kept):
-            kept[name] = not np.array_equal(target.read(name), unlearned.read(name))
-        else:
-            tensors.append(_tensor_leg(target, unlearned, name, known))
+        kept[name] = not tensors_equal(target, name, unlearned, name)
+
+    def report(name: str, done: int) -> None:
+        if progress is not None:
+            progress(name, len(kept) + done, total)
+
+    from unforgotten.audit.jobs import measure_tensors
+
+    measured = measure_tensors(
+        target, unlearned, names.quantized, known, report, jobs=jobs, ray=ray
+    )
+    tensors = [
+        _tensor_leg(target, unlearned, name, found)
+        for name, found in zip(names.quantized, measured, strict=True)
+    ]
     return _sum_up(tensors, kept)
 
 
 def _tensor_leg(
-    target: Checkpoint, unlearned: Checkpoint, name: str, formats: Sequence[Format]
+    target: Checkpoint, unlearned: Checkpoint, name: str, measured: TensorMeasured
 ) -> TensorLeg:
-    w, w_new = (np.asarray(c.read(name), np.float32) for c in (target, unlearned))
-    measured: dict[Setting, Survival] = {}
-    for fmt in formats:
-        for grid in GRID_MODES:
-            try:
-                measured[Setting(fmt.name, grid)] = survival(w, w_new, fmt, grid)
-            except ValueError as error:
-                path = unlearned.tensors[name].path
-                raise CheckpointError(path, f"must fit {fmt.name}", error, tensor=name) from error
-    dtypes = target.tensors[name].dtype.name, unlearned.tensors[name].dtype.name
-    precision = value_precision(w_new, dtypes[1])
-    return TensorLeg(name, w.shape, dtypes, precision, count_binades(w, w_new), measured)
+    info, info_new = target.tensors[name], unlearned.tensors[name]
+    dtypes = info.dtype.name, info_new.dtype.name
+    return TensorLeg(
+        name, info.shape, dtypes, precision_of(measured, dtypes[1]), measured.binades, measured.survival
+    )  # fmt: skip
+
+
+def precision_of(measured: TensorMeasured, dtype: str) -> str:
+    """The first of bfloat16 and float16 that holds every new value exactly; the storage dtype if none does.
+
+    Args:
+        measured: of the tensor.
+        dtype: the storage dtype.
+    """
+    if dtype in NARROW or not (measured.in_bfloat16 or measured.in_float16):
+        return dtype
+    return "bfloat16" if measured.in_bfloat16 else "float16"
 
 
 def value_precision(w: NDArray[Any], dtype: str) -> str:
-    """The first of bfloat16 and float16 that holds every value of `w` exactly; `dtype` if none does.
+    """The same of one array, with numpy: what `precision_of` is tested against.
 
     Args:
         w: float32.
