@@ -30,6 +30,14 @@ class Scheme(NamedTuple):
     zero_shift: int = 0
     detail: str = ""
 
+    @property
+    def name(self) -> str:
+        """As a format in a result: gptq:int4-g128, bitsandbytes:nf4, compressed-tensors:packed-4bit-g128."""
+        kind = self.detail or f"int{self.bits}"
+        if self.method == "compressed-tensors":
+            kind = f"{self.layout.removeprefix('ct-')}-{self.bits}bit"
+        return f"{self.method}:{kind}" + (f"-g{self.group_size}" if self.group_size > 0 else "")
+
 
 def read_scheme(path: Path, stated: object) -> Scheme:
     """The scheme of a `quantization_config`.

@@ -6,7 +6,7 @@ which a moved scale or zero point does too.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -20,6 +20,7 @@ from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.files import open_file, read_all
 from unforgotten.audit.jsons import parse_json_object
+from unforgotten.audit.pairing import tensors_equal
 
 CONFIG = "config.json"
 MAX_CONFIG_BYTES = 1 << 24
@@ -45,19 +46,37 @@ class ArtefactLeg:
     """What differs between two quantized checkpoints of one scheme.
 
     Attributes:
-        method: gptq, awq, bitsandbytes or compressed-tensors.
+        method: gptq, awq, bitsandbytes, compressed-tensors or gguf.
         layers: counts by the name of the layer, in order.
         kept: tensors that are stored unquantized -> whether they differ.
+        shapes: of the weights of each layer, as the layout orders them.
+        formats: how each layer is stored, as gptq:int4-g128.
     """
 
     method: str
     layers: Mapping[str, CodeCounts]
     kept: Mapping[str, bool]
+    shapes: Mapping[str, tuple[int, ...]]
+    formats: Mapping[str, str]
 
     @property
     def total(self) -> CodeCounts:
         """The sums over layers."""
-        return CodeCounts(*(sum(column) for column in zip(*self.layers.values(), strict=True)))
+        return add_counts(self.layers.values())
+
+    @property
+    def by_format(self) -> Mapping[str, CodeCounts]:
+        """The sums over the layers of each format, in the order of the formats' first layers."""
+        names = dict.fromkeys(self.formats.values())
+        return {
+            name: add_counts(c for layer, c in self.layers.items() if self.formats[layer] == name)
+            for name in names
+        }
+
+
+def add_counts(parts: Iterable[CodeCounts]) -> CodeCounts:
+    """The sums of at least one part."""
+    return CodeCounts(*(sum(column) for column in zip(*parts, strict=True)))
 
 
 def scheme_of(source: Path) -> Scheme | None:
@@ -94,9 +113,15 @@ def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
         owner = unlearned if name in found[0] else target
         rule = "must be quantized in both checkpoints"
         raise CheckpointError(owner.source, rule, "no such layer", tensor=name)
-    counts = {name: _compare(found[0][name], found[1][name]) for name in sorted(found[0])}
+    counts = {name: compare_layers(found[0][name], found[1][name]) for name in sorted(found[0])}
     parts = {part for layers in found for layer in layers.values() for part in layer.parts}
-    return ArtefactLeg(schemes[0].method, counts, _kept(target, unlearned, parts))
+    return ArtefactLeg(
+        schemes[0].method,
+        counts,
+        kept_tensors(target, unlearned, parts),
+        {name: found[0][name].shape for name in counts},
+        dict.fromkeys(counts, schemes[0].name),
+    )
 
 
 def _needed_scheme(checkpoint: Checkpoint) -> Scheme:
@@ -117,7 +142,12 @@ def _layers(scheme: Scheme, checkpoint: Checkpoint) -> dict[str, Layer]:
     return layers
 
 
-def _compare(before: Layer, after: Layer) -> CodeCounts:
+def compare_layers(before: Layer, after: Layer) -> CodeCounts:
+    """Count what differs between two layers, in pieces of bounded memory.
+
+    Raises:
+        CheckpointError: the shapes differ, or a decoded value is not finite.
+    """
     if before.shape != after.shape:
         rule = f"must have the target's shape {list(before.shape)}"
         raise CheckpointError(after.path, rule, list(after.shape), tensor=after.name)
@@ -142,12 +172,17 @@ def _pieces(layer: Layer) -> Iterator[tuple[int, int]]:
         yield start, min(start + step, layer.units)
 
 
-def _kept(target: Checkpoint, unlearned: Checkpoint, parts: set[str]) -> dict[str, bool]:
+def kept_tensors(target: Checkpoint, unlearned: Checkpoint, parts: set[str]) -> dict[str, bool]:
+    """The tensors that are no part of a layer -> whether they differ.
+
+    Raises:
+        CheckpointError: one is in one checkpoint alone.
+    """
     kept: dict[str, bool] = {}
     for name in sorted({*target.tensors, *unlearned.tensors} - parts):
         for owner in (target, unlearned):
             if name not in owner.tensors:
                 rule = "must be in both checkpoints"
                 raise CheckpointError(owner.source, rule, "no such tensor", tensor=name)
-        kept[name] = not np.array_equal(target.read(name), unlearned.read(name))
+        kept[name] = not tensors_equal(target, name, unlearned, name)
     return kept

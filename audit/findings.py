@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+from unforgotten.audit.finding_row import FindingId, FindingRow
 from unforgotten.audit.weights import Setting, WeightsLeg, gain_stderr
 from unforgotten.theory.update import Survival
 from unforgotten.theory.wash import wash_test
@@ -20,6 +21,9 @@ WASH_RATIO = (
     1.25,
 )  # U is a law of large cells: a bias of some per cent in the expected flips is normal
 MAX_NAMED = 3  # tensors named in a sentence
+UNCONFIRMED = (
+    " (by which weights it moves at all: among weights of one code and size no wash is seen)"
+)
 
 
 class Judged(NamedTuple):
@@ -68,22 +72,16 @@ def overall_finding(judged: Sequence[Judged]) -> Finding:
     return "partly swallowed" if words & {"swallowed", "partly swallowed"} else "unclear"
 
 
-def reasons(leg: WeightsLeg, judged: Sequence[Judged]) -> list[str]:
+def reasons(leg: WeightsLeg, judged: Sequence[Judged], rows: Sequence[FindingRow]) -> list[str]:
     """The findings as plain sentences with their numbers, the most important first."""
     finding = overall_finding(judged)
-    sentences = (
-        [*_no_update(leg)] if finding == "no update" else [_gain_sentence(j) for j in judged]
-    )
-    sentences += [*_dead_zone(leg), *_wash(leg), *_storage(leg), *_kept(leg)]
-    if finding in ("swallowed", "partly swallowed"):
-        sentences.append(_advice(leg, judged))
-    return [*sentences, _WEIGHTS_ONLY]
+    sentences = [*_no_update(leg)] if finding == "no update" else [gain_sentence(j) for j in judged]
+    sentences += [*_of(rows, "zero-bin", "on-grid"), *_dead_zone(leg), *_wash(leg, rows)]
+    return [*sentences, *storage_sentences(leg), *_kept(leg), *_of(rows, "advice")]
 
 
-_WEIGHTS_ONLY = (
-    "Weights alone never settle the verdict: whether removed knowledge comes back needs the output or behaviour "
-    "of the quantized models, so it stays undecided."
-)
+def _of(rows: Sequence[FindingRow], *ids: FindingId) -> list[str]:
+    return [row["sentence"] for row in rows if row["id"] in ids]
 
 
 def _no_update(leg: WeightsLeg) -> list[str]:
@@ -92,7 +90,8 @@ def _no_update(leg: WeightsLeg) -> list[str]:
     return [f"No update: all {tensors} are equal in both checkpoints."]
 
 
-def _gain_sentence(j: Judged) -> str:
+def gain_sentence(j: Judged) -> str:
+    """What one format does to the update."""
     stay = 1 - j.total.code_flips / j.total.weights
     head = f"{j.format}: gain {j.total.gain:.2f} ± {STDERRS * j.stderr:.2f}"
     codes = f"{share(stay)} of the codes stay equal"
@@ -121,7 +120,9 @@ def _dead_zone(leg: WeightsLeg) -> list[str]:
     return [sentence]
 
 
-def _wash(leg: WeightsLeg) -> list[str]:
+def _wash(leg: WeightsLeg, rows: Sequence[FindingRow]) -> list[str]:
+    """The totals of the first wash test, and whether the second one agrees."""
+    confirmed = {row["format"] for row in rows if row["id"] == "wash"}
     found = []
     for setting, total in leg.totals.items():
         if setting.grid != "fixed" or not total.expected_flips:
@@ -132,14 +133,16 @@ def _wash(leg: WeightsLeg) -> list[str]:
         ratio = total.code_flips / total.expected_flips
         if test.p < WASH_P and not WASH_RATIO[0] <= ratio <= WASH_RATIO[1]:
             side = "avoids" if ratio < 1 else "aims at"
+            also = "" if setting.format in confirmed else UNCONFIRMED
             found.append(
                 f"{setting.format}: {total.code_flips:,} codes flip on the target's grid where weights at random "
-                f"places would give {total.expected_flips:,.0f} (z = {test.z:.1f}): the update {side} the thresholds."
+                f"places would give {total.expected_flips:,.0f} (z = {test.z:.1f}): the update {side} the thresholds{also}."
             )
     return found
 
 
-def _storage(leg: WeightsLeg) -> list[str]:
+def storage_sentences(leg: WeightsLeg) -> list[str]:
+    """What differs in the storage of the two sides."""
     pairs = sorted({t.dtypes for t in leg.tensors if t.dtypes[1] not in ("float32", t.dtypes[0])})
     found = [
         f"The target is stored in {before} and the unlearned model in {after}: the update measured here holds the "
@@ -165,19 +168,6 @@ def _kept(leg: WeightsLeg) -> list[str]:
         "that part of the update is kept whole and is not in the gain."
     )
     return [sentence]
-
-
-def _advice(leg: WeightsLeg, judged: Sequence[Judged]) -> str:
-    steps = ["keep the weights in float32 while unlearning, and round once at the end"]
-    if leg.dead_zone.detected:
-        high = leg.dead_zone.lr_estimate[1]
-        steps.append(
-            f"use a learning rate well above {high:.1e}, so that weights beyond the zero cell move"
-        )
-    passing = [j.format for j in judged if j.finding == "passes"]
-    if passing:
-        steps.append(f"deploy in a format that passes it: {', '.join(passing)}")
-    return f"What to do: {'; or '.join(steps)}."
 
 
 def share(x: float) -> str:

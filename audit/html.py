@@ -9,7 +9,8 @@ from itertools import groupby
 
 from unforgotten.audit.findings import STDERRS, share
 from unforgotten.audit.page import page_environment
-from unforgotten.audit.result import AuditResult, FormatRow, Storage, TensorRow
+from unforgotten.audit.result import AuditResult, Storage
+from unforgotten.audit.rows import FormatRow, TensorRow
 from unforgotten.audit.summary import number
 from unforgotten.theory.dead_zone import MIN_WEIGHTS
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from types import TracebackType
+from typing import Self
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,7 +20,7 @@ class AuditProgress:
         self._bar = Bar(*columns, console=console, transient=True, disable=not console.is_terminal)
         self._task = self._bar.add_task("opening", total=None)
 
-    def __enter__(self) -> AuditProgress:
+    def __enter__(self) -> Self:
         self._bar.start()
         return self
 

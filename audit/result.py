@@ -1,26 +1,29 @@
-"""The result object of an audit, as `audit.json` holds it, and its rows a tensor."""
+"""The result object of an audit, as `audit.json` holds it."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Any, Literal, TypedDict
+from typing import Literal, TypedDict
 
-from scipy.stats import kstwobign
-
+from unforgotten.audit.artefacts import ArtefactLeg
 from unforgotten.audit.checkpoints import Checkpoint
+from unforgotten.audit.finding_row import FindingRow
 from unforgotten.audit.findings import Finding, judge_formats, overall_finding, reasons
-from unforgotten.audit.weights import Setting, WeightsLeg, gain_stderr
+from unforgotten.audit.findings_all import all_findings, code_findings
+from unforgotten.audit.legs import BehaviourLeg, OutputLeg
+from unforgotten.audit.prediction import PredictionRow, predict_gains
+from unforgotten.audit.probe import look
+from unforgotten.audit.rows import FormatRow, code_row, finite_or_none, format_row
+from unforgotten.audit.training_estimate import estimate_training
+from unforgotten.audit.verdict import Decision, decide
+from unforgotten.audit.weights import WeightsLeg
 from unforgotten.theory.dead_zone import BINADES
-from unforgotten.theory.update import GridMode, Survival
-from unforgotten.theory.wash import wash_test
 
 SCHEMA = "unforgotten.audit/1"
 JSON_FILE = "audit.json"
 TENSORS_FILE = "tensors.parquet"
 HTML_FILE = "audit.html"
-Overall = Literal["survives", "undone", "undecided"]
 
 
 class Source(TypedDict):
@@ -32,50 +35,10 @@ class Source(TypedDict):
     dtypes: list[str]
 
 
-class Position(TypedDict):
-    """Assumption U: distance of the positions in their cells from uniform, and its Kolmogorov tail."""
-
-    ks: float | None
-    p: float | None
-
-
-class Wash(TypedDict):
-    """T12."""
-
-    z: float | None
-    p: float
-
-
-class FormatRow(TypedDict):
-    """One format on one grid; None where a ratio has no value."""
-
-    format: str
-    grid: GridMode
-    weights: int
-    unchanged: int
-    code_flips: int
-    value_changes: int
-    expected_flips: float
-    gain: float | None
-    gain_stderr: float | None
-    cosine: float | None
-    position: Position
-    wash: Wash
-
-
-class TensorRow(FormatRow):
-    """The same, of one tensor."""
-
-    name: str
-    shape: list[int]
-    dtype_target: str
-    dtype_unlearned: str
-
-
 class FoundDeadZone(TypedDict):
-    """T4; `lr_estimate` is (low, high)."""
+    """T4; `lr_estimate` is (low, high); `detected` is None where nothing is known of the update."""
 
-    detected: bool
+    detected: bool | None
     threshold: float | None
     lr_estimate: list[float] | None
 
@@ -93,7 +56,7 @@ class Storage(TypedDict):
 
     dtype: str
     precision: str
-    unchanged_fraction: float
+    unchanged_fraction: float | None
     dead_zone: FoundDeadZone
     binades: list[Binade]
 
@@ -107,107 +70,113 @@ class Coverage(TypedDict):
     kept_changed: list[str]
 
 
-class Legs(TypedDict):
-    """One word a leg; None for a leg that was not measured."""
-
-    weights: Finding
-    output: str | None
-    behaviour: str | None
-
-
-class Verdict(TypedDict):
-    """The answer and its reasons."""
-
-    overall: Overall
-    legs: Legs
-    reasons: list[str]
-
-
 class AuditResult(TypedDict):
-    """`audit.json`."""
+    """`audit.json`.
+
+    `compared`: "weights", or "codes" where both sides are quantized already; then nothing is known of the update itself,
+    and what would follow from it is None. `files`: SHA-256 of the other files that were written with this one.
+    """
 
     schema: str
     version: str
+    compared: Literal["weights", "codes"]
     target: Source
     unlearned: Source
     formats: list[FormatRow]
     tensors: str
     coverage: Coverage
     storage: Storage
-    verdict: Verdict
+    findings: list[FindingRow]
+    prediction: list[PredictionRow]
+    output: OutputLeg | None
+    behaviour: BehaviourLeg | None
+    verdict: Decision
+    files: dict[str, str]
 
 
 def build_result(
     target: Checkpoint,
     unlearned: Checkpoint,
     leg: WeightsLeg,
-    output: Mapping[str, Any] | None = None,
-    behaviour: Mapping[str, Any] | None = None,
+    output: OutputLeg | None = None,
+    behaviour: BehaviourLeg | None = None,
 ) -> AuditResult:
     """The result of an audit; with the weights leg alone its verdict is always undecided."""
     judged = judge_formats(leg)
+    names = [t.name for t in leg.tensors]
+    samples = look(target, unlearned, names, [j.format for j in judged])
+    gains = [(j.format, finite_or_none(j.total.gain), finite_or_none(j.stderr)) for j in judged]
+    prediction = predict_gains(estimate_training(leg, samples), gains)
+    findings = all_findings(leg, judged, samples, prediction)
+    rows = [
+        format_row(setting, total, [t.survival[setting] for t in leg.tensors])
+        for setting, total in leg.totals.items()
+    ]
+    decision = decide(overall_finding(judged), output, behaviour)
     return AuditResult(
         schema=SCHEMA,
         version=version("unforgotten"),
+        compared="weights",
         target=_source(target),
         unlearned=_source(unlearned),
-        formats=[
-            format_row(setting, total, [t.survival[setting] for t in leg.tensors])
-            for setting, total in leg.totals.items()
-        ],
+        formats=rows,
         tensors=TENSORS_FILE,
-        coverage=_coverage(leg),
+        coverage=_coverage(len(leg.tensors), rows[0]["weights"], leg.kept),
         storage=_storage(leg),
-        verdict=Verdict(
-            overall="undecided",
-            legs=Legs(weights=overall_finding(judged), output=None, behaviour=None),
-            reasons=reasons(leg, judged),
+        findings=findings,
+        prediction=prediction,
+        output=output,
+        behaviour=behaviour,
+        verdict=_verdict(decision, reasons(leg, judged, findings)),
+        files={},
+    )
+
+
+def build_code_result(
+    target: Checkpoint,
+    unlearned: Checkpoint,
+    leg: ArtefactLeg,
+    output: OutputLeg | None = None,
+    behaviour: BehaviourLeg | None = None,
+) -> AuditResult:
+    """The result of a pair that is quantized already: codes are counted, and nothing is known of the update."""
+    findings = code_findings(leg)
+    word: Finding = "no update" if findings[0]["id"] == "codes-equal" else "unclear"
+    formats = "+".join(leg.by_format)
+    return AuditResult(
+        schema=SCHEMA,
+        version=version("unforgotten"),
+        compared="codes",
+        target=_source(target),
+        unlearned=_source(unlearned),
+        formats=[code_row(name, counts) for name, counts in leg.by_format.items()],
+        tensors=TENSORS_FILE,
+        coverage=_coverage(len(leg.layers), leg.total.weights, leg.kept),
+        storage=Storage(
+            dtype=formats,
+            precision=formats,
+            unchanged_fraction=None,
+            dead_zone=FoundDeadZone(detected=None, threshold=None, lr_estimate=None),
+            binades=[],
         ),
+        findings=findings,
+        prediction=[],
+        output=output,
+        behaviour=behaviour,
+        verdict=_verdict(decide(word, output, behaviour), [row["sentence"] for row in findings]),
+        files={},
     )
 
 
-def tensor_rows(leg: WeightsLeg) -> list[TensorRow]:
-    """One row a tensor, format and grid, in that order."""
-    return [
-        TensorRow(
-            **format_row(setting, measured, [measured]),
-            name=t.name,
-            shape=list(t.shape),
-            dtype_target=t.dtypes[0],
-            dtype_unlearned=t.dtypes[1],
-        )
-        for t in leg.tensors
-        for setting, measured in t.survival.items()
-    ]
-
-
-def format_row(setting: Setting, total: Survival, parts: Sequence[Survival]) -> FormatRow:
-    """The row of a total; `parts` are the tensors that it sums."""
-    ks = total.position_distance
-    wash = wash_test(total.code_flips, total.expected_flips, total.flips_variance, total.weights)
-    return FormatRow(
-        format=setting.format,
-        grid=setting.grid,
-        weights=total.weights,
-        unchanged=total.unchanged,
-        code_flips=total.code_flips,
-        value_changes=total.value_changes,
-        expected_flips=total.expected_flips,
-        gain=_or_none(total.gain),
-        gain_stderr=_or_none(gain_stderr(parts)),
-        cosine=_or_none(total.cosine),
-        position=Position(ks=_or_none(ks), p=_or_none(kolmogorov_tail(ks, sum(total.positions)))),
-        wash=Wash(z=_or_none(wash.z), p=wash.p),
+def _verdict(decision: Decision, weights: Sequence[str]) -> Decision:
+    """The decision with the reasons of the weights; where no leg but theirs was measured, its own comes last."""
+    own = decision["reasons"]
+    alone = decision["legs"]["output"] is None and decision["legs"]["behaviour"] is None
+    return Decision(
+        overall=decision["overall"],
+        legs=decision["legs"],
+        reasons=[*weights, *own] if alone else [*own, *weights],
     )
-
-
-def kolmogorov_tail(ks: float, n: int) -> float:
-    """P[sqrt(n) D_n >= sqrt(n) ks] in the limit of large n; nan for no positions."""
-    return float(kstwobign.sf(math.sqrt(n) * ks)) if n else math.nan
-
-
-def _or_none(x: float) -> float | None:
-    return x if math.isfinite(x) else None
 
 
 def _source(checkpoint: Checkpoint) -> Source:
@@ -215,17 +184,13 @@ def _source(checkpoint: Checkpoint) -> Source:
         source=str(checkpoint.source),
         revision=checkpoint.revision,
         sha256=checkpoint.sha256(),
-        dtypes=sorted({info.dtype.name for info in checkpoint.tensors.values()}),
+        dtypes=sorted({info.stored or info.dtype.name for info in checkpoint.tensors.values()}),
     )
 
 
-def _coverage(leg: WeightsLeg) -> Coverage:
-    return Coverage(
-        tensors=len(leg.tensors),
-        weights=next(iter(leg.totals.values())).weights,
-        kept=len(leg.kept),
-        kept_changed=[name for name, changed in leg.kept.items() if changed],
-    )
+def _coverage(tensors: int, weights: int, kept: Mapping[str, bool]) -> Coverage:
+    changed = [name for name, differs in kept.items() if differs]
+    return Coverage(tensors=tensors, weights=weights, kept=len(kept), kept_changed=changed)
 
 
 def _storage(leg: WeightsLeg) -> Storage:
@@ -237,7 +202,7 @@ def _storage(leg: WeightsLeg) -> Storage:
         unchanged_fraction=leg.unchanged_fraction,
         dead_zone=FoundDeadZone(
             detected=zone.detected,
-            threshold=_or_none(zone.threshold),
+            threshold=finite_or_none(zone.threshold),
             lr_estimate=list(zone.lr_estimate) if zone.detected else None,
         ),
         binades=[Binade(low=2.0**e, weights=n, moved=moved) for e, n, moved in counts if n],

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, TypeVar, get_args
 
-from unforgotten.audit.result import AuditResult, Overall, build_result, tensor_rows
+from unforgotten.audit.artefact_gguf import compare_gguf_codes, is_quantized_gguf
+from unforgotten.audit.artefacts import ArtefactLeg, compare_codes, scheme_of
+from unforgotten.audit.checkpoints import Checkpoint
+from unforgotten.audit.gguf_source import GgufCheckpoint
+from unforgotten.audit.legs import BehaviourLeg, OutputLeg
+from unforgotten.audit.result import AuditResult, build_code_result, build_result
+from unforgotten.audit.rows import code_rows, tensor_rows
 from unforgotten.audit.sources import open_pair
+from unforgotten.audit.verdict import Word
 from unforgotten.audit.weights import Progress, weights_leg
 from unforgotten.audit.write import write_audit
 
 DEFAULT_FORMATS = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64", "int8-row")
-VERDICTS: tuple[Overall, ...] = get_args(Overall)
-Leg = Mapping[str, Any] | Callable[[], Mapping[str, Any]] | None
+Measured = TypeVar("Measured")
+VERDICTS: tuple[Word, ...] = get_args(Word)
 
 
 def audit_pair(
@@ -25,20 +32,22 @@ def audit_pair(
     *,
     jobs: int = 1,
     ray: str | None = None,
-    output: Leg = None,
-    behaviour: Leg = None,
+    output: OutputLeg | Callable[[], OutputLeg] | None = None,
+    behaviour: BehaviourLeg | Callable[[], BehaviourLeg] | None = None,
 ) -> AuditResult:
     """Compare two checkpoints and, if `out` is given, write the files of the audit there.
 
     Args:
         target: the checkpoint before unlearning, see `open_source` for what it may be.
         unlearned: the one after.
-        formats: names of formats; DEFAULT_FORMATS if None.
+        formats: names of formats; DEFAULT_FORMATS if None. A pair that is quantized already has its own and takes no
+            others, but for GGUF: with formats its decoded values are quantized again, without them its codes are
+            counted.
         out: the directory to write to; made if it is missing, and only once the audit is done.
         progress: called before each tensor.
         jobs: processes that share the tensors, >= 1.
         ray: address of a Ray cluster that shares them instead.
-        output: the output leg, or what measures it; called once the weights are measured.
+        output: the output leg, or what measures it; called once the weights were read.
         behaviour: the behaviour leg, likewise.
 
     Raises:
@@ -48,14 +57,36 @@ def audit_pair(
         raise ValueError(f"out must be a directory, got out={str(out)!r}")
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got jobs={jobs}")
-    split: dict[str, Any] = {} if jobs == 1 and ray is None else {"jobs": jobs, "ray": ray}
     before, after = open_pair(target, unlearned)
-    leg = weights_leg(before, after, formats or DEFAULT_FORMATS, progress, **split)
-    result = build_result(before, after, leg, _measured(output), _measured(behaviour))
+    codes = _code_leg(before, after, formats)
+    if codes is not None:
+        result = build_code_result(before, after, codes, _measured(output), _measured(behaviour))
+        rows = code_rows(codes)
+    else:
+        split: dict[str, Any] = {} if jobs == 1 and ray is None else {"jobs": jobs, "ray": ray}
+        named = DEFAULT_FORMATS if formats is None else formats
+        leg = weights_leg(before, after, named, progress, **split)
+        result = build_result(before, after, leg, _measured(output), _measured(behaviour))
+        rows = tensor_rows(leg)
     if out is not None:
-        write_audit(result, tensor_rows(leg), out)
+        result["files"] = write_audit(result, rows, out)
     return result
 
 
-def _measured(leg: Leg) -> Mapping[str, Any] | None:
+def _code_leg(
+    before: Checkpoint, after: Checkpoint, formats: Sequence[str] | None
+) -> ArtefactLeg | None:
+    """The codes of a pair that is quantized already; None of one whose weights are compared."""
+    if isinstance(before, GgufCheckpoint) and isinstance(after, GgufCheckpoint):
+        quantized = is_quantized_gguf(before) or is_quantized_gguf(after)
+        return compare_gguf_codes(before, after) if quantized and formats is None else None
+    if scheme_of(Path(before.source)) is None:
+        return None
+    if formats is not None:
+        rule = "formats must not be named for a pair that is quantized already: its own codes are counted"
+        raise ValueError(f"{rule}, got formats={','.join(formats)}")
+    return compare_codes(before, after)
+
+
+def _measured(leg: Measured | Callable[[], Measured] | None) -> Measured | None:
     return leg() if callable(leg) else leg

@@ -21,15 +21,16 @@ def open_pair(target: Path | str, unlearned: Path | str) -> tuple[Checkpoint, Ch
     An adapter that names the target as its base is merged over the target itself.
 
     Raises:
-        CheckpointError: see `open_source`; one of the two alone is GGUF, whose names and rows are its own; or one is
+        CheckpointError: see `open_source`; one of the two alone is GGUF, whose names and rows are its own, or is
             quantized already.
     """
     before = open_source(target)
     after = open_source(unlearned, base=before)
-    for checkpoint in (before, after):
-        if (scheme := scheme_of(Path(checkpoint.source))) is not None:
-            rule = "must not be quantized already (compare_codes of unforgotten.audit.artefacts counts its codes)"
-            raise CheckpointError(checkpoint.source, rule, scheme.method)
+    stated = [scheme_of(Path(checkpoint.source)) for checkpoint in (before, after)]
+    for own, other, checkpoint in zip(stated, stated[::-1], (before, after), strict=True):
+        if own is not None and other is None:
+            rule = "must not be quantized already unless the other one is too, by the same scheme"
+            raise CheckpointError(checkpoint.source, rule, own.name)
     if is_gguf(Path(before.source)) != is_gguf(Path(after.source)):
         rule = "must be GGUF if the target is, and only then: its names and the order of its rows differ"
         raise CheckpointError(after.source, rule, f"a pair with {before.source}")

@@ -9,7 +9,8 @@ from rich.table import Table
 from rich.text import Text
 
 from unforgotten.audit.findings import share
-from unforgotten.audit.result import HTML_FILE, AuditResult, FormatRow
+from unforgotten.audit.result import HTML_FILE, AuditResult
+from unforgotten.audit.rows import FormatRow
 
 COLUMNS = ("format", "grid", "codes equal", "flips", "expected", "gain", "cosine")
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from unforgotten.audit import CheckpointError, audit_pair, open_checkpoint
+from unforgotten.audit import CheckpointError, open_checkpoint
 from unforgotten.audit.artefact_gptq import AWQ_ORDER
 from unforgotten.audit.artefact_layouts import LAYOUTS
 from unforgotten.audit.artefacts import CodeCounts, compare_codes, scheme_of
@@ -373,15 +373,6 @@ def test_other_schemes_and_layers_are_refused(tmp_path: Path) -> None:
             CheckpointError, match=r"'model\.layers\.1\.q_proj' must be quantized in"
         ):
             compare_codes(*pair)
-
-
-@pytest.mark.parametrize("kind", ["gptq", "int8"])
-def test_audit_of_an_artefact_says_what_counts_its_codes(kind: str, tmp_path: Path) -> None:
-    case = CASES[kind](0)
-    for name in "tu":
-        save(tmp_path / name, case.config, case.tensors)
-    with pytest.raises(CheckpointError, match=r"t must not be quantized already .*compare_codes"):
-        audit_pair(tmp_path / "t", tmp_path / "u", ["int8-row"])
 
 
 def test_unquantized_has_no_scheme(tmp_path: Path) -> None:

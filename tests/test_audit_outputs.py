@@ -28,13 +28,15 @@ from unforgotten.audit import (
     write,
 )
 from unforgotten.audit.findings import judge_gain
-from unforgotten.audit.result import kolmogorov_tail
+from unforgotten.audit.rows import kolmogorov_tail
 from unforgotten.theory.update import GRID_MODES
 
 HOSTILE = 'layers.0.<script>alert("1")</script>&[bold].weight'
 ESCAPED = "layers.0.&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&amp;[bold].weight"
 EVIL_NORM = "\x1b[31mnorm\n<b>.weight"
-FILES = {"audit.json", "tensors.parquet", "audit.html"}
+FILES = {
+    "audit.json", "tensors.parquet", "audit.html", "model-card.md", "audit.sarif", "audit.junit.xml",
+}  # fmt: skip
 SIGNS = np.array([-1, 1], np.float32)
 COARSE = 0.5  # smaller than half of int4's zero bin at absmax 7
 

@@ -112,7 +112,8 @@ def test_audit_of_a_pair(pair: tuple[str, str], tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "out/audit.json").read_text())
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "audit.json", "audit.html", "tensors.parquet",
+        "audit.json", "audit.html", "tensors.parquet", "model-card.md", "audit.sarif",
+        "audit.junit.xml",
     }  # fmt: skip
 
 

@@ -115,12 +115,14 @@ def permutation_wash_test(
     *,
     seed: int,
     permutations: int = PERMUTATIONS,
+    step: NDArray[Any] | None = None,
 ) -> WashTest:
     """P = min(1, 2 min_side (1 + #{permutations as extreme}) / (1 + permutations)), shifts permuted within strata.
 
     Needs no U: exact if the shifts of a stratum are exchangeable given the weights, on a fixed grid. Strata must have
-    one step, so a block, or all blocks of one scale; with the code in the stratum too the updates may depend on the
-    size of the weight, as storage in bfloat16 makes them (T4), and only their place *within* the cell is tested.
+    one step, so a block, or all blocks of one scale, unless `step` is given; with the code in the stratum too the
+    updates may depend on the size of the weight, as storage in bfloat16 makes them (T4), and only their place *within*
+    the cell is tested.
     The smallest possible p is 2 / (1 + permutations).
 
     Args:
@@ -130,6 +132,7 @@ def permutation_wash_test(
         thresholds: of the format in code units, ascending; a tie goes to the lower level.
         seed: of the permutations.
         permutations: how many, >= 1.
+        step: of each weight, (n,), not 0; then `shift` is in the units of the weights and its place takes this step.
 
     Returns:
         z, against the permutations' mean and spread (nan where no permutation differs), and p.
@@ -149,10 +152,11 @@ def permutation_wash_test(
     home = np.argsort(strata, kind="stable")
     # in the order of the strata, a permutation within each is a sort by (stratum, chance)
     v, shift, strata = v[home], shift[home], strata[home]
+    unit = np.ones(v.shape) if step is None else _checked_step(step, v)[home]
     codes = np.searchsorted(thresholds, v)
 
     def flips_of(moved: NDArray[Any]) -> int:
-        return int(np.count_nonzero(np.searchsorted(thresholds, v + moved) != codes))
+        return int(np.count_nonzero(np.searchsorted(thresholds, v + moved / unit) != codes))
 
     shuffled = (shift[np.lexsort((rng.random(v.size), strata))] for _ in range(permutations))
     flips = np.array([flips_of(shift), *(flips_of(moved) for moved in shuffled)])
@@ -160,6 +164,12 @@ def permutation_wash_test(
     spread = float(flips[1:].std())
     z = float(flips[0] - flips[1:].mean()) / spread if spread > 0 else math.nan
     return WashTest(z, min(1.0, 2 * float(min(fewer, more))))
+
+
+def _checked_step(step: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
+    if step.shape != v.shape or np.isnan(step).any() or not step.all():
+        raise ValueError(f"step must be one number a weight, not 0 or nan, got shape={step.shape}")
+    return step
 
 
 def bernoulli_divergence(x: float, p: float) -> float:

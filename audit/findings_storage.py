@@ -1,0 +1,68 @@
+"""Findings about which weights moved, and how they are stored."""
+
+from __future__ import annotations
+
+import math
+
+from unforgotten.audit.finding_row import FindingRow, finding, share_interval
+from unforgotten.audit.findings import share, storage_sentences
+from unforgotten.audit.weights import WeightsLeg
+from unforgotten.theory.dead_zone import BINADES
+
+
+def storage_findings(leg: WeightsLeg) -> list[FindingRow]:
+    """No update at all, the dead zone, and what storage did besides."""
+    found = [*_no_update(leg), *_dead_zone(leg)]
+    found += [finding("storage", "note", sentence) for sentence in storage_sentences(leg)]
+    return [*found, *_kept(leg)]
+
+
+def _no_update(leg: WeightsLeg) -> list[FindingRow]:
+    total = next(iter(leg.totals.values()))
+    if total.unchanged < total.weights:
+        return []
+    sentence = (
+        f"Not one of the {total.weights:,} weights that quantizers touch differs between the two checkpoints: there is "
+        "no update that a format could keep or lose."
+    )
+    row = finding(
+        "no-update", "warning", sentence, measure="share of unchanged weights", effect=1.0
+    )
+    return [row]
+
+
+def _dead_zone(leg: WeightsLeg) -> list[FindingRow]:
+    zone = leg.dead_zone
+    if not zone.detected:
+        return []
+    first = round(math.log2(zone.threshold))
+    beyond = [i for i, e in enumerate(BINADES) if e >= first]
+    weights = sum(leg.binades.weights[i] for i in beyond)
+    moved = sum(leg.binades.moved[i] for i in beyond)
+    low, high = zone.lr_estimate
+    still = share_interval(weights - moved, weights)
+    sentence = (
+        f"Of the {weights:,} weights with |w| ≥ {zone.threshold:.2g}, {share(moved / weights)} moved, and "
+        f"{share(leg.unchanged_fraction)} of all weights never did: parameters kept in {leg.precision} round away steps "
+        f"of about {low:.1e} to {high:.1e} there (an update of one such size, saved in {leg.precision}, looks the same)."
+    )
+    row = finding(
+        "dead-zone", "warning", sentence, measure="share of weights beyond the edge that never moved",
+        effect=1 - moved / weights, interval=still,
+    )  # fmt: skip
+    return [row]
+
+
+def _kept(leg: WeightsLeg) -> list[FindingRow]:
+    changed = [name for name, differs in leg.kept.items() if differs]
+    if not changed:
+        return []
+    sentence = (
+        f"{len(changed)} of the {len(leg.kept)} tensors that quantizers leave alone changed too, among them "
+        f"{ascii(changed[0])}: that part of the update is kept whole and counts in no gain."
+    )
+    row = finding(
+        "kept-changed", "note", sentence, measure="share of the tensors that are kept",
+        effect=len(changed) / len(leg.kept), tensor=changed[0],
+    )  # fmt: skip
+    return [row]

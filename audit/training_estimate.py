@@ -1,0 +1,100 @@
+"""What a pair tells of the training between its two sides: the size of the weights, of a step, and how many steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from unforgotten.audit.probe import Sample
+from unforgotten.audit.weights import WeightsLeg
+
+SHORT_DTYPES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+STEPS_AT_MOST = 10**7
+STD_STEPS = 4  # of a group of tensors: standard deviations within a factor 2^(1/4)
+
+
+@dataclass(frozen=True)
+class WeightGroup:
+    """Tensors of about one standard deviation and of one shape.
+
+    Attributes:
+        std: root mean square of their weights.
+        rows, columns: of each.
+        weights: in all of them.
+    """
+
+    std: float
+    rows: int
+    columns: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """The training that would do what is seen, if its steps are lr each and keep their sign.
+
+    Attributes:
+        groups: of the quantized weights, the largest first.
+        std: root mean square of all of them.
+        moved_rms: root mean square of the change of the weights that moved.
+        dtype: that the optimizer updates: bf16, fp16 or fp32.
+        lr: of one step; for fp32 of all steps together, as nothing there tells lr from their number.
+        lr_range: between these.
+        steps: how many.
+        source: what lr was read from.
+    """
+
+    groups: tuple[WeightGroup, ...]
+    std: float
+    moved_rms: float
+    dtype: str
+    lr: float
+    lr_range: tuple[float, float]
+    steps: int
+    source: Literal["dead zone", "size of the update"]
+
+
+def estimate_training(leg: WeightsLeg, samples: Sequence[Sample]) -> TrainingEstimate | None:
+    """The estimate; None where nothing moved, or every weight that was looked at is 0."""
+    total = next(iter(leg.totals.values()))
+    moved = total.weights - total.unchanged
+    groups = _groups(samples)
+    square = math.fsum(g.weights * g.std**2 for g in groups)
+    if not (moved and total.delta_sq and square):
+        return None
+    std = math.sqrt(square / sum(g.weights for g in groups))
+    moved_rms = math.sqrt(total.delta_sq / moved)
+    zone, dtype = leg.dead_zone, SHORT_DTYPES.get(leg.precision)
+    if not zone.detected or dtype in (None, "fp32"):
+        span = (moved_rms, moved_rms)
+        return TrainingEstimate(
+            groups, std, moved_rms, "fp32", moved_rms, span, 1, "size of the update"
+        )
+    lr = math.sqrt(zone.lr_estimate[0] * zone.lr_estimate[1])
+    steps = min(max(1, round(moved_rms / lr)), STEPS_AT_MOST)
+    assert dtype is not None, "checked above"
+    return TrainingEstimate(groups, std, moved_rms, dtype, lr, zone.lr_estimate, steps, "dead zone")
+
+
+def _groups(samples: Sequence[Sample]) -> tuple[WeightGroup, ...]:
+    squares: dict[tuple[int, int, int], list[tuple[int, float]]] = {}
+    for sample in samples:
+        count = sum(run.w.size for run in sample.runs)
+        square = math.fsum(float(np.square(run.w, dtype=np.float64).sum()) for run in sample.runs)
+        if not (count and square):
+            continue
+        mean = square / count
+        key = (round(STD_STEPS * math.log2(mean) / 2), *sample.shape)
+        squares.setdefault(key, []).append((math.prod(sample.shape), mean))
+    groups = [
+        WeightGroup(
+            std=math.sqrt(math.fsum(n * mean for n, mean in found) / sum(n for n, _ in found)),
+            rows=rows, columns=columns, weights=sum(n for n, _ in found),
+        )
+        for (_, rows, columns), found in squares.items()
+    ]  # fmt: skip
+    return tuple(sorted(groups, key=lambda g: (-g.weights, g.std, g.rows, g.columns)))
