@@ -16,6 +16,7 @@ from unforgotten.theory.multiplicity import false_discoveries
 from unforgotten.theory.recovery import recovered_fraction
 
 MATERIAL = 1 / 3  # the share of the removed from which its return matters
+SURELY = 0.1  # the share whose return must be beyond chance to speak of a return
 LEVEL = 0.05  # of every error the rule aims at
 HALF = 0.5  # of an item's removal: given back, the item counts as leaked
 SEED = 0  # of the resampling, the same for all, so that an audit repeats
@@ -31,13 +32,13 @@ class Items(NamedTuple):
 
 
 def recovery_row(metric: str, items: Items, *, loss: bool = False) -> RecoveryRow:
-    """T16 with two tests of rho against MATERIAL on the contrasts c_i = (q_i - u_i) - MATERIAL (t_i - u_i).
+    """T16 with two tests on the contrasts c_i = (q_i - u_i) - r (t_i - u_i): rho > r is mean c > 0 (Fieller 1954).
 
-    rho > MATERIAL is mean c > 0 where mean (t - u) > 0 (Fieller 1954), so Student's t on c tests it. t trusts the
-    spread that it saw, which for items that come back wholly or not at all can be 0 by luck; so no p-value is below
-    what such items allow: (1 - MATERIAL)^n for "survives", the chance that none of n came back though MATERIAL of them
-    do, and MATERIAL^n for "undone". n is the number of equal removals that varies as much, (sum r)^2 / sum r^2
-    (Kish 1965), for what was removed from the items is unequal.
+    Student's t on c tests rho <= SURELY, for "undone", and rho >= MATERIAL, for "survives". t trusts the spread that it
+    saw, which for items that come back wholly or not at all can be 0 by luck; so no p-value is below what such items
+    allow: (1 - MATERIAL)^n for "survives", the chance that none of n came back though MATERIAL of them do, and SURELY^n
+    for "undone". n is the number of equal removals that varies as much, (sum r)^2 / sum r^2 (Kish 1965), for what was
+    removed from the items is unequal.
 
     Args:
         metric: its name.
@@ -75,10 +76,11 @@ def _mean_interval(values: NDArray[Any]) -> tuple[float, float]:
 
 
 def _tests(back: NDArray[Any], removed: NDArray[Any]) -> tuple[float, float]:
-    above = student(back - MATERIAL * removed)
     weights = np.maximum(removed, 0.0)
-    n = weights.sum() ** 2 / (weights**2).sum()
-    return max(above, MATERIAL**n), max(1.0 - above, (1.0 - MATERIAL) ** n)
+    n = float(weights.sum() ** 2 / (weights**2).sum())
+    undone = max(student(back - SURELY * removed), SURELY**n)
+    survives = max(1.0 - student(back - MATERIAL * removed), (1.0 - MATERIAL) ** n)
+    return undone, survives
 
 
 def student(contrasts: NDArray[Any]) -> float:

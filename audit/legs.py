@@ -9,8 +9,8 @@ class RecoveryRow(TypedDict):
     """T16 of one metric in one format; rho and its interval are None while nothing to recover is measurable.
 
     `removed`: unlearning took something at full precision, by the interval of the difference. `change`: what
-    quantization does to the unlearned model, as [low, high]. `p_undone`, `p_survives`: against rho <= MATERIAL and
-    against rho >= MATERIAL; 1 where rho is None.
+    quantization does to the unlearned model, as [low, high]. `p_undone`, `p_survives`: against rho <= SURELY and
+    against rho >= MATERIAL (see `evidence`); 1 where rho is None.
     """
 
     metric: str
