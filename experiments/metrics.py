@@ -176,13 +176,15 @@ def privacy_leakage(
         drawn = np.ix_(rng.integers(n, size=n), rng.integers(m, size=m))
         auc, base = wins[drawn].mean(), base_wins[drawn].mean()
         aucs.append(auc)
-        leaks.append(100.0 * (auc - base) / base if base else np.nan)
+        if base:  # M3 has no value against an AUC of 0
+            leaks.append(100.0 * (auc - base) / base)
     auc = membership_auc(scores[:n], scores[n:])
     base = membership_auc(retrained[:n], retrained[n:])
     leak = 100.0 * (auc - base) / base if base else float("nan")
+    spread = float(np.std(leaks, ddof=1)) if len(leaks) > 1 else None
     return [
         Measurement("auc", auc, float(np.std(aucs, ddof=1)), len(scores), tuple(scores)),
-        Measurement("M3", leak, float(np.nanstd(leaks, ddof=1)), len(scores)),
+        Measurement("M3", leak, spread, len(scores)),
     ]
 
 
