@@ -32,10 +32,9 @@ def advice(
 def needed_lr(
     leg: WeightsLeg, lost: Sequence[str], prediction: Sequence[PredictionRow]
 ) -> float | None:
-    """The larger of the end of the dead zone's range and of what theory asks for a gain of WANTED_GAIN; None without a
-    dead zone.
+    """The end of the dead zone's range, or what theory asks for a gain of WANTED_GAIN if that is more.
 
-    Where the theory asks for less than the range that was found, it is the measurement that counts.
+    None without a dead zone. Where the theory asks for less than the range that was found, it is the measurement that counts.
     """
     if not leg.dead_zone.detected:
         return None

@@ -52,7 +52,7 @@ def code_findings(leg: ArtefactLeg) -> list[FindingRow]:
     if changed:
         sentence = (
             f"{len(changed)} of the {len(leg.kept)} tensors that are stored unquantized differ, among them "
-            f"{ascii(changed[0])}."
+            f"{changed[0]!a}."
         )
         found.append(finding("kept-changed", "note", sentence, tensor=changed[0],
                              measure="share of the tensors that are kept",

@@ -31,7 +31,7 @@ def spread_findings(
 
 
 def participation(squares: Sequence[float], weights: Sequence[int]) -> float:
-    """rho = (sum e)^2 / (N sum e^2 / n) in (0, 1]: the share of weights that an even update of this spread would be on.
+    """Rho = (sum e)^2 / (N sum e^2 / n) in (0, 1]: the share of weights that an even update of this spread would be on.
 
     Args:
         squares: squared length of the update, e, one a part.

@@ -6,6 +6,7 @@ import math
 
 from unforgotten.audit.finding_row import FindingRow, finding, share_interval
 from unforgotten.audit.findings import share, storage_sentences
+from unforgotten.audit.training_estimate import typical_steps
 from unforgotten.audit.weights import WeightsLeg
 from unforgotten.theory.dead_zone import BINADES
 
@@ -39,12 +40,13 @@ def _dead_zone(leg: WeightsLeg) -> list[FindingRow]:
     beyond = [i for i, e in enumerate(BINADES) if e >= first]
     weights = sum(leg.binades.weights[i] for i in beyond)
     moved = sum(leg.binades.moved[i] for i in beyond)
-    low, high = zone.lr_estimate
+    steps = typical_steps(leg) or zone.lr_estimate
     still = share_interval(weights - moved, weights)
     sentence = (
         f"Of the {weights:,} weights with |w| ≥ {zone.threshold:.2g}, {share(moved / weights)} moved, and "
         f"{share(leg.unchanged_fraction)} of all weights never did: parameters kept in {leg.precision} round away steps "
-        f"of about {low:.1e} to {high:.1e} there (an update of one such size, saved in {leg.precision}, looks the same)."
+        f"of lr = {steps[0]:.1e} to {steps[1]:.1e} there, and the largest steps up to {zone.lr_estimate[1]:.1e} (an update "
+        f"of one such size, saved in {leg.precision}, looks the same)."
     )
     row = finding(
         "dead-zone", "warning", sentence, measure="share of weights beyond the edge that never moved",
@@ -59,7 +61,7 @@ def _kept(leg: WeightsLeg) -> list[FindingRow]:
         return []
     sentence = (
         f"{len(changed)} of the {len(leg.kept)} tensors that quantizers leave alone changed too, among them "
-        f"{ascii(changed[0])}: that part of the update is kept whole and counts in no gain."
+        f"{changed[0]!a}: that part of the update is kept whole and counts in no gain."
     )
     row = finding(
         "kept-changed", "note", sentence, measure="share of the tensors that are kept",

@@ -113,7 +113,7 @@ def _row(c: Candidate, again: WashTest, flagged: int, tensors: int) -> FindingRo
     margin = STANDARD_DEVIATIONS * math.sqrt(m.flips_variance) / m.expected_flips
     side = "avoids" if ratio < 1 else "aims at"
     sentence = (
-        f"{c.format}: the update {side} the thresholds: {m.code_flips:,} codes of {ascii(c.tensor)} flip where weights at "
+        f"{c.format}: the update {side} the thresholds: {m.code_flips:,} codes of {c.tensor!a} flip where weights at "
         f"random places would give {m.expected_flips:,.0f} (z = {c.test.z:.1f}); permuting it among like weights gives "
         f"z = {again.z:.1f}, p = {again.p:.2g}. {flagged} of {tensors} tensors are flagged in this format."
     )

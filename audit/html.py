@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
+from markupsafe import Markup
+
 from unforgotten.audit.findings import STDERRS, share
+from unforgotten.audit.layer_map import layer_maps
 from unforgotten.audit.page import page_environment
 from unforgotten.audit.result import AuditResult, Storage
 from unforgotten.audit.rows import FormatRow, TensorRow
@@ -22,9 +27,16 @@ PLOT_HEIGHT = 200.0
 def render(result: AuditResult, rows: Sequence[TensorRow]) -> str:
     """The page. Every name in it is escaped: the tensors' names come from strangers."""
     environment = page_environment("unforgotten.audit")
-    environment.filters |= {"share": share, "number": number, "p_value": p_value}
+    environment.filters |= {
+        "share": share, "number": number, "p_value": p_value, "plain": plain, "short": short,
+    }  # fmt: skip
+    script = environment.get_template("audit.js").render()
+    digest = hashlib.sha256(script.encode()).digest()
     return environment.get_template("audit.html.j2").render(
         r=result,
+        script=Markup(script),
+        script_hash=f"sha256-{base64.b64encode(digest).decode()}",
+        maps=layer_maps(result["compared"], rows),
         gains=gain_chart(result["formats"]),
         binades=binade_chart(result["storage"]),
         by_format=_by_format(rows),
@@ -122,19 +134,29 @@ def binade_chart(storage: Storage) -> BinadeChart:
 
 
 def _by_format(rows: Sequence[TensorRow]) -> list[tuple[str, list[tuple[TensorRow, TensorRow]]]]:
-    """(format, [(adaptive row, fixed row) of each tensor])."""
+    """(format, [(adaptive row, fixed row) of each tensor]); a pair of codes has one row, which stands for both."""
     ordered = sorted(rows, key=lambda row: row["format"])
     return [
         (
             name,
             [
-                (pair[0], pair[1])
+                (pair[0], pair[-1])
                 for _, g in groupby(group, lambda r: r["name"])
                 for pair in [list(g)]
             ],
         )
         for name, group in groupby(ordered, lambda row: row["format"])
     ]
+
+
+def plain(x: float | None) -> str:
+    """A number that a script can read; nothing where there is none."""
+    return "" if x is None else repr(x)
+
+
+def short(x: float | None) -> str:
+    """A number to three digits, or a dash."""
+    return "–" if x is None else f"{x:.3g}"
 
 
 def p_value(p: float | None) -> str:

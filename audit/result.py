@@ -106,7 +106,7 @@ def build_result(
     names = [t.name for t in leg.tensors]
     samples = look(target, unlearned, names, [j.format for j in judged])
     gains = [(j.format, finite_or_none(j.total.gain), finite_or_none(j.stderr)) for j in judged]
-    prediction = predict_gains(estimate_training(leg, samples), gains)
+    prediction = predict_gains(estimate_training(leg, samples), samples, gains)
     findings = all_findings(leg, judged, samples, prediction)
     rows = [
         format_row(setting, total, [t.survival[setting] for t in leg.tensors])

@@ -68,4 +68,4 @@ def _table(rows: list[FormatRow]) -> Table:
 
 def number(x: float | None, digits: int) -> str:
     """A ratio with `digits` decimals, or a dash where there is none."""
-    return "–" if x is None else f"{x:.{digits}f}"
+    return "–" if x is None else f"{x:,.{digits}f}"

@@ -11,9 +11,11 @@ import numpy as np
 
 from unforgotten.audit.probe import Sample
 from unforgotten.audit.weights import WeightsLeg
+from unforgotten.theory.dead_zone import BINADES, MIN_WEIGHTS, SIGNIFICANT_BITS
 
 SHORT_DTYPES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 STEPS_AT_MOST = 10**7
+MOSTLY = 0.5  # of a binade's weights
 STD_STEPS = 4  # of a group of tensors: standard deviations within a factor 2^(1/4)
 
 
@@ -68,16 +70,37 @@ def estimate_training(leg: WeightsLeg, samples: Sequence[Sample]) -> TrainingEst
         return None
     std = math.sqrt(square / sum(g.weights for g in groups))
     moved_rms = math.sqrt(total.delta_sq / moved)
-    zone, dtype = leg.dead_zone, SHORT_DTYPES.get(leg.precision)
-    if not zone.detected or dtype in (None, "fp32"):
-        span = (moved_rms, moved_rms)
+    span, dtype = typical_steps(leg), SHORT_DTYPES.get(leg.precision)
+    if span is None or dtype in (None, "fp32"):
+        whole = (moved_rms, moved_rms)
         return TrainingEstimate(
-            groups, std, moved_rms, "fp32", moved_rms, span, 1, "size of the update"
+            groups, std, moved_rms, "fp32", moved_rms, whole, 1, "size of the update"
         )
-    lr = math.sqrt(zone.lr_estimate[0] * zone.lr_estimate[1])
+    lr = math.sqrt(span[0] * span[1])
     steps = min(max(1, round(moved_rms / lr)), STEPS_AT_MOST)
     assert dtype is not None, "checked above"
-    return TrainingEstimate(groups, std, moved_rms, dtype, lr, zone.lr_estimate, steps, "dead zone")
+    return TrainingEstimate(groups, std, moved_rms, dtype, lr, span, steps, "dead zone")
+
+
+def typical_steps(leg: WeightsLeg) -> tuple[float, float] | None:
+    """Sizes of step that move most weights below the edge and few beyond: half an ulp below it and above.
+
+    The edge is the first binade from which on less than MOSTLY of the weights moved, at least MIN_WEIGHTS in each. The
+    dead zone itself ends where almost none did; between the two lie the weights that only the largest steps moved.
+    None without a dead zone.
+    """
+    if not leg.dead_zone.detected:
+        return None
+    edge = round(math.log2(leg.dead_zone.threshold))
+    for e, n, moved in zip(
+        reversed(BINADES), leg.binades.weights[::-1], leg.binades.moved[::-1], strict=True
+    ):
+        if e < edge and n >= MIN_WEIGHTS and moved < MOSTLY * n:
+            edge = e
+        elif n >= MIN_WEIGHTS and moved >= MOSTLY * n:
+            break
+    half_ulp = math.ldexp(1.0, edge - SIGNIFICANT_BITS[leg.precision])
+    return half_ulp / 2, half_ulp
 
 
 def _groups(samples: Sequence[Sample]) -> tuple[WeightGroup, ...]:
