@@ -21,7 +21,7 @@ from unforgotten.verification.mutant_list import (
     shuffled,
     telling,
 )
-from unforgotten.verification.mutant_map import Seen, function_bodies, importers_of
+from unforgotten.verification.mutant_map import LISTED, Seen, function_bodies, importers_of
 from unforgotten.verification.mutant_report import lower_bound
 from unforgotten.verification.mutant_run import Session, Verdict, affordable, judged
 
@@ -75,6 +75,7 @@ def repository(tmp_path: Path) -> Path:
         "verification/conftest.py": PROFILE, "verification/test_tiny.py": TESTS,
         "verification/mutant_worker.py": Path(mutant_worker.__file__).read_text(),
         "tests/test_quantizers.py": "def test_nothing() -> None:\n    pass\n",
+        "tests/test_theory_document.py": f"def {LISTED.rpartition('::')[2]}() -> None:\n    pass\n",
         "pyproject.toml": '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\n',
         "typings/unforgotten/__init__.py": "",
     }  # fmt: skip

@@ -6,6 +6,7 @@ import ast
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -17,11 +18,12 @@ from typing import Any
 
 from unforgotten.verification.mutant_list import Mutant
 
-TARGETS = ("verification", "tests/test_quantizers.py")
-"""The suite, and the test that holds the torch path equal to the numpy reference."""
+LISTED = "tests/test_theory_document.py::test_the_functions_that_are_listed_are_the_registry"
+TARGETS = ("verification", "tests/test_quantizers.py", LISTED)
+"""The suite, the test that holds the torch path equal to the numpy reference, and one that knows every claim by name."""
 
-REGISTRY = "verification/test_claims.py"
-"""Sees a decorator that registers a claim without running a line of what it decorates."""
+REGISTRY = ("verification/test_claims.py", LISTED)
+"""See a decorator that registers a claim without running a line of what it decorates."""
 
 LIBRARIES = (
     "numpy", "scipy.special", "scipy.stats", "scipy.optimize", "scipy.integrate", "ml_dtypes",
@@ -203,6 +205,17 @@ def read_map(tree: Path, files: Iterable[str], found: Mapping[str, Any]) -> Seen
     sources = {f: (tree / f).read_text("utf-8") for f in files}
     bodies = {f: function_bodies(source) for f, source in sources.items()}
     return Seen(lines, found["seconds"], bodies, importers_of(sources), tuple(found["red"]))
+
+
+def near_tests(tree: Path, path: str) -> list[str]:
+    """The test files that name the mutated module where they import: what a new module can be met with at once, unmapped."""
+    module = module_name(path)
+    package, _, name = module.rpartition(".")
+    files = [*sorted((tree / "verification").rglob("test_*.py")), tree / "tests/test_quantizers.py"]
+    asked = re.compile(
+        rf"from {re.escape(module)} import|from {re.escape(package)} import.*\b{name}\b"
+    )
+    return [str(f.relative_to(tree)) for f in files if asked.search(f.read_text("utf-8"))]
 
 
 def importers_of(sources: Mapping[str, str]) -> dict[str, frozenset[str]]:

@@ -17,7 +17,7 @@ from queue import SimpleQueue
 from typing import Any, Literal
 
 from unforgotten.verification.mutant_list import Mutant, changed_lines, mutated_source
-from unforgotten.verification.mutant_map import MAP_EXAMPLES, Seen, Worker, module_name
+from unforgotten.verification.mutant_map import MAP_EXAMPLES, Seen, Worker, module_name, near_tests
 
 Outcome = Literal["killed", "timeout", "survived", "unseen", "nothing", "error"]
 CI_EXAMPLES = 200
@@ -26,6 +26,9 @@ SLACK = 2.0
 
 GRACE = 20.0
 """... and these on top, before it counts as one that does not end."""
+
+NEAR_SECONDS = 120.0
+"""CPU seconds that a test may take that has not been timed."""
 
 NOT_RUN = frozenset({"nothing", "error"})
 
@@ -102,6 +105,21 @@ def meet(
     outcome, killer, how = judged(told)
     cpu = round(told["cpu"], 2)
     return Verdict(outcome, killer, how, len(tests), len(every), cpu, line, before, after)
+
+
+def meet_near(mutant: Mutant, tree: Path, worker: Worker) -> Verdict:
+    """Run the test files that import the mutated module, until one test fails."""
+    job = mutant_job(mutant, tree)
+    if job["source"] is None:
+        return Verdict("nothing")
+    line, before, after = changed_lines((tree / mutant.path).read_text("utf-8"), job["source"])
+    files = near_tests(tree, mutant.path)
+    if not files:
+        return Verdict("unseen", line=line, before=before, after=after)
+    told = worker(**job, tests=[], files=files, each=NEAR_SECONDS)
+    outcome, killer, how = judged(told)
+    met = len(told["seconds"])
+    return Verdict(outcome, killer, how, met, met, round(told["cpu"], 2), line, before, after)
 
 
 def judged(told: Mapping[str, Any]) -> tuple[Outcome, str | None, str | None]:

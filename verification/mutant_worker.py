@@ -68,10 +68,15 @@ class Told:
     """A pytest plugin: runs the wanted tests in the wanted order, and says what happens as it happens."""
 
     def __init__(
-        self, wanted: Sequence[str], say: int, limits: dict[str, float], examples: int | None
+        self,
+        wanted: Sequence[str],
+        say: int,
+        limits: dict[str, float],
+        each: float,
+        examples: int | None,
     ) -> None:
         self.order = {test: i for i, test in enumerate(wanted)}
-        self.say, self.limits, self.examples = say, limits, examples
+        self.say, self.limits, self.each, self.examples = say, limits, each, examples
 
     def write(self, **what: Any) -> None:
         os.write(self.say, (json.dumps(what) + "\n").encode())
@@ -101,7 +106,7 @@ class Told:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         clear_caches()
         self.write(start=item.nodeid)
-        if limit := self.limits.get(item.nodeid):
+        if limit := self.limits.get(item.nodeid, self.each):
             signal.setitimer(signal.ITIMER_PROF, limit)  # not caught: ends the process
         start = time.process_time()
         try:
@@ -151,7 +156,8 @@ def run_tests(job: dict[str, Any], say: int) -> int:
     """In the fork: pytest's exit code."""
     if job.get("module"):
         sys.meta_path.insert(0, Mutated(job["module"], job["path"], job["source"]))
-    told = Told(job["tests"], say, job.get("limits", {}), job.get("examples"))
+    limits = job.get("limits", {}), job.get("each", 0.0)
+    told = Told(job["tests"], say, *limits, job.get("examples"))
     files = list(dict.fromkeys(test.split("::")[0] for test in job["tests"])) or job["files"]
     plugins: list[object] = [told]
     cover = None

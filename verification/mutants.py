@@ -4,6 +4,7 @@
     python -m unforgotten.verification.mutants --minutes 30      # go on where the last run stopped
     python -m unforgotten.verification.mutants --again verification/test_new.py    # survivors meet new tests
     python -m unforgotten.verification.mutants --planted         # the easiest mistakes, every place of them
+    python -m unforgotten.verification.mutants --planted --near  # the same for code that is new: no map of all tests
 
 Works on a copy of the last commit, mutates no file, and may be killed at any time: the same command goes on.
 `published/mutants.json` has the result, `published/mutants-survivors.md` the mutants that lived, and
@@ -28,6 +29,7 @@ from unforgotten.verification.mutant_map import (
     Seen,
     Worker,
     copy_of_tree,
+    near_tests,
     what_tests_see,
 )
 from unforgotten.verification.mutant_report import DEAD, Run, publish
@@ -38,6 +40,7 @@ from unforgotten.verification.mutant_run import (
     judged,
     meet,
     meet_all,
+    meet_near,
     mutant_job,
 )
 from unforgotten.verification.planted_mistakes import planted_mistakes
@@ -56,6 +59,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, default=1, help="mutants at a time")
     parser.add_argument("--budget", type=float, default=600, help="CPU seconds of tests a mutant")
     parser.add_argument("--planted", action="store_true", help="planted_mistakes.py's, all of them")
+    parser.add_argument("--near", action="store_true", help="meet the tests that import the module")
     parser.add_argument(
         "--again", nargs="*", metavar="TESTS", help="survivors meet these test files"
     )
@@ -102,7 +106,9 @@ def main(words: Sequence[str] | None = None) -> int:
             workers.append(worker)
         deadline = time.monotonic() + 60 * asked.minutes
         red: tuple[str, ...] = ()
-        if asked.again is None:
+        if asked.near:
+            _near(asked, mutants, session, workers, tree, revision)
+        elif asked.again is None:
             seen = what_tests_see(
                 tree, workers[0], mutated_files(tree), folder / f"map-{tree.name}.json"
             )
@@ -161,14 +167,41 @@ def _first(
     meet_all([m for m in sample if known[m.id].killer in banned], judge, workers, done)
 
 
+def _near(
+    asked: argparse.Namespace, mutants: Sequence[Mutant], session: Session,
+    workers: Sequence[Worker], tree: Path, revision: str,
+) -> None:  # fmt: skip
+    """Mutants without a verdict meet the test files that import what is mutated."""
+    known = session.verdicts()
+    rest = [m for m in wanted(asked.seed, asked.sample, mutants, session) if m.id not in known]
+    files = sorted({f for path in {m.path for m in rest} for f in near_tests(tree, path)})
+    if files:
+        _refuse_failing(workers[0], files)
+
+    def judge(mutant: Mutant, worker: Worker) -> Verdict:
+        return replace(meet_near(mutant, tree, worker), revision=revision)
+
+    def done(mutant: Mutant, verdict: Verdict) -> bool:
+        session.add([mutant], tree)
+        session.set(mutant, verdict)
+        _say(mutant, verdict)
+        return False
+
+    meet_all(rest, judge, workers, done)
+
+
+def _refuse_failing(worker: Worker, files: Sequence[str]) -> None:
+    clean = worker(tests=[], files=list(files), stop=False)
+    if clean["outcome"] != 0:
+        sys.exit(f"{', '.join(files)} must pass without a mutant, got {clean['failed']}")
+
+
 def _again(
     asked: argparse.Namespace, mutants: Sequence[Mutant], session: Session,
     workers: Sequence[Worker], tree: Path, revision: str,
 ) -> None:  # fmt: skip
     """The survivors of the session meet every test of the named files."""
-    clean = workers[0](tests=[], files=asked.again, stop=False)
-    if clean["outcome"] != 0:
-        sys.exit(f"{', '.join(asked.again)} must pass without a mutant, got {clean['failed']}")
+    _refuse_failing(workers[0], asked.again)
     known = session.verdicts()
 
     def judge(mutant: Mutant, worker: Worker) -> Verdict:
