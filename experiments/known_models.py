@@ -22,7 +22,6 @@ from unforgotten.experiments.generation import generate
 from unforgotten.experiments.metrics import rouge_items
 from unforgotten.experiments.output import Items, batches, measure
 from unforgotten.experiments.pair import Pair, copied, load_shell, open_model_pair
-from unforgotten.experiments.pair_behaviour import Measured, Meter
 from unforgotten.experiments.quantizers import State
 from unforgotten.theory.formats import format_named
 
@@ -84,21 +83,6 @@ def _inside_block(before: Tensor, after: Tensor, format_name: str) -> Tensor:
 def same(a: State, b: State) -> bool:
     """Bit for bit."""
     return all(torch.equal(a[name], b[name]) for name in a)
-
-
-@dataclass
-class Remembering:
-    """A meter that measures no state twice."""
-
-    meter: Meter
-    known: dict[int, Measured]
-
-    def measure(self, state: State) -> Measured:
-        """As `Meter.measure`."""
-        key = hash(tuple(w.numpy().tobytes() for _, w in sorted(state.items())))
-        if key not in self.known:
-            self.known[key] = self.meter.measure(state)
-        return self.known[key]
 
 
 @dataclass(frozen=True)

@@ -1,33 +1,46 @@
-"""Pairs of known truth for the verdict, where the truth is not made of the numbers that the verdict reads.
+"""How often the verdict is right: pairs of known truth, where the truth is not made of numbers that the verdict reads.
 
-"halves": the pairs of published runs. The verdict sees every other passage, with its questions; the truth is rho on the
-passages that it did not see. Each half is both in turn.
+halves: pairs of published runs. Behaviour sees every other passage with its questions; the truth is rho on the passages
+    that it did not see. Each half is both in turn.
+whole: the same pairs, behaviour on all passages. The truth is rho on the openings of the passages, tokens that M1, which
+    continues their first part, never scores.
+output: the same pairs, the output leg alone, on the passages as texts. The truth is rho on the openings: greedy answers,
+    where the leg reads likelihoods.
+constructed: pairs whose truth follows from their weights (`known_models`), both legs measured.
+
+`python -m unforgotten.experiments.known_truth FOLDER RUN…` writes FOLDER/rows.jsonl from the published RUNs and
+FOLDER/readings.jsonl, which `known_models` measures; no model is needed.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
-
-from unforgotten.audit.evidence import MATERIAL
-from unforgotten.audit.legs import BehaviourLeg
-from unforgotten.audit.verdict import DECIDES_BEHAVIOUR, decide
+from unforgotten.audit.evidence import MATERIAL, mean_of
+from unforgotten.audit.legs import BehaviourLeg, OutputFormat, OutputLeg, RecoveryRow
+from unforgotten.audit.verdict import DECIDES_BEHAVIOUR, TAKEN, decide
 from unforgotten.experiments.metrics import of_items
+from unforgotten.experiments.output import METRICS
 from unforgotten.experiments.pair_behaviour import RECOVERED, leg_of
+from unforgotten.experiments.pair_output import recovery
 from unforgotten.experiments.rows import Measurement, Subject
+from unforgotten.experiments.storage import write_text
 
 MARGIN = (
     1 / 6
-)  # a truth nearer to MATERIAL than this is on the border: half the items cannot tell it
+)  # nearer to MATERIAL than this, a truth is on the border: half the items cannot tell it
+OPENING_TAKEN = 0.1  # unlearning takes less of an opening than of what follows
 Runs = Mapping[str, Mapping[str, Measurement]]
+Readings = dict[tuple[str, str], dict[str, dict[str, list[float]]]]  # (run, model), format, metric
 
 
 class Truth(NamedTuple):
-    """The largest rho over formats and deciding metrics, or None where nothing was removed; `clear` off the border."""
+    """The largest rho over formats and metrics from which unlearning took enough; None where it took less."""
 
     rho: float | None
     where: str | None
@@ -45,6 +58,22 @@ class Truth(NamedTuple):
         return self.rho is not None and abs(self.rho - MATERIAL) >= MARGIN
 
 
+def largest(rows: Sequence[tuple[str, RecoveryRow]], least: float) -> Truth:
+    """The truth of (format, row) pairs, by point estimates alone; `least`: the share that unlearning must have taken."""
+    found = [
+        (row["rho"], f"{row['metric']} in {name}")
+        for name, row in rows
+        if row["rho"] is not None and row["target"] - row["unlearned"] >= least * row["target"]
+    ]
+    return Truth(*max(found)) if found else Truth(None, None)
+
+
+def behaviour_truth(leg: BehaviourLeg) -> Truth:
+    """The truth that a leg's deciding metrics tell."""
+    rows = [(f["format"], row) for f in leg["formats"] for row in f["recoveries"]]
+    return largest([(n, row) for n, row in rows if row["metric"] in DECIDES_BEHAVIOUR], TAKEN)
+
+
 class PublishedPair(NamedTuple):
     """One unlearned model of a run, with the target's and its own measurements by format."""
 
@@ -53,6 +82,16 @@ class PublishedPair(NamedTuple):
     storage: str
     base: Runs
     after: Runs
+
+    def row(
+        self, kind: str, truth: Truth, verdict: Mapping[str, Any], **more: Any
+    ) -> dict[str, Any]:
+        """One row of the table's source."""
+        return {
+            "set": kind, "run": self.run, "method": self.method, "storage": self.storage, **more,
+            "truth": truth.word, "clear": truth.clear, "rho": truth.rho, "where": truth.where,
+            "verdict": verdict["overall"], "reasons": verdict["reasons"],
+        }  # fmt: skip
 
 
 def published_pairs(folder: Path) -> Iterator[PublishedPair]:
@@ -87,39 +126,89 @@ def _of_fold(measured: Mapping[str, Measurement], metric: str, fold: int) -> lis
     return [x for i, x in enumerate(items) if (i // each) % 2 == fold]
 
 
-def truth_of(leg: BehaviourLeg) -> Truth:
-    """The largest rho of the leg, by its point estimates alone."""
-    found = [
-        (row["rho"], f"{row['metric']} in {f['format']}")
-        for f in leg["formats"]
-        for row in f["recoveries"]
-        if row["metric"] in DECIDES_BEHAVIOUR and row["rho"] is not None
+def halves(pair: PublishedPair) -> Iterator[dict[str, Any]]:
+    """Rows of both folds of a pair."""
+    for fold in (0, 1):
+        seen, kept = (
+            leg_of(half(pair.base, f), half(pair.after, f), benchmark=pair.run)
+            for f in (fold, 1 - fold)
+        )
+        yield pair.row("halves", behaviour_truth(kept), decide("unclear", None, seen), fold=fold)
+
+
+def against_openings(pair: PublishedPair, readings: Readings) -> Iterator[dict[str, Any]]:
+    """Rows of the sets "whole" and "output" for a pair whose models were read."""
+    models = [
+        readings.get((pair.run, name))
+        for name in ("target", f"unlearned-{pair.method}-{pair.storage}")
     ]
-    return Truth(
-        *max(found, default=(None, None), key=lambda x: x[0] if x[0] is not None else -np.inf)
-    )
+    if models[0] is None or models[1] is None:
+        return
+    formats = [name for name in pair.after if name != "none"]
+    four = {name: four_models(models[0], models[1], name) for name in formats}
+    truth = largest([(name, recovery("opening", x)) for name, x in four.items()], OPENING_TAKEN)
+    behaviour = leg_of(pair.base, pair.after, benchmark=pair.run)
+    output = output_of(four, pair.run)
+    yield pair.row("whole", truth, decide("unclear", None, behaviour))
+    yield pair.row("output", truth, decide("unclear", output, None))
 
 
-def halves(folder: Path) -> Iterator[dict[str, Any]]:
-    """Rows of both folds of every pair of a run."""
-    for pair in published_pairs(folder):
-        for fold in (0, 1):
-            seen, kept = (
-                leg_of(half(pair.base, f), half(pair.after, f), benchmark=folder.name)
-                for f in (fold, 1 - fold)
-            )
-            verdict, truth = decide("unclear", None, seen), truth_of(kept)
-            yield {
-                "set": "halves",
-                "run": pair.run,
-                "method": pair.method,
-                "storage": pair.storage,
-                "fold": fold,
-                "truth": truth.word,
-                "clear": truth.clear,
-                "rho": truth.rho,
-                "where": truth.where,
-                "seen": truth_of(seen).rho,
-                "verdict": verdict["overall"],
-                "reasons": verdict["reasons"],
-            }
+def four_models(
+    target: Mapping[str, Any], unlearned: Mapping[str, Any], format_name: str
+) -> dict[str, Mapping[str, list[float]]]:
+    """Items by model."""
+    return {
+        "target": target["none"], "unlearned": unlearned["none"],
+        "Q(target)": target[format_name], "Q(unlearned)": unlearned[format_name],
+    }  # fmt: skip
+
+
+def output_of(four: Mapping[str, Mapping[str, Mapping[str, list[float]]]], name: str) -> OutputLeg:
+    """An output leg with what the verdict reads, from items by format and model."""
+    first = next(iter(four.values()))
+    formats = [
+        OutputFormat(
+            format=key,
+            losses={m: mean_of(items[m]["loss"]) for m in ("Q(target)", "Q(unlearned)")},
+            distances=[],
+            recoveries=[recovery(metric, items) for metric in METRICS],
+            effects=[],
+        )
+        for key, items in four.items()
+    ]
+    losses = {m: mean_of(first[m]["loss"]) for m in ("target", "unlearned")}
+    return OutputLeg(
+        texts=name, count=len(first["target"]["loss"]), tokens=0, cut=0, losses=losses, distances=[],
+        formats=formats, notes=[],
+    )  # fmt: skip
+
+
+def read_readings(path: Path) -> Readings:
+    """What `known_models` measured."""
+    found: Readings = defaultdict(dict)
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found[row["run"], row["model"]][row["format"]] = row["items"]
+    return dict(found)
+
+
+def truth_rows(runs: Sequence[Path], readings: Readings) -> Iterator[dict[str, Any]]:
+    """Rows of the sets that need no model."""
+    for folder in runs:
+        for pair in published_pairs(folder):
+            yield from halves(pair)
+            yield from against_openings(pair, readings)
+
+
+def main(folder: Path, runs: Sequence[Path]) -> None:
+    """Write the rows, after those of the constructed pairs, which stay as they were measured."""
+    path = folder / "rows.jsonl"
+    kept = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [line for line in kept if json.loads(line)["set"] == "constructed"]
+    rows += [json.dumps(row) for row in truth_rows(runs, read_readings(folder / "readings.jsonl"))]
+    write_text(path, "".join(f"{row}\n" for row in rows))
+    print(f"rows: {path}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [Path(run) for run in sys.argv[2:]])

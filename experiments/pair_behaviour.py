@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,14 +35,26 @@ Measured = Mapping[str, Measurement]
 
 @dataclass(frozen=True)
 class Meter:
-    """Measures states of a pair on a benchmark; `retrained_scores` as of `membership`, None without that model."""
+    """Measures states of a pair on a benchmark; `retrained_scores` as of `membership`, None without that model.
+
+    Where `known` is given, no state is measured twice.
+    """
 
     pair: Pair
     benchmark: Benchmark
     retrained_scores: list[float] | None = None
+    known: dict[bytes, Measured] | None = None
 
-    def measure(self, state: State) -> dict[str, Measurement]:
+    def measure(self, state: State) -> Measured:
         """M1, M2, M4, the two losses, auc and, where it has a meaning, M3."""
+        if self.known is None:
+            return self._measure(state)
+        key = fingerprint(state)
+        if key not in self.known:
+            self.known[key] = self._measure(state)
+        return self.known[key]
+
+    def _measure(self, state: State) -> Measured:
         model, probes = self.pair.with_state(state), self.benchmark.probes
         settings, tokenizer = self.benchmark.settings, self.pair.tokenizer
         scores = self.membership(state)
@@ -61,6 +74,14 @@ class Meter:
         probes, evaluation = self.benchmark.probes, self.benchmark.settings.evaluation
         texts = [*probes.passages, *probes.holdout]
         return min_k(self.pair.with_state(state), texts, evaluation.min_k, evaluation.batch)
+
+
+def fingerprint(state: State) -> bytes:
+    """A digest of all weights."""
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(state[name].contiguous().numpy().tobytes())
+    return digest.digest()
 
 
 def behaviour_leg(
