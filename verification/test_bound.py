@@ -2,10 +2,20 @@ from __future__ import annotations
 
 import json
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from unforgotten.theory.bound import Question, as_object, block_size, bound
+from unforgotten.theory.bound import (
+    LR_RANGE,
+    Question,
+    _Setup,
+    _smallest_lr,
+    as_object,
+    block_size,
+    bound,
+)
 from unforgotten.theory.bound_text import lines
 from unforgotten.theory.formats import format_named
 
@@ -99,3 +109,20 @@ def test_bound__refuses_bad_questions(question: Question, message: str) -> None:
 def test_bound__refuses_impossible_wishes(wish: float) -> None:
     with pytest.raises(ValueError, match="gain must be in"):
         bound(Question("int4-row", 1.0, 1.0, 1), gain=wish)
+
+
+def test_bound__shares_of_the_absmax_add_up_to_1() -> None:
+    """Rare values are left out; the others' shares make up for them. A quotient and a sum of n: n + 1 roundings."""
+    weights = _Setup(Question("int4-g64", 1.0, 1.0, 1)).absmax.weights
+    assert abs(math.fsum(weights) - 1) <= (len(weights) + 1) * 2.0**-53
+
+
+def test_bound__finds_an_lr_that_just_meets_the_wish_at_the_end_of_its_range() -> None:
+    """A gain that is 1/4 up to the last octave's end and 1/2 there: 1/2 is met, at the end itself."""
+
+    def predict(lr: float) -> SimpleNamespace:
+        gain = 0.5 if lr >= LR_RANGE[1] else 0.25
+        return SimpleNamespace(expected=SimpleNamespace(gain=gain, cosine=math.nan))
+
+    setup: Any = SimpleNamespace(predict=predict, density=SimpleNamespace(scale=1.0))
+    assert _smallest_lr(setup, 0.5, None) == LR_RANGE[1]

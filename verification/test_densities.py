@@ -191,3 +191,12 @@ def test_observed_absmax__keeps_the_mean_and_drops_empty_blocks() -> None:
     assert law.weights @ law.values == pytest.approx(absmax[:-1].mean())
     assert len(law.values) == 10
     assert absmax_law(Gaussian(1.0), 64).weights.sum() == pytest.approx(1.0)
+
+
+def test_empirical__has_bins_between_equal_shares() -> None:
+    """Ten bins of 1001 weights have a tenth each; a share that would end between two weights ends at the even rank."""
+    tenths = empirical(np.arange(1001.0), 10)
+    assert tenths.knots.tolist() == [100.0 * k for k in range(11)]
+    assert tenths.below == pytest.approx(np.arange(11) / 10, rel=4 * 2.0**-53)
+    assert empirical(np.arange(6.0), 2).knots.tolist() == [0, 2, 5]
+    assert empirical(np.arange(8.0), 2).knots.tolist() == [0, 4, 7]

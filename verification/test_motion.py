@@ -229,6 +229,7 @@ def test_predict__tells_the_storages_apart() -> None:
     still = predict(fmt, density, absmax, law, lr=1e-5, steps=0, dtype="float32")
     assert still.moved == 0
     assert math.isnan(still.expected.gain)
+    assert still.expected == (0, 0, 0, 0, 0)
 
 
 @given(st.integers(-30, 10), st.integers(-30, 10), st.floats(1e-3, 1e3))
