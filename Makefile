@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check verify mutants bench
+.PHONY: help install demo test check verify conformance conformance-legacy mutants bench
 
 help:
 	@echo 'make install   virtual environment in .venv, with everything for development'
@@ -13,6 +13,8 @@ help:
 	@echo 'make test      every test'
 	@echo 'make check     ruff, mypy, pyright'
 	@echo 'make verify    the verification suite alone'
+	@echo 'make conformance          our references against nine libraries, in an environment of 3 GB; writes the record'
+	@echo 'make conformance-legacy   the same, auto-gptq and AutoAWQ, in theirs'
 	@echo 'make mutants   would the suite notice a mistake? A night of mutants; killed, it goes on where it was'
 	@echo 'make bench     our quantizers against bitsandbytes, as ratios'
 
@@ -44,6 +46,44 @@ check: $(READY)
 
 verify: $(READY)
 	$(BIN)/pytest verification
+
+# Libraries that a user of this package does not need. torch is installed first: some are built against it.
+# UNFORGOTTEN_GGML=/path/to/libggml-base.so, or the one of llama-cpp-python's source archive is built (a minute).
+CONFORMANCE := .venv-conformance
+LEGACY := .venv-conformance-legacy
+RECORD := verification/published/conformance.json
+GGML := $(CONFORMANCE)/ggml/bin/libggml-base.so
+LLAMA_VERSION := 0.3.36
+LLAMA := $(CONFORMANCE)/llama_cpp_python-$(LLAMA_VERSION)
+
+$(CONFORMANCE)/.ready: requirements-conformance.txt constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(CONFORMANCE)
+	$(CONFORMANCE)/bin/pip install --constraint constraints.txt torch setuptools wheel
+	$(CONFORMANCE)/bin/pip install --constraint constraints.txt --requirement requirements-conformance.txt \
+	  --editable '.[experiments,verify]'
+	@touch $@
+
+$(GGML): | $(CONFORMANCE)/.ready
+	$(CONFORMANCE)/bin/pip download --no-deps --no-binary llama-cpp-python --dest $(CONFORMANCE) llama-cpp-python==$(LLAMA_VERSION)
+	tar --extract --gzip --directory $(CONFORMANCE) --file $(LLAMA).tar.gz
+	cmake -S $(LLAMA)/vendor/llama.cpp -B $(CONFORMANCE)/ggml -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON
+	cmake --build $(CONFORMANCE)/ggml --target ggml-base
+
+conformance: $(CONFORMANCE)/.ready $(if $(UNFORGOTTEN_GGML),,$(GGML))
+	UNFORGOTTEN_GGML=$(or $(UNFORGOTTEN_GGML),$(abspath $(GGML))) HYPOTHESIS_PROFILE=ci $(CONFORMANCE)/bin/pytest \
+	  -p unforgotten.verification.conformance.record --conformance-record $(RECORD) \
+	  verification/conformance --ignore verification/conformance/legacy
+
+# Without dependencies, see the file; of this package, too, only what two modules need.
+$(LEGACY)/.ready: requirements-conformance-legacy.txt pyproject.toml
+	$(PYTHON) -m venv $(LEGACY)
+	$(LEGACY)/bin/pip install --constraint constraints.txt torch numpy
+	$(LEGACY)/bin/pip install --no-deps --requirement requirements-conformance-legacy.txt --editable .
+	@touch $@
+
+conformance-legacy: $(LEGACY)/.ready
+	HYPOTHESIS_PROFILE=ci $(LEGACY)/bin/pytest -p unforgotten.verification.conformance.record \
+	  --conformance-record $(RECORD) verification/conformance/legacy
 
 # For a night. MUTANTS='--minutes 30 --jobs 2' for less, or for more at a time; see verification/mutants.py.
 mutants: $(READY)

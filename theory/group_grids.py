@@ -85,7 +85,8 @@ def fit_autoawq(w: NDArray[Any], bits: int, symmetric: bool) -> GroupGrid:
         return GroupGrid(scale, np.full_like(scale, half))
     low, high = w.min(axis=1, keepdims=True), w.max(axis=1, keepdims=True)
     scale = np.maximum(high - low, floor) / w.dtype.type(top)
-    return GroupGrid(scale, np.clip(-np.rint(low / scale), 0, top))
+    with np.errstate(over="ignore"):  # a narrow group far from 0 has its zero point clipped anyway
+        return GroupGrid(scale, np.clip(-np.rint(low / scale), 0, top))
 
 
 def encode_group(

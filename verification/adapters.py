@@ -74,6 +74,26 @@ def bnb_4bit(kind: str, size: int = 64) -> Quantizer:
     return claiming(f"bitsandbytes {kind}, blocks of {size}", fmt.name, values, codes=codes)
 
 
+def bnb_double(kind: str, size: int = 64) -> Quantizer:
+    """NF4 or FP4 of bitsandbytes with nested absmax: every block depends on the mean absmax of all.
+
+    No format of ours has the name of it; `double_quant` of the theory has its bits, see conformance.
+    """
+    torch, functional = library("torch"), library("bitsandbytes.functional")
+
+    def values(w: Array) -> Array:
+        whole = torch.from_numpy(np.pad(w.ravel(), (0, -w.size % size)).reshape(-1, size))
+        packed, state = functional.quantize_4bit(
+            whole, blocksize=size, quant_type=kind, compress_statistics=True
+        )
+        return functional.dequantize_4bit(packed, state).numpy().ravel()[: w.size].reshape(w.shape)
+
+    return Quantizer(
+        values, name=f"bitsandbytes {kind}, blocks of {size}, nested", block="flat",
+        block_size=size, independent=False, exact_zero=True,
+    )  # fmt: skip
+
+
 def _bnb_packed(
     torch: Any, functional: Any, w: Array, kind: str, size: int
 ) -> tuple[Any, Any, int]:
@@ -142,6 +162,8 @@ def hqq_plain(bits: int = 4, size: int = 32) -> Quantizer:
 
 bnb_nf4 = partial(bnb_4bit, "nf4")
 bnb_fp4 = partial(bnb_4bit, "fp4")
+bnb_nf4_dq = partial(bnb_double, "nf4")
+bnb_fp4_dq = partial(bnb_double, "fp4")
 torchao_int8 = partial(torchao_intx, 8)
 torchao_int4 = partial(torchao_intx, 4)
 torchao_int4_asym = partial(torchao_intx, 4, symmetric=False)
@@ -150,6 +172,8 @@ hqq_int8 = partial(hqq_plain, 8)
 ADAPTERS: Mapping[str, Callable[[], Quantizer]] = {
     "bnb_nf4": bnb_nf4,
     "bnb_fp4": bnb_fp4,
+    "bnb_nf4_dq": bnb_nf4_dq,
+    "bnb_fp4_dq": bnb_fp4_dq,
     "bnb_int8": bnb_int8,
     "torchao_int8": torchao_int8,
     "torchao_int4": torchao_int4,

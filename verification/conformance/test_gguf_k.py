@@ -1,16 +1,9 @@
-"""Q4_K and Q6_K against the `gguf` package (values from bytes) and libggml (bytes from weights).
-
-libggml comes with llama-cpp-python, or UNFORGOTTEN_GGML names a libggml-base.so: `cmake --target ggml-base` in the
-source archive of llama-cpp-python builds it alone in a minute.
-"""
+"""Q4_K and Q6_K against the `gguf` package (values from bytes) and libggml (bytes from weights)."""
 
 from __future__ import annotations
 
 import ctypes
-import importlib.util
-import os
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +13,7 @@ from numpy.typing import NDArray
 from unforgotten.theory import kquants
 from unforgotten.theory.kquants import KBlocks, q4_k, q6_k
 from unforgotten.verification.chance import rng_for
+from unforgotten.verification.conformance.libggml import load_ggml, quantize_chunk
 
 gguf = pytest.importorskip("gguf", reason="the library that K-quants are named after")
 
@@ -77,41 +71,15 @@ def weights(name: str) -> NDArray[Any]:
     return drawn.astype(np.float32)
 
 
-def find_ggml() -> str | None:
-    if named := os.environ.get("UNFORGOTTEN_GGML"):
-        return named
-    spec = importlib.util.find_spec("llama_cpp")
-    folders = (spec.submodule_search_locations or []) if spec else []
-    found = [str(p) for folder in folders for p in Path(folder).rglob("*ggml-base.*")]
-    return found[0] if found else None
-
-
 @pytest.fixture(scope="module")
 def ggml() -> ctypes.CDLL:
-    if not (path := find_ggml()):
-        pytest.skip("no libggml: pip install llama-cpp-python, or set UNFORGOTTEN_GGML")
-    library = ctypes.CDLL(path)
-    pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int,
-        pointer,
-        pointer,
-        size,
-        size,
-        size,
-        pointer,
-    ]
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    return library
+    return load_ggml()
 
 
 def library_bytes(library: ctypes.CDLL, x: NDArray[Any], kind: KType) -> NDArray[Any]:
     _, size = gguf.GGML_QUANT_SIZES[gguf.GGMLQuantizationType[kind.name]]
     out = np.zeros((len(x), size), np.uint8)
-    written = library.ggml_quantize_chunk(
-        kind.number, x.ctypes.data, out.ctypes.data, 0, len(x), 256, None
-    )
-    assert written == out.size
+    assert quantize_chunk(library, x, kind.number, out) == out.size
     return out
 
 

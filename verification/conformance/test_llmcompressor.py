@@ -24,6 +24,7 @@ from unforgotten.theory.gptq import (
 )
 from unforgotten.theory.group_grids import GroupGrid
 from unforgotten.verification.chance import rng_for
+from unforgotten.verification.conformance.gptq_comparison import torch_factor
 from unforgotten.verification.oracles import U32
 
 if TYPE_CHECKING:
@@ -72,15 +73,6 @@ def library_values(w: NDArray[Any], h: NDArray[Any], rule: GptqRule) -> NDArray[
     )
     assert not fallback.any()
     return np.asarray(values[0].numpy())
-
-
-def torch_factor(h: NDArray[Any], damping: float) -> NDArray[Any]:
-    damped = torch.from_numpy(h.copy())
-    dead = torch.diag(damped) == 0
-    damped[dead, dead] = 1
-    damped.diagonal().add_(damping * torch.diag(damped).mean())
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return np.asarray(torch.linalg.cholesky(inverse, upper=True).numpy())
 
 
 def reference_values(w: NDArray[Any], h: NDArray[Any], rule: GptqRule) -> NDArray[Any]:
