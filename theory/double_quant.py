@@ -49,7 +49,7 @@ def dynamic_map() -> Array:
 
     0, 1, and for each exponent i in 0 … 6 the midpoints, times ±10^(i-6), of 2^i equal parts of [0.1, 1]. There is no -1.
     """
-    numbers = [np.array([0, 1], np.float32)]
+    numbers: list[Array] = [np.array([0, 1], np.float32)]
     for i in range(7):
         ends = _equal_parts(2**i)
         middles = np.float32(10.0 ** (i - 6)) * ((ends[:-1] + ends[1:]) / np.float32(2))

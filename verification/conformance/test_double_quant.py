@@ -107,7 +107,7 @@ def test_quantize_dynamic__is_bitsandbytes_in_every_bin() -> None:
     Bins are 3e-5 wide, so codes of the smallest numbers are never used on the CPU.
     """
     edges = ((np.arange(1, BINS + 1) - 0.5) / BINS * 2 - 1).astype(np.float32)
-    points = [2 * np.arange(BINS + 1) / BINS - 1, edges]
+    points: list[Array] = [2 * np.arange(BINS + 1) / BINS - 1, edges]
     for towards in (-2, 2):
         v = edges
         for _ in range(3):

@@ -193,24 +193,21 @@ def test_fit_gptq__is_gptqmodels_on_ties_and_on_zero_and_subnormal_groups(
 
 def packed(bits: int) -> tuple[dict[str, Array], Array, Array, Array, Array]:
     """What the library stores of known codes, and those codes, zero points, scales and its own dequantized weights."""
-    from gptqmodel.nn_modules.qlinear.torch import TorchLinear
-    from gptqmodel.utils.model import convert_gptq_v2_to_v1_format_module
-
+    layers = pytest.importorskip("gptqmodel.nn_modules.qlinear.torch")
+    convert = pytest.importorskip("gptqmodel.utils.model").convert_gptq_v2_to_v1_format_module
     rng = rng_for("packed", bits)
     codes, group = rng.integers(0, 2**bits, (32, 128)), np.arange(128) // 32
     zeros = rng.integers(1, 2**bits, (32, 4))
     scales = rng.uniform(0.5, 1, (32, 4)).astype(np.float16).astype(np.float32)
     w = scales[:, group] * (codes - zeros[:, group]).astype(np.float32)
-    module = TorchLinear(
+    module = layers.TorchLinear(
         bits=bits, group_size=32, sym=False, desc_act=False, in_features=128, out_features=32,
         bias=False, format=library.FORMAT.GPTQ,
     )  # fmt: skip
     tensors = [torch.from_numpy(a) for a in (scales, zeros.astype(np.float32), group.astype("i4"))]
     module.pack(linear(w), *tensors)
     values = module.eval().dequantize_weight().numpy()
-    convert_gptq_v2_to_v1_format_module(
-        module, config_of(rule_of(bits, False, "natural", False, 32))
-    )
+    convert(module, config_of(rule_of(bits, False, "natural", False, 32)))
     names = ("qweight", "qzeros", "scales", "g_idx")
     stored = {f"layer.{n}": np.asarray(getattr(module, n).numpy()) for n in names}
     return stored, codes, zeros, scales, values

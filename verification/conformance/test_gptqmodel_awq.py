@@ -67,19 +67,18 @@ def test_fit_autoawq__is_the_final_grid_by_half_even_only() -> None:
 
 def packed(w: Array, size: int, symmetric: bool) -> tuple[dict[str, Array], Array]:
     """What the library stores, and its own dequantized weights (columns, rows) in float16."""
-    from gptqmodel.nn_modules.qlinear.torch_awq import AwqTorchLinear
-    from gptqmodel.quantization.awq.utils.packing_utils import dequantize_gemm
-
+    layers = pytest.importorskip("gptqmodel.nn_modules.qlinear.torch_awq")
+    packing = pytest.importorskip("gptqmodel.quantization.awq.utils.packing_utils")
     values, scale, zero = library_final(w, 4, size, symmetric)
     layer = torch.nn.Linear(w.shape[1], w.shape[0], bias=False)
     layer.weight.data = torch.from_numpy(values)
-    module = AwqTorchLinear(
+    module = layers.AwqTorchLinear(
         bits=4, group_size=size, sym=symmetric, desc_act=False, in_features=w.shape[1],
         out_features=w.shape[0], bias=False,
     )  # fmt: skip
     module.pack(layer, torch.from_numpy(scale), torch.from_numpy(zero))
     parts = (module.qweight, module.qzeros, module.scales)
-    read = dequantize_gemm(*parts, 4, size).numpy()
+    read = packing.dequantize_gemm(*parts, 4, size).numpy()
     return dict(zip(("qweight", "qzeros", "scales"), (p.numpy() for p in parts), strict=True)), read
 
 
