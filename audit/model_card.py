@@ -30,8 +30,7 @@ def model_index(result: AuditResult) -> dict[str, Any]:
         "revision": result["target"]["sha256"],
     }
     metrics = [_metric(row) for row in result["formats"] if row["grid"] == "adaptive"]
-    source = {"name": f"unforgotten {result['version']}, schema {result['schema']}"}
-    results = [{"task": task, "dataset": dataset, "metrics": metrics, "source": source}]
+    results = [{"task": task, "dataset": dataset, "metrics": metrics}]
     return {"model-index": [{"name": name, "results": results}]}
 
 
