@@ -30,6 +30,7 @@ from unforgotten.theory.wash import PERMUTATIONS, WashTest, permutation_wash_tes
 WASH_LEVEL = 1e-3
 MAX_CONFIRMED = 3  # tensors of a format that are looked at twice, those of the largest |z|
 PERMUTED_WEIGHTS = 1 << 13  # at most, of one tensor
+FIRST_PERMUTATIONS = 99
 SEED = 12
 QUARTERS = (
     4  # of a binade: inside one, whether storage lets a weight move is nearly the same for all
@@ -54,10 +55,23 @@ def wash_findings(leg: WeightsLeg, samples: Sequence[Sample]) -> list[FindingRow
     for name in dict.fromkeys(c.format for c in flagged):
         ordered = sorted((c for c in flagged if c.format == name), key=lambda c: -abs(c.test.z))
         for c in ordered[:MAX_CONFIRMED]:
-            again = permuted(sample_of[c.tensor], format_named(name))
-            if again is not None and again.p <= 2 / (1 + PERMUTATIONS) and again.z * c.test.z > 0:
+            again = confirmed(sample_of[c.tensor], format_named(name))
+            if again is not None and again.z * c.test.z > 0:
                 found.append(_row(c, again, len(ordered), len(leg.tensors)))
     return found
+
+
+def confirmed(sample: Sample, fmt: Format) -> WashTest | None:
+    """The second test where no permutation flips as few codes, or as many; None else.
+
+    It stops after FIRST_PERMUTATIONS, the first ones of the same draws, if one of those already does: that can only
+    confirm less.
+    """
+    for count in (FIRST_PERMUTATIONS, PERMUTATIONS):
+        test = permuted(sample, fmt, count)
+        if test is None or test.p > 2 / (1 + count):
+            return None
+    return test
 
 
 def candidates(leg: WeightsLeg) -> list[Candidate]:
@@ -84,7 +98,7 @@ def _is_large(m: Survival) -> bool:
     return not WASH_RATIO[0] <= m.code_flips / m.expected_flips <= WASH_RATIO[1]
 
 
-def permuted(sample: Sample, fmt: Format) -> WashTest | None:
+def permuted(sample: Sample, fmt: Format, permutations: int = PERMUTATIONS) -> WashTest | None:
     """The second test on the probe's rows; None where the format cannot be told from them."""
     views = [cells_of(run, fmt) for run in sample.runs if fits(fmt, run)]
     if not views:
@@ -95,7 +109,13 @@ def permuted(sample: Sample, fmt: Format) -> WashTest | None:
     ]
     v, delta, step, w, codes = np.concatenate(parts, axis=1)
     return permutation_wash_test(
-        v, delta, strata(w, codes), fmt.thresholds.astype(np.float64), seed=SEED, step=step
+        v,
+        delta,
+        strata(w, codes),
+        fmt.thresholds.astype(np.float64),
+        seed=SEED,
+        step=step,
+        permutations=permutations,
     )
 
 
