@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.files import WeightFile, open_file, read_all, sha256_of
+from unforgotten.audit.files import LocalFile, WeightFile, open_file, read_all, sha256_of
 from unforgotten.audit.headers import CheckpointError, TensorInfo, read_header
 from unforgotten.audit.jsons import MAX_JSON_BYTES, parse_json_object
 
@@ -114,18 +114,27 @@ class SafetensorsCheckpoint:
         row = info.nbytes // max(1, info.shape[0])
         return self._read(info, start * row, (stop - start) * row).reshape(shape)
 
-    def read_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Weights start … stop - 1 of the flattened tensor, see `pieces.FlatReadable`."""
+    def read_flat(
+        self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
+    ) -> NDArray[Any]:
+        """Weights start … stop - 1 of the flattened tensor, in `buffer` where it can be used, see `pieces.read_flat`."""
         info = self.tensors[name]
         size = info.dtype.itemsize
-        return self._read(info, start * size, (stop - start) * size)
+        begin, nbytes = start * size, (stop - start) * size
+        file = self._file(info)
+        if buffer is None or not isinstance(file, LocalFile) or info.offset is None:
+            return self._read(info, begin, nbytes)
+        file.read_into(info.offset + begin, buffer[:nbytes])
+        return buffer[:nbytes].view(info.dtype)
 
     def _read(self, info: TensorInfo, begin: int, nbytes: int) -> NDArray[Any]:
         if nbytes == 0:
             return np.empty(0, info.dtype)
         assert info.offset is not None, "a tensor of a file has a place"
-        file = next(file for file in self.files if file.path == info.path)
-        return file.read(info.offset + begin, nbytes).view(info.dtype)
+        return self._file(info).read(info.offset + begin, nbytes).view(info.dtype)
+
+    def _file(self, info: TensorInfo) -> WeightFile:
+        return next(file for file in self.files if file.path == info.path)
 
     def sha256(self) -> str:
         """SHA-256 over the bytes of the weight files in the order of their names, as `cat FILES | sha256sum`."""

@@ -78,6 +78,11 @@ class LocalFile:
     def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
         """See `WeightFile.read`."""
         buffer = np.empty(nbytes, np.uint8)
+        self.read_into(offset, buffer)
+        return buffer
+
+    def read_into(self, offset: int, buffer: NDArray[np.uint8]) -> None:
+        """Fill `buffer` with the bytes from `offset` on, as `read`: memory that is used again costs no page faults."""
         descriptor = os.open(self.real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         try:
             self._check(descriptor)
@@ -85,7 +90,6 @@ class LocalFile:
             self._check(descriptor)
         finally:
             os.close(descriptor)
-        return buffer
 
     def _check(self, descriptor: int) -> None:
         now = Identity.of(os.fstat(descriptor))

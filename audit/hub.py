@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
+import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.checkpoints import (
@@ -103,9 +104,11 @@ class HubCheckpoint:
         """See `Checkpoint.read_rows`."""
         return self.inner.read_rows(name, start, stop)
 
-    def read_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read_flat(
+        self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
+    ) -> NDArray[Any]:
         """See `SafetensorsCheckpoint.read_flat`."""
-        return self.inner.read_flat(name, start, stop)
+        return self.inner.read_flat(name, start, stop, buffer)
 
     def sha256(self) -> str:
         """SHA-256 over the files, fetched whole for it, as `cat FILES | sha256sum`.

@@ -10,7 +10,8 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numba import njit
+from numba import njit, types
+from numba.extending import overload
 
 TILE = 512  # weights whose intermediate arrays stay in the first-level cache
 BINS = 256
@@ -21,6 +22,7 @@ SMALLEST_16, LARGEST_16, SUBNORMALS_16 = (
     np.float32(65504),
     np.float32(2.0**24),
 )
+INFINITE = 0x7F800000
 ZERO, HALF_EVEN, COMPARED = np.float32(0), 0, 1
 ADAPTIVE, FIXED = 0, 1
 FLIPS, CHANGES, OVERFLOWS = 0, 1, 2
@@ -29,26 +31,24 @@ OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
 @njit(**OPTIONS)
-def find_extremes(x: Any, ends: Any, low: Any, high: Any, low_first: Any) -> None:
-    """Smallest and largest weight of each block, and whether the smallest comes first of the two.
+def find_first(x, ends, low, high, low_first):  # type: ignore[no-untyped-def]
+    """Whether the first weight of largest magnitude of each block is its smallest weight.
 
     Args:
         x: float32, the blocks one after another.
-        ends: int64, where each block ends in `x`.
-        low, high, low_first: what is filled, one entry a block.
+        ends: int64, where each block ends.
+        low: its smallest weight.
+        high: its largest.
+        low_first: bool, what is filled.
     """
     start = 0
     for b in range(len(ends)):
-        small, large = x[start], x[start]
-        for i in range(start, ends[b]):
-            small = x[i] if x[i] < small else small
-            large = x[i] if x[i] > large else large
-        low[b], high[b], low_first[b] = small, large, -small > large
-        if -small == large:
+        low_first[b] = -low[b] > high[b]
+        if -low[b] == high[b]:
             i = start
-            while x[i] != small and x[i] != large:
+            while x[i] != low[b] and x[i] != high[b]:
                 i += 1
-            low_first[b] = x[i] == small
+            low_first[b] = x[i] == low[b]
         start = ends[b]
 
 
@@ -295,41 +295,56 @@ def measure(
 
 
 @njit(**OPTIONS)
-def take_census(x, y, lowest, highest, counts, delta_sq, weights, moved):  # type: ignore[no-untyped-def]
-    """Add to what `measuring.Census` holds.
+def take_census(x, y, lowest, highest, counts, weights, moved):  # type: ignore[no-untyped-def]
+    """Add to the counts of `measuring.Census`.
 
     Args:
-        x, y: float32 before and after.
-        lowest, highest: the end binades.
-        counts: int64 (4,): unchanged weights; weights that are not finite; new weights that bfloat16 does not hold,
-            and that float16 does not.
-        delta_sq: float64 (1,).
-        weights, moved: int64, by binade of the weight before.
+        x: float32 before.
+        y: after.
+        lowest: the end binades.
+        highest: the other.
+        counts: int64 (3,): weights that are not finite; new weights that bfloat16 does not hold, and that float16 does
+            not.
+        weights: int64, by binade of the weight before.
+        moved: int64, likewise.
     """
     bits, bits_new = x.view(np.int32), y.view(np.int32)
+    infinite, wide, wider = 0, 0, 0
     for i in range(len(x)):
         exponent = ((bits[i] >> 23) & 255) - 127
-        exponent = lowest if exponent < lowest else exponent
-        exponent = highest if exponent > highest else exponent
-        differs = x[i] != y[i]
-        weights[exponent - lowest] += 1
-        moved[exponent - lowest] += differs
-        counts[0] += not differs
-    total, infinite, wide, wider = 0.0, 0, 0, 0
+        exponent = min(max(exponent, lowest), highest) - lowest
+        weights[exponent] += 1
+        moved[exponent] += x[i] != y[i]
     for i in range(len(x)):
-        infinite += ((bits[i] & 0x7F800000) == 0x7F800000) | (
-            (bits_new[i] & 0x7F800000) == 0x7F800000
-        )
+        infinite += ((bits[i] & INFINITE) == INFINITE) | ((bits_new[i] & INFINITE) == INFINITE)
         wide += (bits_new[i] & 0xFFFF) != 0
         size = abs(y[i])
         fine = size * SUBNORMALS_16
         subnormal = (size < SMALLEST_16) & (fine == np.floor(fine))
         normal = (size >= SMALLEST_16) & (size <= LARGEST_16) & ((bits_new[i] & 0x1FFF) == 0)
         wider += not (subnormal | normal)
+    counts[0] += infinite
+    counts[1] += wide
+    counts[2] += wider
+
+
+def float_of(stored):  # type: ignore[no-untyped-def]
+    """A stored weight as float32: bfloat16 by its bits."""
+    raise NotImplementedError("compiled code only")
+
+
+@overload(float_of)
+def _float_of(stored):  # type: ignore[no-untyped-def]
+    if isinstance(stored, types.Integer):
+        return lambda stored: np.uint32(stored << 16).view(np.float32)
+    return lambda stored: stored
+
+
+@njit(fastmath=True, **OPTIONS)
+def squared_length(x, y):  # type: ignore[no-untyped-def]
+    """The squared length of y - x, in float64; like `_add_up` free in the order of its terms."""
+    square = 0.0
     for i in range(len(x)):
-        delta = np.float64(y[i]) - np.float64(x[i])
-        total += delta * delta
-    counts[1] += infinite
-    counts[2] += wide
-    counts[3] += wider
-    delta_sq[0] += total
+        delta = np.float64(float_of(y[i])) - np.float64(float_of(x[i]))
+        square += delta * delta
+    return square

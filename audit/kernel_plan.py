@@ -12,12 +12,13 @@ from numpy.typing import NDArray
 from unforgotten.theory.cells import cells
 from unforgotten.theory.formats import Format
 from unforgotten.theory.grids import FITS
-from unforgotten.theory.quantize import ARITHMETICS, Grid, decode, fit_grid
+from unforgotten.theory.quantize import ARITHMETICS, Grid, fit_grid
 from unforgotten.theory.rounding import ROUNDINGS
 
 Array = NDArray[Any]
 BY_ROUNDING, BY_COMPARISON, BY_LOOKUP = 0, 1, 2
 MOST_COMPARED = 15  # thresholds that are compared one by one
+ROOM = 2.0**127
 SEARCHED = frozenset({"hqq-proximal", "q4_k", "q6_k"})
 """Statistics that look at every weight of a block again and again: their formats keep the numpy path."""
 EXTREMES = frozenset(FITS) - SEARCHED
@@ -182,12 +183,13 @@ def fit_blocks(extremes: Extremes, fmt: Format, *, tensor_absmax: float, partial
     Raises:
         ValueError: see `fit_grid`.
     """
-    ends = np.stack([extremes.low, extremes.high], axis=1)
+    low, high = extremes.low, extremes.high
     if fmt.statistic == "signed-absmax":
-        ends = np.where(extremes.low_first[:, None], ends, ends[:, ::-1])
+        low, high = np.where(extremes.low_first, (low, high), (high, low))
     if fmt.tensor_range:
-        ends = np.concatenate([ends, np.full((1, 2), tensor_absmax, np.float32)])
-    grid = fit_grid(np.ascontiguousarray(ends), fmt).rows(0, len(extremes.low))
+        low, high = (np.append(end, np.float32(tensor_absmax)) for end in (low, high))
+    ends = np.stack([low, high]).T  # the long axis is the fast one
+    grid = fit_grid(ends, fmt).rows(0, len(extremes.low))
     return _applied(grid, fmt, partial=partial)
 
 
@@ -231,11 +233,21 @@ def setters(extremes: Extremes, fmt: Format) -> tuple[Array, Array]:
     return nothing, nothing
 
 
-def ends_overflow(blocks: Blocks, fmt: Format) -> bool:
-    """Whether the value of an end code of any block overflows: then, and only then, some value may."""
-    ends = np.array([[0, len(fmt.levels) - 1]], np.int16)
-    grid = Grid(blocks.scale[:, None], blocks.value_zero[:, None], blocks.value_low[:, None])
-    with np.errstate(invalid="ignore"):
-        return not np.isfinite(
-            decode(np.broadcast_to(ends, (len(blocks.scale), 2)), grid, fmt)
-        ).all()
+def may_overflow(blocks: Blocks, fmt: Format) -> bool:
+    """Whether a value may overflow, by a bound on all of them that is rounded a few times: it has room for that."""
+    level = max(abs(fmt.levels[0]), abs(fmt.levels[-1])) + _largest(blocks.value_zero)
+    bound = level * max(1.0, fmt.unit) * _largest(blocks.scale) + _largest(blocks.value_low)
+    return bound > ROOM
+
+
+def _largest(x: Array) -> float:
+    return float(max(x.max(), -x.min()))
+
+
+def grids_agree(one: Blocks, two: Blocks, fmt: Format) -> Array:
+    """Where two fits are the same, bool (n_blocks,)."""
+    same = (one.scale == two.scale) & (one.factor == two.factor) & (one.usable == two.usable)
+    if fmt.zero == "none":
+        return same
+    rest = (one.low, two.low), (one.zero, two.zero), (one.value_zero, two.value_zero)
+    return np.logical_and.reduce([same, one.value_low == two.value_low, *(a == b for a, b in rest)])

@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit import kernel
+from unforgotten.audit import kernel, kernel_bits
 from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.kernel_plan import (
     Blocks,
     Extremes,
-    ends_overflow,
     fit_blocks,
     fits_kernel,
+    grids_agree,
+    may_overflow,
     rule_of,
     setters,
 )
+from unforgotten.audit.kernel_lanes import LANES
+from unforgotten.audit.kernel_tables import fits_registers, measure_registers
 from unforgotten.audit.measured import Setting, TensorMeasured
 from unforgotten.audit.pieces import PIECE_WEIGHTS, Layout, Piece, layout_of, pieces, read_flat
 from unforgotten.theory.dead_zone import BINADES, BinadeCounts
@@ -31,6 +37,7 @@ from unforgotten.theory.quantize import padding
 from unforgotten.theory.update import GRID_MODES, GridMode, Survival, add, survival
 
 Array = NDArray[Any]
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 WHOLE = "hqq-proximal"
 """The statistic whose search stops by a mean over the whole tensor, which is therefore read at once."""
 
@@ -58,10 +65,8 @@ def _refusing(fmt: Format) -> Iterator[None]:
 
 
 class Census(NamedTuple):
-    """What a piece shows without a format: counts, the squared length of delta, and which narrow dtypes hold it."""
+    """What a piece shows without a format: counts, and which narrow dtypes hold it."""
 
-    unchanged: int
-    delta_sq: float
     weights: Array
     moved: Array
     finite: bool
@@ -70,11 +75,15 @@ class Census(NamedTuple):
 
 
 class Part(NamedTuple):
-    """One format over the blocks that begin in one piece; arrays as `kernel.measure` fills them."""
+    """One format over the blocks that begin in one piece; arrays as `kernel.measure` fills them.
+
+    `delta_sq` is the squared length of delta over the same weights, nan where nobody added it up on the way.
+    """
 
     counts: Array
     sums: Array
     bins: Array
+    delta_sq: float
 
 
 @dataclass(frozen=True)
@@ -82,6 +91,7 @@ class PieceMeasured:
     """All that one piece adds to the sums of its tensor; formats without the kernel have a `Survival` a grid."""
 
     census: Census
+    delta_sq: float
     parts: Mapping[str, Part]
     searched: Mapping[Setting, Survival]
 
@@ -145,7 +155,7 @@ def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout) -> Extreme
     low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
     low_first = np.zeros(count, bool)
     for piece in pieces(shape):
-        part = extremes(widened(read_flat(checkpoint, name, *piece)), layout.ends(*piece))
+        part = extremes(Weights(read_flat(checkpoint, name, *piece)), layout.ends(*piece))
         at = slice(layout.index_of(piece.start), layout.index_of(piece.stop - 1) + 1)
         larger = np.maximum(-part.low, part.high) > np.maximum(-low[at], high[at])
         low_first[at] = np.where(larger, part.low_first, low_first[at])
@@ -153,13 +163,34 @@ def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout) -> Extreme
     return Extremes(low, high, low_first)
 
 
-def extremes(x: Array, ends: Array) -> Extremes:
-    """Those of the blocks of `x`, see `kernel.find_extremes`."""
-    found = Extremes(
-        np.empty(len(ends), np.float32), np.empty(len(ends), np.float32), np.empty(len(ends), bool)
-    )
-    kernel.find_extremes(x, ends, found.low, found.high, found.low_first)
-    return found
+def extremes(weights: Weights, ends: Array, *, signed: bool = True) -> Extremes:
+    """Those of blocks that end at `ends`; which of the two comes first only where `signed`."""
+    low, high = kernel_bits.extremes_of(weights.stored, ends)
+    low_first = np.zeros(len(ends), bool)
+    if signed:
+        kernel.find_first(weights.float32, ends, low, high, low_first)
+    return Extremes(low, high, low_first)
+
+
+class Weights:
+    """Weights as the kernels read them: bfloat16 as its bits, in uint16, everything else as float32."""
+
+    def __init__(self, raw: Array, *, bits: bool = True) -> None:
+        narrow = bits and raw.dtype.name == "bfloat16"
+        self.stored: Array = raw.view(np.uint16) if narrow else widened(raw)
+
+    @cached_property
+    def float32(self) -> Array:
+        """As numbers."""
+        return widened(self.stored.view(BFLOAT16)) if self.stored.itemsize == 2 else self.stored
+
+    def part(self, at: slice) -> Weights:
+        """Some of them."""
+        return (
+            Weights(self.stored[at])
+            if self.stored.itemsize == 4
+            else Weights(self.stored[at].view(BFLOAT16))
+        )
 
 
 def widened(raw: Array) -> Array:
@@ -180,27 +211,54 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     """
     spans = {fmt.name: _span(layout_of(fmt, task.shape), piece) for fmt in task.formats}
     stop = max(piece.stop, *(s.stop for s in spans.values()))
-    x, y = (widened(read_flat(c, task.name, piece.start, stop)) for c in task.checkpoints)
-    size = piece.stop - piece.start
-    census = take_census(x[:size], y[:size])
-    if not (census.finite and np.isfinite(x[size:]).all() and np.isfinite(y[size:]).all()):
+    raw = [
+        read_flat(
+            c,
+            task.name,
+            piece.start,
+            stop,
+            _buffer(k, (stop - piece.start) * c.tensors[task.name].dtype.itemsize),
+        )
+        for k, c in enumerate(task.checkpoints)
+    ]
+    alike = raw[0].dtype == raw[1].dtype
+    x, y = (Weights(r, bits=alike) for r in raw)
+    census = take_census(x, y, piece.stop - piece.start)
+    if not census.finite:
         raise NotFiniteError  # the kernel makes a code of anything, and an address of a code
     parts: dict[str, Part] = {}
     searched: dict[Setting, Survival] = {}
     known: dict[tuple[Layout, Piece], _Cut] = {}
     for fmt in task.formats:
         layout, span = layout_of(fmt, task.shape), spans[fmt.name]
-        at = slice(span.start - piece.start, span.stop - piece.start)
+        key = layout, span
+        if key not in known:
+            at = slice(span.start - piece.start, span.stop - piece.start)
+            known[key] = _Cut(task, layout, span, x.part(at), y.part(at))
         with _refusing(fmt):
             if fits_kernel(fmt):
-                if (layout, span) not in known:
-                    known[layout, span] = _cut(task, layout, span, x[at], y[at])
-                parts[fmt.name] = _measure(task, fmt, known[layout, span], span, (x[at], y[at]))
+                parts[fmt.name] = _measure(task, fmt, known[key])
             elif fmt.statistic != WHOLE:
-                w, w_new = (z[at].reshape(-1, layout.size) for z in (x, y))
+                w, w_new = (z.float32.reshape(-1, layout.size) for z in known[key].pair)
                 for grid in GRID_MODES:
                     searched[Setting(fmt.name, grid)] = survival(w, w_new, fmt, grid)
-    return PieceMeasured(census, parts, searched)
+    added = (p.delta_sq for name, p in parts.items() if spans[name] == piece)
+    delta_sq = next((square for square in added if not math.isnan(square)), math.nan)
+    if math.isnan(delta_sq):
+        size = piece.stop - piece.start
+        delta_sq = float(kernel.squared_length(x.stored[:size], y.stored[:size]))
+    return PieceMeasured(census, delta_sq, parts, searched)
+
+
+_OWN = threading.local()
+
+
+def _buffer(k: int, nbytes: int) -> NDArray[np.uint8]:
+    """Memory of this thread for the k-th checkpoint, the same every time if it is large enough."""
+    kept: dict[int, NDArray[np.uint8]] = _OWN.__dict__.setdefault("buffers", {})
+    if k not in kept or kept[k].size < nbytes:
+        kept[k] = np.empty(nbytes, np.uint8)
+    return kept[k]
 
 
 def _span(layout: Layout, piece: Piece) -> Piece:
@@ -210,64 +268,101 @@ def _span(layout: Layout, piece: Piece) -> Piece:
     return Piece(layout.first_from(piece.start), layout.first_from(piece.stop))
 
 
-class _Cut(NamedTuple):
-    """Blocks of one layout in a piece: where they end, and their extremes before and after."""
+class _Cut:
+    """The blocks of one layout in a piece: their weights, where they end, and their extremes."""
 
-    ends: Array
-    before: Extremes
-    after: Extremes
+    def __init__(
+        self, task: TensorTask, layout: Layout, span: Piece, x: Weights, y: Weights
+    ) -> None:
+        self.task, self.layout, self.span, self.pair = task, layout, span, (x, y)
+        empty = span.start >= span.stop
+        self.ends = np.empty(0, np.int64) if empty else layout.ends(*span)
+
+    @cached_property
+    def extremes(self) -> tuple[Extremes, Extremes]:
+        """Of the blocks before and after."""
+        if self.layout.size <= PIECE_WEIGHTS:
+            signed = any(fmt.statistic == "signed-absmax" for fmt in self.task.formats)
+            before, after = (extremes(w, self.ends, signed=signed) for w in self.pair)
+            return before, after
+        first, last = (self.layout.index_of(at) for at in (self.span.start, self.span.stop - 1))
+        before, after = (
+            Extremes(
+                e.low[first : last + 1], e.high[first : last + 1], e.low_first[first : last + 1]
+            )
+            for e in self.task.wide[self.layout]
+        )
+        return before, after
+
+    @property
+    def whole_groups(self) -> int:
+        """How many of the blocks have the layout's size, if that is a multiple of LANES and all but the last have it."""
+        size = self.layout.size
+        if size > PIECE_WEIGHTS or size % LANES or not len(self.ends):
+            return 0
+        count = int(self.ends[-1]) // size
+        return count if len(self.ends) == -(-int(self.ends[-1]) // size) else 0
 
 
-def _cut(task: TensorTask, layout: Layout, span: Piece, x: Array, y: Array) -> _Cut:
-    if span.start >= span.stop:
-        none = np.empty(0, np.float32)
-        nothing = Extremes(none, none, np.empty(0, bool))
-        return _Cut(np.empty(0, np.int64), nothing, nothing)
-    ends = layout.ends(*span)
-    if layout.size <= PIECE_WEIGHTS:
-        return _Cut(ends, extremes(x, ends), extremes(y, ends))
-    at = slice(layout.index_of(span.start), layout.index_of(span.stop - 1) + 1)
-    before, after = (Extremes(e.low[at], e.high[at], e.low_first[at]) for e in task.wide[layout])
-    return _Cut(ends, before, after)
-
-
-def _measure(
-    task: TensorTask, fmt: Format, cut: _Cut, span: Piece, pair: tuple[Array, Array]
-) -> Part:
-    part = Part(np.zeros((2, 3), np.int64), np.zeros((2, 4)), np.zeros(kernel.BINS, np.int64))
+def _measure(task: TensorTask, fmt: Format, cut: _Cut) -> Part:
+    part = Part(
+        np.zeros((2, 3), np.int64), np.zeros((2, 4)), np.zeros(kernel.BINS, np.int64), math.nan
+    )
     if not len(cut.ends):
         return part
-    before, after = (_fit(task, fmt, cut, span, which) for which in (0, 1))
-    same = np.logical_and.reduce([p == q for p, q in zip(before, after, strict=True)])
-    check = ends_overflow(before, fmt) or ends_overflow(after, fmt)
-    kernel.measure(
-        *pair, cut.ends, before, after, same, *setters(cut.before, fmt), rule_of(fmt), check, *part
-    )
+    before, after = (_fit(task, fmt, cut, which) for which in (0, 1))
+    same = grids_agree(before, after, fmt)
+    check = may_overflow(before, fmt) or may_overflow(after, fmt)
+    first = cut.whole_groups if fits_registers(fmt) and not check else 0
+    if first:
+        size = cut.layout.size
+        stored = tuple(w.stored[: first * size] for w in cut.pair)
+        head = [Blocks(*(p[:first] for p in blocks)) for blocks in (before, after)]
+        found = measure_registers(stored, size, fmt, *head, cut.extremes[0], same[:first])
+        delta_sq = found.delta_sq if first == len(cut.ends) else math.nan
+        part = Part(found.counts, found.sums, found.bins, delta_sq)
+    if first < len(cut.ends):
+        skip = first * cut.layout.size
+        rest = [Blocks(*(p[first:] for p in blocks)) for blocks in (before, after)]
+        kernel.measure(
+            cut.pair[0].float32[skip:], cut.pair[1].float32[skip:], cut.ends[first:] - skip, *rest, same[first:],
+            *(s[first:] for s in setters(cut.extremes[0], fmt)), rule_of(fmt), check, *part[:3],
+        )  # fmt: skip
     if part.counts[:, kernel.OVERFLOWS].any():
         raise ValueError(f"the values of {fmt.name} must be finite, got an overflow of float32")
     return part
 
 
-def _fit(task: TensorTask, fmt: Format, cut: _Cut, span: Piece, which: int) -> Blocks:
+def _fit(task: TensorTask, fmt: Format, cut: _Cut, which: int) -> Blocks:
     total = math.prod(task.shape)
     largest = math.nan
     if fmt.tensor_range:
         whole = task.wide[Layout(total, total)][which]
         largest = float(max(-whole.low[0], whole.high[0]))
-    layout = layout_of(fmt, task.shape)
-    cut_last = fmt.block == "flat" and span.stop == total and total % layout.size != 0
-    return fit_blocks((cut.before, cut.after)[which], fmt, tensor_absmax=largest, partial=cut_last)
+    partial = fmt.block == "flat" and cut.span.stop == total and total % cut.layout.size != 0
+    return fit_blocks(cut.extremes[which], fmt, tensor_absmax=largest, partial=partial)
 
 
-def take_census(x: Array, y: Array) -> Census:
-    """Count what needs no format; see `theory.dead_zone.count_binades` for the binades."""
-    counts, delta_sq = np.zeros(4, np.int64), np.zeros(1)
+def take_census(x: Weights, y: Weights, size: int) -> Census:
+    """Count what needs no format, of the first `size` weights; whether all are finite.
+
+    See `theory.dead_zone.count_binades` for the binades.
+    """
     weights, moved = np.zeros(len(BINADES), np.int64), np.zeros(len(BINADES), np.int64)
-    kernel.take_census(x, y, BINADES[0], BINADES[-1], counts, delta_sq, weights, moved)
-    unchanged, infinite, beyond_bfloat16, beyond_float16 = (int(n) for n in counts)
-    return Census(
-        unchanged, float(delta_sq[0]), weights, moved, not infinite, not beyond_bfloat16, not beyond_float16
-    )  # fmt: skip
+    ends = BINADES[0], BINADES[-1]
+    if x.stored.itemsize == 2:
+        tops = [int(kernel_bits.largest_size(w.stored)) >> 7 for w in (x, y)]
+        finite = max(tops) < 255
+        if finite:
+            kernel_bits.count_bfloat16(
+                x.stored[:size], y.stored[:size], tops[0], *ends, weights, moved
+            )
+        return Census(weights, moved, finite, True, False)
+    counts = np.zeros(3, np.int64)
+    kernel.take_census(x.stored[:size], y.stored[:size], *ends, counts, weights, moved)
+    infinite, beyond_bfloat16, beyond_float16 = (int(n) for n in counts)
+    finite = not infinite and all(bool(np.isfinite(w.stored[size:]).all()) for w in (x, y))
+    return Census(weights, moved, finite, not beyond_bfloat16, not beyond_float16)
 
 
 def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMeasured:
@@ -279,7 +374,7 @@ def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMea
         for grid in GRID_MODES:
             setting = Setting(fmt.name, grid)
             if fmt.name in rows[0].parts:
-                found[setting] = _survival(census, [row.parts[fmt.name] for row in rows], grid)
+                found[setting] = _survival(rows, [row.parts[fmt.name] for row in rows], grid)
             elif fmt.statistic == WHOLE:
                 with _refusing(fmt):
                     pair = (np.asarray(c.read(task.name), np.float32) for c in task.checkpoints)
@@ -295,7 +390,8 @@ def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMea
     )  # fmt: skip
 
 
-def _survival(census: Sequence[Census], parts: Sequence[Part], grid: GridMode) -> Survival:
+def _survival(rows: Sequence[PieceMeasured], parts: Sequence[Part], grid: GridMode) -> Survival:
+    census = [piece.census for piece in rows]
     row = kernel.ADAPTIVE if grid == "adaptive" else kernel.FIXED
     counts = np.sum([part.counts[row] for part in parts], axis=0)
     expected, variance, surviving, dot = (
@@ -303,12 +399,12 @@ def _survival(census: Sequence[Census], parts: Sequence[Part], grid: GridMode) -
     )
     return Survival(
         weights=sum(int(c.weights.sum()) for c in census),
-        unchanged=sum(c.unchanged for c in census),
+        unchanged=sum(int((c.weights - c.moved).sum()) for c in census),
         code_flips=int(counts[kernel.FLIPS]),
         value_changes=int(counts[kernel.CHANGES]),
         expected_flips=expected,
         flips_variance=variance,
-        delta_sq=math.fsum(c.delta_sq for c in census),
+        delta_sq=math.fsum(piece.delta_sq for piece in rows),
         surviving_sq=surviving,
         dot=dot,
         positions=tuple(np.sum([part.bins for part in parts], axis=0).tolist()),

@@ -121,9 +121,11 @@ class Renamed:
         """See `Checkpoint.read_rows`."""
         return self.inner.read_rows(self.names[name], start, stop)
 
-    def read_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read_flat(
+        self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
+    ) -> NDArray[Any]:
         """See `pieces.read_flat`."""
-        return read_flat(self.inner, self.names[name], start, stop)
+        return read_flat(self.inner, self.names[name], start, stop, buffer)
 
     def sha256(self) -> str:
         """See `Checkpoint.sha256`."""

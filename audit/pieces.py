@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.theory.formats import Format
 
-PIECE_WEIGHTS = 1 << 18
+PIECE_WEIGHTS = 1 << 20
 
 
 class Piece(NamedTuple):
@@ -89,15 +89,31 @@ def layout_of(fmt: Format, shape: tuple[int, ...]) -> Layout:
 class FlatReadable(Protocol):
     """A checkpoint that can read any range of a flattened tensor."""
 
-    def read_flat(self, name: str, start: int, stop: int) -> NDArray[Any]:
+    def read_flat(
+        self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
+    ) -> NDArray[Any]:
         """Weights start … stop - 1 of the flattened tensor."""
         ...
 
 
-def read_flat(checkpoint: Checkpoint, name: str, start: int, stop: int) -> NDArray[Any]:
-    """Weights start … stop - 1 of the flattened tensor; where a source reads rows only, from the rows that hold them."""
+def read_flat(
+    checkpoint: Checkpoint,
+    name: str,
+    start: int,
+    stop: int,
+    buffer: NDArray[np.uint8] | None = None,
+) -> NDArray[Any]:
+    """Weights start … stop - 1 of the flattened tensor; where a source reads rows only, from the rows that hold them.
+
+    Args:
+        checkpoint: what is read.
+        name: of a tensor of at least one axis.
+        start: of the range.
+        stop: of the range.
+        buffer: memory of enough bytes that a source may put the weights in, to be read before its next use.
+    """
     if isinstance(checkpoint, FlatReadable):
-        return checkpoint.read_flat(name, start, stop)
+        return checkpoint.read_flat(name, start, stop, buffer)
     columns = math.prod(checkpoint.tensors[name].shape[1:])
     first, last = start // columns, -(-stop // columns)
     rows = checkpoint.read_rows(name, first, last).reshape(-1)

@@ -1,0 +1,140 @@
+"""Sixteen weights at a time: the few vector operations of AVX-512 that the kernel is written in, as LLVM's types.
+
+Compilers do not see that a table of sixteen levels fits a register, so the instructions are written out.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import llvmlite.binding
+from llvmlite import ir
+from numba.core import cgutils
+
+LANES = 16
+F32, F64 = ir.FloatType(), ir.DoubleType()
+I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
+F32X, F64X = ir.VectorType(F32, 16), ir.VectorType(F64, 8)
+I16X, I32X, I64X = ir.VectorType(I16, 16), ir.VectorType(I32, 16), ir.VectorType(I64, 8)
+BYTES = {F32: 4, F64: 8, I16: 2, I32: 4, I64: 8}
+NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
+MAGIC = (
+    1.5 * 2.0**23
+)  # a float32 so large that its last bit counts units: adding it rounds to an integer
+
+
+@cache
+def available() -> bool:
+    """Whether this machine has the instructions."""
+    features = llvmlite.binding.get_host_cpu_features()
+    return all(features.get(name, False) for name in NEEDED)
+
+
+class Lanes:
+    """Emits operations on vectors into the function that a builder builds."""
+
+    def __init__(self, builder: Any) -> None:
+        self.b = builder
+
+    def call(self, name: str, result: Any, *args: Any) -> Any:
+        """A call of one of LLVM's own functions."""
+        kind = ir.FunctionType(result, [a.type for a in args])
+        return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), args)
+
+    def every(self, kind: Any, number: float) -> Any:
+        """A number in every lane."""
+        return ir.Constant(kind, [number] * kind.count)
+
+    def spread(self, scalar: Any, kind: Any) -> Any:
+        """A scalar in every lane."""
+        none = ir.Constant(kind, ir.Undefined)
+        one = self.b.insert_element(none, scalar, ir.Constant(I32, 0))
+        return self.b.shuffle_vector(one, none, self.every(ir.VectorType(I32, kind.count), 0))
+
+    def load(self, pointer: Any, kind: Any, offset: Any) -> Any:
+        """A vector from `offset` elements behind a pointer."""
+        at = self.b.bitcast(self.b.gep(pointer, [offset]), kind.as_pointer())
+        return self.b.load(at, align=BYTES[kind.element])
+
+    def store(self, vector: Any, pointer: Any, offset: Any) -> None:
+        """The inverse of `load`."""
+        at = self.b.bitcast(self.b.gep(pointer, [offset]), vector.type.as_pointer())
+        self.b.store(vector, at, align=BYTES[vector.type.element])
+
+    def halves(self, vector: Any) -> list[Any]:
+        """The lower and the upper eight lanes."""
+        none, pick = ir.Constant(vector.type, ir.Undefined), ir.VectorType(I32, 8)
+        ranges = (range(8), range(8, 16))
+        return [self.b.shuffle_vector(vector, none, ir.Constant(pick, list(r))) for r in ranges]
+
+    def wide(self, vector: Any) -> list[Any]:
+        """Two halves in float64."""
+        return [self.b.fpext(half, F64X) for half in self.halves(vector)]
+
+    def narrow(self, halves: list[Any]) -> Any:
+        """Two halves of float64 rounded to float32, joined."""
+        parts = [self.b.fptrunc(half, ir.VectorType(F32, 8)) for half in halves]
+        return self.b.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, 16), list(range(16))))
+
+    def fma(self, x: Any, y: Any, z: Any) -> Any:
+        """The fused x y + z in float64."""
+        return self.call("llvm.fma.v8f64", F64X, x, y, z)
+
+    def table(self, entries: Any, index: Any) -> Any:
+        """Look up sixteen float32 entries by int32 lanes."""
+        return self.call("llvm.x86.avx512.permvar.sf.512", F32X, entries, index)
+
+    def wide_table(self, entries: list[Any], index: Any) -> Any:
+        """Look up sixteen float64 entries, in two vectors, by int64 lanes."""
+        name = "llvm.x86.avx512.vpermi2var.pd.512"
+        return self.call(name, F64X, entries[0], index, entries[1])
+
+    def long_table(self, entries: list[Any], index: Any) -> Any:
+        """Look up thirty-two entries of 32 bits, in two vectors, by the last five bits of int32 lanes."""
+        letter = {F32: "ps", I32: "d"}[entries[0].type.element]
+        name = f"llvm.x86.avx512.vpermi2var.{letter}.512"
+        return self.call(name, entries[0].type, entries[0], index, entries[1])
+
+    def larger(self, x: Any, y: Any) -> Any:
+        """The maximum of numbers."""
+        return self.b.select(self.b.fcmp_ordered(">", x, y), x, y)
+
+    def smaller(self, x: Any, y: Any) -> Any:
+        """The minimum of numbers."""
+        return self.b.select(self.b.fcmp_ordered("<", x, y), x, y)
+
+    def size(self, x: Any) -> Any:
+        """Magnitudes of float32 lanes."""
+        return self.call("llvm.fabs.v16f32", F32X, x)
+
+    def count(self, mask: Any) -> Any:
+        """How many of sixteen lanes are set, int64."""
+        return self.b.zext(self.call("llvm.ctpop.i16", I16, self.b.bitcast(mask, I16)), I64)
+
+    def some(self, mask: Any) -> Any:
+        """Whether any of sixteen lanes is set."""
+        return self.b.icmp_unsigned("!=", self.b.bitcast(mask, I16), ir.Constant(I16, 0))
+
+    def search(self, ratio: Any, thresholds: Any) -> Any:
+        """The number of fifteen ascending thresholds below each ratio, by halving."""
+        b = self.b
+        middle = self.spread(b.extract_element(thresholds, ir.Constant(I32, 7)), F32X)
+        index = None
+        for step in (8, 4, 2, 1):
+            if index is not None:
+                middle = self.table(thresholds, b.add(index, self.every(I32X, step - 1)))
+            above = b.fcmp_ordered(">", ratio, middle)
+            more = b.select(above, self.every(I32X, step), self.every(I32X, 0))
+            index = more if index is None else b.or_(index, more)
+        return index
+
+    def bucket_search(self, ratio: Any, reach: Any, steps: Any, codes: Any, limits: Any) -> Any:
+        """The same number by one comparison, with the one threshold of the ratio's bucket, see `vector_rule`."""
+        b = self.b
+        inside = self.larger(self.smaller(ratio, reach), b.fneg(reach))
+        shifted = self.call("llvm.fma.v16f32", F32X, inside, steps, self.every(F32X, MAGIC))
+        bucket = b.bitcast(shifted, I32X)
+        below, limit = self.long_table(codes, bucket), self.long_table(limits, bucket)
+        above = b.fcmp_ordered(">", ratio, limit)
+        return b.select(above, b.add(below, self.every(I32X, 1)), below)
