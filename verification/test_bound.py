@@ -105,7 +105,7 @@ def test_bound__refuses_bad_questions(question: Question, message: str) -> None:
         bound(question)
 
 
-@pytest.mark.parametrize("wish", [0.0, 1.0, -1.0])
+@pytest.mark.parametrize("wish", [0.0, 1.0, 2.0, -1.0])
 def test_bound__refuses_impossible_wishes(wish: float) -> None:
     with pytest.raises(ValueError, match="gain must be in"):
         bound(Question("int4-row", 1.0, 1.0, 1), gain=wish)

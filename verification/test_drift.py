@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 from typing import Any
 
@@ -245,6 +246,12 @@ def test_unflipped_update_upper_bound__is_exceeded_where_levels_pass_the_divisor
 def test_drift_factor__refuses_scales_that_jump(name: str) -> None:
     with pytest.raises(ValueError, match="format must scale by absmax or range / c"):
         drift_factor(format_named(name))
+
+
+def test_drift_factor__refuses_a_scale_that_is_stored_in_float16() -> None:
+    for name in ("int4-g8", "int4-g8-asym"):
+        with pytest.raises(ValueError, match="format must scale by absmax or range / c"):
+            drift_factor(replace(format_named(name), storage="float16"))
 
 
 @pytest.mark.parametrize("bound", [scale_drift_upper_bound, unflipped_update_upper_bound])

@@ -13,6 +13,7 @@ from unforgotten.theory.formats import Format, format_named
 from unforgotten.theory.preimages import (
     LARGEST,
     Interval,
+    _from_key,
     block_box,
     same_scale,
     weight_cells,
@@ -243,3 +244,8 @@ def test_weight_cells__keep_more_volume_than_any_trim(name: str) -> None:
     kept = width[wide] / wanted[wide]
     assert (kept >= 1 - 12 * U32 * end[wide] / wanted[wide]).all()
     assert kept.min() > 1 - 2 * min(TRIMS)
+
+
+def test_from_key__of_0_is_positive_0() -> None:
+    """Both zeros have the key 0, so an interval's end could be either; it is the one that prints as 0."""
+    assert np.signbit(_from_key(np.array([0, 1, -1]))).tolist() == [False, False, True]

@@ -165,6 +165,13 @@ def test_resampled_means__have_the_variance_of_crossed_draws() -> None:
     assert abs(means.var() / expected - 1) <= 7 * math.sqrt(2 / RESAMPLES)
 
 
+def test_resampled_means__leave_whole_resamples_beyond_the_ends() -> None:
+    """Fifty of them on each side of the interval at 95 %: an end is known to a seventh of its tail."""
+    assert RESAMPLES * (100 - 95) / 200 == 50
+    assert LEVEL == 0.95
+    assert resampled_means(np.array([[1.0, 2.0]]), seed=SEED).shape == (1, RESAMPLES)
+
+
 REPLICATES, ITEMS = 400, 60
 TRUE_COVERAGE_AT_LEAST = (
     0.90  # of a nominal 0.95 percentile interval at 60 items: about 1 % below nominal
