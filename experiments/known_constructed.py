@@ -68,8 +68,8 @@ def _audit(meter: Meter, made: Constructed, run: Path) -> dict[str, Any]:
     word, rho = TRUTHS[made.kind]
     verdict = result["verdict"]
     return {
-        "method": made.kind, "storage": "fp32", "format": made.format, "truth": word,
-        "clear": True, "rho": rho, "where": f"every metric in {made.format}",
+        "method": made.kind, "storage": "fp32", "format": made.format, "looked_at": False,
+        "truth": word, "clear": True, "rho": rho, "interval": [rho, rho], "where": f"every metric in {made.format}",
         "verdict": verdict["overall"], "legs": verdict["legs"],
     }  # fmt: skip
 

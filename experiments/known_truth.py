@@ -31,19 +31,27 @@ from unforgotten.experiments.pair_output import recovery
 from unforgotten.experiments.rows import Measurement, Subject
 from unforgotten.experiments.storage import write_text
 
-MARGIN = (
-    1 / 6
-)  # nearer to MATERIAL than this, a truth is on the border: half the items cannot tell it
+LOOKED_AT = {
+    "halves": "tiny-",
+    "whole": "tiny-seed1",
+    "output": "tiny-seed1",
+}  # runs whose rows shaped the rule
 OPENING_TAKEN = 0.1  # unlearning takes less of an opening than of what follows
 Runs = Mapping[str, Mapping[str, Measurement]]
 Readings = dict[tuple[str, str], dict[str, dict[str, list[float]]]]  # (run, model), format, metric
 
 
 class Truth(NamedTuple):
-    """The largest rho over formats and metrics from which unlearning took enough; None where it took less."""
+    """The largest rho over formats and metrics from which unlearning took enough; None where it took less.
 
-    rho: float | None
-    where: str | None
+    `clear`: the truth is itself beyond chance. "undone": some interval of a rho lies above MATERIAL; "survives": all lie
+    below. `interval` is that of the largest.
+    """
+
+    rho: float | None = None
+    interval: tuple[float, float] | None = None
+    where: str | None = None
+    clear: bool = False
 
     @property
     def word(self) -> str | None:
@@ -52,20 +60,22 @@ class Truth(NamedTuple):
             return None
         return "undone" if self.rho >= MATERIAL else "survives"
 
-    @property
-    def clear(self) -> bool:
-        """Whether it is further than MARGIN from the border."""
-        return self.rho is not None and abs(self.rho - MATERIAL) >= MARGIN
-
 
 def largest(rows: Sequence[tuple[str, RecoveryRow]], least: float) -> Truth:
-    """The truth of (format, row) pairs, by point estimates alone; `least`: the share that unlearning must have taken."""
+    """The truth of (format, row) pairs; `least`: the share that unlearning must have taken."""
     found = [
-        (row["rho"], f"{row['metric']} in {name}")
+        (row["rho"], (row["low"] or 0.0, row["high"] or 0.0), f"{row['metric']} in {name}")
         for name, row in rows
         if row["rho"] is not None and row["target"] - row["unlearned"] >= least * row["target"]
     ]
-    return Truth(*max(found)) if found else Truth(None, None)
+    if not found:
+        return Truth()
+    top = max(found)
+    if top[0] >= MATERIAL:
+        clear = any(low > MATERIAL for _, (low, _), _ in found)
+    else:
+        clear = all(high < MATERIAL for _, (_, high), _ in found)
+    return Truth(*top, clear)
 
 
 def behaviour_truth(leg: BehaviourLeg) -> Truth:
@@ -89,7 +99,8 @@ class PublishedPair(NamedTuple):
         """One row of the table's source."""
         return {
             "set": kind, "run": self.run, "method": self.method, "storage": self.storage, **more,
-            "truth": truth.word, "clear": truth.clear, "rho": truth.rho, "where": truth.where,
+            "looked_at": self.run.startswith(LOOKED_AT[kind]),
+            "truth": truth.word, "clear": truth.clear, "rho": truth.rho, "interval": truth.interval, "where": truth.where,
             "verdict": verdict["overall"], "reasons": verdict["reasons"],
         }  # fmt: skip
 
