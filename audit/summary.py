@@ -9,9 +9,11 @@ from rich.table import Table
 from rich.text import Text
 
 from unforgotten.audit.findings import share
+from unforgotten.audit.prediction import PredictionRow
 from unforgotten.audit.result import HTML_FILE, AuditResult
 from unforgotten.audit.rows import FormatRow
 
+PREDICTED = ("gain of", "theory", "over the range of lr", "from the seen motion", "measured")
 COLUMNS = ("format", "grid", "codes equal", "flips", "expected", "gain", "cosine")
 
 
@@ -32,14 +34,10 @@ def print_summary(
         Text(f"{result['target']['source']} → {result['unlearned']['source']}", "bold"),
         soft_wrap=whole_lines,
     )
-    coverage = result["coverage"]
-    console.print(
-        Text(
-            f"{coverage['weights']:,} weights in {coverage['tensors']} tensors, "
-            f"{share(result['storage']['unchanged_fraction'])} unchanged by the update"
-        )
-    )
+    console.print(Text(_coverage(result)))
     console.print(_table(result["formats"]))
+    if any(row["inputs"] for row in result["prediction"]):
+        console.print(_predictions(result["prediction"]))
     console.print(
         Text(f"Verdict: {verdict['overall']} · weights: {verdict['legs']['weights']}", "bold")
     )
@@ -59,9 +57,34 @@ def _table(rows: list[FormatRow]) -> Table:
             row["grid"],
             share(1 - row["code_flips"] / row["weights"]),
             f"{row['code_flips']:,}",
-            f"{row['expected_flips']:,.0f}",
+            number(row["expected_flips"], 0),
             number(row["gain"], 2),
             number(row["cosine"], 3),
+        )
+    return table
+
+
+def _coverage(result: AuditResult) -> str:
+    unchanged = result["storage"]["unchanged_fraction"]
+    seen = f"{result['coverage']['weights']:,} weights in {result['coverage']['tensors']} tensors"
+    if unchanged is None:
+        return f"{seen}, quantized already: their codes are counted"
+    return f"{seen}, {share(unchanged)} unchanged by the update"
+
+
+def _predictions(rows: list[PredictionRow]) -> Table:
+    """What theory alone expects, beside the measured gain."""
+    table = Table(*PREDICTED)
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for row in rows:
+        span = f"{number(row['predicted_low'], 2)} to {number(row['predicted_high'], 2)}"
+        table.add_row(
+            row["format"],
+            number(row["predicted_gain"], 2),
+            span if row["predicted_low"] is not None else "–",
+            number(row["motion_gain"], 2),
+            number(row["measured_gain"], 2),
         )
     return table
 

@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from unforgotten.audit import CheckpointError, open_checkpoint
+from unforgotten.audit import CheckpointError, audit_pair, open_checkpoint
 from unforgotten.audit.artefact_gptq import AWQ_ORDER
 from unforgotten.audit.artefact_layouts import LAYOUTS
 from unforgotten.audit.artefacts import CodeCounts, compare_codes, scheme_of
@@ -373,6 +373,18 @@ def test_other_schemes_and_layers_are_refused(tmp_path: Path) -> None:
             CheckpointError, match=r"'model\.layers\.1\.q_proj' must be quantized in"
         ):
             compare_codes(*pair)
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_an_audit_counts_the_codes_of_every_layout(kind: str, tmp_path: Path) -> None:
+    before, after = CASES[kind](0), CASES[kind](1)
+    for name, case in (("t", before), ("u", after)):
+        save(tmp_path / name, case.config, case.tensors)
+    (row,) = audit_pair(tmp_path / "t", tmp_path / "u", out=tmp_path / "out")["formats"]
+    assert row["code_flips"] == (before.codes != after.codes).sum()
+    assert row["value_changes"] == (before.values != after.values).sum()
+    assert row["gain"] is None
+    assert row["format"].split(":")[0] == before.config["quant_method"]
 
 
 def test_unquantized_has_no_scheme(tmp_path: Path) -> None:
