@@ -111,3 +111,21 @@ def test_round_trip__is_compressed_tensors_on_subnormals(name: str) -> None:
     rng = rng_for(name, "subnormal")
     w = np.ldexp(rng.integers(-300, 301, (16, 32)), -149).astype(np.float32)
     assert_same(w, name)
+
+
+@pytest.mark.parametrize(
+    "name", ["int4-g32-ct", "int4-g32-ct-asym", "fp8-g32", "mxfp4-b32-ct", "nvfp4"]
+)
+def test_compressed_tensors__refuses_partial_groups(name: str) -> None:
+    """There is nothing to conform to: the reference pads them with zeros, which change no parameter."""
+    fmt = format_named(name)
+    w, size = rng_for(name, "partial").normal(size=(4, 40)).astype(np.float32), fmt.block_size
+    assert size is not None
+    scale = torch.ones(4, -(-40 // size))
+    tensor_scale = torch.ones(1) if name == "nvfp4" else None
+    with pytest.raises(ValueError, match="divis"):
+        forward.fake_quantize(
+            torch.from_numpy(w), scale, 0 * scale, arguments(name), global_scale=tensor_scale
+        )
+    padded = np.pad(w, ((0, 0), (0, -40 % size)))
+    assert np.array_equal(round_trip(w, fmt), round_trip(padded, fmt)[:, :40])

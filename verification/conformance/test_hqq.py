@@ -101,3 +101,13 @@ def test_proximal_affine__moves_zero_points_further_than_its_sums_err(bits: int)
     theirs = library_result(w, bits, SIZE, optimize=True)
     slack = (SIZE + 1) * U32 * (2 * fmt.levels[-1] + np.abs(theirs.zero))
     assert (np.abs(grid.zero - theirs.zero) > slack).mean() > 0.5
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_hqq__groups_across_rows(bits: int) -> None:
+    """Groups are of the flattened tensor, so rows of no whole groups share them; the reference wants them as rows."""
+    w, fmt = weights(0.02, "across", bits)[:, :40], format_named(f"hqq{bits}-g32")
+    theirs = library_result(w, bits, 32, optimize=False)
+    assert np.array_equal(round_trip(w.reshape(-1, 32), fmt), theirs.values.reshape(-1, 32))
+    with pytest.raises(ValueError, match=r"^rows must be whole blocks of 32"):
+        round_trip(w, fmt)
