@@ -18,6 +18,16 @@ class CheckpointError(ValueError):
         )
         super().__init__(f"{where} {_one_line(rule)}, got {_short(_one_line(str(got)))}")
 
+    def __reduce__(self) -> tuple[object, ...]:
+        """As its message: a worker's error is raised again where its result is asked for."""
+        return _again, (str(self),)
+
+
+def _again(message: str) -> CheckpointError:
+    error = CheckpointError.__new__(CheckpointError)
+    ValueError.__init__(error, message)
+    return error
+
 
 def _one_line(text: str) -> str:
     return text if text.isprintable() else ascii(text)

@@ -1,15 +1,20 @@
-"""The work of a weights leg shared among threads: by pieces of tensors, so that no tensor is too large for the balance.
+"""The work of a weights leg shared out: to processes of this machine, or to a Ray cluster, a tensor at a time.
 
-A piece is measured by itself and the sums over pieces do not depend on their order, so neither does the result on
-who measured what.
+A piece of a tensor is measured by itself, and the sums over pieces depend neither on their order nor on who measured
+them, so the result is the same, bit for bit, however the work is shared. A worker that is lost costs its own work
+again and nothing else. Threads do not share well here: between two compiled passes a piece needs Python's lock.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from typing import NamedTuple
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from functools import lru_cache
+from itertools import islice
+from typing import Any, NamedTuple
 
 from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.audit.errors import CheckpointError
@@ -24,53 +29,154 @@ from unforgotten.audit.measuring import (
     tensor_task,
 )
 from unforgotten.audit.pairing import check_finite
-from unforgotten.audit.pieces import Piece, pieces
+from unforgotten.audit.pieces import pieces
 from unforgotten.theory.formats import Format
 
-AHEAD = 4  # pieces a thread has waiting
+BATCH_PIECES = 64  # at most; a larger tensor is shared out
+MAX_LOSSES = 3  # of workers in a row without a batch done
+WARM = "unforgotten.audit.kernel_ready"
 Report = Callable[[str, int], None]
 """Told the tensor that comes next and how many are done."""
 
 
+class Work(NamedTuple):
+    """What every worker needs to know."""
+
+    target: Checkpoint
+    unlearned: Checkpoint
+    formats: tuple[Format, ...]
+
+
+class Batch(NamedTuple):
+    """Pieces first … last - 1 of one tensor."""
+
+    name: str
+    first: int
+    last: int
+
+
 def measure_tensors(
-    target: Checkpoint,
-    unlearned: Checkpoint,
-    names: Sequence[str],
-    formats: Sequence[Format],
-    report: Report,
-    *,
-    jobs: int,
-    ray: str | None,
+    work: Work, names: Sequence[str], report: Report, *, jobs: int = 1, ray: str | None = None
 ) -> Iterator[TensorMeasured]:
     """Measure the tensors in their order.
 
+    Args:
+        work: the pair and the formats.
+        names: of the tensors.
+        report: called before each.
+        jobs: processes, >= 1.
+        ray: address of a Ray cluster, as `ray.init` takes it, instead. Its nodes must see the same files.
+
     Raises:
+        ValueError: jobs is below 1, or Ray is not installed.
         CheckpointError: a weight is not finite, or a format cannot take a tensor.
+        ChildProcessError: workers are lost again and again.
     """
-    with ThreadPoolExecutor(jobs) as pool:
-        for done, name in enumerate(names):
-            report(name, done)
-            yield measure_tensor(target, unlearned, name, formats, pool, jobs)
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got jobs={jobs}")
+    batches = {name: _batches(work, name) for name in names}
+    if ray is not None:
+        from unforgotten.audit.jobs_ray import RayWorkers
+
+        found = RayWorkers(ray).measure(work, [b for own in batches.values() for b in own])
+    elif jobs > 1:
+        found = _by_processes(work, [b for own in batches.values() for b in own], jobs)
+    else:
+        found = (measure_batch(work, b) for own in batches.values() for b in own)
+    for done, (name, own) in enumerate(batches.items()):
+        report(name, done)
+        yield _tensor(work, name, found, len(own))
 
 
-def measure_tensor(target, unlearned, name, formats, pool, jobs):
+def _batches(work: Work, name: str) -> list[Batch]:
+    count = max(1, sum(1 for _ in pieces(work.target.tensors[name].shape)))
+    return [
+        Batch(name, first, min(first + BATCH_PIECES, count))
+        for first in range(0, count, BATCH_PIECES)
+    ]
+
+
+def _tensor(
+    work: Work, name: str, found: Iterator[list[PieceMeasured]], count: int
+) -> TensorMeasured:
     try:
-        task = tensor_task(target, unlearned, name, formats)
-        measured = add_pieces(task, _in_order(task, pool, AHEAD * jobs))
+        rows = [row for part in islice(found, count) for row in part]
+        return add_pieces(_task(work, name), rows)
     except (RefusedError, NotFiniteError) as error:
-        check_finite(target, name)
-        check_finite(unlearned, name)
-        assert isinstance(error, RefusedError), "what is not finite was found"
-        path = unlearned.tensors[name].path
+        check_finite(work.target, name)
+        check_finite(work.unlearned, name)
+        if isinstance(error, NotFiniteError):
+            raise AssertionError("what is not finite was not found again") from error
+        path = work.unlearned.tensors[name].path
         raise CheckpointError(path, f"must fit {error.format}", error, tensor=name) from error
-    return measured
 
 
-def _in_order(task, pool, most):
-    waiting = deque()
-    for piece in pieces(task.shape):
-        if len(waiting) >= most:
-            yield waiting.popleft().result()
-        waiting.append(pool.submit(measure_piece, task, piece))
+def measure_batch(work: Work, batch: Batch) -> list[PieceMeasured]:
+    """Measure some pieces of one tensor, here.
+
+    Raises:
+        RefusedError: see `measure_piece`.
+        NotFiniteError: likewise.
+    """
+    task = _task(work, batch.name)
+    own = islice(pieces(task.shape), batch.first, batch.last)
+    return [measure_piece(task, piece) for piece in own]
+
+
+_LAST: dict[int, tuple[Work, str, TensorTask]] = {}
+
+
+def _task(work: Work, name: str) -> TensorTask:
+    """Prepared once for batches of one tensor after another."""
+    kept = _LAST.get(0)
+    if kept is None or kept[0] is not work or kept[1] != name:
+        kept = _LAST[0] = work, name, tensor_task(work.target, work.unlearned, name, work.formats)
+    return kept[2]
+
+
+def _by_processes(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[list[PieceMeasured]]:
+    """The batches in their order; those that a lost worker took with it are given out again."""
+    waiting = dict(enumerate(batches))
+    done: dict[int, list[PieceMeasured]] = {}
+    losses, following = 0, 0
     while waiting:
-        yield waiting.popleft().result()
+        with _pool(work, jobs) as pool:
+            futures = {k: pool.submit(_measure_here, batch) for k, batch in waiting.items()}
+            try:
+                for k, future in futures.items():
+                    done[k] = future.result()
+                    del waiting[k]
+                    losses = 0
+                    while following in done:
+                        yield done.pop(following)
+                        following += 1
+            except BrokenProcessPool as error:
+                losses += 1
+                if losses > MAX_LOSSES:
+                    rule = f"{losses} workers were lost, the last at tensor"
+                    raise ChildProcessError(f"{rule} {batches[k].name!r}") from error
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+def _pool(work: Work, jobs: int) -> ProcessPoolExecutor:
+    """Workers forked from a server that has the kernels loaded and no threads, where there is one."""
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload([WARM])
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(work,))
+
+
+_HERE: list[Work] = []
+
+
+def _begin(work: Work) -> None:
+    """Set up a worker: an interrupt is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _HERE[:] = [work]
+
+
+def _measure_here(batch: Batch) -> list[PieceMeasured]:
+    return measure_batch(_HERE[0], batch)

@@ -22,7 +22,6 @@ SMALLEST_16, LARGEST_16, SUBNORMALS_16 = (
     np.float32(65504),
     np.float32(2.0**24),
 )
-INFINITE = 0x7F800000
 ZERO, HALF_EVEN, COMPARED = np.float32(0), 0, 1
 ADAPTIVE, FIXED = 0, 1
 FLIPS, CHANGES, OVERFLOWS = 0, 1, 2
@@ -295,37 +294,34 @@ def measure(
 
 
 @njit(**OPTIONS)
-def take_census(x, y, lowest, highest, counts, weights, moved):  # type: ignore[no-untyped-def]
-    """Add to the counts of `measuring.Census`.
+def take_census(x, y, lowest, highest, beyond, weights, moved):  # type: ignore[no-untyped-def]
+    """Add to the counts of `measuring.Census`, of finite weights.
 
     Args:
         x: float32 before.
         y: after.
         lowest: the end binades.
         highest: the other.
-        counts: int64 (3,): weights that are not finite; new weights that bfloat16 does not hold, and that float16 does
-            not.
+        beyond: int64 (2,): new weights that bfloat16 does not hold, and that float16 does not.
         weights: int64, by binade of the weight before.
         moved: int64, likewise.
     """
     bits, bits_new = x.view(np.int32), y.view(np.int32)
-    infinite, wide, wider = 0, 0, 0
+    wide, wider = 0, 0
     for i in range(len(x)):
         exponent = ((bits[i] >> 23) & 255) - 127
         exponent = min(max(exponent, lowest), highest) - lowest
         weights[exponent] += 1
         moved[exponent] += x[i] != y[i]
     for i in range(len(x)):
-        infinite += ((bits[i] & INFINITE) == INFINITE) | ((bits_new[i] & INFINITE) == INFINITE)
         wide += (bits_new[i] & 0xFFFF) != 0
         size = abs(y[i])
         fine = size * SUBNORMALS_16
         subnormal = (size < SMALLEST_16) & (fine == np.floor(fine))
         normal = (size >= SMALLEST_16) & (size <= LARGEST_16) & ((bits_new[i] & 0x1FFF) == 0)
         wider += not (subnormal | normal)
-    counts[0] += infinite
-    counts[1] += wide
-    counts[2] += wider
+    beyond[0] += wide
+    beyond[1] += wider
 
 
 def float_of(stored):  # type: ignore[no-untyped-def]

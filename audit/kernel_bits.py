@@ -19,11 +19,10 @@ from unforgotten.audit.kernel_lanes import I16, I32, I64, Lanes
 
 Array = NDArray[Any]
 OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
-WINDOW = (
-    16  # binades of a census that have a place of their own; the lowest of them holds all below
-)
+WINDOW = 32  # binades with a place of their own; the lowest of them holds all below
 TILE = 2048
-PAIRS = 1 << 10  # of two weights, each with its binade and whether it moved
+PAIR, SHIFT, SHIFT2, SHIFT3 = np.uint64(4095), np.uint64(16), np.uint64(32), np.uint64(48)
+PAIRS = 1 << 12  # of two weights, each with its binade and whether it moved
 
 
 def _bytes(kind: types.Array) -> int:
@@ -89,7 +88,7 @@ def find_extremes(order, ends, low, high):  # type: ignore[no-untyped-def]
 
 @intrinsic
 def _pairs(typing: Any, x: Any, y: Any, start: Any, groups: Any, lowest: Any, out: Any) -> Any:
-    """For each two neighbours `k | moved << 4` of both, ten bits, k in 0 … WINDOW - 1; whether a k is 0."""
+    """For each two neighbours `k | moved << 5` of both, twelve bits, k in 0 … WINDOW - 1; whether a k is 0."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         e = Lanes(b)
@@ -111,9 +110,9 @@ def _pairs(typing: Any, x: Any, y: Any, start: Any, groups: Any, lowest: Any, ou
             moved = b.and_(
                 b.icmp_signed("!=", old, new), b.icmp_signed("!=", sizes, e.every(vector, 0))
             )
-            k = b.or_(k, b.select(moved, e.every(vector, 16), e.every(vector, 0)))
+            k = b.or_(k, b.select(moved, e.every(vector, WINDOW), e.every(vector, 0)))
             two = b.bitcast(k, half)
-            two = b.and_(b.or_(two, b.lshr(two, e.every(half, 11))), e.every(half, PAIRS - 1))
+            two = b.and_(b.or_(two, b.lshr(two, e.every(half, 10))), e.every(half, PAIRS - 1))
             e.store(
                 b.trunc(two, ir.VectorType(I16, 16)), po, b.mul(loop.index, ir.Constant(I64, 16))
             )
@@ -138,15 +137,19 @@ def count_bfloat16(x, y, top, lowest, highest, weights, moved):  # type: ignore[
     """
     tallies = np.zeros((2, PAIRS), np.uint32)
     out = np.empty(TILE // 2, np.uint16)
+    words = out.view(np.uint64)
     base = top - WINDOW + 1
-    few = np.zeros((256, 2), np.int64)
+    few = np.zeros((256 + WINDOW, 2), np.int64)
     begin = 0
     while begin < len(x):
         groups = min(TILE, len(x) - begin) // 32
         below = _pairs(x, y, begin, groups, base, out)
-        for i in range(0, groups * 16, 2):
-            tallies[0, out[i]] += np.uint32(1)
-            tallies[1, out[i + 1]] += np.uint32(1)
+        for i in range(groups * 4):
+            word = words[i]
+            tallies[0, word & PAIR] += np.uint32(1)
+            tallies[1, (word >> SHIFT) & PAIR] += np.uint32(1)
+            tallies[0, (word >> SHIFT2) & PAIR] += np.uint32(1)
+            tallies[1, word >> SHIFT3] += np.uint32(1)
         scalar = begin + groups * 32
         end = min(begin + TILE, len(x))
         for i in range(begin if below else scalar, end):
@@ -157,9 +160,9 @@ def count_bfloat16(x, y, top, lowest, highest, weights, moved):  # type: ignore[
         begin = end
     for pair in range(PAIRS):
         n = np.int64(tallies[0, pair]) + np.int64(tallies[1, pair])
-        for one in (pair & 31, pair >> 5):
-            if one & 15:
-                few[base + (one & 15), one >> 4] += n
+        for one in (pair & 63, pair >> 6):
+            if one & 31:
+                few[base + (one & 31), one >> 5] += n
     for exponent in range(256):
         k = min(max(exponent - 127, lowest), highest) - lowest
         weights[k] += few[exponent, 0] + few[exponent, 1]
@@ -167,30 +170,46 @@ def count_bfloat16(x, y, top, lowest, highest, weights, moved):  # type: ignore[
 
 
 @intrinsic
-def _largest(typing: Any, x: Any, groups: Any) -> Any:
-    """The largest magnitude of 32 times `groups` bfloat16 weights, as bits."""
+def _largest(typing: Any, x: Any, start: Any, groups: Any) -> Any:
+    """The largest magnitude of 64 bytes times `groups` from `start` on, as bits."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
-        e, vector = Lanes(b), ir.VectorType(I16, 32)
+        e, bits = Lanes(b), 8 * _bytes(signature.args[0])
+        lane = ir.IntType(bits)
+        vector = ir.VectorType(lane, 512 // bits)
         pointer = context.make_array(signature.args[0])(context, b, value=args[0]).data
         large = cgutils.alloca_once_value(b, e.every(vector, 0))
-        with cgutils.for_range(b, args[1], intp=I64) as loop:
-            raw = e.load(pointer, vector, b.mul(loop.index, ir.Constant(I64, 32)))
-            size, old = b.and_(raw, e.every(vector, 0x7FFF)), b.load(large)
+        with cgutils.for_range(b, args[2], intp=I64) as loop:
+            at = b.add(args[1], b.mul(loop.index, ir.Constant(I64, vector.count)))
+            size = b.and_(e.load(pointer, vector, at), e.every(vector, 2 ** (bits - 1) - 1))
+            old = b.load(large)
             b.store(b.select(b.icmp_signed(">", size, old), size, old), large)
-        return b.zext(e.call("llvm.vector.reduce.smax.v32i16", I16, b.load(large)), I64)
+        return b.zext(
+            e.call(f"llvm.vector.reduce.smax.v{vector.count}i{bits}", lane, b.load(large)), I64
+        )
 
-    return types.int64(x, types.int64), codegen
+    return types.int64(x, types.int64, types.int64), codegen
 
 
 @njit(**OPTIONS)
-def largest_size(x):  # type: ignore[no-untyped-def]
-    """The bits of the largest magnitude of bfloat16 weights."""
-    groups = len(x) // 32
-    large = _largest(x, groups)
-    for i in range(groups * 32, len(x)):
-        large = max(large, np.int64(x[i] & 0x7FFF))
-    return large
+def find_largest(order, ends, size):  # type: ignore[no-untyped-def]
+    """The bits of the largest magnitude of each block.
+
+    Args:
+        order: int16 or int32, the bits of bfloat16 or float32 weights, blocks one after another.
+        ends: int64, where each block ends.
+        size: int64, what is filled, one entry a block.
+    """
+    lanes = 64 // order.itemsize
+    rest = (np.int64(1) << np.int64(8 * order.itemsize - 1)) - 1
+    start = 0
+    for k in range(len(ends)):
+        groups = (ends[k] - start) // lanes
+        large = _largest(order, start, groups)
+        for i in range(start + groups * lanes, ends[k]):
+            large = max(large, np.int64(order[i]) & rest)
+        size[k] = large
+        start = ends[k]
 
 
 def numbers_at(places: Array, bits: int) -> Array:
@@ -205,3 +224,11 @@ def extremes_of(stored: Array, ends: Array) -> tuple[Array, Array]:
     low, high = np.empty(len(ends), np.int64), np.empty(len(ends), np.int64)
     find_extremes(stored.view(np.int16 if bits == 16 else np.int32), ends, low, high)
     return numbers_at(low, bits), numbers_at(high, bits)
+
+
+def magnitudes_of(stored: Array, ends: Array) -> Array:
+    """The largest magnitude of each block of `stored`, uint16 (bfloat16) or float32, as float32."""
+    bits = 8 * stored.itemsize
+    size = np.empty(len(ends), np.int64)
+    find_largest(stored.view(np.int16 if bits == 16 else np.int32), ends, size)
+    return numbers_at(size, bits)

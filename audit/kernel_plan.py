@@ -194,29 +194,29 @@ def fit_blocks(extremes: Extremes, fmt: Format, *, tensor_absmax: float, partial
 
 
 def _applied(grid: Grid, fmt: Format, *, partial: bool) -> Blocks:
-    encoder = grid.encoder or grid
-    count = len(grid.scale)
-    scale = _column(grid.scale, count)
+    encoder, count = grid.encoder or grid, len(grid.scale)
+    scale, divisor = _column(grid.scale, count), _column(encoder.scale, count)
     if partial:
-        scale[-1] = np.maximum(scale[-1], np.float32(fmt.floor))
-    divide = np.full(count, fmt.arithmetic == "divide")
-    factor = _column(encoder.scale, count)
-    if partial:
-        factor[-1] = np.maximum(factor[-1], np.float32(fmt.floor))
+        scale[-1], divisor[-1] = (max(x[-1], np.float32(fmt.floor)) for x in (scale, divisor))
     with np.errstate(all="ignore"):
-        product, usable = ARITHMETICS[fmt.arithmetic](np.float32(1), factor, fmt)
-    whole = divide.copy()
-    if partial:
-        whole[-1] = True
+        factor, usable = ARITHMETICS[fmt.arithmetic](np.float32(1), divisor, fmt)
+    divide = np.full(count, fmt.arithmetic == "divide")
+    if divide[0]:
+        factor = np.where(usable, divisor, np.float32(1))
+    else:
+        factor = np.where(usable, factor, np.float32(0))
+        if partial:
+            divide[-1], factor[-1] = True, divisor[-1]
+    nothing = np.zeros(count, np.float32)
     return Blocks(
-        whole, np.broadcast_to(usable, count).copy(), np.where(whole, factor, product).astype(np.float32),
-        _column(encoder.low, count), _column(encoder.zero, count),
-        scale, _column(grid.zero, count), _column(grid.low, count),
+        divide, usable, factor, nothing if encoder.low is None else _column(encoder.low, count),
+        _column(encoder.zero, count), scale, _column(grid.zero, count),
+        nothing if grid.low is None else _column(grid.low, count),
     )  # fmt: skip
 
 
-def _column(values: Array | None, count: int) -> Array:
-    return np.zeros(count, np.float32) if values is None else values[:, 0].copy()
+def _column(values: Array, count: int) -> Array:
+    return np.array(np.broadcast_to(values[:, 0], count))
 
 
 def setters(extremes: Extremes, fmt: Format) -> tuple[Array, Array]:

@@ -23,15 +23,16 @@ from unforgotten.audit.kernel_lanes import (
 THRESHOLDS, LEVELS, LOWER, INVERSE, CODES, LIMITS = 0, 1, 2, 3, 4, 6  # rows of `narrow`
 UPWARD, DOWNWARD = 0, 1  # rows of `wide`
 INNER, UNIT, EDGE, AROUND, REACH, STEPS = range(6)  # of `constants`
-FACTOR, FACTOR_NEW, SCALE, SCALE_NEW, SETTER = range(5)  # of a block
-PARAMETERS, RECIPROCALS = 8, 2  # room for those of a block
 FLIPS, CHANGES, PINNED = range(3)  # of `counts`
 EXPECTED, SQUARES, SURVIVING, DOT, DELTA = range(5)  # of `sums`
 FRACTION = 12  # bits of the fraction of a bin
 TRASH = 256  # the bin of weights that have no place
+FACTORS, SCALES = ("factor", "factor_new"), ("scale", "scale_new")
+RECIPROCALS = ("reciprocal", "reciprocal_new")
+WHOLE = ("start", "groups", "block", "bins_at")
 NAMES = (
-    "x", "y", "start", "groups", "narrow", "wide", "constants", "parameters", "reciprocals", "block", "sums", "counts",
-    "bins", "near", "bins_at",
+    "x", "y", "start", "groups", "narrow", "wide", "constants", *FACTORS, *SCALES, *RECIPROCALS, "setter", "block",
+    "sums", "counts", "bins", "near", "bins_at",
 )  # fmt: skip
 
 
@@ -75,26 +76,24 @@ class _Part:
 
     def _load_block(self) -> None:
         b, e = self.b, self.e
-        offset = b.mul(self.arg["block"], self.at(PARAMETERS))
-
-        def parameter(k: int) -> Any:
-            return self.number("parameters", b.add(offset, self.at(k)))
-
-        def reciprocal(k: int) -> Any:
-            at = b.add(b.mul(self.arg["block"], self.at(RECIPROCALS)), self.at(k))
-            return self.number("reciprocals", at)
-
-        factors = [parameter(FACTOR + s) for s in range(self.grids)]
+        factors = [self.number(name, self.arg["block"]) for name in FACTORS[: self.grids]]
         self.factor = [e.spread(f, F32X) for f in factors]
         self.wide_factor = [e.spread(b.fpext(f, F64), F64X) for f in factors]
         self.reciprocal = [
-            e.spread(reciprocal(s), F64X) for s in range(self.grids if self.divide else 0)
+            e.spread(self.number(name, self.arg["block"]), F64X)
+            for name in (RECIPROCALS[: self.grids] if self.divide else ())
         ]
-        self.values = [
-            b.fmul(b.fmul(self.rows[LEVELS], e.spread(parameter(SCALE + s), F32X)), self.unit)
-            for s in range(self.grids)
+        scales = [
+            e.spread(self.number(name, self.arg["block"]), F32X) for name in SCALES[: self.grids]
         ]
-        self.setter = e.spread(parameter(SETTER), F32X)
+        self.values = [b.fmul(b.fmul(self.rows[LEVELS], scale), self.unit) for scale in scales]
+        self.setter = e.spread(self.number("setter", self.arg["block"]), F32X)
+        if (
+            self.same and not self.divide
+        ):  # a code unit is the same for both weights, so flips are counted by delta
+            self.steps = [
+                [b.fmul(half, self.wide_factor[0]) for half in step] for step in self.steps
+            ]
 
     def _load_sums(self) -> None:
         b, e = self.b, self.e
@@ -173,10 +172,8 @@ class _Part:
         for s in range(self.grids):
             ratio_new, v_new = self._ratio(y, y64, s)
             code_new = self._search(ratio_new)
-            if (
-                self.same and not self.divide
-            ):  # both products are exact, so this is their difference
-                shift = [b.fmul(d, self.wide_factor[0]) for d in delta]
+            if self.same and not self.divide:
+                shift = delta
             else:
                 shift = [b.fsub(new, old) for new, old in zip(v_new, v, strict=True)]
             self._expect(s, shift, slopes, pinned)
@@ -241,16 +238,18 @@ def _make(key: Any) -> Any:
 
     @intrinsic
     def part(
-        typing: Any, x: Any, y: Any, start: Any, groups: Any, narrow: Any, wide: Any, constants: Any, parameters: Any,
-        reciprocals: Any, block: Any, sums: Any, counts: Any, bins: Any, near: Any, bins_at: Any,
+        typing: Any, x: Any, y: Any, start: Any, groups: Any, narrow: Any, wide: Any, constants: Any, factor: Any,
+        factor_new: Any, scale: Any, scale_new: Any, reciprocal: Any, reciprocal_new: Any, setter: Any, block: Any,
+        sums: Any, counts: Any, bins: Any, near: Any, bins_at: Any,
     ) -> Any:  # fmt: skip
-        kinds = [x, y, start, groups, narrow, wide, constants, parameters, reciprocals, block, sums, counts, bins, near,
-                 bins_at]  # fmt: skip
-        whole = {"start", "groups", "block", "bins_at"}
-        kinds = [
-            types.int64 if name in whole else kind for name, kind in zip(NAMES, kinds, strict=True)
+        kinds = (
+            x, y, start, groups, narrow, wide, constants, factor, factor_new, scale, scale_new, reciprocal,
+            reciprocal_new, setter, block, sums, counts, bins, near, bins_at,
+        )  # fmt: skip
+        whole = [
+            types.int64 if name in WHOLE else kind for name, kind in zip(NAMES, kinds, strict=True)
         ]
-        return types.void(*kinds), codegen
+        return types.void(*whole), codegen
 
     return part
 
@@ -260,7 +259,7 @@ PARTS = {key: _make(key) for key in itertools.product((False, True), repeat=3)}
 
 x, y: uint16 (bfloat16) or float32; start: of the part; groups: of sixteen weights.
 narrow, wide, constants: of the format, see `kernel_tables.vector_rule`.
-parameters (blocks, PARAMETERS), reciprocals (blocks, RECIPROCALS): of all blocks; block: which.
+factor, scale, reciprocal (float64, where they divide), setter (absmax): of all blocks, of both grids; block: which.
 sums (grids, 5, 8), counts (grids, 3): fixed grid first, added to.
 bins, near: where to write from bins_at on.
 """

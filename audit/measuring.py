@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -18,6 +18,7 @@ from unforgotten.audit import kernel, kernel_bits
 from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.kernel_plan import (
+    EXTREMES,
     Blocks,
     Extremes,
     fit_blocks,
@@ -28,7 +29,8 @@ from unforgotten.audit.kernel_plan import (
     setters,
 )
 from unforgotten.audit.kernel_lanes import LANES
-from unforgotten.audit.kernel_tables import fits_registers, measure_registers
+from unforgotten.audit.kernel_registers import measure_registers
+from unforgotten.audit.kernel_tables import fits_registers
 from unforgotten.audit.measured import Setting, TensorMeasured
 from unforgotten.audit.pieces import PIECE_WEIGHTS, Layout, Piece, layout_of, pieces, read_flat
 from unforgotten.theory.dead_zone import BINADES, BinadeCounts
@@ -43,11 +45,18 @@ WHOLE = "hqq-proximal"
 
 
 class RefusedError(ValueError):
-    """A format cannot take a tensor; `format` is its name."""
+    """A format cannot take a tensor."""
 
     def __init__(self, fmt: str, reason: str) -> None:
-        super().__init__(reason)
-        self.format = fmt
+        super().__init__(fmt, reason)
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+    @property
+    def format(self) -> str:
+        """Its name."""
+        return str(self.args[0])
 
 
 class NotFiniteError(ValueError):
@@ -69,7 +78,6 @@ class Census(NamedTuple):
 
     weights: Array
     moved: Array
-    finite: bool
     in_bfloat16: bool
     in_float16: bool
 
@@ -155,7 +163,8 @@ def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout) -> Extreme
     low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
     low_first = np.zeros(count, bool)
     for piece in pieces(shape):
-        part = extremes(Weights(read_flat(checkpoint, name, *piece)), layout.ends(*piece))
+        weights = Weights(read_flat(checkpoint, name, *piece))
+        part = extremes(weights.stored, lambda w=weights: w.float32, layout.ends(*piece), EXTREMES)
         at = slice(layout.index_of(piece.start), layout.index_of(piece.stop - 1) + 1)
         larger = np.maximum(-part.low, part.high) > np.maximum(-low[at], high[at])
         low_first[at] = np.where(larger, part.low_first, low_first[at])
@@ -163,12 +172,27 @@ def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout) -> Extreme
     return Extremes(low, high, low_first)
 
 
-def extremes(weights: Weights, ends: Array, *, signed: bool = True) -> Extremes:
-    """Those of blocks that end at `ends`; which of the two comes first only where `signed`."""
-    low, high = kernel_bits.extremes_of(weights.stored, ends)
+def extremes(
+    stored: Array, numbers: Callable[[], Array], ends: Array, statistics: Set[str]
+) -> Extremes:
+    """Those of blocks that end at `ends`, as far as these statistics see them.
+
+    Where they see magnitudes only, the extremes are those of the magnitudes; which comes first is found only for
+    signed ones.
+
+    Args:
+        stored: see `Weights`.
+        numbers: gives the same as float32.
+        ends: where the blocks end.
+        statistics: of the formats.
+    """
     low_first = np.zeros(len(ends), bool)
-    if signed:
-        kernel.find_first(weights.float32, ends, low, high, low_first)
+    if statistics <= {"absmax", "none"}:
+        high = kernel_bits.magnitudes_of(stored, ends)
+        return Extremes(-high, high, low_first)
+    low, high = kernel_bits.extremes_of(stored, ends)
+    if "signed-absmax" in statistics:
+        kernel.find_first(numbers(), ends, low, high, low_first)
     return Extremes(low, high, low_first)
 
 
@@ -184,13 +208,10 @@ class Weights:
         """As numbers."""
         return widened(self.stored.view(BFLOAT16)) if self.stored.itemsize == 2 else self.stored
 
-    def part(self, at: slice) -> Weights:
-        """Some of them."""
-        return (
-            Weights(self.stored[at])
-            if self.stored.itemsize == 4
-            else Weights(self.stored[at].view(BFLOAT16))
-        )
+    @property
+    def largest(self) -> np.float32:
+        """The largest magnitude; nan or inf if one is."""
+        return np.float32(kernel_bits.magnitudes_of(self.stored, np.array([self.stored.size]))[0])
 
 
 def widened(raw: Array) -> Array:
@@ -211,35 +232,24 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     """
     spans = {fmt.name: _span(layout_of(fmt, task.shape), piece) for fmt in task.formats}
     stop = max(piece.stop, *(s.stop for s in spans.values()))
-    raw = [
-        read_flat(
-            c,
-            task.name,
-            piece.start,
-            stop,
-            _buffer(k, (stop - piece.start) * c.tensors[task.name].dtype.itemsize),
-        )
-        for k, c in enumerate(task.checkpoints)
-    ]
-    alike = raw[0].dtype == raw[1].dtype
-    x, y = (Weights(r, bits=alike) for r in raw)
-    census = take_census(x, y, piece.stop - piece.start)
-    if not census.finite:
+    x, y = _read(task, Piece(piece.start, stop))
+    cuts: dict[tuple[Layout, Piece], Cut] = {}
+    for fmt in task.formats:
+        key = layout_of(fmt, task.shape), spans[fmt.name]
+        cuts.setdefault(key, Cut(task, *key, (x, y), piece.start))
+    tops = _largest(piece, stop, x, y, cuts.values())
+    if not np.isfinite(tops).all():
         raise NotFiniteError  # the kernel makes a code of anything, and an address of a code
+    census = take_census(x, y, piece.stop - piece.start, tops[0])
     parts: dict[str, Part] = {}
     searched: dict[Setting, Survival] = {}
-    known: dict[tuple[Layout, Piece], _Cut] = {}
     for fmt in task.formats:
-        layout, span = layout_of(fmt, task.shape), spans[fmt.name]
-        key = layout, span
-        if key not in known:
-            at = slice(span.start - piece.start, span.stop - piece.start)
-            known[key] = _Cut(task, layout, span, x.part(at), y.part(at))
+        cut = cuts[layout_of(fmt, task.shape), spans[fmt.name]]
         with _refusing(fmt):
             if fits_kernel(fmt):
-                parts[fmt.name] = _measure(task, fmt, known[key])
+                parts[fmt.name] = _measure(task, fmt, cut)
             elif fmt.statistic != WHOLE:
-                w, w_new = (z.float32.reshape(-1, layout.size) for z in known[key].pair)
+                w, w_new = (z.reshape(-1, cut.layout.size) for z in cut.float32)
                 for grid in GRID_MODES:
                     searched[Setting(fmt.name, grid)] = survival(w, w_new, fmt, grid)
     added = (p.delta_sq for name, p in parts.items() if spans[name] == piece)
@@ -250,6 +260,7 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     return PieceMeasured(census, delta_sq, parts, searched)
 
 
+LEAST_BUFFER = 1 << 23  # from 4 MiB on numpy asks for huge pages
 _OWN = threading.local()
 
 
@@ -257,8 +268,31 @@ def _buffer(k: int, nbytes: int) -> NDArray[np.uint8]:
     """Memory of this thread for the k-th checkpoint, the same every time if it is large enough."""
     kept: dict[int, NDArray[np.uint8]] = _OWN.__dict__.setdefault("buffers", {})
     if k not in kept or kept[k].size < nbytes:
-        kept[k] = np.empty(nbytes, np.uint8)
+        kept[k] = np.empty(max(nbytes, LEAST_BUFFER), np.uint8)
     return kept[k]
+
+
+def _read(task: TensorTask, piece: Piece) -> tuple[Weights, Weights]:
+    """The weights before and after; as bits only if both are bfloat16."""
+    infos = [c.tensors[task.name] for c in task.checkpoints]
+    alike = infos[0].dtype == infos[1].dtype
+    size = piece.stop - piece.start
+    before, after = (
+        Weights(read_flat(c, task.name, *piece, _buffer(k, size * info.dtype.itemsize)), bits=alike)
+        for k, (c, info) in enumerate(zip(task.checkpoints, infos, strict=True))
+    )
+    return before, after
+
+
+def _largest(
+    piece: Piece, stop: int, x: Weights, y: Weights, cuts: Iterable[Cut]
+) -> tuple[np.float32, np.float32]:
+    """The largest magnitude before and after, from extremes that are found anyway where those are of the whole piece."""
+    for cut in cuts:
+        if cut.span == piece and stop == piece.stop and cut.layout.size <= PIECE_WEIGHTS:
+            before, after = (np.maximum(-e.low, e.high).max() for e in cut.extremes)
+            return before, after
+    return x.largest, y.largest
 
 
 def _span(layout: Layout, piece: Piece) -> Piece:
@@ -268,22 +302,46 @@ def _span(layout: Layout, piece: Piece) -> Piece:
     return Piece(layout.first_from(piece.start), layout.first_from(piece.stop))
 
 
-class _Cut:
-    """The blocks of one layout in a piece: their weights, where they end, and their extremes."""
+class Cut:
+    """The blocks of one layout in a piece: where they end, their weights, and their extremes."""
 
     def __init__(
-        self, task: TensorTask, layout: Layout, span: Piece, x: Weights, y: Weights
+        self,
+        task: TensorTask,
+        layout: Layout,
+        span: Piece,
+        pair: tuple[Weights, Weights],
+        origin: int,
     ) -> None:
-        self.task, self.layout, self.span, self.pair = task, layout, span, (x, y)
+        self.task, self.layout, self.span, self._pair = task, layout, span, pair
         empty = span.start >= span.stop
+        self._at = slice(span.start - origin, max(span.stop, span.start) - origin)
         self.ends = np.empty(0, np.int64) if empty else layout.ends(*span)
+
+    @property
+    def stored(self) -> tuple[Array, Array]:
+        """As the kernels read them."""
+        return self._pair[0].stored[self._at], self._pair[1].stored[self._at]
+
+    @property
+    def float32(self) -> tuple[Array, Array]:
+        """As numbers."""
+        return self._pair[0].float32[self._at], self._pair[1].float32[self._at]
 
     @cached_property
     def extremes(self) -> tuple[Extremes, Extremes]:
         """Of the blocks before and after."""
         if self.layout.size <= PIECE_WEIGHTS:
-            signed = any(fmt.statistic == "signed-absmax" for fmt in self.task.formats)
-            before, after = (extremes(w, self.ends, signed=signed) for w in self.pair)
+            seen = {
+                f.statistic
+                for f in self.task.formats
+                if layout_of(f, self.task.shape) == self.layout
+            }
+            pairs = zip(self.stored, self._pair, strict=True)
+            before, after = (
+                extremes(stored, lambda w=w: w.float32[self._at], self.ends, seen)
+                for stored, w in pairs
+            )
             return before, after
         first, last = (self.layout.index_of(at) for at in (self.span.start, self.span.stop - 1))
         before, after = (
@@ -304,7 +362,7 @@ class _Cut:
         return count if len(self.ends) == -(-int(self.ends[-1]) // size) else 0
 
 
-def _measure(task: TensorTask, fmt: Format, cut: _Cut) -> Part:
+def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
     part = Part(
         np.zeros((2, 3), np.int64), np.zeros((2, 4)), np.zeros(kernel.BINS, np.int64), math.nan
     )
@@ -316,7 +374,7 @@ def _measure(task: TensorTask, fmt: Format, cut: _Cut) -> Part:
     first = cut.whole_groups if fits_registers(fmt) and not check else 0
     if first:
         size = cut.layout.size
-        stored = tuple(w.stored[: first * size] for w in cut.pair)
+        stored = tuple(w[: first * size] for w in cut.stored)
         head = [Blocks(*(p[:first] for p in blocks)) for blocks in (before, after)]
         found = measure_registers(stored, size, fmt, *head, cut.extremes[0], same[:first])
         delta_sq = found.delta_sq if first == len(cut.ends) else math.nan
@@ -325,7 +383,7 @@ def _measure(task: TensorTask, fmt: Format, cut: _Cut) -> Part:
         skip = first * cut.layout.size
         rest = [Blocks(*(p[first:] for p in blocks)) for blocks in (before, after)]
         kernel.measure(
-            cut.pair[0].float32[skip:], cut.pair[1].float32[skip:], cut.ends[first:] - skip, *rest, same[first:],
+            *(w[skip:] for w in cut.float32), cut.ends[first:] - skip, *rest, same[first:],
             *(s[first:] for s in setters(cut.extremes[0], fmt)), rule_of(fmt), check, *part[:3],
         )  # fmt: skip
     if part.counts[:, kernel.OVERFLOWS].any():
@@ -333,7 +391,7 @@ def _measure(task: TensorTask, fmt: Format, cut: _Cut) -> Part:
     return part
 
 
-def _fit(task: TensorTask, fmt: Format, cut: _Cut, which: int) -> Blocks:
+def _fit(task: TensorTask, fmt: Format, cut: Cut, which: int) -> Blocks:
     total = math.prod(task.shape)
     largest = math.nan
     if fmt.tensor_range:
@@ -343,26 +401,21 @@ def _fit(task: TensorTask, fmt: Format, cut: _Cut, which: int) -> Blocks:
     return fit_blocks(cut.extremes[which], fmt, tensor_absmax=largest, partial=partial)
 
 
-def take_census(x: Weights, y: Weights, size: int) -> Census:
-    """Count what needs no format, of the first `size` weights; whether all are finite.
+def take_census(x: Weights, y: Weights, size: int, largest: np.float32) -> Census:
+    """Count what needs no format, of the first `size` weights, which are finite.
 
-    See `theory.dead_zone.count_binades` for the binades.
+    See `theory.dead_zone.count_binades` for the binades. `largest` is at least their largest magnitude before.
     """
     weights, moved = np.zeros(len(BINADES), np.int64), np.zeros(len(BINADES), np.int64)
+    before, after = x.stored[:size], y.stored[:size]
     ends = BINADES[0], BINADES[-1]
     if x.stored.itemsize == 2:
-        tops = [int(kernel_bits.largest_size(w.stored)) >> 7 for w in (x, y)]
-        finite = max(tops) < 255
-        if finite:
-            kernel_bits.count_bfloat16(
-                x.stored[:size], y.stored[:size], tops[0], *ends, weights, moved
-            )
-        return Census(weights, moved, finite, True, False)
-    counts = np.zeros(3, np.int64)
-    kernel.take_census(x.stored[:size], y.stored[:size], *ends, counts, weights, moved)
-    infinite, beyond_bfloat16, beyond_float16 = (int(n) for n in counts)
-    finite = not infinite and all(bool(np.isfinite(w.stored[size:]).all()) for w in (x, y))
-    return Census(weights, moved, finite, not beyond_bfloat16, not beyond_float16)
+        top = int(largest.view(np.uint32)) >> 23
+        kernel_bits.count_bfloat16(before, after, top, *ends, weights, moved)
+        return Census(weights, moved, True, False)
+    beyond = np.zeros(2, np.int64)
+    kernel.take_census(before, after, *ends, beyond, weights, moved)
+    return Census(weights, moved, not beyond[0], not beyond[1])
 
 
 def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMeasured:

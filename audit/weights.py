@@ -100,7 +100,7 @@ def weights_leg(
         unlearned: after it.
         formats: names of formats; a name that comes twice counts once.
         progress: called before each tensor.
-        jobs: threads that share the work, >= 1.
+        jobs: processes that share the work, >= 1.
         ray: address of a Ray cluster that shares the tensors instead.
 
     Raises:
@@ -124,11 +124,10 @@ def weights_leg(
         if progress is not None:
             progress(name, len(kept) + done, total)
 
-    from unforgotten.audit.jobs import measure_tensors
+    from unforgotten.audit.jobs import Work, measure_tensors
 
-    measured = measure_tensors(
-        target, unlearned, names.quantized, known, report, jobs=jobs, ray=ray
-    )
+    work = Work(target, unlearned, tuple(known))
+    measured = measure_tensors(work, names.quantized, report, jobs=jobs, ray=ray)
     tensors = [
         _tensor_leg(target, unlearned, name, found)
         for name, found in zip(names.quantized, measured, strict=True)

@@ -1,0 +1,46 @@
+"""Loads the compiled kernels, by measuring a few weights on import: what a worker is forked from."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from unforgotten.audit.headers import TensorInfo
+from unforgotten.audit.measuring import measure_piece, tensor_task
+from unforgotten.audit.pieces import pieces
+from unforgotten.theory.formats import format_named
+
+FORMATS = ("nf4-b64", "int4-row", "int8-row", "fp8-row", "q4_0")
+
+
+class Few:
+    """A checkpoint of one small tensor, in memory."""
+
+    source, revision = "memory", None
+
+    def __init__(self, w: NDArray[Any]) -> None:
+        self.w = w
+        self.tensors = {"w": TensorInfo(Path("memory"), w.dtype, w.shape)}
+
+    def read(self, name: str) -> NDArray[Any]:
+        """See `Checkpoint.read`."""
+        return self.w
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """See `Checkpoint.read_rows`."""
+        return self.w[start:stop]
+
+    def sha256(self) -> str:
+        """No file, no digest."""
+        return ""
+
+
+for dtype in (ml_dtypes.bfloat16, np.float32):
+    few = Few(np.arange(-128, 128).reshape(2, 128).astype(dtype))
+    task = tensor_task(few, few, "w", [format_named(name) for name in FORMATS])
+    for piece in pieces(task.shape):
+        measure_piece(task, piece)

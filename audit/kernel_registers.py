@@ -1,0 +1,171 @@
+"""Drives `kernel_vector` over the blocks of a piece, and counts the places of its weights."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from unforgotten.audit import kernel_lanes, kernel_vector
+from unforgotten.audit.kernel import float_of
+from unforgotten.audit.kernel_lanes import LANES
+from unforgotten.audit.kernel_plan import Blocks, Extremes, rule_of
+from unforgotten.audit.kernel_tables import BINS, vector_rule
+from unforgotten.audit.kernel_vector import (
+    DELTA, DOT, EXPECTED, PARTS, SQUARES, SURVIVING, THRESHOLDS, TRASH,
+)  # fmt: skip
+from unforgotten.theory.formats import Format
+
+Array = NDArray[Any]
+TILE = 1024
+PLACE, SHIFT, SHIFT2, SHIFT3 = np.uint64(0xFFFF), np.uint64(16), np.uint64(32), np.uint64(48)
+# by whether they multiply or divide, and look for the code in a bucket
+KEEPS_M, MOVES_M = PARTS[False, True, False], PARTS[False, False, False]
+KEEPS_MB, MOVES_MB = PARTS[False, True, True], PARTS[False, False, True]
+KEEPS_D, MOVES_D = PARTS[True, True, False], PARTS[True, False, False]
+KEEPS_DB, MOVES_DB = PARTS[True, True, True], PARTS[True, False, True]
+
+
+class Totals(NamedTuple):
+    """What `kernel.measure` adds up, of some blocks; and the squared length of delta."""
+
+    counts: Array
+    sums: Array
+    bins: Array
+    delta_sq: float
+
+
+def measure_registers(
+    pair: tuple[Array, Array], size: int, fmt: Format, before: Blocks, after: Blocks, extremes: Extremes, same: Array
+) -> Totals:  # fmt: skip
+    """Whole blocks of `size`, a multiple of LANES, in a format that `fits_registers`.
+
+    Args:
+        pair: weights before and after, uint16 (bfloat16) or float32.
+        size: of a block.
+        fmt: the format.
+        before: fitted to the first.
+        after: fitted to the second.
+        extremes: of the first.
+        same: where the grids agree.
+    """
+    rule = rule_of(fmt)
+    kept, moved = np.zeros((1, 5, 8)), np.zeros((2, 5, 8))
+    kept_n, moved_n = np.zeros((1, 3), np.int64), np.zeros((2, 3), np.int64)
+    bins = np.zeros(BINS, np.int64)
+    measure_blocks(
+        *pair, size, vector_rule(fmt), rule.width, rule.lower, before.usable, bool(before.divide[0]), same,
+        before.factor, after.factor, before.scale, after.scale, _reciprocals(before), _reciprocals(after),
+        np.maximum(-extremes.low, extremes.high), kept, moved, kept_n, moved_n, bins,
+    )  # fmt: skip
+    sums, counts = kept.sum(axis=2) + moved.sum(axis=2), kept_n + moved_n  # fixed, adaptive
+    expected, squares = sums[:, EXPECTED], sums[:, SQUARES]
+    flips, changes, pinned = counts.T
+    return Totals(
+        np.stack([flips, changes, np.zeros_like(flips)], axis=1)[::-1].copy(),
+        np.stack([expected + pinned, expected - squares, sums[:, SURVIVING], sums[:, DOT]], axis=1)[::-1].copy(),
+        bins, float(sums[0, DELTA]),
+    )  # fmt: skip
+
+
+def _reciprocals(blocks: Blocks) -> Array:
+    """Float64 1 / factor of every block that divides, 0 where the scale says nothing, so that ratios are 0."""
+    if not blocks.divide[0]:
+        return np.zeros(1)
+    with np.errstate(divide="ignore"):
+        return np.where(blocks.usable, 1 / blocks.factor.astype(np.float64), 0)
+
+
+@njit(nogil=True, cache=True, error_model="numpy")
+def _exact_bin(stored, divide, factor, usable, narrow, lower, width):  # type: ignore[no-untyped-def]
+    """The bin of one weight by the operations of `kernel.measure`."""
+    w = float_of(stored)
+    ratio, v = w * factor, np.float64(w) * np.float64(factor)
+    if divide:
+        ratio, v = w / factor, np.float64(w) / np.float64(factor)
+    if not usable:
+        ratio, v = np.float32(0), 0.0
+    code = 0
+    for k in range(LANES - 1):
+        code += ratio > narrow[THRESHOLDS, k]
+    place = (v - lower[code]) / width[code]
+    return np.uint16(min(max(place, 0.0) * BINS, BINS - 1.0))
+
+
+def _compiled(stamp: str) -> Any:
+    """The driver. The stamp of the code that it inlines is a part of it, so that its cache knows when that changes."""
+
+    # fmt: off
+    @njit(nogil=True, cache=True, error_model="numpy")
+    def measure_blocks(  # type: ignore[no-untyped-def]
+        x, y, size, rule, width, lower, usable, divide, same, f, f_new, s, s_new, r, r_new, setter, kept, moved, kept_n,
+        moved_n, bins,
+    ):
+        stamp  # noqa: B018
+        narrow, wide, constants, bucketed = rule
+        places, near = np.empty(TILE, np.uint16), np.empty(TILE // LANES, np.uint16)
+        words = places.view(np.uint64)
+        tallies = np.zeros((4, TRASH + 1), np.uint32)
+        total = len(x)
+        begin = 0
+        while begin < total:
+            end = min(begin + (TILE // size * size if size <= TILE else TILE), total)
+            at = begin
+            while at < end:
+                block = at // size
+                n = min((block + 1) * size, end) - at
+                g, out = n // LANES, at - begin
+                if divide and bucketed:
+                    if same[block]:
+                        KEEPS_DB(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, kept, kept_n, places, near, out)
+                    else:
+                        MOVES_DB(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, moved, moved_n, places, near, out)
+                elif divide:
+                    if same[block]:
+                        KEEPS_D(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, kept, kept_n, places, near, out)
+                    else:
+                        MOVES_D(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, moved, moved_n, places, near, out)
+                elif bucketed:
+                    if same[block]:
+                        KEEPS_MB(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, kept, kept_n, places, near, out)
+                    else:
+                        MOVES_MB(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, moved, moved_n, places, near, out)
+                else:
+                    if same[block]:
+                        KEEPS_M(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, kept, kept_n, places, near, out)
+                    else:
+                        MOVES_M(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, moved, moved_n, places, near, out)
+                at += n
+            for group in range((end - begin) // LANES):
+                if near[group]:
+                    for k in range(LANES):
+                        if (near[group] >> k) & 1:
+                            i = group * LANES + k
+                            b = (begin + i) // size
+                            places[i] = _exact_bin(x[begin + i], divide, f[b], usable[b], narrow, lower, width)
+            for i in range((end - begin) // 4):
+                word = words[i]
+                tallies[0, word & PLACE] += np.uint32(1)
+                tallies[1, (word >> SHIFT) & PLACE] += np.uint32(1)
+                tallies[2, (word >> SHIFT2) & PLACE] += np.uint32(1)
+                tallies[3, word >> SHIFT3] += np.uint32(1)
+            begin = end
+        for k in range(4):
+            for i in range(BINS):
+                bins[i] += tallies[k, i]
+
+    # fmt: on
+    return measure_blocks
+
+
+def _stamp() -> str:
+    """A digest of the code that the driver inlines."""
+    sources = (Path(m.__file__ or "").read_bytes() for m in (kernel_lanes, kernel_vector))
+    return hashlib.sha256(b"".join(sources)).hexdigest()
+
+
+measure_blocks = _compiled(_stamp())
