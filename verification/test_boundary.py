@@ -240,17 +240,20 @@ def test_adaptive_error__is_the_chance_that_another_comes_within_two_updates() -
 
 @pytest.mark.parametrize("delta", [0.1, 0.7, 3.0])
 def test_block_law__knows_where_a_shrinking_absmax_goes(delta: float) -> None:
-    """Probabilities add up to 1, and the mean is that of simulated blocks, within half the width of a node."""
+    """Nodes are the middles of equal steps, probabilities add up to 1, the mean is that of simulated blocks."""
     a, size = 2.0, 8
+    width = 2 * min(a, delta) / OVERTAKING_NODES
     nodes = _successors(Gaussian(1.0), one_absmax(a, size), delta, outward=False, mode="adaptive")
     values, chance = np.array([(float(v[0]), float(p[0])) for v, p in nodes]).T
     assert abs(chance.sum() - 1) <= len(nodes) * 2.0**-53  # a telescope of differences
     assert (chance >= 0).all()
+    middles = abs(a - delta) + (np.arange(OVERTAKING_NODES) + 0.5) * width
+    assert values == pytest.approx([abs(a - delta), *middles], rel=16 * 2.0**-53)
     rng = rng_for("successors", delta)
     inside = rng.random((TRIALS, size - 1)) * math.erf(a / math.sqrt(2))
     others = special.ndtri(special.ndtr(-a) + inside)
     moved = np.abs(others + delta * rng.choice([-1.0, 1.0], others.shape)).max(axis=1)
-    largest, width = a + delta, 2 * min(a, delta) / OVERTAKING_NODES
+    largest = a + delta
     assert_mean(
         np.maximum(moved, abs(a - delta)) / largest,
         float(chance @ values) / largest,

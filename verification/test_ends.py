@@ -32,6 +32,7 @@ from unforgotten.theory.motion import (
 from unforgotten.theory.motion_fit import observed_moves, step_ratio
 from unforgotten.theory.preimages import LARGEST, block_box, same_scale
 from unforgotten.theory.regimes import on_grid_survivor
+from unforgotten.theory.rounding import half_away
 from unforgotten.theory.wash import permutation_wash_test
 
 TINY = np.float32(2.0**-149)
@@ -230,3 +231,10 @@ def test_block_box__of_a_scale_of_0_is_free_whatever_zeros_come_first() -> None:
     w[0, 5] = 3 * TINY
     box = block_box(w, format_named("q4_0"))
     assert (box.lower[0, 5], box.upper[0, 5]) == (-4 * TINY, 4 * TINY)
+
+
+def test_half_away__adds_the_zero_point_to_the_rounded_ratio() -> None:
+    """1.5 is 2 and -2.5 is -3 before 1 is added; no format of this rounding has a zero point so far."""
+    fmt = format_named("q8_0")
+    index = half_away(group(1.5, -2.5, 0.25), group(1), fmt)
+    assert (index + fmt.levels[0]).tolist() == [[3, -2, 1]]

@@ -56,6 +56,13 @@ def test_certified_tokens__are_all_that_can_be(logits: NDArray[Any], change: flo
     assert certain == safe
 
 
+def test_certified_tokens__leave_two_roundings_of_the_gap_uncertified() -> None:
+    """A gap of 1 less two roundings of it, the difference and the product, is what must exceed 2 c."""
+    logits, least = np.array([1.0, 0.0]), 1 - 2 * U64
+    assert not certified_tokens(logits, least / 2)
+    assert certified_tokens(logits, np.nextafter(least, 0) / 2)
+
+
 @given(st.integers(2, 12), st.integers(0, 2**32), st.floats(-5, 5))
 def test_certified_tokens__half_the_spread_serves_and_is_no_larger(
     n: int, seed: int, shift: float

@@ -105,6 +105,7 @@ def test_false_discoveries__the_simulation_sees_p_values_that_are_too_small() ->
         ("p must be a vector", [], 0.1), ("p must be a vector", [[0.1]], 0.1),
         ("p must be in", [1.1], 0.1), ("p must be in", [np.nan], 0.1), ("p must be in", [-0.1], 0.1),
         ("level must be in", [0.1], 0.0), ("level must be in", [0.1], 1.0),
+        ("level must be in", [0.1], 2.0),
     ],
 )  # fmt: skip
 def test_false_discoveries__refuses(message: str, p: Any, level: float) -> None:

@@ -52,7 +52,7 @@ def test_on_grid_gain__runs_from_0_to_1() -> None:
     assert gains[0] == pytest.approx(1.0, rel=1e-12)
     assert gains[-1] < 1e-40
     assert on_grid_gain(3.0, 6.0) == pytest.approx(on_grid_gain(1.0, 2.0), rel=ROUNDINGS)
-    for bad in (0.0, math.nan):
+    for bad in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="spread must be positive"):
             on_grid_gain(bad, 1.0)
 

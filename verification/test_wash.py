@@ -258,6 +258,17 @@ def test_exact_wash_test__falls_back_where_the_law_is_too_long() -> None:
     assert exact_wash_test(100, np.full(n, 0.0)).p <= 2.0**-900
 
 
+@pytest.mark.parametrize("flips", [10, (1 << 16) - 10])
+def test_exact_wash_test__costs_by_the_rarer_of_flips_and_stays(flips: int) -> None:
+    """Of 65,536 weights: ten flips, or all but ten, are counted exactly, and so below Hoeffding's bound."""
+    n = 1 << 16
+    p = np.full(n, 1e-4 if flips < n / 2 else 1 - 1e-4)
+    exact = exact_wash_test(flips, p)
+    bound = wash_test(flips, float(p.sum()), float((p * (1 - p)).sum()), n)
+    assert n * (n - 10) > EXACT_OPERATIONS
+    assert exact.p < 0.9 * bound.p
+
+
 @pytest.mark.parametrize(
     ("message", "flips", "p"),
     [
