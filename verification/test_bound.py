@@ -18,6 +18,7 @@ from unforgotten.theory.bound import (
 )
 from unforgotten.theory.bound_text import lines
 from unforgotten.theory.formats import format_named
+from unforgotten.theory.optimizers import frozen_magnitude
 
 STEP_OF_BISECTION = 2e-3  # brentq is asked for 1e-3 of lr
 
@@ -126,3 +127,13 @@ def test_bound__finds_an_lr_that_just_meets_the_wish_at_the_end_of_its_range() -
 
     setup: Any = SimpleNamespace(predict=predict, density=SimpleNamespace(scale=1.0))
     assert _smallest_lr(setup, 0.5, None) == LR_RANGE[1]
+
+
+def test_bound__certain_dead_zone_is_that_of_the_last_step() -> None:
+    """AdamW's largest step grows with the steps, from c_1 = 1 toward 7.27 at the defaults: by two binades or more."""
+    zones = {}
+    for steps in (1, 1000):
+        answer = bound(Question("int4-row", 1.0, 1e-4, steps, optimizer="adamw"))
+        zones[steps] = frozen_magnitude("adamw", 1e-4, steps, "bfloat16")
+        assert answer.certain_dead_zone == zones[steps]
+    assert zones[1000] >= 4 * zones[1]
