@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -53,8 +54,8 @@ def audit_pair(
     Raises:
         ValueError: the input breaks a rule (`CheckpointError`), a format is unknown, or `out` is a file.
     """
-    if out is not None and out.exists() and not out.is_dir():
-        raise ValueError(f"out must be a directory, got out={str(out)!r}")
+    if out is not None:
+        _check_out(out)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got jobs={jobs}")
     before, after = open_pair(target, unlearned)
@@ -71,6 +72,15 @@ def audit_pair(
     if out is not None:
         result["files"] = write_audit(result, rows, out)
     return result
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a directory that could not be made, before anything is read."""
+    if "\0" in str(out):
+        raise ValueError(f"out must be a path, got out={str(out)!r}")
+    first = next((p for p in (out, *out.parents) if os.path.lexists(p)), None)
+    if first is not None and not first.is_dir():
+        raise ValueError(f"out must be a directory, or one that can be made, got out={str(out)!r}")
 
 
 def _code_leg(

@@ -1,0 +1,160 @@
+"""Bad options of `unforgotten audit`: code 2, one line that says the rule, nothing written and nothing read."""
+
+from __future__ import annotations
+
+import importlib.util
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from unforgotten import cli
+from unforgotten.audit import audit_pair
+
+Options = Callable[[Path], list[str]]
+WAIT_SECONDS = 60.0
+
+
+def save(folder: Path, w: np.ndarray[Any, Any]) -> None:
+    folder.mkdir()
+    save_file({"layers.0.weight": w}, folder / "model.safetensors")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    w = np.random.default_rng(0).normal(size=(16, 64)).astype(np.float32)
+    save(tmp_path / "t", w)
+    save(tmp_path / "u", (w + 0.01).astype(np.float32))
+    (tmp_path / "file").write_text("a file")
+    (tmp_path / "folder").mkdir()
+    return tmp_path
+
+
+def run(root: Path, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.chdir(root)
+    monkeypatch.setattr(sys, "argv", ["unforgotten", "audit", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0)
+
+
+BAD: dict[str, tuple[list[str], list[str]]] = {
+    "no arguments": ([], ["target"]),
+    "one model": (["t"], ["unlearned"]),
+    "three models": (["t", "u", "v"], ["v"]),
+    "unknown option": (["t", "u", "--nonsense"], ["--nonsense"]),
+    "no format": (["t", "u", "--formats", ""], ["--formats", "at least one"]),
+    "only commas": (["t", "u", "--formats", ",,"], ["--formats", "at least one"]),
+    "unknown format": (["t", "u", "--formats", "int4-g64,q9"], ["format", "q9"]),
+    "format of nine bits": (["t", "u", "--formats", "int9-row"], ["int9-row"]),
+    "group of zero": (["t", "u", "--formats", "int4-g0"], ["int4-g0"]),
+    "format with a space": (["t", "u", "--formats", "int4-g64, nf4-b64"], ["' nf4-b64'"]),
+    "format of a library": (["t", "u", "--formats", "bnb:nf4-b64"], ["bnb:nf4-b64"]),
+    "unknown verdict": (["t", "u", "--fail-on", "maybe"], ["--fail-on", "maybe"]),
+    "verdict in capitals": (["t", "u", "--fail-on", "Undone"], ["--fail-on", "Undone"]),
+    "no texts": (["t", "u", "--texts", "none.txt"], ["--texts", "none.txt"]),
+    "texts are a directory": (["t", "u", "--texts", "folder"], ["--texts", "folder"]),
+    "no benchmark": (["t", "u", "--benchmark", "none"], ["--benchmark", "none"]),
+    "benchmark is a file": (["t", "u", "--benchmark", "file"], ["--benchmark", "file"]),
+    "no retrained model": (["t", "u", "--retrained", "none"], ["--retrained", "none"]),
+    "retrained without a benchmark": (["t", "u", "--retrained", "t"], ["--retrained", "--benchmark"]),
+    "no jobs": (["t", "u", "--jobs", "0"], ["--jobs", "at least 1"]),
+    "jobs below none": (["t", "u", "--jobs", "-3"], ["--jobs", "-3"]),
+    "jobs in words": (["t", "u", "--jobs", "many"], ["--jobs", "integer"]),
+    "half a job": (["t", "u", "--jobs", "1.5"], ["--jobs", "integer"]),
+    "no address": (["t", "u", "--ray", " "], ["--ray", "address"]),
+    "out is a file": (["t", "u", "--out", "file"], ["out", "file"]),
+    "out below a file": (["t", "u", "--out", "file/x/y"], ["out", "file"]),
+    "out without a name": (["t", "u", "--out", "a\x00b"], ["out"]),
+    "no target": (["none", "u"], ["none"]),
+    "no unlearned": (["t", "none"], ["none"]),
+    "empty target": (["", "u"], ["must"]),
+    "target is a text": (["file", "u"], ["file"]),
+    "target is empty": (["folder", "u"], ["folder", "model.safetensors"]),
+    "target with a newline": (["no\nne", "u"], ["no\\nne"]),
+    "adapter without a base": (["t", "folder::t"], ["folder", "adapter"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_usage_is_one_line_and_writes_nothing(
+    kind: str, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments, words = BAD[kind]
+    before = sorted(root.rglob("*"))
+    assert run(root, arguments, monkeypatch) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.strip().isprintable()
+    assert not [word for word in words if word not in err], err
+    assert sorted(root.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("option", "extra", "missing"),
+    [("--texts", "experiments", "torch"), ("--ray", "ray", "ray")],
+)
+def test_a_missing_extra_is_named(
+    option: str, extra: str, missing: str, root: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *a: None if name == missing else real(name, *a)
+    )
+    value = "file" if option == "--texts" else "auto"
+    assert run(root, ["t", "u", option, value], monkeypatch) == 2
+    assert f"{missing} is missing: pip install 'unforgotten[{extra}]'" in capsys.readouterr().err
+    assert not (root / "audits").exists()
+
+
+def test_out_is_checked_before_a_weight_is_read(root: Path) -> None:
+    for out in ("file", "file/x"):
+        with pytest.raises(ValueError, match="out must be a directory"):
+            audit_pair(root / "none", root / "none", None, root / out)
+    with pytest.raises(ValueError, match="jobs must be at least 1, got jobs=0"):
+        audit_pair(root / "none", root / "none", jobs=0)
+
+
+def test_progress_is_silent_where_standard_error_is_no_terminal(root: Path) -> None:
+    command = [sys.executable, "-m", "unforgotten.cli", "audit", "t", "u", "--json"]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=root)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("{")
+
+
+def test_a_signal_while_the_audit_runs_ends_with_130_and_one_line(root: Path) -> None:
+    """A real process and a real signal, while it reads a file that never ends to be read: a pair that it waits on."""
+    script = (
+        "import time, signal, sys\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
+        "import unforgotten.audit.run as run\n"
+        "def wait(*a, **k):\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(600)\n"
+        "run.weights_leg = wait\n"
+        "sys.argv = ['unforgotten', 'audit', 't', 'u', '--out', 'out']\n"
+        "from unforgotten.cli import main\n"
+        "main()\n"
+    )
+    process = subprocess.Popen(
+        [sys.executable, "-c", script], cwd=root, text=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=WAIT_SECONDS)
+    finally:
+        process.kill()
+    assert process.returncode == 130
+    assert err == "interrupted; nothing was written\n"
+    assert not (root / "out").exists()
