@@ -121,7 +121,7 @@ def _fitted(probes: Probes, settings: Settings, context: int) -> tuple[Probes, S
         "forget_prompts": context - settings.evaluation.answer_tokens,
         "retain_prompts": context - settings.evaluation.answer_tokens,
     }
-    changed: dict[str, list[list[int]]] = {}
+    changed: dict[str, Any] = {}
     for name in (*PROMPTS, *DOCUMENTS):
         room, rows = rooms.get(name, context), getattr(probes, name)
         if room < LEAST_ITEMS:
