@@ -354,12 +354,12 @@ class Cut:
 
     @property
     def whole_groups(self) -> int:
-        """How many of the blocks have the layout's size, if that is a multiple of LANES and all but the last have it."""
+        """How many blocks there are before a last, partial one; 0 unless they are regular, and multiples of LANES."""
         size = self.layout.size
-        if size > PIECE_WEIGHTS or size % LANES or not len(self.ends):
+        one_line = self.layout.line == math.prod(self.task.shape)
+        if not one_line or size % LANES or size > PIECE_WEIGHTS or not len(self.ends):
             return 0
-        count = int(self.ends[-1]) // size
-        return count if len(self.ends) == -(-int(self.ends[-1]) // size) else 0
+        return int(self.ends[-1]) // size
 
 
 def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
@@ -397,7 +397,8 @@ def _fit(task: TensorTask, fmt: Format, cut: Cut, which: int) -> Blocks:
     if fmt.tensor_range:
         whole = task.wide[Layout(total, total)][which]
         largest = float(max(-whole.low[0], whole.high[0]))
-    partial = fmt.block == "flat" and cut.span.stop == total and total % cut.layout.size != 0
+    size = fmt.block_size or 1
+    partial = fmt.block == "flat" and cut.span.stop == total and total % size != 0
     return fit_blocks(cut.extremes[which], fmt, tensor_absmax=largest, partial=partial)
 
 

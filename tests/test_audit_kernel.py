@@ -1,0 +1,361 @@
+"""The compiled kernel against the numpy reference: every count equal, every sum to rounding, in every format."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from numpy.typing import NDArray
+
+from unforgotten.audit import kernel_tables, measuring
+from unforgotten.audit.headers import TensorInfo
+from unforgotten.audit.kernel_bits import extremes_of
+from unforgotten.audit.kernel_plan import exact_thresholds, fits_kernel, float_order, rule_of
+from unforgotten.audit.measured import Setting, TensorMeasured
+from unforgotten.audit.measuring import add_pieces, measure_piece, tensor_task
+from unforgotten.audit.pieces import Layout, Piece, layout_of, pieces
+from unforgotten.audit.weights import precision_of, value_precision
+from unforgotten.theory.dead_zone import count_binades
+from unforgotten.theory.formats import Format, format_named
+from unforgotten.theory.rounding import ROUNDINGS
+from unforgotten.theory.update import GRID_MODES, survival
+from unforgotten.verification import strategies as domain
+from unforgotten.verification.agreement import assert_agree
+from unforgotten.verification.chance import rng_for
+
+Array = NDArray[Any]
+DTYPES = (
+    ml_dtypes.bfloat16,
+    np.float16,
+    np.float32,
+    ml_dtypes.float8_e4m3fn,
+    ml_dtypes.float8_e5m2,
+)
+WIDE_BLOCKS = (
+    "nf4-b16",
+    "fp4-b32",
+    "nf4-b48",
+    "mxfp4-b32",
+    "nvfp4",
+    "int4-g16",
+    "int3-g32",
+    "q4_0",
+    "int2-g64-paper",
+)
+"""Formats that are measured sixteen weights at a time, where the machine can."""
+SEARCHED = ("q4_k", "q6_k", "hqq4-g8-opt")
+
+
+class InMemory:
+    """A checkpoint of one tensor."""
+
+    source, revision = "memory", None
+
+    def __init__(self, w: Array) -> None:
+        self.w = w
+        self.tensors = {"w": TensorInfo(Path("memory"), w.dtype, w.shape)}
+
+    def read(self, name: str) -> Array:
+        return self.w
+
+    def read_rows(self, name: str, start: int, stop: int) -> Array:
+        return self.w[start:stop]
+
+    def sha256(self) -> str:
+        return ""
+
+
+def measured(w: Array, w_new: Array, formats: Sequence[Format]) -> TensorMeasured:
+    task = tensor_task(InMemory(w), InMemory(w_new), "w", formats)
+    return add_pieces(task, [measure_piece(task, piece) for piece in pieces(task.shape)])
+
+
+def check(w: Array, w_new: Array, fmt: Format) -> None:
+    """The kernel gives what the reference gives, or refuses in the same words."""
+    try:
+        expected = {mode: survival(w, w_new, fmt, mode) for mode in GRID_MODES}
+    except ValueError as error:
+        with pytest.raises(ValueError) as refused:  # noqa: PT011
+            measured(w, w_new, [fmt])
+        assert str(refused.value) == str(error)
+        return
+    found = measured(w, w_new, [fmt])
+    for mode, reference in expected.items():
+        assert_agree(found.survival[Setting(fmt.name, mode)], reference)
+    assert found.binades == count_binades(w, w_new)
+
+
+@settings(deadline=None)  # the first example loads the compiled code
+@given(domain.pairs())
+def test_kernel__equals_reference_in_every_format(p: domain.Pair) -> None:
+    check(p.w, p.w_new, p.fmt)
+
+
+@settings(deadline=None)  # the first example loads the compiled code
+@given(domain.pairs(names=WIDE_BLOCKS))
+def test_kernel__equals_reference_sixteen_at_a_time(p: domain.Pair) -> None:
+    check(p.w, p.w_new, p.fmt)
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_kernel__keeps_reference_where_scales_are_searched(name: str) -> None:
+    rng = rng_for("searched", name)
+    w = rng.standard_normal((6, 512)).astype(np.float32)
+    check(w, (w + 0.01 * rng.standard_normal(w.shape)).astype(np.float32), format_named(name))
+
+
+@settings(deadline=None)  # the first example loads the compiled code
+@given(
+    domain.pairs(names=(*domain.FORMAT_NAMES, *WIDE_BLOCKS)),
+    st.sampled_from(DTYPES),
+    st.sampled_from(DTYPES),
+)
+def test_kernel__reads_every_dtype(p: domain.Pair, dtype: type, dtype_new: type) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        w, w_new = p.w.astype(dtype), p.w_new.astype(dtype_new)
+    if np.isfinite(w.astype(np.float32)).all() and np.isfinite(w_new.astype(np.float32)).all():
+        check(w, w_new, p.fmt)
+    else:
+        with pytest.raises(measuring.NotFiniteError):
+            measured(w, w_new, [p.fmt])
+
+
+@settings(deadline=None)  # the first example loads the compiled code
+@given(st.sampled_from(DTYPES[:3]), st.integers(0, 2**32 - 1), st.sampled_from((1e-5, 1e-3, 1.0)))
+def test_kernel__equals_reference_on_tensors_of_a_model(
+    dtype: type, seed: int, size: float
+) -> None:
+    """Many blocks of ordinary weights, of which some are zero and some are not moved."""
+    rng = rng_for(seed, size, np.dtype(dtype).name)
+    w = (0.02 * rng.standard_normal((24, 192))).astype(dtype)
+    w[rng.random(w.shape) < 0.1] = 0
+    w_new = (w.astype(np.float32) + size * rng.standard_normal(w.shape)).astype(dtype)
+    w_new[::5] = w[::5]
+    for name in (
+        "nf4-b64",
+        "fp4-b64",
+        "int4-g64",
+        "int4-row",
+        "int8-row",
+        "fp8-row",
+        "nvfp4",
+        "nf4-b100",
+    ):
+        check(w, w_new, format_named(name))
+
+
+@settings(deadline=None)  # the first example loads the compiled code
+@given(
+    domain.pairs(names=("nf4-b8", "int4-g8", "int8-row", "fp8-tensor", "nvfp4", "q4_0")),
+    st.integers(1, 40),
+)
+def test_pieces__only_cut(p: domain.Pair, most: int) -> None:
+    """Pieces of any size give the same: counts exactly, sums to the rounding of their order."""
+    whole = measured(p.w, p.w_new, [p.fmt])
+    with pytest.MonkeyPatch.context() as patch:
+        most = 16 * most if p.fmt.whole_blocks else most
+        patch.setattr(measuring, "PIECE_WEIGHTS", most)
+        task = tensor_task(InMemory(p.w), InMemory(p.w_new), "w", [p.fmt])
+        cut = add_pieces(task, [measure_piece(task, piece) for piece in pieces(task.shape, most)])
+    for setting, survived in cut.survival.items():
+        assert_agree(survived, whole.survival[setting])
+    assert cut.binades == whole.binades
+
+
+def test_order_of_pieces_does_not_matter() -> None:
+    rng = rng_for("order of pieces")
+    w = rng.standard_normal((64, 100)).astype(np.float32)
+    w_new = (w + 0.01 * rng.standard_normal(w.shape)).astype(np.float32)
+    formats = [format_named(name) for name in ("nf4-b64", "int8-row", "int4-tensor")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(measuring, "PIECE_WEIGHTS", 1000)
+        task = tensor_task(InMemory(w), InMemory(w_new), "w", formats)
+        rows = [measure_piece(task, piece) for piece in pieces(task.shape, 1000)]
+    assert len(rows) == 7
+    assert add_pieces(task, rows) == add_pieces(task, rows[::-1])
+
+
+@settings(deadline=None)  # the first example loads the compiled code
+@given(st.integers(1, 9), st.integers(1, 50), st.integers(1, 60))
+def test_pieces__cover_a_tensor_once(rows: int, columns: int, most: int) -> None:
+    cuts = list(pieces((rows, columns), most))
+    assert [c.start for c in cuts] == [0, *(c.stop for c in cuts[:-1])]
+    assert cuts[-1].stop == rows * columns
+    assert all(c.stop - c.start <= most for c in cuts)
+
+
+@settings(deadline=None)  # the first example loads the compiled code
+@given(
+    st.integers(1, 9),
+    st.integers(1, 50),
+    st.integers(1, 60),
+    st.sampled_from(("row", "flat", "group", "tensor")),
+    st.data(),
+)
+def test_layout__is_the_one_of_the_reference(
+    rows: int, columns: int, size: int, block: str, data: st.DataObject
+) -> None:
+    """Blocks that overlap a range end where counting weight by weight says."""
+    name = {
+        "row": "int8-row",
+        "tensor": "int8-tensor",
+        "flat": f"nf4-b{size}",
+        "group": f"int4-g{size}",
+    }[block]
+    layout = layout_of(format_named(name), (rows, columns))
+    line = columns if block in ("row", "group") else rows * columns
+    width = size if block in ("flat", "group") else line
+    owner = [(i // line, i % line // width) for i in range(rows * columns)]
+    start = data.draw(st.integers(0, rows * columns - 1))
+    stop = data.draw(st.integers(start + 1, rows * columns))
+    ends = [i + 1 - start for i in range(start, stop) if i + 1 == stop or owner[i + 1] != owner[i]]
+    assert layout.ends(start, stop).tolist() == ends
+    first = next(
+        (i for i in range(start, rows * columns) if i == 0 or owner[i] != owner[i - 1]),
+        rows * columns,
+    )
+    assert layout.first_from(start) == first
+    assert layout.index_of(start) == len(dict.fromkeys(owner[: start + 1])) - 1
+
+
+@pytest.mark.parametrize("name", domain.ALL_FORMAT_NAMES)
+def test_exact_thresholds__divide_the_codes(name: str) -> None:
+    """The largest ratio of each code, and the next float32, on the two sides of a threshold."""
+    fmt = format_named(name)
+    if fmt.zero in ("whole", "float"):
+        pytest.skip("codes depend on the zero point")
+    thresholds = exact_thresholds(fmt)
+    seen = np.isfinite(thresholds) & (np.abs(thresholds) < np.finfo(np.float32).max)
+    t, k = thresholds[seen], np.flatnonzero(seen)
+    code = [
+        ROUNDINGS[fmt.rounding](x, np.zeros_like(x), fmt)
+        for x in (t, np.nextafter(t, np.float32(np.inf)))
+    ]
+    assert (code[0] <= k).all()
+    assert (code[1] > k).all()
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in domain.ALL_FORMAT_NAMES if kernel_tables.fits_registers(format_named(n))]
+)
+def test_vector_rule__has_one_threshold_a_bucket(name: str) -> None:
+    """By the very operations of the kernel: a fused multiply-add is the float64 product, rounded once."""
+    fmt = format_named(name)
+    rule = kernel_tables.vector_rule(fmt)
+    if not rule.bucketed:
+        pytest.skip("searched by halving")
+    t = exact_thresholds(fmt)
+    reach, steps = rule.constants[4], rule.constants[5]
+    near = np.concatenate(
+        [
+            t,
+            np.nextafter(t, np.float32(np.inf)),
+            np.linspace(-2 * reach, 2 * reach, 9999, dtype=np.float32),
+        ]
+    )
+    bucket = np.rint(np.clip(near, -reach, reach).astype(np.float64) * steps).astype(int) & 31
+    codes, limits = rule.narrow[4:6].reshape(-1).view(np.int32), rule.narrow[6:8].reshape(-1)
+    found = codes[bucket] + (near > limits[bucket])
+    assert np.array_equal(found, np.searchsorted(t, near, side="left"))
+
+
+def test_float_order__is_the_order_of_floats() -> None:
+    rng = rng_for("float order")
+    x = rng.integers(0, 2**32, 4096, dtype=np.uint32).view(np.float32)
+    x = np.concatenate([x[np.isfinite(x)], np.array([0.0, -0.0, 1e-45, -1e-45], np.float32)])
+    order = float_order(x)
+    assert np.array_equal(
+        np.sign(order[:, None] - order), np.sign(np.subtract.outer(x.astype(np.float64), x))
+    )
+
+
+@settings(deadline=None)  # the first example loads the compiled code
+@given(
+    st.sampled_from((np.float32, ml_dtypes.bfloat16)),
+    st.integers(1, 200),
+    st.integers(0, 2**32 - 1),
+)
+def test_extremes__are_those_of_numpy(dtype: type, size: int, seed: int) -> None:
+    rng = rng_for("extremes", size, seed)
+    w = rng.standard_normal(size).astype(dtype)
+    w[rng.random(size) < 0.3] = rng.choice([0.0, -0.0, 1.0, -1.0])
+    ends = np.unique(np.append(rng.integers(1, size + 1, 5), size))
+    stored = w.view(np.uint16) if w.itemsize == 2 else w
+    low, high = extremes_of(stored, ends)
+    parts = np.split(w.astype(np.float32), ends[:-1])
+    assert np.array_equal(low, [p.min() for p in parts])
+    assert np.array_equal(high, [p.max() for p in parts])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [[1.0, 2.0**-100], [1.0 + 2.0**-10], [2.0**-24, 65504.0], [2.0**-25], [65520.0], [1.0 + 2.0**-20], [0.0, -0.0],
+     [3 * 2.0**-24, 1 + 2.0**-10], [1.5 * 2.0**-24]],
+)  # fmt: skip
+def test_precision__is_that_of_numpy(values: list[float]) -> None:
+    w = np.array([values], np.float32)
+    found = measured(w, w, [format_named("int8-row")])
+    assert precision_of(found, "float32") == value_precision(w, "float32")
+
+
+def test_every_plain_format_is_compiled() -> None:
+    """All but the searches; and those of few levels and no zero point are measured in registers on this machine."""
+    compiled = {name for name in domain.ALL_FORMAT_NAMES if fits_kernel(format_named(name))}
+    assert compiled == set(domain.ALL_FORMAT_NAMES) - {
+        n for n in domain.ALL_FORMAT_NAMES if n in SEARCHED
+    }
+    for name in compiled:
+        rule_of(format_named(name))
+
+
+MEMORY = """
+import resource, sys
+from pathlib import Path
+from unforgotten.audit import open_checkpoint, weights_leg
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+one, two = (open_checkpoint(Path(p)) for p in sys.argv[1:3])
+leg = weights_leg(one, two, sys.argv[3].split(","))
+print(leg.tensors[0].survival[next(iter(leg.totals))].weights, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+ALLOWED_KIB = 160 << 10
+
+
+@pytest.mark.parametrize("shape", [(12288, 8192), (8, 12582912)], ids=["rows", "long rows"])
+def test_memory_does_not_grow_with_the_tensor(shape: tuple[int, int], tmp_path: Path) -> None:
+    """A tensor of 96 Mi weights, 192 MiB a checkpoint and 768 MiB as a pair of float32, within 160 MiB."""
+    nbytes = 2 * math.prod(shape)
+    header = f'{{"a.weight":{{"dtype":"BF16","shape":[{shape[0]},{shape[1]}],"data_offsets":[0,{nbytes}]}}}}'
+    header += " " * (-len(header) % 8)
+    paths = [tmp_path / f"{name}.safetensors" for name in "tu"]
+    w = (0.02 * rng_for("memory").standard_normal(1 << 20)).astype(ml_dtypes.bfloat16)
+    for path in paths:
+        with path.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header.encode())
+            for _ in range(nbytes // w.nbytes):
+                file.write(w.tobytes())
+            w = -w
+    formats = "nf4-b64,int8-row,int4-tensor,q8_0"
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, *map(str, paths), formats], check=True, capture_output=True, text=True
+    )  # fmt: skip
+    weights, peak_kib = map(int, done.stdout.split())
+    assert weights == math.prod(shape)
+    assert peak_kib < ALLOWED_KIB
+
+
+def test_layout_of_whole_rows_is_one_line() -> None:
+    """So that formats of the same blocks share their extremes."""
+    assert layout_of(format_named("int4-g64"), (4, 128)) == layout_of(
+        format_named("nf4-b64"), (4, 128)
+    )
+    assert layout_of(format_named("int4-row"), (4, 128)) == Layout(128, 512)
+    assert list(pieces((4, 128), 256)) == [Piece(0, 256), Piece(256, 512)]
