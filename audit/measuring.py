@@ -397,8 +397,8 @@ def _fit(task: TensorTask, fmt: Format, cut: Cut, which: int) -> Blocks:
     if fmt.tensor_range:
         whole = task.wide[Layout(total, total)][which]
         largest = float(max(-whole.low[0], whole.high[0]))
-    size = fmt.block_size or 1
-    partial = fmt.block == "flat" and cut.span.stop == total and total % size != 0
+    last = cut.layout.index_of(cut.span.stop - 1) == cut.layout.index_of(total - 1)
+    partial = fmt.block == "flat" and last and total % (fmt.block_size or 1) != 0
     return fit_blocks(cut.extremes[which], fmt, tensor_absmax=largest, partial=partial)
 
 

@@ -1,0 +1,105 @@
+"""A leg that is shared out is the leg, whoever measured it, and whoever was lost on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from unforgotten.audit import open_checkpoint, weights_leg
+from unforgotten.audit.errors import CheckpointError
+from unforgotten.audit.jobs import MAX_LOSSES
+from unforgotten.audit.weights import WeightsLeg
+from unforgotten.verification.chance import rng_for
+from unforgotten.verification.lost_workers import Deadly
+
+FORMATS = ("nf4-b64", "int4-row", "int8-tensor", "q8_0")
+SHAPES = {
+    "a.weight": (64, 256),
+    "b.weight": (40, 128),
+    "c.weight": (300, 4096),
+}  # the last is two pieces
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    root = tmp_path_factory.mktemp("pair")
+    rng = rng_for("jobs")
+    before = {
+        n: (0.02 * rng.standard_normal(s)).astype(ml_dtypes.bfloat16) for n, s in SHAPES.items()
+    }
+    after = {
+        n: (w + 1e-3 * rng.standard_normal(w.shape)).astype(w.dtype) for n, w in before.items()
+    }
+    paths = root / "t.safetensors", root / "u.safetensors"
+    for path, content in zip(paths, (before, after), strict=True):
+        save_file(content, path)
+    return paths
+
+
+@pytest.fixture(scope="module")
+def alone(pair: tuple[Path, Path]) -> WeightsLeg:
+    return weights_leg(*map(open_checkpoint, pair), FORMATS)
+
+
+def test_processes_measure_the_same(pair: tuple[Path, Path], alone: WeightsLeg) -> None:
+    assert weights_leg(*map(open_checkpoint, pair), FORMATS, jobs=2) == alone
+
+
+def test_progress_is_in_order_whoever_works(pair: tuple[Path, Path]) -> None:
+    seen: list[tuple[str, int, int]] = []
+    weights_leg(*map(open_checkpoint, pair), FORMATS[:1], lambda *step: seen.append(step), jobs=2)
+    assert seen == [(name, k, 3) for k, name in enumerate(SHAPES)]
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_a_lost_worker_costs_nothing_but_time(
+    name: str, pair: tuple[Path, Path], alone: WeightsLeg, tmp_path: Path
+) -> None:
+    target, unlearned = map(open_checkpoint, pair)
+    assert weights_leg(Deadly(target, name, tmp_path, 1), unlearned, FORMATS, jobs=2) == alone
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_workers_that_are_always_lost_are_an_error(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    target, unlearned = map(open_checkpoint, pair)
+    with pytest.raises(ChildProcessError, match="workers were lost"):
+        weights_leg(Deadly(target, "a.weight", tmp_path, 99), unlearned, FORMATS[:1], jobs=2)
+    assert len(list(tmp_path.iterdir())) == MAX_LOSSES + 1
+
+
+def test_a_worker_refuses_in_the_same_words(pair: tuple[Path, Path], tmp_path: Path) -> None:
+    w = np.ones((4, 64), np.float32)
+    w[2, 3] = np.nan
+    save_file({"a.weight": w}, tmp_path / "nan.safetensors")
+    save_file({"a.weight": np.ones((4, 40), np.float32)}, tmp_path / "short.safetensors")
+    for name, words in (
+        ("nan", "must be finite, got nan at flat index 131"),
+        ("short", "must fit q8_0, got rows must be whole blocks"),
+    ):
+        file = open_checkpoint(tmp_path / f"{name}.safetensors")
+        for jobs in (1, 2):
+            with pytest.raises(CheckpointError, match=words):
+                weights_leg(file, file, ["q8_0"], jobs=jobs)
+
+
+@pytest.mark.parametrize("jobs", [0, -1])
+def test_jobs_are_at_least_one(jobs: int, pair: tuple[Path, Path]) -> None:
+    with pytest.raises(ValueError, match=f"jobs must be at least 1, got jobs={jobs}"):
+        weights_leg(*map(open_checkpoint, pair), FORMATS, jobs=jobs)
+
+
+@pytest.mark.nightly
+@pytest.mark.filterwarnings("default")  # Ray's own, of its sockets and its settings
+def test_ray_measures_the_same_and_survives_a_lost_worker(
+    pair: tuple[Path, Path], alone: WeightsLeg, tmp_path: Path
+) -> None:
+    pytest.importorskip("ray", reason="the extra ray")
+    target, unlearned = map(open_checkpoint, pair)
+    assert weights_leg(target, unlearned, FORMATS, ray="local") == alone
+    deadly = Deadly(target, "b.weight", tmp_path, 1)
+    assert weights_leg(deadly, unlearned, FORMATS, ray="local") == alone
+    assert len(list(tmp_path.iterdir())) == 1
