@@ -13,7 +13,7 @@ help:
 	@echo 'make test      every test'
 	@echo 'make check     ruff, mypy, pyright'
 	@echo 'make verify    the verification suite alone'
-	@echo 'make conformance          our references against nine libraries, in an environment of 3 GB; writes the record'
+	@echo 'make conformance          our references against eight libraries, in an environment of 3 GB; writes the record'
 	@echo 'make conformance-legacy   the same, auto-gptq and AutoAWQ, in theirs'
 	@echo 'make mutants   would the suite notice a mistake? A night of mutants; killed, it goes on where it was'
 	@echo 'make bench     our quantizers against bitsandbytes, as ratios'
