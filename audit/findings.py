@@ -76,7 +76,7 @@ def reasons(leg: WeightsLeg, judged: Sequence[Judged], rows: Sequence[FindingRow
     """The findings as plain sentences with their numbers, the most important first."""
     finding = overall_finding(judged)
     sentences = [*_no_update(leg)] if finding == "no update" else [gain_sentence(j) for j in judged]
-    sentences += [*_of(rows, "zero-bin", "on-grid"), *_dead_zone(leg), *_wash(leg, rows)]
+    sentences += [*_of(rows, "zero-bin", "on-grid", "dead-zone"), *_wash(leg, rows)]
     return [*sentences, *storage_sentences(leg), *_kept(leg), *_of(rows, "advice")]
 
 
@@ -105,19 +105,6 @@ def gain_sentence(j: Judged) -> str:
         return f"{head}: the update passes without bias, though {codes}."
     bias = "amplified" if j.total.gain > 1 else "a little weakened"
     return f"{head}: the update passes, {bias}; {codes}."
-
-
-def _dead_zone(leg: WeightsLeg) -> list[str]:
-    if not leg.dead_zone.detected:
-        return []
-    low, high = leg.dead_zone.lr_estimate
-    sentence = (
-        f"Dead zone of storage: (almost) no weight with |w| ≥ {leg.dead_zone.threshold:.2g} moved, and "
-        f"{share(leg.unchanged_fraction)} of all stayed equal, as after training in pure {leg.precision} "
-        f"with steps between {low:.1e} and {high:.1e}. An update of one such size, saved in "
-        f"{leg.precision}, looks the same."
-    )
-    return [sentence]
 
 
 def _wash(leg: WeightsLeg, rows: Sequence[FindingRow]) -> list[str]:

@@ -43,7 +43,7 @@ def _dead_zone(leg: WeightsLeg) -> list[FindingRow]:
     steps = typical_steps(leg) or zone.lr_estimate
     still = share_interval(weights - moved, weights)
     sentence = (
-        f"Of the {weights:,} weights with |w| ≥ {zone.threshold:.2g}, {share(moved / weights)} moved, and "
+        f"Dead zone of storage: of the {weights:,} weights with |w| ≥ {zone.threshold:.2g}, {share(moved / weights)} moved, and "
         f"{share(leg.unchanged_fraction)} of all weights never did: parameters kept in {leg.precision} round away steps "
         f"of lr = {steps[0]:.1e} to {steps[1]:.1e} there, and the largest steps up to {zone.lr_estimate[1]:.1e} (an update "
         f"of one such size, saved in {leg.precision}, looks the same)."

@@ -15,7 +15,7 @@ from unforgotten.audit.legs import BehaviourLeg, OutputLeg
 from unforgotten.audit.prediction import PredictionRow, predict_gains
 from unforgotten.audit.probe import look
 from unforgotten.audit.rows import FormatRow, code_row, finite_or_none, format_row
-from unforgotten.audit.training_estimate import estimate_training
+from unforgotten.audit.training_estimate import estimate_training, typical_steps
 from unforgotten.audit.verdict import Decision, decide
 from unforgotten.audit.weights import WeightsLeg
 from unforgotten.theory.dead_zone import BINADES
@@ -36,7 +36,7 @@ class Source(TypedDict):
 
 
 class FoundDeadZone(TypedDict):
-    """T4; `lr_estimate` is (low, high); `detected` is None where nothing is known of the update."""
+    """T4; `lr_estimate` is (low, high), see `typical_steps`; `detected` is None where nothing is known of the update."""
 
     detected: bool | None
     threshold: float | None
@@ -194,7 +194,7 @@ def _coverage(tensors: int, weights: int, kept: Mapping[str, bool]) -> Coverage:
 
 
 def _storage(leg: WeightsLeg) -> Storage:
-    zone = leg.dead_zone
+    zone, steps = leg.dead_zone, typical_steps(leg)
     counts = zip(BINADES, leg.binades.weights, leg.binades.moved, strict=True)
     return Storage(
         dtype=leg.storage_dtype,
@@ -203,7 +203,7 @@ def _storage(leg: WeightsLeg) -> Storage:
         dead_zone=FoundDeadZone(
             detected=zone.detected,
             threshold=finite_or_none(zone.threshold),
-            lr_estimate=list(zone.lr_estimate) if zone.detected else None,
+            lr_estimate=None if steps is None else list(steps),
         ),
         binades=[Binade(low=2.0**e, weights=n, moved=moved) for e, n, moved in counts if n],
     )

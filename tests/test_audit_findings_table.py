@@ -1,0 +1,49 @@
+"""The published table of the audit's findings is what its rows render to, and the rows meet what is claimed of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from unforgotten.reports.audit_findings_table import (
+    HONEST,
+    TABLE_FILE,
+    findings_table,
+    main,
+    read_rows,
+)
+
+FOLDER = Path(__file__).parents[1] / "reports/published/audit-findings"
+
+
+def test_table_is_rendered_from_its_rows(tmp_path: Path) -> None:
+    rows = read_rows(FOLDER)
+    assert (FOLDER / TABLE_FILE).read_text(encoding="utf-8") == findings_table(rows)
+    (tmp_path / "findings.jsonl").write_bytes((FOLDER / "findings.jsonl").read_bytes())
+    main(tmp_path)
+    assert (tmp_path / TABLE_FILE).read_bytes() == (FOLDER / TABLE_FILE).read_bytes()
+
+
+def test_rows_hold_what_the_issue_asks_for() -> None:
+    rows = read_rows(FOLDER)
+    honest = [r for r in rows if r["kind"] in HONEST]
+    assert len(honest) >= 1000
+    assert {r["kind"] for r in honest} == set(HONEST)
+    zones = {s: [r["dead_zone"] for r in rows if r["kind"] == "unlearning" and r["storage"] == s] for s in ("bf16", "fp32")}  # fmt: skip
+    assert min(map(len, zones.values())) >= 20
+    assert all(zones["bf16"])
+    assert not any(zones["fp32"])
+    washed = [r for r in rows if r["kind"] == "washed"]
+    assert all(r["wash"] and r["largest_z"] < -50 for r in washed)
+    assert len({tuple(r["sha256"]) for r in rows}) == len(rows)
+
+
+@pytest.mark.parametrize("alarms", [0, 3])
+def test_table_counts_alarms(alarms: int) -> None:
+    rows = read_rows(FOLDER)[:40]
+    for row in rows[:alarms]:
+        row["wash"] = [{"format": "int4-g64"}]
+    honest = [r for r in rows if r["kind"] in HONEST]
+    line = next(x for x in findings_table(rows).splitlines() if x.startswith("| all |"))
+    assert line.split("|")[3:6:2] == [f" {len(honest)} ", f" {alarms} "]
