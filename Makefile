@@ -16,7 +16,7 @@ help:
 	@echo 'make conformance          our references against eight libraries, in an environment of 3 GB; writes the record'
 	@echo 'make conformance-legacy   the same, auto-gptq and AutoAWQ, in theirs'
 	@echo 'make mutants   would the suite notice a mistake? A night of mutants; killed, it goes on where it was'
-	@echo 'make bench     our quantizers against bitsandbytes, as ratios'
+	@echo 'make bench     our quantizers and the audit against bitsandbytes, as ratios'
 
 # Remade when what it installs has changed; written last, so an install that was cut is done again.
 $(READY): pyproject.toml constraints.txt
@@ -89,5 +89,8 @@ conformance-legacy: $(LEGACY)/.ready
 mutants: $(READY)
 	nice -n 19 $(BIN)/python -P -m unforgotten.verification.mutants $(MUTANTS)
 
+# AUDIT_BENCH='--large --dir SCRATCH' for the pair of 2 x 8 GiB too, and for where the pairs are written and deleted.
 bench: $(READY)
-	$(BIN)/python -m unforgotten.experiments.bench
+	$(BIN)/python -P -m unforgotten.experiments.bench
+	$(BIN)/python -P -m unforgotten.experiments.bench_audit --out reports/published/audit-bench $(AUDIT_BENCH)
+	$(BIN)/python -P -m unforgotten.reports.bench_table reports/published/audit-bench
