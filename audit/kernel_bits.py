@@ -192,13 +192,14 @@ def _largest(typing: Any, x: Any, start: Any, groups: Any) -> Any:
 
 
 @njit(**OPTIONS)
-def find_largest(order, ends, size):  # type: ignore[no-untyped-def]
-    """The bits of the largest magnitude of each block.
+def find_largest(order, ends, shift, size):  # type: ignore[no-untyped-def]
+    """The bits, as of a float32, of the largest magnitude of each block.
 
     Args:
         order: int16 or int32, the bits of bfloat16 or float32 weights, blocks one after another.
         ends: int64, where each block ends.
-        size: int64, what is filled, one entry a block.
+        shift: 16 for bfloat16, 0 for float32.
+        size: int32, what is filled, one entry a block.
     """
     lanes = 64 // order.itemsize
     rest = (np.int64(1) << np.int64(8 * order.itemsize - 1)) - 1
@@ -208,7 +209,7 @@ def find_largest(order, ends, size):  # type: ignore[no-untyped-def]
         large = _largest(order, start, groups)
         for i in range(start + groups * lanes, ends[k]):
             large = max(large, np.int64(order[i]) & rest)
-        size[k] = large
+        size[k] = large << shift
         start = ends[k]
 
 
@@ -229,6 +230,6 @@ def extremes_of(stored: Array, ends: Array) -> tuple[Array, Array]:
 def magnitudes_of(stored: Array, ends: Array) -> Array:
     """The largest magnitude of each block of `stored`, uint16 (bfloat16) or float32, as float32."""
     bits = 8 * stored.itemsize
-    size = np.empty(len(ends), np.int64)
-    find_largest(stored.view(np.int16 if bits == 16 else np.int32), ends, size)
-    return numbers_at(size, bits)
+    size = np.empty(len(ends), np.int32)
+    find_largest(stored.view(np.int16 if bits == 16 else np.int32), ends, 32 - bits, size)
+    return size.view(np.float32)

@@ -16,18 +16,20 @@ from unforgotten.audit.kernel_lanes import LANES
 from unforgotten.audit.kernel_plan import Blocks, Extremes, rule_of
 from unforgotten.audit.kernel_tables import BINS, vector_rule
 from unforgotten.audit.kernel_vector import (
-    DELTA, DOT, EXPECTED, PARTS, SQUARES, SURVIVING, THRESHOLDS, TRASH,
+    BY_ROUNDING, DELTA, DOT, EXPECTED, FIRST, LAST, PARTS, SQUARES, SURVIVING, THRESHOLDS, TRASH,
 )  # fmt: skip
 from unforgotten.theory.formats import Format
 
 Array = NDArray[Any]
-TILE = 1024
+TILE = 2048
 PLACE, SHIFT, SHIFT2, SHIFT3 = np.uint64(0xFFFF), np.uint64(16), np.uint64(32), np.uint64(48)
-# by whether they multiply or divide, and look for the code in a bucket
-KEEPS_M, MOVES_M = PARTS[False, True, False], PARTS[False, False, False]
-KEEPS_MB, MOVES_MB = PARTS[False, True, True], PARTS[False, False, True]
-KEEPS_D, MOVES_D = PARTS[True, True, False], PARTS[True, False, False]
-KEEPS_DB, MOVES_DB = PARTS[True, True, True], PARTS[True, False, True]
+# by the way to a code (halving, a bucket, rounding) and whether they multiply or divide
+KEEPS_HM, MOVES_HM = PARTS[False, True, 0], PARTS[False, False, 0]
+KEEPS_BM, MOVES_BM = PARTS[False, True, 1], PARTS[False, False, 1]
+KEEPS_RM, MOVES_RM = PARTS[False, True, 2], PARTS[False, False, 2]
+KEEPS_HD, MOVES_HD = PARTS[True, True, 0], PARTS[True, False, 0]
+KEEPS_BD, MOVES_BD = PARTS[True, True, 1], PARTS[True, False, 1]
+KEEPS_RD, MOVES_RD = PARTS[True, True, 2], PARTS[True, False, 2]
 
 
 class Totals(NamedTuple):
@@ -81,7 +83,7 @@ def _reciprocals(blocks: Blocks) -> Array:
 
 
 @njit(nogil=True, cache=True, error_model="numpy")
-def _exact_bin(stored, divide, factor, usable, narrow, lower, width):  # type: ignore[no-untyped-def]
+def _exact_bin(stored, divide, factor, usable, narrow, constants, way, lower, width):  # type: ignore[no-untyped-def]
     """The bin of one weight by the operations of `kernel.measure`."""
     w = float_of(stored)
     ratio, v = w * factor, np.float64(w) * np.float64(factor)
@@ -90,8 +92,13 @@ def _exact_bin(stored, divide, factor, usable, narrow, lower, width):  # type: i
     if not usable:
         ratio, v = np.float32(0), 0.0
     code = 0
-    for k in range(LANES - 1):
-        code += ratio > narrow[THRESHOLDS, k]
+    if way == BY_ROUNDING:
+        code = np.int64(
+            min(max(np.rint(ratio), constants[FIRST]), constants[LAST]) - constants[FIRST]
+        )
+    else:
+        for k in range(LANES - 1):
+            code += ratio > narrow[THRESHOLDS, k]
     place = (v - lower[code]) / width[code]
     return np.uint16(min(max(place, 0.0) * BINS, BINS - 1.0))
 
@@ -106,47 +113,53 @@ def _compiled(stamp: str) -> Any:
         moved_n, bins,
     ):
         stamp  # noqa: B018
-        narrow, wide, constants, bucketed = rule
+        narrow, wide, constants, way = rule
         places, near = np.empty(TILE, np.uint16), np.empty(TILE // LANES, np.uint16)
         words = places.view(np.uint64)
         tallies = np.zeros((4, TRASH + 1), np.uint32)
+        keep, move = np.empty(TILE // LANES + 1, np.uint32), np.empty(TILE // LANES + 1, np.uint32)
         total = len(x)
         begin = 0
         while begin < total:
-            end = min(begin + (TILE // size * size if size <= TILE else TILE), total)
-            at = begin
-            while at < end:
-                block = at // size
-                n = min((block + 1) * size, end) - at
-                g, out = n // LANES, at - begin
-                if divide and bucketed:
-                    if same[block]:
-                        KEEPS_DB(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, kept, kept_n, places, near, out)
-                    else:
-                        MOVES_DB(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, moved, moved_n, places, near, out)
-                elif divide:
-                    if same[block]:
-                        KEEPS_D(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, kept, kept_n, places, near, out)
-                    else:
-                        MOVES_D(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, moved, moved_n, places, near, out)
-                elif bucketed:
-                    if same[block]:
-                        KEEPS_MB(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, kept, kept_n, places, near, out)
-                    else:
-                        MOVES_MB(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, moved, moved_n, places, near, out)
-                else:
-                    if same[block]:
-                        KEEPS_M(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, kept, kept_n, places, near, out)
-                    else:
-                        MOVES_M(x, y, at, g, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, block, moved, moved_n, places, near, out)
-                at += n
+            first = begin // size
+            if size <= TILE:
+                last = min(first + TILE // size, total // size)
+                end = last * size
+                g = size // LANES
+            else:
+                last = first + 1
+                end = min(begin + TILE, last * size)
+                g = (end - begin) // LANES
+            n_keep = n_move = 0
+            for block in range(first, last):
+                keep[n_keep] = move[n_move] = block
+                n_keep += same[block]
+                n_move += not same[block]
+            if not divide and way == 0:
+                KEEPS_HM(x, y, begin, g, size, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, keep, n_keep, kept, kept_n, places, near)
+                MOVES_HM(x, y, begin, g, size, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, move, n_move, moved, moved_n, places, near)
+            elif not divide and way == 1:
+                KEEPS_BM(x, y, begin, g, size, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, keep, n_keep, kept, kept_n, places, near)
+                MOVES_BM(x, y, begin, g, size, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, move, n_move, moved, moved_n, places, near)
+            elif not divide:
+                KEEPS_RM(x, y, begin, g, size, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, keep, n_keep, kept, kept_n, places, near)
+                MOVES_RM(x, y, begin, g, size, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, move, n_move, moved, moved_n, places, near)
+            elif way == 0:
+                KEEPS_HD(x, y, begin, g, size, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, keep, n_keep, kept, kept_n, places, near)
+                MOVES_HD(x, y, begin, g, size, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, move, n_move, moved, moved_n, places, near)
+            elif way == 1:
+                KEEPS_BD(x, y, begin, g, size, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, keep, n_keep, kept, kept_n, places, near)
+                MOVES_BD(x, y, begin, g, size, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, move, n_move, moved, moved_n, places, near)
+            else:
+                KEEPS_RD(x, y, begin, g, size, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, keep, n_keep, kept, kept_n, places, near)
+                MOVES_RD(x, y, begin, g, size, narrow, wide, constants, f, f_new, s, s_new, r, r_new, setter, move, n_move, moved, moved_n, places, near)
             for group in range((end - begin) // LANES):
                 if near[group]:
                     for k in range(LANES):
                         if (near[group] >> k) & 1:
                             i = group * LANES + k
                             b = (begin + i) // size
-                            places[i] = _exact_bin(x[begin + i], divide, f[b], usable[b], narrow, lower, width)
+                            places[i] = _exact_bin(x[begin + i], divide, f[b], usable[b], narrow, constants, way, lower, width)
             for i in range((end - begin) // 4):
                 word = words[i]
                 tallies[0, word & PLACE] += np.uint32(1)

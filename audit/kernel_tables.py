@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from unforgotten.audit.kernel_lanes import LANES, available
 from unforgotten.audit.kernel_plan import Rule, exact_thresholds, rule_of
 from unforgotten.audit.kernel_vector import (
-    CODES, FRACTION, INVERSE, LEVELS, LIMITS, LOWER, THRESHOLDS,
+    BELOW, BY_BUCKET, BY_HALVING, BY_ROUNDING, CODES, FRACTION, INVERSE, LEVELS, LIMITS, LOWER, ROWS, THRESHOLDS,
 )  # fmt: skip
 from unforgotten.theory.formats import Format
 
@@ -23,23 +23,28 @@ class VectorRule(NamedTuple):
     """A format in registers.
 
     Attributes:
-        narrow: float32 (8, 16): thresholds filled with inf, levels, lower ends of the cells, fine bins a code unit; and
-            of 32 buckets the code of the smallest ratio, as bits, and the one threshold, inf for none.
+        narrow: float32 (9, 16): thresholds filled with inf, levels, lower ends of the cells, fine bins a code unit; and
+            of 32 buckets the code of the smallest ratio, as bits, and the one threshold, inf for none; and the threshold below each code.
         wide: float64 (2, 16): flips a code unit upward, and downward, negative; 0 outward from an end cell.
-        constants: float32 (6,), see `kernel_vector`.
-        bucketed: whether every bucket has at most one threshold.
+        constants: float32 (8,), see `kernel_vector`.
+        way: to a code: BY_BUCKET where every bucket has at most one threshold, else BY_HALVING; of integers BY_ROUNDING.
     """
 
     narrow: Array
     wide: Array
     constants: Array
-    bucketed: bool
+    way: int
 
 
 def fits_registers(fmt: Format) -> bool:
     """Whether this machine measures the format sixteen weights at a time, in blocks of whole groups."""
-    few = len(fmt.levels) <= LANES and fmt.zero == "none"
-    return few and fmt.statistic in ("absmax", "signed-absmax") and available()
+    simple = fmt.zero == "none" and fmt.statistic in ("absmax", "signed-absmax")
+    return simple and (len(fmt.levels) <= LANES or _by_rounding(fmt)) and available()
+
+
+def _by_rounding(fmt: Format) -> bool:
+    """Whether codes are integers that are rounded to, in more levels than a register has lanes."""
+    return len(fmt.levels) > LANES and fmt.rounding == "half-even"
 
 
 @lru_cache(maxsize=64)
@@ -50,10 +55,13 @@ def vector_rule(fmt: Format) -> VectorRule:
     buckets are below the ratio, those of higher ones above, and where no bucket has two, one comparison is left.
     """
     rule, count = rule_of(fmt), len(fmt.levels)
-    narrow, wide = np.zeros((8, LANES), np.float32), np.zeros((2, LANES))
+    if _by_rounding(fmt):
+        return _integer_rule(fmt, rule)
+    narrow, wide = np.zeros((ROWS, LANES), np.float32), np.zeros((2, LANES))
     thresholds = exact_thresholds(fmt)
     narrow[THRESHOLDS] = np.inf
     narrow[THRESHOLDS, : count - 1] = thresholds
+    narrow[BELOW, 0], narrow[BELOW, 1:] = -np.inf, narrow[THRESHOLDS, :-1]
     narrow[LEVELS, :count], narrow[LOWER, :count] = rule.levels, rule.lower
     narrow[INVERSE, :count] = BINS * 2.0**FRACTION * rule.inverse
     wide[0, :count], wide[1, :count] = rule.inverse, -rule.inverse
@@ -71,8 +79,20 @@ def vector_rule(fmt: Format) -> VectorRule:
         narrow[LIMITS : LIMITS + 2] = limits.reshape(2, LANES)
     edge = _edge(rule)
     around = (1 << FRACTION) - 2 * edge
-    constants = np.array([count - 2, rule.unit, edge, around, reach, steps], np.float32)
-    return VectorRule(narrow, wide, constants, bucketed)
+    constants = np.array([count - 2, rule.unit, edge, around, reach, steps, 0, 0], np.float32)
+    return VectorRule(narrow, wide, constants, BY_BUCKET if bucketed else BY_HALVING)
+
+
+def _integer_rule(fmt: Format, rule: Rule) -> VectorRule:
+    """No tables: levels are integers, and all cells but the two at the ends are one wide."""
+    assert (rule.width[1:-1] == 1).all(), "integers are one apart"
+    wide = np.zeros((2, LANES))
+    wide[0, 0], wide[0, 1] = rule.inverse[0], rule.inverse[-1]
+    edge = _edge(rule)
+    around = (1 << FRACTION) - 2 * edge
+    ends = fmt.levels[0], fmt.levels[-1]
+    constants = np.array([0, rule.unit, edge, around, 0, 0, *ends], np.float32)
+    return VectorRule(np.zeros((ROWS, LANES), np.float32), wide, constants, BY_ROUNDING)
 
 
 def _edge(rule: Rule) -> int:

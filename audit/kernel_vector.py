@@ -20,19 +20,21 @@ from unforgotten.audit.kernel_lanes import (
     F32, F32X, F64, F64X, I16, I16X, I32, I32X, I64, I64X, LANES, Lanes,
 )  # fmt: skip
 
-THRESHOLDS, LEVELS, LOWER, INVERSE, CODES, LIMITS = 0, 1, 2, 3, 4, 6  # rows of `narrow`
+THRESHOLDS, LEVELS, LOWER, INVERSE, CODES, LIMITS, BELOW = 0, 1, 2, 3, 4, 6, 8  # rows of `narrow`
+ROWS = 9
 UPWARD, DOWNWARD = 0, 1  # rows of `wide`
-INNER, UNIT, EDGE, AROUND, REACH, STEPS = range(6)  # of `constants`
+INNER, UNIT, EDGE, AROUND, REACH, STEPS, FIRST, LAST = range(8)  # of `constants`
+BY_HALVING, BY_BUCKET, BY_ROUNDING = range(3)  # ways to a code
 FLIPS, CHANGES, PINNED = range(3)  # of `counts`
 EXPECTED, SQUARES, SURVIVING, DOT, DELTA = range(5)  # of `sums`
 FRACTION = 12  # bits of the fraction of a bin
 TRASH = 256  # the bin of weights that have no place
 FACTORS, SCALES = ("factor", "factor_new"), ("scale", "scale_new")
 RECIPROCALS = ("reciprocal", "reciprocal_new")
-WHOLE = ("start", "groups", "block", "bins_at")
+WHOLE = ("begin", "groups", "size", "count")
 NAMES = (
-    "x", "y", "start", "groups", "narrow", "wide", "constants", *FACTORS, *SCALES, *RECIPROCALS, "setter", "block",
-    "sums", "counts", "bins", "near", "bins_at",
+    "x", "y", "begin", "groups", "size", "narrow", "wide", "constants", *FACTORS, *SCALES, *RECIPROCALS, "setter",
+    "blocks", "count", "sums", "counts", "bins", "near",
 )  # fmt: skip
 
 
@@ -41,7 +43,8 @@ class _Part:
 
     def __init__(self, context: Any, builder: Any, signature: Any, args: Any, key: Any) -> None:
         self.b, self.e, self.arg = builder, Lanes(builder), dict(zip(NAMES, args, strict=True))
-        self.divide, self.same, self.bucketed = key
+        self.divide, self.same, self.way = key
+        self.integers = self.way == BY_ROUNDING
         self.kinds = dict(zip(NAMES, signature.args, strict=True))
         self.pointers = {
             name: context.make_array(kind)(context, builder, value=self.arg[name]).data
@@ -50,7 +53,6 @@ class _Part:
         }
         self.grids = 1 if self.same else 2
         self._load_format()
-        self._load_block()
         self._load_sums()
 
     def at(self, k: int) -> Any:
@@ -61,37 +63,42 @@ class _Part:
 
     def _load_format(self) -> None:
         b, e = self.b, self.e
-        self.rows = [e.load(self.pointers["narrow"], F32X, self.at(LANES * k)) for k in range(8)]
+        self.rows = [e.load(self.pointers["narrow"], F32X, self.at(LANES * k)) for k in range(ROWS)]
         self.steps = [
             [e.load(self.pointers["wide"], F64X, self.at(LANES * k + h)) for h in (0, 8)]
             for k in (UPWARD, DOWNWARD)
         ]
-        constants = [self.number("constants", self.at(k)) for k in range(6)]
+        constants = [self.number("constants", self.at(k)) for k in range(8)]
         self.inner, self.edge, self.around = (
             e.spread(b.fptosi(constants[k], I32), I32X) for k in (INNER, EDGE, AROUND)
         )
-        self.unit, self.reach, self.per_step = (
-            e.spread(constants[k], F32X) for k in (UNIT, REACH, STEPS)
+        self.unit, self.reach, self.per_step, self.first, self.last = (
+            e.spread(constants[k], F32X) for k in (UNIT, REACH, STEPS, FIRST, LAST)
         )
+        self.end_slopes = [
+            e.spread(self.number("wide", self.at(k)), F64X)
+            for k in range(2 if self.integers else 0)
+        ]
 
-    def _load_block(self) -> None:
+    def load_block(self, block: Any) -> None:
+        """The parameters of a block, in every lane."""
         b, e = self.b, self.e
-        factors = [self.number(name, self.arg["block"]) for name in FACTORS[: self.grids]]
+        factors = [self.number(name, block) for name in FACTORS[: self.grids]]
         self.factor = [e.spread(f, F32X) for f in factors]
         self.wide_factor = [e.spread(b.fpext(f, F64), F64X) for f in factors]
         self.reciprocal = [
-            e.spread(self.number(name, self.arg["block"]), F64X)
+            e.spread(self.number(name, block), F64X)
             for name in (RECIPROCALS[: self.grids] if self.divide else ())
         ]
-        scales = [
-            e.spread(self.number(name, self.arg["block"]), F32X) for name in SCALES[: self.grids]
-        ]
-        self.values = [b.fmul(b.fmul(self.rows[LEVELS], scale), self.unit) for scale in scales]
-        self.setter = e.spread(self.number("setter", self.arg["block"]), F32X)
+        scales = [e.spread(self.number(name, block), F32X) for name in SCALES[: self.grids]]
+        self.scales = scales
+        self.values = [self._value(self.rows[LEVELS], s) for s in range(self.grids)]
+        self.setter = e.spread(self.number("setter", block), F32X)
+        self.slopes = self.steps
         if (
-            self.same and not self.divide
+            self.same and not self.divide and not self.integers
         ):  # a code unit is the same for both weights, so flips are counted by delta
-            self.steps = [
+            self.slopes = [
                 [b.fmul(half, self.wide_factor[0]) for half in step] for step in self.steps
             ]
 
@@ -149,12 +156,53 @@ class _Part:
             found.append(e.fma(rest, self.reciprocal[s], guess))
         return e.narrow(found), found
 
+    def _value(self, level: Any, s: int) -> Any:
+        """The value of levels: in the order of operations of `theory.quantize.decode`."""
+        return self.b.fmul(self.b.fmul(level, self.scales[s]), self.unit)
+
     def _search(self, ratio: Any) -> Any:
-        if not self.bucketed:
-            return self.e.search(ratio, self.rows[THRESHOLDS])
+        """Codes, int32; of integers their levels, float32."""
+        e = self.e
+        if self.integers:
+            whole = e.call("llvm.rint.v16f32", F32X, ratio)
+            return e.smaller(e.larger(whole, self.first), self.last)
+        if self.way == BY_HALVING:
+            return e.search(ratio, self.rows[THRESHOLDS])
         codes = [self.b.bitcast(row, I32X) for row in self.rows[CODES : CODES + 2]]
         limits = self.rows[LIMITS : LIMITS + 2]
-        return self.e.bucket_search(ratio, self.reach, self.per_step, codes, limits)
+        return e.bucket_search(ratio, self.reach, self.per_step, codes, limits)
+
+    def _decoded(self, code: Any, s: int) -> Any:
+        return self._value(code, s) if self.integers else self.e.table(self.values[s], code)
+
+    def _differ(self, code: Any, code_new: Any) -> Any:
+        if self.integers:
+            return self.b.fcmp_ordered("!=", code, code_new)
+        return self.b.icmp_signed("!=", code, code_new)
+
+    def _slopes_of(self, code: Any) -> list[list[Any]]:
+        """Flips a code unit upward and, negative, downward, of both halves; 0 outward from an end cell."""
+        b, e = self.b, self.e
+        if not self.integers:
+            code64 = [b.zext(h, I64X) for h in e.halves(code)]
+            return [[e.wide_table(steps, c) for c in code64] for steps in self.slopes]
+        ends = [e.halves(b.fcmp_ordered("==", code, end)) for end in (self.first, self.last)]
+        one, zero = e.every(F64X, 1.0), e.every(F64X, 0.0)
+        up = [
+            b.select(last, zero, b.select(first, self.end_slopes[0], one))
+            for first, last in zip(*ends, strict=True)
+        ]
+        down = [
+            b.fneg(b.select(first, zero, b.select(last, self.end_slopes[1], one)))
+            for first, last in zip(*ends, strict=True)
+        ]
+        return [up, down]
+
+    def _leaves(self, ratio: Any, code: Any) -> Any:
+        """Whether the code of a ratio is another one: below or above the thresholds of the code."""
+        b, e = self.b, self.e
+        lowest, highest = e.table(self.rows[BELOW], code), e.table(self.rows[THRESHOLDS], code)
+        return b.or_(b.fcmp_ordered("<=", ratio, lowest), b.fcmp_ordered(">", ratio, highest))
 
     def group(self, index: Any, bins_at: Any) -> None:
         """Sixteen weights from `index` on; their bins go to `bins_at`."""
@@ -167,21 +215,21 @@ class _Part:
         ratio, v = self._ratio(x, x64, 0)
         code = self._search(ratio)
         pinned = b.fcmp_ordered("==", e.size(x), self.setter)
-        code64 = [b.zext(h, I64X) for h in e.halves(code)]
-        slopes = [[e.wide_table(steps, c) for c in code64] for steps in self.steps]
+        slopes = self._slopes_of(code)
         for s in range(self.grids):
             ratio_new, v_new = self._ratio(y, y64, s)
-            code_new = self._search(ratio_new)
             if self.same and not self.divide:
-                shift = delta
+                shift = [b.fmul(d, self.wide_factor[0]) for d in delta] if self.integers else delta
             else:
                 shift = [b.fsub(new, old) for new, old in zip(v_new, v, strict=True)]
             self._expect(s, shift, slopes, pinned)
-            flipped = b.icmp_signed("!=", code, code_new)
-            if self.same:
+            if self.same and not self.integers:
+                flipped = self._leaves(ratio_new, code)
                 with b.if_then(e.some(flipped)):
-                    self._survive(s, code, code_new, flipped, pinned, delta)
+                    self._survive(s, code, self._search(ratio_new), flipped, pinned, delta)
             else:
+                code_new = self._search(ratio_new)
+                flipped = self._differ(code, code_new)
                 self._survive(s, code, code_new, flipped, pinned, delta)
         moved = b.fcmp_unordered("!=", x, y)
         self._place(ratio, code, moved, bins_at)
@@ -200,7 +248,7 @@ class _Part:
     ) -> None:
         """Flips, changes and the sums of D. Where the grid is kept, none of it is anything without a flip."""
         b, e = self.b, self.e
-        value, value_new = e.table(self.values[0], code), e.table(self.values[s], code_new)
+        value, value_new = self._decoded(code, 0), self._decoded(code_new, s)
         self._count(s, FLIPS, flipped)
         self._count(s, CHANGES, b.fcmp_unordered("!=", value, value_new))
         self._count(s, PINNED, b.and_(flipped, pinned))
@@ -212,9 +260,17 @@ class _Part:
     def _place(self, ratio: Any, code: Any, moved: Any, bins_at: Any) -> None:
         """The bin of each weight's place, TRASH for none; where it may be off by one, `near` has a bit set."""
         b, e = self.b, self.e
-        above = b.fsub(ratio, e.table(self.rows[LOWER], code))
-        fine = b.fptosi(b.fmul(above, e.table(self.rows[INVERSE], code)), I32X)
-        inner = b.icmp_unsigned("<", b.sub(code, e.every(I32X, 1)), self.inner)
+        if self.integers:
+            above = b.fsub(ratio, b.fsub(code, e.every(F32X, 0.5)))
+            scaled = b.fmul(above, e.every(F32X, float(TRASH << FRACTION)))
+            inner = b.and_(
+                b.fcmp_ordered(">", code, self.first), b.fcmp_ordered("<", code, self.last)
+            )
+        else:
+            above = b.fsub(ratio, e.table(self.rows[LOWER], code))
+            scaled = b.fmul(above, e.table(self.rows[INVERSE], code))
+            inner = b.icmp_unsigned("<", b.sub(code, e.every(I32X, 1)), self.inner)
+        fine = b.fptosi(scaled, I32X)
         inner = b.and_(inner, moved)
         off = b.and_(b.add(fine, self.edge), self.around)
         near = b.and_(inner, b.icmp_signed("==", off, e.every(I32X, 0)))
@@ -227,24 +283,27 @@ class _Part:
 
 def _make(key: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        part = _Part(context, builder, signature, args, key)
-        with cgutils.for_range(builder, part.arg["groups"], intp=I64) as loop:
-            offset = builder.mul(loop.index, part.at(LANES))
-            part.group(
-                builder.add(part.arg["start"], offset), builder.add(part.arg["bins_at"], offset)
-            )
+        b, part = builder, _Part(context, builder, signature, args, key)
+        with cgutils.for_range(b, part.arg["count"], intp=I64) as each:
+            block = b.zext(part.number("blocks", each.index), I64)
+            part.load_block(block)
+            at, begin = b.mul(block, part.arg["size"]), part.arg["begin"]
+            at = b.select(b.icmp_signed("<", at, begin), begin, at)
+            with cgutils.for_range(b, part.arg["groups"], intp=I64) as loop:
+                index = b.add(at, b.mul(loop.index, part.at(LANES)))
+                part.group(index, b.sub(index, begin))
         part.store_sums()
         return context.get_dummy_value()
 
     @intrinsic
     def part(
-        typing: Any, x: Any, y: Any, start: Any, groups: Any, narrow: Any, wide: Any, constants: Any, factor: Any,
-        factor_new: Any, scale: Any, scale_new: Any, reciprocal: Any, reciprocal_new: Any, setter: Any, block: Any,
-        sums: Any, counts: Any, bins: Any, near: Any, bins_at: Any,
+        typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, constants: Any,
+        factor: Any, factor_new: Any, scale: Any, scale_new: Any, reciprocal: Any, reciprocal_new: Any, setter: Any,
+        blocks: Any, count: Any, sums: Any, counts: Any, bins: Any, near: Any,
     ) -> Any:  # fmt: skip
         kinds = (
-            x, y, start, groups, narrow, wide, constants, factor, factor_new, scale, scale_new, reciprocal,
-            reciprocal_new, setter, block, sums, counts, bins, near, bins_at,
+            x, y, begin, groups, size, narrow, wide, constants, factor, factor_new, scale, scale_new, reciprocal,
+            reciprocal_new, setter, blocks, count, sums, counts, bins, near,
         )  # fmt: skip
         whole = [
             types.int64 if name in WHOLE else kind for name, kind in zip(NAMES, kinds, strict=True)
@@ -254,12 +313,13 @@ def _make(key: Any) -> Any:
     return part
 
 
-PARTS = {key: _make(key) for key in itertools.product((False, True), repeat=3)}
-"""By whether weights are divided by their scale, keep their grid, and have bucketed thresholds. Of a part:
+PARTS = {key: _make(key) for key in itertools.product((False, True), (False, True), range(3))}
+"""By whether weights are divided by their scale, keep their grid, and the way to a code. Of a part:
 
-x, y: uint16 (bfloat16) or float32; start: of the part; groups: of sixteen weights.
+x, y: uint16 (bfloat16) or float32; size: of a block; blocks, count: which blocks, uint32.
+begin, groups: of each block `groups` times sixteen weights are measured, from its start on, or from `begin` if later.
 narrow, wide, constants: of the format, see `kernel_tables.vector_rule`.
-factor, scale, reciprocal (float64, where they divide), setter (absmax): of all blocks, of both grids; block: which.
+factor, scale, reciprocal (float64, where they divide), setter (absmax): of all blocks, of both grids.
 sums (grids, 5, 8), counts (grids, 3): fixed grid first, added to.
-bins, near: where to write from bins_at on.
+bins, near: where to write, from `begin` on.
 """

@@ -368,7 +368,7 @@ def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
     )
     if not len(cut.ends):
         return part
-    before, after = (_fit(task, fmt, cut, which) for which in (0, 1))
+    before, after = _fit_both(task, fmt, cut)
     same = grids_agree(before, after, fmt)
     check = may_overflow(before, fmt) or may_overflow(after, fmt)
     first = cut.whole_groups if fits_registers(fmt) and not check else 0
@@ -391,15 +391,28 @@ def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
     return part
 
 
-def _fit(task: TensorTask, fmt: Format, cut: Cut, which: int) -> Blocks:
+def _fit_both(task: TensorTask, fmt: Format, cut: Cut) -> tuple[Blocks, Blocks]:
+    """The parameters before and after, in one go where nothing but a block's own extremes decides them."""
     total = math.prod(task.shape)
-    largest = math.nan
-    if fmt.tensor_range:
-        whole = task.wide[Layout(total, total)][which]
-        largest = float(max(-whole.low[0], whole.high[0]))
     last = cut.layout.index_of(cut.span.stop - 1) == cut.layout.index_of(total - 1)
     partial = fmt.block == "flat" and last and total % (fmt.block_size or 1) != 0
-    return fit_blocks(cut.extremes[which], fmt, tensor_absmax=largest, partial=partial)
+    if partial or fmt.tensor_range:
+        tops = [math.nan, math.nan]
+        if fmt.tensor_range:
+            wide = task.wide[Layout(total, total)]
+            tops = [float(max(-whole.low[0], whole.high[0])) for whole in wide]
+        before, after = (
+            fit_blocks(e, fmt, tensor_absmax=top, partial=partial)
+            for e, top in zip(cut.extremes, tops, strict=True)
+        )
+        return before, after
+    one, two = cut.extremes
+    both = Extremes(
+        np.concatenate([one.low, two.low]), np.concatenate([one.high, two.high]),
+        np.concatenate([one.low_first, two.low_first]),
+    )  # fmt: skip
+    fitted, count = fit_blocks(both, fmt, tensor_absmax=math.nan, partial=False), len(one.low)
+    return Blocks(*(p[:count] for p in fitted)), Blocks(*(p[count:] for p in fitted))
 
 
 def take_census(x: Weights, y: Weights, size: int, largest: np.float32) -> Census:

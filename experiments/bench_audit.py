@@ -38,7 +38,7 @@ in five changes its scale; of the large one nearly all do."""
 ONE = ("nf4-b64",)
 GROUPS: Mapping[str, tuple[str, ...]] = {
     "one": ONE,
-    "codebooks": ("nf4-b64", "fp4-b64", "mxfp4-b32", "nvfp4", "fp8-row"),
+    "codebooks": ("nf4-b64", "fp4-b64", "mxfp4-b32", "nvfp4"),
     "defaults": ("int4-g64", "int4-row", "nf4-b64", "fp4-b64", "int8-row"),
 }
 BUFFER = 1 << 20
@@ -123,28 +123,29 @@ def hash_files(paths: Sequence[Path]) -> None:
             hashlib.file_digest(file, "sha256")
 
 
-def tasks(paths: Sequence[Path], cores: int) -> dict[str, Callable[[], None]]:
-    """What is timed, by name and number of processes."""
+def tasks(paths: Sequence[Path], cores: int, *, whole: bool) -> dict[str, Callable[[], None]]:
+    """What is timed, by name and number of processes; all of it if `whole`."""
     found: dict[str, Callable[[], None]] = {
         "read/1": lambda: read_files(paths, 1),
         f"read/{cores}": lambda: read_files(paths, cores),
-        "audit one/1": lambda: audit(paths, ONE, 1),
+        f"audit one/{cores}": lambda: audit(paths, ONE, cores),
     }
-    for group, formats in GROUPS.items():
-        found[f"audit {group}/{cores}"] = lambda formats=formats: audit(paths, formats, cores)
+    if whole:
+        found["audit one/1"] = lambda: audit(paths, ONE, 1)
+        for group in ("codebooks", "defaults"):
+            found[f"audit {group}/{cores}"] = lambda group=group: audit(paths, GROUPS[group], cores)
+        found[f"bitsandbytes/{cores}"] = lambda: yardstick(paths)
+        found["sha256/1"] = lambda: hash_files(paths)
     return found
 
 
 def time_rounds(
-    paths: Sequence[Path], rounds: int, cores: int, *, yardsticks: bool
+    paths: Sequence[Path], rounds: int, cores: int, *, whole: bool
 ) -> dict[str, list[float]]:
     """Seconds of every task in every round; all are run once before."""
-    every = tasks(paths, cores)
-    if yardsticks:
-        every[f"bitsandbytes/{cores}"] = lambda: yardstick(paths)
-        every["sha256/1"] = lambda: hash_files(paths)
-    for name in (f"audit {group}/{cores}" for group in GROUPS):
-        every[name]()
+    every = tasks(paths, cores, whole=whole)
+    for task in every.values():
+        task()
     seconds: dict[str, list[float]] = {name: [] for name in every}
     for _ in range(rounds):
         for name, task in every.items():
@@ -189,7 +190,7 @@ def _resident(pid: int) -> int:
         return 0
 
 
-def bench_pair(folder: Path, gib: int, update: str, rounds: int, *, yardsticks: bool) -> Row:
+def bench_pair(folder: Path, gib: int, update: str, rounds: int, *, whole: bool) -> Row:
     """One row: a pair is written, measured and deleted."""
     cores = os.cpu_count() or 1
     paths = write_pair(folder, gib * GIB, UPDATES[update])
@@ -206,7 +207,7 @@ def bench_pair(folder: Path, gib: int, update: str, rounds: int, *, yardsticks: 
             f"audit {group}/{jobs}": round(peak_mib([*script, "--only", f"{group}/{jobs}"]))
             for group, jobs in (("one", 1), ("one", cores), ("defaults", cores))
         }
-        seconds = time_rounds(paths, rounds, cores, yardsticks=yardsticks)
+        seconds = time_rounds(paths, rounds, cores, whole=whole)
         sizes = [path.stat().st_size for path in paths]
     finally:
         for path in paths:
@@ -248,9 +249,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory(dir=asked.dir) as folder:
         here = Path(folder)
-        rows = [bench_pair(here, 2, update, asked.rounds, yardsticks=True) for update in UPDATES]
+        rows = [bench_pair(here, 2, update, asked.rounds, whole=True) for update in UPDATES]
         if asked.large:
-            rows.append(bench_pair(here, 8, "small", asked.rounds, yardsticks=False))
+            rows.append(bench_pair(here, 8, "small", asked.rounds, whole=False))
     asked.out.mkdir(parents=True, exist_ok=True)
     write_text(asked.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
 

@@ -80,7 +80,7 @@ def _share(above: str, below: str) -> Any:
 
     def cell(row: Row) -> str:
         seconds = row["seconds"]
-        if above not in seconds:
+        if above not in seconds or below not in seconds:
             return ""
         return _spread([a / b for a, b in zip(seconds[above], seconds[below], strict=True)])
 

@@ -20,6 +20,7 @@ from unforgotten.audit import kernel_tables, measuring
 from unforgotten.audit.headers import TensorInfo
 from unforgotten.audit.kernel_bits import extremes_of
 from unforgotten.audit.kernel_plan import exact_thresholds, fits_kernel, float_order, rule_of
+from unforgotten.audit.kernel_vector import BY_BUCKET
 from unforgotten.audit.measured import Setting, TensorMeasured
 from unforgotten.audit.measuring import add_pieces, measure_piece, tensor_task
 from unforgotten.audit.pieces import Layout, Piece, layout_of, pieces
@@ -50,6 +51,11 @@ WIDE_BLOCKS = (
     "int3-g32",
     "q4_0",
     "int2-g64-paper",
+    "int8-g16",
+    "int5-g32-paper",
+    "int6-g16-ct",
+    "int7-g16-ao",
+    "int8-g48",
 )
 """Formats that are measured sixteen weights at a time, where the machine can."""
 SEARCHED = ("q4_k", "q6_k", "hqq4-g8-opt")
@@ -251,8 +257,8 @@ def test_vector_rule__has_one_threshold_a_bucket(name: str) -> None:
     """By the very operations of the kernel: a fused multiply-add is the float64 product, rounded once."""
     fmt = format_named(name)
     rule = kernel_tables.vector_rule(fmt)
-    if not rule.bucketed:
-        pytest.skip("searched by halving")
+    if rule.way != BY_BUCKET:
+        pytest.skip("found in another way")
     t = exact_thresholds(fmt)
     reach, steps = rule.constants[4], rule.constants[5]
     near = np.concatenate(
