@@ -26,6 +26,7 @@ from pathlib import Path
 from unforgotten.verification.mutant_list import Mutant, all_mutants, mutated_files, shuffled
 from unforgotten.verification.mutant_map import (
     LIBRARIES,
+    REGISTRY,
     Seen,
     Worker,
     copy_of_tree,
@@ -190,6 +191,12 @@ def _near(
     meet_all(rest, judge, workers, done)
 
 
+def _concerned(tests: Sequence[str], mutant: Mutant, tree: Path) -> list[str]:
+    """Those of the tests whose file imports the mutated module, or knows every claim by name; all of them if none does."""
+    near = (*near_tests(tree, mutant.path), *REGISTRY)
+    return [t for t in tests if t.split("::")[0] in near or t.startswith(near)] or list(tests)
+
+
 def _refuse_failing(worker: Worker, files: Sequence[str]) -> None:
     clean = worker(tests=[], files=list(files), stop=False)
     if clean["outcome"] != 0:
@@ -206,7 +213,9 @@ def _again(
 
     def judge(mutant: Mutant, worker: Worker) -> Verdict:
         old = known[mutant.id]
-        told = worker(tests=[], files=asked.again, **mutant_job(mutant, tree))
+        told = worker(
+            tests=[], files=_concerned(asked.again, mutant, tree), **mutant_job(mutant, tree)
+        )
         outcome, killer, how = judged(told)
         if outcome not in DEAD:
             return old

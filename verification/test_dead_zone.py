@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from unforgotten.theory.dead_zone import (
     BINADES,
+    FROZEN_SHARE,
     MIN_WEIGHTS,
     SIGNIFICANT_BITS,
     BinadeCounts,
@@ -249,3 +250,18 @@ def test_find_dead_zone__finds_none_where_nothing_or_everything_moved(share: flo
 def test_find_dead_zone__ignores_binades_of_few_weights() -> None:
     few = np.full(MIN_WEIGHTS - 1, 1.0, np.float32)
     assert not find_dead_zone(count_binades(few, few), "bfloat16").detected
+
+
+def test_find_dead_zone__calls_a_binade_of_the_fewest_weights_frozen_up_to_four_that_moved() -> (
+    None
+):
+    """FROZEN_SHARE of MIN_WEIGHTS is 4: fewer weights would leave less than that to be told from none."""
+    assert round(FROZEN_SHARE * 100) * MIN_WEIGHTS == 4 * 100
+    weights, moved = [0] * len(BINADES), [0] * len(BINADES)
+    low, high = BINADES.index(-9), BINADES.index(-8)
+    weights[low] = moved[low] = weights[high] = MIN_WEIGHTS
+    for few, found in ((4, True), (5, False)):
+        moved[high] = few
+        assert (
+            find_dead_zone(BinadeCounts(tuple(weights), tuple(moved)), "bfloat16").detected is found
+        )

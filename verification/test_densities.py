@@ -200,3 +200,9 @@ def test_empirical__has_bins_between_equal_shares() -> None:
     assert tenths.below == pytest.approx(np.arange(11) / 10, rel=4 * 2.0**-53)
     assert empirical(np.arange(6.0), 2).knots.tolist() == [0, 2, 5]
     assert empirical(np.arange(8.0), 2).knots.tolist() == [0, 4, 7]
+
+
+def test_empirical__has_magnitudes_down_to_0_where_no_knot_is_0() -> None:
+    """Half of the weights of (-1, 1, 3) are spread over [-1, 1], so three quarters exceed 1/2."""
+    density = empirical(np.array([-1.0, 1.0, 3.0]), 2)
+    assert density.magnitude_above([1.0, 0.75, 0.5, 0.0]).tolist() == [0, 0.5, 1, 3]

@@ -261,6 +261,13 @@ def test_step_ratio__and_the_fit_recover_the_signal() -> None:
     assert stationary_fit(1.0).ratio == 1.0
 
 
+def test_stationary_fit__finds_a_noise_at_the_end_of_its_range() -> None:
+    """A thousandth of the drift: the ratio is 2e-6 below that of no noise, and known to 1e-9."""
+    ratio = step_law("adamw", 999.9).ratio
+    assert stationary_fit(ratio).ratio == pytest.approx(ratio, rel=1e-9)
+    assert ratio < 1 - 1e-6
+
+
 @pytest.mark.parametrize("snr", [math.inf, 0.5])
 def test_predict_moves__meets_simulated_training(snr: float) -> None:
     """With the motion known, the weights' histogram and the blocks' absmax give gain and cosine."""

@@ -307,6 +307,7 @@ REFUSED: list[tuple[str, Call]] = [
     ("t must be at least", lambda: sgd_step_upper_bound(1.0, 0, 1.0)),
     ("momentum must be in", lambda: sgd_step_upper_bound(1.0, 1, 1.0, 1.0)),
     ("momentum must be in", lambda: sgd_step_upper_bound(1.0, 1, 1.0, 0.5, -0.5)),
+    ("momentum must be in", lambda: sgd_step_upper_bound(1.0, 1, 1.0, 0.5, 1.5)),
     ("dampening must be 0", lambda: sgd_step_upper_bound(1.0, 1, 1.0, 0.5, 0.5, True)),
     ("lr must be finite", lambda: lion_step_upper_bound(math.nan, 1)),
     ("t must be at least", lambda: sign_step_upper_bound(1.0, -1)),
