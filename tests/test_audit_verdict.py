@@ -225,7 +225,7 @@ def test_rows_do_not_see_unit_or_direction(seed: int, n: int) -> None:
     )
     for other in rows[1:]:
         for key in ("rho", "low", "high", "p_undone", "p_survives"):
-            ours, theirs = rows[0][key], other[key]  # type: ignore[literal-required]
+            ours, theirs = rows[0][key], other[key]
             assert (ours is None) == (theirs is None)
             if ours is not None:
                 # Items and scaled items are whole multiples of 1/2 below 2^7, so sums are exact and a denominator that
