@@ -9,27 +9,19 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from functools import lru_cache
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.measured import TensorMeasured
-from unforgotten.audit.measuring import (
-    NotFiniteError,
-    PieceMeasured,
-    RefusedError,
-    TensorTask,
-    add_pieces,
-    measure_piece,
-    tensor_task,
-)
+from unforgotten.audit.measuring import PieceMeasured, add_pieces, measure_piece
 from unforgotten.audit.pairing import check_finite
 from unforgotten.audit.pieces import pieces
+from unforgotten.audit.tensor_task import NotFiniteError, RefusedError, TensorTask, tensor_task
 from unforgotten.theory.formats import Format
 
 BATCH_PIECES = 64  # at most; a larger tensor is shared out
@@ -101,12 +93,13 @@ def _tensor(
 ) -> TensorMeasured:
     try:
         rows = [row for part in islice(found, count) for row in part]
-        return add_pieces(_task(work, name), rows)
+        whole = TensorTask((work.target, work.unlearned), name, work.formats, {})
+        return add_pieces(whole, rows)
     except (RefusedError, NotFiniteError) as error:
         check_finite(work.target, name)
         check_finite(work.unlearned, name)
-        if isinstance(error, NotFiniteError):
-            raise AssertionError("what is not finite was not found again") from error
+        if not isinstance(error, RefusedError):
+            raise
         path = work.unlearned.tensors[name].path
         raise CheckpointError(path, f"must fit {error.format}", error, tensor=name) from error
 

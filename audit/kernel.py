@@ -7,11 +7,11 @@ the code is compiled.
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
-from numba import njit, types
+from numba import types
 from numba.extending import overload
+
+from unforgotten.audit.compiled import compiled
 
 TILE = 512  # weights whose intermediate arrays stay in the first-level cache
 BINS = 256
@@ -26,10 +26,9 @@ ZERO, HALF_EVEN, COMPARED = np.float32(0), 0, 1
 ADAPTIVE, FIXED = 0, 1
 FLIPS, CHANGES, OVERFLOWS = 0, 1, 2
 EXPECTED, VARIANCE, SURVIVING, DOT = 0, 1, 2, 3
-OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 
 
-@njit(**OPTIONS)
+@compiled()
 def find_first(x, ends, low, high, low_first):  # type: ignore[no-untyped-def]
     """Whether the first weight of largest magnitude of each block is its smallest weight.
 
@@ -51,7 +50,7 @@ def find_first(x, ends, low, high, low_first):  # type: ignore[no-untyped-def]
         start = ends[b]
 
 
-@njit(**OPTIONS)
+@compiled()
 def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):  # type: ignore[no-untyped-def]
     """Codes, values and float64 code units of `n` weights of one block, into the front of the last three arrays."""
     divide, usable, factor = blocks.divide[block], blocks.usable[block], blocks.factor[block]
@@ -64,20 +63,20 @@ def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):  
     elif divide:
         for i in range(n):
             r = (x[start + i] - low) / factor
-            r = -LARGEST if r < -LARGEST else r
-            ratio[i] = LARGEST if r > LARGEST else r
+            r = max(r, -LARGEST)
+            ratio[i] = min(r, LARGEST)
             v = (np.float64(x[start + i]) - low64) / factor64
-            v = -LARGEST64 if v < -LARGEST64 else v
-            v = LARGEST64 if v > LARGEST64 else v
+            v = max(v, -LARGEST64)
+            v = min(v, LARGEST64)
             unit_place[i] = v + zero64
     else:
         for i in range(n):
             r = (x[start + i] - low) * factor
-            r = -LARGEST if r < -LARGEST else r
-            ratio[i] = LARGEST if r > LARGEST else r
+            r = max(r, -LARGEST)
+            ratio[i] = min(r, LARGEST)
             v = (np.float64(x[start + i]) - low64) * factor64
-            v = -LARGEST64 if v < -LARGEST64 else v
-            v = LARGEST64 if v > LARGEST64 else v
+            v = max(v, -LARGEST64)
+            v = min(v, LARGEST64)
             unit_place[i] = v + zero64
     _round(ratio, n, zero, rule, code)
     scale, value_zero, value_low = (
@@ -96,7 +95,7 @@ def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):  
             value[i] = (levels[code[i]] - value_zero) * scale * unit + value_low
 
 
-@njit(**OPTIONS)
+@compiled()
 def _round(ratio, n, zero, rule, code):  # type: ignore[no-untyped-def]
     t = rule.thresholds
     if rule.kind == HALF_EVEN:
@@ -104,8 +103,8 @@ def _round(ratio, n, zero, rule, code):  # type: ignore[no-untyped-def]
         zero_first = rule.zero_first
         for i in range(n):
             number = np.rint(ratio[i] + zero) if zero_first else np.rint(ratio[i]) + zero
-            number = first if number < first else number
-            number = last if number > last else number
+            number = max(number, first)
+            number = min(number, last)
             code[i] = np.int32(number - first)
     elif rule.kind == COMPARED:
         for i in range(n):
@@ -126,20 +125,20 @@ def _round(ratio, n, zero, rule, code):  # type: ignore[no-untyped-def]
             bits = order[i]
             bits = -(bits & 0x7FFFFFFF) if bits < 0 else bits
             bucket = (bits >> shift) - first
-            bucket = 0 if bucket < 0 else bucket
-            bucket = last if bucket > last else bucket
+            bucket = max(bucket, 0)
+            bucket = min(bucket, last)
             c = rule.table[bucket]
             code[i] = c + np.int32(ratio[i] > t[c])
 
 
-@njit(**OPTIONS)
+@compiled()
 def _place(v, v_new, code, code_new, pinned, rule, n, probability):  # type: ignore[no-untyped-def]
     """The probabilities of T6; returns the number of flips."""
     top, flips = len(rule.levels) - 1, 0
     for i in range(n):
         shift = v_new[i] - v[i]
         p = abs(shift) * rule.inverse[code[i]]
-        p = 1.0 if p > 1.0 else p
+        p = min(p, 1.0)
         outward = ((code[i] == 0) & (shift < 0)) | ((code[i] == top) & (shift > 0))
         p = 0.0 if outward else p
         flipped = code[i] != code_new[i]
@@ -148,7 +147,7 @@ def _place(v, v_new, code, code_new, pinned, rule, n, probability):  # type: ign
     return flips
 
 
-@njit(**OPTIONS)
+@compiled()
 def _surviving(value, value_new, n, surviving):  # type: ignore[no-untyped-def]
     """D of each weight; returns the number of values that change."""
     changes = 0
@@ -158,7 +157,7 @@ def _surviving(value, value_new, n, surviving):  # type: ignore[no-untyped-def]
     return changes
 
 
-@njit(**OPTIONS)
+@compiled()
 def _overflows(value, n):  # type: ignore[no-untyped-def]
     """How many values are no finite numbers."""
     found = 0
@@ -167,7 +166,7 @@ def _overflows(value, n):  # type: ignore[no-untyped-def]
     return found
 
 
-@njit(fastmath=True, **OPTIONS)
+@compiled(fastmath=True)
 def _add_up(probability, surviving, delta, n, sums):  # type: ignore[no-untyped-def]
     """The sums over one tile. Only terms that are finite numbers come here, and their order is free."""
     expected = variance = square = dot = 0.0
@@ -183,7 +182,7 @@ def _add_up(probability, surviving, delta, n, sums):  # type: ignore[no-untyped-
     sums[DOT] += dot
 
 
-@njit(**OPTIONS)
+@compiled()
 def _positions(v, code, delta, n, rule, bins):  # type: ignore[no-untyped-def]
     """Count the places of moved weights in their interior cells."""
     top = len(rule.levels) - 1
@@ -196,18 +195,21 @@ def _positions(v, code, delta, n, rule, bins):  # type: ignore[no-untyped-def]
             bins[0 if place < 0 else bin_] += 1
 
 
-@njit(**OPTIONS)
+@compiled()
 def measure(
     x, y, ends, before, after, same, setter_low, setter_high, rule, check, counts, sums, bins
 ):  # type: ignore[no-untyped-def]
     """One format over one piece: counts and sums of both grids, positions once.
 
     Args:
-        x, y: the weights before and after, float32.
+        x: float32, the weights before.
+        y: float32, after.
         ends: int64, where each block ends.
-        before, after: `Blocks` fitted to each of the two.
+        before: `Blocks` fitted to the first.
+        after: `Blocks` fitted to the second.
         same: bool, where the two fits agree, so that the grids do.
-        setter_low, setter_high: of `before`, see `kernel_plan.setters`.
+        setter_low: of `before`, see `kernel_plan.setters`.
+        setter_high: likewise.
         rule: of the format.
         check: whether a value may overflow.
         counts: int64 (2, 3), added to.
@@ -293,7 +295,7 @@ def measure(
         begin += n
 
 
-@njit(**OPTIONS)
+@compiled()
 def take_census(x, y, lowest, highest, beyond, weights, moved):  # type: ignore[no-untyped-def]
     """Add to the counts of `measuring.Census`, of finite weights.
 
@@ -336,7 +338,7 @@ def _float_of(stored):  # type: ignore[no-untyped-def]
     return lambda stored: stored
 
 
-@njit(fastmath=True, **OPTIONS)
+@compiled(fastmath=True)
 def squared_length(x, y):  # type: ignore[no-untyped-def]
     """The squared length of y - x, in float64; like `_add_up` free in the order of its terms."""
     square = 0.0

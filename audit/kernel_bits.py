@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 from numpy.typing import NDArray
 
+from unforgotten.audit.compiled import compiled
 from unforgotten.audit.kernel_lanes import I16, I32, I64, Lanes
 
 Array = NDArray[Any]
-OPTIONS: dict[str, Any] = {"nogil": True, "cache": True, "error_model": "numpy"}
 WINDOW = 32  # binades with a place of their own; the lowest of them holds all below
 TILE = 2048
 PAIR, SHIFT, SHIFT2, SHIFT3 = np.uint64(4095), np.uint64(16), np.uint64(32), np.uint64(48)
@@ -61,7 +61,7 @@ def _extremes(typing: Any, order: Any, start: Any, groups: Any) -> Any:
     return types.UniTuple(types.int64, 2)(order, types.int64, types.int64), codegen
 
 
-@njit(**OPTIONS)
+@compiled()
 def find_extremes(order, ends, low, high):  # type: ignore[no-untyped-def]
     """Smallest and largest weight of each block, as places in the order of the numbers.
 
@@ -122,7 +122,7 @@ def _pairs(typing: Any, x: Any, y: Any, start: Any, groups: Any, lowest: Any, ou
     return types.int64(x, y, types.int64, types.int64, types.int64, out), codegen
 
 
-@njit(**OPTIONS)
+@compiled()
 def count_bfloat16(x, y, top, lowest, highest, weights, moved):  # type: ignore[no-untyped-def]
     """Add to the counts of weights, and of moved ones, by the binade of the weight before.
 
@@ -191,7 +191,7 @@ def _largest(typing: Any, x: Any, start: Any, groups: Any) -> Any:
     return types.int64(x, types.int64, types.int64), codegen
 
 
-@njit(**OPTIONS)
+@compiled()
 def find_largest(order, ends, shift, size):  # type: ignore[no-untyped-def]
     """The bits, as of a float32, of the largest magnitude of each block.
 

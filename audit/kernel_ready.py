@@ -10,8 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.headers import TensorInfo
-from unforgotten.audit.measuring import measure_piece, tensor_task
+from unforgotten.audit.measuring import measure_piece
 from unforgotten.audit.pieces import pieces
+from unforgotten.audit.tensor_task import tensor_task
 from unforgotten.theory.formats import format_named
 
 FORMATS = ("nf4-b64", "int4-row", "int8-row", "fp8-row", "q4_0")

@@ -7,16 +7,26 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from unforgotten.audit import kernel_lanes, kernel_vector
+from unforgotten.audit.compiled import compiled
 from unforgotten.audit.kernel import float_of
 from unforgotten.audit.kernel_lanes import LANES
 from unforgotten.audit.kernel_plan import Blocks, Extremes, rule_of
 from unforgotten.audit.kernel_tables import BINS, vector_rule
 from unforgotten.audit.kernel_vector import (
-    BY_ROUNDING, DELTA, DOT, EXPECTED, FIRST, LAST, PARTS, SQUARES, SURVIVING, THRESHOLDS, TRASH,
+    BY_ROUNDING,
+    DELTA,
+    DOT,
+    EXPECTED,
+    FIRST,
+    LAST,
+    PARTS,
+    SQUARES,
+    SURVIVING,
+    THRESHOLDS,
+    TRASH,
 )  # fmt: skip
 from unforgotten.theory.formats import Format
 
@@ -82,7 +92,7 @@ def _reciprocals(blocks: Blocks) -> Array:
         return np.where(blocks.usable, 1 / blocks.factor.astype(np.float64), 0)
 
 
-@njit(nogil=True, cache=True, error_model="numpy")
+@compiled()
 def _exact_bin(stored, divide, factor, usable, narrow, constants, way, lower, width):  # type: ignore[no-untyped-def]
     """The bin of one weight by the operations of `kernel.measure`."""
     w = float_of(stored)
@@ -107,7 +117,7 @@ def _compiled(stamp: str) -> Any:
     """The driver. The stamp of the code that it inlines is a part of it, so that its cache knows when that changes."""
 
     # fmt: off
-    @njit(nogil=True, cache=True, error_model="numpy")
+    @compiled()
     def measure_blocks(  # type: ignore[no-untyped-def]
         x, y, size, rule, width, lower, usable, divide, same, f, f_new, s, s_new, r, r_new, setter, kept, moved, kept_n,
         moved_n, bins,

@@ -11,7 +11,18 @@ from numpy.typing import NDArray
 from unforgotten.audit.kernel_lanes import LANES, available
 from unforgotten.audit.kernel_plan import Rule, exact_thresholds, rule_of
 from unforgotten.audit.kernel_vector import (
-    BELOW, BY_BUCKET, BY_HALVING, BY_ROUNDING, CODES, FRACTION, INVERSE, LEVELS, LIMITS, LOWER, ROWS, THRESHOLDS,
+    BELOW,
+    BY_BUCKET,
+    BY_HALVING,
+    BY_ROUNDING,
+    CODES,
+    FRACTION,
+    INVERSE,
+    LEVELS,
+    LIMITS,
+    LOWER,
+    ROWS,
+    THRESHOLDS,
 )  # fmt: skip
 from unforgotten.theory.formats import Format
 

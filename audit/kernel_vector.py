@@ -17,7 +17,17 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from unforgotten.audit.kernel_lanes import (
-    F32, F32X, F64, F64X, I16, I16X, I32, I32X, I64, I64X, LANES, Lanes,
+    F32X,
+    F64,
+    F64X,
+    I16,
+    I16X,
+    I32,
+    I32X,
+    I64,
+    I64X,
+    LANES,
+    Lanes,
 )  # fmt: skip
 
 THRESHOLDS, LEVELS, LOWER, INVERSE, CODES, LIMITS, BELOW = 0, 1, 2, 3, 4, 6, 8  # rows of `narrow`

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit import kernel, kernel_bits
-from unforgotten.audit.checkpoints import Checkpoint
-from unforgotten.audit.errors import CheckpointError
+from unforgotten.audit.kernel_lanes import LANES
 from unforgotten.audit.kernel_plan import (
-    EXTREMES,
     Blocks,
     Extremes,
     fit_blocks,
@@ -27,50 +22,20 @@ from unforgotten.audit.kernel_plan import (
     may_overflow,
     rule_of,
     setters,
-)
-from unforgotten.audit.kernel_lanes import LANES
+)  # fmt: skip
 from unforgotten.audit.kernel_registers import measure_registers
 from unforgotten.audit.kernel_tables import fits_registers
 from unforgotten.audit.measured import Setting, TensorMeasured
-from unforgotten.audit.pieces import PIECE_WEIGHTS, Layout, Piece, layout_of, pieces, read_flat
+from unforgotten.audit.pieces import PIECE_WEIGHTS, Layout, Piece, layout_of, read_flat
+from unforgotten.audit.stored_weights import Weights, extremes, own_memory
+from unforgotten.audit.tensor_task import NotFiniteError, TensorTask, refusing
 from unforgotten.theory.dead_zone import BINADES, BinadeCounts
 from unforgotten.theory.formats import Format
-from unforgotten.theory.quantize import padding
 from unforgotten.theory.update import GRID_MODES, GridMode, Survival, add, survival
 
 Array = NDArray[Any]
-BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 WHOLE = "hqq-proximal"
 """The statistic whose search stops by a mean over the whole tensor, which is therefore read at once."""
-
-
-class RefusedError(ValueError):
-    """A format cannot take a tensor."""
-
-    def __init__(self, fmt: str, reason: str) -> None:
-        super().__init__(fmt, reason)
-
-    def __str__(self) -> str:
-        return str(self.args[1])
-
-    @property
-    def format(self) -> str:
-        """Its name."""
-        return str(self.args[0])
-
-
-class NotFiniteError(ValueError):
-    """A weight is nan or inf; `check_finite` says which."""
-
-
-@contextmanager
-def _refusing(fmt: Format) -> Iterator[None]:
-    try:
-        yield
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise RefusedError(fmt.name, str(error)) from error
 
 
 class Census(NamedTuple):
@@ -104,124 +69,6 @@ class PieceMeasured:
     searched: Mapping[Setting, Survival]
 
 
-@dataclass(frozen=True)
-class TensorTask:
-    """One tensor of a pair and the formats to measure it in, ready to be measured in any order of its pieces.
-
-    Attributes:
-        checkpoints: target and unlearned.
-        name: of the tensor in both.
-        formats: to measure it in.
-        wide: of blocks that are wider than a piece, and of the tensor where a format needs that, the extremes before
-            and after.
-    """
-
-    checkpoints: tuple[Checkpoint, Checkpoint]
-    name: str
-    formats: tuple[Format, ...]
-    wide: Mapping[Layout, tuple[Extremes, Extremes]]
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
-        return self.checkpoints[0].tensors[self.name].shape
-
-
-def tensor_task(
-    target: Checkpoint, unlearned: Checkpoint, name: str, formats: Sequence[Format]
-) -> TensorTask:
-    """Prepare a tensor: one more pass over it where a block is wider than a piece.
-
-    Raises:
-        RefusedError: the tensor is empty, or a format takes whole blocks only and a row has others.
-    """
-    shape = target.tensors[name].shape
-    if math.prod(shape) == 0:
-        reason = f"a tensor to quantize must not be empty, got shape={shape}"
-        raise RefusedError(formats[0].name, reason)
-    for fmt in formats:
-        with _refusing(fmt):
-            padding(shape[-1], fmt)
-    wide = {
-        layout: (_wide_extremes(target, name, layout), _wide_extremes(unlearned, name, layout))
-        for layout in _wide_layouts(formats, shape)
-    }
-    return TensorTask((target, unlearned), name, tuple(formats), wide)
-
-
-def _wide_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> set[Layout]:
-    own = [layout_of(fmt, shape) for fmt in formats if fits_kernel(fmt)]
-    wide = {layout for layout in own if layout.size > PIECE_WEIGHTS}
-    total = math.prod(shape)
-    return wide | {Layout(total, total) for fmt in formats if fmt.tensor_range}
-
-
-def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout) -> Extremes:
-    """The extremes of all blocks of a tensor, none of which need fit a piece."""
-    shape = checkpoint.tensors[name].shape
-    count = layout.index_of(math.prod(shape) - 1) + 1
-    low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
-    low_first = np.zeros(count, bool)
-    for piece in pieces(shape):
-        weights = Weights(read_flat(checkpoint, name, *piece))
-        part = extremes(weights.stored, lambda w=weights: w.float32, layout.ends(*piece), EXTREMES)
-        at = slice(layout.index_of(piece.start), layout.index_of(piece.stop - 1) + 1)
-        larger = np.maximum(-part.low, part.high) > np.maximum(-low[at], high[at])
-        low_first[at] = np.where(larger, part.low_first, low_first[at])
-        low[at], high[at] = np.minimum(low[at], part.low), np.maximum(high[at], part.high)
-    return Extremes(low, high, low_first)
-
-
-def extremes(
-    stored: Array, numbers: Callable[[], Array], ends: Array, statistics: Set[str]
-) -> Extremes:
-    """Those of blocks that end at `ends`, as far as these statistics see them.
-
-    Where they see magnitudes only, the extremes are those of the magnitudes; which comes first is found only for
-    signed ones.
-
-    Args:
-        stored: see `Weights`.
-        numbers: gives the same as float32.
-        ends: where the blocks end.
-        statistics: of the formats.
-    """
-    low_first = np.zeros(len(ends), bool)
-    if statistics <= {"absmax", "none"}:
-        high = kernel_bits.magnitudes_of(stored, ends)
-        return Extremes(-high, high, low_first)
-    low, high = kernel_bits.extremes_of(stored, ends)
-    if "signed-absmax" in statistics:
-        kernel.find_first(numbers(), ends, low, high, low_first)
-    return Extremes(low, high, low_first)
-
-
-class Weights:
-    """Weights as the kernels read them: bfloat16 as its bits, in uint16, everything else as float32."""
-
-    def __init__(self, raw: Array, *, bits: bool = True) -> None:
-        narrow = bits and raw.dtype.name == "bfloat16"
-        self.stored: Array = raw.view(np.uint16) if narrow else widened(raw)
-
-    @cached_property
-    def float32(self) -> Array:
-        """As numbers."""
-        return widened(self.stored.view(BFLOAT16)) if self.stored.itemsize == 2 else self.stored
-
-    @property
-    def largest(self) -> np.float32:
-        """The largest magnitude; nan or inf if one is."""
-        return np.float32(kernel_bits.magnitudes_of(self.stored, np.array([self.stored.size]))[0])
-
-
-def widened(raw: Array) -> Array:
-    """Any stored float as float32; bfloat16 by a shift of its bits."""
-    if raw.dtype.name == "bfloat16":
-        return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
-    with np.errstate(invalid="ignore"):  # a signalling nan warns before it is found
-        return np.ascontiguousarray(raw, np.float32)
-
-
 def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     """Measure the blocks that begin in one piece, in every format.
 
@@ -245,7 +92,7 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     searched: dict[Setting, Survival] = {}
     for fmt in task.formats:
         cut = cuts[layout_of(fmt, task.shape), spans[fmt.name]]
-        with _refusing(fmt):
+        with refusing(fmt):
             if fits_kernel(fmt):
                 parts[fmt.name] = _measure(task, fmt, cut)
             elif fmt.statistic != WHOLE:
@@ -260,25 +107,15 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     return PieceMeasured(census, delta_sq, parts, searched)
 
 
-LEAST_BUFFER = 1 << 23  # from 4 MiB on numpy asks for huge pages
-_OWN = threading.local()
-
-
-def _buffer(k: int, nbytes: int) -> NDArray[np.uint8]:
-    """Memory of this thread for the k-th checkpoint, the same every time if it is large enough."""
-    kept: dict[int, NDArray[np.uint8]] = _OWN.__dict__.setdefault("buffers", {})
-    if k not in kept or kept[k].size < nbytes:
-        kept[k] = np.empty(max(nbytes, LEAST_BUFFER), np.uint8)
-    return kept[k]
-
-
 def _read(task: TensorTask, piece: Piece) -> tuple[Weights, Weights]:
     """The weights before and after; as bits only if both are bfloat16."""
     infos = [c.tensors[task.name] for c in task.checkpoints]
     alike = infos[0].dtype == infos[1].dtype
     size = piece.stop - piece.start
     before, after = (
-        Weights(read_flat(c, task.name, *piece, _buffer(k, size * info.dtype.itemsize)), bits=alike)
+        Weights(
+            read_flat(c, task.name, *piece, own_memory(k, size * info.dtype.itemsize)), bits=alike
+        )
         for k, (c, info) in enumerate(zip(task.checkpoints, infos, strict=True))
     )
     return before, after
@@ -443,7 +280,7 @@ def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMea
             if fmt.name in rows[0].parts:
                 found[setting] = _survival(rows, [row.parts[fmt.name] for row in rows], grid)
             elif fmt.statistic == WHOLE:
-                with _refusing(fmt):
+                with refusing(fmt):
                     pair = (np.asarray(c.read(task.name), np.float32) for c in task.checkpoints)
                     found[setting] = survival(*pair, fmt, grid)
             else:

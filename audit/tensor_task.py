@@ -1,0 +1,116 @@
+"""One tensor of a pair and the formats to measure it in, ready to be measured in any order of its pieces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from unforgotten.audit.checkpoints import Checkpoint
+from unforgotten.audit.errors import CheckpointError
+from unforgotten.audit.kernel_plan import EXTREMES, Extremes, fits_kernel
+from unforgotten.audit.pieces import PIECE_WEIGHTS, Layout, layout_of, pieces, read_flat
+from unforgotten.audit.stored_weights import Weights, extremes
+from unforgotten.theory.formats import Format
+from unforgotten.theory.quantize import padding
+
+
+class RefusedError(ValueError):
+    """A format cannot take a tensor."""
+
+    def __init__(self, fmt: str, reason: str) -> None:
+        super().__init__(fmt, reason)
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+    @property
+    def format(self) -> str:
+        """Its name."""
+        return str(self.args[0])
+
+
+class NotFiniteError(ValueError):
+    """A weight is nan or inf; `check_finite` says which."""
+
+
+@contextmanager
+def refusing(fmt: Format) -> Iterator[None]:
+    """What is wrong inside is wrong with the format."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise RefusedError(fmt.name, str(error)) from error
+
+
+@dataclass(frozen=True)
+class TensorTask:
+    """One tensor of a pair and the formats to measure it in, ready to be measured in any order of its pieces.
+
+    Attributes:
+        checkpoints: target and unlearned.
+        name: of the tensor in both.
+        formats: to measure it in.
+        wide: of blocks that are wider than a piece, and of the tensor where a format needs that, the extremes before
+            and after.
+    """
+
+    checkpoints: tuple[Checkpoint, Checkpoint]
+    name: str
+    formats: tuple[Format, ...]
+    wide: Mapping[Layout, tuple[Extremes, Extremes]]
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.checkpoints[0].tensors[self.name].shape
+
+
+def tensor_task(
+    target: Checkpoint, unlearned: Checkpoint, name: str, formats: Sequence[Format]
+) -> TensorTask:
+    """Prepare a tensor: one more pass over it where a block is wider than a piece.
+
+    Raises:
+        RefusedError: the tensor is empty, or a format takes whole blocks only and a row has others.
+    """
+    shape = target.tensors[name].shape
+    if math.prod(shape) == 0:
+        reason = f"a tensor to quantize must not be empty, got shape={shape}"
+        raise RefusedError(formats[0].name, reason)
+    for fmt in formats:
+        with refusing(fmt):
+            padding(shape[-1], fmt)
+    wide = {
+        layout: (_wide_extremes(target, name, layout), _wide_extremes(unlearned, name, layout))
+        for layout in _wide_layouts(formats, shape)
+    }
+    return TensorTask((target, unlearned), name, tuple(formats), wide)
+
+
+def _wide_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> set[Layout]:
+    own = [layout_of(fmt, shape) for fmt in formats if fits_kernel(fmt)]
+    wide = {layout for layout in own if layout.size > PIECE_WEIGHTS}
+    total = math.prod(shape)
+    return wide | {Layout(total, total) for fmt in formats if fmt.tensor_range}
+
+
+def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout) -> Extremes:
+    """The extremes of all blocks of a tensor, none of which need fit a piece."""
+    shape = checkpoint.tensors[name].shape
+    count = layout.index_of(math.prod(shape) - 1) + 1
+    low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
+    low_first = np.zeros(count, bool)
+    for piece in pieces(shape):
+        weights = Weights(read_flat(checkpoint, name, *piece))
+        part = extremes(weights.stored, lambda w=weights: w.float32, layout.ends(*piece), EXTREMES)
+        at = slice(layout.index_of(piece.start), layout.index_of(piece.stop - 1) + 1)
+        larger = np.maximum(-part.low, part.high) > np.maximum(-low[at], high[at])
+        low_first[at] = np.where(larger, part.low_first, low_first[at])
+        low[at], high[at] = np.minimum(low[at], part.low), np.maximum(high[at], part.high)
+    return Extremes(low, high, low_first)
