@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from unforgotten.audit.finding_row import FindingId, FindingRow
-from unforgotten.audit.weights import Setting, WeightsLeg, gain_stderr
+from unforgotten.audit.measured import Setting
+from unforgotten.audit.weights import WeightsLeg, gain_stderr
 from unforgotten.theory.update import Survival
 from unforgotten.theory.wash import wash_test
 

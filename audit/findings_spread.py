@@ -10,8 +10,9 @@ import numpy as np
 
 from unforgotten.audit.finding_row import STANDARD_DEVIATIONS, FindingRow, finding, ratio_of_sums
 from unforgotten.audit.findings import Judged, share
+from unforgotten.audit.measured import Setting
 from unforgotten.audit.probe import Sample
-from unforgotten.audit.weights import GAUSSIAN_SPREAD, Setting, WeightsLeg
+from unforgotten.audit.weights import GAUSSIAN_SPREAD, WeightsLeg
 from unforgotten.theory.update import Survival
 
 CONCENTRATED = 0.5  # participation below it

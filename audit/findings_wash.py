@@ -19,9 +19,10 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.finding_row import STANDARD_DEVIATIONS, FindingRow, finding
 from unforgotten.audit.findings import WASH_RATIO
+from unforgotten.audit.measured import Setting
 from unforgotten.audit.probe import Sample, fits
 from unforgotten.audit.probe_cells import cells_of
-from unforgotten.audit.weights import Setting, WeightsLeg
+from unforgotten.audit.weights import WeightsLeg
 from unforgotten.theory.formats import Format, format_named
 from unforgotten.theory.multiplicity import false_discoveries
 from unforgotten.theory.update import Survival

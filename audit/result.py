@@ -132,13 +132,7 @@ def build_result(
     )
 
 
-def build_code_result(
-    target: Checkpoint,
-    unlearned: Checkpoint,
-    leg: ArtefactLeg,
-    output: OutputLeg | None = None,
-    behaviour: BehaviourLeg | None = None,
-) -> AuditResult:
+def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLeg) -> AuditResult:
     """The result of a pair that is quantized already: codes are counted, and nothing is known of the update."""
     findings = code_findings(leg)
     word: Finding = "no update" if findings[0]["id"] == "codes-equal" else "unclear"
@@ -161,9 +155,9 @@ def build_code_result(
         ),
         findings=findings,
         prediction=[],
-        output=output,
-        behaviour=behaviour,
-        verdict=_verdict(decide(word, output, behaviour), [row["sentence"] for row in findings]),
+        output=None,
+        behaviour=None,
+        verdict=_verdict(decide(word, None, None), [row["sentence"] for row in findings]),
         files={},
     )
 

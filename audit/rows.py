@@ -9,7 +9,8 @@ from typing import TypedDict
 from scipy.stats import kstwobign
 
 from unforgotten.audit.artefacts import ArtefactLeg, CodeCounts
-from unforgotten.audit.weights import Setting, WeightsLeg, gain_stderr
+from unforgotten.audit.measured import Setting
+from unforgotten.audit.weights import WeightsLeg, gain_stderr
 from unforgotten.theory.update import GridMode, Survival
 from unforgotten.theory.wash import wash_test
 

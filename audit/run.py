@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import TypeVar, get_args
 
 from unforgotten.audit.artefact_gguf import compare_gguf_codes, is_quantized_gguf
 from unforgotten.audit.artefacts import ArtefactLeg, compare_codes, scheme_of
@@ -61,12 +61,14 @@ def audit_pair(
     before, after = open_pair(target, unlearned)
     codes = _code_leg(before, after, formats)
     if codes is not None:
-        result = build_code_result(before, after, codes, _measured(output), _measured(behaviour))
+        if output is not None or behaviour is not None:
+            rule = "output and behaviour must be measured on models that are not quantized already"
+            raise ValueError(f"{rule}, got {'+'.join(codes.by_format)}")
+        result = build_code_result(before, after, codes)
         rows = code_rows(codes)
     else:
-        split: dict[str, Any] = {} if jobs == 1 and ray is None else {"jobs": jobs, "ray": ray}
         named = DEFAULT_FORMATS if formats is None else formats
-        leg = weights_leg(before, after, named, progress, **split)
+        leg = weights_leg(before, after, named, progress, jobs=jobs, ray=ray)
         result = build_result(before, after, leg, _measured(output), _measured(behaviour))
         rows = tensor_rows(leg)
     if out is not None:

@@ -50,7 +50,7 @@ def render_sarif(result: AuditResult) -> str:
 
 
 def _of_finding(result: AuditResult, row: FindingRow) -> dict[str, Any]:
-    more = {key: row[key] for key in ("format", "tensor", "measure", "effect", "interval", "p")}  # type: ignore[literal-required]
+    more = {key: row[key] for key in ("format", "tensor", "measure", "effect", "interval", "p")}
     return _result(result, row["id"], row["severity"], row["sentence"], more)
 
 
@@ -58,7 +58,7 @@ def _result(
     result: AuditResult, rule: str, level: str, text: str, more: Mapping[str, Any]
 ) -> dict[str, Any]:
     place = quote(PurePath(result["unlearned"]["source"]).as_posix())
-    sums = {side: result[side]["sha256"] for side in ("target", "unlearned")}  # type: ignore[literal-required]
+    sums = {side: result[side]["sha256"] for side in ("target", "unlearned")}
     key = "/".join([rule, str(more.get("format") or ""), str(more.get("tensor") or "")])
     return {
         "ruleId": rule,

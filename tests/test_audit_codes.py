@@ -132,6 +132,13 @@ def test_formats_named_for_a_quantized_pair_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_legs_of_a_quantized_pair_are_refused(tmp_path: Path) -> None:
+    t, u = save(tmp_path / "t", gptq(0)), save(tmp_path / "u", gptq(1))
+    with pytest.raises(ValueError, match=r"output and behaviour must be .* got gptq:int4-g16"):
+        audit_pair(t, u, out=tmp_path / "out", output=lambda: pytest.fail("was measured"))
+    assert not (tmp_path / "out").exists()
+
+
 @pytest.mark.parametrize("turned", [False, True])
 def test_one_quantized_and_one_not_is_refused(turned: bool, tmp_path: Path) -> None:
     plain = {f"{NAME}.weight": np.ones((OUT, IN), np.float32)}

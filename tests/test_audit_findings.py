@@ -32,7 +32,7 @@ from unforgotten.theory.update import survival
 
 Tensors = dict[str, NDArray[Any]]
 STD, LR, STEPS = 0.02, 1e-5, 40
-EPS64 = np.finfo(np.float64).eps
+EPS64 = float(np.finfo(np.float64).eps)
 SUM_SLACK = (
     1e-10  # of a sum of at most 2^17 positive float64 terms, each good to some EPS64, relative
 )
@@ -66,7 +66,8 @@ def adamw(seed: int, dtype: Any, shape: tuple[int, int] = (64, 128)) -> tuple[Te
     rng = rng_of(seed, 7)
     w = rng.normal(0, STD, shape).astype(ml_dtypes.bfloat16).astype(np.float32)
     start, mean = w, rng.normal(0, 1, shape)
-    m = v = np.zeros(shape)
+    m: NDArray[Any] = np.zeros(shape)
+    v: NDArray[Any] = np.zeros(shape)
     for t in range(1, STEPS + 1):
         gradient = mean + 0.5 * rng.normal(0, 1, shape)
         m, v = 0.9 * m + 0.1 * gradient, 0.999 * v + 0.001 * gradient**2

@@ -11,7 +11,7 @@ from scipy.stats import false_discovery_control
 
 from unforgotten.audit import DEFAULT_FORMATS, audit_pair, open_pair, weights_leg
 from unforgotten.audit.findings_wash import WASH_LEVEL, candidates, strata
-from unforgotten.audit.weights import Setting
+from unforgotten.audit.measured import Setting
 from unforgotten.experiments.audit_findings import synthetic_rows
 from unforgotten.experiments.audit_pairs import NAMES, save_pair
 from unforgotten.theory.quantize import round_trip

@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unforgotten.audit.adapter_config import parse_adapter_config
+from unforgotten.audit.artefact_gguf import compare_gguf_codes
 from unforgotten.audit.artefact_schemes import read_scheme
 from unforgotten.audit.checkpoints import Checkpoint, SafetensorsCheckpoint, join_shards, read_index
-from unforgotten.audit.gguf_source import gguf_of
+from unforgotten.audit.gguf_source import GgufCheckpoint, gguf_of
 from unforgotten.audit.headers import CheckpointError, read_header
 from unforgotten.audit.hub import HubName, _parse_listing
 from unforgotten.audit.jsons import parse_json_object
@@ -222,6 +223,12 @@ def gguf_files(draw: st.DrawFn) -> bytes:
 def check_gguf(content: bytes) -> None:
     with np.errstate(all="ignore"):  # the package gguf multiplies infinities aloud
         only_refusals(lambda: read_everything(gguf_of(Memory(content))))
+        only_refusals(lambda: _count_codes(gguf_of(Memory(content))))
+
+
+def _count_codes(checkpoint: GgufCheckpoint) -> None:
+    leg = compare_gguf_codes(checkpoint, checkpoint)
+    assert not any(counts.code_flips or counts.value_changes for counts in leg.layers.values())
 
 
 ADAPTER = {

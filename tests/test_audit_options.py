@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from safetensors.numpy import save_file
 
 from unforgotten import cli
 from unforgotten.audit import audit_pair
+from unforgotten.audit.legs import BehaviourLeg, OutputLeg
 
 Options = Callable[[Path], list[str]]
 WAIT_SECONDS = 60.0
@@ -113,6 +115,40 @@ def test_a_missing_extra_is_named(
     assert run(root, ["t", "u", option, value], monkeypatch) == 2
     assert f"{missing} is missing: pip install 'unforgotten[{extra}]'" in capsys.readouterr().err
     assert not (root / "audits").exists()
+
+
+def test_texts_and_benchmark_reach_their_legs(
+    root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The legs' own functions are replaced: what they are given is compared, and what they return is in the result."""
+    for package in ("torch", "transformers", "rouge_score", "sklearn"):
+        pytest.importorskip(package, reason="legs need unforgotten[experiments]")
+    given: dict[str, object] = {}
+    output = OutputLeg(
+        texts="file", count=0, tokens=0, cut=0, losses={}, distances=[], formats=[], notes=[]
+    )
+    behaviour = BehaviourLeg(benchmark="folder", metrics={}, formats=[], leaks=[], notes=[])
+
+    def measure_output(*arguments: object) -> OutputLeg:
+        given["output"] = arguments
+        return output
+
+    def measure_behaviour(*arguments: object, retrained: Path | None = None) -> BehaviourLeg:
+        given["behaviour"] = (*arguments, retrained)
+        return behaviour
+
+    monkeypatch.setattr("unforgotten.experiments.pair_output.output_leg", measure_output)
+    monkeypatch.setattr("unforgotten.experiments.pair_behaviour.behaviour_leg", measure_behaviour)
+    options = ["--texts", "file", "--benchmark", "folder", "--retrained", "t"]
+    assert run(root, ["t", "u", *options, "--formats", "int8-row", "--json"], monkeypatch) == 0
+    pair = (Path("t"), Path("u"), ("int8-row",))
+    assert given == {
+        "output": (*pair, Path("file")),
+        "behaviour": (*pair, Path("folder"), Path("t")),
+    }
+    result = json.loads(capsys.readouterr().out)
+    assert (result["output"], result["behaviour"]) == (output, behaviour)
+    assert result["verdict"]["legs"]["output"] == "undecided"
 
 
 def test_out_is_checked_before_a_weight_is_read(root: Path) -> None:

@@ -98,8 +98,10 @@ def audit(
         with AuditProgress() as progress:
             result = audit_pair(
                 *pair, options.formats, out, progress, jobs=jobs, ray=ray,
-                output=_output_leg(pair, options.measured, texts),
-                behaviour=_behaviour_leg(pair, options.measured, benchmark, retrained),
+                output=_output_leg(pair, options.measured, texts, progress.stage),
+                behaviour=_behaviour_leg(
+                    pair, options.measured, benchmark, retrained, progress.stage
+                ),
             )  # fmt: skip
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
@@ -113,7 +115,10 @@ def audit(
 
 
 def _output_leg(
-    pair: tuple[Path, Path], formats: Sequence[str], texts: Path | None
+    pair: tuple[Path, Path],
+    formats: Sequence[str],
+    texts: Path | None,
+    stage: Callable[[str], None],
 ) -> Callable[[], Any] | None:
     if texts is None:
         return None
@@ -121,13 +126,18 @@ def _output_leg(
     def measure() -> Any:
         from unforgotten.experiments.pair_output import output_leg
 
+        stage("output: the models on the texts")
         return output_leg(*pair, formats, texts)
 
     return measure
 
 
 def _behaviour_leg(
-    pair: tuple[Path, Path], formats: Sequence[str], benchmark: Path | None, retrained: Path | None
+    pair: tuple[Path, Path],
+    formats: Sequence[str],
+    benchmark: Path | None,
+    retrained: Path | None,
+    stage: Callable[[str], None],
 ) -> Callable[[], Any] | None:
     if benchmark is None:
         return None
@@ -135,8 +145,8 @@ def _behaviour_leg(
     def measure() -> Any:
         from unforgotten.experiments.pair_behaviour import behaviour_leg
 
-        more = {} if retrained is None else {"retrained": retrained}
-        return behaviour_leg(*pair, formats, benchmark, **more)
+        stage("behaviour: the models on the benchmark")
+        return behaviour_leg(*pair, formats, benchmark, retrained=retrained)
 
     return measure
 
