@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Collection
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,3 +31,48 @@ def audit_refuses(tmp_path: Path) -> Callable[[tuple[Path, Path], Path, Collecti
         assert not (tmp_path / "out").exists()
 
     return refused
+
+
+@pytest.fixture(scope="session")
+def micro_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The layout of a run on models of no size: corpus, config.json, a target, and two models that moved from it."""
+    torch = pytest.importorskip("torch", reason="the models need unforgotten[experiments]")
+    from unforgotten.experiments.base import tiny_llama, train_tokenizer
+    from unforgotten.experiments.checkpoints import save_model
+    from unforgotten.experiments.config import BaseConfig, load_config
+    from unforgotten.experiments.corpus import prepare_corpus
+    from unforgotten.experiments.storage import write_text
+
+    folder = tmp_path_factory.mktemp("micro-pair")
+    config = load_config(str(Path(__file__).parent / "micro.yaml"))
+    corpus, _ = prepare_corpus(config.corpus, config.seed, folder / "corpus")
+    write_text(folder / "config.json", config.model_dump_json(indent=1))
+    base = BaseConfig(vocabulary=400, width=64, feed_forward=64, layers=1, heads=2, positions=96)
+    tokenizer = train_tokenizer(corpus.general, base.vocabulary)
+    for name, scale in (("target", 0.0), ("unlearned", 0.02), ("retrained", 0.05)):
+        model = tiny_llama(base, seed=0)
+        generator = torch.Generator().manual_seed(7)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(scale * torch.randn(p.shape, generator=generator))
+        save_model(folder / "models" / name, model, tokenizer, torch.float32, {})
+    return folder
+
+
+@pytest.fixture
+def muse(tmp_path: Path) -> Path:
+    """A directory in MUSE's layout, with its own verbatim prompts."""
+    folder = tmp_path / "muse"
+    texts = [f"The mayor of town {i} opened the bridge and spoke of honey." for i in range(6)]
+    pairs = [{"question": f"Who opened bridge {i}?", "answer": "the mayor"} for i in range(6)]
+    files: dict[str, list[Any]] = {
+        "verbmem/forget": [{"prompt": "The mayor of", "gt": "town opened the bridge"}] * 5
+    }
+    files |= {f"privleak/{name}": texts for name in ("forget", "holdout", "retain")}
+    files |= {f"knowmem/{s}_qa{icl}": pairs for s in ("forget", "retain") for icl in ("", "_icl")}
+    for name, items in files.items():
+        path = folder / f"{name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(items))
+    (folder / "raw").mkdir()
+    return folder
