@@ -101,4 +101,4 @@ def _code_leg(
 
 
 def _measured(leg: Measured | Callable[[], Measured] | None) -> Measured | None:
-    return leg() if callable(leg) else leg
+    return leg() if callable(leg) else leg  # pyright: ignore[reportReturnType]
