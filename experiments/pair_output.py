@@ -34,7 +34,8 @@ LEAST_TOKENS = 2
 def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Path) -> OutputLeg:
     """Likelihoods of the texts under six models a format, distances between them, T14, T15 and T16.
 
-    Four copies of the model are held in memory, float32. A text longer than the context is cut and counted.
+    Up to ten float32 copies of the model are in memory: for a laptop, models of up to about half a billion weights. A text
+    longer than the context is cut and counted.
 
     Args:
         target: directory of the model before unlearning.
