@@ -141,7 +141,7 @@ def test_legs_of_a_quantized_pair_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("turned", [False, True])
 def test_one_quantized_and_one_not_is_refused(turned: bool, tmp_path: Path) -> None:
-    plain = {f"{NAME}.weight": np.ones((OUT, IN), np.float32)}
+    plain: Tensors = {f"{NAME}.weight": np.ones((OUT, IN), np.float32)}
     quantized, other = save(tmp_path / "q", gptq(0)), save(tmp_path / "p", plain, None)
     pair = (other, quantized) if turned else (quantized, other)
     with pytest.raises(CheckpointError, match=r"q must not be quantized already unless .*int4-g16"):
