@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -28,7 +29,7 @@ class RayWorkers:
         self.ray: Any = ray
         self.joined = not ray.is_initialized()
         if self.joined:
-            ray.init(address=address, log_to_driver=False, logging_level="error")
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
     def measure(self, work: Work, batches: Sequence[Batch]) -> Iterator[list[PieceMeasured]]:
         """The batches in their order.

@@ -5,6 +5,9 @@ No operation of a code or a value may be reordered or fused, so nothing here is 
 the code is compiled.
 """
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated, assignment, unused-ignore"
+# Compiled functions have types of their own, by what they are called with.
+
 from __future__ import annotations
 
 import numpy as np
@@ -29,7 +32,7 @@ EXPECTED, VARIANCE, SURVIVING, DOT = 0, 1, 2, 3
 
 
 @compiled()
-def find_first(x, ends, low, high, low_first):  # type: ignore[no-untyped-def]
+def find_first(x, ends, low, high, low_first):
     """Whether the first weight of largest magnitude of each block is its smallest weight.
 
     Args:
@@ -51,7 +54,7 @@ def find_first(x, ends, low, high, low_first):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):  # type: ignore[no-untyped-def]
+def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):
     """Codes, values and float64 code units of `n` weights of one block, into the front of the last three arrays."""
     divide, usable, factor = blocks.divide[block], blocks.usable[block], blocks.factor[block]
     low, zero = blocks.low[block], blocks.zero[block]
@@ -96,7 +99,7 @@ def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):  
 
 
 @compiled()
-def _round(ratio, n, zero, rule, code):  # type: ignore[no-untyped-def]
+def _round(ratio, n, zero, rule, code):
     t = rule.thresholds
     if rule.kind == HALF_EVEN:
         first, last = rule.levels[0], rule.levels[-1]
@@ -132,7 +135,7 @@ def _round(ratio, n, zero, rule, code):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _place(v, v_new, code, code_new, pinned, rule, n, probability):  # type: ignore[no-untyped-def]
+def _place(v, v_new, code, code_new, pinned, rule, n, probability):
     """The probabilities of T6; returns the number of flips."""
     top, flips = len(rule.levels) - 1, 0
     for i in range(n):
@@ -148,7 +151,7 @@ def _place(v, v_new, code, code_new, pinned, rule, n, probability):  # type: ign
 
 
 @compiled()
-def _surviving(value, value_new, n, surviving):  # type: ignore[no-untyped-def]
+def _surviving(value, value_new, n, surviving):
     """D of each weight; returns the number of values that change."""
     changes = 0
     for i in range(n):
@@ -158,7 +161,7 @@ def _surviving(value, value_new, n, surviving):  # type: ignore[no-untyped-def]
 
 
 @compiled()
-def _overflows(value, n):  # type: ignore[no-untyped-def]
+def _overflows(value, n):
     """How many values are no finite numbers."""
     found = 0
     for i in range(n):
@@ -167,7 +170,7 @@ def _overflows(value, n):  # type: ignore[no-untyped-def]
 
 
 @compiled(fastmath=True)
-def _add_up(probability, surviving, delta, n, sums):  # type: ignore[no-untyped-def]
+def _add_up(probability, surviving, delta, n, sums):
     """The sums over one tile. Only terms that are finite numbers come here, and their order is free."""
     expected = variance = square = dot = 0.0
     for i in range(n):
@@ -183,7 +186,7 @@ def _add_up(probability, surviving, delta, n, sums):  # type: ignore[no-untyped-
 
 
 @compiled()
-def _positions(v, code, delta, n, rule, bins):  # type: ignore[no-untyped-def]
+def _positions(v, code, delta, n, rule, bins):
     """Count the places of moved weights in their interior cells."""
     top = len(rule.levels) - 1
     for i in range(n):
@@ -198,7 +201,7 @@ def _positions(v, code, delta, n, rule, bins):  # type: ignore[no-untyped-def]
 @compiled()
 def measure(
     x, y, ends, before, after, same, setter_low, setter_high, rule, check, counts, sums, bins
-):  # type: ignore[no-untyped-def]
+):
     """One format over one piece: counts and sums of both grids, positions once.
 
     Args:
@@ -296,7 +299,7 @@ def measure(
 
 
 @compiled()
-def take_census(x, y, lowest, highest, beyond, weights, moved):  # type: ignore[no-untyped-def]
+def take_census(x, y, lowest, highest, beyond, weights, moved):
     """Add to the counts of `measuring.Census`, of finite weights.
 
     Args:
@@ -326,20 +329,20 @@ def take_census(x, y, lowest, highest, beyond, weights, moved):  # type: ignore[
     beyond[1] += wider
 
 
-def float_of(stored):  # type: ignore[no-untyped-def]
+def float_of(stored):
     """A stored weight as float32: bfloat16 by its bits."""
     raise NotImplementedError("compiled code only")
 
 
 @overload(float_of)
-def _float_of(stored):  # type: ignore[no-untyped-def]
+def _float_of(stored):
     if isinstance(stored, types.Integer):
         return lambda stored: np.uint32(stored << 16).view(np.float32)
     return lambda stored: stored
 
 
 @compiled(fastmath=True)
-def squared_length(x, y):  # type: ignore[no-untyped-def]
+def squared_length(x, y):
     """The squared length of y - x, in float64; like `_add_up` free in the order of its terms."""
     square = 0.0
     for i in range(len(x)):

@@ -4,6 +4,9 @@ The bits of a float are a sign and a magnitude, so `bits ^ (bits >> all but the 
 integer in the order of the numbers; it costs no conversion, and nan is just another integer.
 """
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated, assignment, unused-ignore"
+# Compiled functions have types of their own, by what they are called with.
+
 from __future__ import annotations
 
 from typing import Any
@@ -62,7 +65,7 @@ def _extremes(typing: Any, order: Any, start: Any, groups: Any) -> Any:
 
 
 @compiled()
-def find_extremes(order, ends, low, high):  # type: ignore[no-untyped-def]
+def find_extremes(order, ends, low, high):
     """Smallest and largest weight of each block, as places in the order of the numbers.
 
     Args:
@@ -123,7 +126,7 @@ def _pairs(typing: Any, x: Any, y: Any, start: Any, groups: Any, lowest: Any, ou
 
 
 @compiled()
-def count_bfloat16(x, y, top, lowest, highest, weights, moved):  # type: ignore[no-untyped-def]
+def count_bfloat16(x, y, top, lowest, highest, weights, moved):
     """Add to the counts of weights, and of moved ones, by the binade of the weight before.
 
     Args:
@@ -192,7 +195,7 @@ def _largest(typing: Any, x: Any, start: Any, groups: Any) -> Any:
 
 
 @compiled()
-def find_largest(order, ends, shift, size):  # type: ignore[no-untyped-def]
+def find_largest(order, ends, shift, size):
     """The bits, as of a float32, of the largest magnitude of each block.
 
     Args:

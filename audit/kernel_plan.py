@@ -96,7 +96,9 @@ def rule_of(fmt: Format) -> Rule:
     """
     cell = cells(fmt)
     width = np.where(cell.width > 0, cell.width, np.inf)
-    kind, thresholds, table, shift, first = BY_ROUNDING, np.full(MOST_COMPARED, np.inf), [0], 0, 0
+    kind, shift, first = BY_ROUNDING, 0, 0
+    thresholds: Array = np.full(MOST_COMPARED, np.inf)
+    table: Array = np.zeros(1, np.int32)
     if fmt.rounding != "half-even":
         if fmt.zero in ("whole", "float"):
             raise ValueError(f"rounding must be half-even with a zero point, got {fmt.rounding!r}")
@@ -199,7 +201,7 @@ def _applied(grid: Grid, fmt: Format, *, partial: bool) -> Blocks:
     if partial:
         scale[-1], divisor[-1] = (max(x[-1], np.float32(fmt.floor)) for x in (scale, divisor))
     with np.errstate(all="ignore"):
-        factor, usable = ARITHMETICS[fmt.arithmetic](np.float32(1), divisor, fmt)
+        factor, usable = ARITHMETICS[fmt.arithmetic](np.ones(1, np.float32), divisor, fmt)
     divide = np.full(count, fmt.arithmetic == "divide")
     if divide[0]:
         factor = np.where(usable, divisor, np.float32(1))

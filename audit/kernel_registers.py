@@ -1,5 +1,8 @@
 """Drives `kernel_vector` over the blocks of a piece, and counts the places of its weights."""
 
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated, assignment, unused-ignore"
+# Compiled functions have types of their own, by what they are called with.
+
 from __future__ import annotations
 
 import hashlib
@@ -93,7 +96,7 @@ def _reciprocals(blocks: Blocks) -> Array:
 
 
 @compiled()
-def _exact_bin(stored, divide, factor, usable, narrow, constants, way, lower, width):  # type: ignore[no-untyped-def]
+def _exact_bin(stored, divide, factor, usable, narrow, constants, way, lower, width):
     """The bin of one weight by the operations of `kernel.measure`."""
     w = float_of(stored)
     ratio, v = w * factor, np.float64(w) * np.float64(factor)
@@ -118,7 +121,7 @@ def _compiled(stamp: str) -> Any:
 
     # fmt: off
     @compiled()
-    def measure_blocks(  # type: ignore[no-untyped-def]
+    def measure_blocks(
         x, y, size, rule, width, lower, usable, divide, same, f, f_new, s, s_new, r, r_new, setter, kept, moved, kept_n,
         moved_n, bins,
     ):

@@ -174,12 +174,10 @@ class Cut:
                 for f in self.task.formats
                 if layout_of(f, self.task.shape) == self.layout
             }
-            pairs = zip(self.stored, self._pair, strict=True)
-            before, after = (
-                extremes(stored, lambda w=w: w.float32[self._at], self.ends, seen)
-                for stored, w in pairs
+            one, two = self._pair
+            return extremes(one, self._at, self.ends, seen), extremes(
+                two, self._at, self.ends, seen
             )
-            return before, after
         first, last = (self.layout.index_of(at) for at in (self.span.start, self.span.stop - 1))
         before, after = (
             Extremes(
@@ -211,9 +209,9 @@ def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
     first = cut.whole_groups if fits_registers(fmt) and not check else 0
     if first:
         size = cut.layout.size
-        stored = tuple(w[: first * size] for w in cut.stored)
-        head = [Blocks(*(p[:first] for p in blocks)) for blocks in (before, after)]
-        found = measure_registers(stored, size, fmt, *head, cut.extremes[0], same[:first])
+        x, y = (w[: first * size] for w in cut.stored)
+        one, two = (Blocks(*(p[:first] for p in blocks)) for blocks in (before, after))
+        found = measure_registers((x, y), size, fmt, one, two, cut.extremes[0], same[:first])
         delta_sq = found.delta_sq if first == len(cut.ends) else math.nan
         part = Part(found.counts, found.sums, found.bins, delta_sq)
     if first < len(cut.ends):
@@ -281,8 +279,8 @@ def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMea
                 found[setting] = _survival(rows, [row.parts[fmt.name] for row in rows], grid)
             elif fmt.statistic == WHOLE:
                 with refusing(fmt):
-                    pair = (np.asarray(c.read(task.name), np.float32) for c in task.checkpoints)
-                    found[setting] = survival(*pair, fmt, grid)
+                    w, w_new = (np.asarray(c.read(task.name), np.float32) for c in task.checkpoints)
+                    found[setting] = survival(w, w_new, fmt, grid)
             else:
                 found[setting] = add(row.searched[setting] for row in rows)
     binades = BinadeCounts(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any
@@ -55,25 +54,23 @@ def widened(raw: Array) -> Array:
         return np.ascontiguousarray(raw, np.float32)
 
 
-def extremes(
-    stored: Array, numbers: Callable[[], Array], ends: Array, statistics: AbstractSet[str]
-) -> Extremes:
-    """Those of blocks that end at `ends`, as far as these statistics see them.
+def extremes(weights: Weights, at: slice, ends: Array, statistics: AbstractSet[str]) -> Extremes:
+    """Those of the blocks of some of the weights, as far as these statistics see them.
 
     Where they see magnitudes only, the extremes are those of the magnitudes; which comes first is found only for
     signed ones.
 
     Args:
-        stored: see `Weights`.
-        numbers: gives the same as float32.
-        ends: where the blocks end.
+        weights: of a piece.
+        at: which of them.
+        ends: where the blocks end, from the first of those on.
         statistics: of the formats.
     """
     low_first = np.zeros(len(ends), bool)
     if statistics <= {"absmax", "none"}:
-        high = kernel_bits.magnitudes_of(stored, ends)
+        high = kernel_bits.magnitudes_of(weights.stored[at], ends)
         return Extremes(-high, high, low_first)
-    low, high = kernel_bits.extremes_of(stored, ends)
+    low, high = kernel_bits.extremes_of(weights.stored[at], ends)
     if "signed-absmax" in statistics:
-        kernel.find_first(numbers(), ends, low, high, low_first)
+        kernel.find_first(weights.float32[at], ends, low, high, low_first)
     return Extremes(low, high, low_first)

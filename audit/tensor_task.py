@@ -108,7 +108,7 @@ def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout) -> Extreme
     low_first = np.zeros(count, bool)
     for piece in pieces(shape):
         weights = Weights(read_flat(checkpoint, name, *piece))
-        part = extremes(weights.stored, lambda w=weights: w.float32, layout.ends(*piece), EXTREMES)
+        part = extremes(weights, slice(None), layout.ends(*piece), EXTREMES)
         at = slice(layout.index_of(piece.start), layout.index_of(piece.stop - 1) + 1)
         larger = np.maximum(-part.low, part.high) > np.maximum(-low[at], high[at])
         low_first[at] = np.where(larger, part.low_first, low_first[at])

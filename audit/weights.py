@@ -12,7 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.checkpoints import Checkpoint
-from unforgotten.audit.measured import Setting, TensorMeasured
+from unforgotten.audit.measured import Setting as Setting  # noqa: PLC0414
+from unforgotten.audit.measured import TensorMeasured
 from unforgotten.audit.pairing import check_finite, pair, tensors_equal
 from unforgotten.theory.dead_zone import BinadeCounts, DeadZone, add_binades, find_dead_zone
 from unforgotten.theory.formats import format_named

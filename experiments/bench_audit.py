@@ -19,6 +19,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -133,7 +134,7 @@ def tasks(paths: Sequence[Path], cores: int, *, whole: bool) -> dict[str, Callab
     if whole:
         found["audit one/1"] = lambda: audit(paths, ONE, 1)
         for group in ("codebooks", "defaults"):
-            found[f"audit {group}/{cores}"] = lambda group=group: audit(paths, GROUPS[group], cores)
+            found[f"audit {group}/{cores}"] = partial(audit, paths, GROUPS[group], cores)
         found[f"bitsandbytes/{cores}"] = lambda: yardstick(paths)
         found["sha256/1"] = lambda: hash_files(paths)
     return found
@@ -249,11 +250,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory(dir=asked.dir) as folder:
         here = Path(folder)
-        rows = [bench_pair(here, 2, update, asked.rounds, whole=True) for update in UPDATES]
-        if asked.large:
-            rows.append(bench_pair(here, 8, "small", asked.rounds, whole=False))
-    asked.out.mkdir(parents=True, exist_ok=True)
-    write_text(asked.out / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        cases = [(2, update, True) for update in UPDATES]
+        cases += [(8, "small", False)] if asked.large else []
+        rows: list[Row] = []
+        asked.out.mkdir(parents=True, exist_ok=True)
+        for gib, update, whole in cases:
+            rows.append(bench_pair(here, gib, update, asked.rounds, whole=whole))
+            lines = "".join(json.dumps(row) + "\n" for row in rows)
+            write_text(asked.out / "rows.jsonl", lines)
 
 
 if __name__ == "__main__":

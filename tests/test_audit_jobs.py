@@ -42,16 +42,19 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def alone(pair: tuple[Path, Path]) -> WeightsLeg:
-    return weights_leg(*map(open_checkpoint, pair), FORMATS)
+    target, unlearned = map(open_checkpoint, pair)
+    return weights_leg(target, unlearned, FORMATS)
 
 
 def test_processes_measure_the_same(pair: tuple[Path, Path], alone: WeightsLeg) -> None:
-    assert weights_leg(*map(open_checkpoint, pair), FORMATS, jobs=2) == alone
+    target, unlearned = map(open_checkpoint, pair)
+    assert weights_leg(target, unlearned, FORMATS, jobs=2) == alone
 
 
 def test_progress_is_in_order_whoever_works(pair: tuple[Path, Path]) -> None:
     seen: list[tuple[str, int, int]] = []
-    weights_leg(*map(open_checkpoint, pair), FORMATS[:1], lambda *step: seen.append(step), jobs=2)
+    target, unlearned = map(open_checkpoint, pair)
+    weights_leg(target, unlearned, FORMATS[:1], lambda *step: seen.append(step), jobs=2)
     assert seen == [(name, k, 3) for k, name in enumerate(SHAPES)]
 
 
@@ -88,8 +91,9 @@ def test_a_worker_refuses_in_the_same_words(pair: tuple[Path, Path], tmp_path: P
 
 @pytest.mark.parametrize("jobs", [0, -1])
 def test_jobs_are_at_least_one(jobs: int, pair: tuple[Path, Path]) -> None:
+    target, unlearned = map(open_checkpoint, pair)
     with pytest.raises(ValueError, match=f"jobs must be at least 1, got jobs={jobs}"):
-        weights_leg(*map(open_checkpoint, pair), FORMATS, jobs=jobs)
+        weights_leg(target, unlearned, FORMATS, jobs=jobs)
 
 
 @pytest.mark.nightly

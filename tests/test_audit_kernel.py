@@ -131,7 +131,8 @@ def test_kernel__keeps_reference_where_scales_are_searched(name: str) -> None:
 )
 def test_kernel__reads_every_dtype(p: domain.Pair, dtype: type, dtype_new: type) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
-        w, w_new = p.w.astype(dtype), p.w_new.astype(dtype_new)
+        w: Array = p.w.astype(dtype)
+        w_new: Array = p.w_new.astype(dtype_new)
     if np.isfinite(w.astype(np.float32)).all() and np.isfinite(w_new.astype(np.float32)).all():
         check(w, w_new, p.fmt)
     else:
@@ -146,9 +147,9 @@ def test_kernel__equals_reference_on_tensors_of_a_model(
 ) -> None:
     """Many blocks of ordinary weights, of which some are zero and some are not moved."""
     rng = rng_for(seed, size, np.dtype(dtype).name)
-    w = (0.02 * rng.standard_normal((24, 192))).astype(dtype)
+    w: Array = (0.02 * rng.standard_normal((24, 192))).astype(dtype)
     w[rng.random(w.shape) < 0.1] = 0
-    w_new = (w.astype(np.float32) + size * rng.standard_normal(w.shape)).astype(dtype)
+    w_new: Array = (w.astype(np.float32) + size * rng.standard_normal(w.shape)).astype(dtype)
     w_new[::5] = w[::5]
     for name in (
         "nf4-b64",
@@ -298,7 +299,7 @@ def test_float_order__is_the_order_of_floats() -> None:
 )
 def test_extremes__are_those_of_numpy(dtype: type, size: int, seed: int) -> None:
     rng = rng_for("extremes", size, seed)
-    w = rng.standard_normal(size).astype(dtype)
+    w: Array = rng.standard_normal(size).astype(dtype)
     w[rng.random(size) < 0.3] = rng.choice([0.0, -0.0, 1.0, -1.0])
     ends = np.unique(np.append(rng.integers(1, size + 1, 5), size))
     stored = w.view(np.uint16) if w.itemsize == 2 else w
