@@ -28,7 +28,7 @@ PAIR, SHIFT, SHIFT2, SHIFT3 = np.uint64(4095), np.uint64(16), np.uint64(32), np.
 PAIRS = 1 << 12  # of two weights, each with its binade and whether it moved
 
 
-def _bytes(kind: types.Array) -> int:
+def _bytes(kind: Any) -> int:
     return int(kind.dtype.bitwidth) // 8
 
 

@@ -121,16 +121,15 @@ def exact_thresholds(fmt: Format) -> Array:
 
     Found by bisection over all float32 in their order, so ties and the roundings of the rule are in it.
     """
-    codes = np.arange(len(fmt.levels) - 1)
+    codes: Array = np.arange(len(fmt.levels) - 1)
     top = float_order(np.array([np.finfo(np.float32).max], np.float32))[0]
-    low, high = (
-        np.full(len(codes), -top - 1),
-        np.full(len(codes), top),
-    )  # code(low) <= k < code(high + 1)
+    low: Array = np.full(len(codes), -top - 1)
+    high: Array = np.full(len(codes), top)  # code(low) <= k < code(high + 1)
     while (low < high).any():
         middle = (low + high + 1) >> 1
         below = _code(from_float_order(middle), fmt) <= codes
-        low, high = np.where(below, middle, low), np.where(below, high, middle - 1)
+        low = np.where(below, middle, low)
+        high = np.where(below, high, middle - 1)
     return np.where(low < -top, np.float32(-np.inf), from_float_order(np.maximum(low, -top)))
 
 
