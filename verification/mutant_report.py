@@ -102,7 +102,9 @@ def result(run: Run, known: Mapping[Place, str]) -> dict[str, Any]:
         **total,
         "score_before_new_tests": (int(total["killed"]) - newly) / judged if judged else 1.0,
         "score_lower_bound": {
-            "value": lower_bound(int(total["killed"]), judged),
+            "value": lower_bound(
+                int(total["killed"]) - newly, judged
+            ),  # new tests fit this sample alone
             "confidence": CONFIDENCE,
         },
         "cpu_seconds": round(sum(v.cpu for _, v in run.sample), 1),
@@ -136,7 +138,7 @@ def survivors_page(run: Run, known: Mapping[Place, str]) -> str:
     if len(run.sample) < run.population:
         whole = f", a random sample (seed {run.seed}),"
         least = f"{total['score_lower_bound']['value']:.1%}"
-        bound = f"; at least {least} in the population at {CONFIDENCE:.0%} confidence"
+        bound = f", and so at least {least} in the population at {CONFIDENCE:.0%} confidence"
     lines = [
         "# Mutants that survived",
         "",
