@@ -24,7 +24,7 @@ from unforgotten.experiments.storage import write_text
 
 Rng = np.random.Generator
 NOISE = 8.0
-TRIALS = 400
+TRIALS = 200
 COUNTS = (8, 16)
 CASES = {
     "at MATERIAL, one format": (MATERIAL,),

@@ -185,7 +185,10 @@ def test_models_that_are_not_finite_are_refused(
 
 
 def spoil_json(name: str, content: str) -> Callable[[Path], None]:
-    return lambda folder: (folder / name).write_text(content) and None
+    def spoil(folder: Path) -> None:
+        (folder / name).write_text(content)
+
+    return spoil
 
 
 BENCHMARKS: dict[str, Callable[[Path], None]] = {
