@@ -108,7 +108,11 @@ def encode(
 ) -> NDArray[Any]:
     """Codes, int16 (n_blocks, block): indices into `fmt.levels`."""
     grid = grid.encoder or grid
-    return ROUNDINGS[fmt.rounding](_ratio(blocks, grid, fmt, count), grid.zero, fmt)
+    ratio = _ratio(blocks, grid, fmt, count)
+    with np.errstate(
+        over="ignore"
+    ):  # a clipped ratio plus a zero point of its sign is inf: an end level
+        return ROUNDINGS[fmt.rounding](ratio, grid.zero, fmt)
 
 
 def decode(codes: NDArray[Any], grid: Grid, fmt: Format) -> NDArray[Any]:

@@ -249,3 +249,12 @@ def test_weight_cells__keep_more_volume_than_any_trim(name: str) -> None:
 def test_from_key__of_0_is_positive_0() -> None:
     """Both zeros have the key 0, so an interval's end could be either; it is the one that prints as 0."""
     assert np.signbit(_from_key(np.array([0, 1, -1]))).tolist() == [False, False, True]
+
+
+def test_weight_cells__hold_where_a_ratio_and_a_zero_point_overflow_together() -> None:
+    """HQQ's zero point of a narrow block far from 0 has the size of its ratios: their sum can leave float32."""
+    far, fmt = np.full((1, 8), 2.0**103, np.float32), format_named("hqq4-g8")
+    grid = fit_grid(far, fmt)
+    cell = weight_cells(encode(far, grid, fmt), grid, fmt)
+    assert (cell.lower <= far).all()
+    assert (far <= cell.upper).all()
