@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
+from unforgotten.audit.weights import gain_stderr
 from unforgotten.theory.absmax import absmax_law, observed_absmax
 from unforgotten.theory.dead_zone import (
     SIGNIFICANT_BITS,
@@ -55,11 +56,11 @@ class Trained(NamedTuple):
     after: NDArray[Any]
 
 
-def train(snr: float, lr: float, steps: int, *, bfloat16: bool) -> Trained:
+def train(snr: float, lr: float, steps: int, *, bfloat16: bool, rows: int = ROWS) -> Trained:
     """AdamW on gradients mu + xi, mu / sigma ~ N(0, snr^2); weights rounded after each step, states in float64."""
     rng = rng_for(snr, lr, steps, bfloat16)
     store = to_bfloat16 if bfloat16 else to_float32
-    w = store((STD * rng.standard_normal((ROWS, COLUMNS))).astype(np.float32))
+    w = store((STD * rng.standard_normal((rows, COLUMNS))).astype(np.float32))
     mean = (
         rng.choice([-1.0, 1.0], w.shape) if math.isinf(snr) else snr * rng.standard_normal(w.shape)
     )
@@ -270,8 +271,11 @@ def test_stationary_fit__finds_a_noise_at_the_end_of_its_range() -> None:
 
 @pytest.mark.parametrize("snr", [math.inf, 0.5])
 def test_predict_moves__meets_simulated_training(snr: float) -> None:
-    """With the motion known, the weights' histogram and the blocks' absmax give gain and cosine."""
-    pair = train(snr, 1e-5, 200, bfloat16=True)
+    """With the motion known, the weights' histogram and the blocks' absmax give gain and cosine.
+
+    The gain is a sample's: few codes flip, so its standard error is up to a fiftieth here.
+    """
+    pair = train(snr, 1e-5, 200, bfloat16=True, rows=4 * ROWS)
     moves = observed_moves(pair.before, pair.after - pair.before)
     for name in NAMES:
         fmt = format_named(name)
@@ -279,5 +283,5 @@ def test_predict_moves__meets_simulated_training(snr: float) -> None:
         absmax = observed_absmax(np.abs(blocks).max(axis=1), blocks.shape[1])
         e = predict_moves(fmt, empirical(pair.before, 256), absmax, moves)
         seen = survival(pair.before, pair.after, fmt, "adaptive")
-        assert e.gain == pytest.approx(seen.gain, abs=STATED_GAIN), name
+        assert abs(e.gain - seen.gain) <= STATED_GAIN + Z * gain_stderr([seen]), name
         assert e.delta_sq == pytest.approx(seen.delta_sq / seen.weights, rel=0.05), name
