@@ -13,38 +13,18 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
-from typing import NamedTuple
 
-from unforgotten.audit.checkpoints import Checkpoint
+from unforgotten.audit.batches import Batch, Work, batches_of, measure_batch
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.measured import TensorMeasured
-from unforgotten.audit.measuring import PieceMeasured, add_pieces, measure_piece
+from unforgotten.audit.measuring import PieceMeasured, add_pieces
 from unforgotten.audit.pairing import check_finite
-from unforgotten.audit.pieces import pieces
-from unforgotten.audit.tensor_task import NotFiniteError, RefusedError, TensorTask, tensor_task
-from unforgotten.theory.formats import Format
+from unforgotten.audit.tensor_task import NotFiniteError, RefusedError, TensorTask
 
-BATCH_PIECES = 64  # at most; a larger tensor is shared out
 MAX_LOSSES = 3  # of workers in a row without a batch done
 WARM = "unforgotten.audit.kernel_ready"
 Report = Callable[[str, int], None]
 """Told the tensor that comes next and how many are done."""
-
-
-class Work(NamedTuple):
-    """What every worker needs to know."""
-
-    target: Checkpoint
-    unlearned: Checkpoint
-    formats: tuple[Format, ...]
-
-
-class Batch(NamedTuple):
-    """Pieces first … last - 1 of one tensor."""
-
-    name: str
-    first: int
-    last: int
 
 
 def measure_tensors(
@@ -66,7 +46,7 @@ def measure_tensors(
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got jobs={jobs}")
-    batches = {name: _batches(work, name) for name in names}
+    batches = {name: batches_of(work, name) for name in names}
     if ray is not None:
         from unforgotten.audit.jobs_ray import RayWorkers
 
@@ -78,14 +58,6 @@ def measure_tensors(
     for done, (name, own) in enumerate(batches.items()):
         report(name, done)
         yield _tensor(work, name, found, len(own))
-
-
-def _batches(work: Work, name: str) -> list[Batch]:
-    count = max(1, sum(1 for _ in pieces(work.target.tensors[name].shape)))
-    return [
-        Batch(name, first, min(first + BATCH_PIECES, count))
-        for first in range(0, count, BATCH_PIECES)
-    ]
 
 
 def _tensor(
@@ -102,29 +74,6 @@ def _tensor(
             raise
         path = work.unlearned.tensors[name].path
         raise CheckpointError(path, f"must fit {error.format}", error, tensor=name) from error
-
-
-def measure_batch(work: Work, batch: Batch) -> list[PieceMeasured]:
-    """Measure some pieces of one tensor, here.
-
-    Raises:
-        RefusedError: see `measure_piece`.
-        NotFiniteError: likewise.
-    """
-    task = _task(work, batch.name)
-    own = islice(pieces(task.shape), batch.first, batch.last)
-    return [measure_piece(task, piece) for piece in own]
-
-
-_LAST: dict[int, tuple[Work, str, TensorTask]] = {}
-
-
-def _task(work: Work, name: str) -> TensorTask:
-    """Prepared once for batches of one tensor after another."""
-    kept = _LAST.get(0)
-    if kept is None or kept[0] is not work or kept[1] != name:
-        kept = _LAST[0] = work, name, tensor_task(work.target, work.unlearned, name, work.formats)
-    return kept[2]
 
 
 def _by_processes(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[list[PieceMeasured]]:

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from unforgotten.audit.jobs import Batch, Work, measure_batch
+from unforgotten.audit.batches import Batch, Work, measure_batch
 from unforgotten.audit.measuring import PieceMeasured
 
 RETRIES = 3

@@ -125,7 +125,8 @@ def weights_leg(
         if progress is not None:
             progress(name, len(kept) + done, total)
 
-    from unforgotten.audit.jobs import Work, measure_tensors
+    from unforgotten.audit.batches import Work
+    from unforgotten.audit.jobs import measure_tensors
 
     work = Work(target, unlearned, tuple(known))
     measured = measure_tensors(work, names.quantized, report, jobs=jobs, ray=ray)

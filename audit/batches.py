@@ -1,0 +1,62 @@
+"""What is shared out of a weights leg, a batch: some pieces of one tensor."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import NamedTuple
+
+from unforgotten.audit.checkpoints import Checkpoint
+from unforgotten.audit.measuring import PieceMeasured, measure_piece
+from unforgotten.audit.pieces import pieces
+from unforgotten.audit.tensor_task import TensorTask, tensor_task
+from unforgotten.theory.formats import Format
+
+BATCH_PIECES = 64  # at most; a larger tensor is shared out
+
+
+class Work(NamedTuple):
+    """What every worker needs to know."""
+
+    target: Checkpoint
+    unlearned: Checkpoint
+    formats: tuple[Format, ...]
+
+
+class Batch(NamedTuple):
+    """Pieces first … last - 1 of one tensor."""
+
+    name: str
+    first: int
+    last: int
+
+
+def batches_of(work: Work, name: str) -> list[Batch]:
+    """The batches of a tensor, in order; one at least."""
+    count = max(1, sum(1 for _ in pieces(work.target.tensors[name].shape)))
+    return [
+        Batch(name, first, min(first + BATCH_PIECES, count))
+        for first in range(0, count, BATCH_PIECES)
+    ]
+
+
+def measure_batch(work: Work, batch: Batch) -> list[PieceMeasured]:
+    """Measure some pieces of one tensor, here.
+
+    Raises:
+        RefusedError: see `measure_piece`.
+        NotFiniteError: likewise.
+    """
+    task = _task(work, batch.name)
+    own = islice(pieces(task.shape), batch.first, batch.last)
+    return [measure_piece(task, piece) for piece in own]
+
+
+_LAST: dict[int, tuple[Work, str, TensorTask]] = {}
+
+
+def _task(work: Work, name: str) -> TensorTask:
+    """Prepared once for batches of one tensor after another."""
+    kept = _LAST.get(0)
+    if kept is None or kept[0] is not work or kept[1] != name:
+        kept = _LAST[0] = work, name, tensor_task(work.target, work.unlearned, name, work.formats)
+    return kept[2]
