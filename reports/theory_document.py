@@ -70,7 +70,7 @@ def picture(claim_id: str, seen: str) -> str:
 
 def c1_summary() -> str:
     """How many of the published runs confirm C1, refute it or leave it open."""
-    runs = [read_run(rows.parent) for rows in sorted(PUBLISHED.glob("*/rows.jsonl"))]
+    runs = [read_run(config.parent) for config in sorted(PUBLISHED.glob("*/config.json"))]
     found = Counter(c.verdict for run in runs for c in conjectures(run) if c.name == "C1")
     said = " and ".join(f"{verdict} in {found[verdict]}" for verdict in sorted(found))
     return f"{said} of {len(runs)}".replace(" here", "")

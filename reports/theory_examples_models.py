@@ -155,9 +155,9 @@ def t17_lattice() -> list[str]:
 def verdicts() -> list[str]:
     """The verdict on each conjecture in every published run, by the fixed rules of `reports/conjectures.py`."""
     lines = ["| run | conjecture | verdict | how much was tested |", "| --- | --- | --- | --- |"]
-    for rows in sorted(PUBLISHED.glob("*/rows.jsonl")):
-        name = rows.parent.name
+    for config in sorted(PUBLISHED.glob("*/config.json")):
+        name = config.parent.name
         link = f"[{name}](../reports/published/{name})"
-        for c in conjectures(read_run(rows.parent)):
+        for c in conjectures(read_run(config.parent)):
             lines.append(f"| {link} | {c.name} | {c.verdict} | {c.scope} |")
     return lines
