@@ -80,12 +80,13 @@ def _by_processes(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[l
     """The batches in their order; those that a lost worker took with it are given out again."""
     waiting = dict(enumerate(batches))
     done: dict[int, list[PieceMeasured]] = {}
-    losses, following = 0, 0
+    losses, following, lost = 0, 0, ""
     while waiting:
         with _pool(work, jobs) as pool:
             futures = {k: pool.submit(_measure_here, batch) for k, batch in waiting.items()}
             try:
                 for k, future in futures.items():
+                    lost = batches[k].name
                     done[k] = future.result()
                     del waiting[k]
                     losses = 0
@@ -96,7 +97,7 @@ def _by_processes(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[l
                 losses += 1
                 if losses > MAX_LOSSES:
                     rule = f"{losses} workers were lost, the last at tensor"
-                    raise ChildProcessError(f"{rule} {batches[k].name!r}") from error
+                    raise ChildProcessError(f"{rule} {lost!r}") from error
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise

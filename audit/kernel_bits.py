@@ -4,6 +4,7 @@ The bits of a float are a sign and a magnitude, so `bits ^ (bits >> all but the 
 integer in the order of the numbers; it costs no conversion, and nan is just another integer.
 """
 
+# pyright: reportCallIssue=false
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated, assignment, unused-ignore"
 # Compiled functions have types of their own, by what they are called with.
 

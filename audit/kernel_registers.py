@@ -125,7 +125,7 @@ def _compiled(stamp: str) -> Any:
         x, y, size, rule, width, lower, usable, divide, same, f, f_new, s, s_new, r, r_new, setter, kept, moved, kept_n,
         moved_n, bins,
     ):
-        stamp  # noqa: B018
+        stamp  # noqa: B018 # pyright: ignore[reportUnusedExpression]
         narrow, wide, constants, way = rule
         places, near = np.empty(TILE, np.uint16), np.empty(TILE // LANES, np.uint16)
         words = places.view(np.uint64)

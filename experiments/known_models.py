@@ -126,13 +126,14 @@ def read_run(
     folder: Path, arms: Sequence[tuple[str, str]], formats: Sequence[str]
 ) -> Iterator[tuple[str, str, Items]]:
     """(model, format, items) of the target and of each (method, storage), "none" for the model itself."""
-    pair: Pair | None = None
+    read: tuple[Pair, Reader] | None = None
     for name in ("target", *(f"unlearned-{method}-{storage}" for method, storage in arms)):
-        if pair is None:
+        if read is None:
             pair = open_model_pair(folder / "models/target", folder / f"models/{name}")
-            reader, state = reader_of(folder, pair), pair.target
+            read, state = (pair, reader_of(folder, pair)), pair.target
         else:
             state = copied(load_shell(folder / f"models/{name}"))
+        pair, reader = read
         for format_name in ("none", *formats):
             quantized = state if format_name == "none" else pair.quantized(state, format_name)
             yield name, format_name, reader.read(quantized)

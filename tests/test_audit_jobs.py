@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -28,7 +29,7 @@ SHAPES = {
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("pair")
     rng = rng_for("jobs")
-    before = {
+    before: dict[str, Any] = {
         n: (0.02 * rng.standard_normal(s)).astype(ml_dtypes.bfloat16) for n, s in SHAPES.items()
     }
     after = {
@@ -54,7 +55,11 @@ def test_processes_measure_the_same(pair: tuple[Path, Path], alone: WeightsLeg) 
 def test_progress_is_in_order_whoever_works(pair: tuple[Path, Path]) -> None:
     seen: list[tuple[str, int, int]] = []
     target, unlearned = map(open_checkpoint, pair)
-    weights_leg(target, unlearned, FORMATS[:1], lambda *step: seen.append(step), jobs=2)
+
+    def progress(name: str, done: int, total: int) -> None:
+        seen.append((name, done, total))
+
+    weights_leg(target, unlearned, FORMATS[:1], progress, jobs=2)
     assert seen == [(name, k, 3) for k, name in enumerate(SHAPES)]
 
 

@@ -29,7 +29,7 @@ from unforgotten.audit.weights import precision_of, value_precision
 from unforgotten.theory.dead_zone import count_binades
 from unforgotten.theory.formats import Format, format_named
 from unforgotten.theory.rounding import ROUNDINGS
-from unforgotten.theory.update import GRID_MODES, survival
+from unforgotten.theory.update import GRID_MODES, GridMode, Survival, survival
 from unforgotten.verification import strategies as domain
 from unforgotten.verification.agreement import assert_agree
 from unforgotten.verification.chance import rng_for
@@ -89,7 +89,7 @@ def measured(w: Array, w_new: Array, formats: Sequence[Format]) -> TensorMeasure
 def check(w: Array, w_new: Array, fmt: Format) -> None:
     """The kernel gives what the reference gives, or refuses in the same words."""
     words = ""
-    expected = {}
+    expected: dict[GridMode, Survival] = {}
     try:
         expected = {mode: survival(w, w_new, fmt, mode) for mode in GRID_MODES}
     except ValueError as error:
@@ -349,7 +349,7 @@ def test_memory_does_not_grow_with_the_tensor(shape: tuple[int, int], tmp_path: 
     header = f'{{"a.weight":{{"dtype":"BF16","shape":[{shape[0]},{shape[1]}],"data_offsets":[0,{nbytes}]}}}}'
     header += " " * (-len(header) % 8)
     paths = [tmp_path / f"{name}.safetensors" for name in "tu"]
-    w = (0.02 * rng_for("memory").standard_normal(1 << 20)).astype(ml_dtypes.bfloat16)
+    w: Any = (0.02 * rng_for("memory").standard_normal(1 << 20)).astype(ml_dtypes.bfloat16)
     for path in paths:
         with path.open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header.encode())
