@@ -78,7 +78,8 @@ def block_box(blocks: Array, fmt: Format, *, count: int | None = None) -> Interv
 
     The parameters are those that make the codes, so a GGUF block also keeps the float32 scale that is not stored.
     The entry that sets a scale keeps its sign and may move as far as the rounded scale does not notice: not at all
-    where the scale is the absmax itself, over a binade in MXFP4. The others keep their code and stay below it. The box
+    where the scale is the absmax itself, over a binade in MXFP4. The others keep their code and stay below it. (Where
+    another's cell alone keeps that scale, the entry that sets it is as free as the others.) The box
     is maximal then, as no end can move by an ulp on its own; another entry could set the scale in another box.
     Sound but not maximal: the entries that set a range, or the scale of a whole tensor beside that of its blocks, keep
     their value, and the others stay between them, though a range that grows by an ulp may round to the same scale.
@@ -99,7 +100,24 @@ def block_box(blocks: Array, fmt: Format, *, count: int | None = None) -> Interv
     codes = encode(blocks, grid, fmt, count=count).astype(np.int64)
     cell = weight_cells(codes, grid, fmt, partial=partial)
     limit = LIMITS[fmt.statistic](blocks, fmt, partial)
-    return Interval(np.maximum(cell.lower, limit.lower), np.minimum(cell.upper, limit.upper))
+    box = Interval(np.maximum(cell.lower, limit.lower), np.minimum(cell.upper, limit.upper))
+    if fmt.statistic == "absmax" and not fmt.tensor_range:
+        return _released(box, cell, blocks, fmt, partial)
+    return box
+
+
+def _released(box: Interval, cell: Interval, blocks: Array, fmt: Format, partial: bool) -> Interval:
+    """The box, wider at the entry that sets a scale where another's own cell holds that scale.
+
+    So it is in torchao's int4 with absmax at both ends: 7.5 steps are clipped to 7, and -7.5 are a tie that -8 ends at.
+    """
+    setter = np.abs(blocks).argmax(axis=1)[:, None]
+    low, high = same_scale(np.take_along_axis(blocks, setter, axis=1), fmt, partial=partial)
+    at = np.arange(blocks.shape[1]) == setter
+    nearest = np.maximum(box.lower, -box.upper)
+    free = at & (np.where(at, -LARGEST, nearest).max(axis=1, keepdims=True) >= low)
+    lower = np.where(free, np.maximum(cell.lower, -high), box.lower)
+    return Interval(lower, np.where(free, np.minimum(cell.upper, high), box.upper))
 
 
 def _limit_nothing(blocks: Array, fmt: Format, partial: bool) -> Interval:

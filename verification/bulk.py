@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
 
 def rows_of_profile() -> int:
-    """Rows of one vectorized test: 500 in `dev`, 2,000 in `ci`, 20,000 in `nightly`."""
+    """Rows of one vectorized test: 500 in `dev`, 2,000 in `ci`, 10,000 in `nightly`."""
     return ROWS_PER_EXAMPLE * settings().max_examples
 
 

@@ -26,7 +26,7 @@ settings.register_profile(
 )
 settings.register_profile(
     "nightly",
-    max_examples=2_000,
+    max_examples=1_000,
     deadline=None,
     print_blob=True,
     suppress_health_check=SLOW_STRATEGIES,

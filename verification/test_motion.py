@@ -285,3 +285,30 @@ def test_predict_moves__meets_simulated_training(snr: float) -> None:
         seen = survival(pair.before, pair.after, fmt, "adaptive")
         assert abs(e.gain - seen.gain) <= STATED_GAIN + Z * gain_stderr([seen]), name
         assert e.delta_sq == pytest.approx(seen.delta_sq / seen.weights, rel=0.05), name
+
+
+def test_movable_edge__is_that_of_the_drift_that_gets_furthest() -> None:
+    """AdamW at a signal-to-noise of 1/2, 20 steps: just inside the edge weights of some drift move, at the edge of none."""
+    law = step_law("adamw", 0.5)
+    edge = movable_edge(law, lr=1e-5, steps=20, dtype="bfloat16")
+    w = np.array([edge * (1 - 2.0**-8), edge])
+    moved = np.array(
+        [
+            expected_displacement(w, law, node, lr=1e-5, steps=20, dtype="bfloat16") != 0
+            for node in range(len(law.drift))
+        ]
+    )
+    assert moved.any(axis=0).tolist() == [True, False]
+    assert not moved[:, 0].all()
+
+
+@pytest.mark.parametrize(("lr", "crosses_one_at_most"), [(1e-6, True), (1e-2, False)])
+def test_predict__counts_a_weight_that_crosses_many_levels_once(
+    lr: float, crosses_one_at_most: bool
+) -> None:
+    """Flips are shares of weights; levels are not. INT8 in float32, one step: far below a level, and far above."""
+    density, fmt = Gaussian(STD), format_named("int8-row")
+    absmax = absmax_law(density, COLUMNS)
+    p = predict(fmt, density, absmax, step_law("adamw"), lr=lr, steps=1, dtype="float32").expected
+    assert 0 < p.flips <= 1 + ROUNDINGS
+    assert (p.levels <= p.flips * (1 + ROUNDINGS)) == crosses_one_at_most

@@ -149,6 +149,14 @@ def test_block_box__is_sound(s: Sample, seed: int) -> None:
         assert keeps(point, s)
 
 
+def test_block_box__frees_an_absmax_that_another_cell_holds() -> None:
+    """7.5 steps are clipped to 7 and may shrink to the cell of 7; -7.5 is the least weight of -8 and holds the scale."""
+    w = np.array([[7.5, -7.5, 1, 0, 0, 0, 0, 0]], np.float32)
+    box = block_box(w, format_named("int4-g8-ao"))
+    assert (box.lower[0, 0], box.upper[0, 0]) == (np.nextafter(np.float32(6.5), np.float32(7)), 7.5)
+    assert (box.lower[0, 1], box.upper[0, 1]) == (-7.5, -7.5)
+
+
 @given(samples(names=[n for n in ALL_FORMAT_NAMES if n != "nvfp4"]), st.data())
 def test_block_box__is_maximal(s: Sample, data: st.DataObject) -> None:
     """One ulp outside, at some corner of the others, a code or a parameter is another: or the range is left."""

@@ -27,7 +27,7 @@ from unforgotten.verification.strategies import tensors
 from unforgotten.verification.verdict import Outcome, Verdict, as_object
 
 Array = NDArray[Any]
-EXAMPLES: Mapping[str, int] = {"dev": 50, "ci": 200, "nightly": 2_000}  # as in conftest.py
+EXAMPLES: Mapping[str, int] = {"dev": 50, "ci": 200, "nightly": 1_000}  # as in conftest.py
 SCHEMA = "unforgotten.verify/1"
 NORMAL = 2.0**60  # weights of a contract on exact scaling, at most
 
