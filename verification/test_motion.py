@@ -26,7 +26,7 @@ from unforgotten.theory.motion import (
     shells,
     step_law,
 )
-from unforgotten.theory.motion_fit import observed_moves, stationary_fit, step_ratio
+from unforgotten.theory.motion_fit import MOVE_NODES, observed_moves, stationary_fit, step_ratio
 from unforgotten.theory.predict import pieces, predict, predict_moves
 from unforgotten.theory.quantize import to_blocks
 from unforgotten.theory.update import survival
@@ -312,3 +312,12 @@ def test_predict__counts_a_weight_that_crosses_many_levels_once(
     p = predict(fmt, density, absmax, step_law("adamw"), lr=lr, steps=1, dtype="float32").expected
     assert 0 < p.flips <= 1 + ROUNDINGS
     assert (p.levels <= p.flips * (1 + ROUNDINGS)) == crosses_one_at_most
+
+
+def test_observed_moves__keeps_few_groups_of_one_interval() -> None:
+    """A thousand weights of one quarter binade, all with motions of their own: MOVE_NODES means, not a thousand."""
+    w = np.full(1_000, 1.125)
+    moves = observed_moves(w, np.arange(1.0, 1_001.0))
+    assert len(moves.delta) == MOVE_NODES
+    assert moves.share.sum() == pytest.approx(1, rel=ROUNDINGS)
+    assert moves.delta @ moves.share == pytest.approx(500.5, rel=ROUNDINGS)
