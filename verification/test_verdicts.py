@@ -50,3 +50,10 @@ def test_verdicts__of_the_committed_run_are_of_every_claim_and_proof() -> None:
     proofs = json.loads(RECORDED.read_text(encoding="utf-8"))["proofs"]
     load_proofs()
     assert {f for f, p in proofs.items() if p["verdict"] == "holds"} == set(PROOFS)
+
+
+def test_verdicts__of_the_committed_run_say_how_tight_every_bound_is() -> None:
+    rows = json.loads(RECORDED.read_text(encoding="utf-8"))["claims"]
+    bounds = [row for row in rows if row["function"].endswith("_upper_bound")]
+    assert {row["function"] for row in bounds} == {f for f in CLAIMS if f.endswith("_upper_bound")}
+    assert [row["function"] for row in bounds if not 0 < row["tightness"]["ratio"] <= 1] == []
