@@ -27,6 +27,7 @@ OWN: Mapping[int, str] = {
     2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K",
 }  # fmt: skip
 """Number of a type that `gguf_decode` knows -> its name."""
+UNDECODED = (ValueError, KeyError, NotImplementedError)  # raised by gguf for what it cannot decode
 DECODE_BLOCKS = 1 << 13
 
 
@@ -164,11 +165,7 @@ def _layout_of_type(file: WeightFile, tensor: GgufTensor) -> Layout:
         kind = gguf.GGMLQuantizationType(tensor.kind)
         weights, nbytes = gguf.GGML_QUANT_SIZES[kind]
         gguf.quants.dequantize(np.zeros((1, nbytes), np.uint8), kind)
-    except (
-        ValueError,
-        KeyError,
-        NotImplementedError,
-    ):  # gguf raises it for a type it cannot decode
+    except UNDECODED:
         rule = "must have a type that gguf decodes"
         raise CheckpointError(file.path, rule, f"type {tensor.kind}", tensor=tensor.name) from None
     return Layout(kind.name, weights, nbytes, np.dtype("<f4"))

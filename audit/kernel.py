@@ -330,8 +330,10 @@ def take_census(x, y, lowest, highest, beyond, weights, moved):
 
 
 def float_of(stored):
-    """A stored weight as float32: bfloat16 by its bits."""
-    raise NotImplementedError("compiled code only")
+    """A stored weight as float32: bfloat16 by its bits. This body is Python's, the next one that of compiled code."""
+    if isinstance(stored, np.integer):
+        return (np.uint32(stored) << np.uint32(16)).view(np.float32)
+    return stored
 
 
 @overload(float_of)

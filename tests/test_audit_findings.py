@@ -33,6 +33,7 @@ from unforgotten.theory.update import survival
 Tensors = dict[str, NDArray[Any]]
 STD, LR, STEPS = 0.02, 1e-5, 40
 EPS64 = float(np.finfo(np.float64).eps)
+TAIL_ROUNDINGS = 64  # of a binomial tail and of the root at which it is asked for, for each trial
 SUM_SLACK = (
     1e-10  # of a sum of at most 2^17 positive float64 terms, each good to some EPS64, relative
 )
@@ -102,7 +103,7 @@ def test_dead_zone_counts_what_stood_still(tmp_path: Path) -> None:
     assert edge is not None
     beyond = np.abs(before[layer(0)]) >= edge
     still = int((before[layer(0)] == after[layer(0)])[beyond].sum())
-    assert row["effect"] == pytest.approx(still / int(beyond.sum()), rel=4 * EPS64)
+    assert row["effect"] == still / int(beyond.sum())  # one quotient of the same counts
     assert row["interval"] == share_interval(still, int(beyond.sum()))
     assert f"{int(beyond.sum()):,} weights" in row["sentence"]
 
@@ -252,16 +253,21 @@ def test_advice_names_what_passes_and_a_learning_rate_beyond_the_dead_zone(tmp_p
 
 @pytest.mark.parametrize(("hits", "count"), [(0, 5), (5, 5), (1, 10), (37, 1000), (0, 0)])
 def test_share_interval_is_that_of_clopper_and_pearson(hits: int, count: int) -> None:
-    """Its ends are where the binomial tails are 0.025, to the digits of the quantile function."""
+    """Its ends are where the binomial tails are 0.025, as near as the quantile function finds them.
+
+    An end is a root in float64: a relative error of a few EPS64 in it moves a binomial tail by at most `count` times
+    that, and the tails themselves are sums of as many rounded terms.
+    """
+    tail = pytest.approx(0.025, rel=TAIL_ROUNDINGS * (count + 1) * EPS64)
     low, high = share_interval(hits, count)
     if hits == 0:
         assert low == 0
     else:
-        assert binom.sf(hits - 1, count, low) == pytest.approx(0.025, rel=1e-9)
+        assert binom.sf(hits - 1, count, low) == tail
     if hits == count:
         assert high == 1
     else:
-        assert binom.cdf(hits, count, high) == pytest.approx(0.025, rel=1e-9)
+        assert binom.cdf(hits, count, high) == tail
 
 
 def test_ratio_of_sums_by_hand() -> None:
@@ -273,18 +279,24 @@ def test_ratio_of_sums_by_hand() -> None:
     assert (value, low, high) == (0.5, 0.0, 1.0)
 
 
+SHAPES = [(16, 96), (7, 64), (1, 256)]
+
+
 @pytest.mark.parametrize(
-    "name", ["int4-g64", "int4-row-asym", "nf4-b64", "q4_0", "hqq4-g64", "llmint8-row"]
+    ("name", "shape"),
+    [
+        (name, shape)
+        for name in ["int4-g64", "int4-row-asym", "nf4-b64", "q4_0", "hqq4-g64", "llmint8-row"]
+        for shape in SHAPES
+        if not (f := format_named(name)).whole_blocks or shape[1] % (f.block_size or 1) == 0
+    ],
 )
-@pytest.mark.parametrize("shape", [(16, 96), (7, 64), (1, 256)])
 def test_cells_of_a_whole_tensor_are_those_of_the_survival(
     name: str, shape: tuple[int, int], tmp_path: Path
 ) -> None:
     w = gaussian(11, shape=shape)
     moved = (w + rng_of(12).normal(0, STD / 4, shape)).astype(np.float32)
     fmt = format_named(name)
-    if fmt.whole_blocks and shape[1] % (fmt.block_size or 1):
-        pytest.skip("the format takes whole blocks only")
     for side, tensor in (("t", w), ("u", moved)):
         (tmp_path / side).mkdir()
         save_file({layer(0): tensor}, tmp_path / side / "model.safetensors")

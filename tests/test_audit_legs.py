@@ -26,6 +26,7 @@ from unforgotten.experiments.texts import read_texts
 MICRO = Path(__file__).parent / "micro.yaml"
 FORMATS = ("int4-g64", "nf4-b64")
 U32 = 2.0**-24
+EFFECT_ROUNDING = 10 * 100 * 2.0**-53  # ten sums of numbers up to 100 in float64, an item
 
 
 @pytest.fixture(scope="module")
@@ -70,8 +71,7 @@ def test_decomposition_sums_up(written: OutputLeg, done: BehaviourLeg) -> None:
     for effects in (f["effects"] for leg in (written, done) for f in leg["formats"]):
         for e in effects:
             lost, parts = e["lost"], (e["gating"]["value"], e["base_shift"]["value"])
-            # 10 sums of numbers up to 100 in float64 an item
-            assert lost["value"] == pytest.approx(sum(parts), abs=10 * 100 * 2.0**-53 * lost["n"])
+            assert lost["value"] == pytest.approx(sum(parts), abs=EFFECT_ROUNDING * lost["n"])
 
 
 def test_distances_are_in_their_ranges(written: OutputLeg) -> None:

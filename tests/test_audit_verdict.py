@@ -35,6 +35,9 @@ from unforgotten.audit.legs import (
 from unforgotten.audit.verdict import Word, decide, judge_behaviour, judge_output
 
 FINDINGS: tuple[Finding, ...] = get_args(Finding)
+# Items and scaled items are whole multiples of 1/2 below 2^7, so sums are exact and a denominator that is not 0 is
+# 1/(2 n) at least. Means, quotients and quantiles round: under 2^4 ulp of numbers below 2^13, far below 2^-30.
+UNIT_ROUNDING = 2.0**-30
 ORDER: tuple[Word, ...] = ("survives", "undecided", "undone")
 METRICS = {"behaviour": ("M1", "M2", "forget_loss"), "output": ("loss", "accuracy", "probability")}
 
@@ -228,9 +231,7 @@ def test_rows_do_not_see_unit_or_direction(seed: int, n: int) -> None:
             ours, theirs = rows[0][key], other[key]
             assert (ours is None) == (theirs is None)
             if ours is not None:
-                # Items and scaled items are whole multiples of 1/2 below 2^7, so sums are exact and a denominator that
-                # is not 0 is 1/(2 n) at least. Means, quotients and quantiles round: under 2^4 ulp of numbers below 2^13.
-                assert theirs == pytest.approx(ours, rel=2.0**-30, abs=2.0**-30)
+                assert theirs == pytest.approx(ours, rel=UNIT_ROUNDING, abs=UNIT_ROUNDING)
 
 
 def test_few_items_cannot_carry_survives() -> None:

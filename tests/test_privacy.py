@@ -18,7 +18,7 @@ def test_privacy_leakage__is_the_relative_change_of_the_auc() -> None:
     """2 of 4 pairs are won, and 3 of 4 by the retrained model."""
     auc, leak = privacy_leakage(SCORES, RETRAINED, 2, seed=0)
     assert auc.value == 0.5
-    assert leak.value == pytest.approx(100 * (0.5 - 0.75) / 0.75, rel=1e-12)
+    assert leak.value == 100 * (0.5 - 0.75) / 0.75  # the AUCs are exact in binary
     assert leak.stderr is not None
     assert leak.stderr > 0
 

@@ -10,6 +10,9 @@ import pytest
 from unforgotten.reports.truth_table import read_truth, truth_table
 
 PUBLISHED = Path(__file__).parents[1] / "reports" / "published"
+READING_DIGITS = (
+    1e-6  # readings are kept to seven digits; rho is a quotient of two differences of them
+)
 TRUTH = PUBLISHED / "audit-truth"
 RUNS = [PUBLISHED / f"tiny-seed{seed}" for seed in range(5)]
 
@@ -70,4 +73,4 @@ def test_the_rows_are_made_again_from_items_and_readings() -> None:
     for ours, theirs in zip(json.loads(json.dumps(list(made))), kept, strict=True):
         for key in ("set", "run", "method", "storage", "truth", "clear", "where", "verdict"):
             assert ours[key] == theirs[key]
-        assert ours["rho"] == pytest.approx(theirs["rho"], rel=1e-6)  # readings keep 7 digits
+        assert ours["rho"] == pytest.approx(theirs["rho"], rel=READING_DIGITS)
