@@ -15,7 +15,7 @@ from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.jobs import MAX_LOSSES
 from unforgotten.audit.weights import WeightsLeg
 from unforgotten.verification.chance import rng_for
-from unforgotten.verification.lost_workers import Deadly
+from unforgotten.verification.lost_workers import deadly
 
 FORMATS = ("nf4-b64", "int4-row", "int8-tensor", "q8_0")
 SHAPES = {
@@ -68,14 +68,14 @@ def test_a_lost_worker_costs_nothing_but_time(
     name: str, pair: tuple[Path, Path], alone: WeightsLeg, tmp_path: Path
 ) -> None:
     target, unlearned = map(open_checkpoint, pair)
-    assert weights_leg(Deadly(target, name, tmp_path, 1), unlearned, FORMATS, jobs=2) == alone
+    assert weights_leg(deadly(target, name, tmp_path, 1), unlearned, FORMATS, jobs=2) == alone
     assert len(list(tmp_path.iterdir())) == 1
 
 
 def test_workers_that_are_always_lost_are_an_error(pair: tuple[Path, Path], tmp_path: Path) -> None:
     target, unlearned = map(open_checkpoint, pair)
     with pytest.raises(ChildProcessError, match="workers were lost"):
-        weights_leg(Deadly(target, "a.weight", tmp_path, 99), unlearned, FORMATS[:1], jobs=2)
+        weights_leg(deadly(target, "a.weight", tmp_path, 99), unlearned, FORMATS[:1], jobs=2)
     assert len(list(tmp_path.iterdir())) == MAX_LOSSES + 1
 
 
@@ -109,6 +109,6 @@ def test_ray_measures_the_same_and_survives_a_lost_worker(
     pytest.importorskip("ray", reason="the extra ray")
     target, unlearned = map(open_checkpoint, pair)
     assert weights_leg(target, unlearned, FORMATS, ray="local") == alone
-    deadly = Deadly(target, "b.weight", tmp_path, 1)
-    assert weights_leg(deadly, unlearned, FORMATS, ray="local") == alone
+    killing = deadly(target, "b.weight", tmp_path, 1)
+    assert weights_leg(killing, unlearned, FORMATS, ray="local") == alone
     assert len(list(tmp_path.iterdir())) == 1

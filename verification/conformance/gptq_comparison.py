@@ -7,12 +7,20 @@ orders; there a row may differ from its first code at a tie on.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.theory.gptq import GptqRule, Rounded, column_order, fit_groups, round_columns
+from unforgotten.theory.gptq import (
+    GPTQ_RULES,
+    GptqRule,
+    Rounded,
+    column_order,
+    fit_groups,
+    round_columns,
+)
 from unforgotten.theory.group_grids import GroupGrid
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import U32
@@ -25,6 +33,26 @@ class Problem(NamedTuple):
 
     w: Array
     x: Array
+
+
+class Library(NamedTuple):
+    """H as it was before quantizing, values, and the parameters of every group (rows, groups)."""
+
+    h: Array
+    values: Array
+    scale: Array
+    zero: Array
+    group: Array
+
+
+def rule_named(
+    name: str, bits: int, symmetric: bool, order: Any, static: bool, size: int | None
+) -> GptqRule:
+    """The rule of a library with these settings."""
+    return replace(
+        GPTQ_RULES[name],
+        bits=bits, symmetric=symmetric, order=order, static=static, group_size=size,
+    )  # fmt: skip
 
 
 def problem(columns: int, case: object) -> Problem:
@@ -78,6 +106,13 @@ def given_factor(w: Array, h: Array, rule: GptqRule) -> tuple[Rounded, Array]:
     result = round_columns(alive[:, order], factor, rule, grid)
     back = np.argsort(order)
     return Rounded(*(np.ascontiguousarray(a[:, back]) for a in result)), order
+
+
+def assert_same(ours: Rounded, theirs: Library) -> None:
+    """Values, scales and zero points of every weight."""
+    assert np.array_equal(ours.values, theirs.values)
+    assert np.array_equal(ours.scale, theirs.scale[:, theirs.group])
+    assert np.array_equal(ours.zero, theirs.zero[:, theirs.group])
 
 
 def assert_same_up_to_ties(

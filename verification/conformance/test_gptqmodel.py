@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -17,14 +18,17 @@ from numpy.typing import NDArray
 from unforgotten.audit.artefact_layouts import LAYOUTS
 from unforgotten.audit.artefact_schemes import read_scheme
 from unforgotten.audit.checkpoints import open_checkpoint
-from unforgotten.theory.gptq import GPTQ_RULES, GptqRule, calibration_hessian, fit_groups
+from unforgotten.theory.gptq import GptqRule, calibration_hessian, fit_groups
 from unforgotten.theory.group_grids import encode_group
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.conformance.gptq_comparison import (
+    Library,
     Problem,
+    assert_same,
     assert_same_up_to_ties,
     given_factor,
     problem,
+    rule_named,
     well_conditioned_problem,
 )
 from unforgotten.verification.oracles import U32
@@ -54,21 +58,7 @@ CASES = [
 ]
 
 
-class Library(NamedTuple):
-    """H as it was before quantizing, values, and the parameters of every group (rows, groups)."""
-
-    h: Array
-    values: Array
-    scale: Array
-    zero: Array
-    group: Array
-
-
-def rule_of(bits: int, symmetric: bool, order: Any, static: bool, size: int | None) -> GptqRule:
-    return replace(
-        GPTQ_RULES["gptqmodel"],
-        bits=bits, symmetric=symmetric, order=order, static=static, group_size=size,
-    )  # fmt: skip
+rule_of = partial(rule_named, "gptqmodel")
 
 
 def linear(w: Array) -> Any:
@@ -109,9 +99,7 @@ def test_gptq__is_gptqmodels_within_a_block(
     p = problem(128, (bits, symmetric, order, static, size))
     theirs = library_result(p, rule)
     ours, _ = given_factor(p.w, theirs.h, rule)
-    assert np.array_equal(ours.values, theirs.values)
-    assert np.array_equal(ours.scale, theirs.scale[:, theirs.group])
-    assert np.array_equal(ours.zero, theirs.zero[:, theirs.group])
+    assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])

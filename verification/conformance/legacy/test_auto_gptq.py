@@ -6,18 +6,22 @@ The class alone: its models refuse to run without a GPU, and the class calls `to
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.theory.gptq import GPTQ_RULES, GptqRule, calibration_hessian
+from unforgotten.theory.gptq import GptqRule, calibration_hessian
 from unforgotten.verification.conformance.gptq_comparison import (
+    Library,
     Problem,
+    assert_same,
     assert_same_up_to_ties,
     given_factor,
     problem,
+    rule_named,
     well_conditioned_problem,
 )
 from unforgotten.verification.oracles import U32
@@ -42,21 +46,7 @@ CASES = [
 ]
 
 
-class Library(NamedTuple):
-    """H as it was before quantizing, values, and the parameters of every group (rows, groups)."""
-
-    h: Array
-    values: Array
-    scale: Array
-    zero: Array
-    group: Array
-
-
-def rule_of(bits: int, symmetric: bool, order: Any, static: bool, size: int | None) -> GptqRule:
-    return replace(
-        GPTQ_RULES["auto-gptq"],
-        bits=bits, symmetric=symmetric, order=order, static=static, group_size=size,
-    )  # fmt: skip
+rule_of = partial(rule_named, "auto-gptq")
 
 
 @pytest.fixture(autouse=True)
@@ -89,9 +79,7 @@ def test_gptq__is_auto_gptqs_within_a_block(
     p = problem(128, (bits, symmetric, order, static, size))
     theirs = library_result(p, rule)
     ours, _ = given_factor(p.w, theirs.h, rule)
-    assert np.array_equal(ours.values, theirs.values)
-    assert np.array_equal(ours.scale, theirs.scale[:, theirs.group])
-    assert np.array_equal(ours.zero, theirs.zero[:, theirs.group])
+    assert_same(ours, theirs)
 
 
 @pytest.mark.parametrize("symmetric", [True, False])
