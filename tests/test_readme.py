@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
+from unforgotten.reports.bench_table import read_bench
 from unforgotten.reports.markdown import TERMS, returns, survival_table
 from unforgotten.reports.rows import read_run
+from unforgotten.reports.truth_table import read_truth
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,3 +31,43 @@ def test_the_figure_of_the_readme_is_the_published_one() -> None:
     figure = (published / "headline.svg").read_bytes()
     assert figure == (published / "tiny-seed0/headline.svg").read_bytes()
     assert "reports/published/headline.svg" in (ROOT / "README.md").read_text()
+
+
+def test_the_verdicts_counted_in_the_readme_are_those_of_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    rows = read_truth(ROOT / "reports/published/audit-truth")
+    whole = [r for r in rows if r["set"] in ("whole", "constructed")]
+    sure = [r for r in whole if r["verdict"] != "undecided"]
+    assert all(r["verdict"] == r["truth"] for r in sure)
+    made = sum(r["set"] == "constructed" for r in whole)
+    assert f"On {len(whole) - made} pairs from `run` and {made} made so" in text
+    assert f"gave {len(sure)} confident verdicts and all were right" in text
+    assert f"said undecided for {len(whole) - len(sure)}." in text
+    halves = [r for r in rows if r["set"] == "halves"]
+    wrong = [r for r in halves if r["verdict"] not in ("undecided", r["truth"])]
+    assert {r["verdict"] for r in wrong} == {"survives"}
+    undecided = sum(r["verdict"] == "undecided" for r in halves)
+    assert f"undecided for {undecided} of {len(halves)}, and its {len(wrong)} errors" in text
+
+
+def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    first, _, large = read_bench(ROOT / "reports/published/audit-bench")
+    speed = median(large["weights"] / s / 1e6 for s in large["seconds"]["audit one/2"])
+    peak = max(large["peak_mib"].values()) / 1024
+    seconds = first["seconds"]
+    scale = first["weights"] / first["yardstick_weights"]
+    times = median(
+        scale * bnb / one
+        for bnb, one in zip(seconds["bitsandbytes/2"], seconds["audit one/2"], strict=True)
+    )
+    assert f"A 2 x 8 GiB pair takes {peak:.1f} GiB of memory" in text
+    assert f"some {speed:.0f} million weights a second on two cores, {times:.0f} times" in text
+    shares = [
+        median(
+            r / a for r, a in zip(b["seconds"]["read/1"], b["seconds"]["audit one/2"], strict=True)
+        )
+        for b in (first, large)
+    ]
+    assert 0.15 < shares[0] <= 0.225, "a fifth"
+    assert 0.225 < shares[1] < 0.3, "a quarter"
