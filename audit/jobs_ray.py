@@ -23,7 +23,7 @@ class RayWorkers:
             ConnectionError: there is no cluster at the address.
         """
         try:
-            import ray
+            import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
             raise ValueError("ray is missing: pip install 'unforgotten[ray]'") from None
         self.ray: Any = ray
