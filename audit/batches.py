@@ -7,11 +7,11 @@ from typing import NamedTuple
 
 from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.audit.measuring import PieceMeasured, measure_piece
-from unforgotten.audit.pieces import pieces
+from unforgotten.audit.pieces import check_unchanged, pieces
 from unforgotten.audit.tensor_task import TensorTask, tensor_task
 from unforgotten.theory.formats import Format
 
-BATCH_PIECES = 64  # at most; a larger tensor is shared out
+BATCH_PIECES = 32  # at most; a larger tensor is shared out
 
 
 class Work(NamedTuple):
@@ -45,10 +45,14 @@ def measure_batch(work: Work, batch: Batch) -> list[PieceMeasured]:
     Raises:
         RefusedError: see `measure_piece`.
         NotFiniteError: likewise.
+        CheckpointError: a file changed since it was opened.
     """
     task = _task(work, batch.name)
     own = islice(pieces(task.shape), batch.first, batch.last)
-    return [measure_piece(task, piece) for piece in own]
+    measured = [measure_piece(task, piece) for piece in own]
+    for checkpoint in task.checkpoints:
+        check_unchanged(checkpoint, task.name)
+    return measured
 
 
 _LAST: dict[int, tuple[Work, str, TensorTask]] = {}

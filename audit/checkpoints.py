@@ -117,15 +117,28 @@ class SafetensorsCheckpoint:
     def read_flat(
         self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
     ) -> NDArray[Any]:
-        """Weights start … stop - 1 of the flattened tensor, in `buffer` where it can be used, see `pieces.read_flat`."""
+        """Weights start … stop - 1 of the flattened tensor, mapped or in `buffer` where that can be, see `pieces.read_flat`."""
         info = self.tensors[name]
         size = info.dtype.itemsize
         begin, nbytes = start * size, (stop - start) * size
         file = self._file(info)
         if buffer is None or not isinstance(file, LocalFile) or info.offset is None:
             return self._read(info, begin, nbytes)
-        file.read_into(info.offset + begin, buffer[:nbytes])
+        at = info.offset + begin
+        if at % size == 0 and (seen := file.look(at, nbytes)) is not None:
+            return seen.view(info.dtype)
+        file.read_into(at, buffer[:nbytes])
         return buffer[:nbytes].view(info.dtype)
+
+    def check(self, name: str) -> None:
+        """Look whether the file of a tensor is still the one that was opened.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        file = self._file(self.tensors[name])
+        if isinstance(file, LocalFile):
+            file.check()
 
     def _read(self, info: TensorInfo, begin: int, nbytes: int) -> NDArray[Any]:
         if nbytes == 0:

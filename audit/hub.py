@@ -110,6 +110,10 @@ class HubCheckpoint:
         """See `SafetensorsCheckpoint.read_flat`."""
         return self.inner.read_flat(name, start, stop, buffer)
 
+    def check(self, name: str) -> None:
+        """See `SafetensorsCheckpoint.check`."""
+        self.inner.check(name)
+
     def sha256(self) -> str:
         """SHA-256 over the files, fetched whole for it, as `cat FILES | sha256sum`.
 

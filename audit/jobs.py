@@ -16,6 +16,7 @@ from itertools import islice
 
 from unforgotten.audit.batches import Batch, Work, batches_of, measure_batch
 from unforgotten.audit.errors import CheckpointError
+from unforgotten.audit.files import map_files
 from unforgotten.audit.measured import TensorMeasured
 from unforgotten.audit.measuring import PieceMeasured, add_pieces
 from unforgotten.audit.pairing import check_finite
@@ -116,8 +117,9 @@ _HERE: list[Work] = []
 
 
 def _begin(work: Work) -> None:
-    """Set up a worker: an interrupt is the parent's business."""
+    """Set up a worker: an interrupt is the parent's business, and files may be mapped."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    map_files()
     _HERE[:] = [work]
 
 

@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from unforgotten.audit.compiled import compiled
-from unforgotten.audit.kernel_lanes import I16, I32, I64, Lanes
+from unforgotten.audit.kernel_lanes import I16, I16X, I32, I64, Lanes
 
 Array = NDArray[Any]
 WINDOW = 32  # binades with a place of their own; the lowest of them holds all below
@@ -171,6 +171,42 @@ def count_bfloat16(x, y, top, lowest, highest, weights, moved):
         k = min(max(exponent - 127, lowest), highest) - lowest
         weights[k] += few[exponent, 0] + few[exponent, 1]
         moved[k] += few[exponent, 1]
+
+
+@intrinsic
+def block_sizes(
+    typing: Any, x: Any, first: Any, last: Any, groups: Any, add: Any, entries: Any
+) -> Any:
+    """Put `add` + the bits of the largest magnitude of blocks first … last - 1 into uint32 `entries`; the largest of all.
+
+    The bits are uint16, a block has `groups` times sixteen of them.
+    """
+
+    def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
+        e = Lanes(b)
+        _, start, stop, count, more, _ = args
+        px, pe = (
+            context.make_array(signature.args[k])(context, b, value=args[k]).data for k in (0, 5)
+        )
+        largest = cgutils.alloca_once_value(b, e.every(I16X, 0))
+        total = cgutils.alloca_once_value(b, ir.Constant(I16, 0))
+        with cgutils.for_range(b, b.sub(stop, start), intp=I64) as each:
+            block = b.add(start, each.index)
+            b.store(e.every(I16X, 0), largest)
+            at = b.mul(block, b.mul(count, ir.Constant(I64, 16)))
+            with cgutils.for_range(b, count, intp=I64) as loop:
+                place = b.add(at, b.mul(loop.index, ir.Constant(I64, 16)))
+                size = b.and_(e.load(px, I16X, place), e.every(I16X, 0x7FFF))
+                old = b.load(largest)
+                b.store(b.select(b.icmp_unsigned(">", size, old), size, old), largest)
+            own = e.call("llvm.vector.reduce.umax.v16i16", I16, b.load(largest))
+            entry = b.add(b.zext(own, I32), b.trunc(more, I32))
+            b.store(entry, b.gep(pe, [block]))
+            old = b.load(total)
+            b.store(b.select(b.icmp_unsigned(">", own, old), own, old), total)
+        return b.zext(b.load(total), I64)
+
+    return types.int64(x, *[types.int64] * 4, entries), codegen
 
 
 @intrinsic

@@ -62,6 +62,13 @@ class Lanes:
         at = self.b.bitcast(self.b.gep(pointer, [offset]), vector.type.as_pointer())
         self.b.store(vector, at, align=BYTES[vector.type.element])
 
+    def prefetch(self, pointer: Any, offset: Any) -> None:
+        """Ask for the line that is `offset` elements behind a pointer, which need not be there."""
+        at = self.b.bitcast(self.b.gep(pointer, [offset]), ir.IntType(8).as_pointer())
+        kind = ir.FunctionType(ir.VoidType(), [at.type, I32, I32, I32])
+        function = cgutils.get_or_insert_function(self.b.module, kind, "llvm.prefetch.p0")
+        self.b.call(function, [at, *(ir.Constant(I32, k) for k in (0, 3, 1))])
+
     def halves(self, vector: Any) -> list[Any]:
         """The lower and the upper eight lanes."""
         none, pick = ir.Constant(vector.type, ir.Undefined), ir.VectorType(I32, 8)
@@ -115,6 +122,10 @@ class Lanes:
     def some(self, mask: Any) -> Any:
         """Whether any of sixteen lanes is set."""
         return self.b.icmp_unsigned("!=", self.b.bitcast(mask, I16), ir.Constant(I16, 0))
+
+    def all(self, mask: Any) -> Any:
+        """Whether all of sixteen lanes are set."""
+        return self.b.icmp_unsigned("==", self.b.bitcast(mask, I16), ir.Constant(I16, 0xFFFF))
 
     def search(self, ratio: Any, thresholds: Any) -> Any:
         """The number of fifteen ascending thresholds below each ratio, by halving."""

@@ -16,13 +16,16 @@ from unforgotten.audit.kernel_vector import (
     BY_HALVING,
     BY_ROUNDING,
     CODES,
+    END_PLACE,
     FRACTION,
     INVERSE,
     LEVELS,
     LIMITS,
-    LOWER,
+    LOWER64,
+    ORIGIN,
     ROWS,
     THRESHOLDS,
+    WIDTH64,
 )  # fmt: skip
 from unforgotten.theory.formats import Format
 
@@ -34,10 +37,11 @@ class VectorRule(NamedTuple):
     """A format in registers.
 
     Attributes:
-        narrow: float32 (9, 16): thresholds filled with inf, levels, lower ends of the cells, fine bins a code unit; and
+        narrow: float32 (9, 16): thresholds filled with inf, levels, the place of a ratio of 0 in fine bins, fine bins a code unit; and
             of 32 buckets the code of the smallest ratio, as bits, and the one threshold, inf for none; and the threshold below each code.
-        wide: float64 (2, 16): flips a code unit upward, and downward, negative; 0 outward from an end cell.
-        constants: float32 (8,), see `kernel_vector`.
+        wide: float64 (4, 16): flips a code unit upward, and downward, negative, 0 outward from an end cell; lower ends and
+            widths of the cells.
+        constants: float32 (7,), see `kernel_vector`.
         way: to a code: BY_BUCKET where every bucket has at most one threshold, else BY_HALVING; of integers BY_ROUNDING.
     """
 
@@ -68,15 +72,18 @@ def vector_rule(fmt: Format) -> VectorRule:
     rule, count = rule_of(fmt), len(fmt.levels)
     if _by_rounding(fmt):
         return _integer_rule(fmt, rule)
-    narrow, wide = np.zeros((ROWS, LANES), np.float32), np.zeros((2, LANES))
+    narrow, wide = np.zeros((ROWS, LANES), np.float32), np.zeros((4, LANES))
     thresholds = exact_thresholds(fmt)
     narrow[THRESHOLDS] = np.inf
     narrow[THRESHOLDS, : count - 1] = thresholds
     narrow[BELOW, 0], narrow[BELOW, 1:] = -np.inf, narrow[THRESHOLDS, :-1]
-    narrow[LEVELS, :count], narrow[LOWER, :count] = rule.levels, rule.lower
-    narrow[INVERSE, :count] = BINS * 2.0**FRACTION * rule.inverse
+    narrow[LEVELS, :count] = rule.levels
+    slope = BINS * 2.0**FRACTION * rule.inverse
+    narrow[INVERSE, :count], narrow[ORIGIN, :count] = slope, -slope * rule.lower
+    narrow[INVERSE, [0, count - 1]], narrow[ORIGIN, [0, count - 1]] = 0, END_PLACE
     wide[0, :count], wide[1, :count] = rule.inverse, -rule.inverse
     wide[0, count - 1] = wide[1, 0] = 0
+    wide[LOWER64, :count], wide[WIDTH64, :count] = rule.lower, rule.width
     reach = np.float32(1.02 * np.abs(thresholds[np.isfinite(thresholds)]).max())
     steps = np.float32(15 / reach)
     bucket = np.rint(np.clip(thresholds, -reach, reach).astype(np.float64) * np.float64(steps))
@@ -90,27 +97,28 @@ def vector_rule(fmt: Format) -> VectorRule:
         narrow[LIMITS : LIMITS + 2] = limits.reshape(2, LANES)
     edge = _edge(rule)
     around = (1 << FRACTION) - 2 * edge
-    constants = np.array([count - 2, rule.unit, edge, around, reach, steps, 0, 0], np.float32)
+    constants = np.array([rule.unit, edge, around, reach, steps, 0, 0], np.float32)
     return VectorRule(narrow, wide, constants, BY_BUCKET if bucketed else BY_HALVING)
 
 
 def _integer_rule(fmt: Format, rule: Rule) -> VectorRule:
     """No tables: levels are integers, and all cells but the two at the ends are one wide."""
     assert (rule.width[1:-1] == 1).all(), "integers are one apart"
-    wide = np.zeros((2, LANES))
+    wide = np.zeros((4, LANES))
     wide[0, 0], wide[0, 1] = rule.inverse[0], rule.inverse[-1]
     edge = _edge(rule)
     around = (1 << FRACTION) - 2 * edge
     ends = fmt.levels[0], fmt.levels[-1]
-    constants = np.array([0, rule.unit, edge, around, 0, 0, *ends], np.float32)
+    constants = np.array([rule.unit, edge, around, 0, 0, *ends], np.float32)
     return VectorRule(np.zeros((ROWS, LANES), np.float32), wide, constants, BY_ROUNDING)
 
 
 def _edge(rule: Rule) -> int:
     """Fine bins, a power of two, within which float32 may mistake the side of a bin's end.
 
-    In an interior cell of ends up to v the ratio, the lower end and their difference are rounded once each, to 2^-24
-    of at most v; the inverse, the product and the end of the bin to 2^-24 of at most one cell.
+    In an interior cell of ends up to v the ratio, the inverse width and the place of a ratio of 0 are rounded once each,
+    to 2^-24 of themselves, which is 2^-24 v / width of a cell each; their fused sum to 2^-24 of a cell. Integers round
+    the ratio, its distance from the lower end and the product, to less than that.
     """
     inner = slice(1, len(rule.levels) - 1)
     upper = rule.lower[inner] + rule.width[inner]

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit import kernel, kernel_bits
+from unforgotten.audit.kernel_fit import FINITE, Fit, fit_of_blocks, fit_of_magnitudes
 from unforgotten.audit.kernel_lanes import LANES
 from unforgotten.audit.kernel_plan import (
     Blocks,
@@ -81,17 +82,21 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     stop = max(piece.stop, *(s.stop for s in spans.values()))
     x, y = _read(task, Piece(piece.start, stop))
     cuts: dict[tuple[Layout, Piece], Cut] = {}
+    cut_of: dict[str, Cut] = {}
     for fmt in task.formats:
         key = layout_of(fmt, task.shape), spans[fmt.name]
-        cuts.setdefault(key, Cut(task, *key, (x, y), piece.start))
-    tops = _largest(piece, stop, x, y, cuts.values())
-    if not np.isfinite(tops).all():
-        raise NotFiniteError  # the kernel makes a code of anything, and an address of a code
-    census = take_census(x, y, piece.stop - piece.start, tops[0])
-    parts: dict[str, Part] = {}
+        cut_of[fmt.name] = cuts.setdefault(key, Cut(task, *key, (x, y), piece))
+    parts, census = _by_magnitudes(task, cut_of)
+    if census is None or stop > piece.stop:
+        tops = _largest(piece, stop, x, y, cuts.values())
+        if not np.isfinite(tops).all():
+            raise NotFiniteError  # the kernel makes a code of anything, and an address of a code
+        census = census or take_census(x, y, piece.stop - piece.start, tops[0])
     searched: dict[Setting, Survival] = {}
     for fmt in task.formats:
-        cut = cuts[layout_of(fmt, task.shape), spans[fmt.name]]
+        if fmt.name in parts:
+            continue
+        cut = cut_of[fmt.name]
         with refusing(fmt):
             if fits_kernel(fmt):
                 parts[fmt.name] = _measure(task, fmt, cut)
@@ -105,6 +110,32 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
         size = piece.stop - piece.start
         delta_sq = float(kernel.squared_length(x.stored[:size], y.stored[:size]))
     return PieceMeasured(census, delta_sq, parts, searched)
+
+
+def _by_magnitudes(
+    task: TensorTask, cut_of: Mapping[str, Cut]
+) -> tuple[dict[str, Part], Census | None]:
+    """What needs no look at the weights before: formats whose scales follow from the bits of largest magnitudes.
+
+    The first of them takes the census on the way, where its blocks are the piece.
+    """
+    parts: dict[str, Part] = {}
+    census: Census | None = None
+    for fmt in task.formats:
+        cut = cut_of[fmt.name]
+        if not (fmt.statistic == "absmax" and fits_registers(fmt) and cut.is_whole):
+            continue
+        if not (cut.is_bfloat16 and _has_many_blocks(task, fmt)):
+            continue
+        tops, size = _tensor_tops(task, fmt), cut.layout.size
+        fit = fit_of_magnitudes(fmt, tops, cut.fit, size, cut.whole_groups)
+        found = fit and measure_registers(cut.stored, size, fmt, fit)
+        if fit and found:
+            parts[fmt.name] = Part(found.counts, found.sums, found.bins, found.delta_sq)
+            cut.fit = fit
+            if census is None and cut.is_piece:
+                census = Census(found.weights, found.moved, True, False)
+    return parts, census
 
 
 def _read(task: TensorTask, piece: Piece) -> tuple[Weights, Weights]:
@@ -148,12 +179,19 @@ class Cut:
         layout: Layout,
         span: Piece,
         pair: tuple[Weights, Weights],
-        origin: int,
+        piece: Piece,
     ) -> None:
         self.task, self.layout, self.span, self._pair = task, layout, span, pair
-        empty = span.start >= span.stop
-        self._at = slice(span.start - origin, max(span.stop, span.start) - origin)
-        self.ends = np.empty(0, np.int64) if empty else layout.ends(*span)
+        self.is_piece = span == piece
+        self.fit: Fit | None = None
+        """By the bits of largest magnitudes, once they are known."""
+        self._at = slice(span.start - piece.start, max(span.stop, span.start) - piece.start)
+
+    @cached_property
+    def ends(self) -> Array:
+        """Where the blocks end, int64, counted from the start of the span."""
+        empty = self.span.start >= self.span.stop
+        return np.empty(0, np.int64) if empty else self.layout.ends(*self.span)
 
     @property
     def stored(self) -> tuple[Array, Array]:
@@ -190,11 +228,21 @@ class Cut:
     @property
     def whole_groups(self) -> int:
         """How many blocks there are before a last, partial one; 0 unless they are regular, and multiples of LANES."""
-        size = self.layout.size
+        size, weights = self.layout.size, self.span.stop - self.span.start
         one_line = self.layout.line == math.prod(self.task.shape)
-        if not one_line or size % LANES or size > PIECE_WEIGHTS or not len(self.ends):
+        if not one_line or size % LANES or size > PIECE_WEIGHTS:
             return 0
-        return int(self.ends[-1]) // size
+        return max(weights, 0) // size
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all blocks are `whole_groups`, and there are any."""
+        return self.whole_groups * self.layout.size == self.span.stop - self.span.start > 0
+
+    @property
+    def is_bfloat16(self) -> bool:
+        """Whether the kernels read bits of bfloat16."""
+        return self._pair[0].stored.itemsize == 2
 
 
 def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
@@ -203,27 +251,61 @@ def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
     )
     if not len(cut.ends):
         return part
-    before, after = _fit_both(task, fmt, cut)
-    same = grids_agree(before, after, fmt)
-    check = may_overflow(before, fmt) or may_overflow(after, fmt)
-    first = cut.whole_groups if fits_registers(fmt) and not check else 0
-    if first:
+    first = cut.whole_groups if fits_registers(fmt) else 0
+    fit = _fit_whole(task, fmt, cut, first) if first else None
+    if fit is None:
+        first = 0
+    else:
         size = cut.layout.size
         x, y = (w[: first * size] for w in cut.stored)
-        one, two = (Blocks(*(p[:first] for p in blocks)) for blocks in (before, after))
-        found = measure_registers((x, y), size, fmt, one, two, cut.extremes[0], same[:first])
+        found = measure_registers((x, y), size, fmt, fit)
+        assert found is not None, "what is known has no limits"
         delta_sq = found.delta_sq if first == len(cut.ends) else math.nan
         part = Part(found.counts, found.sums, found.bins, delta_sq)
     if first < len(cut.ends):
-        skip = first * cut.layout.size
-        rest = [Blocks(*(p[first:] for p in blocks)) for blocks in (before, after)]
-        kernel.measure(
-            *(w[skip:] for w in cut.float32), cut.ends[first:] - skip, *rest, same[first:],
-            *(s[first:] for s in setters(cut.extremes[0], fmt)), rule_of(fmt), check, *part[:3],
-        )  # fmt: skip
+        _measure_rest(task, fmt, cut, first, part)
     if part.counts[:, kernel.OVERFLOWS].any():
         raise ValueError(f"the values of {fmt.name} must be finite, got an overflow of float32")
     return part
+
+
+def _fit_whole(task: TensorTask, fmt: Format, cut: Cut, first: int) -> Fit | None:
+    """The parameters of the first blocks, which are whole; None where a value may overflow."""
+    before, after = _fit_both(task, fmt, cut)
+    if may_overflow(before, fmt) or may_overflow(after, fmt):
+        return None
+    ends = cut.extremes[0]
+    one, two = (Blocks(*(p[:first] for p in blocks)) for blocks in (before, after))
+    return fit_of_blocks(one, two, np.maximum(-ends.low[:first], ends.high[:first]))
+
+
+def _has_many_blocks(task: TensorTask, fmt: Format) -> bool:
+    """Whether a table of all magnitudes is worth its while: one for each tensor is not for a small one."""
+    return not fmt.tensor_range or math.prod(task.shape) // (fmt.block_size or 1) > FINITE
+
+
+def _measure_rest(task: TensorTask, fmt: Format, cut: Cut, first: int, part: Part) -> None:
+    """The blocks from `first` on, added to the part."""
+    skip = first * cut.layout.size
+    fitted = _fit_both(task, fmt, cut)
+    check = any(may_overflow(blocks, fmt) for blocks in fitted)
+    before, after = (Blocks(*(p[first:] for p in blocks)) for blocks in fitted)
+    kernel.measure(
+        *(w[skip:] for w in cut.float32), cut.ends[first:] - skip, before, after,
+        grids_agree(before, after, fmt), *(s[first:] for s in setters(cut.extremes[0], fmt)), rule_of(fmt), check,
+        *part[:3],
+    )  # fmt: skip
+
+
+def _tensor_tops(task: TensorTask, fmt: Format) -> tuple[float, float] | None:
+    """The largest magnitudes of both tensors, where the format needs them."""
+    if not fmt.tensor_range:
+        return None
+    total = math.prod(task.shape)
+    before, after = (
+        float(max(-whole.low[0], whole.high[0])) for whole in task.wide[Layout(total, total)]
+    )
+    return before, after
 
 
 def _fit_both(task: TensorTask, fmt: Format, cut: Cut) -> tuple[Blocks, Blocks]:
@@ -232,10 +314,7 @@ def _fit_both(task: TensorTask, fmt: Format, cut: Cut) -> tuple[Blocks, Blocks]:
     last = cut.layout.index_of(cut.span.stop - 1) == cut.layout.index_of(total - 1)
     partial = fmt.block == "flat" and last and total % (fmt.block_size or 1) != 0
     if partial or fmt.tensor_range:
-        tops = [math.nan, math.nan]
-        if fmt.tensor_range:
-            wide = task.wide[Layout(total, total)]
-            tops = [float(max(-whole.low[0], whole.high[0])) for whole in wide]
+        tops = _tensor_tops(task, fmt) or (math.nan, math.nan)
         before, after = (
             fit_blocks(e, fmt, tensor_absmax=top, partial=partial)
             for e, top in zip(cut.extremes, tops, strict=True)

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from unforgotten.audit.checkpoints import Checkpoint, chunks
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.headers import FLOATS, TensorInfo
-from unforgotten.audit.pieces import pieces, read_flat
+from unforgotten.audit.pieces import check_unchanged, pieces, read_flat
 
 HEADS: Mapping[str, tuple[str, ...]] = {
     "lm_head.weight": ("embed_tokens.weight", "wte.weight", "embed_in.weight"),
@@ -126,6 +126,10 @@ class Renamed:
     ) -> NDArray[Any]:
         """See `pieces.read_flat`."""
         return read_flat(self.inner, self.names[name], start, stop, buffer)
+
+    def check(self, name: str) -> None:
+        """See `pieces.check_unchanged`."""
+        check_unchanged(self.inner, self.names[name])
 
     def sha256(self) -> str:
         """See `Checkpoint.sha256`."""

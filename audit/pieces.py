@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.theory.formats import Format
 
-PIECE_WEIGHTS = 1 << 20
+PIECE_WEIGHTS = 1 << 21
 
 
 class Piece(NamedTuple):
@@ -95,6 +95,10 @@ class FlatReadable(Protocol):
         """Weights start … stop - 1 of the flattened tensor."""
         ...
 
+    def check(self, name: str) -> None:
+        """See `check_unchanged`."""
+        ...
+
 
 def read_flat(
     checkpoint: Checkpoint,
@@ -118,3 +122,13 @@ def read_flat(
     first, last = start // columns, -(-stop // columns)
     rows = checkpoint.read_rows(name, first, last).reshape(-1)
     return rows[start - first * columns : stop - first * columns]
+
+
+def check_unchanged(checkpoint: Checkpoint, name: str) -> None:
+    """Look whether the file of a tensor is still the one that was opened: `read_flat` may have mapped it.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if isinstance(checkpoint, FlatReadable):
+        checkpoint.check(name)

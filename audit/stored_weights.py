@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Hashable
 from collections.abc import Set as AbstractSet
 from functools import cached_property
 from typing import Any
@@ -20,12 +21,12 @@ LEAST_BUFFER = 1 << 23  # from 4 MiB on numpy asks for huge pages
 _OWN = threading.local()
 
 
-def own_memory(k: int, nbytes: int) -> NDArray[np.uint8]:
-    """Memory of this thread for the k-th checkpoint, the same every time if it is large enough."""
-    kept: dict[int, NDArray[np.uint8]] = _OWN.__dict__.setdefault("buffers", {})
-    if k not in kept or kept[k].size < nbytes:
-        kept[k] = np.empty(max(nbytes, LEAST_BUFFER), np.uint8)
-    return kept[k]
+def own_memory(key: Hashable, nbytes: int, least: int = LEAST_BUFFER) -> NDArray[np.uint8]:
+    """Memory of this thread for a use, the same every time if it is large enough; zeros at first."""
+    kept: dict[Hashable, NDArray[np.uint8]] = _OWN.__dict__.setdefault("buffers", {})
+    if key not in kept or kept[key].size < nbytes:
+        kept[key] = np.zeros(max(nbytes, least), np.uint8)
+    return kept[key]
 
 
 class Weights:

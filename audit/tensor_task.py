@@ -11,9 +11,9 @@ import numpy as np
 
 from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.audit.errors import CheckpointError
-from unforgotten.audit.kernel_plan import EXTREMES, Extremes, fits_kernel
+from unforgotten.audit.kernel_plan import Extremes, fits_kernel
 from unforgotten.audit.pieces import PIECE_WEIGHTS, Layout, layout_of, pieces, read_flat
-from unforgotten.audit.stored_weights import Weights, extremes
+from unforgotten.audit.stored_weights import Weights, extremes, own_memory
 from unforgotten.theory.formats import Format
 from unforgotten.theory.quantize import padding
 
@@ -87,28 +87,41 @@ def tensor_task(
         with refusing(fmt):
             padding(shape[-1], fmt)
     wide = {
-        layout: (_wide_extremes(target, name, layout), _wide_extremes(unlearned, name, layout))
-        for layout in _wide_layouts(formats, shape)
+        layout: (
+            _wide_extremes(target, name, layout, seen),
+            _wide_extremes(unlearned, name, layout, seen),
+        )
+        for layout, seen in _wide_layouts(formats, shape).items()
     }
     return TensorTask((target, unlearned), name, tuple(formats), wide)
 
 
-def _wide_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> set[Layout]:
-    own = [layout_of(fmt, shape) for fmt in formats if fits_kernel(fmt)]
-    wide = {layout for layout in own if layout.size > PIECE_WEIGHTS}
+def _wide_layouts(
+    formats: Sequence[Format], shape: tuple[int, ...]
+) -> dict[Layout, frozenset[str]]:
+    """The layouts of blocks wider than a piece, and what statistics see of those."""
     total = math.prod(shape)
-    return wide | {Layout(total, total) for fmt in formats if fmt.tensor_range}
+    found: dict[Layout, frozenset[str]] = {}
+    for fmt in formats:
+        own = {layout_of(fmt, shape)} if fits_kernel(fmt) else set()
+        wide = {layout for layout in own if layout.size > PIECE_WEIGHTS}
+        for layout in wide | ({Layout(total, total)} if fmt.tensor_range else set()):
+            found[layout] = found.get(layout, frozenset()) | {fmt.statistic}
+    return found
 
 
-def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout) -> Extremes:
+def _wide_extremes(
+    checkpoint: Checkpoint, name: str, layout: Layout, statistics: frozenset[str]
+) -> Extremes:
     """The extremes of all blocks of a tensor, none of which need fit a piece."""
     shape = checkpoint.tensors[name].shape
     count = layout.index_of(math.prod(shape) - 1) + 1
     low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
     low_first = np.zeros(count, bool)
     for piece in pieces(shape):
-        weights = Weights(read_flat(checkpoint, name, *piece))
-        part = extremes(weights, slice(None), layout.ends(*piece), EXTREMES)
+        nbytes = (piece.stop - piece.start) * checkpoint.tensors[name].dtype.itemsize
+        weights = Weights(read_flat(checkpoint, name, *piece, own_memory(0, nbytes)))
+        part = extremes(weights, slice(None), layout.ends(*piece), statistics)
         at = slice(layout.index_of(piece.start), layout.index_of(piece.stop - 1) + 1)
         larger = np.maximum(-part.low, part.high) > np.maximum(-low[at], high[at])
         low_first[at] = np.where(larger, part.low_first, low_first[at])

@@ -21,7 +21,7 @@ FORMATS = ("nf4-b64", "int4-row", "int8-tensor", "q8_0")
 SHAPES = {
     "a.weight": (64, 256),
     "b.weight": (40, 128),
-    "c.weight": (300, 4096),
+    "c.weight": (600, 4096),
 }  # the last is two pieces
 
 

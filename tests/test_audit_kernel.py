@@ -21,7 +21,7 @@ from unforgotten.audit import kernel_tables, measuring, tensor_task
 from unforgotten.audit.headers import TensorInfo
 from unforgotten.audit.kernel_bits import extremes_of
 from unforgotten.audit.kernel_plan import exact_thresholds, fits_kernel, float_order, rule_of
-from unforgotten.audit.kernel_vector import BY_BUCKET
+from unforgotten.audit.kernel_vector import BY_BUCKET, REACH, STEPS
 from unforgotten.audit.measured import Setting, TensorMeasured
 from unforgotten.audit.measuring import add_pieces, measure_piece
 from unforgotten.audit.pieces import Layout, Piece, layout_of, pieces
@@ -272,7 +272,7 @@ def test_vector_rule__has_one_threshold_a_bucket(name: str) -> None:
     fmt = format_named(name)
     rule = kernel_tables.vector_rule(fmt)
     t = exact_thresholds(fmt)
-    reach, steps = rule.constants[4], rule.constants[5]
+    reach, steps = rule.constants[REACH], rule.constants[STEPS]
     near = np.concatenate(
         [
             t,
@@ -280,7 +280,8 @@ def test_vector_rule__has_one_threshold_a_bucket(name: str) -> None:
             np.linspace(-2 * reach, 2 * reach, 9999, dtype=np.float32),
         ]
     )
-    bucket = np.rint(np.clip(near, -reach, reach).astype(np.float64) * steps).astype(int) & 31
+    place = np.clip(near, -reach, reach).astype(np.float64) * steps
+    bucket = np.rint(place).astype(int) & 31
     codes, limits = rule.narrow[4:6].reshape(-1).view(np.int32), rule.narrow[6:8].reshape(-1)
     found = codes[bucket] + (near > limits[bucket])
     assert np.array_equal(found, np.searchsorted(t, near, side="left"))

@@ -1,0 +1,149 @@
+"""Parameters by a table of all bfloat16 magnitudes are those that the rules choose block by block."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from unforgotten.audit import measuring
+from unforgotten.audit.kernel_fit import FINITE, fit_of_blocks, fit_of_magnitudes
+from unforgotten.audit.kernel_plan import Extremes, fit_blocks, may_overflow
+from unforgotten.audit.kernel_registers import measure_registers
+from unforgotten.audit.kernel_tables import fits_registers
+from unforgotten.theory.formats import Format, format_named
+from unforgotten.verification import strategies as domain
+from unforgotten.verification.chance import rng_for
+
+Array = NDArray[Any]
+NAMES = [
+    name
+    for name in (*domain.ALL_FORMAT_NAMES, "mxfp4-b32", "nf4-b64", "int4-g64")
+    if (fmt := format_named(name)).statistic == "absmax" and fits_registers(fmt)
+]
+
+
+def magnitudes(fmt: Format, tops: tuple[float, float] | None) -> Array:
+    """Every finite bfloat16 that is not negative, as far as the tensor has it, as float32."""
+    found = np.arange(FINITE, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32)
+    return found[found <= min(tops)] if tops else found
+
+
+def direct(sizes: Array, fmt: Format, top: float | None) -> Any:
+    extremes = Extremes(-sizes, sizes, np.zeros(len(sizes), bool))
+    absmax = np.nan if top is None else top
+    return fit_blocks(extremes, fmt, tensor_absmax=absmax, partial=False)
+
+
+def ratios(sizes: Array, usable: Array, factor: Array, *, divide: bool) -> Array:
+    with np.errstate(all="ignore"):
+        found = sizes / factor if divide else sizes * factor
+    return np.where(usable, found, np.float32(0))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_fit_of_magnitudes__is_the_rule_for_every_bfloat16(name: str) -> None:
+    fmt = format_named(name)
+    tops = (1.5, 0.75) if fmt.tensor_range else None
+    fit = fit_of_magnitudes(fmt, tops, None, 64, 1)
+    assert fit is not None
+    for k, most in enumerate(fit.limits):
+        sizes = magnitudes(fmt, tops)[: most + 1]
+        expected = direct(sizes, fmt, tops and tops[k])
+        at = np.arange(len(sizes)) + k * fit.shift
+        table = fit.table
+        assert np.array_equal(table.usable[at], expected.usable)
+        assert np.array_equal(table.scale[at], expected.scale)
+        found = ratios(sizes, table.usable[at], table.factor[at], divide=table.divide)
+        rule = ratios(sizes, expected.usable, expected.factor, divide=bool(expected.divide[0]))
+        assert np.array_equal(found, rule)
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if not format_named(n).tensor_range])
+def test_limits__are_the_last_magnitudes_that_overflow_nothing(name: str) -> None:
+    fmt = format_named(name)
+    fit = fit_of_magnitudes(fmt, None, None, 64, 1)
+    assert fit is not None
+    sizes = magnitudes(fmt, None)
+    assert fit.limits[0] == fit.limits[1] < len(sizes)
+    assert not may_overflow(direct(sizes[: fit.limits[0] + 1], fmt, None), fmt)
+    if fit.limits[0] + 1 < len(sizes):
+        try:
+            over = may_overflow(direct(sizes[fit.limits[0] + 1 :][:1], fmt, None), fmt)
+        except ValueError:
+            over = True
+        assert over
+
+
+def bits(w: Array) -> Array:
+    return w.astype(ml_dtypes.bfloat16).view(np.uint16)
+
+
+@pytest.mark.parametrize("name", ["nf4-b64", "fp4-b64", "mxfp4-b32", "nvfp4", "int4-g64"])
+def test_measure_registers__of_magnitudes_equals_that_of_blocks(name: str) -> None:
+    """The same pair with one entry for each block: every number equal, and the entries are those of the blocks."""
+    fmt, rng = format_named(name), rng_for("of magnitudes", name)
+    size = fmt.block_size
+    assert size
+    w = (0.02 * rng.standard_normal((512, size))).astype(np.float32)
+    w[:8] = 0
+    x = bits(w)
+    y = bits(w + (1e-3 * rng.standard_normal(w.shape)).astype(np.float32))
+    before, after = (z.view(ml_dtypes.bfloat16).astype(np.float32) for z in (x, y))
+    ends = [np.abs(z).max(axis=1) for z in (before, after)]
+    tops = (float(ends[0].max()), float(ends[1].max())) if fmt.tensor_range else None
+    fit = fit_of_magnitudes(fmt, tops, None, size, len(w))
+    blocks = [direct(z, fmt, tops and tops[k]) for k, z in enumerate(ends)]
+    each = fit_of_blocks(blocks[0], blocks[1], ends[0])
+    assert fit is not None
+    found = measure_registers((x.reshape(-1), y.reshape(-1)), size, fmt, fit)
+    expected = measure_registers((x.reshape(-1), y.reshape(-1)), size, fmt, each)
+    assert found is not None
+    assert expected is not None
+    pairs: list[tuple[Any, Any]] = list(zip(found, expected, strict=True))
+    assert all(np.array_equal(one, other) for one, other in pairs)
+    assert np.array_equal(fit.absmax, ends[0])
+    assert np.array_equal(fit.before, ends[0].view(np.uint32) >> 16)
+    assert np.array_equal(fit.after, (ends[1].view(np.uint32) >> 16) + fit.shift)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_measure_registers__stops_at_what_is_not_finite(bad: float, side: int) -> None:
+    fmt = format_named("nf4-b64")
+    pair = [np.ones(4096, np.float32), np.ones(4096, np.float32)]
+    pair[side][4000] = bad
+    fit = fit_of_magnitudes(fmt, None, None, 64, 64)
+    assert fit is not None
+    assert measure_registers((bits(pair[0]), bits(pair[1])), 64, fmt, fit) is None
+
+
+def test_fit_of_magnitudes__of_known_blocks_has_limits_too() -> None:
+    """A block that one format can take and the next cannot: of two formats, one's end level is larger."""
+    first, second = format_named("nf4-b64"), format_named("int4-g64-ct")
+    limits = [
+        fit.limits[1]
+        for fmt in (first, second)
+        if (fit := fit_of_magnitudes(fmt, None, None, 64, 1))
+    ]
+    assert limits[1] < limits[0]
+    x = bits(rng_for("known blocks").standard_normal(64))
+    y = x.copy()
+    y[3] = limits[0]
+    fit = fit_of_magnitudes(first, None, None, 64, 1)
+    assert fit is not None
+    assert measure_registers((x, y), 64, first, fit) is not None
+    assert fit_of_magnitudes(second, None, fit, 64, 1) is None
+
+
+@pytest.mark.parametrize("count", [1, FINITE + 1])
+def test_a_table_for_each_tensor_is_for_large_ones(count: int) -> None:
+    fmt = format_named("nvfp4")
+
+    class Task:
+        shape = (count, fmt.block_size)
+
+    assert measuring._has_many_blocks(Task(), fmt) == (count > FINITE)  # type: ignore[arg-type]

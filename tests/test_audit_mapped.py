@@ -1,0 +1,114 @@
+"""Workers map what others read: the same weights, and the same words where a file is no longer what it was."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from unforgotten.audit import files, open_checkpoint
+from unforgotten.audit.batches import Batch, Work, measure_batch
+from unforgotten.audit.errors import CheckpointError
+from unforgotten.audit.files import map_files, open_file
+from unforgotten.theory.formats import format_named
+from unforgotten.verification.chance import rng_for
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@pytest.fixture
+def mapping() -> Iterator[None]:
+    map_files()
+    yield
+    files._MAPPING[0] = False
+
+
+def can_map(path: Path) -> bool:
+    return open_file(path).look(0, 1) is not None
+
+
+@pytest.mark.usefixtures("mapping")
+@pytest.mark.parametrize("offset", [0, 8, PAGE - 2, PAGE, PAGE + 24])
+@pytest.mark.parametrize("nbytes", [2, PAGE, 3 * PAGE + 2])
+def test_look__sees_the_bytes_of_the_file(offset: int, nbytes: int, tmp_path: Path) -> None:
+    content = rng_for("mapped").integers(0, 256, 6 * PAGE, np.uint8)
+    path = tmp_path / "f"
+    path.write_bytes(content.tobytes())
+    seen = open_file(path).look(offset, nbytes)
+    if seen is None:
+        pytest.skip("this system cannot say that it mapped")
+    assert np.array_equal(seen, content[offset : offset + nbytes])
+
+
+def test_look__maps_nothing_unless_asked(tmp_path: Path) -> None:
+    path = tmp_path / "f"
+    path.write_bytes(b"0123456789")
+    assert open_file(path).look(0, 10) is None
+
+
+def save_pair(folder: Path, cut: int = 0) -> tuple[Path, Path]:
+    rng = rng_for("mapped pair")
+    w: Any = (0.02 * rng.standard_normal((128, 256))).astype(ml_dtypes.bfloat16)
+    paths = folder / "t.safetensors", folder / "u.safetensors"
+    save_file({"w.weight": w}, paths[0])
+    save_file({"w.weight": (w + 1e-3).astype(w.dtype)}, paths[1])
+    return paths
+
+
+def measure(paths: tuple[Path, Path]) -> Any:
+    target, unlearned = map(open_checkpoint, paths)
+    formats = tuple(format_named(name) for name in ("nf4-b64", "nvfp4", "int8-row", "q4_0"))
+    return Work(target, unlearned, formats), Batch("w.weight", 0, 1)
+
+
+def test_mapped_weights_are_measured_like_read_ones(tmp_path: Path) -> None:
+    asked = measure(save_pair(tmp_path))
+    [read] = measure_batch(*asked)
+    map_files()
+    try:
+        [mapped] = measure_batch(*asked)
+    finally:
+        files._MAPPING[0] = False
+    assert mapped.searched == read.searched
+    for name, part in read.parts.items():
+        pairs: list[tuple[Any, Any]] = list(zip(part, mapped.parts[name], strict=True))
+        assert all(np.array_equal(one, other) for one, other in pairs)
+
+
+@pytest.mark.usefixtures("mapping")
+@pytest.mark.parametrize("size", [0, 100, PAGE])
+def test_a_file_that_was_cut_is_named(size: int, tmp_path: Path) -> None:
+    paths = save_pair(tmp_path)
+    asked = measure(paths)
+    os.truncate(paths[1], size)
+    with pytest.raises(
+        CheckpointError, match=f"u.safetensors must stay as it is .* got {size} bytes"
+    ):
+        measure_batch(*asked)
+
+
+@pytest.mark.usefixtures("mapping")
+def test_a_file_that_changes_while_it_is_mapped_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The look before passes; that after the last piece does not."""
+    paths = save_pair(tmp_path)
+    if not can_map(paths[0]):
+        pytest.skip("this system cannot say that it mapped")
+    asked = measure(paths)
+    looked = files.LocalFile.look
+
+    def look(self: files.LocalFile, offset: int, nbytes: int) -> Any:
+        found = looked(self, offset, nbytes)
+        os.utime(self.real, ns=(0, 0))
+        return found
+
+    monkeypatch.setattr(files.LocalFile, "look", look)
+    with pytest.raises(CheckpointError, match="must stay as it is while it is read, got another"):
+        measure_batch(*asked)
