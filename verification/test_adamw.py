@@ -20,6 +20,7 @@ from unforgotten.theory.adamw import (
     adamw_ratio_upper_bound,
     adamw_step_upper_bound,
     extremal_gradients,
+    moment_ratios,
     ratios,
 )
 from unforgotten.verification.chance import rng_for
@@ -375,3 +376,25 @@ def test_adamw_step_upper_bound__is_broken_by_bfloat16_states() -> None:
     decays = steps_of_torch([1.0] * 20 + [2.0**-10] * 300, "bfloat16")
     kept = steps_of_torch([1.0] * 20 + [2.0**-10] * 300, "float32")
     assert decays[-1] < kept[-1]
+
+
+@pytest.mark.parametrize(
+    ("beta1", "beta2", "t"),
+    [
+        (0.7842036900050016, 0.5397840924709476, 2449),
+        (0.7591674318068986, 0.5008648206438208, 3785),
+        (0.7595805253601986, 0.5342586312825433, 7237),
+    ],
+)
+def test_moment_ratios__of_a_long_growing_series_needs_its_slack(
+    beta1: float, beta2: float, t: int
+) -> None:
+    """r^t is past e^300, so an error of log r counts t times. Found by a search: half the slack is too little for each."""
+    a, b = Fraction(beta1), Fraction(beta2)
+    r = a * a / b
+    square = (1 - a) ** 2 / (1 - b) * (1 - r**t) / (1 - r)
+    bound = float(moment_ratios(np.array([t]), beta1, beta2)[0])
+    assert Fraction(bound) ** 2 >= square
+    growth = t * math.log(r)
+    half = bound * (1 + (RATIO_ROUNDINGS / 2 + growth) * U64)
+    assert Fraction(half / (1 + (RATIO_ROUNDINGS / 2 + 2 * growth) * U64)) ** 2 < square

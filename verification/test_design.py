@@ -34,9 +34,9 @@ from unforgotten.theory.design import (
 )
 from unforgotten.theory.energy import gated_energy
 from unforgotten.theory.formats import format_named
-from unforgotten.theory.motion import step_law
-from unforgotten.theory.predict import predict
-from unforgotten.theory.traced import Setup, energy, setup, sums
+from unforgotten.theory.motion import expected_displacement, free_radius, movable_edge, step_law
+from unforgotten.theory.predict import pieces, predict
+from unforgotten.theory.traced import Setup, _moved, _pieces, energy, setup, sums
 
 U64 = 2.0**-53
 STD, STEPS = 0.02, 100
@@ -58,6 +58,39 @@ def slack(size: float, largest: float) -> float:
     A tail errs by at most 2 u in either library; four of them are subtracted, and each is weighed by `largest`.
     """
     return TERMS * U64 * abs(size) + 8 * U64 * PIECES * largest
+
+
+LRS = (2e-6, 1e-5, 2.0**-17, 5 * 2.0**-18, 1e-4)
+"""Two of them are half a spacing, or two and a half, of a binade of either dtype."""
+
+
+@pytest.mark.parametrize("lr", LRS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_moved__is_the_displacement_of_the_nominal_law(lr: float, dtype: str) -> None:
+    """At all powers of two around the edge, the edge itself and between, of both signs; times are divided in other orders."""
+    law = step_law("adamw")
+    upward = int(np.argmax(law.drift))
+    edge = movable_edge(law, lr=lr, steps=STEPS, dtype=dtype)
+    w = np.concatenate([edge * 2.0 ** np.arange(-12, 3), edge * np.array([0.999, 1.001, 0.7, 0.3])])
+    w = np.concatenate([-w, [0.0], w])
+    expected = expected_displacement(w, law, upward, lr=lr, steps=STEPS, dtype=dtype)
+    with jax.enable_x64(True):
+        moved, ours = _moved(jnp.asarray(w), jnp.asarray(lr), made("nf4-b64", dtype))
+    assert float(ours) == edge
+    assert np.asarray(moved) == pytest.approx(expected, rel=0, abs=64 * U64 * edge)
+
+
+@pytest.mark.parametrize("lr", LRS)
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float32"])
+def test_pieces__are_those_of_predict(lr: float, dtype: str) -> None:
+    with jax.enable_x64(True):
+        low, high, _ = (np.asarray(x) for x in _pieces(jnp.asarray(lr), made("nf4-b64", dtype)))
+    edge = movable_edge(step_law("adamw"), lr=lr, steps=STEPS, dtype=dtype)
+    expected = pieces(free_radius(lr, dtype), edge, Gaussian(STD))
+    there = low < high
+    rounding = 4 * U64  # sixths of powers of two, each in two roundings or fewer in either library
+    assert low[there] == pytest.approx(expected[0], rel=rounding)
+    assert high[there] == pytest.approx(expected[1], rel=rounding)
 
 
 @pytest.mark.parametrize("name", FORMATS)

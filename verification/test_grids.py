@@ -46,6 +46,20 @@ def test_setters__set_the_parameters(s: Sample) -> None:
     assert np.array_equal(a.zero, b.zero)
 
 
+@pytest.mark.parametrize(
+    ("statistic", "expected"),
+    [
+        ("absmax", [[1, 0, 0, 0], [0, 0, 1, 1], [1, 0, 0, 0], [1, 1, 1, 1]]),
+        ("min-max", [[1, 0, 1, 0], [1, 0, 1, 1], [1, 0, 0, 1], [1, 1, 1, 1]]),
+        ("range", [[1, 0, 1, 0], [0, 0, 1, 1], [1, 0, 0, 0], [0, 0, 0, 0]]),
+    ],
+)
+def test_setters__are_the_ends_that_are_seen(statistic: str, expected: list[list[int]]) -> None:
+    """Both ends set a range; one that does not reach 0 ends there, and 0 itself is nobody's."""
+    blocks = np.array([[-3, 1, 2, 0], [1, 2, 3, 3], [-4, -2, -2, -1], [0, 0, 0, 0]], np.float32)
+    assert SETTERS[statistic](blocks).astype(int).tolist() == expected
+
+
 def hard_rows(name: str) -> NDArray[Any]:
     rng = rng_for(name)
     w = (0.02 * rng.normal(size=(12, 512))).astype(np.float32)

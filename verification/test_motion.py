@@ -10,7 +10,7 @@ from hypothesis import given
 from numpy.typing import NDArray
 
 from unforgotten.audit.weights import gain_stderr
-from unforgotten.theory.absmax import absmax_law, observed_absmax
+from unforgotten.theory.absmax import AbsmaxLaw, absmax_law, observed_absmax
 from unforgotten.theory.dead_zone import (
     SIGNIFICANT_BITS,
     SMALLEST_NORMAL_EXPONENT,
@@ -26,7 +26,13 @@ from unforgotten.theory.motion import (
     shells,
     step_law,
 )
-from unforgotten.theory.motion_fit import MOVE_NODES, observed_moves, stationary_fit, step_ratio
+from unforgotten.theory.motion_fit import (
+    MOVE_NODES,
+    Moves,
+    observed_moves,
+    stationary_fit,
+    step_ratio,
+)
 from unforgotten.theory.predict import pieces, predict, predict_moves
 from unforgotten.theory.quantize import to_blocks
 from unforgotten.theory.update import survival
@@ -241,7 +247,8 @@ def test_pieces__cover_the_movable_weights_once(inner: int, outer: int, std: flo
     assert (high > low).all()
     assert (low[1:] == high[:-1]).all()
     assert low[0] == -high[-1]
-    assert high[-1] >= min(edge, 64 * std) or radius >= edge
+    reach = 2.0 ** (math.ceil(math.log2(std)) + 6)  # no normal weight is beyond
+    assert high[-1] == min(edge, reach)
 
 
 def test_step_ratio__and_the_fit_recover_the_signal() -> None:
@@ -312,6 +319,20 @@ def test_predict__counts_a_weight_that_crosses_many_levels_once(
     p = predict(fmt, density, absmax, step_law("adamw"), lr=lr, steps=1, dtype="float32").expected
     assert 0 < p.flips <= 1 + ROUNDINGS
     assert (p.levels <= p.flips * (1 + ROUNDINGS)) == crosses_one_at_most
+
+
+@pytest.mark.parametrize("levels", [0.25, 1.0, 3.5])
+def test_predict_moves__of_a_fine_grid_flips_a_weight_once(levels: float) -> None:
+    """Half the weights move by a number of steps of INT8, all blocks of one absmax: the share that flips is at most theirs."""
+    density, fmt, absmax = Gaussian(STD), format_named("int8-row"), 4 * STD
+    step = absmax / fmt.divisor
+    everywhere = np.array([-absmax]), np.array([absmax])
+    moves = Moves(*everywhere, np.array([levels * step]), np.array([0.5]))
+    law = AbsmaxLaw(np.array([absmax]), np.array([1.0]), COLUMNS)
+    mass = 0.5 * float(density.cdf(absmax) - density.cdf(-absmax))
+    got = predict_moves(fmt, density, law, moves)
+    assert got.flips == pytest.approx(min(levels, 1) * mass, rel=ROUNDINGS)
+    assert got.levels == pytest.approx(levels * mass, rel=ROUNDINGS)
 
 
 def test_observed_moves__keeps_few_groups_of_one_interval() -> None:

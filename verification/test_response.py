@@ -286,6 +286,16 @@ def test_gating_curvature__remainder_is_of_third_order_in_the_scale(name: str) -
         assert 6.4 < a / b < 9.6
 
 
+@pytest.mark.parametrize("small", [1e-60, 1e-100])
+def test_curvature_remainder_upper_bound__takes_steps_of_any_ratio(small: float) -> None:
+    """One step of 1 and one so small that its fourth power in the other's unit underflows, or in its own overflows.
+
+    The small step's part is nothing beside the other's, of which half a step gives E|D|^2 = E|D|^4 = 1/2.
+    """
+    bound = curvature_remainder_upper_bound(6.0, np.array([0.5, 0.0]), np.array([1.0, small]))
+    assert bound == pytest.approx(0.5 + 0.125, rel=1000 * U64)
+
+
 @pytest.mark.parametrize("name", ["exp", "sin"])
 def test_gating_curvature__is_no_better_for_a_smaller_update(name: str) -> None:
     """delta -> 0 at one step: term and remainder both fall as delta, so their quotient stays: an expansion in the step."""

@@ -251,16 +251,17 @@ def has_floor_block(pair: Pair) -> bool:
 
 @pytest.mark.parametrize("mode", GRID_MODES)
 @pytest.mark.parametrize("name", ["nf4-b64", "fp4-b64", "int4-g64", "llmint8-row"])
+@pytest.mark.parametrize("chunk", [1, 128])
 def test_survival__does_not_depend_on_chunks(
-    name: str, mode: GridMode, monkeypatch: pytest.MonkeyPatch
+    chunk: int, name: str, mode: GridMode, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A partial last block is found in the last chunk, and only there."""
+    """A partial last block is found in the last chunk, and only there; a chunk holds a block at least."""
     rng = rng_for(name, mode)
     w = rng.normal(size=(7, 91)).astype(np.float32)
     w_new = (w + 0.01 * rng.normal(size=w.shape)).astype(np.float32)
     fmt = format_named(name)
     whole = survival(w, w_new, fmt, mode)
-    monkeypatch.setattr("unforgotten.theory.update.CHUNK_WEIGHTS", 128)
+    monkeypatch.setattr("unforgotten.theory.update.CHUNK_WEIGHTS", chunk)
     parts = survival(w, w_new, fmt, mode)
     assert w.size < CHUNK_WEIGHTS
     assert counts_of(parts) == counts_of(whole)
