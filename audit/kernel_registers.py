@@ -29,6 +29,7 @@ from unforgotten.audit.kernel_vector import (
     DELTA,
     DOT,
     EXPECTED,
+    OWN_BINS,
     PARTS,
     SQUARES,
     STAYED,
@@ -167,13 +168,14 @@ def _compiled(stamp: str) -> Any:
                 tallies[word >> SHIFT3] += np.uint32(1)
             begin = end
         for k in range(BINADES):
-            row = tallies[k << BIN_BITS : (k << BIN_BITS) + STAYED + 1]
+            row = tallies[k << BIN_BITS : (k << BIN_BITS) + OWN_BINS]
             count = 0
-            for i in range(STAYED + 1):
+            for i in range(OWN_BINS):
                 count += np.int64(row[i])
             if count:
                 weights[k] += count
-                movers[k] += count - np.int64(row[STAYED])
+                for i in range(STAYED):
+                    movers[k] += np.int64(row[i])
                 for i in range(BINS):
                     bins[i] += row[i]
                 row[:] = 0

@@ -38,11 +38,8 @@ FLIPS, CHANGES, PINNED = range(3)  # of `counts`
 EXPECTED, SQUARES, SURVIVING, DOT, DELTA = range(5)  # of `sums`
 FRACTION = 12  # bits of the fraction of a bin
 AHEAD = 2048  # weights between what is measured and what is asked for from memory
-BINS, ENDMOST, STAYED = (
-    256,
-    256,
-    257,
-)  # bins; and for weights in an end cell, and for those that do not move
+BINS, ENDMOST, STAYED = 256, 256, 257  # bins; weights in an end cell, and weights that do not move
+OWN_BINS = STAYED + LANES  # of those each lane has its own: counts of one slot would wait for each other
 END_PLACE = float((ENDMOST << FRACTION) + (1 << (FRACTION - 1)))  # far from the end of any bin
 BIN_BITS = 9
 EXPONENT = 7  # the lowest bit of the exponent of a bfloat16
@@ -315,7 +312,8 @@ class _Part:
         with b.if_then(e.some(near), likely=False):
             exact = self._exact_bins(v, code)
             b.store(b.select(near, exact, b.load(found)), found)
-        return b.trunc(b.select(moved, b.load(found), e.every(I32X, STAYED)), I16X)
+        stayed = ir.Constant(I32X, [STAYED + lane for lane in range(LANES)])
+        return b.trunc(b.select(moved, b.load(found), stayed), I16X)
 
     def _exact_bins(self, v: list[Any], code: Any) -> Any:
         """The bins by the operations of `kernel._positions`."""
