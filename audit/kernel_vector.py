@@ -39,7 +39,9 @@ EXPECTED, SQUARES, SURVIVING, DOT, DELTA = range(5)  # of `sums`
 FRACTION = 12  # bits of the fraction of a bin
 AHEAD = 2048  # weights between what is measured and what is asked for from memory
 BINS, ENDMOST, STAYED = 256, 256, 257  # bins; weights in an end cell, and weights that do not move
-OWN_BINS = STAYED + LANES  # of those each lane has its own: counts of one slot would wait for each other
+OWN_BINS = (
+    STAYED + LANES
+)  # of those each lane has its own: counts of one slot would wait for each other
 END_PLACE = float((ENDMOST << FRACTION) + (1 << (FRACTION - 1)))  # far from the end of any bin
 BIN_BITS = 9
 EXPONENT = 7  # the lowest bit of the exponent of a bfloat16
@@ -58,7 +60,8 @@ class _Part:
     """The instructions for one part of one block; `same` says that the block keeps its grid."""
 
     def __init__(self, context: Any, builder: Any, signature: Any, args: Any, key: Any) -> None:
-        self.b, self.e, self.arg = builder, Lanes(builder), dict(zip(NAMES, args, strict=True))
+        self.b, self.e = builder, Lanes(builder)
+        self.arg: dict[str, Any] = dict(zip(NAMES, args, strict=True))
         self.divide, self.same, self.way = key
         self.integers = self.way == BY_ROUNDING
         self.kinds: dict[str, Any] = dict(zip(NAMES, signature.args, strict=True))

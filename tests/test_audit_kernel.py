@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from numpy.typing import NDArray
 
-from unforgotten.audit import kernel_tables, measuring, tensor_task
+from unforgotten.audit import cuts, kernel_tables, measuring, tensor_task
 from unforgotten.audit.headers import TensorInfo
 from unforgotten.audit.kernel_bits import extremes_of
 from unforgotten.audit.kernel_plan import exact_thresholds, fits_kernel, float_order, rule_of
@@ -174,7 +174,7 @@ def test_pieces__only_cut(p: domain.Pair, most: int) -> None:
     whole = measured(p.w, p.w_new, [p.fmt])
     with pytest.MonkeyPatch.context() as patch:
         most = 16 * most if p.fmt.whole_blocks else most
-        for module in (measuring, tensor_task):
+        for module in (cuts, measuring, tensor_task):
             patch.setattr(module, "PIECE_WEIGHTS", most)
         task = tensor_task.tensor_task(InMemory(p.w), InMemory(p.w_new), "w", [p.fmt])
         cut = add_pieces(task, [measure_piece(task, piece) for piece in pieces(task.shape, most)])
@@ -189,7 +189,7 @@ def test_order_of_pieces_does_not_matter() -> None:
     w_new = (w + 0.01 * rng.standard_normal(w.shape)).astype(np.float32)
     formats = [format_named(name) for name in ("nf4-b64", "int8-row", "int4-tensor")]
     with pytest.MonkeyPatch.context() as patch:
-        for module in (measuring, tensor_task):
+        for module in (cuts, measuring, tensor_task):
             patch.setattr(module, "PIECE_WEIGHTS", 1000)
         task = tensor_task.tensor_task(InMemory(w), InMemory(w_new), "w", formats)
         rows = [measure_piece(task, piece) for piece in pieces(task.shape, 1000)]
