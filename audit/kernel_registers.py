@@ -86,11 +86,13 @@ def measure_registers(pair: tuple[Array, Array], size: int, fmt: Format, fit: Fi
     kept, moved = np.zeros((1, 5, 8)), np.zeros((2, 5, 8))
     kept_n, moved_n = np.zeros((1, 3), np.int64), np.zeros((2, 3), np.int64)
     bins, weights, movers = (np.zeros(n, np.int64) for n in (BINS, BINADES, BINADES))
+    tallies = own_memory("tallies", TALLIES, 0).view(np.uint32)
     within = measure_blocks(
         *pair, size, vector_rule(fmt), *fit, kept, moved, kept_n, moved_n, bins, weights, movers,
-        own_memory("tallies", TALLIES, 0).view(np.uint32),
+        tallies,
     )  # fmt: skip
     if not within:
+        tallies[:] = 0  # of the blocks before, which the next call must not find
         return None
     sums, counts = kept.sum(axis=2) + moved.sum(axis=2), kept_n + moved_n  # fixed, adaptive
     expected, squares = sums[:, EXPECTED], sums[:, SQUARES]

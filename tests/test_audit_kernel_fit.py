@@ -119,6 +119,10 @@ def test_measure_registers__stops_at_what_is_not_finite(bad: float, side: int) -
     fit = fit_of_magnitudes(fmt, None, None, 64, 64)
     assert fit is not None
     assert measure_registers((bits(pair[0]), bits(pair[1])), 64, fmt, fit) is None
+    pair[side][4000] = 1
+    after = measure_registers((bits(pair[0]), bits(pair[1])), 64, fmt, fit)
+    assert after is not None
+    assert after.weights.sum() == 4096, "nothing is left of the blocks before"
 
 
 def test_fit_of_magnitudes__of_known_blocks_has_limits_too() -> None:
