@@ -6,7 +6,8 @@ import hashlib
 import mmap
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -17,9 +18,7 @@ from numpy.typing import NDArray
 from unforgotten.audit.errors import CheckpointError
 
 HASH_BYTES = 1 << 22
-POPULATE = (
-    22  # MADV_POPULATE_READ of Linux 5.14: what cannot be read is an error now, not a signal later
-)
+POPULATE = 22  # MADV_POPULATE_READ of Linux 5.14: what cannot be read is an error, not a signal
 _MAPPING = [False]
 
 
@@ -95,13 +94,9 @@ class LocalFile:
 
     def read_into(self, offset: int, buffer: NDArray[np.uint8]) -> None:
         """Fill `buffer` with the bytes from `offset` on, as `read`: memory that is used again costs no page faults."""
-        descriptor = self._open()
-        try:
-            self._check(descriptor)
+        with self._opened() as descriptor:
             _fill(descriptor, buffer, offset, self.path)
             self._check(descriptor)
-        finally:
-            os.close(descriptor)
 
     def look(self, offset: int, nbytes: int) -> NDArray[np.uint8] | None:
         """The bytes from `offset` as the system holds them, not to be written to; None where they must be read.
@@ -111,12 +106,8 @@ class LocalFile:
         """
         if not _MAPPING[0] or not nbytes:
             return None
-        descriptor = self._open()
-        try:
-            self._check(descriptor)
+        with self._opened() as descriptor:
             return _mapped(descriptor, offset, nbytes)
-        finally:
-            os.close(descriptor)
 
     def check(self) -> None:
         """Look whether this is still the file that was opened.
@@ -124,14 +115,19 @@ class LocalFile:
         Raises:
             CheckpointError: it is not.
         """
-        descriptor = self._open()
+        with self._opened():
+            pass
+
+    @contextmanager
+    def _opened(self) -> Iterator[int]:
+        """A descriptor of the file that was opened first, and of no other."""
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(self.real, flags)
         try:
             self._check(descriptor)
+            yield descriptor
         finally:
             os.close(descriptor)
-
-    def _open(self) -> int:
-        return os.open(self.real, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
 
     def _check(self, descriptor: int) -> None:
         now = Identity.of(os.fstat(descriptor))

@@ -28,6 +28,7 @@ from unforgotten.audit.kernel_lanes import (
     LANES,
     Lanes,
 )  # fmt: skip
+from unforgotten.theory import dead_zone
 
 THRESHOLDS, LEVELS, ORIGIN, INVERSE, CODES, LIMITS, BELOW = 0, 1, 2, 3, 4, 6, 8  # rows of `narrow`
 ROWS = 9
@@ -45,10 +46,8 @@ OWN_BINS = (
 END_PLACE = float((ENDMOST << FRACTION) + (1 << (FRACTION - 1)))  # far from the end of any bin
 BIN_BITS = 9
 EXPONENT = 7  # the lowest bit of the exponent of a bfloat16
-LOWEST, BINADES = (
-    127 - 40,
-    81,
-)  # of `theory.dead_zone`: the biased exponent of the first, and how many there are
+# of the binades that are counted: the biased exponent of the first, and how many there are
+LOWEST, BINADES = 127 + dead_zone.BINADES[0], len(dead_zone.BINADES)
 WHOLE = ("begin", "groups", "size", "count")
 NAMES = (
     "x", "y", "begin", "groups", "size", "narrow", "wide", "constants", "factor", "scale", "reciprocal", "before",
