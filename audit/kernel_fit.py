@@ -18,16 +18,25 @@ from unforgotten.audit.stored_weights import own_memory
 from unforgotten.theory.formats import Format
 
 Array = NDArray[Any]
+NO_GRID = 0
+MOST_BINADES = 100  # between a factor that divides and 1: what it is multiplied by is no subnormal number, nor a ratio
 FINITE = 0x7F80
 """How many bfloat16 numbers are finite and not negative; in their order, their bits are 0 … FINITE - 1."""
 
 
 class Table(NamedTuple):
-    """Parameters by entry, as in `kernel_plan.Blocks`; `reciprocal` is float64, 1 / factor where they divide."""
+    """Parameters by entry, as in `kernel_plan.Blocks`; `reciprocal` is float64, 1 / factor where they divide.
+
+    `grid`, uint32, is equal where the parameters are, and NO_GRID where `gain`, the float32 of the reciprocal, is too
+    large or too small for the kernel. Where they multiply, `gain` is the factor. `powers` says whether all factors are
+    powers of two.
+    """
 
     divide: bool
-    usable: Array
+    powers: bool
+    grid: Array
     factor: Array
+    gain: Array
     scale: Array
     reciprocal: Array
 
@@ -59,7 +68,9 @@ def fit_of_blocks(before: Blocks, after: Blocks, absmax: Array) -> Fit:
     count = len(before.scale)
     both = Blocks(*(np.concatenate(pair) for pair in zip(before, after, strict=True)))
     entries = np.arange(2 * count, dtype=np.uint32)
-    return Fit(_table(both), entries[:count], entries[count:], absmax, True, (0, 0), 0)
+    same = _keys(before) == _keys(after)
+    grid = 1 + np.concatenate([entries[:count], np.where(same, entries[:count], entries[count:])])
+    return Fit(_table(both, grid), entries[:count], entries[count:], absmax, True, (0, 0), 0)
 
 
 def fit_of_magnitudes(
@@ -99,10 +110,10 @@ def _table_of_magnitudes(
     """The table, the largest bits before and after that it is good for, and where the entries after begin."""
     before, limit = _blocks_of_magnitudes(fmt, tops and tops[0])
     if tops is None or tops[0] == tops[1]:
-        return _table(before), (limit, limit), 0
+        return _table(before, _grids(before)), (limit, limit), 0
     after, limit_after = _blocks_of_magnitudes(fmt, tops[1])
     both = Blocks(*(np.concatenate(pair) for pair in zip(before, after, strict=True)))
-    return _table(both), (limit, limit_after), len(before.scale)
+    return _table(both, _grids(both)), (limit, limit_after), len(before.scale)
 
 
 def _blocks_of_magnitudes(fmt: Format, top: float | None) -> tuple[Blocks, int]:
@@ -134,12 +145,28 @@ def _blocks_of(sizes: Array, fmt: Format, top: float | None) -> Blocks | None:
     return None if may_overflow(blocks, fmt) else blocks
 
 
-def _table(blocks: Blocks) -> Table:
+def _keys(blocks: Blocks) -> Array:
+    """A number (uint64) for the parameters of each block, which are not negative."""
+    factor, scale = (x.view(np.uint32).astype(np.uint64) for x in (blocks.factor, blocks.scale))
+    return blocks.usable.astype(np.uint64) << np.uint64(63) | factor << np.uint64(32) | scale
+
+
+def _grids(blocks: Blocks) -> Array:
+    return 1 + np.unique(_keys(blocks), return_inverse=True)[1].astype(np.uint32)
+
+
+def _table(blocks: Blocks, grid: Array) -> Table:
     divide, factor = bool(blocks.divide[0]), blocks.factor
-    reciprocal: Array = np.zeros(1)
-    if divide and (np.frexp(factor)[0] == 0.5).all():
+    powers = bool((np.frexp(factor)[0] == 0.5).all())
+    if divide and powers:
         # powers of two, of which float32 has the reciprocals: the product is the quotient, rounded once as well
         divide, factor = False, np.where(blocks.usable, 1 / factor, np.float32(0))
-    elif divide:  # 0 where the scale says nothing, so that ratios are 0
-        reciprocal = np.where(blocks.usable, 1 / factor.astype(np.float64), 0)
-    return Table(divide, blocks.usable, factor, blocks.scale, reciprocal)
+    if not divide:
+        return Table(False, powers, grid, factor, factor, blocks.scale, np.zeros(1))
+    # 0 where the scale says nothing, so that ratios are 0
+    reciprocal = np.where(blocks.usable, 1 / factor.astype(np.float64), 0)
+    size = np.abs(np.log2(factor.astype(np.float64)))
+    grid = np.where(size > MOST_BINADES, np.uint32(NO_GRID), grid)
+    with np.errstate(over="ignore"):
+        gain = reciprocal.astype(np.float32)
+    return Table(True, powers, grid, factor, gain, blocks.scale, reciprocal)

@@ -111,6 +111,10 @@ class Lanes:
         """The minimum of numbers."""
         return self.b.select(self.b.fcmp_ordered("<", x, y), x, y)
 
+    def least(self, x: Any, y: Any) -> Any:
+        """The minimum of int32 lanes."""
+        return self.b.select(self.b.icmp_signed("<", x, y), x, y)
+
     def size(self, x: Any) -> Any:
         """Magnitudes of float32 lanes."""
         return self.call("llvm.fabs.v16f32", F32X, x)
@@ -127,19 +131,6 @@ class Lanes:
         """Whether all of sixteen lanes are set."""
         return self.b.icmp_unsigned("==", self.b.bitcast(mask, I16), ir.Constant(I16, 0xFFFF))
 
-    def search(self, ratio: Any, thresholds: Any) -> Any:
-        """The number of fifteen ascending thresholds below each ratio, by halving."""
-        b = self.b
-        middle = self.spread(b.extract_element(thresholds, ir.Constant(I32, 7)), F32X)
-        index = None
-        for step in (8, 4, 2, 1):
-            if index is not None:
-                middle = self.table(thresholds, b.add(index, self.every(I32X, step - 1)))
-            above = b.fcmp_ordered(">", ratio, middle)
-            more = b.select(above, self.every(I32X, step), self.every(I32X, 0))
-            index = more if index is None else b.or_(index, more)
-        return index
-
     def bucket_search(self, ratio: Any, reach: Any, steps: Any, codes: Any, limits: Any) -> Any:
         """The same number by one comparison, with the one threshold of the ratio's bucket, see `vector_rule`."""
         b = self.b
@@ -147,5 +138,8 @@ class Lanes:
         shifted = self.call("llvm.fma.v16f32", F32X, inside, steps, self.every(F32X, MAGIC))
         bucket = b.bitcast(shifted, I32X)
         below, limit = self.long_table(codes, bucket), self.long_table(limits, bucket)
-        above = b.fcmp_ordered(">", ratio, limit)
-        return b.select(above, b.add(below, self.every(I32X, 1)), below)
+        return self.one_more(below, b.fcmp_ordered(">", ratio, limit))
+
+    def one_more(self, number: Any, mask: Any) -> Any:
+        """Numbers, int32, and one more where the mask is set."""
+        return self.b.select(mask, self.b.add(number, self.every(I32X, 1)), number)

@@ -5,18 +5,22 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.kernel_lanes import LANES, available
 from unforgotten.audit.kernel_plan import Rule, exact_thresholds, rule_of
 from unforgotten.audit.kernel_vector import (
-    BELOW,
+    AROUND,
     BY_BUCKET,
-    BY_HALVING,
+    BY_BUCKET_AND_TWO,
     BY_ROUNDING,
     CODES,
+    DENSE,
+    EDGE,
     END_PLACE,
+    FIRST_BIN,
     FRACTION,
     INVERSE,
     LEVELS,
@@ -24,13 +28,18 @@ from unforgotten.audit.kernel_vector import (
     LOWER64,
     ORIGIN,
     ROWS,
-    THRESHOLDS,
+    STAYED,
+    SURELY_FROM,
+    SURELY_TO,
     WIDTH64,
 )  # fmt: skip
 from unforgotten.theory.formats import Format
 
 Array = NDArray[Any]
 BINS = 256
+SMALLEST = 2.0**-20
+MOST_DENSE = 2.0**-10
+OFF = 2.0**-21  # more than twice what the float32 product by a reciprocal may be off
 
 
 class VectorRule(NamedTuple):
@@ -41,8 +50,9 @@ class VectorRule(NamedTuple):
             of 32 buckets the code of the smallest ratio, as bits, and the one threshold, inf for none; and the threshold below each code.
         wide: float64 (4, 16): flips a code unit upward, and downward, negative, 0 outward from an end cell; lower ends and
             widths of the cells.
-        constants: float32 (7,), see `kernel_vector`.
-        way: to a code: BY_BUCKET where every bucket has at most one threshold, else BY_HALVING; of integers BY_ROUNDING.
+        constants: float32 (10,), see `kernel_vector`.
+        way: to a code: BY_BUCKET where every bucket has at most one threshold, BY_BUCKET_AND_TWO where up to two are
+            compared with beside; of integers BY_ROUNDING.
     """
 
     narrow: Array
@@ -54,7 +64,16 @@ class VectorRule(NamedTuple):
 def fits_registers(fmt: Format) -> bool:
     """Whether this machine measures the format sixteen weights at a time, in blocks of whole groups."""
     simple = fmt.zero == "none" and fmt.statistic in ("absmax", "signed-absmax")
-    return simple and (len(fmt.levels) <= LANES or _by_rounding(fmt)) and available()
+    return simple and available() and (_by_rounding(fmt) or _by_bucket(fmt))
+
+
+@lru_cache(maxsize=64)
+def _by_bucket(fmt: Format) -> bool:
+    """Whether sixteen levels suffice, and the buckets of `vector_rule` leave at most two thresholds over."""
+    thresholds = exact_thresholds(fmt)
+    # near 0 quotients are not what their products say
+    clear = fmt.arithmetic != "divide" or np.abs(thresholds).min() > SMALLEST
+    return len(fmt.levels) <= LANES and len(_buckets(thresholds).rest) <= 2 and bool(clear)
 
 
 def _by_rounding(fmt: Format) -> bool:
@@ -74,31 +93,90 @@ def vector_rule(fmt: Format) -> VectorRule:
         return _integer_rule(fmt, rule)
     narrow, wide = np.zeros((ROWS, LANES), np.float32), np.zeros((4, LANES))
     thresholds = exact_thresholds(fmt)
-    narrow[THRESHOLDS] = np.inf
-    narrow[THRESHOLDS, : count - 1] = thresholds
-    narrow[BELOW, 0], narrow[BELOW, 1:] = -np.inf, narrow[THRESHOLDS, :-1]
+    narrow[[SURELY_FROM, SURELY_TO]] = _surely(thresholds, OFF if fmt.arithmetic == "divide" else 0)
     narrow[LEVELS, :count] = rule.levels
     slope = BINS * 2.0**FRACTION * rule.inverse
-    narrow[INVERSE, :count], narrow[ORIGIN, :count] = slope, -slope * rule.lower
+    narrow[INVERSE, :count] = slope
+    narrow[ORIGIN, :count] = (FIRST_BIN << FRACTION) - slope * rule.lower
     narrow[INVERSE, [0, count - 1]], narrow[ORIGIN, [0, count - 1]] = 0, END_PLACE
     wide[0, :count], wide[1, :count] = rule.inverse, -rule.inverse
     wide[0, count - 1] = wide[1, 0] = 0
     wide[LOWER64, :count], wide[WIDTH64, :count] = rule.lower, rule.width
+    found = _buckets(thresholds)
+    every = (np.arange(32) + 16) % 32 - 16  # by the last five bits of the number of the bucket
+    codes = np.searchsorted(found.bucket, every, side="left").astype(np.int32)
+    limits = np.append(found.own, np.float32(np.inf))[codes]
+    limits = np.where(np.isin(every, found.bucket), limits, np.float32(np.inf)).astype(np.float32)
+    narrow[CODES : CODES + 2] = codes.view(np.float32).reshape(2, LANES)
+    narrow[LIMITS : LIMITS + 2] = limits.reshape(2, LANES)
+    two = np.append(found.rest, np.full(2, np.inf))[:2]
+    edge = _edge(fmt, rule)
+    around = (1 << FRACTION) - 2 * edge
+    constants = np.array(
+        [rule.unit, edge, around, np.inf, found.reach, found.steps, *two, 0, 0, 0], np.float32
+    )
+    return VectorRule(narrow, wide, constants, BY_BUCKET_AND_TWO if len(found.rest) else BY_BUCKET)
+
+
+class _Buckets(NamedTuple):
+    """Thresholds with a bucket of their own, their buckets, and the thresholds that are left over."""
+
+    reach: np.float32
+    steps: np.float32
+    own: Array
+    bucket: Array
+    rest: Array
+
+
+def _buckets(thresholds: Array) -> _Buckets:
+    """Of several thresholds in a bucket the last one keeps it."""
     reach = np.float32(1.02 * np.abs(thresholds[np.isfinite(thresholds)]).max())
     steps = np.float32(15 / reach)
     bucket = np.rint(np.clip(thresholds, -reach, reach).astype(np.float64) * np.float64(steps))
-    bucketed = len(np.unique(bucket)) == len(bucket)
-    if bucketed:
-        every = (np.arange(32) + 16) % 32 - 16  # by the last five bits of the number of the bucket
-        codes = np.searchsorted(bucket, every, side="left").astype(np.int32)
-        limits = np.append(thresholds, np.float32(np.inf))[codes]
-        limits = np.where(np.isin(every, bucket), limits, np.float32(np.inf)).astype(np.float32)
-        narrow[CODES : CODES + 2] = codes.view(np.float32).reshape(2, LANES)
-        narrow[LIMITS : LIMITS + 2] = limits.reshape(2, LANES)
-    edge = _edge(rule)
-    around = (1 << FRACTION) - 2 * edge
-    constants = np.array([rule.unit, edge, around, reach, steps, 0, 0], np.float32)
-    return VectorRule(narrow, wide, constants, BY_BUCKET if bucketed else BY_HALVING)
+    own = np.append(bucket[1:] != bucket[:-1], True)
+    return _Buckets(reach, steps, thresholds[own], bucket[own], thresholds[~own])
+
+
+@lru_cache(maxsize=64)
+def lattice_rule(fmt: Format) -> VectorRule | None:
+    """The tables for ratios that are bfloat16 numbers times powers of two: few numbers, many of them on the ends of bins.
+
+    Every place is moved up by `edge`, so that what is on the end of a bin stays in it. Whether all others do too is
+    asked of every ratio; those nearer to 0 than some `DENSE`, where they lie close, are left to float64.
+
+    Returns:
+        None where a ratio that is not small is off.
+    """
+    plain, rule = vector_rule(fmt), rule_of(fmt)
+    if plain.way == BY_ROUNDING:
+        return None
+    edge = _edge(fmt, rule)
+    inner = slice(1, len(rule.levels) - 1)
+    narrow, constants = plain.narrow.copy(), plain.constants.copy()
+    narrow[[SURELY_FROM, SURELY_TO]] = _surely(exact_thresholds(fmt), 0)  # these ratios are products
+    narrow[ORIGIN, inner] += np.float32(edge)
+    stored = np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16)
+    ratio = stored[np.isfinite(stored)].astype(np.float64)
+    code = np.searchsorted(exact_thresholds(fmt), ratio, side="left")
+    ratio, code = (x[(code > 0) & (code < len(rule.levels) - 1)] for x in (ratio, code))
+    wide = np.longdouble(ratio) * narrow[INVERSE, code] + narrow[ORIGIN, code]  # as fused: rounded once
+    found = np.minimum(wide.astype(np.float32).astype(np.int64) >> FRACTION, STAYED - 1)
+    exact = FIRST_BIN + np.clip((ratio - rule.lower[code]) / rule.width[code] * BINS, 0, BINS - 1)
+    off = np.abs(ratio[found != np.trunc(exact)])
+    dense = np.float32(2 * off.max()) if len(off) else np.float32(0)
+    if dense > MOST_DENSE:
+        return None
+    constants[[EDGE, AROUND, DENSE]] = 0, (1 << FRACTION) - 2 * edge, dense
+    return plain._replace(narrow=narrow, constants=constants)
+
+
+def _surely(thresholds: Array, off: float) -> Array:
+    """For each code what a ratio must be above, and at most, so that whatever is within `off` of itself has it, (2, 16)."""
+    found = np.full((2, LANES), np.inf)
+    margin = off * np.abs(np.where(np.isfinite(thresholds), thresholds, 0))
+    found[0, 0], found[0, 1 : 1 + len(thresholds)] = -np.inf, thresholds + margin
+    found[1, : len(thresholds)] = thresholds - margin
+    return found.astype(np.float32)
 
 
 def _integer_rule(fmt: Format, rule: Rule) -> VectorRule:
@@ -106,23 +184,26 @@ def _integer_rule(fmt: Format, rule: Rule) -> VectorRule:
     assert (rule.width[1:-1] == 1).all(), "integers are one apart"
     wide = np.zeros((4, LANES))
     wide[0, 0], wide[0, 1] = rule.inverse[0], rule.inverse[-1]
-    edge = _edge(rule)
+    edge = _edge(fmt, rule)
     around = (1 << FRACTION) - 2 * edge
     ends = fmt.levels[0], fmt.levels[-1]
-    constants = np.array([rule.unit, edge, around, 0, 0, *ends], np.float32)
+    # a product has its code even if it is a tie
+    sure = 0.5 - OFF * max(np.abs(ends)) if fmt.arithmetic == "divide" else np.inf
+    constants = np.array([rule.unit, edge, around, np.inf, 0, 0, 0, 0, *ends, sure], np.float32)
     return VectorRule(np.zeros((ROWS, LANES), np.float32), wide, constants, BY_ROUNDING)
 
 
-def _edge(rule: Rule) -> int:
+def _edge(fmt: Format, rule: Rule) -> int:
     """Fine bins, a power of two, within which float32 may mistake the side of a bin's end.
 
-    In an interior cell of ends up to v the ratio, the inverse width and the place of a ratio of 0 are rounded once each,
-    to 2^-24 of themselves, which is 2^-24 v / width of a cell each; their fused sum to 2^-24 of a cell. Integers round
-    the ratio, its distance from the lower end and the product, to less than that.
+    A ratio that is a product is within 2^-24 of itself, a quotient within 2^-23; in an interior cell of ends up to v that
+    is v / width times as much of a cell. The inverse width and the place of a ratio of 0 are rounded to 2^-24 of
+    themselves, their fused sum to 2^-23 of a cell. With integers the distance from the lower end is exact, or below one.
     """
     inner = slice(1, len(rule.levels) - 1)
     upper = rule.lower[inner] + rule.width[inner]
     v = np.maximum(np.abs(rule.lower[inner]), np.abs(upper))
-    cells_off = 2.0**-24 * (3 * (v * rule.inverse[inner]).max() + 3)
+    roundings = (2 if fmt.arithmetic == "divide" else 1) + (0 if _by_rounding(fmt) else 2)
+    cells_off = 2.0**-24 * (roundings * (v * rule.inverse[inner]).max() + 3)
     off = cells_off * BINS * 2.0**FRACTION + 1  # one for the fraction that is dropped
     return int(2 ** np.ceil(np.log2(off)))

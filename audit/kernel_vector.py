@@ -1,14 +1,17 @@
 """Formats of at most sixteen levels and no zero point, sixteen weights at a time; what `kernel.measure` gives.
 
-A quotient of float32 numbers is a product by the reciprocal, corrected once with fused multiply-adds: that is the
-correctly rounded float64 quotient (Markstein 1990), as with 24-bit operands a quotient is at least 2^-79 of itself
-away from any midpoint of float64, and the corrected one is within 2^-104 of it before it is rounded. Rounded again to
-float32 it is the correctly rounded float32 quotient, since 53 >= 2 * 24 + 2 (Figueroa 1995).
+A quotient of float32 numbers is a product by the float64 reciprocal, within 2^-52 of itself. With operands of 24 bits a
+quotient is 2^-49 of itself or more away from any midpoint of float32, so rounded to float32 the product is the correctly
+rounded float32 quotient (below the normal numbers, where ties are, no format has a threshold). Corrected once with fused
+multiply-adds it is the correctly rounded float64 quotient (Markstein 1990), as that is at least 2^-79 of itself away from
+any midpoint of float64, and the corrected one within 2^-104 of it before it is rounded.
 """
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
@@ -17,6 +20,7 @@ from numba.core import cgutils
 from numba.extending import intrinsic
 
 from unforgotten.audit.kernel_lanes import (
+    F32,
     F32X,
     F64,
     F64X,
@@ -30,16 +34,17 @@ from unforgotten.audit.kernel_lanes import (
 )  # fmt: skip
 from unforgotten.theory import dead_zone
 
-THRESHOLDS, LEVELS, ORIGIN, INVERSE, CODES, LIMITS, BELOW = 0, 1, 2, 3, 4, 6, 8  # rows of `narrow`
+SURELY_FROM, SURELY_TO, LEVELS, ORIGIN, INVERSE, CODES, LIMITS = 0, 1, 2, 3, 4, 5, 7  # rows of `narrow`
 ROWS = 9
 UPWARD, DOWNWARD, LOWER64, WIDTH64 = range(4)  # rows of `wide`
-UNIT, EDGE, AROUND, REACH, STEPS, FIRST, LAST = range(7)  # of `constants`
-BY_HALVING, BY_BUCKET, BY_ROUNDING = WAYS = range(3)  # ways to a code
+UNIT, EDGE, AROUND, DENSE, REACH, STEPS, ONE, TWO, FIRST, LAST, SURE = range(11)  # of `constants`
+BY_BUCKET, BY_BUCKET_AND_TWO, BY_ROUNDING = WAYS = range(3)  # ways to a code
 FLIPS, CHANGES, PINNED = range(3)  # of `counts`
 EXPECTED, SQUARES, SURVIVING, DOT, DELTA = range(5)  # of `sums`
 FRACTION = 12  # bits of the fraction of a bin
 AHEAD = 2048  # weights between what is measured and what is asked for from memory
-BINS, ENDMOST, STAYED = 256, 256, 257  # bins; weights in an end cell, and weights that do not move
+BINS = 256
+ENDMOST, FIRST_BIN, STAYED = 0, 1, 257  # weights in an end cell, those in bins, and those that do not move
 OWN_BINS = (
     STAYED + LANES
 )  # of those each lane has its own: counts of one slot would wait for each other
@@ -48,10 +53,10 @@ BIN_BITS = 9
 EXPONENT = 7  # the lowest bit of the exponent of a bfloat16
 # of the binades that are counted: the biased exponent of the first, and how many there are
 LOWEST, BINADES = 127 + dead_zone.BINADES[0], len(dead_zone.BINADES)
-WHOLE = ("begin", "groups", "size", "count")
+WHOLE = ("begin", "groups", "size", "count", "counted", "first")
 NAMES = (
-    "x", "y", "begin", "groups", "size", "narrow", "wide", "constants", "factor", "scale", "reciprocal", "before",
-    "after", "setter", "blocks", "count", "sums", "counts", "bins",
+    "x", "y", "begin", "groups", "size", "narrow", "wide", "constants", "factor", "gain", "scale", "reciprocal", "before",
+    "after", "setter", "blocks", "count", "sums", "counts", "codes", "bins", "close", "flipped", "last_bins", "counted", "tallies", "first",
 )  # fmt: skip
 
 
@@ -70,6 +75,10 @@ class _Part:
             if isinstance(kind, types.Array)
         }
         self.grids = 1 if self.same else 2
+        # On the grid before, a code unit is the same for both weights, so the shift is delta, scaled. Quotients that are
+        # each rounded to 2^-53 differ from that by 2^-44 where bfloat16 weights differ at all, by more where float32 do.
+        self.by_delta = self.kinds["x"].dtype == types.uint16 or not self.divide
+        self.is_first = builder.icmp_signed("!=", self.arg["first"], self.at(0))
         self._load_format()
         self._load_sums()
 
@@ -87,13 +96,14 @@ class _Part:
             for k in range(4)
         ]
         self.steps, self.cells = tables[:LOWER64], tables[LOWER64:]
-        constants = [self.number("constants", self.at(k)) for k in range(7)]
+        constants = [self.number("constants", self.at(k)) for k in range(SURE + 1)]
         self.edge, self.around = (
             e.spread(b.fptosi(constants[k], I32), I32X) for k in (EDGE, AROUND)
         )
-        self.unit, self.reach, self.per_step, self.first, self.last = (
-            e.spread(constants[k], F32X) for k in (UNIT, REACH, STEPS, FIRST, LAST)
+        self.unit, self.dense, self.reach, self.per_step, self.first, self.last, self.sure = (
+            e.spread(constants[k], F32X) for k in (UNIT, DENSE, REACH, STEPS, FIRST, LAST, SURE)
         )
+        self.two = [e.spread(constants[k], F32X) for k in (ONE, TWO)]
         self.end_slopes = [
             e.spread(self.number("wide", self.at(k)), F64X)
             for k in range(2 if self.integers else 0)
@@ -106,21 +116,18 @@ class _Part:
             b.zext(self.number(name, block), I64) for name in ("before", "after")[: self.grids]
         ]
         factors = [self.number("factor", entry) for entry in entries]
-        self.factor = [e.spread(f, F32X) for f in factors]
+        self.gain = [e.spread(self.number("gain", entry), F32X) for entry in entries]
         self.wide_factor = [e.spread(b.fpext(f, F64), F64X) for f in factors]
         self.reciprocal = [
             e.spread(self.number("reciprocal", entry), F64X)
             for entry in (entries if self.divide else ())
         ]
-        scales = [e.spread(self.number("scale", entry), F32X) for entry in entries]
-        self.scales = scales
-        self.values = [self._value(self.rows[LEVELS], s) for s in range(self.grids)]
+        self.scales = [e.spread(self.number("scale", entry), F32X) for entry in entries]
         self.setter = e.spread(self.number("setter", block), F32X)
-        self.slopes = self.steps
-        if (
-            self.same and not self.divide and not self.integers
-        ):  # a code unit is the same for both weights, so flips are counted by delta
-            self.slopes = [
+        self.slopes = [self.steps] * self.grids
+        self.scales_delta = self.divide or self.integers
+        if self.by_delta and not self.scales_delta:
+            self.slopes[0] = [
                 [b.fmul(half, self.wide_factor[0]) for half in step] for step in self.steps
             ]
 
@@ -169,27 +176,35 @@ class _Part:
         return self.b.bitcast(self.b.shl(bits, self.e.every(I32X, 16)), F32X), raw
 
     def _binades(self, raw: Any) -> Any:
-        """The number of the binade of bfloat16 weights, the ends open, above the bits of a bin; 0 for any others."""
+        """The number of the binade of bfloat16 weights, the ends open, above the bits of a bin."""
         b, e = self.b, self.e
-        if raw is None:
-            return e.every(I16X, 0)
         exponent = b.and_(raw, e.every(I16X, 255 << EXPONENT))
         lowest, most = e.every(I16X, LOWEST << EXPONENT), e.every(I16X, (BINADES - 1) << EXPONENT)
         above = e.call("llvm.usub.sat.v16i16", I16X, exponent, lowest)
         above = b.select(b.icmp_unsigned("<", above, most), above, most)
         return b.shl(above, e.every(I16X, BIN_BITS - EXPONENT))
 
-    def _ratio(self, w: Any, halves: list[Any], s: int) -> tuple[Any, list[Any]]:
-        """Ratios in float32 and in float64."""
+    def _near(self, w: Any, s: int) -> Any:
+        """Ratios in float32: exact where they are products, quotients within 2^-22 of themselves."""
+        return self.b.fmul(w, self.gain[s])
+
+    def _ratio(self, w: Any, s: int) -> Any:
+        """Ratios in float32."""
+        if not self.divide:
+            return self._near(w, s)
+        return self.e.narrow([self.b.fmul(h, self.reciprocal[s]) for h in self.e.wide(w)])
+
+    def _wide_ratio(self, w: Any, s: int) -> list[Any]:
+        """Ratios in float64."""
         b, e = self.b, self.e
         if not self.divide:
-            return b.fmul(w, self.factor[s]), [b.fmul(h, self.wide_factor[s]) for h in halves]
+            return [b.fmul(h, self.wide_factor[s]) for h in e.wide(w)]
         found = []
-        for h in halves:
+        for h in e.wide(w):
             guess = b.fmul(h, self.reciprocal[s])
             rest = e.fma(b.fneg(guess), self.wide_factor[s], h)
             found.append(e.fma(rest, self.reciprocal[s], guess))
-        return e.narrow(found), found
+        return found
 
     def _value(self, level: Any, s: int) -> Any:
         """The value of levels: in the order of operations of `theory.quantize.decode`."""
@@ -199,28 +214,27 @@ class _Part:
         """Codes, int32; of integers their levels, float32."""
         e = self.e
         if self.integers:
-            whole = e.call("llvm.rint.v16f32", F32X, ratio)
-            return e.smaller(e.larger(whole, self.first), self.last)
-        if self.way == BY_HALVING:
-            return e.search(ratio, self.rows[THRESHOLDS])
+            return self._cut(e.call("llvm.rint.v16f32", F32X, ratio))
         codes = [self.b.bitcast(row, I32X) for row in self.rows[CODES : CODES + 2]]
-        limits = self.rows[LIMITS : LIMITS + 2]
-        return e.bucket_search(ratio, self.reach, self.per_step, codes, limits)
+        code = e.bucket_search(ratio, self.reach, self.per_step, codes, self.rows[LIMITS : LIMITS + 2])
+        for threshold in self.two if self.way == BY_BUCKET_AND_TWO else ():
+            code = e.one_more(code, self.b.fcmp_ordered(">", ratio, threshold))
+        return code
 
     def _decoded(self, code: Any, s: int) -> Any:
-        return self._value(code, s) if self.integers else self.e.table(self.values[s], code)
+        return self._value(code if self.integers else self.e.table(self.rows[LEVELS], code), s)
 
     def _differ(self, code: Any, code_new: Any) -> Any:
         if self.integers:
             return self.b.fcmp_ordered("!=", code, code_new)
         return self.b.icmp_signed("!=", code, code_new)
 
-    def _slopes_of(self, code: Any) -> list[list[Any]]:
-        """Flips a code unit upward and, negative, downward, of both halves; 0 outward from an end cell."""
+    def _slopes_of(self, code: Any) -> list[list[list[Any]]]:
+        """For each grid flips a code unit upward and, negative, downward, of both halves; 0 outward from an end cell."""
         b, e = self.b, self.e
         if not self.integers:
             code64 = [b.zext(h, I64X) for h in e.halves(code)]
-            return [[e.wide_table(steps, c) for c in code64] for steps in self.slopes]
+            return [[[e.wide_table(t, c) for c in code64] for t in steps] for steps in self.slopes]
         ends = [e.halves(b.fcmp_ordered("==", code, end)) for end in (self.first, self.last)]
         one, zero = e.every(F64X, 1.0), e.every(F64X, 0.0)
         up = [
@@ -231,47 +245,118 @@ class _Part:
             b.fneg(b.select(first, zero, b.select(last, self.end_slopes[1], one)))
             for first, last in zip(*ends, strict=True)
         ]
-        return [up, down]
+        return [[up, down]] * self.grids
 
-    def _stays(self, ratio: Any, code: Any) -> Any:
-        """Whether a code is that of a ratio too: above the thresholds below the code, not above its own."""
+    def _surely(self, near: Any, code: Any) -> Any:
+        """Whether a ratio near this one has this code for sure; where ratios are products, whether it has it."""
         b, e = self.b, self.e
-        lowest, highest = e.table(self.rows[BELOW], code), e.table(self.rows[THRESHOLDS], code)
-        return b.and_(b.fcmp_ordered(">", ratio, lowest), b.fcmp_ordered("<=", ratio, highest))
+        if self.integers:
+            whole = e.call("llvm.rint.v16f32", F32X, near)
+            clear = b.fcmp_ordered("<", e.size(b.fsub(near, whole)), self.sure)
+            return b.and_(clear, b.fcmp_ordered("==", self._cut(whole), code))
+        lowest, highest = (e.table(self.rows[row], code) for row in (SURELY_FROM, SURELY_TO))
+        return b.and_(b.fcmp_ordered(">", near, lowest), b.fcmp_ordered("<=", near, highest))
 
-    def group(self, index: Any, bins_at: Any) -> None:
-        """Sixteen weights from `index` on; their bins and binades go to `bins_at`."""
+    def _cut(self, whole: Any) -> Any:
+        return self.e.smaller(self.e.larger(whole, self.first), self.last)
+
+    def encode(self, index: Any, at: Any) -> None:
+        """The codes of sixteen weights before, from `index` on, into `codes` from `at` on."""
         b, e = self.b, self.e
         for name in ("x", "y"):
             e.prefetch(self.pointers[name], b.add(index, self.at(AHEAD)))
-        (x, raw), (y, _) = (self._read(name, index) for name in ("x", "y"))
+        x, _ = self._read("x", index)
+        near = self._near(x, 0)
+        code = self._search(near)
+        e.store(code, self._codes, at)
+        if self.divide:
+            with b.if_then(b.not_(e.all(self._surely(near, code))), likely=False):
+                e.store(self._search(self._ratio(x, 0)), self._codes, at)
+
+    @property
+    def _codes(self) -> Any:
+        kind = F32 if self.integers else I32
+        return self.b.bitcast(self.pointers["codes"], kind.as_pointer())
+
+    def _code(self, at: Any) -> Any:
+        return self.e.load(self._codes, F32X if self.integers else I32X, at)
+
+    def expect(self, index: Any, at: Any) -> None:
+        """What T6 expects of sixteen weights, and the squares of delta."""
+        b, e = self.b, self.e
+        (x, _), (y, _) = (self._read(name, index) for name in ("x", "y"))
         x64, y64 = e.wide(x), e.wide(y)
         delta = [b.fsub(after, before) for before, after in zip(x64, y64, strict=True)]
-        for d in delta:
-            self._add(0, DELTA, d, d)
-        ratio, v = self._ratio(x, x64, 0)
-        code = self._search(ratio)
+        with b.if_then(self.is_first):
+            for d in delta:
+                self._add(0, DELTA, d, d)
+        slopes = self._slopes_of(self._code(at))
         free = b.fcmp_unordered("!=", e.size(x), self.setter)
-        slopes = self._slopes_of(code)
         for s in range(self.grids):
-            ratio_new, v_new = self._ratio(y, y64, s)
-            if self.same and not self.divide:
-                shift = [b.fmul(d, self.wide_factor[0]) for d in delta] if self.integers else delta
+            if s == 0 and self.by_delta:
+                gain = self.reciprocal if self.divide else self.wide_factor
+                shift = [b.fmul(d, gain[0]) for d in delta] if self.scales_delta else delta
             else:
+                v, v_new = self._wide_ratio(x, 0), self._wide_ratio(y, s)
                 shift = [b.fsub(new, old) for new, old in zip(v_new, v, strict=True)]
-            self._expect(s, shift, slopes, free)
-            if self.same and not self.integers:
-                stays = self._stays(ratio_new, code)
-                with b.if_then(b.not_(e.all(stays))):
-                    flipped = b.not_(stays)
-                    self._survive(s, code, self._search(ratio_new), flipped, free, delta)
-            else:
-                code_new = self._search(ratio_new)
-                flipped = self._differ(code, code_new)
-                self._survive(s, code, code_new, flipped, free, delta)
-        moved = b.fcmp_unordered("!=", x, y)
-        bins = self._bins(ratio, v, code, moved)
-        e.store(b.or_(bins, self._binades(raw)), self.pointers["bins"], bins_at)
+            self._expect(s, shift, slopes[s], free)
+
+    def place(self, index: Any, at: Any) -> tuple[Any, ...]:
+        """Put the bins and binades of sixteen weights into `bins` from `at` on.
+
+        Returns:
+            Which bins may be off by one, that is left to `correct`; and on a grid that is kept which weights may flip,
+            which are few, and as without a flip nothing survives, all else is left to `survive`.
+        """
+        b, e = self.b, self.e
+        (x, raw), (y, _) = (self._read(name, index) for name in ("x", "y"))
+        code = self._code(at)
+        bins, close = self._bins(self._near(x, 0), code, b.fcmp_unordered("!=", x, y))
+        e.store(bins, self.pointers["bins"], at)
+        if raw is not None:
+            with b.if_then(self.is_first):
+                e.store(b.or_(bins, self._binades(raw)), self.pointers["bins"], at)
+        return (close, b.not_(self._surely(self._near(y, 0), code))) if self.same else (close,)
+
+    def correct(self, index: Any, at: Any) -> None:
+        """Put the bins that float64 says in the place of those that `place` found."""
+        b, e = self.b, self.e
+        x, _ = self._read("x", index)
+        exact = b.trunc(self._exact_bins(self._wide_ratio(x, 0), self._code(at)), I16X)
+        old = e.load(self.pointers["bins"], I16X, at)
+        own = b.sub(b.and_(old, e.every(I16X, (1 << BIN_BITS) - 1)), e.every(I16X, FIRST_BIN))
+        inner = b.icmp_unsigned("<", own, e.every(I16X, BINS))
+        new = b.or_(b.and_(old, e.every(I16X, -1 << BIN_BITS)), exact)
+        e.store(b.select(inner, new, old), self.pointers["bins"], at)
+
+    def survive(self, index: Any, at: Any) -> None:
+        """Flips, changes and the sums of D, of sixteen weights."""
+        b, e = self.b, self.e
+        (x, _), (y, _) = (self._read(name, index) for name in ("x", "y"))
+        delta = [b.fsub(new, old) for old, new in zip(e.wide(x), e.wide(y), strict=True)]
+        code = self._code(at)
+        value = self._decoded(code, 0)
+        wide = e.wide(value)
+        fixed = b.fcmp_unordered("==", e.size(x), self.setter)
+        for s in range(self.grids):
+            code_new = self._search(self._ratio(y, s))
+            value_new, flipped = self._decoded(code_new, s), self._differ(code, code_new)
+            self._count(s, FLIPS, flipped)
+            self._count(s, CHANGES, b.fcmp_unordered("!=", value, value_new))
+            self._count(s, PINNED, b.and_(flipped, fixed))
+            for old, new, d in zip(wide, e.wide(value_new), delta, strict=True):
+                surviving = b.fsub(new, old)
+                self._add(s, SURVIVING, surviving, surviving)
+                self._add(s, DOT, surviving, d)
+
+    def tally(self, index: Any) -> None:
+        """Count sixteen bins of the last tile, which costs nothing beside the vectors of this one."""
+        b = self.b
+        at = b.add(self.arg["counted"], index)
+        for lane in range(LANES):
+            place = self.number("last_bins", b.add(at, self.at(lane)))
+            slot = b.gep(self.pointers["tallies"], [b.zext(place, I64)])
+            b.store(b.add(b.load(slot), ir.Constant(I32, 1)), slot)
 
     def _expect(self, s: int, shift: list[Any], slopes: list[list[Any]], free: Any) -> None:
         """Probabilities of T6: the shift over the width, 0 outward from an end cell, at most 1."""
@@ -282,40 +367,24 @@ class _Part:
             self._add(s, EXPECTED, p)
             self._add(s, SQUARES, p, p)
 
-    def _survive(
-        self, s: int, code: Any, code_new: Any, flipped: Any, free: Any, delta: list[Any]
-    ) -> None:
-        """Flips, changes and the sums of D. Where the grid is kept, none of it is anything without a flip."""
-        b, e = self.b, self.e
-        value, value_new = self._decoded(code, 0), self._decoded(code_new, s)
-        self._count(s, FLIPS, flipped)
-        self._count(s, CHANGES, b.fcmp_unordered("!=", value, value_new))
-        self._count(s, PINNED, b.and_(flipped, b.not_(free)))
-        for old, new, d in zip(e.wide(value), e.wide(value_new), delta, strict=True):
-            surviving = b.fsub(new, old)
-            self._add(s, SURVIVING, surviving, surviving)
-            self._add(s, DOT, surviving, d)
-
-    def _bins(self, ratio: Any, v: list[Any], code: Any, moved: Any) -> Any:
-        """The bin of each weight, int16. Where float32 may be off by one, float64 says it for all lanes."""
+    def _bins(self, ratio: Any, code: Any, moved: Any) -> tuple[Any, Any]:
+        """The bin of each weight, int16, and where it may be off by one."""
         b, e = self.b, self.e
         if self.integers:
-            above = b.fsub(ratio, b.fsub(code, e.every(F32X, 0.5)))
+            above = b.fsub(ratio, b.fsub(code, e.every(F32X, 0.5 + FIRST_BIN / BINS)))
             scaled = b.fmul(above, e.every(F32X, float(BINS << FRACTION)))
             ends = (b.fcmp_ordered("==", code, end) for end in (self.first, self.last))
             scaled = b.select(b.or_(*ends), e.every(F32X, END_PLACE), scaled)
         else:
             inverse, origin = (e.table(self.rows[k], code) for k in (INVERSE, ORIGIN))
             scaled = e.call("llvm.fma.v16f32", F32X, ratio, inverse, origin)
-        fine = b.fptosi(scaled, I32X)
+        fine = e.least(b.fptosi(scaled, I32X), e.every(I32X, (STAYED << FRACTION) - 1))
         off = b.and_(b.add(fine, self.edge), self.around)
-        near = b.and_(moved, b.icmp_signed("==", off, e.every(I32X, 0)))
-        found = cgutils.alloca_once_value(b, b.lshr(fine, e.every(I32X, FRACTION)))
-        with b.if_then(e.some(near), likely=False):
-            exact = self._exact_bins(v, code)
-            b.store(b.select(near, exact, b.load(found)), found)
-        stayed = ir.Constant(I32X, [STAYED + lane for lane in range(LANES)])
-        return b.trunc(b.select(moved, b.load(found), stayed), I16X)
+        close = b.and_(moved, b.icmp_signed("==", off, e.every(I32X, 0)))
+        close = b.and_(close, b.fcmp_ordered("<", e.size(ratio), self.dense))
+        stayed = ir.Constant(I16X, [STAYED + lane for lane in range(LANES)])
+        bins = b.trunc(b.lshr(fine, e.every(I32X, FRACTION)), I16X)
+        return b.select(moved, bins, stayed), close
 
     def _exact_bins(self, v: list[Any], code: Any) -> Any:
         """The bins by the operations of `kernel._positions`."""
@@ -338,7 +407,8 @@ class _Part:
             scaled = e.larger(b.fmul(place, e.every(F64X, float(BINS))), e.every(F64X, 0.0))
             last = e.smaller(scaled, e.every(F64X, BINS - 1.0))
             whole.append(b.fptosi(last, ir.VectorType(I32, 8)))
-        return b.shuffle_vector(*whole, ir.Constant(ir.VectorType(I32, 16), list(range(16))))
+        bins = b.shuffle_vector(*whole, ir.Constant(ir.VectorType(I32, 16), list(range(16))))
+        return b.add(bins, e.every(I32X, FIRST_BIN))
 
     def _quotient(self, x: Any, y: Any, inverse: Any) -> Any:
         """The float64 quotient: corrected once it is one of the two floats beside it, twice the nearest one."""
@@ -352,25 +422,63 @@ class _Part:
 def _make(key: Any) -> Any:
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         b, part = builder, _Part(context, builder, signature, args, key)
-        with cgutils.for_range(b, part.arg["count"], intp=I64) as each:
-            block = b.zext(part.number("blocks", each.index), I64)
-            part.load_block(block)
-            at, begin = b.mul(block, part.arg["size"]), part.arg["begin"]
-            at = b.select(b.icmp_signed("<", at, begin), begin, at)
-            with cgutils.for_range(b, part.arg["groups"], intp=I64) as loop:
-                index = b.add(at, b.mul(loop.index, part.at(LANES)))
-                part.group(index, b.sub(index, begin))
+        begin = part.arg["begin"]
+
+        @contextmanager
+        def groups() -> Iterator[tuple[Any, Any, Any]]:
+            with cgutils.for_range(b, part.arg["count"], intp=I64) as each:
+                block = b.zext(part.number("blocks", each.index), I64)
+                part.load_block(block)
+                start = b.mul(block, part.arg["size"])
+                start = b.select(b.icmp_signed("<", start, begin), begin, start)
+                with cgutils.for_range(b, part.arg["groups"], intp=I64) as loop:
+                    index = b.add(start, b.mul(loop.index, part.at(LANES)))
+                    yield block, index, b.sub(index, begin)
+
+        done = cgutils.alloca_once_value(b, part.at(0))
+        with groups() as (_, index, at):
+            part.encode(index, at)
+        with groups() as (_, index, at):
+            part.expect(index, at)
+            part.tally(b.load(done))
+            b.store(b.add(b.load(done), part.at(LANES)), done)
+        lists = ("close", "flipped") if part.same else ("close",)
+        many = [cgutils.alloca_once_value(b, part.at(0)) for _ in lists]
+        with groups() as (block, index, at):
+            where = b.or_(b.shl(block, part.at(32)), index)
+            for name, n, mask in zip(lists, many, part.place(index, at), strict=True):
+                b.store(where, b.gep(part.pointers[name], [b.load(n)]))
+                b.store(b.add(b.load(n), b.zext(part.e.some(mask), I64)), n)
+
+        @contextmanager
+        def listed(k: int) -> Iterator[tuple[Any, Any]]:
+            with cgutils.for_range(b, b.load(many[k]), intp=I64) as each:
+                where = part.number(lists[k], each.index)
+                part.load_block(b.lshr(where, part.at(32)))
+                index = b.and_(where, part.at(2**32 - 1))
+                yield index, b.sub(index, begin)
+
+        @contextmanager
+        def rest() -> Iterator[tuple[Any, Any]]:
+            with groups() as (_, index, at):
+                yield index, at
+
+        with listed(0) as (index, at):
+            part.correct(index, at)
+        with listed(1) if part.same else rest() as (index, at):
+            part.survive(index, at)
         part.store_sums()
         return context.get_dummy_value()
 
     @intrinsic
     def part(
         typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, constants: Any,
-        factor: Any, scale: Any, reciprocal: Any, before: Any, after: Any, setter: Any, blocks: Any, count: Any, sums: Any, counts: Any, bins: Any,
+        factor: Any, gain: Any, scale: Any, reciprocal: Any, before: Any, after: Any, setter: Any, blocks: Any, count: Any, sums: Any, counts: Any, codes: Any, bins: Any,
+        close: Any, flipped: Any, last_bins: Any, counted: Any, tallies: Any, first: Any,
     ) -> Any:  # fmt: skip
         kinds = (
-            x, y, begin, groups, size, narrow, wide, constants, factor, scale, reciprocal, before, after, setter,
-            blocks, count, sums, counts, bins,
+            x, y, begin, groups, size, narrow, wide, constants, factor, gain, scale, reciprocal, before, after, setter,
+            blocks, count, sums, counts, codes, bins, close, flipped, last_bins, counted, tallies, first,
         )  # fmt: skip
         whole = [
             types.int64 if name in WHOLE else kind for name, kind in zip(NAMES, kinds, strict=True)

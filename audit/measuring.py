@@ -128,11 +128,12 @@ def _by_magnitudes(
             continue
         tops, size = _tensor_tops(task, fmt), cut.layout.size
         fit = fit_of_magnitudes(fmt, tops, cut.fit, size, cut.whole_groups)
-        found = fit and measure_registers(cut.stored, size, fmt, fit)
+        counts_all = census is None and cut.is_piece
+        found = fit and measure_registers(cut.stored, size, fmt, fit, is_first=counts_all)
         if fit and found:
             parts[fmt.name] = Part(found.counts, found.sums, found.bins, found.delta_sq)
             cut.fit = fit
-            if census is None and cut.is_piece:
+            if counts_all:
                 census = Census(found.weights, found.moved, True, False)
     return parts, census
 
