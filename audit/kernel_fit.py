@@ -25,20 +25,19 @@ FINITE = 0x7F80
 
 
 class Table(NamedTuple):
-    """Parameters by entry, as in `kernel_plan.Blocks`; `reciprocal` is float64, 1 / factor where they divide.
+    """Parameters by entry, as in `kernel_plan.Blocks`; `reciprocal` is float64, 1 / factor, and None where they multiply.
 
     `grid`, uint32, is equal where the parameters are, and NO_GRID where `gain`, the float32 of the reciprocal, is too
     large or too small for the kernel. Where they multiply, `gain` is the factor. `powers` says whether all factors are
     powers of two.
     """
 
-    divide: bool
-    powers: bool
     grid: Array
     factor: Array
     gain: Array
     scale: Array
-    reciprocal: Array
+    reciprocal: Array | None
+    powers: bool
 
 
 class Fit(NamedTuple):
@@ -162,11 +161,11 @@ def _table(blocks: Blocks, grid: Array) -> Table:
         # powers of two, of which float32 has the reciprocals: the product is the quotient, rounded once as well
         divide, factor = False, np.where(blocks.usable, 1 / factor, np.float32(0))
     if not divide:
-        return Table(False, powers, grid, factor, factor, blocks.scale, np.zeros(1))
+        return Table(grid, factor, factor, blocks.scale, None, powers)
     # 0 where the scale says nothing, so that ratios are 0
     reciprocal = np.where(blocks.usable, 1 / factor.astype(np.float64), 0)
     size = np.abs(np.log2(factor.astype(np.float64)))
     grid = np.where(size > MOST_BINADES, np.uint32(NO_GRID), grid)
     with np.errstate(over="ignore"):
         gain = reciprocal.astype(np.float32)
-    return Table(True, powers, grid, factor, gain, blocks.scale, reciprocal)
+    return Table(grid, factor, gain, blocks.scale, reciprocal, powers)

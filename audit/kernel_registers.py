@@ -24,33 +24,24 @@ from unforgotten.audit.kernel_vector import (
     BIN_BITS,
     BINADES,
     BINS,
-    BY_BUCKET,
-    BY_BUCKET_AND_TWO,
-    BY_ROUNDING,
     DELTA,
     DOT,
     EXPECTED,
     FIRST_BIN,
+    MOST,
     OWN_BINS,
-    PARTS,
     SQUARES,
     STAYED,
     SURVIVING,
+    TILE,
+    measure_tile,
 )  # fmt: skip
 from unforgotten.audit.stored_weights import own_memory
 from unforgotten.theory.formats import Format
 
 Array = NDArray[Any]
-TILE = 2048
 TALLIES = 4 << 16  # bytes of a count for each 16 bits that a weight's bin and binade can be
 NOWHERE = 0xFFFF  # the place of what is no weight; no binade has that number
-# by the way to a code (a bucket and two, a bucket, rounding) and whether they multiply or divide
-KEEPS_TM, MOVES_TM = PARTS[False, True, BY_BUCKET_AND_TWO], PARTS[False, False, BY_BUCKET_AND_TWO]
-KEEPS_BM, MOVES_BM = PARTS[False, True, BY_BUCKET], PARTS[False, False, BY_BUCKET]
-KEEPS_RM, MOVES_RM = PARTS[False, True, BY_ROUNDING], PARTS[False, False, BY_ROUNDING]
-KEEPS_TD, MOVES_TD = PARTS[True, True, BY_BUCKET_AND_TWO], PARTS[True, False, BY_BUCKET_AND_TWO]
-KEEPS_BD, MOVES_BD = PARTS[True, True, BY_BUCKET], PARTS[True, False, BY_BUCKET]
-KEEPS_RD, MOVES_RD = PARTS[True, True, BY_ROUNDING], PARTS[True, False, BY_ROUNDING]
 
 
 class Totals(NamedTuple):
@@ -74,7 +65,7 @@ class Totals(NamedTuple):
 
 
 def measure_registers(
-    pair: tuple[Array, Array], size: int, fmt: Format, fit: Fit, *, is_first: bool = True
+    pair: tuple[Array, Array], size: int, fmt: Format, fit: Fit, *, census: bool = True
 ) -> Totals | None:
     """Whole blocks of `size`, a multiple of LANES, in a format that `fits_registers`.
 
@@ -83,19 +74,21 @@ def measure_registers(
         size: of a block.
         fmt: the format.
         fit: of the blocks; where it does not know them yet, it does after the first format.
+        census: whether to count what needs no format; if not, it is nan and zeros.
 
     Returns:
-        None if a magnitude exceeds the limits of the fit.
+        None if a block exceeds what the fit or the kernel is good for.
     """
     kept, moved = np.zeros((1, 5, 8)), np.zeros((2, 5, 8))
     kept_n, moved_n = np.zeros((1, 3), np.int64), np.zeros((2, 3), np.int64)
-    bins, weights, movers = (np.zeros(n, np.int64) for n in (BINS, BINADES, BINADES))
+    bins, binades = np.zeros(BINS, np.int64), np.zeros((2, BINADES), np.int64)
     tallies = own_memory("tallies", TALLIES, 0).view(np.uint32)
+    table, *entries, known, limits, shift = fit
     bits = pair[0].itemsize == 2
-    rule = (bits and fit.table.powers and lattice_rule(fmt)) or vector_rule(fmt)
+    rule = (bits and table.powers and lattice_rule(fmt)) or vector_rule(fmt)
     within = measure_blocks(
-        *pair, size, rule, *fit, kept, moved, kept_n, moved_n, bins, weights, movers,
-        tallies, is_first,
+        *pair, size, *rule, *table[:-1], *entries, known, limits, shift, kept, moved, kept_n, moved_n, bins,
+        binades if census else None, tallies,
     )  # fmt: skip
     if not within:
         tallies[:] = 0  # of the blocks before, which the next call must not find
@@ -106,7 +99,7 @@ def measure_registers(
     return Totals(
         np.stack([flips, changes, np.zeros_like(flips)], axis=1)[::-1].copy(),
         np.stack([expected + pinned, expected - squares, sums[:, SURVIVING], sums[:, DOT]], axis=1)[::-1].copy(),
-        bins, float(sums[0, DELTA]) if is_first else math.nan, weights, movers,
+        bins, float(sums[0, DELTA]) if census else math.nan, *binades,
     )  # fmt: skip
 
 
@@ -116,19 +109,20 @@ def _compiled(stamp: str) -> Any:
     # fmt: off
     @compiled()
     def measure_blocks(
-        x, y, size, rule, table, e, e_new, setter, fitted, limits, shift, kept, moved, kept_n, moved_n,
-        bins, weights, movers, tallies, is_first,
+        x, y, size, narrow, wide, two, constants, grid, factor, gain, scale, reciprocal, e, e_new, setter, fitted, limits,
+        shift, kept, moved, kept_n, moved_n, bins, census, tallies,
     ):
         stamp  # noqa: B018 # pyright: ignore[reportUnusedExpression]
-        narrow, wide, constants, way = rule
-        divide, _, grid, f, g32, s, r = table
         both = np.empty((2, TILE), np.uint16)
         both[1] = NOWHERE
         turn = 0
         counted = 0
         codes = np.empty(TILE, np.int32)
-        close, flipped = np.empty(TILE // LANES + 1, np.int64), np.empty(TILE // LANES + 1, np.int64)
-        keep, move = np.empty(TILE // LANES + 1, np.uint32), np.empty(TILE // LANES + 1, np.uint32)
+        close, flipped = np.empty(MOST + 1, np.int64), np.empty(MOST + 1, np.int64)
+        starts = np.empty(MOST, np.int64)
+        nears, setters = np.empty(MOST, np.float32), np.empty(MOST, np.float32)
+        wides = np.empty(MOST, np.float64)
+        olds, news = np.empty(MOST, np.uint32), np.empty(MOST, np.uint32)
         total = len(x)
         begin = 0
         while begin < total:
@@ -150,43 +144,25 @@ def _compiled(stamp: str) -> Any:
             places, last_places = both[turn], both[1 - turn]
             n_keep = n_move = 0
             for block in range(first, last):
-                old, new = grid[e[block]], grid[e_new[block]]
-                if old == NO_GRID or new == NO_GRID:
+                old, new = e[block], e_new[block]
+                if grid[old] == NO_GRID or grid[new] == NO_GRID:
                     return False
-                same = old == new
-                keep[n_keep] = move[n_move] = block
+                same = grid[old] == grid[new]
+                k = np.uint64(n_keep if same else MOST - 1 - n_move)
                 n_keep += same
                 n_move += not same
-            if not divide and way == BY_BUCKET_AND_TWO:
-                if n_keep:
-                    KEEPS_TM(x, y, begin, g, size, narrow, wide, constants, f, g32, s, r, e, e_new, setter, keep, n_keep, kept, kept_n, codes, places, close, flipped, last_places, 0, tallies, is_first)
-                if n_move:
-                    MOVES_TM(x, y, begin, g, size, narrow, wide, constants, f, g32, s, r, e, e_new, setter, move, n_move, moved, moved_n, codes, places, close, flipped, last_places, n_keep * g * LANES, tallies, is_first)
-            elif not divide and way == BY_BUCKET:
-                if n_keep:
-                    KEEPS_BM(x, y, begin, g, size, narrow, wide, constants, f, g32, s, r, e, e_new, setter, keep, n_keep, kept, kept_n, codes, places, close, flipped, last_places, 0, tallies, is_first)
-                if n_move:
-                    MOVES_BM(x, y, begin, g, size, narrow, wide, constants, f, g32, s, r, e, e_new, setter, move, n_move, moved, moved_n, codes, places, close, flipped, last_places, n_keep * g * LANES, tallies, is_first)
-            elif not divide and way == BY_ROUNDING:
-                if n_keep:
-                    KEEPS_RM(x, y, begin, g, size, narrow, wide, constants, f, g32, s, r, e, e_new, setter, keep, n_keep, kept, kept_n, codes, places, close, flipped, last_places, 0, tallies, is_first)
-                if n_move:
-                    MOVES_RM(x, y, begin, g, size, narrow, wide, constants, f, g32, s, r, e, e_new, setter, move, n_move, moved, moved_n, codes, places, close, flipped, last_places, n_keep * g * LANES, tallies, is_first)
-            elif divide and way == BY_BUCKET_AND_TWO:
-                if n_keep:
-                    KEEPS_TD(x, y, begin, g, size, narrow, wide, constants, f, g32, s, r, e, e_new, setter, keep, n_keep, kept, kept_n, codes, places, close, flipped, last_places, 0, tallies, is_first)
-                if n_move:
-                    MOVES_TD(x, y, begin, g, size, narrow, wide, constants, f, g32, s, r, e, e_new, setter, move, n_move, moved, moved_n, codes, places, close, flipped, last_places, n_keep * g * LANES, tallies, is_first)
-            elif divide and way == BY_BUCKET:
-                if n_keep:
-                    KEEPS_BD(x, y, begin, g, size, narrow, wide, constants, f, g32, s, r, e, e_new, setter, keep, n_keep, kept, kept_n, codes, places, close, flipped, last_places, 0, tallies, is_first)
-                if n_move:
-                    MOVES_BD(x, y, begin, g, size, narrow, wide, constants, f, g32, s, r, e, e_new, setter, move, n_move, moved, moved_n, codes, places, close, flipped, last_places, n_keep * g * LANES, tallies, is_first)
-            else:
-                if n_keep:
-                    KEEPS_RD(x, y, begin, g, size, narrow, wide, constants, f, g32, s, r, e, e_new, setter, keep, n_keep, kept, kept_n, codes, places, close, flipped, last_places, 0, tallies, is_first)
-                if n_move:
-                    MOVES_RD(x, y, begin, g, size, narrow, wide, constants, f, g32, s, r, e, e_new, setter, move, n_move, moved, moved_n, codes, places, close, flipped, last_places, n_keep * g * LANES, tallies, is_first)
+                starts[k] = max(block * size, begin)
+                nears[k], setters[k] = gain[old], setter[block]
+                if reciprocal is None:
+                    wides[k] = factor[old]
+                else:
+                    wides[k] = reciprocal[old]
+                olds[k], news[k] = old, new
+            measure_tile(
+                x, y, begin, g, narrow, wide, two, constants, factor, gain, scale, reciprocal, starts, nears, wides,
+                setters, olds, news, n_keep, n_move, kept, moved, kept_n, moved_n, codes, places, close, flipped,
+                last_places, tallies, census,
+            )
             for i in range(end - begin, counted):
                 tallies[last_places[i]] += np.uint32(1)
             counted = end - begin
@@ -197,18 +173,17 @@ def _compiled(stamp: str) -> Any:
         for i in range(counted):
             tallies[both[1 - turn, i]] += np.uint32(1)
         tallies[NOWHERE] = 0
-        for k in range(BINADES):
+        binades = 1 if census is None else BINADES
+        for k in range(binades):
             row = tallies[k << BIN_BITS : (k << BIN_BITS) + OWN_BINS]
-            count = 0
-            for i in range(OWN_BINS):
-                count += np.int64(row[i])
-            if count:
-                weights[k] += count
+            if census is not None:
+                for i in range(OWN_BINS):
+                    census[0, k] += row[i]
                 for i in range(STAYED):
-                    movers[k] += np.int64(row[i])
-                for i in range(BINS):
-                    bins[i] += row[FIRST_BIN + i]
-                row[:] = 0
+                    census[1, k] += row[i]
+            for i in range(BINS):
+                bins[i] += row[FIRST_BIN + i]
+            row[:] = 0
         return True
 
     # fmt: on

@@ -13,9 +13,6 @@ from unforgotten.audit.kernel_lanes import LANES, available
 from unforgotten.audit.kernel_plan import Rule, exact_thresholds, rule_of
 from unforgotten.audit.kernel_vector import (
     AROUND,
-    BY_BUCKET,
-    BY_BUCKET_AND_TWO,
-    BY_ROUNDING,
     CODES,
     DENSE,
     EDGE,
@@ -43,22 +40,22 @@ OFF = 2.0**-21  # more than twice what the float32 product by a reciprocal may b
 
 
 class VectorRule(NamedTuple):
-    """A format in registers.
+    """A format in registers. A code is found by comparing with the one threshold of the ratio's bucket.
 
     Attributes:
-        narrow: float32 (9, 16): thresholds filled with inf, levels, the place of a ratio of 0 in fine bins, fine bins a code unit; and
-            of 32 buckets the code of the smallest ratio, as bits, and the one threshold, inf for none; and the threshold below each code.
-        wide: float64 (4, 16): flips a code unit upward, and downward, negative, 0 outward from an end cell; lower ends and
-            widths of the cells.
-        constants: float32 (10,), see `kernel_vector`.
-        way: to a code: BY_BUCKET where every bucket has at most one threshold, BY_BUCKET_AND_TWO where up to two are
-            compared with beside; of integers BY_ROUNDING.
+        narrow: float32 (9, 16), see `kernel_vector`; None for integers, whose codes are rounded to: the least and the
+            largest ratio that a code has for sure; levels; the place of a ratio of 0 in fine bins, and fine bins a code
+            unit; of 32 buckets the code of the smallest ratio, as bits, and the one threshold, inf for none.
+        wide: float64 (4, 16): flips a code unit upward, and downward, negative, 0 outward from an end cell; lower ends
+            and widths of the cells. Of integers the flips a code unit upward from the first, and downward from the last.
+        two: float32 (2,), thresholds that are compared with beside, inf for none; None if there is none.
+        constants: float32 (9,), see `kernel_vector`.
     """
 
-    narrow: Array
+    narrow: Array | None
     wide: Array
+    two: Array | None
     constants: Array
-    way: int
 
 
 def fits_registers(fmt: Format) -> bool:
@@ -109,13 +106,13 @@ def vector_rule(fmt: Format) -> VectorRule:
     limits = np.where(np.isin(every, found.bucket), limits, np.float32(np.inf)).astype(np.float32)
     narrow[CODES : CODES + 2] = codes.view(np.float32).reshape(2, LANES)
     narrow[LIMITS : LIMITS + 2] = limits.reshape(2, LANES)
-    two = np.append(found.rest, np.full(2, np.inf))[:2]
+    two = np.append(found.rest, np.full(2, np.inf))[:2].astype(np.float32)
     edge = _edge(fmt, rule)
     around = (1 << FRACTION) - 2 * edge
     constants = np.array(
-        [rule.unit, edge, around, np.inf, found.reach, found.steps, *two, 0, 0, 0], np.float32
+        [rule.unit, edge, around, np.inf, found.reach, found.steps, 0, 0, 0], np.float32
     )
-    return VectorRule(narrow, wide, constants, BY_BUCKET_AND_TWO if len(found.rest) else BY_BUCKET)
+    return VectorRule(narrow, wide, two if len(found.rest) else None, constants)
 
 
 class _Buckets(NamedTuple):
@@ -148,7 +145,7 @@ def lattice_rule(fmt: Format) -> VectorRule | None:
         None where a ratio that is not small is off.
     """
     plain, rule = vector_rule(fmt), rule_of(fmt)
-    if plain.way == BY_ROUNDING:
+    if plain.narrow is None:
         return None
     edge = _edge(fmt, rule)
     inner = slice(1, len(rule.levels) - 1)
@@ -182,15 +179,14 @@ def _surely(thresholds: Array, off: float) -> Array:
 def _integer_rule(fmt: Format, rule: Rule) -> VectorRule:
     """No tables: levels are integers, and all cells but the two at the ends are one wide."""
     assert (rule.width[1:-1] == 1).all(), "integers are one apart"
-    wide = np.zeros((4, LANES))
-    wide[0, 0], wide[0, 1] = rule.inverse[0], rule.inverse[-1]
+    wide = np.array([[rule.inverse[0], rule.inverse[-1]]])
     edge = _edge(fmt, rule)
     around = (1 << FRACTION) - 2 * edge
     ends = fmt.levels[0], fmt.levels[-1]
     # a product has its code even if it is a tie
     sure = 0.5 - OFF * max(np.abs(ends)) if fmt.arithmetic == "divide" else np.inf
-    constants = np.array([rule.unit, edge, around, np.inf, 0, 0, 0, 0, *ends, sure], np.float32)
-    return VectorRule(np.zeros((ROWS, LANES), np.float32), wide, constants, BY_ROUNDING)
+    constants = np.array([rule.unit, edge, around, np.inf, 0, 0, *ends, sure], np.float32)
+    return VectorRule(None, wide, None, constants)
 
 
 def _edge(fmt: Format, rule: Rule) -> int:

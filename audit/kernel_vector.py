@@ -9,7 +9,6 @@ any midpoint of float64, and the corrected one within 2^-104 of it before it is 
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -37,12 +36,13 @@ from unforgotten.theory import dead_zone
 SURELY_FROM, SURELY_TO, LEVELS, ORIGIN, INVERSE, CODES, LIMITS = 0, 1, 2, 3, 4, 5, 7  # rows of `narrow`
 ROWS = 9
 UPWARD, DOWNWARD, LOWER64, WIDTH64 = range(4)  # rows of `wide`
-UNIT, EDGE, AROUND, DENSE, REACH, STEPS, ONE, TWO, FIRST, LAST, SURE = range(11)  # of `constants`
-BY_BUCKET, BY_BUCKET_AND_TWO, BY_ROUNDING = WAYS = range(3)  # ways to a code
+UNIT, EDGE, AROUND, DENSE, REACH, STEPS, FIRST, LAST, SURE = range(9)  # of `constants`
 FLIPS, CHANGES, PINNED = range(3)  # of `counts`
 EXPECTED, SQUARES, SURVIVING, DOT, DELTA = range(5)  # of `sums`
 FRACTION = 12  # bits of the fraction of a bin
-AHEAD = 2048  # weights between what is measured and what is asked for from memory
+TILE = 2048  # weights whose passes stay in the first-level cache
+MOST = TILE // LANES  # blocks of a tile
+AHEAD = TILE  # weights between what is measured and what is asked for from memory
 BINS = 256
 ENDMOST, FIRST_BIN, STAYED = 0, 1, 257  # weights in an end cell, those in bins, and those that do not move
 OWN_BINS = (
@@ -53,32 +53,26 @@ BIN_BITS = 9
 EXPONENT = 7  # the lowest bit of the exponent of a bfloat16
 # of the binades that are counted: the biased exponent of the first, and how many there are
 LOWEST, BINADES = 127 + dead_zone.BINADES[0], len(dead_zone.BINADES)
-WHOLE = ("begin", "groups", "size", "count", "counted", "first")
+WHOLE = ("begin", "groups", "keeps", "moves")
 NAMES = (
-    "x", "y", "begin", "groups", "size", "narrow", "wide", "constants", "factor", "gain", "scale", "reciprocal", "before",
-    "after", "setter", "blocks", "count", "sums", "counts", "codes", "bins", "close", "flipped", "last_bins", "counted", "tallies", "first",
+    "x", "y", "begin", "groups", "narrow", "wide", "two", "constants", "factor", "gain", "scale", "reciprocal", "starts",
+    "nears", "wides", "setters", "before", "after", "keeps", "moves", "kept", "moved", "kept_counts", "moved_counts",
+    "codes", "bins", "close", "flipped", "last_bins", "tallies", "census",
 )  # fmt: skip
 
 
 class _Part:
-    """The instructions for one part of one block; `same` says that the block keeps its grid."""
+    """The instructions for the blocks of a tile that keep their grid, or for those that do not."""
 
-    def __init__(self, context: Any, builder: Any, signature: Any, args: Any, key: Any) -> None:
+    def __init__(self, builder: Any, arg: Any, kinds: Any, pointers: Any, *, same: bool) -> None:
         self.b, self.e = builder, Lanes(builder)
-        self.arg: dict[str, Any] = dict(zip(NAMES, args, strict=True))
-        self.divide, self.same, self.way = key
-        self.integers = self.way == BY_ROUNDING
-        self.kinds: dict[str, Any] = dict(zip(NAMES, signature.args, strict=True))
-        self.pointers = {
-            name: context.make_array(kind)(context, builder, value=self.arg[name]).data
-            for name, kind in self.kinds.items()
-            if isinstance(kind, types.Array)
-        }
+        self.arg, self.pointers, self.same = arg, pointers, same
+        self.stored = kinds["x"].dtype
+        self.divide, self.integers = "reciprocal" in pointers, "narrow" not in pointers
         self.grids = 1 if self.same else 2
         # On the grid before, a code unit is the same for both weights, so the shift is delta, scaled. Quotients that are
         # each rounded to 2^-53 differ from that by 2^-44 where bfloat16 weights differ at all, by more where float32 do.
-        self.by_delta = self.kinds["x"].dtype == types.uint16 or not self.divide
-        self.is_first = builder.icmp_signed("!=", self.arg["first"], self.at(0))
+        self.by_delta = self.stored == types.uint16 or not self.divide
         self._load_format()
         self._load_sums()
 
@@ -90,12 +84,17 @@ class _Part:
 
     def _load_format(self) -> None:
         b, e = self.b, self.e
-        self.rows = [e.load(self.pointers["narrow"], F32X, self.at(LANES * k)) for k in range(ROWS)]
+        vectors = 0 if self.integers else ROWS
+        self.rows = [
+            e.load(self.pointers["narrow"], F32X, self.at(LANES * k)) for k in range(vectors)
+        ]
         tables = [
             [e.load(self.pointers["wide"], F64X, self.at(LANES * k + h)) for h in (0, 8)]
-            for k in range(4)
+            for k in range(0 if self.integers else 4)
         ]
         self.steps, self.cells = tables[:LOWER64], tables[LOWER64:]
+        thresholds = [self.number("two", self.at(k)) for k in range(2 if "two" in self.pointers else 0)]
+        self.two = [e.spread(t, F32X) for t in thresholds]
         constants = [self.number("constants", self.at(k)) for k in range(SURE + 1)]
         self.edge, self.around = (
             e.spread(b.fptosi(constants[k], I32), I32X) for k in (EDGE, AROUND)
@@ -103,48 +102,46 @@ class _Part:
         self.unit, self.dense, self.reach, self.per_step, self.first, self.last, self.sure = (
             e.spread(constants[k], F32X) for k in (UNIT, DENSE, REACH, STEPS, FIRST, LAST, SURE)
         )
-        self.two = [e.spread(constants[k], F32X) for k in (ONE, TWO)]
         self.end_slopes = [
             e.spread(self.number("wide", self.at(k)), F64X)
             for k in range(2 if self.integers else 0)
         ]
 
-    def load_block(self, block: Any) -> None:
-        """The parameters of a block, in every lane."""
+    def load_block(self, k: Any) -> None:
+        """The parameters of a block of the tile, in every lane."""
         b, e = self.b, self.e
-        entries = [
-            b.zext(self.number(name, block), I64) for name in ("before", "after")[: self.grids]
-        ]
+        near, wide = self.number("nears", k), self.number("wides", k)
+        self.gain, self.wide_gain = [e.spread(near, F32X)], [e.spread(wide, F64X)]
+        entries = [b.zext(self.number(name, k), I64) for name in ("before", "after")[: self.grids]]
+        for entry in entries[1:]:
+            gain = self.number("gain", entry)
+            wide = self.number("reciprocal", entry) if self.divide else b.fpext(gain, F64)
+            self.gain.append(e.spread(gain, F32X))
+            self.wide_gain.append(e.spread(wide, F64X))
         factors = [self.number("factor", entry) for entry in entries]
-        self.gain = [e.spread(self.number("gain", entry), F32X) for entry in entries]
         self.wide_factor = [e.spread(b.fpext(f, F64), F64X) for f in factors]
-        self.reciprocal = [
-            e.spread(self.number("reciprocal", entry), F64X)
-            for entry in (entries if self.divide else ())
-        ]
         self.scales = [e.spread(self.number("scale", entry), F32X) for entry in entries]
-        self.setter = e.spread(self.number("setter", block), F32X)
-        self.slopes = [self.steps] * self.grids
-        self.scales_delta = self.divide or self.integers
-        if self.by_delta and not self.scales_delta:
-            self.slopes[0] = [
-                [b.fmul(half, self.wide_factor[0]) for half in step] for step in self.steps
+        self.setter = e.spread(self.number("setters", k), F32X)
+        self.slopes = self.steps
+        if self.same and not self.divide and not self.integers:
+            self.slopes = [
+                [b.fmul(half, self.wide_gain[0]) for half in step] for step in self.steps
             ]
 
     def _load_sums(self) -> None:
         b, e = self.b, self.e
+        self.places = ("kept", "kept_counts") if self.same else ("moved", "moved_counts")
+        sums, counts = (self.pointers[name] for name in self.places)
         self.sums = [
             [
-                cgutils.alloca_once_value(
-                    b, e.load(self.pointers["sums"], F64X, self.at((s * 5 + k) * 8))
-                )
+                cgutils.alloca_once_value(b, e.load(sums, F64X, self.at((s * 5 + k) * 8)))
                 for k in range(5)
             ]
             for s in range(self.grids)
         ]
         self.counts = [
             [
-                cgutils.alloca_once_value(b, self.number("counts", self.at(s * 3 + k)))
+                cgutils.alloca_once_value(b, b.load(b.gep(counts, [self.at(s * 3 + k)])))
                 for k in range(3)
             ]
             for s in range(self.grids)
@@ -152,12 +149,12 @@ class _Part:
 
     def store_sums(self) -> None:
         b, e = self.b, self.e
+        sums, counts = (self.pointers[name] for name in self.places)
         for s in range(self.grids):
             for k in range(5):
-                e.store(b.load(self.sums[s][k]), self.pointers["sums"], self.at((s * 5 + k) * 8))
+                e.store(b.load(self.sums[s][k]), sums, self.at((s * 5 + k) * 8))
             for k in range(3):
-                at = b.gep(self.pointers["counts"], [self.at(s * 3 + k)])
-                b.store(b.load(self.counts[s][k]), at)
+                b.store(b.load(self.counts[s][k]), b.gep(counts, [self.at(s * 3 + k)]))
 
     def _add(self, s: int, k: int, x: Any, y: Any = None) -> None:
         old = self.b.load(self.sums[s][k])
@@ -169,7 +166,7 @@ class _Part:
 
     def _read(self, name: str, index: Any) -> tuple[Any, Any]:
         """Weights, and where they are bfloat16 their bits."""
-        if self.kinds[name].dtype != types.uint16:
+        if self.stored != types.uint16:
             return self.e.load(self.pointers[name], F32X, index), None
         raw = self.e.load(self.pointers[name], I16X, index)
         bits = self.b.zext(raw, I32X)
@@ -192,19 +189,21 @@ class _Part:
         """Ratios in float32."""
         if not self.divide:
             return self._near(w, s)
-        return self.e.narrow([self.b.fmul(h, self.reciprocal[s]) for h in self.e.wide(w)])
+        return self.e.narrow([self.b.fmul(h, self.wide_gain[s]) for h in self.e.wide(w)])
 
     def _wide_ratio(self, w: Any, s: int) -> list[Any]:
         """Ratios in float64."""
         b, e = self.b, self.e
+        found = [b.fmul(h, self.wide_gain[s]) for h in e.wide(w)]
         if not self.divide:
-            return [b.fmul(h, self.wide_factor[s]) for h in e.wide(w)]
-        found = []
-        for h in e.wide(w):
-            guess = b.fmul(h, self.reciprocal[s])
-            rest = e.fma(b.fneg(guess), self.wide_factor[s], h)
-            found.append(e.fma(rest, self.reciprocal[s], guess))
-        return found
+            return found
+        rests = [
+            e.fma(b.fneg(guess), self.wide_factor[s], h)
+            for guess, h in zip(found, e.wide(w), strict=True)
+        ]
+        return [
+            e.fma(rest, self.wide_gain[s], guess) for rest, guess in zip(rests, found, strict=True)
+        ]
 
     def _value(self, level: Any, s: int) -> Any:
         """The value of levels: in the order of operations of `theory.quantize.decode`."""
@@ -217,7 +216,7 @@ class _Part:
             return self._cut(e.call("llvm.rint.v16f32", F32X, ratio))
         codes = [self.b.bitcast(row, I32X) for row in self.rows[CODES : CODES + 2]]
         code = e.bucket_search(ratio, self.reach, self.per_step, codes, self.rows[LIMITS : LIMITS + 2])
-        for threshold in self.two if self.way == BY_BUCKET_AND_TWO else ():
+        for threshold in self.two:
             code = e.one_more(code, self.b.fcmp_ordered(">", ratio, threshold))
         return code
 
@@ -229,12 +228,12 @@ class _Part:
             return self.b.fcmp_ordered("!=", code, code_new)
         return self.b.icmp_signed("!=", code, code_new)
 
-    def _slopes_of(self, code: Any) -> list[list[list[Any]]]:
-        """For each grid flips a code unit upward and, negative, downward, of both halves; 0 outward from an end cell."""
+    def _slopes_of(self, code: Any) -> list[list[Any]]:
+        """Flips a code unit upward and, negative, downward, of both halves; 0 outward from an end cell."""
         b, e = self.b, self.e
         if not self.integers:
             code64 = [b.zext(h, I64X) for h in e.halves(code)]
-            return [[[e.wide_table(t, c) for c in code64] for t in steps] for steps in self.slopes]
+            return [[e.wide_table(steps, c) for c in code64] for steps in self.slopes]
         ends = [e.halves(b.fcmp_ordered("==", code, end)) for end in (self.first, self.last)]
         one, zero = e.every(F64X, 1.0), e.every(F64X, 0.0)
         up = [
@@ -245,7 +244,7 @@ class _Part:
             b.fneg(b.select(first, zero, b.select(last, self.end_slopes[1], one)))
             for first, last in zip(*ends, strict=True)
         ]
-        return [[up, down]] * self.grids
+        return [up, down]
 
     def _surely(self, near: Any, code: Any) -> Any:
         """Whether a ratio near this one has this code for sure; where ratios are products, whether it has it."""
@@ -287,19 +286,19 @@ class _Part:
         (x, _), (y, _) = (self._read(name, index) for name in ("x", "y"))
         x64, y64 = e.wide(x), e.wide(y)
         delta = [b.fsub(after, before) for before, after in zip(x64, y64, strict=True)]
-        with b.if_then(self.is_first):
-            for d in delta:
-                self._add(0, DELTA, d, d)
+        for d in delta if self.arg["census"] is not None else ():
+            self._add(0, DELTA, d, d)
         slopes = self._slopes_of(self._code(at))
         free = b.fcmp_unordered("!=", e.size(x), self.setter)
         for s in range(self.grids):
             if s == 0 and self.by_delta:
-                gain = self.reciprocal if self.divide else self.wide_factor
-                shift = [b.fmul(d, gain[0]) for d in delta] if self.scales_delta else delta
+                shift = delta
+                if self.slopes is self.steps:
+                    shift = [b.fmul(d, self.wide_gain[0]) for d in delta]
             else:
                 v, v_new = self._wide_ratio(x, 0), self._wide_ratio(y, s)
                 shift = [b.fsub(new, old) for new, old in zip(v_new, v, strict=True)]
-            self._expect(s, shift, slopes[s], free)
+            self._expect(s, shift, slopes, free)
 
     def place(self, index: Any, at: Any) -> tuple[Any, ...]:
         """Put the bins and binades of sixteen weights into `bins` from `at` on.
@@ -312,10 +311,9 @@ class _Part:
         (x, raw), (y, _) = (self._read(name, index) for name in ("x", "y"))
         code = self._code(at)
         bins, close = self._bins(self._near(x, 0), code, b.fcmp_unordered("!=", x, y))
+        if raw is not None and self.arg["census"] is not None:
+            bins = b.or_(bins, self._binades(raw))
         e.store(bins, self.pointers["bins"], at)
-        if raw is not None:
-            with b.if_then(self.is_first):
-                e.store(b.or_(bins, self._binades(raw)), self.pointers["bins"], at)
         return (close, b.not_(self._surely(self._near(y, 0), code))) if self.same else (close,)
 
     def correct(self, index: Any, at: Any) -> None:
@@ -349,10 +347,9 @@ class _Part:
                 self._add(s, SURVIVING, surviving, surviving)
                 self._add(s, DOT, surviving, d)
 
-    def tally(self, index: Any) -> None:
+    def tally(self, at: Any) -> None:
         """Count sixteen bins of the last tile, which costs nothing beside the vectors of this one."""
         b = self.b
-        at = b.add(self.arg["counted"], index)
         for lane in range(LANES):
             place = self.number("last_bins", b.add(at, self.at(lane)))
             slot = b.gep(self.pointers["tallies"], [b.zext(place, I64)])
@@ -419,83 +416,97 @@ class _Part:
         return found
 
 
-def _make(key: Any) -> Any:
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        b, part = builder, _Part(context, builder, signature, args, key)
-        begin = part.arg["begin"]
+def _emit(part: _Part) -> None:
+    """The passes over the blocks of a part: each is short, so that many groups are on their way at a time."""
+    b, arg, pointers = part.b, part.arg, part.pointers
+    begin, first = arg["begin"], part.at(0) if part.same else part.at(MOST - 1)
 
-        @contextmanager
-        def groups() -> Iterator[tuple[Any, Any, Any]]:
-            with cgutils.for_range(b, part.arg["count"], intp=I64) as each:
-                block = b.zext(part.number("blocks", each.index), I64)
-                part.load_block(block)
-                start = b.mul(block, part.arg["size"])
-                start = b.select(b.icmp_signed("<", start, begin), begin, start)
-                with cgutils.for_range(b, part.arg["groups"], intp=I64) as loop:
-                    index = b.add(start, b.mul(loop.index, part.at(LANES)))
-                    yield block, index, b.sub(index, begin)
+    def index_of(k: Any, group: Any) -> Any:
+        return b.add(part.number("starts", k), b.mul(group, part.at(LANES)))
 
-        done = cgutils.alloca_once_value(b, part.at(0))
-        with groups() as (_, index, at):
-            part.encode(index, at)
-        with groups() as (_, index, at):
-            part.expect(index, at)
-            part.tally(b.load(done))
-            b.store(b.add(b.load(done), part.at(LANES)), done)
-        lists = ("close", "flipped") if part.same else ("close",)
-        many = [cgutils.alloca_once_value(b, part.at(0)) for _ in lists]
-        with groups() as (block, index, at):
-            where = b.or_(b.shl(block, part.at(32)), index)
-            for name, n, mask in zip(lists, many, part.place(index, at), strict=True):
-                b.store(where, b.gep(part.pointers[name], [b.load(n)]))
-                b.store(b.add(b.load(n), b.zext(part.e.some(mask), I64)), n)
+    @contextmanager
+    def groups() -> Iterator[tuple[Any, Any, Any]]:
+        with cgutils.for_range(b, arg["keeps" if part.same else "moves"], intp=I64) as each:
+            k = each.index if part.same else b.sub(first, each.index)
+            part.load_block(k)
+            with cgutils.for_range(b, arg["groups"], intp=I64) as loop:
+                index = index_of(k, loop.index)
+                yield index, b.sub(index, begin), b.or_(b.shl(k, part.at(32)), loop.index)
 
-        @contextmanager
-        def listed(k: int) -> Iterator[tuple[Any, Any]]:
-            with cgutils.for_range(b, b.load(many[k]), intp=I64) as each:
-                where = part.number(lists[k], each.index)
-                part.load_block(b.lshr(where, part.at(32)))
-                index = b.and_(where, part.at(2**32 - 1))
-                yield index, b.sub(index, begin)
+    @contextmanager
+    def listed(name: str, count: Any) -> Iterator[tuple[Any, Any]]:
+        with cgutils.for_range(b, b.load(count), intp=I64) as each:
+            where = part.number(name, each.index)
+            k = b.lshr(where, part.at(32))
+            part.load_block(k)
+            index = index_of(k, b.and_(where, part.at(2**32 - 1)))
+            yield index, b.sub(index, begin)
 
-        @contextmanager
-        def rest() -> Iterator[tuple[Any, Any]]:
-            with groups() as (_, index, at):
-                yield index, at
-
-        with listed(0) as (index, at):
-            part.correct(index, at)
-        with listed(1) if part.same else rest() as (index, at):
+    with groups() as (index, at, _):
+        part.encode(index, at)
+    with groups() as (index, at, _):
+        part.expect(index, at)
+        part.tally(at)
+    lists = {name: cgutils.alloca_once_value(b, part.at(0)) for name in ("close", "flipped")}
+    with groups() as (index, at, where):
+        for mask, (name, count) in zip(part.place(index, at), lists.items(), strict=False):
+            n = b.load(count)
+            b.store(where, b.gep(pointers[name], [n]))
+            b.store(b.add(n, b.zext(part.e.some(mask), I64)), count)
+    with listed("close", lists["close"]) as (index, at):
+        part.correct(index, at)
+    if part.same:
+        with listed("flipped", lists["flipped"]) as (index, at):
             part.survive(index, at)
-        part.store_sums()
+    else:
+        with groups() as (index, at, _):
+            part.survive(index, at)
+    part.store_sums()
+
+
+@intrinsic
+def measure_tile(
+    typing: Any, x: Any, y: Any, begin: Any, groups: Any, narrow: Any, wide: Any, two: Any, constants: Any, factor: Any,
+    gain: Any, scale: Any, reciprocal: Any, starts: Any, nears: Any, wides: Any, setters: Any, before: Any, after: Any,
+    keeps: Any, moves: Any, kept: Any, moved: Any, kept_counts: Any, moved_counts: Any, codes: Any, bins: Any,
+    close: Any, flipped: Any, last_bins: Any, tallies: Any, census: Any,
+) -> Any:  # fmt: skip
+    """The blocks of a tile. What is None says at compile time which instructions there are.
+
+    x, y: uint16 (bfloat16) or float32. begin: where the tile begins. groups: of sixteen weights in each block.
+    narrow, wide, two, constants: of the format, see `kernel_tables.VectorRule`.
+    factor, gain, scale, reciprocal: by entry, see `kernel_fit.Table`.
+    starts, nears, wides, setters, before, after: of each block of the tile where it begins, the gain before in float32
+    and in float64, absmax before, and its entries; the first `keeps` keep their grid, the last `moves` of MOST do not.
+    kept (1, 5, 8), moved (2, 5, 8), kept_counts (1, 3), moved_counts (2, 3): fixed grid first, added to.
+    codes, close, flipped: scratch memory for a number for each weight, group, group.
+    bins: uint16, where to write `binade << BIN_BITS | bin` of each weight; without the binade where `census` is None.
+    last_bins, tallies: those of the tile before, which are counted.
+    """
+    kinds = (
+        x, y, begin, groups, narrow, wide, two, constants, factor, gain, scale, reciprocal, starts, nears, wides, setters,
+        before, after, keeps, moves, kept, moved, kept_counts, moved_counts, codes, bins, close, flipped, last_bins,
+        tallies, census,
+    )  # fmt: skip
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        own = dict(zip(NAMES, signature.args, strict=True))
+        arg = {
+            name: None if own[name] == types.none else value
+            for name, value in zip(NAMES, args, strict=True)
+        }
+        pointers = {
+            name: context.make_array(kind)(context, builder, value=arg[name]).data
+            for name, kind in own.items()
+            if isinstance(kind, types.Array)
+        }
+        for same in (True, False):
+            some = builder.icmp_signed(">", arg["keeps" if same else "moves"], ir.Constant(I64, 0))
+            with builder.if_then(some):
+                _emit(_Part(builder, arg, own, pointers, same=same))
         return context.get_dummy_value()
 
-    @intrinsic
-    def part(
-        typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, constants: Any,
-        factor: Any, gain: Any, scale: Any, reciprocal: Any, before: Any, after: Any, setter: Any, blocks: Any, count: Any, sums: Any, counts: Any, codes: Any, bins: Any,
-        close: Any, flipped: Any, last_bins: Any, counted: Any, tallies: Any, first: Any,
-    ) -> Any:  # fmt: skip
-        kinds = (
-            x, y, begin, groups, size, narrow, wide, constants, factor, gain, scale, reciprocal, before, after, setter,
-            blocks, count, sums, counts, codes, bins, close, flipped, last_bins, counted, tallies, first,
-        )  # fmt: skip
-        whole = [
-            types.int64 if name in WHOLE else kind for name, kind in zip(NAMES, kinds, strict=True)
-        ]
-        return types.void(*whole), codegen
-
-    return part
-
-
-PARTS = {key: _make(key) for key in itertools.product((False, True), (False, True), WAYS)}
-"""By whether weights are divided by their scale, keep their grid, and the way to a code. Of a part:
-
-x, y: uint16 (bfloat16) or float32; size: of a block; blocks, count: which blocks, uint32.
-begin, groups: of each block `groups` times sixteen weights are measured, from its start on, or from `begin` if later.
-narrow, wide, constants: of the format, see `kernel_tables.vector_rule`.
-factor, scale, reciprocal (float64, where they divide): by entry; before, after: the entries of all blocks, uint32.
-setter: absmax of all blocks before.
-sums (grids, 5, 8), counts (grids, 3): fixed grid first, added to.
-bins: uint16, where to write `binade << BIN_BITS | bin` of each weight, from `begin` on.
-"""
+    whole = [
+        types.int64 if name in WHOLE else kind for name, kind in zip(NAMES, kinds, strict=True)
+    ]
+    return types.void(*whole), codegen

@@ -129,7 +129,7 @@ def _by_magnitudes(
         tops, size = _tensor_tops(task, fmt), cut.layout.size
         fit = fit_of_magnitudes(fmt, tops, cut.fit, size, cut.whole_groups)
         counts_all = census is None and cut.is_piece
-        found = fit and measure_registers(cut.stored, size, fmt, fit, is_first=counts_all)
+        found = fit and measure_registers(cut.stored, size, fmt, fit, census=counts_all)
         if fit and found:
             parts[fmt.name] = Part(found.counts, found.sums, found.bins, found.delta_sq)
             cut.fit = fit
@@ -171,13 +171,12 @@ def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
         return part
     first = cut.whole_groups if fits_registers(fmt) else 0
     fit = _fit_whole(task, fmt, cut, first) if first else None
-    if fit is None:
+    size = cut.layout.size
+    pair = tuple(w[: first * size] for w in cut.stored)
+    found = fit and measure_registers(pair, size, fmt, fit)
+    if not found:
         first = 0
     else:
-        size = cut.layout.size
-        x, y = (w[: first * size] for w in cut.stored)
-        found = measure_registers((x, y), size, fmt, fit)
-        assert found is not None, "what is known has no limits"
         delta_sq = found.delta_sq if first == len(cut.ends) else math.nan
         part = Part(found.counts, found.sums, found.bins, delta_sq)
     if first < len(cut.ends):
