@@ -20,7 +20,7 @@ from numba.extending import intrinsic
 from numpy.typing import NDArray
 
 from unforgotten.audit.compiled import compiled
-from unforgotten.audit.kernel_lanes import I16, I16X, I32, I64, Lanes
+from unforgotten.audit.kernel_lanes import F32, F32X, I16, I16X, I32, I32X, I64, LANES, Lanes
 
 Array = NDArray[Any]
 WINDOW = 32  # binades with a place of their own; the lowest of them holds all below
@@ -175,38 +175,75 @@ def count_bfloat16(x, y, top, lowest, highest, weights, moved):
 
 @intrinsic
 def block_sizes(
-    typing: Any, x: Any, first: Any, last: Any, groups: Any, add: Any, entries: Any
+    typing: Any,
+    x: Any,
+    y: Any,
+    first: Any,
+    last: Any,
+    groups: Any,
+    add: Any,
+    before: Any,
+    after: Any,
+    absmax: Any,
 ) -> Any:
-    """Put `add` + the bits of the largest magnitude of blocks first … last - 1 into uint32 `entries`; the largest of all.
+    """Put the bits of the largest magnitudes of blocks first … last - 1 into uint32 `before`, and `add` + those of `y`
+    into `after`, and the magnitudes before into float32 `absmax`. Returns the largest bits of both.
 
     The bits are uint16, a block has `groups` times sixteen of them.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         e = Lanes(b)
-        _, start, stop, count, more, _ = args
-        px, pe = (
-            context.make_array(signature.args[k])(context, b, value=args[k]).data for k in (0, 5)
+        _, _, start, stop, count, more, *_ = args
+        px, py, before, after, absmax = (
+            context.make_array(signature.args[k])(context, b, value=args[k]).data
+            for k in (0, 1, 6, 7, 8)
         )
-        largest = cgutils.alloca_once_value(b, e.every(I16X, 0))
-        total = cgutils.alloca_once_value(b, ir.Constant(I16, 0))
-        with cgutils.for_range(b, b.sub(stop, start), intp=I64) as each:
-            block = b.add(start, each.index)
-            b.store(e.every(I16X, 0), largest)
-            at = b.mul(block, b.mul(count, ir.Constant(I64, 16)))
-            with cgutils.for_range(b, count, intp=I64) as loop:
-                place = b.add(at, b.mul(loop.index, ir.Constant(I64, 16)))
-                size = b.and_(e.load(px, I16X, place), e.every(I16X, 0x7FFF))
-                old = b.load(largest)
-                b.store(b.select(b.icmp_unsigned(">", size, old), size, old), largest)
-            own = e.call("llvm.vector.reduce.umax.v16i16", I16, b.load(largest))
-            entry = b.add(b.zext(own, I32), b.trunc(more, I32))
-            b.store(entry, b.gep(pe, [block]))
-            old = b.load(total)
-            b.store(b.select(b.icmp_unsigned(">", own, old), own, old), total)
-        return b.zext(b.load(total), I64)
+        totals = [cgutils.alloca_once_value(b, e.every(I16X, 0)) for _ in range(2)]
+        size = b.mul(count, ir.Constant(I64, LANES))
 
-    return types.int64(x, *[types.int64] * 4, entries), codegen
+        def largest(pointer: Any, block: Any, many: int) -> list[Any]:
+            """Of each of some blocks sixteen magnitudes, the largest of the block among them."""
+            slots = [cgutils.alloca_once_value(b, e.every(I16X, 0)) for _ in range(many)]
+            for slot in slots:
+                b.store(e.every(I16X, 0), slot)
+            with cgutils.for_range(b, count, intp=I64) as loop:
+                at = b.add(b.mul(block, size), b.mul(loop.index, ir.Constant(I64, LANES)))
+                for k, slot in enumerate(slots):
+                    raw = e.load(pointer, I16X, b.add(at, b.mul(size, ir.Constant(I64, k))))
+                    b.store(e.most(b.and_(raw, e.every(I16X, 0x7FFF)), b.load(slot)), slot)
+            return [b.load(slot) for slot in slots]
+
+        batches = b.udiv(b.sub(stop, start), ir.Constant(I64, LANES))
+        with cgutils.for_range(b, batches, intp=I64) as each:
+            block = b.add(start, b.mul(each.index, ir.Constant(I64, LANES)))
+            for pointer, total, entries in ((px, totals[0], before), (py, totals[1], after)):
+                own = e.across(largest(pointer, block, LANES), e.most)
+                b.store(e.most(own, b.load(total)), total)
+                bits = b.zext(own, I32X)
+                if entries is before:
+                    e.store(b.bitcast(b.shl(bits, e.every(I32X, 16)), F32X), absmax, block)
+                else:
+                    bits = b.add(bits, e.spread(b.trunc(more, I32), I32X))
+                e.store(bits, entries, block)
+        begin = b.add(start, b.mul(batches, ir.Constant(I64, LANES)))
+        with cgutils.for_range(b, b.sub(stop, begin), intp=I64) as each:
+            block = b.add(begin, each.index)
+            for pointer, total, entries in ((px, totals[0], before), (py, totals[1], after)):
+                (own,) = largest(pointer, block, 1)
+                b.store(e.most(own, b.load(total)), total)
+                bits = b.zext(e.call("llvm.vector.reduce.umax.v16i16", I16, own), I32)
+                if entries is before:
+                    wide = b.bitcast(b.shl(bits, ir.Constant(I32, 16)), F32)
+                    b.store(wide, b.gep(absmax, [block]))
+                else:
+                    bits = b.add(bits, b.trunc(more, I32))
+                b.store(bits, b.gep(entries, [block]))
+        ends = [e.call("llvm.vector.reduce.umax.v16i16", I16, b.load(total)) for total in totals]
+        return context.make_tuple(b, signature.return_type, [b.zext(end, I64) for end in ends])
+
+    kinds = (x, y, *[types.int64] * 4, before, after, absmax)
+    return types.UniTuple(types.int64, 2)(*kinds), codegen
 
 
 @intrinsic

@@ -5,6 +5,7 @@ Compilers do not see that a table of sixteen levels fits a register, so the inst
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from typing import Any
 
@@ -114,6 +115,23 @@ class Lanes:
     def least(self, x: Any, y: Any) -> Any:
         """The minimum of int32 lanes."""
         return self.b.select(self.b.icmp_signed("<", x, y), x, y)
+
+    def most(self, x: Any, y: Any) -> Any:
+        """The maximum of uint16 lanes."""
+        return self.b.select(self.b.icmp_unsigned(">", x, y), x, y)
+
+    def across(self, vectors: list[Any], combine: Callable[[Any, Any], Any]) -> Any:
+        """Of sixteen vectors of sixteen lanes a lane each: all lanes of the vector, combined."""
+        while len(vectors) > 1:
+            pairs = zip(vectors[::2], vectors[1::2], strict=True)
+            vectors = [combine(*self.deinterleaved(one, two)) for one, two in pairs]
+        return vectors[0]
+
+    def deinterleaved(self, x: Any, y: Any) -> list[Any]:
+        """The lanes of even number of both, and those of odd number."""
+        pick = ir.VectorType(I32, x.type.count)
+        lanes = (range(k, 2 * x.type.count, 2) for k in (0, 1))
+        return [self.b.shuffle_vector(x, y, ir.Constant(pick, list(r))) for r in lanes]
 
     def size(self, x: Any) -> Any:
         """Magnitudes of float32 lanes."""

@@ -119,10 +119,8 @@ def _compiled(stamp: str) -> Any:
         counted = 0
         codes = np.empty(TILE, np.int32)
         close, flipped = np.empty(MOST + 1, np.int64), np.empty(MOST + 1, np.int64)
-        starts = np.empty(MOST, np.int64)
-        nears, setters = np.empty(MOST, np.float32), np.empty(MOST, np.float32)
-        wides = np.empty(MOST, np.float64)
-        olds, news = np.empty(MOST, np.uint32), np.empty(MOST, np.uint32)
+        blocks = np.empty(MOST, np.uint32)
+        nears, wides = np.empty(MOST, np.float32), np.empty(MOST, np.float64)
         total = len(x)
         begin = 0
         while begin < total:
@@ -136,31 +134,27 @@ def _compiled(stamp: str) -> Any:
                 end = min(begin + TILE, last * size)
                 g = (end - begin) // LANES
             if not fitted and begin == first * size:
-                top = block_sizes(x, first, last, size // LANES, 0, e)
-                if top > limits[0] or block_sizes(y, first, last, size // LANES, shift, e_new) > limits[1]:
+                tops = block_sizes(x, y, first, last, size // LANES, shift, e, e_new, setter)
+                if tops[0] > limits[0] or tops[1] > limits[1]:
                     return False
-                for block in range(first, last):
-                    setter[block] = np.uint32(e[block] << 16).view(np.float32)
             places, last_places = both[turn], both[1 - turn]
             n_keep = n_move = 0
-            for block in range(first, last):
+            missing = False
+            for block in range(np.uint64(first), np.uint64(last)):
                 old, new = e[block], e_new[block]
-                if grid[old] == NO_GRID or grid[new] == NO_GRID:
-                    return False
+                missing |= (grid[old] == NO_GRID) | (grid[new] == NO_GRID)
                 same = grid[old] == grid[new]
                 k = np.uint64(n_keep if same else MOST - 1 - n_move)
                 n_keep += same
                 n_move += not same
-                starts[k] = max(block * size, begin)
-                nears[k], setters[k] = gain[old], setter[block]
-                if reciprocal is None:
-                    wides[k] = factor[old]
-                else:
+                blocks[k], nears[k] = block, gain[old]
+                if reciprocal is not None:
                     wides[k] = reciprocal[old]
-                olds[k], news[k] = old, new
+            if missing:
+                return False
             measure_tile(
-                x, y, begin, g, narrow, wide, two, constants, factor, gain, scale, reciprocal, starts, nears, wides,
-                setters, olds, news, n_keep, n_move, kept, moved, kept_n, moved_n, codes, places, close, flipped,
+                x, y, begin, g, size, narrow, wide, two, constants, factor, gain, scale, reciprocal, e, e_new, setter,
+                blocks, nears, wides, n_keep, n_move, kept, moved, kept_n, moved_n, codes, places, close, flipped,
                 last_places, tallies, census,
             )
             for i in range(end - begin, counted):

@@ -150,13 +150,17 @@ def lattice_rule(fmt: Format) -> VectorRule | None:
     edge = _edge(fmt, rule)
     inner = slice(1, len(rule.levels) - 1)
     narrow, constants = plain.narrow.copy(), plain.constants.copy()
-    narrow[[SURELY_FROM, SURELY_TO]] = _surely(exact_thresholds(fmt), 0)  # these ratios are products
+    narrow[[SURELY_FROM, SURELY_TO]] = _surely(
+        exact_thresholds(fmt), 0
+    )  # these ratios are products
     narrow[ORIGIN, inner] += np.float32(edge)
     stored = np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16)
     ratio = stored[np.isfinite(stored)].astype(np.float64)
     code = np.searchsorted(exact_thresholds(fmt), ratio, side="left")
     ratio, code = (x[(code > 0) & (code < len(rule.levels) - 1)] for x in (ratio, code))
-    wide = np.longdouble(ratio) * narrow[INVERSE, code] + narrow[ORIGIN, code]  # as fused: rounded once
+    wide = (
+        np.longdouble(ratio) * narrow[INVERSE, code] + narrow[ORIGIN, code]
+    )  # as fused: rounded once
     found = np.minimum(wide.astype(np.float32).astype(np.int64) >> FRACTION, STAYED - 1)
     exact = FIRST_BIN + np.clip((ratio - rule.lower[code]) / rule.width[code] * BINS, 0, BINS - 1)
     off = np.abs(ratio[found != np.trunc(exact)])

@@ -33,7 +33,15 @@ from unforgotten.audit.kernel_lanes import (
 )  # fmt: skip
 from unforgotten.theory import dead_zone
 
-SURELY_FROM, SURELY_TO, LEVELS, ORIGIN, INVERSE, CODES, LIMITS = 0, 1, 2, 3, 4, 5, 7  # rows of `narrow`
+SURELY_FROM, SURELY_TO, LEVELS, ORIGIN, INVERSE, CODES, LIMITS = (
+    0,
+    1,
+    2,
+    3,
+    4,
+    5,
+    7,
+)  # rows of `narrow`
 ROWS = 9
 UPWARD, DOWNWARD, LOWER64, WIDTH64 = range(4)  # rows of `wide`
 UNIT, EDGE, AROUND, DENSE, REACH, STEPS, FIRST, LAST, SURE = range(9)  # of `constants`
@@ -44,7 +52,11 @@ TILE = 2048  # weights whose passes stay in the first-level cache
 MOST = TILE // LANES  # blocks of a tile
 AHEAD = TILE  # weights between what is measured and what is asked for from memory
 BINS = 256
-ENDMOST, FIRST_BIN, STAYED = 0, 1, 257  # weights in an end cell, those in bins, and those that do not move
+ENDMOST, FIRST_BIN, STAYED = (
+    0,
+    1,
+    257,
+)  # weights in an end cell, those in bins, and those that do not move
 OWN_BINS = (
     STAYED + LANES
 )  # of those each lane has its own: counts of one slot would wait for each other
@@ -53,11 +65,11 @@ BIN_BITS = 9
 EXPONENT = 7  # the lowest bit of the exponent of a bfloat16
 # of the binades that are counted: the biased exponent of the first, and how many there are
 LOWEST, BINADES = 127 + dead_zone.BINADES[0], len(dead_zone.BINADES)
-WHOLE = ("begin", "groups", "keeps", "moves")
+WHOLE = ("begin", "groups", "size", "keeps", "moves")
 NAMES = (
-    "x", "y", "begin", "groups", "narrow", "wide", "two", "constants", "factor", "gain", "scale", "reciprocal", "starts",
-    "nears", "wides", "setters", "before", "after", "keeps", "moves", "kept", "moved", "kept_counts", "moved_counts",
-    "codes", "bins", "close", "flipped", "last_bins", "tallies", "census",
+    "x", "y", "begin", "groups", "size", "narrow", "wide", "two", "constants", "factor", "gain", "scale", "reciprocal",
+    "before", "after", "setter", "blocks", "nears", "wides", "keeps", "moves", "kept", "moved", "kept_counts",
+    "moved_counts", "codes", "bins", "close", "flipped", "last_bins", "tallies", "census",
 )  # fmt: skip
 
 
@@ -93,7 +105,9 @@ class _Part:
             for k in range(0 if self.integers else 4)
         ]
         self.steps, self.cells = tables[:LOWER64], tables[LOWER64:]
-        thresholds = [self.number("two", self.at(k)) for k in range(2 if "two" in self.pointers else 0)]
+        thresholds = [
+            self.number("two", self.at(k)) for k in range(2 if "two" in self.pointers else 0)
+        ]
         self.two = [e.spread(t, F32X) for t in thresholds]
         constants = [self.number("constants", self.at(k)) for k in range(SURE + 1)]
         self.edge, self.around = (
@@ -110,9 +124,15 @@ class _Part:
     def load_block(self, k: Any) -> None:
         """The parameters of a block of the tile, in every lane."""
         b, e = self.b, self.e
-        near, wide = self.number("nears", k), self.number("wides", k)
+        block = b.zext(self.number("blocks", k), I64)
+        start, begin = b.mul(block, self.arg["size"]), self.arg["begin"]
+        self.start = b.select(b.icmp_signed("<", start, begin), begin, start)
+        near = self.number("nears", k)
+        wide = self.number("wides", k) if self.divide else b.fpext(near, F64)
         self.gain, self.wide_gain = [e.spread(near, F32X)], [e.spread(wide, F64X)]
-        entries = [b.zext(self.number(name, k), I64) for name in ("before", "after")[: self.grids]]
+        entries = [
+            b.zext(self.number(name, block), I64) for name in ("before", "after")[: self.grids]
+        ]
         for entry in entries[1:]:
             gain = self.number("gain", entry)
             wide = self.number("reciprocal", entry) if self.divide else b.fpext(gain, F64)
@@ -121,7 +141,7 @@ class _Part:
         factors = [self.number("factor", entry) for entry in entries]
         self.wide_factor = [e.spread(b.fpext(f, F64), F64X) for f in factors]
         self.scales = [e.spread(self.number("scale", entry), F32X) for entry in entries]
-        self.setter = e.spread(self.number("setters", k), F32X)
+        self.setter = e.spread(self.number("setter", block), F32X)
         self.slopes = self.steps
         if self.same and not self.divide and not self.integers:
             self.slopes = [
@@ -215,7 +235,9 @@ class _Part:
         if self.integers:
             return self._cut(e.call("llvm.rint.v16f32", F32X, ratio))
         codes = [self.b.bitcast(row, I32X) for row in self.rows[CODES : CODES + 2]]
-        code = e.bucket_search(ratio, self.reach, self.per_step, codes, self.rows[LIMITS : LIMITS + 2])
+        code = e.bucket_search(
+            ratio, self.reach, self.per_step, codes, self.rows[LIMITS : LIMITS + 2]
+        )
         for threshold in self.two:
             code = e.one_more(code, self.b.fcmp_ordered(">", ratio, threshold))
         return code
@@ -421,8 +443,8 @@ def _emit(part: _Part) -> None:
     b, arg, pointers = part.b, part.arg, part.pointers
     begin, first = arg["begin"], part.at(0) if part.same else part.at(MOST - 1)
 
-    def index_of(k: Any, group: Any) -> Any:
-        return b.add(part.number("starts", k), b.mul(group, part.at(LANES)))
+    def index_of(group: Any) -> Any:
+        return b.add(part.start, b.mul(group, part.at(LANES)))
 
     @contextmanager
     def groups() -> Iterator[tuple[Any, Any, Any]]:
@@ -430,16 +452,15 @@ def _emit(part: _Part) -> None:
             k = each.index if part.same else b.sub(first, each.index)
             part.load_block(k)
             with cgutils.for_range(b, arg["groups"], intp=I64) as loop:
-                index = index_of(k, loop.index)
+                index = index_of(loop.index)
                 yield index, b.sub(index, begin), b.or_(b.shl(k, part.at(32)), loop.index)
 
     @contextmanager
     def listed(name: str, count: Any) -> Iterator[tuple[Any, Any]]:
         with cgutils.for_range(b, b.load(count), intp=I64) as each:
             where = part.number(name, each.index)
-            k = b.lshr(where, part.at(32))
-            part.load_block(k)
-            index = index_of(k, b.and_(where, part.at(2**32 - 1)))
+            part.load_block(b.lshr(where, part.at(32)))
+            index = index_of(b.and_(where, part.at(2**32 - 1)))
             yield index, b.sub(index, begin)
 
     with groups() as (index, at, _):
@@ -466,27 +487,29 @@ def _emit(part: _Part) -> None:
 
 @intrinsic
 def measure_tile(
-    typing: Any, x: Any, y: Any, begin: Any, groups: Any, narrow: Any, wide: Any, two: Any, constants: Any, factor: Any,
-    gain: Any, scale: Any, reciprocal: Any, starts: Any, nears: Any, wides: Any, setters: Any, before: Any, after: Any,
-    keeps: Any, moves: Any, kept: Any, moved: Any, kept_counts: Any, moved_counts: Any, codes: Any, bins: Any,
-    close: Any, flipped: Any, last_bins: Any, tallies: Any, census: Any,
+    typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, two: Any, constants: Any,
+    factor: Any, gain: Any, scale: Any, reciprocal: Any, before: Any, after: Any, setter: Any, blocks: Any, nears: Any,
+    wides: Any, keeps: Any, moves: Any, kept: Any, moved: Any, kept_counts: Any, moved_counts: Any, codes: Any,
+    bins: Any, close: Any, flipped: Any, last_bins: Any, tallies: Any, census: Any,
 ) -> Any:  # fmt: skip
     """The blocks of a tile. What is None says at compile time which instructions there are.
 
-    x, y: uint16 (bfloat16) or float32. begin: where the tile begins. groups: of sixteen weights in each block.
+    x, y: uint16 (bfloat16) or float32. begin: where the tile begins.
+    groups: of sixteen weights that each block has in the tile. size: of a block.
     narrow, wide, two, constants: of the format, see `kernel_tables.VectorRule`.
     factor, gain, scale, reciprocal: by entry, see `kernel_fit.Table`.
-    starts, nears, wides, setters, before, after: of each block of the tile where it begins, the gain before in float32
-    and in float64, absmax before, and its entries; the first `keeps` keep their grid, the last `moves` of MOST do not.
+    before, after, setter: entries, and absmax before, of every block of the piece.
+    blocks, nears, wides: of each block of the tile its number, and the gain and the reciprocal before; the first `keeps`
+    keep their grid, the last `moves` of MOST do not.
     kept (1, 5, 8), moved (2, 5, 8), kept_counts (1, 3), moved_counts (2, 3): fixed grid first, added to.
     codes, close, flipped: scratch memory for a number for each weight, group, group.
     bins: uint16, where to write `binade << BIN_BITS | bin` of each weight; without the binade where `census` is None.
     last_bins, tallies: those of the tile before, which are counted.
     """
     kinds = (
-        x, y, begin, groups, narrow, wide, two, constants, factor, gain, scale, reciprocal, starts, nears, wides, setters,
-        before, after, keeps, moves, kept, moved, kept_counts, moved_counts, codes, bins, close, flipped, last_bins,
-        tallies, census,
+        x, y, begin, groups, size, narrow, wide, two, constants, factor, gain, scale, reciprocal, before, after, setter,
+        blocks, nears, wides, keeps, moves, kept, moved, kept_counts, moved_counts, codes, bins, close, flipped,
+        last_bins, tallies, census,
     )  # fmt: skip
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
