@@ -22,13 +22,13 @@ POPULATE = 22  # MADV_POPULATE_READ of Linux 5.14: what cannot be read is an err
 _MAPPING = [False]
 
 
-def map_files() -> None:
-    """From now on this process maps what `LocalFile.look` looks at.
+def map_files(on: bool) -> None:
+    """Whether this process from now on maps what `LocalFile.look` looks at.
 
-    It costs half of what reading does. But a file that is cut while it is mapped kills the process, so this is for
-    workers, of whom nothing is lost with them but their work.
+    A file that is cut while it is mapped kills the process, so this is for workers, of whom nothing is lost with them
+    but their work.
     """
-    _MAPPING[0] = True
+    _MAPPING[0] = on
 
 
 class WeightFile(Protocol):

@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from itertools import islice
+from typing import NamedTuple
 
 from unforgotten.audit.batches import Batch, Work, batches_of, measure_batch
+from unforgotten.audit.fetching import Fetching
 from unforgotten.audit.errors import CheckpointError
-from unforgotten.audit.files import map_files
 from unforgotten.audit.measured import TensorMeasured
 from unforgotten.audit.measuring import PieceMeasured, add_pieces
 from unforgotten.audit.pairing import check_finite
@@ -113,15 +114,23 @@ def _pool(work: Work, jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(work,))
 
 
-_HERE: list[Work] = []
+class _Here(NamedTuple):
+    """What a worker has."""
+
+    work: Work
+    fetching: Fetching
+
+
+_HERE: list[_Here] = []
 
 
 def _begin(work: Work) -> None:
-    """Set up a worker: an interrupt is the parent's business, and files may be mapped."""
+    """Set up a worker: an interrupt is the parent's business."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    map_files()
-    _HERE[:] = [work]
+    _HERE[:] = [_Here(work, Fetching())]
 
 
 def _measure_here(batch: Batch) -> list[PieceMeasured]:
-    return measure_batch(_HERE[0], batch)
+    work, fetching = _HERE[0]
+    with fetching.of(batch.last - batch.first):
+        return measure_batch(work, batch)
