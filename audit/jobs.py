@@ -16,8 +16,8 @@ from itertools import islice
 from typing import NamedTuple
 
 from unforgotten.audit.batches import Batch, Work, batches_of, measure_batch
-from unforgotten.audit.fetching import Fetching
 from unforgotten.audit.errors import CheckpointError
+from unforgotten.audit.fetching import Fetching
 from unforgotten.audit.measured import TensorMeasured
 from unforgotten.audit.measuring import PieceMeasured, add_pieces
 from unforgotten.audit.pairing import check_finite

@@ -186,10 +186,10 @@ def block_sizes(
     after: Any,
     absmax: Any,
 ) -> Any:
-    """Put the bits of the largest magnitudes of blocks first … last - 1 into uint32 `before`, and `add` + those of `y`
-    into `after`, and the magnitudes before into float32 `absmax`. Returns the largest bits of both.
+    """Find the largest magnitudes of blocks first … last - 1, which have `groups` times sixteen weights, uint16 bits.
 
-    The bits are uint16, a block has `groups` times sixteen of them.
+    Their bits go to `before`, and those of `y`, plus `add`, to `after`, both uint32, and the magnitudes before to
+    `absmax`, float32. Returns the largest bits of both.
     """
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:

@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from unforgotten.audit.kernel_fit import FINITE
 from unforgotten.audit.kernel_lanes import LANES, available
 from unforgotten.audit.kernel_plan import Rule, exact_thresholds, rule_of
 from unforgotten.audit.kernel_vector import (
@@ -150,12 +151,10 @@ def lattice_rule(fmt: Format) -> VectorRule | None:
     edge = _edge(fmt, rule)
     inner = slice(1, len(rule.levels) - 1)
     narrow, constants = plain.narrow.copy(), plain.constants.copy()
-    narrow[[SURELY_FROM, SURELY_TO]] = _surely(
-        exact_thresholds(fmt), 0
-    )  # these ratios are products
+    narrow[[SURELY_FROM, SURELY_TO]] = _surely(exact_thresholds(fmt), 0)  # they are products
     narrow[ORIGIN, inner] += np.float32(edge)
-    stored = np.arange(1 << 16, dtype=np.uint16).view(ml_dtypes.bfloat16)
-    ratio = stored[np.isfinite(stored)].astype(np.float64)
+    size = np.arange(FINITE, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float64)
+    ratio = np.append(size, -size)
     code = np.searchsorted(exact_thresholds(fmt), ratio, side="left")
     ratio, code = (x[(code > 0) & (code < len(rule.levels) - 1)] for x in (ratio, code))
     wide = (

@@ -342,12 +342,21 @@ class _Part:
         """Put the bins that float64 says in the place of those that `place` found."""
         b, e = self.b, self.e
         x, _ = self._read("x", index)
-        exact = b.trunc(self._exact_bins(self._wide_ratio(x, 0), self._code(at)), I16X)
+        code = self._code(at)
+        exact = b.trunc(self._exact_bins(self._wide_ratio(x, 0), code), I16X)
         old = e.load(self.pointers["bins"], I16X, at)
-        own = b.sub(b.and_(old, e.every(I16X, (1 << BIN_BITS) - 1)), e.every(I16X, FIRST_BIN))
-        inner = b.icmp_unsigned("<", own, e.every(I16X, BINS))
+        own = b.and_(old, e.every(I16X, (1 << BIN_BITS) - 1))
+        inner = b.and_(b.icmp_unsigned("<", own, e.every(I16X, STAYED)), b.not_(self._ends(code)))
         new = b.or_(b.and_(old, e.every(I16X, -1 << BIN_BITS)), exact)
         e.store(b.select(inner, new, old), self.pointers["bins"], at)
+
+    def _ends(self, code: Any) -> Any:
+        """Whether a code is that of an end cell."""
+        b, e = self.b, self.e
+        if self.integers:
+            return b.or_(*(b.fcmp_ordered("==", code, end) for end in (self.first, self.last)))
+        inverse = e.table(self.rows[INVERSE], code)
+        return b.fcmp_ordered("==", inverse, e.every(F32X, 0.0))
 
     def survive(self, index: Any, at: Any) -> None:
         """Flips, changes and the sums of D, of sixteen weights."""
@@ -392,8 +401,7 @@ class _Part:
         if self.integers:
             above = b.fsub(ratio, b.fsub(code, e.every(F32X, 0.5 + FIRST_BIN / BINS)))
             scaled = b.fmul(above, e.every(F32X, float(BINS << FRACTION)))
-            ends = (b.fcmp_ordered("==", code, end) for end in (self.first, self.last))
-            scaled = b.select(b.or_(*ends), e.every(F32X, END_PLACE), scaled)
+            scaled = b.select(self._ends(code), e.every(F32X, END_PLACE), scaled)
         else:
             inverse, origin = (e.table(self.rows[k], code) for k in (INVERSE, ORIGIN))
             scaled = e.call("llvm.fma.v16f32", F32X, ratio, inverse, origin)

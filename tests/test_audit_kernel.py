@@ -21,7 +21,7 @@ from unforgotten.audit import cuts, kernel_tables, measuring, tensor_task
 from unforgotten.audit.headers import TensorInfo
 from unforgotten.audit.kernel_bits import extremes_of
 from unforgotten.audit.kernel_plan import exact_thresholds, fits_kernel, float_order, rule_of
-from unforgotten.audit.kernel_vector import BY_BUCKET, REACH, STEPS
+from unforgotten.audit.kernel_vector import CODES, LIMITS, REACH, STEPS
 from unforgotten.audit.measured import Setting, TensorMeasured
 from unforgotten.audit.measuring import add_pieces, measure_piece
 from unforgotten.audit.pieces import Layout, Piece, layout_of, pieces
@@ -114,6 +114,53 @@ def test_kernel__equals_reference_in_every_format(p: domain.Pair) -> None:
 @given(domain.pairs(names=WIDE_BLOCKS))
 def test_kernel__equals_reference_sixteen_at_a_time(p: domain.Pair) -> None:
     check(p.w, p.w_new, p.fmt)
+
+
+@settings(deadline=None)  # the first example loads the compiled code
+@given(
+    st.sampled_from(WIDE_BLOCKS),
+    st.sampled_from((np.float32, ml_dtypes.bfloat16)),
+    st.sampled_from((3, 7, 8, 12)),
+    st.integers(0, 2**32 - 1),
+)
+def test_kernel__equals_reference_where_ratios_are_ties_and_ends_of_bins(
+    name: str, dtype: type, most: int, seed: int
+) -> None:
+    """Few small integers times powers of two: ratios lie on thresholds, and places on the ends of bins."""
+    rng = rng_for("few numbers", seed)
+    shape = (6, 192)
+    scale = np.exp2(rng.integers(-3, 3, (6, 1)))
+    w, w_new = ((rng.integers(-most, most + 1, shape) * scale).astype(dtype) for _ in range(2))
+    kept = rng.random(shape) < 0.7
+    check(w, np.where(kept, w, w_new), format_named(name))
+
+
+@settings(deadline=None)  # the first example loads the compiled code
+@given(
+    st.sampled_from(WIDE_BLOCKS),
+    st.sampled_from((np.float32, ml_dtypes.bfloat16)),
+    st.integers(-126, 126),
+    st.integers(0, 2**32 - 1),
+)
+def test_kernel__equals_reference_where_a_block_is_tiny_or_huge(
+    name: str, dtype: type, exponent: int, seed: int
+) -> None:
+    rng = rng_for("tiny blocks", seed)
+    w = rng.standard_normal((6, 192))
+    w[rng.integers(6)] *= 2.0**exponent / 8
+    w = w.astype(dtype)
+    check(w, (1.01 * w.astype(np.float64)).astype(dtype), format_named(name))
+
+
+@pytest.mark.parametrize(
+    "name", ["nf4-b64", "fp4-b64", "mxfp4-b32", "nvfp4", "int4-g64", "int8-g64", "q4_0"]
+)
+def test_kernel__equals_reference_on_every_bfloat16_of_some_binades(name: str) -> None:
+    rng = rng_for("every bfloat16", name)
+    sizes = np.arange((127 - 20) << 7, (127 + 2) << 7, dtype=np.uint16).view(ml_dtypes.bfloat16)
+    w = rng.permutation(np.append(sizes, -sizes)).reshape(-1, 64)
+    moved = w.astype(np.float32) * (1 + 0.1 * rng.standard_normal(w.shape))
+    check(w, moved.astype(w.dtype), format_named(name))
 
 
 @pytest.mark.parametrize("name", SEARCHED)
@@ -264,10 +311,10 @@ def test_exact_thresholds__divide_the_codes(name: str) -> None:
         n
         for n in domain.ALL_FORMAT_NAMES
         if kernel_tables.fits_registers(f := format_named(n))
-        and kernel_tables.vector_rule(f).way == BY_BUCKET
+        and kernel_tables.vector_rule(f).narrow is not None
     ],
 )
-def test_vector_rule__has_one_threshold_a_bucket(name: str) -> None:
+def test_vector_rule__finds_the_code_by_one_threshold_of_a_bucket(name: str) -> None:
     """By the very operations of the kernel: a fused multiply-add is the float64 product, rounded once."""
     fmt = format_named(name)
     rule = kernel_tables.vector_rule(fmt)
@@ -282,8 +329,12 @@ def test_vector_rule__has_one_threshold_a_bucket(name: str) -> None:
     )
     place = np.clip(near, -reach, reach).astype(np.float64) * steps
     bucket = np.rint(place).astype(int) & 31
-    codes, limits = rule.narrow[4:6].reshape(-1).view(np.int32), rule.narrow[6:8].reshape(-1)
+    assert rule.narrow is not None
+    codes = rule.narrow[CODES : CODES + 2].reshape(-1).view(np.int32)
+    limits = rule.narrow[LIMITS : LIMITS + 2].reshape(-1)
     found = codes[bucket] + (near > limits[bucket])
+    for threshold in () if rule.two is None else rule.two:
+        found += near > threshold
     assert np.array_equal(found, np.searchsorted(t, near, side="left"))
 
 

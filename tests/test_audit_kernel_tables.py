@@ -1,0 +1,138 @@
+"""What the tables of `kernel_vector` promise, asked of exact numbers."""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+import hypothesis.strategies as st
+import ml_dtypes
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from numba import njit
+from numpy.typing import NDArray
+
+from unforgotten.audit import fetching, files
+from unforgotten.audit.kernel_bits import block_sizes
+from unforgotten.audit.kernel_fit import FINITE
+from unforgotten.audit.kernel_lanes import available
+from unforgotten.audit.kernel_plan import exact_thresholds
+from unforgotten.audit.kernel_tables import fits_registers, lattice_rule, vector_rule
+from unforgotten.audit.kernel_vector import (
+    BINS,
+    DENSE,
+    FIRST_BIN,
+    FRACTION,
+    INVERSE,
+    ORIGIN,
+    STAYED,
+    SURELY_FROM,
+    SURELY_TO,
+)  # fmt: skip
+from unforgotten.theory.cells import cells
+from unforgotten.theory.formats import format_named
+from unforgotten.verification import strategies as domain
+from unforgotten.verification.chance import rng_for
+
+Array = NDArray[Any]
+needs_lanes = pytest.mark.skipif(not available(), reason="this machine lacks the instructions")
+QUOTIENTS = [
+    name
+    for name in domain.ALL_FORMAT_NAMES
+    if format_named(name).arithmetic == "divide"
+    and fits_registers(format_named(name))
+    and vector_rule(format_named(name)).narrow is not None
+]
+
+
+@needs_lanes
+@pytest.mark.parametrize("name", ["mxfp4-b32", "nvfp4", "int4-g64"])
+def test_lattice_rule__finds_the_bin_of_every_bfloat16(name: str) -> None:
+    """With fractions: where a ratio of 8 bits is in its cell, and that the fused sum is what float64 says."""
+    fmt = format_named(name)
+    rule, cell = lattice_rule(fmt), cells(fmt)
+    assert rule is not None
+    assert rule.narrow is not None
+    sizes = np.arange(FINITE, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float64)
+    ratios = np.append(sizes, -sizes)
+    code = np.searchsorted(exact_thresholds(fmt), ratios, side="left")
+    asked = (code > 0) & (code < len(cell.lower) - 1) & (np.abs(ratios) >= rule.constants[DENSE])
+    assert np.abs(ratios[asked]).min() < 1e-5, "few are left to float64"
+    for ratio, k in zip(ratios[asked], code[asked], strict=True):
+        inverse, origin = (float(rule.narrow[row, k]) for row in (INVERSE, ORIGIN))
+        fused = ratio * inverse + origin
+        assert Fraction(ratio) * Fraction(inverse) + Fraction(origin) == Fraction(fused)
+        found = min(int(np.float32(fused)) >> FRACTION, STAYED - 1)
+        place = (Fraction(ratio) - Fraction(cell.lower[k])) / Fraction(cell.width[k])
+        assert found == FIRST_BIN + min(math.floor(place * BINS), BINS - 1)
+
+
+@needs_lanes
+@pytest.mark.parametrize("name", QUOTIENTS)
+def test_vector_rule__is_sure_of_quotients_that_are_clear_of_thresholds(name: str) -> None:
+    """The ends of what a code has for sure, moved by all that a product by a reciprocal may be off."""
+    fmt = format_named(name)
+    narrow, thresholds = vector_rule(fmt).narrow, exact_thresholds(fmt)
+    assert narrow is not None
+    for code in range(len(fmt.levels)):
+        least = np.nextafter(narrow[SURELY_FROM, code], np.float32(np.inf))
+        for end in (least, narrow[SURELY_TO, code]):
+            if np.isfinite(end):
+                off = abs(Fraction(float(end))) * Fraction(1, 2**23)
+                for quotient in (Fraction(float(end)) - off, Fraction(float(end)) + off):
+                    assert sum(quotient > Fraction(float(t)) for t in thresholds) == code
+
+
+@given(st.integers(-60, 100), st.integers(1, 2**24 - 1), st.integers(1, 2**24 - 1))
+def test_product_by_a_reciprocal__is_the_float32_quotient(e: int, x: int, y: int) -> None:
+    """Of normal numbers: what `kernel_vector` says of the float64 reciprocal of a float32 number, and of the float32 one."""
+    a, b = np.float32(x * 2.0 ** (e - 24)), np.float32(y * 2.0**-12)
+    product = np.float64(a) * (1 / np.float64(b))
+    assert np.float32(product) == a / b
+    near = a * np.float32(1 / np.float64(b))
+    assert abs(Fraction(float(near)) * Fraction(float(b)) / Fraction(float(a)) - 1) < Fraction(
+        1, 2**22
+    )
+
+
+@njit
+def sizes_of(
+    x: Array, y: Array, start: int, stop: int, groups: int, e: Array, f: Array, top: Array
+) -> Any:
+    return block_sizes(x, y, start, stop, groups, 7, e, f, top)
+
+
+@needs_lanes
+@settings(deadline=None)  # the first example compiles
+@given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 3), st.integers(0, 2**32 - 1))
+def test_block_sizes__are_those_of_numpy(groups: int, count: int, start: int, seed: int) -> None:
+    rng = rng_for("block sizes", seed)
+    stop = start + count
+    x, y = rng.integers(0, 2**16, (2, stop, 16 * groups), dtype=np.uint16)
+    entries: Array = np.zeros((2, stop), np.uint32)
+    absmax = np.zeros(stop, np.float32)
+    tops = sizes_of(x.reshape(-1), y.reshape(-1), start, stop, groups, *entries, absmax)
+    before, after = ((z & 0x7FFF).max(axis=1).astype(np.uint32) for z in (x, y))
+    assert tops == (before[start:].max(), after[start:].max())
+    assert np.array_equal(entries[:, start:], [before[start:], after[start:] + 7])
+    assert np.array_equal(absmax.view(np.uint32)[start:], before[start:] << 16)
+    assert not entries[:, :start].any()
+
+
+@pytest.mark.parametrize(("mapped", "read"), [(1.0, 2.0), (2.0, 1.0)])
+def test_fetching__keeps_the_faster_way(
+    mapped: float, read: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(fetching.time, "perf_counter", lambda: clock[0])
+    ways = fetching.Fetching()
+    seen = []
+    for size in (1, 8, 16, 8, fetching.LEAST - 1, 8, 8):
+        with ways.of(size):
+            seen.append(files._MAPPING[0])
+            clock[0] += size * (mapped if files._MAPPING[0] else read)
+    files.map_files(False)
+    fast = mapped < read
+    assert seen == [False, True, True, False, False, fast, fast]
