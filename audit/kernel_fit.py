@@ -20,6 +20,7 @@ from unforgotten.theory.formats import Format
 Array = NDArray[Any]
 NO_GRID = 0
 MOST_BINADES = 100  # between a factor that divides and 1: what it is multiplied by is no subnormal number, nor a ratio
+SMALLEST = -127  # what frexp says of a power of two whose reciprocal overflows float32
 FINITE = 0x7F80
 """How many bfloat16 numbers are finite and not negative; in their order, their bits are 0 … FINITE - 1."""
 
@@ -29,7 +30,7 @@ class Table(NamedTuple):
 
     `grid`, uint32, is equal where the parameters are, and NO_GRID where `gain`, the float32 of the reciprocal, is too
     large or too small for the kernel. Where they multiply, `gain` is the factor. `powers` says whether all factors are
-    powers of two.
+    powers of two of which float32 has the reciprocals.
     """
 
     grid: Array
@@ -156,9 +157,10 @@ def _grids(blocks: Blocks) -> Array:
 
 def _table(blocks: Blocks, grid: Array) -> Table:
     divide, factor = bool(blocks.divide[0]), blocks.factor
-    powers = bool((np.frexp(factor)[0] == 0.5).all())
+    fraction, exponent = np.frexp(factor)
+    powers = bool(((fraction == 0.5) & (exponent > SMALLEST)).all())
     if divide and powers:
-        # powers of two, of which float32 has the reciprocals: the product is the quotient, rounded once as well
+        # the product is the quotient, rounded once as well
         divide, factor = False, np.where(blocks.usable, 1 / factor, np.float32(0))
     if not divide:
         return Table(grid, factor, factor, blocks.scale, None, powers)

@@ -1,4 +1,4 @@
-"""Drives `kernel_vector` over the blocks of a piece, and counts the places of its weights."""
+"""Drives `kernel_tile` over the blocks of a piece, and counts the places of its weights."""
 
 # pyright: reportCallIssue=false
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated, assignment, unused-ignore"
@@ -14,13 +14,12 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit import kernel_bits, kernel_lanes, kernel_vector
+from unforgotten.audit import kernel_bits, kernel_lanes, kernel_rows, kernel_tile, kernel_vector
 from unforgotten.audit.compiled import compiled
 from unforgotten.audit.kernel_bits import block_sizes
 from unforgotten.audit.kernel_fit import NO_GRID, Fit
 from unforgotten.audit.kernel_lanes import LANES
-from unforgotten.audit.kernel_tables import lattice_rule, vector_rule
-from unforgotten.audit.kernel_vector import (
+from unforgotten.audit.kernel_rows import (
     BIN_BITS,
     BINADES,
     BINS,
@@ -34,8 +33,9 @@ from unforgotten.audit.kernel_vector import (
     STAYED,
     SURVIVING,
     TILE,
-    measure_tile,
 )  # fmt: skip
+from unforgotten.audit.kernel_tables import lattice_rule, vector_rule
+from unforgotten.audit.kernel_tile import measure_tile
 from unforgotten.audit.stored_weights import own_memory
 from unforgotten.theory.formats import Format
 
@@ -187,7 +187,8 @@ def _compiled(stamp: str) -> Any:
 def _stamp() -> str:
     """A digest of the code that the driver inlines."""
     sources = (
-        Path(m.__file__ or "").read_bytes() for m in (kernel_bits, kernel_lanes, kernel_vector)
+        Path(m.__file__ or "").read_bytes()
+        for m in (kernel_bits, kernel_lanes, kernel_rows, kernel_tile, kernel_vector)
     )
     return hashlib.sha256(b"".join(sources)).hexdigest()
 

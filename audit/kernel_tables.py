@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from unforgotten.audit.kernel_fit import FINITE
 from unforgotten.audit.kernel_lanes import LANES, available
 from unforgotten.audit.kernel_plan import Rule, exact_thresholds, rule_of
-from unforgotten.audit.kernel_vector import (
+from unforgotten.audit.kernel_rows import (
     AROUND,
+    BINS,
     CODES,
     DENSE,
     EDGE,
@@ -34,7 +35,6 @@ from unforgotten.audit.kernel_vector import (
 from unforgotten.theory.formats import Format
 
 Array = NDArray[Any]
-BINS = 256
 SMALLEST = 2.0**-20
 MOST_DENSE = 2.0**-10
 OFF = 2.0**-21  # more than twice what the float32 product by a reciprocal may be off
@@ -44,13 +44,13 @@ class VectorRule(NamedTuple):
     """A format in registers. A code is found by comparing with the one threshold of the ratio's bucket.
 
     Attributes:
-        narrow: float32 (9, 16), see `kernel_vector`; None for integers, whose codes are rounded to: the least and the
+        narrow: float32 (9, 16), see `kernel_rows`; None for integers, whose codes are rounded to: the least and the
             largest ratio that a code has for sure; levels; the place of a ratio of 0 in fine bins, and fine bins a code
             unit; of 32 buckets the code of the smallest ratio, as bits, and the one threshold, inf for none.
         wide: float64 (4, 16): flips a code unit upward, and downward, negative, 0 outward from an end cell; lower ends
             and widths of the cells. Of integers the flips a code unit upward from the first, and downward from the last.
         two: float32 (2,), thresholds that are compared with beside, inf for none; None if there is none.
-        constants: float32 (9,), see `kernel_vector`.
+        constants: float32 (9,), see `kernel_rows`.
     """
 
     narrow: Array | None

@@ -9,14 +9,11 @@ any midpoint of float64, and the corrected one within 2^-104 of it before it is 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils
-from numba.extending import intrinsic
 
 from unforgotten.audit.kernel_lanes import (
     F32,
@@ -31,49 +28,50 @@ from unforgotten.audit.kernel_lanes import (
     LANES,
     Lanes,
 )  # fmt: skip
-from unforgotten.theory import dead_zone
-
-SURELY_FROM, SURELY_TO, LEVELS, ORIGIN, INVERSE, CODES, LIMITS = (
-    0,
-    1,
-    2,
-    3,
-    4,
-    5,
-    7,
-)  # rows of `narrow`
-ROWS = 9
-UPWARD, DOWNWARD, LOWER64, WIDTH64 = range(4)  # rows of `wide`
-UNIT, EDGE, AROUND, DENSE, REACH, STEPS, FIRST, LAST, SURE = range(9)  # of `constants`
-FLIPS, CHANGES, PINNED = range(3)  # of `counts`
-EXPECTED, SQUARES, SURVIVING, DOT, DELTA = range(5)  # of `sums`
-FRACTION = 12  # bits of the fraction of a bin
-TILE = 2048  # weights whose passes stay in the first-level cache
-MOST = TILE // LANES  # blocks of a tile
-AHEAD = TILE  # weights between what is measured and what is asked for from memory
-BINS = 256
-ENDMOST, FIRST_BIN, STAYED = (
-    0,
-    1,
-    257,
-)  # weights in an end cell, those in bins, and those that do not move
-OWN_BINS = (
-    STAYED + LANES
-)  # of those each lane has its own: counts of one slot would wait for each other
-END_PLACE = float((ENDMOST << FRACTION) + (1 << (FRACTION - 1)))  # far from the end of any bin
-BIN_BITS = 9
-EXPONENT = 7  # the lowest bit of the exponent of a bfloat16
-# of the binades that are counted: the biased exponent of the first, and how many there are
-LOWEST, BINADES = 127 + dead_zone.BINADES[0], len(dead_zone.BINADES)
-WHOLE = ("begin", "groups", "size", "keeps", "moves")
-NAMES = (
-    "x", "y", "begin", "groups", "size", "narrow", "wide", "two", "constants", "factor", "gain", "scale", "reciprocal",
-    "before", "after", "setter", "blocks", "nears", "wides", "keeps", "moves", "kept", "moved", "kept_counts",
-    "moved_counts", "codes", "bins", "close", "flipped", "last_bins", "tallies", "census",
+from unforgotten.audit.kernel_rows import (
+    AROUND,
+    BIN_BITS,
+    BINADES,
+    BINS,
+    CHANGES,
+    CODES,
+    DELTA,
+    DENSE,
+    DOT,
+    EDGE,
+    END_PLACE,
+    EXPECTED,
+    FIRST,
+    FIRST_BIN,
+    FLIPS,
+    FRACTION,
+    INVERSE,
+    LAST,
+    LEVELS,
+    LIMITS,
+    LOWER64,
+    LOWEST,
+    ORIGIN,
+    PINNED,
+    REACH,
+    ROWS,
+    SQUARES,
+    STAYED,
+    STEPS,
+    SURE,
+    SURELY_FROM,
+    SURELY_TO,
+    SURVIVING,
+    TILE,
+    UNIT,
+    UPWARD,
 )  # fmt: skip
 
+AHEAD = TILE  # weights between what is measured and what is asked for from memory
+EXPONENT = 7  # the lowest bit of the exponent of a bfloat16
 
-class _Part:
+
+class Part:
     """The instructions for the blocks of a tile that keep their grid, or for those that do not."""
 
     def __init__(self, builder: Any, arg: Any, kinds: Any, pointers: Any, *, same: bool) -> None:
@@ -89,9 +87,11 @@ class _Part:
         self._load_sums()
 
     def at(self, k: int) -> Any:
+        """An index."""
         return ir.Constant(I64, k)
 
     def number(self, array: str, index: Any) -> Any:
+        """An element of an argument."""
         return self.b.load(self.b.gep(self.pointers[array], [index]))
 
     def _load_format(self) -> None:
@@ -168,6 +168,7 @@ class _Part:
         ]
 
     def store_sums(self) -> None:
+        """Put back what was added to."""
         b, e = self.b, self.e
         sums, counts = (self.pointers[name] for name in self.places)
         for s in range(self.grids):
@@ -444,100 +445,3 @@ class _Part:
             rest = self.e.fma(self.b.fneg(found), y, x)
             found = self.e.fma(rest, inverse, found)
         return found
-
-
-def _emit(part: _Part) -> None:
-    """The passes over the blocks of a part: each is short, so that many groups are on their way at a time."""
-    b, arg, pointers = part.b, part.arg, part.pointers
-    begin, first = arg["begin"], part.at(0) if part.same else part.at(MOST - 1)
-
-    def index_of(group: Any) -> Any:
-        return b.add(part.start, b.mul(group, part.at(LANES)))
-
-    @contextmanager
-    def groups() -> Iterator[tuple[Any, Any, Any]]:
-        with cgutils.for_range(b, arg["keeps" if part.same else "moves"], intp=I64) as each:
-            k = each.index if part.same else b.sub(first, each.index)
-            part.load_block(k)
-            with cgutils.for_range(b, arg["groups"], intp=I64) as loop:
-                index = index_of(loop.index)
-                yield index, b.sub(index, begin), b.or_(b.shl(k, part.at(32)), loop.index)
-
-    @contextmanager
-    def listed(name: str, count: Any) -> Iterator[tuple[Any, Any]]:
-        with cgutils.for_range(b, b.load(count), intp=I64) as each:
-            where = part.number(name, each.index)
-            part.load_block(b.lshr(where, part.at(32)))
-            index = index_of(b.and_(where, part.at(2**32 - 1)))
-            yield index, b.sub(index, begin)
-
-    with groups() as (index, at, _):
-        part.encode(index, at)
-    with groups() as (index, at, _):
-        part.expect(index, at)
-        part.tally(at)
-    lists = {name: cgutils.alloca_once_value(b, part.at(0)) for name in ("close", "flipped")}
-    with groups() as (index, at, where):
-        for mask, (name, count) in zip(part.place(index, at), lists.items(), strict=False):
-            n = b.load(count)
-            b.store(where, b.gep(pointers[name], [n]))
-            b.store(b.add(n, b.zext(part.e.some(mask), I64)), count)
-    with listed("close", lists["close"]) as (index, at):
-        part.correct(index, at)
-    if part.same:
-        with listed("flipped", lists["flipped"]) as (index, at):
-            part.survive(index, at)
-    else:
-        with groups() as (index, at, _):
-            part.survive(index, at)
-    part.store_sums()
-
-
-@intrinsic
-def measure_tile(
-    typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, two: Any, constants: Any,
-    factor: Any, gain: Any, scale: Any, reciprocal: Any, before: Any, after: Any, setter: Any, blocks: Any, nears: Any,
-    wides: Any, keeps: Any, moves: Any, kept: Any, moved: Any, kept_counts: Any, moved_counts: Any, codes: Any,
-    bins: Any, close: Any, flipped: Any, last_bins: Any, tallies: Any, census: Any,
-) -> Any:  # fmt: skip
-    """The blocks of a tile. What is None says at compile time which instructions there are.
-
-    x, y: uint16 (bfloat16) or float32. begin: where the tile begins.
-    groups: of sixteen weights that each block has in the tile. size: of a block.
-    narrow, wide, two, constants: of the format, see `kernel_tables.VectorRule`.
-    factor, gain, scale, reciprocal: by entry, see `kernel_fit.Table`.
-    before, after, setter: entries, and absmax before, of every block of the piece.
-    blocks, nears, wides: of each block of the tile its number, and the gain and the reciprocal before; the first `keeps`
-    keep their grid, the last `moves` of MOST do not.
-    kept (1, 5, 8), moved (2, 5, 8), kept_counts (1, 3), moved_counts (2, 3): fixed grid first, added to.
-    codes, close, flipped: scratch memory for a number for each weight, group, group.
-    bins: uint16, where to write `binade << BIN_BITS | bin` of each weight; without the binade where `census` is None.
-    last_bins, tallies: those of the tile before, which are counted.
-    """
-    kinds = (
-        x, y, begin, groups, size, narrow, wide, two, constants, factor, gain, scale, reciprocal, before, after, setter,
-        blocks, nears, wides, keeps, moves, kept, moved, kept_counts, moved_counts, codes, bins, close, flipped,
-        last_bins, tallies, census,
-    )  # fmt: skip
-
-    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        own = dict(zip(NAMES, signature.args, strict=True))
-        arg = {
-            name: None if own[name] == types.none else value
-            for name, value in zip(NAMES, args, strict=True)
-        }
-        pointers = {
-            name: context.make_array(kind)(context, builder, value=arg[name]).data
-            for name, kind in own.items()
-            if isinstance(kind, types.Array)
-        }
-        for same in (True, False):
-            some = builder.icmp_signed(">", arg["keeps" if same else "moves"], ir.Constant(I64, 0))
-            with builder.if_then(some):
-                _emit(_Part(builder, arg, own, pointers, same=same))
-        return context.get_dummy_value()
-
-    whole = [
-        types.int64 if name in WHOLE else kind for name, kind in zip(NAMES, kinds, strict=True)
-    ]
-    return types.void(*whole), codegen

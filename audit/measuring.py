@@ -172,8 +172,8 @@ def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
     first = cut.whole_groups if fits_registers(fmt) else 0
     fit = _fit_whole(task, fmt, cut, first) if first else None
     size = cut.layout.size
-    pair = tuple(w[: first * size] for w in cut.stored)
-    found = fit and measure_registers(pair, size, fmt, fit)
+    x, y = (w[: first * size] for w in cut.stored)
+    found = fit and measure_registers((x, y), size, fmt, fit)
     if not found:
         first = 0
     else:

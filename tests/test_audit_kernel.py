@@ -21,7 +21,7 @@ from unforgotten.audit import cuts, kernel_tables, measuring, tensor_task
 from unforgotten.audit.headers import TensorInfo
 from unforgotten.audit.kernel_bits import extremes_of
 from unforgotten.audit.kernel_plan import exact_thresholds, fits_kernel, float_order, rule_of
-from unforgotten.audit.kernel_vector import CODES, LIMITS, REACH, STEPS
+from unforgotten.audit.kernel_rows import CODES, LIMITS, REACH, STEPS
 from unforgotten.audit.measured import Setting, TensorMeasured
 from unforgotten.audit.measuring import add_pieces, measure_piece
 from unforgotten.audit.pieces import Layout, Piece, layout_of, pieces

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from fractions import Fraction
 from typing import Any
 
@@ -19,8 +20,7 @@ from unforgotten.audit.kernel_bits import block_sizes
 from unforgotten.audit.kernel_fit import FINITE
 from unforgotten.audit.kernel_lanes import available
 from unforgotten.audit.kernel_plan import exact_thresholds
-from unforgotten.audit.kernel_tables import fits_registers, lattice_rule, vector_rule
-from unforgotten.audit.kernel_vector import (
+from unforgotten.audit.kernel_rows import (
     BINS,
     DENSE,
     FIRST_BIN,
@@ -31,6 +31,7 @@ from unforgotten.audit.kernel_vector import (
     SURELY_FROM,
     SURELY_TO,
 )  # fmt: skip
+from unforgotten.audit.kernel_tables import fits_registers, lattice_rule, vector_rule
 from unforgotten.theory.cells import cells
 from unforgotten.theory.formats import format_named
 from unforgotten.verification import strategies as domain
@@ -60,12 +61,13 @@ def test_lattice_rule__finds_the_bin_of_every_bfloat16(name: str) -> None:
     code = np.searchsorted(exact_thresholds(fmt), ratios, side="left")
     asked = (code > 0) & (code < len(cell.lower) - 1) & (np.abs(ratios) >= rule.constants[DENSE])
     assert np.abs(ratios[asked]).min() < 1e-5, "few are left to float64"
-    for ratio, k in zip(ratios[asked], code[asked], strict=True):
+    lower, width = cell.lower.tolist(), cell.width.tolist()
+    for ratio, k in zip(ratios[asked].tolist(), code[asked].tolist(), strict=True):
         inverse, origin = (float(rule.narrow[row, k]) for row in (INVERSE, ORIGIN))
         fused = ratio * inverse + origin
         assert Fraction(ratio) * Fraction(inverse) + Fraction(origin) == Fraction(fused)
         found = min(int(np.float32(fused)) >> FRACTION, STAYED - 1)
-        place = (Fraction(ratio) - Fraction(cell.lower[k])) / Fraction(cell.width[k])
+        place = (Fraction(ratio) - Fraction(lower[k])) / Fraction(width[k])
         assert found == FIRST_BIN + min(math.floor(place * BINS), BINS - 1)
 
 
@@ -101,7 +103,8 @@ def test_product_by_a_reciprocal__is_the_float32_quotient(e: int, x: int, y: int
 def sizes_of(
     x: Array, y: Array, start: int, stop: int, groups: int, e: Array, f: Array, top: Array
 ) -> Any:
-    return block_sizes(x, y, start, stop, groups, 7, e, f, top)
+    sizes: Any = block_sizes
+    return sizes(x, y, start, stop, groups, 7, e, f, top)
 
 
 @needs_lanes
@@ -113,7 +116,8 @@ def test_block_sizes__are_those_of_numpy(groups: int, count: int, start: int, se
     x, y = rng.integers(0, 2**16, (2, stop, 16 * groups), dtype=np.uint16)
     entries: Array = np.zeros((2, stop), np.uint32)
     absmax = np.zeros(stop, np.float32)
-    tops = sizes_of(x.reshape(-1), y.reshape(-1), start, stop, groups, *entries, absmax)
+    flat = x.reshape(-1), y.reshape(-1)
+    tops = sizes_of(*flat, start, stop, groups, entries[0], entries[1], absmax)
     before, after = ((z & 0x7FFF).max(axis=1).astype(np.uint32) for z in (x, y))
     assert tops == (before[start:].max(), after[start:].max())
     assert np.array_equal(entries[:, start:], [before[start:], after[start:] + 7])
@@ -126,7 +130,7 @@ def test_fetching__keeps_the_faster_way(
     mapped: float, read: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = [0.0]
-    monkeypatch.setattr(fetching.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     ways = fetching.Fetching()
     seen = []
     for size in (1, 8, 16, 8, fetching.LEAST - 1, 8, 8):

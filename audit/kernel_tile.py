@@ -1,0 +1,120 @@
+"""The passes of `kernel_vector` over the blocks of a tile, for compiled code to call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+from unforgotten.audit.kernel_lanes import I64, LANES
+from unforgotten.audit.kernel_rows import MOST
+from unforgotten.audit.kernel_vector import Part
+
+WHOLE = ("begin", "groups", "size", "keeps", "moves")
+NAMES = (
+    "x", "y", "begin", "groups", "size", "narrow", "wide", "two", "constants", "factor", "gain", "scale", "reciprocal",
+    "before", "after", "setter", "blocks", "nears", "wides", "keeps", "moves", "kept", "moved", "kept_counts",
+    "moved_counts", "codes", "bins", "close", "flipped", "last_bins", "tallies", "census",
+)  # fmt: skip
+
+
+def _emit(part: Part) -> None:
+    """The passes over the blocks of a part: each is short, so that many groups are on their way at a time."""
+    b, arg, pointers = part.b, part.arg, part.pointers
+    begin, first = arg["begin"], part.at(0) if part.same else part.at(MOST - 1)
+
+    def index_of(group: Any) -> Any:
+        return b.add(part.start, b.mul(group, part.at(LANES)))
+
+    @contextmanager
+    def groups() -> Iterator[tuple[Any, Any, Any]]:
+        with cgutils.for_range(b, arg["keeps" if part.same else "moves"], intp=I64) as each:
+            k = each.index if part.same else b.sub(first, each.index)
+            part.load_block(k)
+            with cgutils.for_range(b, arg["groups"], intp=I64) as loop:
+                index = index_of(loop.index)
+                yield index, b.sub(index, begin), b.or_(b.shl(k, part.at(32)), loop.index)
+
+    @contextmanager
+    def listed(name: str, count: Any) -> Iterator[tuple[Any, Any]]:
+        with cgutils.for_range(b, b.load(count), intp=I64) as each:
+            where = part.number(name, each.index)
+            part.load_block(b.lshr(where, part.at(32)))
+            index = index_of(b.and_(where, part.at(2**32 - 1)))
+            yield index, b.sub(index, begin)
+
+    with groups() as (index, at, _):
+        part.encode(index, at)
+    with groups() as (index, at, _):
+        part.expect(index, at)
+        part.tally(at)
+    lists = {name: cgutils.alloca_once_value(b, part.at(0)) for name in ("close", "flipped")}
+    with groups() as (index, at, where):
+        for mask, (name, count) in zip(part.place(index, at), lists.items(), strict=False):
+            n = b.load(count)
+            b.store(where, b.gep(pointers[name], [n]))
+            b.store(b.add(n, b.zext(part.e.some(mask), I64)), count)
+    with listed("close", lists["close"]) as (index, at):
+        part.correct(index, at)
+    if part.same:
+        with listed("flipped", lists["flipped"]) as (index, at):
+            part.survive(index, at)
+    else:
+        with groups() as (index, at, _):
+            part.survive(index, at)
+    part.store_sums()
+
+
+@intrinsic
+def measure_tile(
+    typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, two: Any, constants: Any,
+    factor: Any, gain: Any, scale: Any, reciprocal: Any, before: Any, after: Any, setter: Any, blocks: Any, nears: Any,
+    wides: Any, keeps: Any, moves: Any, kept: Any, moved: Any, kept_counts: Any, moved_counts: Any, codes: Any,
+    bins: Any, close: Any, flipped: Any, last_bins: Any, tallies: Any, census: Any,
+) -> Any:  # fmt: skip
+    """The blocks of a tile. What is None says at compile time which instructions there are.
+
+    x, y: uint16 (bfloat16) or float32. begin: where the tile begins.
+    groups: of sixteen weights that each block has in the tile. size: of a block.
+    narrow, wide, two, constants: of the format, see `kernel_tables.VectorRule`.
+    factor, gain, scale, reciprocal: by entry, see `kernel_fit.Table`.
+    before, after, setter: entries, and absmax before, of every block of the piece.
+    blocks, nears, wides: of each block of the tile its number, and the gain and the reciprocal before; the first `keeps`
+    keep their grid, the last `moves` of MOST do not.
+    kept (1, 5, 8), moved (2, 5, 8), kept_counts (1, 3), moved_counts (2, 3): fixed grid first, added to.
+    codes, close, flipped: scratch memory for a number for each weight, group, group.
+    bins: uint16, where to write `binade << BIN_BITS | bin` of each weight; without the binade where `census` is None.
+    last_bins, tallies: those of the tile before, which are counted.
+    """
+    kinds = (
+        x, y, begin, groups, size, narrow, wide, two, constants, factor, gain, scale, reciprocal, before, after, setter,
+        blocks, nears, wides, keeps, moves, kept, moved, kept_counts, moved_counts, codes, bins, close, flipped,
+        last_bins, tallies, census,
+    )  # fmt: skip
+
+    def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        own = dict(zip(NAMES, signature.args, strict=True))
+        arg = {
+            name: None if own[name] == types.none else value
+            for name, value in zip(NAMES, args, strict=True)
+        }
+        pointers = {
+            name: context.make_array(kind)(context, builder, value=arg[name]).data
+            for name, kind in own.items()
+            if isinstance(kind, types.Array)
+        }
+        for same in (True, False):
+            some = builder.icmp_signed(">", arg["keeps" if same else "moves"], ir.Constant(I64, 0))
+            with builder.if_then(some):
+                _emit(Part(builder, arg, own, pointers, same=same))
+        return context.get_dummy_value()
+
+    whole = [
+        types.int64 if name in WHOLE else kind for name, kind in zip(NAMES, kinds, strict=True)
+    ]
+    return types.void(*whole), codegen
