@@ -94,6 +94,11 @@ def read_files(paths: Sequence[Path], threads: int) -> None:
             worker.join()
 
 
+def load_files(paths: Sequence[Path]) -> None:
+    """Read both files whole, each into memory of its own: the least that loading a checkpoint takes."""
+    _ = [np.fromfile(path, np.uint8) for path in paths]
+
+
 def audit(paths: Sequence[Path], formats: Sequence[str], jobs: int) -> None:
     """The weights leg of the pair."""
     target, unlearned = (open_checkpoint(path) for path in paths)
@@ -132,6 +137,7 @@ def tasks(paths: Sequence[Path], cores: int, *, whole: bool) -> dict[str, Callab
         f"audit one/{cores}": lambda: audit(paths, ONE, cores),
     }
     if whole:
+        found["load/1"] = lambda: load_files(paths)
         found["audit one/1"] = lambda: audit(paths, ONE, 1)
         for group in ("codebooks", "defaults"):
             found[f"audit {group}/{cores}"] = partial(audit, paths, GROUPS[group], cores)

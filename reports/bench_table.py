@@ -36,6 +36,8 @@ def bench_table(rows: Sequence[Row]) -> str:
         ("one format, times the weights per second of bitsandbytes", "≥ 25", _against_yardstick(cores)),
         ("one format, share of the speed of reading, one thread", "≥ 0.5", _share("read/1", f"audit one/{cores}")),
         (f"one format, share of the speed of reading, {cores} threads", "", _share(f"read/{cores}", f"audit one/{cores}")),
+        ("one format, share of the speed of loading both files", "", _share("load/1", f"audit one/{cores}")),
+        ("reading, one thread, GB a second", "", _rate("read/1")),
         ("codebook formats, times the time of one", "≤ 4", _share(f"audit codebooks/{cores}", f"audit one/{cores}")),
         ("default formats, times the time of one", "", _share(f"audit defaults/{cores}", f"audit one/{cores}")),
         (f"one format, one process, times the time of {cores}", "", _share("audit one/1", f"audit one/{cores}")),
@@ -50,8 +52,8 @@ def bench_table(rows: Sequence[Row]) -> str:
         (
             "Medians (lowest to highest) of the ratios of single rounds, all tasks in turn in one process, files in "
             f"the page cache, {cores} cores ({some['machine']}). An audit here is its weights leg on adaptive and on "
-            f"fixed grids, on {cores} processes that are forked anew each time; reading goes into memory that is used "
-            f"again; bitsandbytes quantizes, dequantizes and compares {some['yardstick_weights']:,} of the weights, "
+            f"fixed grids, on {cores} processes that are forked anew each time; reading goes into a MiB that is used again, "
+            f"loading (numpy.fromfile, one thread) into new memory for each file; bitsandbytes quantizes, dequantizes and compares {some['yardstick_weights']:,} of the weights, "
             "read from the same files. Memory adds up the resident pages of all processes, those that they share "
             "once for each. The large model is the speed of the pair carried on, as if its files were in the page "
             "cache: a disk that is slower than the audit decides instead."
@@ -101,6 +103,10 @@ def _against_yardstick(cores: int) -> Any:
 
 def _speed(name: str) -> Any:
     return lambda row: _spread([row["weights"] / s / 1e6 for s in row["seconds"][name]])
+
+
+def _rate(name: str) -> Any:
+    return lambda row: _spread([sum(row["file_bytes"]) / s / 1e9 for s in row["seconds"][name]])
 
 
 def _seventy(name: str) -> Any:
