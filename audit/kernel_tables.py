@@ -16,7 +16,6 @@ from unforgotten.audit.kernel_rows import (
     AROUND,
     BINS,
     CODES,
-    DENSE,
     EDGE,
     END_PLACE,
     FIRST_BIN,
@@ -50,12 +49,14 @@ class VectorRule(NamedTuple):
         wide: float64 (4, 16): flips a code unit upward, and downward, negative, 0 outward from an end cell; lower ends
             and widths of the cells. Of integers the flips a code unit upward from the first, and downward from the last.
         two: float32 (2,), thresholds that are compared with beside, inf for none; None if there is none.
-        constants: float32 (9,), see `kernel_rows`.
+        dense: float32 (1,), see `lattice_rule`; None where the ends of bins are left to float64 whatever the ratio.
+        constants: float32 (8,), see `kernel_rows`.
     """
 
     narrow: Array | None
     wide: Array
     two: Array | None
+    dense: Array | None
     constants: Array
 
 
@@ -110,10 +111,8 @@ def vector_rule(fmt: Format) -> VectorRule:
     two = np.append(found.rest, np.full(2, np.inf))[:2].astype(np.float32)
     edge = _edge(fmt, rule)
     around = (1 << FRACTION) - 2 * edge
-    constants = np.array(
-        [rule.unit, edge, around, np.inf, found.reach, found.steps, 0, 0, 0], np.float32
-    )
-    return VectorRule(narrow, wide, two if len(found.rest) else None, constants)
+    constants = np.array([rule.unit, edge, around, found.reach, found.steps, 0, 0, 0], np.float32)
+    return VectorRule(narrow, wide, two if len(found.rest) else None, None, constants)
 
 
 class _Buckets(NamedTuple):
@@ -140,7 +139,7 @@ def lattice_rule(fmt: Format) -> VectorRule | None:
     """The tables for ratios that are bfloat16 numbers times powers of two: few numbers, many of them on the ends of bins.
 
     Every place is moved up by `edge`, so that what is on the end of a bin stays in it. Whether all others do too is
-    asked of every ratio; those nearer to 0 than some `DENSE`, where they lie close, are left to float64.
+    asked of every ratio; those nearer to 0 than `dense`, where they lie close, are left to float64.
 
     Returns:
         None where a ratio that is not small is off.
@@ -166,8 +165,8 @@ def lattice_rule(fmt: Format) -> VectorRule | None:
     dense = np.float32(2 * off.max()) if len(off) else np.float32(0)
     if dense > MOST_DENSE:
         return None
-    constants[[EDGE, AROUND, DENSE]] = 0, (1 << FRACTION) - 2 * edge, dense
-    return plain._replace(narrow=narrow, constants=constants)
+    constants[[EDGE, AROUND]] = 0, (1 << FRACTION) - 2 * edge
+    return plain._replace(narrow=narrow, dense=np.array([dense]), constants=constants)
 
 
 def _surely(thresholds: Array, off: float) -> Array:
@@ -188,8 +187,8 @@ def _integer_rule(fmt: Format, rule: Rule) -> VectorRule:
     ends = fmt.levels[0], fmt.levels[-1]
     # a product has its code even if it is a tie
     sure = 0.5 - OFF * max(np.abs(ends)) if fmt.arithmetic == "divide" else np.inf
-    constants = np.array([rule.unit, edge, around, np.inf, 0, 0, *ends, sure], np.float32)
-    return VectorRule(None, wide, None, constants)
+    constants = np.array([rule.unit, edge, around, 0, 0, *ends, sure], np.float32)
+    return VectorRule(None, wide, None, None, constants)
 
 
 def _edge(fmt: Format, rule: Rule) -> int:

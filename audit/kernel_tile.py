@@ -17,7 +17,7 @@ from unforgotten.audit.kernel_vector import Part
 
 WHOLE = ("begin", "groups", "size", "keeps", "moves")
 NAMES = (
-    "x", "y", "begin", "groups", "size", "narrow", "wide", "two", "constants", "factor", "gain", "scale", "reciprocal",
+    "x", "y", "begin", "groups", "size", "narrow", "wide", "two", "dense", "constants", "factor", "gain", "scale", "reciprocal",
     "before", "after", "setter", "blocks", "nears", "wides", "keeps", "moves", "kept", "moved", "kept_counts",
     "moved_counts", "codes", "bins", "close", "flipped", "last_bins", "tallies", "census",
 )  # fmt: skip
@@ -72,7 +72,7 @@ def _emit(part: Part) -> None:
 
 @intrinsic
 def measure_tile(
-    typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, two: Any, constants: Any,
+    typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, two: Any, dense: Any, constants: Any,
     factor: Any, gain: Any, scale: Any, reciprocal: Any, before: Any, after: Any, setter: Any, blocks: Any, nears: Any,
     wides: Any, keeps: Any, moves: Any, kept: Any, moved: Any, kept_counts: Any, moved_counts: Any, codes: Any,
     bins: Any, close: Any, flipped: Any, last_bins: Any, tallies: Any, census: Any,
@@ -81,7 +81,7 @@ def measure_tile(
 
     x, y: uint16 (bfloat16) or float32. begin: where the tile begins.
     groups: of sixteen weights that each block has in the tile. size: of a block.
-    narrow, wide, two, constants: of the format, see `kernel_tables.VectorRule`.
+    narrow, wide, two, dense, constants: of the format, see `kernel_tables.VectorRule`.
     factor, gain, scale, reciprocal: by entry, see `kernel_fit.Table`.
     before, after, setter: entries, and absmax before, of every block of the piece.
     blocks, nears, wides: of each block of the tile its number, and the gain and the reciprocal before; the first `keeps`
@@ -92,7 +92,7 @@ def measure_tile(
     last_bins, tallies: those of the tile before, which are counted.
     """
     kinds = (
-        x, y, begin, groups, size, narrow, wide, two, constants, factor, gain, scale, reciprocal, before, after, setter,
+        x, y, begin, groups, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, before, after, setter,
         blocks, nears, wides, keeps, moves, kept, moved, kept_counts, moved_counts, codes, bins, close, flipped,
         last_bins, tallies, census,
     )  # fmt: skip

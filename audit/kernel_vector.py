@@ -36,7 +36,6 @@ from unforgotten.audit.kernel_rows import (
     CHANGES,
     CODES,
     DELTA,
-    DENSE,
     DOT,
     EDGE,
     END_PLACE,
@@ -113,8 +112,8 @@ class Part:
         self.edge, self.around = (
             e.spread(b.fptosi(constants[k], I32), I32X) for k in (EDGE, AROUND)
         )
-        self.unit, self.dense, self.reach, self.per_step, self.first, self.last, self.sure = (
-            e.spread(constants[k], F32X) for k in (UNIT, DENSE, REACH, STEPS, FIRST, LAST, SURE)
+        self.unit, self.reach, self.per_step, self.first, self.last, self.sure = (
+            e.spread(constants[k], F32X) for k in (UNIT, REACH, STEPS, FIRST, LAST, SURE)
         )
         self.end_slopes = [
             e.spread(self.number("wide", self.at(k)), F64X)
@@ -409,7 +408,9 @@ class Part:
         fine = e.least(b.fptosi(scaled, I32X), e.every(I32X, (STAYED << FRACTION) - 1))
         off = b.and_(b.add(fine, self.edge), self.around)
         close = b.and_(moved, b.icmp_signed("==", off, e.every(I32X, 0)))
-        close = b.and_(close, b.fcmp_ordered("<", e.size(ratio), self.dense))
+        if "dense" in self.pointers:
+            dense = e.spread(self.number("dense", self.at(0)), F32X)
+            close = b.and_(close, b.fcmp_ordered("<", e.size(ratio), dense))
         stayed = ir.Constant(I16X, [STAYED + lane for lane in range(LANES)])
         bins = b.trunc(b.lshr(fine, e.every(I32X, FRACTION)), I16X)
         return b.select(moved, bins, stayed), close

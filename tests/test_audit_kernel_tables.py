@@ -22,7 +22,6 @@ from unforgotten.audit.kernel_lanes import available
 from unforgotten.audit.kernel_plan import exact_thresholds
 from unforgotten.audit.kernel_rows import (
     BINS,
-    DENSE,
     FIRST_BIN,
     FRACTION,
     INVERSE,
@@ -56,10 +55,11 @@ def test_lattice_rule__finds_the_bin_of_every_bfloat16(name: str) -> None:
     rule, cell = lattice_rule(fmt), cells(fmt)
     assert rule is not None
     assert rule.narrow is not None
+    assert rule.dense is not None
     sizes = np.arange(FINITE, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float64)
     ratios = np.append(sizes, -sizes)
     code = np.searchsorted(exact_thresholds(fmt), ratios, side="left")
-    asked = (code > 0) & (code < len(cell.lower) - 1) & (np.abs(ratios) >= rule.constants[DENSE])
+    asked = (code > 0) & (code < len(cell.lower) - 1) & (np.abs(ratios) >= rule.dense[0])
     assert np.abs(ratios[asked]).min() < 1e-5, "few are left to float64"
     lower, width = cell.lower.tolist(), cell.width.tolist()
     for ratio, k in zip(ratios[asked].tolist(), code[asked].tolist(), strict=True):
