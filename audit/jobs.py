@@ -60,6 +60,7 @@ def measure_tensors(
     for done, (name, own) in enumerate(batches.items()):
         report(name, done)
         yield _tensor(work, name, found, len(own))
+    next(found, None)  # nothing is left, and its workers end here
 
 
 def _tensor(
@@ -101,7 +102,8 @@ def _by_processes(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[l
                     rule = f"{losses} workers were lost, the last at tensor"
                     raise ChildProcessError(f"{rule} {lost!r}") from error
             except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
+                for worker in list((pool._processes or {}).values()):
+                    worker.terminate()  # or leaving the pool would wait for their batches
                 raise
 
 
