@@ -43,6 +43,7 @@ GROUPS: Mapping[str, tuple[str, ...]] = {
     "defaults": ("int4-g64", "int4-row", "nf4-b64", "fp4-b64", "int8-row"),
 }
 BUFFER = 1 << 20
+COLD = "from disk"  # in the name of a task before which the files are evicted from the page cache
 YARDSTICK_TENSORS = 2  # of the pair: bitsandbytes takes a minute for all of it
 Row = dict[str, Any]
 
@@ -99,6 +100,14 @@ def load_files(paths: Sequence[Path]) -> None:
     _ = [np.fromfile(path, np.uint8) for path in paths]
 
 
+def evict(paths: Sequence[Path]) -> None:
+    """Ask the system to keep nothing of the files in memory."""
+    for path in paths:
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def audit(paths: Sequence[Path], formats: Sequence[str], jobs: int) -> None:
     """The weights leg of the pair."""
     target, unlearned = (open_checkpoint(path) for path in paths)
@@ -138,6 +147,8 @@ def tasks(paths: Sequence[Path], cores: int, *, whole: bool) -> dict[str, Callab
     }
     if whole:
         found["load/1"] = lambda: load_files(paths)
+        found[f"read {COLD}/1"] = found["read/1"]
+        found[f"audit one {COLD}/{cores}"] = found[f"audit one/{cores}"]
         found["audit one/1"] = lambda: audit(paths, ONE, 1)
         for group in ("codebooks", "defaults"):
             found[f"audit {group}/{cores}"] = partial(audit, paths, GROUPS[group], cores)
@@ -156,6 +167,8 @@ def time_rounds(
     seconds: dict[str, list[float]] = {name: [] for name in every}
     for _ in range(rounds):
         for name, task in every.items():
+            if COLD in name:
+                evict(paths)
             start = time.perf_counter()
             task()
             seconds[name].append(time.perf_counter() - start)

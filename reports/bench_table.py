@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from unforgotten.experiments.bench_audit import COLD
 from unforgotten.experiments.storage import write_text
 
 Row = dict[str, Any]
@@ -37,7 +38,9 @@ def bench_table(rows: Sequence[Row]) -> str:
         ("one format, share of the speed of reading, one thread", "≥ 0.5", _share("read/1", f"audit one/{cores}")),
         (f"one format, share of the speed of reading, {cores} threads", "", _share(f"read/{cores}", f"audit one/{cores}")),
         ("one format, share of the speed of loading both files", "", _share("load/1", f"audit one/{cores}")),
+        ("one format, share of the speed of reading from disk", "", _share(f"read {COLD}/1", f"audit one {COLD}/{cores}")),
         ("reading, one thread, GB a second", "", _rate("read/1")),
+        ("reading from disk, one thread, GB a second", "", _rate(f"read {COLD}/1")),
         ("codebook formats, times the time of one", "≤ 4", _share(f"audit codebooks/{cores}", f"audit one/{cores}")),
         ("default formats, times the time of one", "", _share(f"audit defaults/{cores}", f"audit one/{cores}")),
         (f"one format, one process, times the time of {cores}", "", _share("audit one/1", f"audit one/{cores}")),
@@ -51,7 +54,7 @@ def bench_table(rows: Sequence[Row]) -> str:
     lines = [
         (
             "Medians (lowest to highest) of the ratios of single rounds, all tasks in turn in one process, files in "
-            f"the page cache, {cores} cores ({some['machine']}). An audit here is its weights leg on adaptive and on "
+            f"the page cache unless it says from disk, {cores} cores ({some['machine']}). An audit here is its weights leg on adaptive and on "
             f"fixed grids, on {cores} processes that are forked anew each time; reading goes into a MiB that is used again, "
             f"loading (numpy.fromfile, one thread) into new memory for each file; bitsandbytes quantizes, dequantizes and compares {some['yardstick_weights']:,} of the weights, "
             "read from the same files. Memory adds up the resident pages of all processes, those that they share "
@@ -106,7 +109,11 @@ def _speed(name: str) -> Any:
 
 
 def _rate(name: str) -> Any:
-    return lambda row: _spread([sum(row["file_bytes"]) / s / 1e9 for s in row["seconds"][name]])
+    def cell(row: Row) -> str:
+        seconds = row["seconds"].get(name)
+        return _spread([sum(row["file_bytes"]) / s / 1e9 for s in seconds]) if seconds else ""
+
+    return cell
 
 
 def _seventy(name: str) -> Any:
