@@ -149,14 +149,19 @@ class Lanes:
         """Whether all of sixteen lanes are set."""
         return self.b.icmp_unsigned("==", self.b.bitcast(mask, I16), ir.Constant(I16, 0xFFFF))
 
-    def bucket_search(self, ratio: Any, reach: Any, steps: Any, codes: Any, limits: Any) -> Any:
-        """The same number by one comparison, with the one threshold of the ratio's bucket, see `vector_rule`."""
+    def bucket_search(
+        self, ratio: Any, reach: Any, steps: Any, codes: Any, limits: Any
+    ) -> tuple[Any, Any]:
+        """How many thresholds are below a ratio, by one comparison; and what with, the threshold of its bucket.
+
+        See `kernel_tables.vector_rule`.
+        """
         b = self.b
         inside = self.larger(self.smaller(ratio, reach), b.fneg(reach))
         shifted = self.call("llvm.fma.v16f32", F32X, inside, steps, self.every(F32X, MAGIC))
         bucket = b.bitcast(shifted, I32X)
         below, limit = self.long_table(codes, bucket), self.long_table(limits, bucket)
-        return self.one_more(below, b.fcmp_ordered(">", ratio, limit))
+        return self.one_more(below, b.fcmp_ordered(">", ratio, limit)), limit
 
     def one_more(self, number: Any, mask: Any) -> Any:
         """Numbers, int32, and one more where the mask is set."""

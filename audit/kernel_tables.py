@@ -71,7 +71,9 @@ def _by_bucket(fmt: Format) -> bool:
     """Whether sixteen levels suffice, and the buckets of `vector_rule` leave at most two thresholds over."""
     thresholds = exact_thresholds(fmt)
     # near 0 quotients are not what their products say
-    clear = fmt.arithmetic != "divide" or np.abs(thresholds).min() > SMALLEST
+    clear = fmt.arithmetic != "divide" or (
+        np.abs(thresholds).min() > SMALLEST and _are_inside(_buckets(thresholds))
+    )
     return len(fmt.levels) <= LANES and len(_buckets(thresholds).rest) <= 2 and bool(clear)
 
 
@@ -111,7 +113,10 @@ def vector_rule(fmt: Format) -> VectorRule:
     two = np.append(found.rest, np.full(2, np.inf))[:2].astype(np.float32)
     edge = _edge(fmt, rule)
     around = (1 << FRACTION) - 2 * edge
-    constants = np.array([rule.unit, edge, around, found.reach, found.steps, 0, 0, 0], np.float32)
+    sure = OFF * np.abs(thresholds).max()
+    constants = np.array(
+        [rule.unit, edge, around, found.reach, found.steps, 0, 0, sure], np.float32
+    )
     return VectorRule(narrow, wide, two if len(found.rest) else None, None, constants)
 
 
@@ -132,6 +137,13 @@ def _buckets(thresholds: Array) -> _Buckets:
     bucket = np.rint(np.clip(thresholds, -reach, reach).astype(np.float64) * np.float64(steps))
     own = np.append(bucket[1:] != bucket[:-1], True)
     return _Buckets(reach, steps, thresholds[own], bucket[own], thresholds[~own])
+
+
+def _are_inside(found: _Buckets) -> bool:
+    """Whether a ratio that may be on either side of a threshold is in the bucket of that threshold, and there is no other."""
+    place = found.own.astype(np.float64) * np.float64(found.steps)
+    margin = 4 * OFF * np.float64(found.steps) * np.abs(found.own).max()
+    return not len(found.rest) and bool((np.abs(place - np.rint(place)) < 0.5 - margin).all())
 
 
 @lru_cache(maxsize=64)

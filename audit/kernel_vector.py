@@ -231,16 +231,21 @@ class Part:
 
     def _search(self, ratio: Any) -> Any:
         """Codes, int32; of integers their levels, float32."""
-        e = self.e
+        return self._search_surely(ratio)[0]
+
+    def _search_surely(self, near: Any) -> tuple[Any, Any]:
+        """Codes, and whether whatever these ratios are near to has the same."""
+        b, e = self.b, self.e
         if self.integers:
-            return self._cut(e.call("llvm.rint.v16f32", F32X, ratio))
-        codes = [self.b.bitcast(row, I32X) for row in self.rows[CODES : CODES + 2]]
-        code = e.bucket_search(
-            ratio, self.reach, self.per_step, codes, self.rows[LIMITS : LIMITS + 2]
+            whole = e.call("llvm.rint.v16f32", F32X, near)
+            return self._cut(whole), b.fcmp_ordered("<", e.size(b.fsub(near, whole)), self.sure)
+        codes = [b.bitcast(row, I32X) for row in self.rows[CODES : CODES + 2]]
+        code, limit = e.bucket_search(
+            near, self.reach, self.per_step, codes, self.rows[LIMITS : LIMITS + 2]
         )
         for threshold in self.two:
-            code = e.one_more(code, self.b.fcmp_ordered(">", ratio, threshold))
-        return code
+            code = e.one_more(code, b.fcmp_ordered(">", near, threshold))
+        return code, b.fcmp_ordered(">", e.size(b.fsub(near, limit)), self.sure)
 
     def _decoded(self, code: Any, s: int) -> Any:
         return self._value(code if self.integers else self.e.table(self.rows[LEVELS], code), s)
@@ -272,9 +277,8 @@ class Part:
         """Whether a ratio near this one has this code for sure; where ratios are products, whether it has it."""
         b, e = self.b, self.e
         if self.integers:
-            whole = e.call("llvm.rint.v16f32", F32X, near)
-            clear = b.fcmp_ordered("<", e.size(b.fsub(near, whole)), self.sure)
-            return b.and_(clear, b.fcmp_ordered("==", self._cut(whole), code))
+            whole, clear = self._search_surely(near)
+            return b.and_(clear, b.fcmp_ordered("==", whole, code))
         lowest, highest = (e.table(self.rows[row], code) for row in (SURELY_FROM, SURELY_TO))
         return b.and_(b.fcmp_ordered(">", near, lowest), b.fcmp_ordered("<=", near, highest))
 
@@ -287,11 +291,10 @@ class Part:
         for name in ("x", "y"):
             e.prefetch(self.pointers[name], b.add(index, self.at(AHEAD)))
         x, _ = self._read("x", index)
-        near = self._near(x, 0)
-        code = self._search(near)
+        code, surely = self._search_surely(self._near(x, 0))
         e.store(code, self._codes, at)
         if self.divide:
-            with b.if_then(b.not_(e.all(self._surely(near, code))), likely=False):
+            with b.if_then(b.not_(e.all(surely)), likely=False):
                 e.store(self._search(self._ratio(x, 0)), self._codes, at)
 
     @property
