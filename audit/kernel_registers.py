@@ -109,8 +109,8 @@ def _compiled(stamp: str) -> Any:
     # fmt: off
     @compiled()
     def measure_blocks(
-        x, y, size, narrow, wide, two, dense, constants, grid, factor, gain, scale, reciprocal, e, e_new, setter, fitted, limits,
-        shift, kept, moved, kept_n, moved_n, bins, census, tallies,
+        x, y, size, narrow, wide, two, dense, constants, grid, factor, gain, scale, reciprocal, e, e_new, setter, fitted,
+        limits, shift, kept, moved, kept_n, moved_n, bins, census, tallies,
     ):
         stamp  # noqa: B018 # pyright: ignore[reportUnusedExpression]
         both = np.empty((2, TILE), np.uint16)
@@ -153,8 +153,8 @@ def _compiled(stamp: str) -> Any:
             if missing:
                 return False
             measure_tile(
-                x, y, begin, g, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, e, e_new, setter,
-                blocks, nears, wides, n_keep, n_move, kept, moved, kept_n, moved_n, codes, places, close, flipped,
+                x, y, begin, g, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, e, e_new,
+                setter, blocks, nears, wides, n_keep, n_move, kept, moved, kept_n, moved_n, codes, places, close, flipped,
                 last_places, tallies, census,
             )
             for i in range(end - begin, counted):

@@ -17,16 +17,16 @@ from unforgotten.audit.kernel_vector import Part
 
 WHOLE = ("begin", "groups", "size", "keeps", "moves")
 NAMES = (
-    "x", "y", "begin", "groups", "size", "narrow", "wide", "two", "dense", "constants", "factor", "gain", "scale", "reciprocal",
-    "before", "after", "setter", "blocks", "nears", "wides", "keeps", "moves", "kept", "moved", "kept_counts",
-    "moved_counts", "codes", "bins", "close", "flipped", "last_bins", "tallies", "census",
+    "x", "y", "begin", "groups", "size", "narrow", "wide", "two", "dense", "constants", "factor", "gain", "scale",
+    "reciprocal", "before", "after", "setter", "blocks", "nears", "wides", "keeps", "moves", "kept", "moved",
+    "kept_counts", "moved_counts", "codes", "bins", "close", "flipped", "last_bins", "tallies", "census",
 )  # fmt: skip
 
 
 def _emit(part: Part) -> None:
     """The passes over the blocks of a part: each is short, so that many groups are on their way at a time."""
     b, arg, pointers = part.b, part.arg, part.pointers
-    begin, first = arg["begin"], part.at(0) if part.same else part.at(MOST - 1)
+    begin, last = arg["begin"], part.at(MOST - 1)
 
     def index_of(group: Any) -> Any:
         return b.add(part.start, b.mul(group, part.at(LANES)))
@@ -34,7 +34,7 @@ def _emit(part: Part) -> None:
     @contextmanager
     def groups() -> Iterator[tuple[Any, Any, Any]]:
         with cgutils.for_range(b, arg["keeps" if part.same else "moves"], intp=I64) as each:
-            k = each.index if part.same else b.sub(first, each.index)
+            k = each.index if part.same else b.sub(last, each.index)
             part.load_block(k)
             with cgutils.for_range(b, arg["groups"], intp=I64) as loop:
                 index = index_of(loop.index)
@@ -72,10 +72,10 @@ def _emit(part: Part) -> None:
 
 @intrinsic
 def measure_tile(
-    typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, two: Any, dense: Any, constants: Any,
-    factor: Any, gain: Any, scale: Any, reciprocal: Any, before: Any, after: Any, setter: Any, blocks: Any, nears: Any,
-    wides: Any, keeps: Any, moves: Any, kept: Any, moved: Any, kept_counts: Any, moved_counts: Any, codes: Any,
-    bins: Any, close: Any, flipped: Any, last_bins: Any, tallies: Any, census: Any,
+    typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, two: Any, dense: Any,
+    constants: Any, factor: Any, gain: Any, scale: Any, reciprocal: Any, before: Any, after: Any, setter: Any,
+    blocks: Any, nears: Any, wides: Any, keeps: Any, moves: Any, kept: Any, moved: Any, kept_counts: Any,
+    moved_counts: Any, codes: Any, bins: Any, close: Any, flipped: Any, last_bins: Any, tallies: Any, census: Any,
 ) -> Any:  # fmt: skip
     """The blocks of a tile. What is None says at compile time which instructions there are.
 
@@ -92,9 +92,9 @@ def measure_tile(
     last_bins, tallies: those of the tile before, which are counted.
     """
     kinds = (
-        x, y, begin, groups, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, before, after, setter,
-        blocks, nears, wides, keeps, moves, kept, moved, kept_counts, moved_counts, codes, bins, close, flipped,
-        last_bins, tallies, census,
+        x, y, begin, groups, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, before, after,
+        setter, blocks, nears, wides, keeps, moves, kept, moved, kept_counts, moved_counts, codes, bins, close,
+        flipped, last_bins, tallies, census,
     )  # fmt: skip
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:

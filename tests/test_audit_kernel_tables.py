@@ -25,8 +25,12 @@ from unforgotten.audit.kernel_rows import (
     FIRST_BIN,
     FRACTION,
     INVERSE,
+    LIMITS,
     ORIGIN,
+    REACH,
     STAYED,
+    STEPS,
+    SURE,
     SURELY_FROM,
     SURELY_TO,
 )  # fmt: skip
@@ -85,6 +89,26 @@ def test_vector_rule__is_sure_of_quotients_that_are_clear_of_thresholds(name: st
                 off = abs(Fraction(float(end))) * Fraction(1, 2**23)
                 for quotient in (Fraction(float(end)) - off, Fraction(float(end)) + off):
                     assert sum(quotient > Fraction(float(t)) for t in thresholds) == code
+
+
+@needs_lanes
+@pytest.mark.parametrize("name", QUOTIENTS)
+def test_vector_rule__is_sure_of_codes_away_from_the_one_threshold(name: str) -> None:
+    """Products that are as far off as they may be have the code of the quotient, or are not sure; few are not."""
+    fmt = format_named(name)
+    rule, t = vector_rule(fmt), exact_thresholds(fmt)
+    assert rule.narrow is not None
+    reach, steps, sure = (rule.constants[k] for k in (REACH, STEPS, SURE))
+    around = np.outer(t, 1 + np.linspace(-1e-6, 1e-6, 201)).reshape(-1)
+    quotient = np.append(np.linspace(-1.5 * reach, 1.5 * reach, 20_001), around)
+    code = np.searchsorted(t, quotient.astype(np.float32), side="left")
+    for off in (-(2.0**-23), 0, 2.0**-23):
+        near = (quotient * (1 + off)).astype(np.float32)
+        bucket = np.rint(np.clip(near, -reach, reach).astype(np.float64) * steps).astype(int) & 31
+        limit = rule.narrow[LIMITS : LIMITS + 2].reshape(-1)[bucket]
+        surely = np.abs(near - limit) > sure
+        assert np.array_equal(np.searchsorted(t, near[surely], side="left"), code[surely])
+        assert surely[: -len(around)].mean() > 0.999
 
 
 @given(st.integers(-60, 100), st.integers(1, 2**24 - 1), st.integers(1, 2**24 - 1))
