@@ -19,7 +19,7 @@ def compiled(*, fastmath: bool = False) -> Callable[[Callable[..., Any]], Any]:
 
     def decorate(function: Callable[..., Any]) -> Any:
         try:
-            found = njit(cache=True, **options)(function)
+            found: Any = njit(cache=True, **options)(function)
         except RuntimeError:  # "no locator available"
             return njit(**options)(function)
         found._cache = _Kept(found._cache)

@@ -157,8 +157,9 @@ def test_kernel__equals_reference_where_a_block_is_tiny_or_huge(
 )
 def test_kernel__equals_reference_on_every_bfloat16_of_some_binades(name: str) -> None:
     rng = rng_for("every bfloat16", name)
-    sizes = np.arange((127 - 20) << 7, (127 + 2) << 7, dtype=np.uint16).view(ml_dtypes.bfloat16)
-    w = rng.permutation(np.append(sizes, -sizes)).reshape(-1, 64)
+    sizes = np.arange((127 - 20) << 7, (127 + 2) << 7, dtype=np.uint16)
+    both = np.append(sizes, sizes | np.uint16(1 << 15))
+    w: Array = rng.permutation(both).view(ml_dtypes.bfloat16).reshape(-1, 64)
     moved = w.astype(np.float32) * (1 + 0.1 * rng.standard_normal(w.shape))
     check(w, moved.astype(w.dtype), format_named(name))
 
