@@ -40,6 +40,7 @@ from unforgotten.audit.stored_weights import own_memory
 from unforgotten.theory.formats import Format
 
 Array = NDArray[Any]
+UNROLLED = 2  # groups of a block that are worth code without a loop
 TALLIES = 4 << 16  # bytes of a count for each 16 bits that a weight's bin and binade can be
 NOWHERE = 0xFFFF  # the place of what is no weight; no binade has that number
 
@@ -86,8 +87,10 @@ def measure_registers(
     table, *entries, known, limits, shift = fit
     bits = pair[0].itemsize == 2
     rule = (bits and table.powers and lattice_rule(fmt)) or vector_rule(fmt)
+    groups = size // LANES
+    few = (0,) * groups if groups <= UNROLLED else None
     within = measure_blocks(
-        *pair, size, *rule, *table[:-1], *entries, known, limits, shift, kept, moved, kept_n, moved_n, bins,
+        *pair, size, few, *rule, *table[:-1], *entries, known, limits, shift, kept, moved, kept_n, moved_n, bins,
         binades if census else None, tallies,
     )  # fmt: skip
     if not within:
@@ -109,7 +112,7 @@ def _compiled(stamp: str) -> Any:
     # fmt: off
     @compiled()
     def measure_blocks(
-        x, y, size, narrow, wide, two, dense, constants, grid, factor, gain, scale, reciprocal, e, e_new, setter, fitted,
+        x, y, size, few, narrow, wide, two, dense, constants, grid, factor, gain, scale, reciprocal, e, e_new, setter, fitted,
         limits, shift, kept, moved, kept_n, moved_n, bins, census, tallies,
     ):
         stamp  # noqa: B018 # pyright: ignore[reportUnusedExpression]
@@ -152,11 +155,18 @@ def _compiled(stamp: str) -> Any:
                     wides[k] = reciprocal[old]
             if missing:
                 return False
-            measure_tile(
-                x, y, begin, g, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, e, e_new,
-                setter, blocks, nears, wides, n_keep, n_move, kept, moved, kept_n, moved_n, codes, places, close, flipped,
-                last_places, tallies, census,
-            )
+            if few is None:
+                measure_tile(
+                    x, y, begin, g, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, e, e_new,
+                    setter, blocks, nears, wides, n_keep, n_move, kept, moved, kept_n, moved_n, codes, places, close,
+                    flipped, last_places, tallies, census,
+                )
+            else:
+                measure_tile(
+                    x, y, begin, few, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, e, e_new,
+                    setter, blocks, nears, wides, n_keep, n_move, kept, moved, kept_n, moved_n, codes, places, close,
+                    flipped, last_places, tallies, census,
+                )
             for i in range(end - begin, counted):
                 tallies[last_places[i]] += np.uint32(1)
             counted = end - begin

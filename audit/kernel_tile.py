@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import Any
 
 from llvmlite import ir
@@ -23,50 +22,65 @@ NAMES = (
 )  # fmt: skip
 
 
-def _emit(part: Part) -> None:
-    """The passes over the blocks of a part: each is short, so that many groups are on their way at a time."""
+def _emit(part: Part, unrolled: int) -> None:
+    """The passes over the blocks of a part: each is short, so that many groups are on their way at a time.
+
+    `unrolled` is the number of groups of a block where it is known, else 0.
+    """
     b, arg, pointers = part.b, part.arg, part.pointers
     begin, last = arg["begin"], part.at(MOST - 1)
 
-    def index_of(group: Any) -> Any:
-        return b.add(part.start, b.mul(group, part.at(LANES)))
+    def at_group(do: Callable[..., None], k: Any, group: Any) -> None:
+        index = b.add(part.start, b.mul(group, part.at(LANES)))
+        do(index, b.sub(index, begin), b.or_(b.shl(k, part.at(32)), group))
 
-    @contextmanager
-    def groups() -> Iterator[tuple[Any, Any, Any]]:
+    def at_all(do: Callable[..., None]) -> None:
         with cgutils.for_range(b, arg["keeps" if part.same else "moves"], intp=I64) as each:
             k = each.index if part.same else b.sub(last, each.index)
             part.load_block(k)
-            with cgutils.for_range(b, arg["groups"], intp=I64) as loop:
-                index = index_of(loop.index)
-                yield index, b.sub(index, begin), b.or_(b.shl(k, part.at(32)), loop.index)
+            for group in range(unrolled):
+                at_group(do, k, part.at(group))
+            if not unrolled:
+                with cgutils.for_range(b, arg["groups"], intp=I64) as loop:
+                    at_group(do, k, loop.index)
 
-    @contextmanager
-    def listed(name: str, count: Any) -> Iterator[tuple[Any, Any]]:
-        with cgutils.for_range(b, b.load(count), intp=I64) as each:
+    def at_listed(do: Callable[..., None], name: str) -> None:
+        with cgutils.for_range(b, b.load(lists[name]), intp=I64) as each:
             where = part.number(name, each.index)
-            part.load_block(b.lshr(where, part.at(32)))
-            index = index_of(b.and_(where, part.at(2**32 - 1)))
-            yield index, b.sub(index, begin)
+            k = b.lshr(where, part.at(32))
+            part.load_block(k)
+            at_group(do, k, b.and_(where, part.at(2**32 - 1)))
 
-    with groups() as (index, at, _):
+    def encode(index: Any, at: Any, _: Any) -> None:
         part.encode(index, at)
-    with groups() as (index, at, _):
+
+    def expect(index: Any, at: Any, _: Any) -> None:
         part.expect(index, at)
         part.tally(at)
-    lists = {name: cgutils.alloca_once_value(b, part.at(0)) for name in ("close", "flipped")}
-    with groups() as (index, at, where):
+
+    def place(index: Any, at: Any, where: Any) -> None:
         for mask, (name, count) in zip(part.place(index, at), lists.items(), strict=False):
             n = b.load(count)
             b.store(where, b.gep(pointers[name], [n]))
             b.store(b.add(n, b.zext(part.e.some(mask), I64)), count)
-    with listed("close", lists["close"]) as (index, at):
+
+    def correct(index: Any, at: Any, _: Any) -> None:
         part.correct(index, at)
+
+    def survive(index: Any, at: Any, _: Any) -> None:
+        part.survive(index, at)
+
+    lists = {name: cgutils.alloca_once_value(b, part.at(0)) for name in ("close", "flipped")}
+    for count in lists.values():
+        b.store(part.at(0), count)
+    at_all(encode)
+    at_all(expect)
+    at_all(place)
+    at_listed(correct, "close")
     if part.same:
-        with listed("flipped", lists["flipped"]) as (index, at):
-            part.survive(index, at)
+        at_listed(survive, "flipped")
     else:
-        with groups() as (index, at, _):
-            part.survive(index, at)
+        at_all(survive)
     part.store_sums()
 
 
@@ -80,7 +94,7 @@ def measure_tile(
     """The blocks of a tile. What is None says at compile time which instructions there are.
 
     x, y: uint16 (bfloat16) or float32. begin: where the tile begins.
-    groups: of sixteen weights that each block has in the tile. size: of a block.
+    groups: of sixteen weights that each block has in the tile; a tuple has one element for each. size: of a block.
     narrow, wide, two, dense, constants: of the format, see `kernel_tables.VectorRule`.
     factor, gain, scale, reciprocal: by entry, see `kernel_fit.Table`.
     before, after, setter: entries, and absmax before, of every block of the piece.
@@ -108,13 +122,15 @@ def measure_tile(
             for name, kind in own.items()
             if isinstance(kind, types.Array)
         }
+        unrolled = own["groups"].count if isinstance(own["groups"], types.UniTuple) else 0
         for same in (True, False):
             some = builder.icmp_signed(">", arg["keeps" if same else "moves"], ir.Constant(I64, 0))
             with builder.if_then(some):
-                _emit(Part(builder, arg, own, pointers, same=same))
+                _emit(Part(builder, arg, own, pointers, same=same), unrolled)
         return context.get_dummy_value()
 
     whole = [
-        types.int64 if name in WHOLE else kind for name, kind in zip(NAMES, kinds, strict=True)
+        types.int64 if name in WHOLE and not isinstance(kind, types.UniTuple) else kind
+        for name, kind in zip(NAMES, kinds, strict=True)
     ]
     return types.void(*whole), codegen

@@ -37,7 +37,6 @@ def bench_table(rows: Sequence[Row]) -> str:
         ("one format, times the weights per second of bitsandbytes", "≥ 25", _against_yardstick(cores)),
         ("one format, share of the speed of reading, one thread", "≥ 0.5", _share("read/1", f"audit one/{cores}")),
         (f"one format, share of the speed of reading, {cores} threads", "", _share(f"read/{cores}", f"audit one/{cores}")),
-        ("one format, share of the speed of loading both files", "", _share("load/1", f"audit one/{cores}")),
         ("one format, share of the speed of reading from disk", "", _share(f"read {COLD}/1", f"audit one {COLD}/{cores}")),
         ("reading, one thread, GB a second", "", _rate("read/1")),
         ("reading from disk, one thread, GB a second", "", _rate(f"read {COLD}/1")),
@@ -55,8 +54,8 @@ def bench_table(rows: Sequence[Row]) -> str:
         (
             "Medians (lowest to highest) of the ratios of single rounds, all tasks in turn in one process, files in "
             f"the page cache unless it says from disk, {cores} cores ({some['machine']}). An audit here is its weights leg on adaptive and on "
-            f"fixed grids, on {cores} processes that are forked anew each time; reading goes into a MiB that is used again, "
-            f"loading (numpy.fromfile, one thread) into new memory for each file; bitsandbytes quantizes, dequantizes and compares {some['yardstick_weights']:,} of the weights, "
+            f"fixed grids, on {cores} processes that are forked anew each time; reading goes into a MiB that is used again; "
+            f"bitsandbytes quantizes, dequantizes and compares {some['yardstick_weights']:,} of the weights, "
             "read from the same files. Memory adds up the resident pages of all processes, those that they share "
             "once for each. The large model is the speed of the pair carried on, as if its files were in the page "
             "cache: a disk that is slower than the audit decides instead."
