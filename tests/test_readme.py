@@ -69,4 +69,9 @@ def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:
         )
         for b in (first, large)
     ]
-    assert all(0.4 <= share < 0.5 for share in shares), "two fifths to a half"
+    assert all(0.22 < share < 0.28 for share in shares), "a quarter"
+    rates = [
+        median(sum(b["file_bytes"]) / s / 1e9 for s in b["seconds"]["read/1"])
+        for b in (first, large)
+    ]
+    assert all(29.5 < rate < 30.5 for rate in rates), "30 GB a second"
