@@ -14,7 +14,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit import kernel_bits, kernel_lanes, kernel_rows, kernel_tile, kernel_vector
+from unforgotten.audit import (
+    kernel_bits,
+    kernel_blocks,
+    kernel_lanes,
+    kernel_rows,
+    kernel_tile,
+    kernel_vector,
+)
 from unforgotten.audit.compiled import compiled
 from unforgotten.audit.kernel_bits import block_sizes
 from unforgotten.audit.kernel_fit import NO_GRID, Fit
@@ -198,7 +205,7 @@ def _stamp() -> str:
     """A digest of the code that the driver inlines."""
     sources = (
         Path(m.__file__ or "").read_bytes()
-        for m in (kernel_bits, kernel_lanes, kernel_rows, kernel_tile, kernel_vector)
+        for m in (kernel_bits, kernel_blocks, kernel_lanes, kernel_rows, kernel_tile, kernel_vector)
     )
     return hashlib.sha256(b"".join(sources)).hexdigest()
 

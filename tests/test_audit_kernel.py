@@ -17,18 +17,16 @@ import pytest
 from hypothesis import given, settings
 from numpy.typing import NDArray
 
-from unforgotten.audit import cuts, kernel_tables, measuring, tensor_task
+from unforgotten.audit import cuts, measuring, tensor_task
 from unforgotten.audit.headers import TensorInfo
 from unforgotten.audit.kernel_bits import extremes_of
-from unforgotten.audit.kernel_plan import exact_thresholds, fits_kernel, float_order, rule_of
-from unforgotten.audit.kernel_rows import CODES, LIMITS, REACH, STEPS
+from unforgotten.audit.kernel_plan import fits_kernel, rule_of
 from unforgotten.audit.measured import Setting, TensorMeasured
 from unforgotten.audit.measuring import add_pieces, measure_piece
 from unforgotten.audit.pieces import Layout, Piece, layout_of, pieces
 from unforgotten.audit.weights import precision_of, value_precision
 from unforgotten.theory.dead_zone import count_binades
 from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.rounding import ROUNDINGS
 from unforgotten.theory.update import GRID_MODES, GridMode, Survival, survival
 from unforgotten.verification import strategies as domain
 from unforgotten.verification.agreement import assert_agree
@@ -286,67 +284,6 @@ def test_layout__is_the_one_of_the_reference(
     )
     assert layout.first_from(start) == first
     assert layout.index_of(start) == len(dict.fromkeys(owner[: start + 1])) - 1
-
-
-@pytest.mark.parametrize(
-    "name",
-    [n for n in domain.ALL_FORMAT_NAMES if format_named(n).zero not in ("whole", "float")],
-)  # with such a zero point the codes depend on it too
-def test_exact_thresholds__divide_the_codes(name: str) -> None:
-    """The largest ratio of each code, and the next float32, on the two sides of a threshold."""
-    fmt = format_named(name)
-    thresholds = exact_thresholds(fmt)
-    seen = np.isfinite(thresholds) & (np.abs(thresholds) < np.finfo(np.float32).max)
-    t, k = thresholds[seen], np.flatnonzero(seen)
-    code = [
-        ROUNDINGS[fmt.rounding](x, np.zeros_like(x), fmt)
-        for x in (t, np.nextafter(t, np.float32(np.inf)))
-    ]
-    assert (code[0] <= k).all()
-    assert (code[1] > k).all()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        n
-        for n in domain.ALL_FORMAT_NAMES
-        if kernel_tables.fits_registers(f := format_named(n))
-        and kernel_tables.vector_rule(f).narrow is not None
-    ],
-)
-def test_vector_rule__finds_the_code_by_one_threshold_of_a_bucket(name: str) -> None:
-    """By the very operations of the kernel: a fused multiply-add is the float64 product, rounded once."""
-    fmt = format_named(name)
-    rule = kernel_tables.vector_rule(fmt)
-    t = exact_thresholds(fmt)
-    reach, steps = rule.constants[REACH], rule.constants[STEPS]
-    near = np.concatenate(
-        [
-            t,
-            np.nextafter(t, np.float32(np.inf)),
-            np.linspace(-2 * reach, 2 * reach, 9999, dtype=np.float32),
-        ]
-    )
-    place = np.clip(near, -reach, reach).astype(np.float64) * steps
-    bucket = np.rint(place).astype(int) & 31
-    assert rule.narrow is not None
-    codes = rule.narrow[CODES : CODES + 2].reshape(-1).view(np.int32)
-    limits = rule.narrow[LIMITS : LIMITS + 2].reshape(-1)
-    found = codes[bucket] + (near > limits[bucket])
-    for threshold in () if rule.two is None else rule.two:
-        found += near > threshold
-    assert np.array_equal(found, np.searchsorted(t, near, side="left"))
-
-
-def test_float_order__is_the_order_of_floats() -> None:
-    rng = rng_for("float order")
-    x = rng.integers(0, 2**32, 4096, dtype=np.uint32).view(np.float32)
-    x = np.concatenate([x[np.isfinite(x)], np.array([0.0, -0.0, 1e-45, -1e-45], np.float32)])
-    order = float_order(x)
-    assert np.array_equal(
-        np.sign(order[:, None] - order), np.sign(np.subtract.outer(x.astype(np.float64), x))
-    )
 
 
 @settings(deadline=None)  # the first example loads the compiled code

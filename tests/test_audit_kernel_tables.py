@@ -19,9 +19,10 @@ from unforgotten.audit import fetching, files
 from unforgotten.audit.kernel_bits import block_sizes
 from unforgotten.audit.kernel_fit import FINITE
 from unforgotten.audit.kernel_lanes import available
-from unforgotten.audit.kernel_plan import exact_thresholds
+from unforgotten.audit.kernel_plan import exact_thresholds, float_order
 from unforgotten.audit.kernel_rows import (
     BINS,
+    CODES,
     FIRST_BIN,
     FRACTION,
     INVERSE,
@@ -37,6 +38,7 @@ from unforgotten.audit.kernel_rows import (
 from unforgotten.audit.kernel_tables import fits_registers, lattice_rule, vector_rule
 from unforgotten.theory.cells import cells
 from unforgotten.theory.formats import format_named
+from unforgotten.theory.rounding import ROUNDINGS
 from unforgotten.verification import strategies as domain
 from unforgotten.verification.chance import rng_for
 
@@ -49,6 +51,66 @@ QUOTIENTS = [
     and fits_registers(format_named(name))
     and vector_rule(format_named(name)).narrow is not None
 ]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in domain.ALL_FORMAT_NAMES if format_named(n).zero not in ("whole", "float")],
+)  # with such a zero point the codes depend on it too
+def test_exact_thresholds__divide_the_codes(name: str) -> None:
+    """The largest ratio of each code, and the next float32, on the two sides of a threshold."""
+    fmt = format_named(name)
+    thresholds = exact_thresholds(fmt)
+    seen = np.isfinite(thresholds) & (np.abs(thresholds) < np.finfo(np.float32).max)
+    t, k = thresholds[seen], np.flatnonzero(seen)
+    code = [
+        ROUNDINGS[fmt.rounding](x, np.zeros_like(x), fmt)
+        for x in (t, np.nextafter(t, np.float32(np.inf)))
+    ]
+    assert (code[0] <= k).all()
+    assert (code[1] > k).all()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        n
+        for n in domain.ALL_FORMAT_NAMES
+        if fits_registers(f := format_named(n)) and vector_rule(f).narrow is not None
+    ],
+)
+def test_vector_rule__finds_the_code_by_one_threshold_of_a_bucket(name: str) -> None:
+    """By the very operations of the kernel: a fused multiply-add is the float64 product, rounded once."""
+    fmt = format_named(name)
+    rule = vector_rule(fmt)
+    t = exact_thresholds(fmt)
+    reach, steps = rule.constants[REACH], rule.constants[STEPS]
+    near = np.concatenate(
+        [
+            t,
+            np.nextafter(t, np.float32(np.inf)),
+            np.linspace(-2 * reach, 2 * reach, 9999, dtype=np.float32),
+        ]
+    )
+    place = np.clip(near, -reach, reach).astype(np.float64) * steps
+    bucket = np.rint(place).astype(int) & 31
+    assert rule.narrow is not None
+    codes = rule.narrow[CODES : CODES + 2].reshape(-1).view(np.int32)
+    limits = rule.narrow[LIMITS : LIMITS + 2].reshape(-1)
+    found = codes[bucket] + (near > limits[bucket])
+    for threshold in () if rule.two is None else rule.two:
+        found += near > threshold
+    assert np.array_equal(found, np.searchsorted(t, near, side="left"))
+
+
+def test_float_order__is_the_order_of_floats() -> None:
+    rng = rng_for("float order")
+    x = rng.integers(0, 2**32, 4096, dtype=np.uint32).view(np.float32)
+    x = np.concatenate([x[np.isfinite(x)], np.array([0.0, -0.0, 1e-45, -1e-45], np.float32)])
+    order = float_order(x)
+    assert np.array_equal(
+        np.sign(order[:, None] - order), np.sign(np.subtract.outer(x.astype(np.float64), x))
+    )
 
 
 @needs_lanes

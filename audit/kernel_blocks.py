@@ -1,0 +1,253 @@
+"""The parameters of formats and blocks in registers, and the ratios, codes and values that follow from them.
+
+A quotient of float32 numbers is a product by the float64 reciprocal, within 2^-52 of itself. With operands of 24 bits a
+quotient is 2^-49 of itself or more away from any midpoint of float32, so rounded to float32 the product is the correctly
+rounded float32 quotient (below the normal numbers, where ties are, no format has a threshold). Corrected once with fused
+multiply-adds it is the correctly rounded float64 quotient (Markstein 1990), as that is at least 2^-79 of itself away from
+any midpoint of float64, and the corrected one within 2^-104 of it before it is rounded.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils
+
+from unforgotten.audit.kernel_lanes import (  # fmt: skip
+    F32X,
+    F64,
+    F64X,
+    I16X,
+    I32,
+    I32X,
+    I64,
+    I64X,
+    LANES,
+    Lanes,
+)
+from unforgotten.audit.kernel_rows import (
+    AROUND,
+    CODES,
+    EDGE,
+    FIRST,
+    LAST,
+    LEVELS,
+    LIMITS,
+    LOWER64,
+    REACH,
+    ROWS,
+    STEPS,
+    SURE,
+    SURELY_FROM,
+    SURELY_TO,
+    UNIT,
+)  # fmt: skip
+
+
+class Blocks:
+    """What a part of the blocks of a tile is measured with: those that keep their grid, or those that do not."""
+
+    def __init__(self, builder: Any, arg: Any, kinds: Any, pointers: Any, *, same: bool) -> None:
+        self.b, self.e = builder, Lanes(builder)
+        self.arg, self.pointers, self.same = arg, pointers, same
+        self.stored = kinds["x"].dtype
+        self.divide, self.integers = "reciprocal" in pointers, "narrow" not in pointers
+        self.grids = 1 if self.same else 2
+        # On the grid before, a code unit is the same for both weights, so the shift is delta, scaled. Quotients that are
+        # each rounded to 2^-53 differ from that by 2^-44 where bfloat16 weights differ at all, by more where float32 do.
+        self.by_delta = self.stored == types.uint16 or not self.divide
+        self._load_format()
+        self._load_sums()
+
+    def at(self, k: int) -> Any:
+        """An index."""
+        return ir.Constant(I64, k)
+
+    def number(self, array: str, index: Any) -> Any:
+        """An element of an argument."""
+        return self.b.load(self.b.gep(self.pointers[array], [index]))
+
+    def _load_format(self) -> None:
+        b, e = self.b, self.e
+        vectors = 0 if self.integers else ROWS
+        self.rows = [
+            e.load(self.pointers["narrow"], F32X, self.at(LANES * k)) for k in range(vectors)
+        ]
+        tables = [
+            [e.load(self.pointers["wide"], F64X, self.at(LANES * k + h)) for h in (0, 8)]
+            for k in range(0 if self.integers else 4)
+        ]
+        self.steps, self.cells = tables[:LOWER64], tables[LOWER64:]
+        thresholds = [
+            self.number("two", self.at(k)) for k in range(2 if "two" in self.pointers else 0)
+        ]
+        self.two = [e.spread(t, F32X) for t in thresholds]
+        constants = [self.number("constants", self.at(k)) for k in range(SURE + 1)]
+        self.edge, self.around = (
+            e.spread(b.fptosi(constants[k], I32), I32X) for k in (EDGE, AROUND)
+        )
+        self.unit, self.reach, self.per_step, self.first, self.last, self.sure = (
+            e.spread(constants[k], F32X) for k in (UNIT, REACH, STEPS, FIRST, LAST, SURE)
+        )
+        self.end_slopes = [
+            e.spread(self.number("wide", self.at(k)), F64X)
+            for k in range(2 if self.integers else 0)
+        ]
+
+    def load_block(self, k: Any) -> None:
+        """The parameters of a block of the tile, in every lane."""
+        b, e = self.b, self.e
+        block = b.zext(self.number("blocks", k), I64)
+        start, begin = b.mul(block, self.arg["size"]), self.arg["begin"]
+        self.start = b.select(b.icmp_signed("<", start, begin), begin, start)
+        near = self.number("nears", k)
+        wide = self.number("wides", k) if self.divide else b.fpext(near, F64)
+        self.gain, self.wide_gain = [e.spread(near, F32X)], [e.spread(wide, F64X)]
+        entries = [
+            b.zext(self.number(name, block), I64) for name in ("before", "after")[: self.grids]
+        ]
+        for entry in entries[1:]:
+            gain = self.number("gain", entry)
+            wide = self.number("reciprocal", entry) if self.divide else b.fpext(gain, F64)
+            self.gain.append(e.spread(gain, F32X))
+            self.wide_gain.append(e.spread(wide, F64X))
+        factors = [self.number("factor", entry) for entry in entries]
+        self.wide_factor = [e.spread(b.fpext(f, F64), F64X) for f in factors]
+        self.scales = [e.spread(self.number("scale", entry), F32X) for entry in entries]
+        self.setter = e.spread(self.number("setter", block), F32X)
+        self.slopes = self.steps
+        if self.same and not self.divide and not self.integers:
+            self.slopes = [
+                [b.fmul(half, self.wide_gain[0]) for half in step] for step in self.steps
+            ]
+
+    def _load_sums(self) -> None:
+        b, e = self.b, self.e
+        self.places = ("kept", "kept_counts") if self.same else ("moved", "moved_counts")
+        sums, counts = (self.pointers[name] for name in self.places)
+        self.sums = [
+            [
+                cgutils.alloca_once_value(b, e.load(sums, F64X, self.at((s * 5 + k) * 8)))
+                for k in range(5)
+            ]
+            for s in range(self.grids)
+        ]
+        self.counts = [
+            [
+                cgutils.alloca_once_value(b, b.load(b.gep(counts, [self.at(s * 3 + k)])))
+                for k in range(3)
+            ]
+            for s in range(self.grids)
+        ]
+
+    def store_sums(self) -> None:
+        """Put back what was added to."""
+        b, e = self.b, self.e
+        sums, counts = (self.pointers[name] for name in self.places)
+        for s in range(self.grids):
+            for k in range(5):
+                e.store(b.load(self.sums[s][k]), sums, self.at((s * 5 + k) * 8))
+            for k in range(3):
+                b.store(b.load(self.counts[s][k]), b.gep(counts, [self.at(s * 3 + k)]))
+
+    def _add(self, s: int, k: int, x: Any, y: Any = None) -> None:
+        old = self.b.load(self.sums[s][k])
+        self.b.store(self.b.fadd(old, x) if y is None else self.e.fma(x, y, old), self.sums[s][k])
+
+    def _count(self, s: int, k: int, mask: Any) -> None:
+        slot = self.counts[s][k]
+        self.b.store(self.b.add(self.b.load(slot), self.e.count(mask)), slot)
+
+    def _read(self, name: str, index: Any) -> tuple[Any, Any]:
+        """Weights, and where they are bfloat16 their bits."""
+        if self.stored != types.uint16:
+            return self.e.load(self.pointers[name], F32X, index), None
+        raw = self.e.load(self.pointers[name], I16X, index)
+        bits = self.b.zext(raw, I32X)
+        return self.b.bitcast(self.b.shl(bits, self.e.every(I32X, 16)), F32X), raw
+
+    def _near(self, w: Any, s: int) -> Any:
+        """Ratios in float32: exact where they are products, quotients within 2^-22 of themselves."""
+        return self.b.fmul(w, self.gain[s])
+
+    def _ratio(self, w: Any, s: int) -> Any:
+        """Ratios in float32."""
+        if not self.divide:
+            return self._near(w, s)
+        return self.e.narrow([self.b.fmul(h, self.wide_gain[s]) for h in self.e.wide(w)])
+
+    def _wide_ratio(self, w: Any, s: int) -> list[Any]:
+        """Ratios in float64."""
+        b, e = self.b, self.e
+        found = [b.fmul(h, self.wide_gain[s]) for h in e.wide(w)]
+        if not self.divide:
+            return found
+        rests = [
+            e.fma(b.fneg(guess), self.wide_factor[s], h)
+            for guess, h in zip(found, e.wide(w), strict=True)
+        ]
+        return [
+            e.fma(rest, self.wide_gain[s], guess) for rest, guess in zip(rests, found, strict=True)
+        ]
+
+    def _value(self, level: Any, s: int) -> Any:
+        """The value of levels: in the order of operations of `theory.quantize.decode`."""
+        return self.b.fmul(self.b.fmul(level, self.scales[s]), self.unit)
+
+    def _search(self, ratio: Any) -> Any:
+        """Codes, int32; of integers their levels, float32."""
+        return self._search_surely(ratio)[0]
+
+    def _search_surely(self, near: Any) -> tuple[Any, Any]:
+        """Codes, and whether whatever these ratios are near to has the same."""
+        b, e = self.b, self.e
+        if self.integers:
+            whole = e.call("llvm.rint.v16f32", F32X, near)
+            return self._cut(whole), b.fcmp_ordered("<", e.size(b.fsub(near, whole)), self.sure)
+        codes = [b.bitcast(row, I32X) for row in self.rows[CODES : CODES + 2]]
+        code, limit = e.bucket_search(
+            near, self.reach, self.per_step, codes, self.rows[LIMITS : LIMITS + 2]
+        )
+        for threshold in self.two:
+            code = e.one_more(code, b.fcmp_ordered(">", near, threshold))
+        return code, b.fcmp_ordered(">", e.size(b.fsub(near, limit)), self.sure)
+
+    def _decoded(self, code: Any, s: int) -> Any:
+        return self._value(code if self.integers else self.e.table(self.rows[LEVELS], code), s)
+
+    def _differ(self, code: Any, code_new: Any) -> Any:
+        if self.integers:
+            return self.b.fcmp_ordered("!=", code, code_new)
+        return self.b.icmp_signed("!=", code, code_new)
+
+    def _slopes_of(self, code: Any) -> list[list[Any]]:
+        """Flips a code unit upward and, negative, downward, of both halves; 0 outward from an end cell."""
+        b, e = self.b, self.e
+        if not self.integers:
+            code64 = [b.zext(h, I64X) for h in e.halves(code)]
+            return [[e.wide_table(steps, c) for c in code64] for steps in self.slopes]
+        ends = [e.halves(b.fcmp_ordered("==", code, end)) for end in (self.first, self.last)]
+        one, zero = e.every(F64X, 1.0), e.every(F64X, 0.0)
+        up = [
+            b.select(last, zero, b.select(first, self.end_slopes[0], one))
+            for first, last in zip(*ends, strict=True)
+        ]
+        down = [
+            b.fneg(b.select(first, zero, b.select(last, self.end_slopes[1], one)))
+            for first, last in zip(*ends, strict=True)
+        ]
+        return [up, down]
+
+    def _surely(self, near: Any, code: Any) -> Any:
+        """Whether a ratio near this one has this code for sure; where ratios are products, whether it has it."""
+        b, e = self.b, self.e
+        if self.integers:
+            whole, clear = self._search_surely(near)
+            return b.and_(clear, b.fcmp_ordered("==", whole, code))
+        lowest, highest = (e.table(self.rows[row], code) for row in (SURELY_FROM, SURELY_TO))
+        return b.and_(b.fcmp_ordered(">", near, lowest), b.fcmp_ordered("<=", near, highest))
+
+    def _cut(self, whole: Any) -> Any:
+        return self.e.smaller(self.e.larger(whole, self.first), self.last)
