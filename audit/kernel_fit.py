@@ -19,6 +19,7 @@ from unforgotten.theory.formats import Format
 
 Array = NDArray[Any]
 NO_GRID = 0
+UNUSABLE = np.uint32(0xFFFFFFFF)  # bits of no factor: of a nan
 MOST_BINADES = 100  # between a factor that divides and 1: what it is multiplied by is no subnormal number, nor a ratio
 SMALLEST = -127  # what frexp says of a power of two whose reciprocal overflows float32
 FINITE = 0x7F80
@@ -146,9 +147,9 @@ def _blocks_of(sizes: Array, fmt: Format, top: float | None) -> Blocks | None:
 
 
 def _keys(blocks: Blocks) -> Array:
-    """A number (uint64) for the parameters of each block, which are not negative."""
-    factor, scale = (x.view(np.uint32).astype(np.uint64) for x in (blocks.factor, blocks.scale))
-    return blocks.usable.astype(np.uint64) << np.uint64(63) | factor << np.uint64(32) | scale
+    """A number (uint64) for the parameters of each block, by their bits."""
+    factor = np.where(blocks.usable, blocks.factor.view(np.uint32), UNUSABLE).astype(np.uint64)
+    return factor << np.uint64(32) | blocks.scale.view(np.uint32)
 
 
 def _grids(blocks: Blocks) -> Array:
@@ -166,7 +167,7 @@ def _table(blocks: Blocks, grid: Array) -> Table:
         return Table(grid, factor, factor, blocks.scale, None, powers)
     # 0 where the scale says nothing, so that ratios are 0
     reciprocal = np.where(blocks.usable, 1 / factor.astype(np.float64), 0)
-    size = np.abs(np.log2(factor.astype(np.float64)))
+    size = np.abs(np.log2(np.abs(factor.astype(np.float64))))
     grid = np.where(size > MOST_BINADES, np.uint32(NO_GRID), grid)
     with np.errstate(over="ignore"):
         gain = reciprocal.astype(np.float32)

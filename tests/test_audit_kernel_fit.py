@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from unforgotten.audit import measuring
 from unforgotten.audit.kernel_fit import FINITE, NO_GRID, fit_of_blocks, fit_of_magnitudes
-from unforgotten.audit.kernel_plan import Extremes, fit_blocks, may_overflow
+from unforgotten.audit.kernel_plan import Blocks, Extremes, fit_blocks, may_overflow
 from unforgotten.audit.kernel_registers import measure_registers
 from unforgotten.audit.kernel_tables import fits_registers
 from unforgotten.theory.formats import Format, format_named
@@ -109,6 +109,17 @@ def test_measure_registers__of_magnitudes_equals_that_of_blocks(name: str) -> No
     assert np.array_equal(fit.absmax, ends[0])
     assert np.array_equal(fit.before, ends[0].view(np.uint32) >> 16)
     assert np.array_equal(fit.after, (ends[1].view(np.uint32) >> 16) + fit.shift)
+
+
+def test_grids__are_equal_where_all_parameters_are() -> None:
+    """A sign, a scale that says nothing, and each parameter alone make another grid."""
+    nothing = np.zeros(6, np.float32)
+    factor = np.array([2, 2, -2, 4, 2, 2], np.float32)
+    scale = np.array([3, 3, 3, 3, 5, 3], np.float32)
+    usable = np.array([True, True, True, True, True, False])
+    blocks = Blocks(np.zeros(6, bool), usable, factor, nothing, nothing, scale, nothing, nothing)
+    grid = fit_of_blocks(blocks, Blocks(*(p[:1].repeat(6) for p in blocks)), scale).table.grid
+    assert (grid[:6] == grid[6:]).tolist() == [True, True, False, False, False, False]
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
