@@ -8,6 +8,7 @@ from typing import NamedTuple
 from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.audit.measuring import PieceMeasured, measure_piece
 from unforgotten.audit.pieces import check_unchanged, pieces
+from unforgotten.audit.simd import checked_path
 from unforgotten.audit.tensor_task import TensorTask, tensor_task
 from unforgotten.theory.formats import Format
 
@@ -15,11 +16,12 @@ BATCH_PIECES = 32  # at most; a larger tensor is shared out
 
 
 class Work(NamedTuple):
-    """What every worker needs to know."""
+    """What every worker needs to know: the pair, the formats, and the path of `simd.paths` that all of them take."""
 
     target: Checkpoint
     unlearned: Checkpoint
     formats: tuple[Format, ...]
+    simd: str
 
 
 class Batch(NamedTuple):
@@ -62,5 +64,8 @@ def _task(work: Work, name: str) -> TensorTask:
     """Prepared once for batches of one tensor after another."""
     kept = _LAST.get(0)
     if kept is None or kept[0] is not work or kept[1] != name:
-        kept = _LAST[0] = work, name, tensor_task(work.target, work.unlearned, name, work.formats)
+        task = tensor_task(
+            work.target, work.unlearned, name, work.formats, checked_path(work.simd)
+        )
+        kept = _LAST[0] = work, name, task
     return kept[2]

@@ -68,7 +68,7 @@ def _tensor(
 ) -> TensorMeasured:
     try:
         rows = [row for part in islice(found, count) for row in part]
-        whole = TensorTask((work.target, work.unlearned), name, work.formats, {})
+        whole = TensorTask((work.target, work.unlearned), name, work.formats, {}, work.simd)
         return add_pieces(whole, rows)
     except (RefusedError, NotFiniteError) as error:
         check_finite(work.target, name)

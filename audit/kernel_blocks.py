@@ -23,10 +23,11 @@ from unforgotten.audit.kernel_lanes import (  # fmt: skip
     I32,
     I32X,
     I64,
-    I64X,
     LANES,
+    MAGIC,
     Lanes,
 )
+from unforgotten.audit.kernel_lookups import LOOKUPS
 from unforgotten.audit.kernel_rows import (
     AROUND,
     CODES,
@@ -35,6 +36,7 @@ from unforgotten.audit.kernel_rows import (
     LAST,
     LEVELS,
     LIMITS,
+    INVERSE64,
     LOWER64,
     REACH,
     ROWS,
@@ -43,14 +45,17 @@ from unforgotten.audit.kernel_rows import (
     SURELY_FROM,
     SURELY_TO,
     UNIT,
+    WIDTH64,
 )  # fmt: skip
 
 
 class Blocks:
     """What a part of the blocks of a tile is measured with: those that keep their grid, or those that do not."""
 
-    def __init__(self, builder: Any, arg: Any, kinds: Any, pointers: Any, *, same: bool) -> None:
-        self.b, self.e = builder, Lanes(builder)
+    def __init__(
+        self, builder: Any, arg: Any, kinds: Any, pointers: Any, *, simd: str, same: bool
+    ) -> None:
+        self.b, self.e, self.find = builder, Lanes(builder), LOOKUPS[simd](builder)
         self.arg, self.pointers, self.same = arg, pointers, same
         self.stored = kinds["x"].dtype
         self.divide, self.integers = "reciprocal" in pointers, "narrow" not in pointers
@@ -75,11 +80,12 @@ class Blocks:
         self.rows = [
             e.load(self.pointers["narrow"], F32X, self.at(LANES * k)) for k in range(vectors)
         ]
-        tables = [
+        self.inverse, self.lower, self.width = (
             [e.load(self.pointers["wide"], F64X, self.at(LANES * k + h)) for h in (0, 8)]
-            for k in range(0 if self.integers else 4)
-        ]
-        self.steps, self.cells = tables[:LOWER64], tables[LOWER64:]
+            if vectors
+            else []
+            for k in (INVERSE64, LOWER64, WIDTH64)
+        )
         thresholds = [
             self.number("two", self.at(k)) for k in range(2 if "two" in self.pointers else 0)
         ]
@@ -88,8 +94,14 @@ class Blocks:
         self.edge, self.around = (
             e.spread(b.fptosi(constants[k], I32), I32X) for k in (EDGE, AROUND)
         )
-        self.unit, self.reach, self.per_step, self.first, self.last, self.sure = (
-            e.spread(constants[k], F32X) for k in (UNIT, REACH, STEPS, FIRST, LAST, SURE)
+        self.unit, self.reach, self.per_step, self.sure = (
+            e.spread(constants[k], F32X) for k in (UNIT, REACH, STEPS, SURE)
+        )
+        self.first, self.last = (
+            e.spread(constants[k], F32X)
+            if self.integers
+            else e.spread(b.fptosi(constants[k], I32), I32X)
+            for k in (FIRST, LAST)
         )
         self.end_slopes = [
             e.spread(self.number("wide", self.at(k)), F64X)
@@ -117,11 +129,6 @@ class Blocks:
         self.wide_factor = [e.spread(b.fpext(f, F64), F64X) for f in factors]
         self.scales = [e.spread(self.number("scale", entry), F32X) for entry in entries]
         self.setter = e.spread(self.number("setter", block), F32X)
-        self.slopes = self.steps
-        if self.same and not self.divide and not self.integers:
-            self.slopes = [
-                [b.fmul(half, self.wide_gain[0]) for half in step] for step in self.steps
-            ]
 
     def _load_sums(self) -> None:
         b, e = self.b, self.e
@@ -207,38 +214,48 @@ class Blocks:
             whole = e.call("llvm.rint.v16f32", F32X, near)
             return self._cut(whole), b.fcmp_ordered("<", e.size(b.fsub(near, whole)), self.sure)
         codes = [b.bitcast(row, I32X) for row in self.rows[CODES : CODES + 2]]
-        code, limit = e.bucket_search(
-            near, self.reach, self.per_step, codes, self.rows[LIMITS : LIMITS + 2]
-        )
+        code, limit = self._bucket_search(near, codes, self.rows[LIMITS : LIMITS + 2])
         for threshold in self.two:
             code = e.one_more(code, b.fcmp_ordered(">", near, threshold))
         return code, b.fcmp_ordered(">", e.size(b.fsub(near, limit)), self.sure)
 
+    def _bucket_search(self, ratio: Any, codes: Any, limits: Any) -> tuple[Any, Any]:
+        """How many thresholds are below a ratio, by one comparison; and what with, the threshold of its bucket.
+
+        See `kernel_tables.vector_rule`.
+        """
+        b, e = self.b, self.e
+        inside = e.larger(e.smaller(ratio, self.reach), b.fneg(self.reach))
+        shifted = e.call("llvm.fma.v16f32", F32X, inside, self.per_step, e.every(F32X, MAGIC))
+        bucket = b.bitcast(shifted, I32X)
+        below, limit = (self.find.long_table(entries, bucket) for entries in (codes, limits))
+        return e.one_more(below, b.fcmp_ordered(">", ratio, limit)), limit
+
     def _decoded(self, code: Any, s: int) -> Any:
-        return self._value(code if self.integers else self.e.table(self.rows[LEVELS], code), s)
+        return self._value(code if self.integers else self.find.table(self.rows[LEVELS], code), s)
 
     def _differ(self, code: Any, code_new: Any) -> Any:
         if self.integers:
             return self.b.fcmp_ordered("!=", code, code_new)
         return self.b.icmp_signed("!=", code, code_new)
 
-    def _slopes_of(self, code: Any) -> list[list[Any]]:
-        """Flips a code unit upward and, negative, downward, of both halves; 0 outward from an end cell."""
+    def _ends(self, code: Any) -> list[Any]:
+        """Where codes are the first one, and where they are the last one."""
+        if self.integers:
+            return [self.b.fcmp_ordered("==", code, end) for end in (self.first, self.last)]
+        return [self.b.icmp_signed("==", code, end) for end in (self.first, self.last)]
+
+    def _slopes(self, code: Any) -> list[Any]:
+        """The flips of a code unit, of both halves."""
         b, e = self.b, self.e
         if not self.integers:
-            code64 = [b.zext(h, I64X) for h in e.halves(code)]
-            return [[e.wide_table(steps, c) for c in code64] for steps in self.slopes]
-        ends = [e.halves(b.fcmp_ordered("==", code, end)) for end in (self.first, self.last)]
-        one, zero = e.every(F64X, 1.0), e.every(F64X, 0.0)
-        up = [
-            b.select(last, zero, b.select(first, self.end_slopes[0], one))
-            for first, last in zip(*ends, strict=True)
+            return [self.find.wide_table(self.inverse, half) for half in e.halves(code)]
+        first, last = (e.halves(end) for end in self._ends(code))
+        low, high = self.end_slopes
+        return [
+            b.select(one, low, b.select(other, high, e.every(F64X, 1.0)))
+            for one, other in zip(first, last, strict=True)
         ]
-        down = [
-            b.fneg(b.select(first, zero, b.select(last, self.end_slopes[1], one)))
-            for first, last in zip(*ends, strict=True)
-        ]
-        return [up, down]
 
     def _surely(self, near: Any, code: Any) -> Any:
         """Whether a ratio near this one has this code for sure; where ratios are products, whether it has it."""
@@ -246,7 +263,7 @@ class Blocks:
         if self.integers:
             whole, clear = self._search_surely(near)
             return b.and_(clear, b.fcmp_ordered("==", whole, code))
-        lowest, highest = (e.table(self.rows[row], code) for row in (SURELY_FROM, SURELY_TO))
+        lowest, highest = (self.find.table(self.rows[row], code) for row in (SURELY_FROM, SURELY_TO))
         return b.and_(b.fcmp_ordered(">", near, lowest), b.fcmp_ordered("<=", near, highest))
 
     def _cut(self, whole: Any) -> Any:

@@ -1,15 +1,14 @@
-"""Sixteen weights at a time: the few vector operations of AVX-512 that the kernel is written in, as LLVM's types.
+"""Sixteen weights at a time: the vector operations that the kernel is written in, as LLVM's types.
 
-Compilers do not see that a table of sixteen levels fits a register, so the instructions are written out.
+LLVM lowers them for whatever processor it compiles for. Only lookups in tables are written out for each instruction
+set, in `kernel_lookups`: compilers do not see that sixteen levels fit in registers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cache
 from typing import Any
 
-import llvmlite.binding
 from llvmlite import ir
 from numba.core import cgutils
 
@@ -19,17 +18,9 @@ I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F32X, F64X = ir.VectorType(F32, 16), ir.VectorType(F64, 8)
 I16X, I32X, I64X = ir.VectorType(I16, 16), ir.VectorType(I32, 16), ir.VectorType(I64, 8)
 BYTES = {F32: 4, F64: 8, I16: 2, I32: 4, I64: 8}
-NEEDED = ("avx512f", "avx512bw", "avx512dq", "avx512vl")
 MAGIC = (
     1.5 * 2.0**23
 )  # a float32 so large that its last bit counts units: adding it rounds to an integer
-
-
-@cache
-def available() -> bool:
-    """Whether this machine has the instructions."""
-    features = llvmlite.binding.get_host_cpu_features()
-    return all(features.get(name, False) for name in NEEDED)
 
 
 class Lanes:
@@ -89,21 +80,6 @@ class Lanes:
         """The fused x y + z in float64."""
         return self.call("llvm.fma.v8f64", F64X, x, y, z)
 
-    def table(self, entries: Any, index: Any) -> Any:
-        """Look up sixteen float32 entries by int32 lanes."""
-        return self.call("llvm.x86.avx512.permvar.sf.512", F32X, entries, index)
-
-    def wide_table(self, entries: list[Any], index: Any) -> Any:
-        """Look up sixteen float64 entries, in two vectors, by int64 lanes."""
-        name = "llvm.x86.avx512.vpermi2var.pd.512"
-        return self.call(name, F64X, entries[0], index, entries[1])
-
-    def long_table(self, entries: list[Any], index: Any) -> Any:
-        """Look up thirty-two entries of 32 bits, in two vectors, by the last five bits of int32 lanes."""
-        letter = {F32: "ps", I32: "d"}[entries[0].type.element]
-        name = f"llvm.x86.avx512.vpermi2var.{letter}.512"
-        return self.call(name, entries[0].type, entries[0], index, entries[1])
-
     def larger(self, x: Any, y: Any) -> Any:
         """The maximum of numbers."""
         return self.b.select(self.b.fcmp_ordered(">", x, y), x, y)
@@ -148,20 +124,6 @@ class Lanes:
     def all(self, mask: Any) -> Any:
         """Whether all of sixteen lanes are set."""
         return self.b.icmp_unsigned("==", self.b.bitcast(mask, I16), ir.Constant(I16, 0xFFFF))
-
-    def bucket_search(
-        self, ratio: Any, reach: Any, steps: Any, codes: Any, limits: Any
-    ) -> tuple[Any, Any]:
-        """How many thresholds are below a ratio, by one comparison; and what with, the threshold of its bucket.
-
-        See `kernel_tables.vector_rule`.
-        """
-        b = self.b
-        inside = self.larger(self.smaller(ratio, reach), b.fneg(reach))
-        shifted = self.call("llvm.fma.v16f32", F32X, inside, steps, self.every(F32X, MAGIC))
-        bucket = b.bitcast(shifted, I32X)
-        below, limit = self.long_table(codes, bucket), self.long_table(limits, bucket)
-        return self.one_more(below, b.fcmp_ordered(">", ratio, limit)), limit
 
     def one_more(self, number: Any, mask: Any) -> Any:
         """Numbers, int32, and one more where the mask is set."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,6 +19,7 @@ from unforgotten.audit import (
     kernel_bits,
     kernel_blocks,
     kernel_lanes,
+    kernel_lookups,
     kernel_rows,
     kernel_tile,
     kernel_vector,
@@ -43,6 +45,7 @@ from unforgotten.audit.kernel_rows import (
 )  # fmt: skip
 from unforgotten.audit.kernel_tables import lattice_rule, vector_rule
 from unforgotten.audit.kernel_tile import measure_tile
+from unforgotten.audit.simd import VECTOR_PATHS
 from unforgotten.audit.stored_weights import own_memory
 from unforgotten.theory.formats import Format
 
@@ -73,7 +76,7 @@ class Totals(NamedTuple):
 
 
 def measure_registers(
-    pair: tuple[Array, Array], size: int, fmt: Format, fit: Fit, *, census: bool = True
+    pair: tuple[Array, Array], size: int, fmt: Format, fit: Fit, simd: str, *, census: bool = True
 ) -> Totals | None:
     """Whole blocks of `size`, a multiple of LANES, in a format that `fits_registers`.
 
@@ -81,6 +84,7 @@ def measure_registers(
         pair: weights before and after, uint16 (bfloat16) or float32.
         size: of a block.
         fmt: the format.
+        simd: one of `simd.VECTOR_PATHS` that this process can run.
         fit: of the blocks; where it does not know them yet, it does after the first format.
         census: whether to count what needs no format; if not, it is nan and zeros.
 
@@ -96,7 +100,7 @@ def measure_registers(
     rule = (bits and table.powers and lattice_rule(fmt)) or vector_rule(fmt)
     groups = size // LANES
     few = (0,) * groups if groups <= UNROLLED else None
-    within = measure_blocks(
+    within = MEASURE_BLOCKS[simd](
         *pair, size, few, *rule, *table[:-1], *entries, known, limits, shift, kept, moved, kept_n, moved_n, bins,
         binades if census else None, tallies,
     )  # fmt: skip
@@ -113,8 +117,9 @@ def measure_registers(
     )  # fmt: skip
 
 
-def _compiled(stamp: str) -> Any:
-    """The driver. The stamp of the code that it inlines is a part of it, so that its cache knows when that changes."""
+def _compiled(stamp: str, simd: str) -> Any:
+    """The driver for one instruction set. The stamp of the code that it inlines is a part of it, so that its cache knows
+    when that changes."""
 
     # fmt: off
     @compiled()
@@ -166,13 +171,13 @@ def _compiled(stamp: str) -> Any:
                 measure_tile(
                     x, y, begin, g, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, e, e_new,
                     setter, blocks, nears, wides, n_keep, n_move, kept, moved, kept_n, moved_n, codes, places, close,
-                    flipped, last_places, tallies, census,
+                    flipped, last_places, tallies, census, simd,
                 )
             else:
                 measure_tile(
                     x, y, begin, few, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, e, e_new,
                     setter, blocks, nears, wides, n_keep, n_move, kept, moved, kept_n, moved_n, codes, places, close,
-                    flipped, last_places, tallies, census,
+                    flipped, last_places, tallies, census, simd,
                 )
             for i in range(end - begin, counted):
                 tallies[last_places[i]] += np.uint32(1)
@@ -205,9 +210,10 @@ def _stamp() -> str:
     """A digest of the code that the driver inlines."""
     sources = (
         Path(m.__file__ or "").read_bytes()
-        for m in (kernel_bits, kernel_blocks, kernel_lanes, kernel_rows, kernel_tile, kernel_vector)
+        for m in (kernel_bits, kernel_blocks, kernel_lanes, kernel_lookups, kernel_rows, kernel_tile, kernel_vector)
     )
     return hashlib.sha256(b"".join(sources)).hexdigest()
 
 
-measure_blocks = _compiled(_stamp())
+MEASURE_BLOCKS: Mapping[str, Any] = {path: _compiled(_stamp(), path) for path in VECTOR_PATHS}
+"""The drivers, each compiled on its first call, which needs the instructions: see `simd.paths`."""

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.kernel_fit import FINITE
-from unforgotten.audit.kernel_lanes import LANES, available
+from unforgotten.audit.kernel_lanes import LANES
 from unforgotten.audit.kernel_plan import Rule, exact_thresholds, rule_of
 from unforgotten.audit.kernel_rows import (
     AROUND,
@@ -23,13 +23,12 @@ from unforgotten.audit.kernel_rows import (
     INVERSE,
     LEVELS,
     LIMITS,
-    LOWER64,
     ORIGIN,
     ROWS,
     STAYED,
     SURELY_FROM,
     SURELY_TO,
-    WIDTH64,
+    WIDE_ROWS,
 )  # fmt: skip
 from unforgotten.theory.formats import Format
 
@@ -46,8 +45,8 @@ class VectorRule(NamedTuple):
         narrow: float32 (9, 16), see `kernel_rows`; None for integers, whose codes are rounded to: the least and the
             largest ratio that a code has for sure; levels; the place of a ratio of 0 in fine bins, and fine bins a code
             unit; of 32 buckets the code of the smallest ratio, as bits, and the one threshold, inf for none.
-        wide: float64 (4, 16): flips a code unit upward, and downward, negative, 0 outward from an end cell; lower ends
-            and widths of the cells. Of integers the flips a code unit upward from the first, and downward from the last.
+        wide: float64 (3, 16): inverse widths of the cells, that is flips a code unit; their lower ends, and widths. Of
+            integers the inverse widths of the first cell and the last.
         two: float32 (2,), thresholds that are compared with beside, inf for none; None if there is none.
         dense: float32 (1,), see `lattice_rule`; None where the ends of bins are left to float64 whatever the ratio.
         constants: float32 (8,), see `kernel_rows`.
@@ -61,9 +60,9 @@ class VectorRule(NamedTuple):
 
 
 def fits_registers(fmt: Format) -> bool:
-    """Whether this machine measures the format sixteen weights at a time, in blocks of whole groups."""
+    """Whether the vector paths measure the format sixteen weights at a time, in blocks of whole groups."""
     simple = fmt.zero == "none" and fmt.statistic in ("absmax", "signed-absmax")
-    return simple and available() and (_by_rounding(fmt) or _by_bucket(fmt))
+    return simple and (_by_rounding(fmt) or _by_bucket(fmt))
 
 
 @lru_cache(maxsize=64)
@@ -92,7 +91,7 @@ def vector_rule(fmt: Format) -> VectorRule:
     rule, count = rule_of(fmt), len(fmt.levels)
     if _by_rounding(fmt):
         return _integer_rule(fmt, rule)
-    narrow, wide = np.zeros((ROWS, LANES), np.float32), np.zeros((4, LANES))
+    narrow, wide = np.zeros((ROWS, LANES), np.float32), np.zeros((WIDE_ROWS, LANES))
     thresholds = exact_thresholds(fmt)
     narrow[[SURELY_FROM, SURELY_TO]] = _surely(thresholds, OFF if fmt.arithmetic == "divide" else 0)
     narrow[LEVELS, :count] = rule.levels
@@ -100,9 +99,7 @@ def vector_rule(fmt: Format) -> VectorRule:
     narrow[INVERSE, :count] = slope
     narrow[ORIGIN, :count] = (FIRST_BIN << FRACTION) - slope * rule.lower
     narrow[INVERSE, [0, count - 1]], narrow[ORIGIN, [0, count - 1]] = 0, END_PLACE
-    wide[0, :count], wide[1, :count] = rule.inverse, -rule.inverse
-    wide[0, count - 1] = wide[1, 0] = 0
-    wide[LOWER64, :count], wide[WIDTH64, :count] = rule.lower, rule.width
+    wide[:, :count] = rule.inverse, rule.lower, rule.width
     found = _buckets(thresholds)
     every = (np.arange(32) + 16) % 32 - 16  # by the last five bits of the number of the bucket
     codes = np.searchsorted(found.bucket, every, side="left").astype(np.int32)
@@ -115,7 +112,7 @@ def vector_rule(fmt: Format) -> VectorRule:
     around = (1 << FRACTION) - 2 * edge
     sure = OFF * np.abs(thresholds).max()
     constants = np.array(
-        [rule.unit, edge, around, found.reach, found.steps, 0, 0, sure], np.float32
+        [rule.unit, edge, around, found.reach, found.steps, 0, count - 1, sure], np.float32
     )
     return VectorRule(narrow, wide, two if len(found.rest) else None, None, constants)
 

@@ -18,7 +18,7 @@ WHOLE = ("begin", "groups", "size", "keeps", "moves")
 NAMES = (
     "x", "y", "begin", "groups", "size", "narrow", "wide", "two", "dense", "constants", "factor", "gain", "scale",
     "reciprocal", "before", "after", "setter", "blocks", "nears", "wides", "keeps", "moves", "kept", "moved",
-    "kept_counts", "moved_counts", "codes", "bins", "close", "flipped", "last_bins", "tallies", "census",
+    "kept_counts", "moved_counts", "codes", "bins", "close", "flipped", "last_bins", "tallies", "census", "simd",
 )  # fmt: skip
 
 
@@ -84,12 +84,13 @@ def _emit(part: Part, unrolled: int) -> None:
     part.store_sums()
 
 
-@intrinsic
+@intrinsic(prefer_literal=True)
 def measure_tile(
     typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, two: Any, dense: Any,
     constants: Any, factor: Any, gain: Any, scale: Any, reciprocal: Any, before: Any, after: Any, setter: Any,
     blocks: Any, nears: Any, wides: Any, keeps: Any, moves: Any, kept: Any, moved: Any, kept_counts: Any,
     moved_counts: Any, codes: Any, bins: Any, close: Any, flipped: Any, last_bins: Any, tallies: Any, census: Any,
+    simd: Any,
 ) -> Any:  # fmt: skip
     """The blocks of a tile. What is None says at compile time which instructions there are.
 
@@ -104,11 +105,12 @@ def measure_tile(
     codes, close, flipped: scratch memory for a number for each weight, group, group.
     bins: uint16, where to write `binade << BIN_BITS | bin` of each weight; without the binade where `census` is None.
     last_bins, tallies: those of the tile before, which are counted.
+    simd: one of `simd.VECTOR_PATHS`.
     """
     kinds = (
         x, y, begin, groups, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, before, after,
         setter, blocks, nears, wides, keeps, moves, kept, moved, kept_counts, moved_counts, codes, bins, close,
-        flipped, last_bins, tallies, census,
+        flipped, last_bins, tallies, census, simd,
     )  # fmt: skip
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -122,11 +124,12 @@ def measure_tile(
             for name, kind in own.items()
             if isinstance(kind, types.Array)
         }
+        path = own["simd"].literal_value
         unrolled = own["groups"].count if isinstance(own["groups"], types.UniTuple) else 0
         for same in (True, False):
             some = builder.icmp_signed(">", arg["keeps" if same else "moves"], ir.Constant(I64, 0))
             with builder.if_then(some):
-                _emit(Part(builder, arg, own, pointers, same=same), unrolled)
+                _emit(Part(builder, arg, own, pointers, simd=path, same=same), unrolled)
         return context.get_dummy_value()
 
     whole = [

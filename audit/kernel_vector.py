@@ -15,7 +15,6 @@ from unforgotten.audit.kernel_lanes import (  # fmt: skip
     I32,
     I32X,
     I64,
-    I64X,
     LANES,
 )
 from unforgotten.audit.kernel_rows import (
@@ -38,7 +37,6 @@ from unforgotten.audit.kernel_rows import (
     STAYED,
     SURVIVING,
     TILE,
-    UPWARD,
 )  # fmt: skip
 
 AHEAD = TILE  # weights between what is measured and what is asked for from memory
@@ -85,17 +83,25 @@ class Part(Blocks):
         delta = [b.fsub(after, before) for before, after in zip(x64, y64, strict=True)]
         for d in delta if self.arg["census"] is not None else ():
             self._add(0, DELTA, d, d)
-        slopes = self._slopes_of(self._code(at))
+        code = self._code(at)
+        slopes, ends = self._slopes(code), self._ends(code)
         free = b.fcmp_unordered("!=", e.size(x), self.setter)
         for s in range(self.grids):
             if s == 0 and self.by_delta:
-                shift = delta
-                if self.slopes is self.steps:
-                    shift = [b.fmul(d, self.wide_gain[0]) for d in delta]
+                shift = [b.fmul(d, self.wide_gain[0]) for d in delta]
+                signs = [b.fcmp_ordered(order, y, x) for order in ("<", ">")]
             else:
                 v, v_new = self._wide_ratio(x, 0), self._wide_ratio(y, s)
                 shift = [b.fsub(new, old) for new, old in zip(v_new, v, strict=True)]
-            self._expect(s, shift, slopes, free)
+                signs = [self._where(order, shift) for order in ("<", ">")]
+            outward = b.or_(*(b.and_(end, sign) for end, sign in zip(ends, signs, strict=True)))
+            self._expect(s, shift, slopes, b.and_(free, b.not_(outward)))
+
+    def _where(self, order: str, shift: list[Any]) -> Any:
+        """Where two halves are below or above 0, as sixteen lanes."""
+        zero = self.e.every(F64X, 0.0)
+        halves = [self.b.fcmp_ordered(order, half, zero) for half in shift]
+        return self.find.joined(halves)
 
     def place(self, index: Any, at: Any) -> tuple[Any, ...]:
         """Put the bins and binades of sixteen weights into `bins` from `at` on.
@@ -121,17 +127,10 @@ class Part(Blocks):
         exact = b.trunc(self._exact_bins(self._wide_ratio(x, 0), code), I16X)
         old = e.load(self.pointers["bins"], I16X, at)
         own = b.and_(old, e.every(I16X, (1 << BIN_BITS) - 1))
-        inner = b.and_(b.icmp_unsigned("<", own, e.every(I16X, STAYED)), b.not_(self._ends(code)))
+        ends = b.or_(*self._ends(code))
+        inner = b.and_(b.icmp_unsigned("<", own, e.every(I16X, STAYED)), b.not_(ends))
         new = b.or_(b.and_(old, e.every(I16X, -1 << BIN_BITS)), exact)
         e.store(b.select(inner, new, old), self.pointers["bins"], at)
-
-    def _ends(self, code: Any) -> Any:
-        """Whether a code is that of an end cell."""
-        b, e = self.b, self.e
-        if self.integers:
-            return b.or_(*(b.fcmp_ordered("==", code, end) for end in (self.first, self.last)))
-        inverse = e.table(self.rows[INVERSE], code)
-        return b.fcmp_ordered("==", inverse, e.every(F32X, 0.0))
 
     def survive(self, index: Any, at: Any) -> None:
         """Flips, changes and the sums of D, of sixteen weights."""
@@ -161,11 +160,12 @@ class Part(Blocks):
             slot = b.gep(self.pointers["tallies"], [b.zext(place, I64)])
             b.store(b.add(b.load(slot), ir.Constant(I32, 1)), slot)
 
-    def _expect(self, s: int, shift: list[Any], slopes: list[list[Any]], free: Any) -> None:
-        """Probabilities of T6: the shift over the width, 0 outward from an end cell, at most 1."""
+    def _expect(self, s: int, shift: list[Any], slopes: list[Any], inward: Any) -> None:
+        """Probabilities of T6: the shift over the width of the cell, at most 1; 0 outward from an end cell."""
         b, e = self.b, self.e
-        for d, up, down, own in zip(shift, *slopes, e.halves(free), strict=True):
-            p = e.smaller(e.larger(b.fmul(d, up), b.fmul(d, down)), e.every(F64X, 1.0))
+        for d, slope, own in zip(shift, slopes, e.halves(inward), strict=True):
+            size = e.call("llvm.fabs.v8f64", F64X, d)
+            p = e.smaller(b.fmul(size, slope), e.every(F64X, 1.0))
             p = b.select(own, p, e.every(F64X, 0.0))
             self._add(s, EXPECTED, p)
             self._add(s, SQUARES, p, p)
@@ -176,9 +176,9 @@ class Part(Blocks):
         if self.integers:
             above = b.fsub(ratio, b.fsub(code, e.every(F32X, 0.5 + FIRST_BIN / BINS)))
             scaled = b.fmul(above, e.every(F32X, float(BINS << FRACTION)))
-            scaled = b.select(self._ends(code), e.every(F32X, END_PLACE), scaled)
+            scaled = b.select(b.or_(*self._ends(code)), e.every(F32X, END_PLACE), scaled)
         else:
-            inverse, origin = (e.table(self.rows[k], code) for k in (INVERSE, ORIGIN))
+            inverse, origin = (self.find.table(self.rows[k], code) for k in (INVERSE, ORIGIN))
             scaled = e.call("llvm.fma.v16f32", F32X, ratio, inverse, origin)
         fine = e.least(b.fptosi(scaled, I32X), e.every(I32X, (STAYED << FRACTION) - 1))
         off = b.and_(b.add(fine, self.edge), self.around)
@@ -202,8 +202,8 @@ class Part(Blocks):
             places = []
             for one, half in zip(v, e.halves(code), strict=True):
                 lower, width, inverse = (
-                    e.wide_table(table, b.zext(half, I64X))
-                    for table in (*self.cells, self.steps[UPWARD])
+                    self.find.wide_table(table, half)
+                    for table in (self.lower, self.width, self.inverse)
                 )
                 places.append(self._quotient(b.fsub(one, lower), width, inverse))
         whole = []

@@ -27,6 +27,7 @@ from unforgotten.audit.kernel_registers import measure_registers
 from unforgotten.audit.kernel_tables import fits_registers
 from unforgotten.audit.measured import Setting, TensorMeasured
 from unforgotten.audit.pieces import PIECE_WEIGHTS, Layout, Piece, layout_of, read_flat
+from unforgotten.audit.simd import VECTOR_PATHS
 from unforgotten.audit.stored_weights import Weights, own_memory
 from unforgotten.audit.tensor_task import NotFiniteError, TensorTask, refusing
 from unforgotten.theory.dead_zone import BINADES, BinadeCounts
@@ -122,20 +123,26 @@ def _by_magnitudes(
     census: Census | None = None
     for fmt in task.formats:
         cut = cut_of[fmt.name]
-        if not (fmt.statistic == "absmax" and fits_registers(fmt) and cut.is_whole):
+        if not (fmt.statistic == "absmax" and _by_vectors(task, fmt) and cut.is_whole):
             continue
         if not (cut.is_bfloat16 and _has_many_blocks(task, fmt)):
             continue
         tops, size = _tensor_tops(task, fmt), cut.layout.size
         fit = fit_of_magnitudes(fmt, tops, cut.fit, size, cut.whole_groups)
         counts_all = census is None and cut.is_piece
-        found = fit and measure_registers(cut.stored, size, fmt, fit, census=counts_all)
+        found = fit and measure_registers(
+            cut.stored, size, fmt, fit, task.simd, census=counts_all
+        )
         if fit and found:
             parts[fmt.name] = Part(found.counts, found.sums, found.bins, found.delta_sq)
             cut.fit = fit
             if counts_all:
                 census = Census(found.weights, found.moved, True, False)
     return parts, census
+
+
+def _by_vectors(task: TensorTask, fmt: Format) -> bool:
+    return task.simd in VECTOR_PATHS and fits_registers(fmt)
 
 
 def _read(task: TensorTask, piece: Piece) -> tuple[Weights, Weights]:
@@ -169,11 +176,11 @@ def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
     )
     if not len(cut.ends):
         return part
-    first = cut.whole_groups if fits_registers(fmt) else 0
+    first = cut.whole_groups if _by_vectors(task, fmt) else 0
     fit = _fit_whole(task, fmt, cut, first) if first else None
     size = cut.layout.size
     x, y = (w[: first * size] for w in cut.stored)
-    found = fit and measure_registers((x, y), size, fmt, fit)
+    found = fit and measure_registers((x, y), size, fmt, fit, task.simd)
     if not found:
         first = 0
     else:

@@ -58,12 +58,14 @@ class TensorTask:
         formats: to measure it in.
         wide: of blocks that are wider than a piece, and of the tensor where a format needs that, the extremes before
             and after.
+        simd: the path to measure it on, see `simd.paths`.
     """
 
     checkpoints: tuple[Checkpoint, Checkpoint]
     name: str
     formats: tuple[Format, ...]
     wide: Mapping[Layout, tuple[Extremes, Extremes]]
+    simd: str
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -72,7 +74,7 @@ class TensorTask:
 
 
 def tensor_task(
-    target: Checkpoint, unlearned: Checkpoint, name: str, formats: Sequence[Format]
+    target: Checkpoint, unlearned: Checkpoint, name: str, formats: Sequence[Format], simd: str
 ) -> TensorTask:
     """Prepare a tensor: one more pass over it where a block is wider than a piece.
 
@@ -93,7 +95,7 @@ def tensor_task(
         )
         for layout, seen in _wide_layouts(formats, shape).items()
     }
-    return TensorTask((target, unlearned), name, tuple(formats), wide)
+    return TensorTask((target, unlearned), name, tuple(formats), wide, simd)
 
 
 def _wide_layouts(

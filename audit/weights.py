@@ -15,6 +15,7 @@ from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.audit.measured import Setting as Setting  # noqa: PLC0414
 from unforgotten.audit.measured import TensorMeasured
 from unforgotten.audit.pairing import check_finite, pair, tensors_equal
+from unforgotten.audit.simd import chosen_path
 from unforgotten.theory.dead_zone import BinadeCounts, DeadZone, add_binades, find_dead_zone
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.update import Survival, add
@@ -128,7 +129,7 @@ def weights_leg(
     from unforgotten.audit.batches import Work
     from unforgotten.audit.jobs import measure_tensors
 
-    work = Work(target, unlearned, tuple(known))
+    work = Work(target, unlearned, tuple(known), chosen_path())
     measured = measure_tensors(work, names.quantized, report, jobs=jobs, ray=ray)
     tensors = [
         _tensor_leg(target, unlearned, name, found)
