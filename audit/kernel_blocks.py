@@ -44,6 +44,7 @@ from unforgotten.audit.kernel_rows import (
     SURE,
     SURELY_FROM,
     SURELY_TO,
+    THRESHOLDS,
     UNIT,
     WIDTH64,
 )  # fmt: skip
@@ -55,7 +56,8 @@ class Blocks:
     def __init__(
         self, builder: Any, arg: Any, kinds: Any, pointers: Any, *, simd: str, same: bool
     ) -> None:
-        self.b, self.e, self.find = builder, Lanes(builder), LOOKUPS[simd](builder)
+        self.find = LOOKUPS[simd](builder)
+        self.b, self.e = builder, Lanes(builder, self.find.lanes)
         self.arg, self.pointers, self.same = arg, pointers, same
         self.stored = kinds["x"].dtype
         self.divide, self.integers = "reciprocal" in pointers, "narrow" not in pointers
@@ -213,6 +215,9 @@ class Blocks:
         if self.integers:
             whole = e.call("llvm.rint.v16f32", F32X, near)
             return self._cut(whole), b.fcmp_ordered("<", e.size(b.fsub(near, whole)), self.sure)
+        if not self.find.by_buckets:
+            code = self._halving_search(near)
+            return code, self._surely(near, code)
         codes = [b.bitcast(row, I32X) for row in self.rows[CODES : CODES + 2]]
         code, limit = self._bucket_search(near, codes, self.rows[LIMITS : LIMITS + 2])
         for threshold in self.two:
@@ -231,6 +236,20 @@ class Blocks:
         below, limit = (self.find.long_table(entries, bucket) for entries in (codes, limits))
         return e.one_more(below, b.fcmp_ordered(">", ratio, limit)), limit
 
+    def _halving_search(self, ratio: Any) -> Any:
+        """How many of fifteen thresholds are below a ratio, by four comparisons: each with one of twice as many."""
+        b, e, f, row = self.b, self.e, self.find, self.rows[THRESHOLDS]
+        one = e.every(I32X, 1)
+        above = b.fcmp_ordered(">", ratio, f.pick(row, row, [7] * LANES))
+        code = b.zext(above, I32X)
+        limits = [f.pick(row, row, [k] * LANES) for k in (11, 3)]
+        tables = [f.pick(row, row, lanes) for lanes in ([1, 5, 9, 13] * 2, list(range(0, 16, 2)))]
+        for step in range(3):
+            limit = b.select(above, *limits) if step == 0 else f.short_table(tables[step - 1], code)
+            above = b.fcmp_ordered(">", ratio, limit)
+            code = e.one_more(b.shl(code, one), above)
+        return code
+
     def _decoded(self, code: Any, s: int) -> Any:
         return self._value(code if self.integers else self.find.table(self.rows[LEVELS], code), s)
 
@@ -245,21 +264,32 @@ class Blocks:
             return [self.b.fcmp_ordered("==", code, end) for end in (self.first, self.last)]
         return [self.b.icmp_signed("==", code, end) for end in (self.first, self.last)]
 
-    def _slopes(self, code: Any) -> list[Any]:
-        """The flips of a code unit, of both halves."""
+    def _end_signs(self, code: Any) -> list[Any]:
+        """The sign bit set where codes are the first one, and where they are the last one, int32."""
+        b = self.b
+        if self.integers:
+            inner = b.fsub(self.first, code), b.fsub(code, self.last)  # below 0, or 0
+            return [b.not_(b.bitcast(rest, I32X)) for rest in inner]
+        one = self.e.every(I32X, 1)
+        return [b.sub(code, one), b.sub(b.sub(self.last, one), code)]
+
+    def _slopes(self, code: Any, inward: Any) -> list[Any]:
+        """The flips of a code unit, of both halves; 0 where `inward`, all bits or none of int32 lanes, is not set."""
         b, e = self.b, self.e
         if not self.integers:
-            return [self.find.wide_table(self.inverse, half) for half in e.halves(code)]
-        first, last = (e.halves(end) for end in self._ends(code))
+            return self.find.wide_table(self.inverse, code, inward)
+        keep = b.icmp_signed("<", inward, e.every(I32X, 0))
+        first, last, own = (e.halves(mask) for mask in (*self._ends(code), keep))
         low, high = self.end_slopes
+        one, none = e.every(F64X, 1.0), e.every(F64X, 0.0)
         return [
-            b.select(one, low, b.select(other, high, e.every(F64X, 1.0)))
-            for one, other in zip(first, last, strict=True)
+            b.select(keep, b.select(at_first, low, b.select(at_last, high, one)), none)
+            for at_first, at_last, keep in zip(first, last, own, strict=True)
         ]
 
     def _surely(self, near: Any, code: Any) -> Any:
         """Whether a ratio near this one has this code for sure; where ratios are products, whether it has it."""
-        b, e = self.b, self.e
+        b = self.b
         if self.integers:
             whole, clear = self._search_surely(near)
             return b.and_(clear, b.fcmp_ordered("==", whole, code))

@@ -7,6 +7,7 @@ set, in `kernel_lookups`: compilers do not see that sixteen levels fit in regist
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import reduce
 from typing import Any
 
 from llvmlite import ir
@@ -26,8 +27,8 @@ MAGIC = (
 class Lanes:
     """Emits operations on vectors into the function that a builder builds."""
 
-    def __init__(self, builder: Any) -> None:
-        self.b = builder
+    def __init__(self, builder: Any, mask_lanes: int = LANES) -> None:
+        self.b, self.mask_lanes = builder, mask_lanes
 
     def call(self, name: str, result: Any, *args: Any) -> Any:
         """A call of one of LLVM's own functions."""
@@ -113,17 +114,32 @@ class Lanes:
         """Magnitudes of float32 lanes."""
         return self.call("llvm.fabs.v16f32", F32X, x)
 
+    def _bits(self, mask: Any) -> list[Any]:
+        """The bits of a mask of sixteen lanes, a register's lanes at a time, as integers."""
+        n = self.mask_lanes
+        if n == LANES:
+            return [self.b.bitcast(mask, I16)]
+        none = ir.Constant(mask.type, ir.Undefined)
+        picks = (list(range(k, k + n)) for k in range(0, LANES, n))
+        parts = (
+            self.b.shuffle_vector(mask, none, ir.Constant(ir.VectorType(I32, n), lanes))
+            for lanes in picks
+        )
+        return [self.b.zext(self.b.bitcast(part, ir.IntType(n)), I16) for part in parts]
+
     def count(self, mask: Any) -> Any:
         """How many of sixteen lanes are set, int64."""
-        return self.b.zext(self.call("llvm.ctpop.i16", I16, self.b.bitcast(mask, I16)), I64)
+        counts = [self.call("llvm.ctpop.i16", I16, bits) for bits in self._bits(mask)]
+        return self.b.zext(reduce(self.b.add, counts), I64)
 
     def some(self, mask: Any) -> Any:
         """Whether any of sixteen lanes is set."""
-        return self.b.icmp_unsigned("!=", self.b.bitcast(mask, I16), ir.Constant(I16, 0))
+        bits = reduce(self.b.or_, self._bits(mask))
+        return self.b.icmp_unsigned("!=", bits, ir.Constant(I16, 0))
 
     def all(self, mask: Any) -> Any:
         """Whether all of sixteen lanes are set."""
-        return self.b.icmp_unsigned("==", self.b.bitcast(mask, I16), ir.Constant(I16, 0xFFFF))
+        return self.b.not_(self.some(self.b.not_(mask)))
 
     def one_more(self, number: Any, mask: Any) -> Any:
         """Numbers, int32, and one more where the mask is set."""

@@ -16,7 +16,15 @@ F32, F64 = ir.FloatType(), ir.DoubleType()
 
 
 class Lookups(Protocol):
-    """Emits table lookups into the function that a builder builds; all vectors have sixteen lanes, of float64 eight."""
+    """Emits table lookups into the function that a builder builds; all vectors have sixteen lanes, of float64 eight.
+
+    Attributes:
+        lanes: how many lanes of 32 bits a register has.
+        by_buckets: whether `long_table` costs no more than `table`, so that a search is best one look and one comparison.
+    """
+
+    lanes: int
+    by_buckets: bool
 
     def __init__(self, builder: Any) -> None: ...
 
@@ -28,12 +36,16 @@ class Lookups(Protocol):
         """Look up sixteen entries of 32 bits by int32 lanes of 0 … 15."""
         ...
 
+    def short_table(self, entries: Any, index: Any) -> Any:
+        """Look up eight entries of 32 bits by int32 lanes of 0 … 7."""
+        ...
+
     def long_table(self, entries: list[Any], index: Any) -> Any:
         """Look up thirty-two entries of 32 bits, in two vectors, by the last five bits of int32 lanes."""
         ...
 
-    def wide_table(self, entries: list[Any], index: Any) -> Any:
-        """Look up sixteen float64 entries, in two vectors, by eight int32 lanes of 0 … 15."""
+    def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
+        """Look up sixteen float64 entries, in two vectors, where all bits of `keep` are set; 0 where none is."""
         ...
 
 
@@ -71,6 +83,8 @@ class _Emitter:
 class Avx512(_Emitter):
     """One permutation of one or two registers."""
 
+    lanes, by_buckets = 16, True
+
     def table(self, entries: Any, index: Any) -> Any:
         """See `Lookups`."""
         return self.call("llvm.x86.avx512.permvar.sf.512", entries.type, entries, index)
@@ -81,15 +95,27 @@ class Avx512(_Emitter):
         name = f"llvm.x86.avx512.vpermi2var.{letter}.512"
         return self.call(name, entries[0].type, entries[0], index, entries[1])
 
-    def wide_table(self, entries: list[Any], index: Any) -> Any:
+    def short_table(self, entries: Any, index: Any) -> Any:
         """See `Lookups`."""
-        name = "llvm.x86.avx512.vpermi2var.pd.512"
-        lanes = self.b.zext(index, ir.VectorType(I64, 8))
-        return self.call(name, entries[0].type, entries[0], lanes, entries[1])
+        return self.table(self.joined([entries, entries]), index)
+
+    def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
+        """See `Lookups`."""
+        name, kind = "llvm.x86.avx512.vpermi2var.pd.512", entries[0].type
+        none = self.every(kind, 0)
+        kept = self.b.icmp_signed("<", keep, self.every(keep.type, 0))
+        found = []
+        for half, own in zip(self.parts(index, 8), self.parts(kept, 8), strict=True):
+            lanes = self.b.zext(half, ir.VectorType(I64, 8))
+            entry = self.call(name, kind, entries[0], lanes, entries[1])
+            found.append(self.b.select(own, entry, none))
+        return found
 
 
 class Avx2(_Emitter):
     """Permutations of eight entries each, by the last three bits of an index, and choices by the bits above."""
+
+    lanes, by_buckets = 8, False
 
     def table(self, entries: Any, index: Any) -> Any:
         """See `Lookups`."""
@@ -101,19 +127,22 @@ class Avx2(_Emitter):
         eights = [half for vector in entries for half in self.parts(vector, 8)]
         return self.joined([self._found(eights, lanes) for lanes in self.parts(index, 8)])
 
-    def wide_table(self, entries: list[Any], index: Any) -> Any:
+    def short_table(self, entries: Any, index: Any) -> Any:
         """See `Lookups`."""
-        words = [self.b.bitcast(e, ir.VectorType(I32, 16)) for e in entries]
-        found = []
-        for first in (0, 1):  # the low words of all entries, then the high ones
-            one = self.pick(words[0], words[0], list(range(first, 16, 2)))
-            other = self.pick(words[1], words[1], list(range(first, 16, 2)))
-            found.append(self._found([one, other], index))
-        both = self.pick(*found, [lane + word for lane in range(8) for word in (0, 8)])
-        return self.b.bitcast(both, ir.VectorType(F64, 8))
+        return self.joined([self._found([entries], lanes) for lanes in self.parts(index, 8)])
+
+    def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
+        """See `Lookups`."""
+        b, words = self.b, [self.b.bitcast(e, ir.VectorType(I32, 16)) for e in entries]
+        low, high = (
+            b.and_(self.table(self.pick(*words, list(range(k, 32, 2))), index), keep) for k in (0, 1)
+        )
+        both = [list(zip(range(k, k + 8), range(16 + k, 24 + k), strict=True)) for k in (0, 8)]
+        lanes = ([lane for pair in half for lane in pair] for half in both)
+        return [b.bitcast(self.pick(low, high, part), ir.VectorType(F64, 8)) for part in lanes]
 
     def _found(self, eights: list[Any], index: Any) -> Any:
-        """The entries at eight indices, in two or four vectors of eight entries."""
+        """The entries at eight indices, in one, two or four vectors of eight entries."""
         b, bit = self.b, 3
         name = {F32: "ps", I32: "d"}[eights[0].type.element]
         found = [self.call(f"llvm.x86.avx2.perm{name}", e.type, e, index) for e in eights]
@@ -129,6 +158,7 @@ class Avx2(_Emitter):
 class Neon(_Emitter):
     """Lookups of bytes in four registers, whose 64 bytes are sixteen entries of 32 bits or eight of 64."""
 
+    lanes, by_buckets = 4, False
     BYTES = ir.VectorType(I8, 16)
 
     def table(self, entries: Any, index: Any) -> Any:
@@ -147,26 +177,37 @@ class Neon(_Emitter):
         word = ir.VectorType(entries[0].type.element, 4)
         return self.joined([b.bitcast(f, word) for f in found])
 
-    def wide_table(self, entries: list[Any], index: Any) -> Any:
+    def short_table(self, entries: Any, index: Any) -> Any:
+        """See `Lookups`."""
+        return self._by_words([entries], index)
+
+    def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
         """See `Lookups`."""
         b = self.b
         first = ir.Constant(self.BYTES, [byte for _ in range(2) for byte in range(8)])
+        # no byte is at a place from 128 on, and what is not found is 0
+        own = b.or_(b.shl(index, self.every(index.type, 3)), b.not_(keep))
         found = []
-        for two in self.parts(b.shl(index, self.every(index.type, 3)), 2):
+        for two in self.parts(own, 2):
             lanes = b.bitcast(two, ir.VectorType(I8, 8))
             places = self.pick(lanes, lanes, [0] * 8 + [4] * 8)
-            found.append(self._bytes(entries, b.or_(places, first)))
-        return self.joined([b.bitcast(f, ir.VectorType(F64, 2)) for f in found])
+            found.append(b.bitcast(self._bytes(entries, b.or_(places, first)), ir.VectorType(F64, 2)))
+        return [self.joined(found[:4]), self.joined(found[4:])]
 
     def _bytes(self, entries: list[Any], places: Any) -> Any:
-        """Sixteen bytes of one or two vectors of 64 bytes, at places from 0 on."""
+        """Sixteen bytes of one or two vectors of 32 or 64 bytes, at places from 0 on."""
         b = self.b
-        fours = [self.parts(b.bitcast(e, ir.VectorType(I8, 64)), 16) for e in entries]
-        found = self.call("llvm.aarch64.neon.tbl4.v16i8", self.BYTES, *fours[0], places)
+        fours = [self.parts(b.bitcast(e, ir.VectorType(I8, _bytes_of(e))), 16) for e in entries]
+        name = f"llvm.aarch64.neon.tbl{len(fours[0])}.v16i8"
+        found = self.call(name, self.BYTES, *fours[0], places)
         for four in fours[1:]:  # a place outside of the table leaves what was found before
             rest = b.sub(places, self.every(self.BYTES, 64))
             found = self.call("llvm.aarch64.neon.tbx4.v16i8", self.BYTES, found, *four, rest)
         return found
+
+
+def _bytes_of(vector: Any) -> int:
+    return int(vector.type.count) * {F32: 4, I32: 4, F64: 8}[vector.type.element]
 
 
 LOOKUPS: Mapping[str, type[Lookups]] = {"avx512": Avx512, "avx2": Avx2, "neon": Neon}

@@ -7,7 +7,7 @@ from unforgotten.theory import dead_zone
 
 # rows of `narrow`; of the buckets, two each
 SURELY_FROM, SURELY_TO, LEVELS, ORIGIN, INVERSE = range(5)
-CODES, LIMITS, ROWS = 5, 7, 9
+CODES, LIMITS, THRESHOLDS, ROWS = 5, 7, 9, 10
 INVERSE64, LOWER64, WIDTH64, WIDE_ROWS = range(4)  # rows of `wide`
 UNIT, EDGE, AROUND, REACH, STEPS, FIRST, LAST, SURE = range(8)  # of `constants`
 FLIPS, CHANGES, PINNED = range(3)  # of `counts`

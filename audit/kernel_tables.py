@@ -28,6 +28,7 @@ from unforgotten.audit.kernel_rows import (
     STAYED,
     SURELY_FROM,
     SURELY_TO,
+    THRESHOLDS,
     WIDE_ROWS,
 )  # fmt: skip
 from unforgotten.theory.formats import Format
@@ -42,9 +43,10 @@ class VectorRule(NamedTuple):
     """A format in registers. A code is found by comparing with the one threshold of the ratio's bucket.
 
     Attributes:
-        narrow: float32 (9, 16), see `kernel_rows`; None for integers, whose codes are rounded to: the least and the
+        narrow: float32 (10, 16), see `kernel_rows`; None for integers, whose codes are rounded to: the least and the
             largest ratio that a code has for sure; levels; the place of a ratio of 0 in fine bins, and fine bins a code
-            unit; of 32 buckets the code of the smallest ratio, as bits, and the one threshold, inf for none.
+            unit; of 32 buckets the code of the smallest ratio, as bits, and the one threshold, inf for none; all
+            thresholds, filled with inf.
         wide: float64 (3, 16): inverse widths of the cells, that is flips a code unit; their lower ends, and widths. Of
             integers the inverse widths of the first cell and the last.
         two: float32 (2,), thresholds that are compared with beside, inf for none; None if there is none.
@@ -107,6 +109,7 @@ def vector_rule(fmt: Format) -> VectorRule:
     limits = np.where(np.isin(every, found.bucket), limits, np.float32(np.inf)).astype(np.float32)
     narrow[CODES : CODES + 2] = codes.view(np.float32).reshape(2, LANES)
     narrow[LIMITS : LIMITS + 2] = limits.reshape(2, LANES)
+    narrow[THRESHOLDS] = np.append(thresholds, np.full(LANES, np.inf))[:LANES]
     two = np.append(found.rest, np.full(2, np.inf))[:2].astype(np.float32)
     edge = _edge(fmt, rule)
     around = (1 << FRACTION) - 2 * edge

@@ -84,24 +84,39 @@ class Part(Blocks):
         for d in delta if self.arg["census"] is not None else ():
             self._add(0, DELTA, d, d)
         code = self._code(at)
-        slopes, ends = self._slopes(code), self._ends(code)
-        free = b.fcmp_unordered("!=", e.size(x), self.setter)
         for s in range(self.grids):
             if s == 0 and self.by_delta:
                 shift = [b.fmul(d, self.wide_gain[0]) for d in delta]
-                signs = [b.fcmp_ordered(order, y, x) for order in ("<", ">")]
+                # the scale may be negative
+                signs = b.xor(*(b.bitcast(w, I32X) for w in (b.fsub(y, x), self.gain[0])))
             else:
                 v, v_new = self._wide_ratio(x, 0), self._wide_ratio(y, s)
                 shift = [b.fsub(new, old) for new, old in zip(v_new, v, strict=True)]
-                signs = [self._where(order, shift) for order in ("<", ">")]
-            outward = b.or_(*(b.and_(end, sign) for end, sign in zip(ends, signs, strict=True)))
-            self._expect(s, shift, slopes, b.and_(free, b.not_(outward)))
+                signs = self._upper_words(shift)
+            self._expect(s, shift, self._slopes(code, self._inward(x, code, signs)))
 
-    def _where(self, order: str, shift: list[Any]) -> Any:
-        """Where two halves are below or above 0, as sixteen lanes."""
-        zero = self.e.every(F64X, 0.0)
-        halves = [self.b.fcmp_ordered(order, half, zero) for half in shift]
-        return self.find.joined(halves)
+    def _inward(self, x: Any, code: Any, signs: Any) -> Any:
+        """All bits of the lanes whose weight can leave its cell: it does not set the scale, nor move out from an end cell.
+
+        By sign bits, as on some processors masks of vectors of different widths cost more than that. No weight of the
+        block is larger than the one that sets the scale; a shift of 0 counts as upward, and expects nothing.
+
+        Args:
+            x: the weights before.
+            code: their codes.
+            signs: int32, the sign bit set where they move down.
+        """
+        b, e = self.b, self.e
+        sizes = (b.bitcast(e.size(w), I32X) for w in (x, self.setter))
+        smaller = b.sub(*sizes)
+        first, last = self._end_signs(code)
+        outward = b.or_(b.and_(first, signs), b.and_(last, b.not_(signs)))
+        return b.ashr(b.and_(smaller, b.not_(outward)), e.every(I32X, 31))
+
+    def _upper_words(self, halves: list[Any]) -> Any:
+        """The words of float64 numbers that hold their signs, int32."""
+        words = [self.b.bitcast(half, I32X) for half in halves]
+        return self.find.pick(*words, list(range(1, 2 * LANES, 2)))
 
     def place(self, index: Any, at: Any) -> tuple[Any, ...]:
         """Put the bins and binades of sixteen weights into `bins` from `at` on.
@@ -160,13 +175,12 @@ class Part(Blocks):
             slot = b.gep(self.pointers["tallies"], [b.zext(place, I64)])
             b.store(b.add(b.load(slot), ir.Constant(I32, 1)), slot)
 
-    def _expect(self, s: int, shift: list[Any], slopes: list[Any], inward: Any) -> None:
-        """Probabilities of T6: the shift over the width of the cell, at most 1; 0 outward from an end cell."""
+    def _expect(self, s: int, shift: list[Any], slopes: list[Any]) -> None:
+        """Probabilities of T6: the shift over the width of the cell, at most 1."""
         b, e = self.b, self.e
-        for d, slope, own in zip(shift, slopes, e.halves(inward), strict=True):
+        for d, slope in zip(shift, slopes, strict=True):
             size = e.call("llvm.fabs.v8f64", F64X, d)
             p = e.smaller(b.fmul(size, slope), e.every(F64X, 1.0))
-            p = b.select(own, p, e.every(F64X, 0.0))
             self._add(s, EXPECTED, p)
             self._add(s, SQUARES, p, p)
 
@@ -186,9 +200,9 @@ class Part(Blocks):
         if "dense" in self.pointers:
             dense = e.spread(self.number("dense", self.at(0)), F32X)
             close = b.and_(close, b.fcmp_ordered("<", e.size(ratio), dense))
-        stayed = ir.Constant(I16X, [STAYED + lane for lane in range(LANES)])
-        bins = b.trunc(b.lshr(fine, e.every(I32X, FRACTION)), I16X)
-        return b.select(moved, bins, stayed), close
+        stayed = ir.Constant(I32X, [STAYED + lane for lane in range(LANES)])
+        bins = b.select(moved, b.lshr(fine, e.every(I32X, FRACTION)), stayed)
+        return b.trunc(bins, I16X), close
 
     def _exact_bins(self, v: list[Any], code: Any) -> Any:
         """The bins by the operations of `kernel._positions`."""
@@ -199,13 +213,15 @@ class Part(Blocks):
                 for one, level in zip(v, e.wide(code), strict=True)
             ]
         else:
-            places = []
-            for one, half in zip(v, e.halves(code), strict=True):
-                lower, width, inverse = (
-                    self.find.wide_table(table, half)
-                    for table in (self.lower, self.width, self.inverse)
-                )
-                places.append(self._quotient(b.fsub(one, lower), width, inverse))
+            every = e.every(I32X, -1)
+            lower, width, inverse = (
+                self.find.wide_table(table, code, every)
+                for table in (self.lower, self.width, self.inverse)
+            )
+            places = [
+                self._quotient(b.fsub(one, low), *parts)
+                for one, low, *parts in zip(v, lower, width, inverse, strict=True)
+            ]
         whole = []
         for place in places:
             scaled = e.larger(b.fmul(place, e.every(F64X, float(BINS))), e.every(F64X, 0.0))

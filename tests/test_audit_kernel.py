@@ -24,6 +24,7 @@ from unforgotten.audit.kernel_plan import fits_kernel, rule_of
 from unforgotten.audit.measured import Setting, TensorMeasured
 from unforgotten.audit.measuring import add_pieces, measure_piece
 from unforgotten.audit.pieces import Layout, Piece, layout_of, pieces
+from unforgotten.audit.simd import NUMPY, paths
 from unforgotten.audit.weights import precision_of, value_precision
 from unforgotten.theory.dead_zone import count_binades
 from unforgotten.theory.formats import Format, format_named
@@ -56,8 +57,10 @@ WIDE_BLOCKS = (
     "int7-g16-ao",
     "int8-g48",
 )
-"""Formats that are measured sixteen weights at a time, where the machine can."""
+"""Formats that are measured sixteen weights at a time, on paths with vectors."""
 SEARCHED = ("q4_k", "q6_k", "hqq4-g8-opt")
+PATHS = tuple(path for path in paths() if path != NUMPY)
+"""Every path of the kernel that this machine can run; each example goes through all of them."""
 
 
 class InMemory:
@@ -79,27 +82,30 @@ class InMemory:
         return ""
 
 
-def measured(w: Array, w_new: Array, formats: Sequence[Format]) -> TensorMeasured:
-    task = tensor_task.tensor_task(InMemory(w), InMemory(w_new), "w", formats)
+def measured(
+    w: Array, w_new: Array, formats: Sequence[Format], path: str = PATHS[0]
+) -> TensorMeasured:
+    task = tensor_task.tensor_task(InMemory(w), InMemory(w_new), "w", formats, path)
     return add_pieces(task, [measure_piece(task, piece) for piece in pieces(task.shape)])
 
 
 def check(w: Array, w_new: Array, fmt: Format) -> None:
-    """The kernel gives what the reference gives, or refuses in the same words."""
+    """On every path the kernel gives what the reference gives, or refuses in the same words."""
     words = ""
     expected: dict[GridMode, Survival] = {}
     try:
         expected = {mode: survival(w, w_new, fmt, mode) for mode in GRID_MODES}
     except ValueError as error:
         words = str(error)
-    if words:
-        with pytest.raises(ValueError, match=re.escape(words)):
-            measured(w, w_new, [fmt])
-        return
-    found = measured(w, w_new, [fmt])
-    for mode, reference in expected.items():
-        assert_agree(found.survival[Setting(fmt.name, mode)], reference)
-    assert found.binades == count_binades(w, w_new)
+    for path in PATHS:
+        if words:
+            with pytest.raises(ValueError, match=re.escape(words)):
+                measured(w, w_new, [fmt], path)
+            continue
+        found = measured(w, w_new, [fmt], path)
+        for mode, reference in expected.items():
+            assert_agree(found.survival[Setting(fmt.name, mode)], reference)
+        assert found.binades == count_binades(w, w_new)
 
 
 @settings(deadline=None)  # the first example loads the compiled code
@@ -182,8 +188,9 @@ def test_kernel__reads_every_dtype(p: domain.Pair, dtype: type, dtype_new: type)
     if np.isfinite(w.astype(np.float32)).all() and np.isfinite(w_new.astype(np.float32)).all():
         check(w, w_new, p.fmt)
     else:
-        with pytest.raises(tensor_task.NotFiniteError):
-            measured(w, w_new, [p.fmt])
+        for path in PATHS:
+            with pytest.raises(tensor_task.NotFiniteError):
+                measured(w, w_new, [p.fmt], path)
 
 
 @settings(deadline=None)  # the first example loads the compiled code
@@ -214,22 +221,24 @@ def test_kernel__equals_reference_on_tensors_of_a_model(
 @given(
     domain.pairs(names=("nf4-b8", "int4-g8", "int8-row", "fp8-tensor", "nvfp4", "q4_0")),
     st.integers(1, 40),
+    st.sampled_from(PATHS),
 )
-def test_pieces__only_cut(p: domain.Pair, most: int) -> None:
+def test_pieces__only_cut(p: domain.Pair, most: int, path: str) -> None:
     """Pieces of any size give the same: counts exactly, sums to the rounding of their order."""
-    whole = measured(p.w, p.w_new, [p.fmt])
+    whole = measured(p.w, p.w_new, [p.fmt], path)
     with pytest.MonkeyPatch.context() as patch:
         most = 16 * most if p.fmt.whole_blocks else most
         for module in (cuts, measuring, tensor_task):
             patch.setattr(module, "PIECE_WEIGHTS", most)
-        task = tensor_task.tensor_task(InMemory(p.w), InMemory(p.w_new), "w", [p.fmt])
+        task = tensor_task.tensor_task(InMemory(p.w), InMemory(p.w_new), "w", [p.fmt], path)
         cut = add_pieces(task, [measure_piece(task, piece) for piece in pieces(task.shape, most)])
     for setting, survived in cut.survival.items():
         assert_agree(survived, whole.survival[setting])
     assert cut.binades == whole.binades
 
 
-def test_order_of_pieces_does_not_matter() -> None:
+@pytest.mark.parametrize("path", PATHS)
+def test_order_of_pieces_does_not_matter(path: str) -> None:
     rng = rng_for("order of pieces")
     w = rng.standard_normal((64, 100)).astype(np.float32)
     w_new = (w + 0.01 * rng.standard_normal(w.shape)).astype(np.float32)
@@ -237,7 +246,7 @@ def test_order_of_pieces_does_not_matter() -> None:
     with pytest.MonkeyPatch.context() as patch:
         for module in (cuts, measuring, tensor_task):
             patch.setattr(module, "PIECE_WEIGHTS", 1000)
-        task = tensor_task.tensor_task(InMemory(w), InMemory(w_new), "w", formats)
+        task = tensor_task.tensor_task(InMemory(w), InMemory(w_new), "w", formats, path)
         rows = [measure_piece(task, piece) for piece in pieces(task.shape, 1000)]
     assert len(rows) == 7
     assert add_pieces(task, rows) == add_pieces(task, rows[::-1])
@@ -311,8 +320,9 @@ def test_extremes__are_those_of_numpy(dtype: type, size: int, seed: int) -> None
 )  # fmt: skip
 def test_precision__is_that_of_numpy(values: list[float]) -> None:
     w = np.array([values], np.float32)
-    found = measured(w, w, [format_named("int8-row")])
-    assert precision_of(found, "float32") == value_precision(w, "float32")
+    for path in PATHS:
+        found = measured(w, w, [format_named("int8-row")], path)
+        assert precision_of(found, "float32") == value_precision(w, "float32")
 
 
 def test_every_plain_format_is_compiled() -> None:
@@ -343,9 +353,9 @@ def test_memory_does_not_grow_with_the_tensor(shape: tuple[int, int], tmp_path: 
     nbytes = 2 * math.prod(shape)
     header = f'{{"a.weight":{{"dtype":"BF16","shape":[{shape[0]},{shape[1]}],"data_offsets":[0,{nbytes}]}}}}'
     header += " " * (-len(header) % 8)
-    paths = [tmp_path / f"{name}.safetensors" for name in "tu"]
+    files = [tmp_path / f"{name}.safetensors" for name in "tu"]
     w: Any = (0.02 * rng_for("memory").standard_normal(1 << 20)).astype(ml_dtypes.bfloat16)
-    for path in paths:
+    for path in files:
         with path.open("wb") as file:
             file.write(len(header).to_bytes(8, "little") + header.encode())
             for _ in range(nbytes // w.nbytes):
@@ -353,7 +363,7 @@ def test_memory_does_not_grow_with_the_tensor(shape: tuple[int, int], tmp_path: 
             w = -w
     formats = "nf4-b64,int8-row,int4-tensor,q8_0"
     done = subprocess.run(
-        [sys.executable, "-c", MEMORY, *map(str, paths), formats], check=True, capture_output=True, text=True
+        [sys.executable, "-c", MEMORY, *map(str, files), formats], check=True, capture_output=True, text=True
     )  # fmt: skip
     weights, peak_kib = map(int, done.stdout.split())
     assert weights == math.prod(shape)
