@@ -65,6 +65,9 @@ class Blocks:
         # On the grid before, a code unit is the same for both weights, so the shift is delta, scaled. Quotients that are
         # each rounded to 2^-53 differ from that by 2^-44 where bfloat16 weights differ at all, by more where float32 do.
         self.by_delta = self.stored == types.uint16 or not self.divide
+        # With masks a table costs little: slopes are scaled once a block, not shifts weight by weight.
+        plain = self.same and not self.divide and not self.integers
+        self.scaled = plain and self.find.has_masks
         self._load_format()
         self._load_sums()
 
@@ -131,11 +134,14 @@ class Blocks:
         self.wide_factor = [e.spread(b.fpext(f, F64), F64X) for f in factors]
         self.scales = [e.spread(self.number("scale", entry), F32X) for entry in entries]
         self.setter = e.spread(self.number("setter", block), F32X)
+        self.slopes = self.inverse
+        if self.scaled:
+            self.slopes = [b.fmul(half, self.wide_gain[0]) for half in self.inverse]
 
     def _load_sums(self) -> None:
         b, e = self.b, self.e
         self.places = ("kept", "kept_counts") if self.same else ("moved", "moved_counts")
-        sums, counts = (self.pointers[name] for name in self.places)
+        sums = self.pointers[self.places[0]]
         self.sums = [
             [
                 cgutils.alloca_once_value(b, e.load(sums, F64X, self.at((s * 5 + k) * 8)))
@@ -145,8 +151,7 @@ class Blocks:
         ]
         self.counts = [
             [
-                cgutils.alloca_once_value(b, b.load(b.gep(counts, [self.at(s * 3 + k)])))
-                for k in range(3)
+                cgutils.alloca_once_value(b, self._no_count) for _ in range(3)
             ]
             for s in range(self.grids)
         ]
@@ -159,15 +164,25 @@ class Blocks:
             for k in range(5):
                 e.store(b.load(self.sums[s][k]), sums, self.at((s * 5 + k) * 8))
             for k in range(3):
-                b.store(b.load(self.counts[s][k]), b.gep(counts, [self.at(s * 3 + k)]))
+                slot = b.gep(counts, [self.at(s * 3 + k)])
+                b.store(b.add(b.load(slot), self._counted(b.load(self.counts[s][k]))), slot)
 
     def _add(self, s: int, k: int, x: Any, y: Any = None) -> None:
         old = self.b.load(self.sums[s][k])
         self.b.store(self.b.fadd(old, x) if y is None else self.e.fma(x, y, old), self.sums[s][k])
 
+    @property
+    def _no_count(self) -> Any:
+        return self.at(0) if self.find.has_masks else self.e.every(I32X, 0)
+
     def _count(self, s: int, k: int, mask: Any) -> None:
+        """Count the lanes of a mask: their number, or -1 each in its own lane where masks are vectors."""
         slot = self.counts[s][k]
-        self.b.store(self.b.add(self.b.load(slot), self.e.count(mask)), slot)
+        more = self.e.count(mask) if self.find.has_masks else self.b.sext(mask, I32X)
+        self.b.store(self.b.add(self.b.load(slot), more), slot)
+
+    def _counted(self, count: Any) -> Any:
+        return count if self.find.has_masks else self.b.sub(self.at(0), self.e.total(count))
 
     def _read(self, name: str, index: Any) -> tuple[Any, Any]:
         """Weights, and where they are bfloat16 their bits."""
@@ -215,7 +230,7 @@ class Blocks:
         if self.integers:
             whole = e.call("llvm.rint.v16f32", F32X, near)
             return self._cut(whole), b.fcmp_ordered("<", e.size(b.fsub(near, whole)), self.sure)
-        if not self.find.by_buckets:
+        if not self.find.has_masks:
             code = self._halving_search(near)
             return code, self._surely(near, code)
         codes = [b.bitcast(row, I32X) for row in self.rows[CODES : CODES + 2]]
@@ -253,6 +268,10 @@ class Blocks:
     def _decoded(self, code: Any, s: int) -> Any:
         return self._value(code if self.integers else self.find.table(self.rows[LEVELS], code), s)
 
+    def _smaller(self, x: Any) -> Any:
+        """Int32, below 0 where a weight is smaller than the one that sets the scale; none of the block is larger."""
+        return self.b.sub(*(self.b.bitcast(self.e.size(w), I32X) for w in (x, self.setter)))
+
     def _differ(self, code: Any, code_new: Any) -> Any:
         if self.integers:
             return self.b.fcmp_ordered("!=", code, code_new)
@@ -274,12 +293,11 @@ class Blocks:
         return [b.sub(code, one), b.sub(b.sub(self.last, one), code)]
 
     def _slopes(self, code: Any, inward: Any) -> list[Any]:
-        """The flips of a code unit, of both halves; 0 where `inward`, all bits or none of int32 lanes, is not set."""
+        """The flips of a code unit, of both halves; 0 where the mask `inward` is not set."""
         b, e = self.b, self.e
         if not self.integers:
-            return self.find.wide_table(self.inverse, code, inward)
-        keep = b.icmp_signed("<", inward, e.every(I32X, 0))
-        first, last, own = (e.halves(mask) for mask in (*self._ends(code), keep))
+            return self.find.wide_table(self.slopes, code, inward)
+        first, last, own = (e.halves(mask) for mask in (*self._ends(code), inward))
         low, high = self.end_slopes
         one, none = e.every(F64X, 1.0), e.every(F64X, 0.0)
         return [

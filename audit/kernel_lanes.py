@@ -27,8 +27,8 @@ MAGIC = (
 class Lanes:
     """Emits operations on vectors into the function that a builder builds."""
 
-    def __init__(self, builder: Any, mask_lanes: int = LANES) -> None:
-        self.b, self.mask_lanes = builder, mask_lanes
+    def __init__(self, builder: Any, register_lanes: int = LANES) -> None:
+        self.b, self.register_lanes = builder, register_lanes
 
     def call(self, name: str, result: Any, *args: Any) -> Any:
         """A call of one of LLVM's own functions."""
@@ -116,7 +116,7 @@ class Lanes:
 
     def _bits(self, mask: Any) -> list[Any]:
         """The bits of a mask of sixteen lanes, a register's lanes at a time, as integers."""
-        n = self.mask_lanes
+        n = self.register_lanes
         if n == LANES:
             return [self.b.bitcast(mask, I16)]
         none = ir.Constant(mask.type, ir.Undefined)
@@ -129,8 +129,11 @@ class Lanes:
 
     def count(self, mask: Any) -> Any:
         """How many of sixteen lanes are set, int64."""
-        counts = [self.call("llvm.ctpop.i16", I16, bits) for bits in self._bits(mask)]
-        return self.b.zext(reduce(self.b.add, counts), I64)
+        return self.b.zext(self.call("llvm.ctpop.i16", I16, self.b.bitcast(mask, I16)), I64)
+
+    def total(self, x: Any) -> Any:
+        """The sum of sixteen int32 lanes, int64."""
+        return self.b.sext(self.call("llvm.vector.reduce.add.v16i32", I32, x), I64)
 
     def some(self, mask: Any) -> Any:
         """Whether any of sixteen lanes is set."""

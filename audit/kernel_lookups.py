@@ -20,11 +20,11 @@ class Lookups(Protocol):
 
     Attributes:
         lanes: how many lanes of 32 bits a register has.
-        by_buckets: whether `long_table` costs no more than `table`, so that a search is best one look and one comparison.
+        has_masks: whether it has registers for masks, and looks up `long_table` as fast as `table`.
     """
 
     lanes: int
-    by_buckets: bool
+    has_masks: bool
 
     def __init__(self, builder: Any) -> None: ...
 
@@ -45,7 +45,7 @@ class Lookups(Protocol):
         ...
 
     def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
-        """Look up sixteen float64 entries, in two vectors, where all bits of `keep` are set; 0 where none is."""
+        """Look up sixteen float64 entries, in two vectors; 0 where the mask `keep` is not set."""
         ...
 
 
@@ -83,7 +83,7 @@ class _Emitter:
 class Avx512(_Emitter):
     """One permutation of one or two registers."""
 
-    lanes, by_buckets = 16, True
+    lanes, has_masks = 16, True
 
     def table(self, entries: Any, index: Any) -> Any:
         """See `Lookups`."""
@@ -103,9 +103,8 @@ class Avx512(_Emitter):
         """See `Lookups`."""
         name, kind = "llvm.x86.avx512.vpermi2var.pd.512", entries[0].type
         none = self.every(kind, 0)
-        kept = self.b.icmp_signed("<", keep, self.every(keep.type, 0))
         found = []
-        for half, own in zip(self.parts(index, 8), self.parts(kept, 8), strict=True):
+        for half, own in zip(self.parts(index, 8), self.parts(keep, 8), strict=True):
             lanes = self.b.zext(half, ir.VectorType(I64, 8))
             entry = self.call(name, kind, entries[0], lanes, entries[1])
             found.append(self.b.select(own, entry, none))
@@ -115,7 +114,7 @@ class Avx512(_Emitter):
 class Avx2(_Emitter):
     """Permutations of eight entries each, by the last three bits of an index, and choices by the bits above."""
 
-    lanes, by_buckets = 8, False
+    lanes, has_masks = 8, False
 
     def table(self, entries: Any, index: Any) -> Any:
         """See `Lookups`."""
@@ -134,8 +133,9 @@ class Avx2(_Emitter):
     def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
         """See `Lookups`."""
         b, words = self.b, [self.b.bitcast(e, ir.VectorType(I32, 16)) for e in entries]
+        own = b.sext(keep, index.type)
         low, high = (
-            b.and_(self.table(self.pick(*words, list(range(k, 32, 2))), index), keep) for k in (0, 1)
+            b.and_(self.table(self.pick(*words, list(range(k, 32, 2))), index), own) for k in (0, 1)
         )
         both = [list(zip(range(k, k + 8), range(16 + k, 24 + k), strict=True)) for k in (0, 8)]
         lanes = ([lane for pair in half for lane in pair] for half in both)
@@ -158,7 +158,7 @@ class Avx2(_Emitter):
 class Neon(_Emitter):
     """Lookups of bytes in four registers, whose 64 bytes are sixteen entries of 32 bits or eight of 64."""
 
-    lanes, by_buckets = 4, False
+    lanes, has_masks = 4, False
     BYTES = ir.VectorType(I8, 16)
 
     def table(self, entries: Any, index: Any) -> Any:
@@ -186,7 +186,7 @@ class Neon(_Emitter):
         b = self.b
         first = ir.Constant(self.BYTES, [byte for _ in range(2) for byte in range(8)])
         # no byte is at a place from 128 on, and what is not found is 0
-        own = b.or_(b.shl(index, self.every(index.type, 3)), b.not_(keep))
+        own = b.or_(b.shl(index, self.every(index.type, 3)), b.sext(b.not_(keep), index.type))
         found = []
         for two in self.parts(own, 2):
             lanes = b.bitcast(two, ir.VectorType(I8, 8))

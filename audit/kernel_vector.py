@@ -86,7 +86,7 @@ class Part(Blocks):
         code = self._code(at)
         for s in range(self.grids):
             if s == 0 and self.by_delta:
-                shift = [b.fmul(d, self.wide_gain[0]) for d in delta]
+                shift = delta if self.scaled else [b.fmul(d, self.wide_gain[0]) for d in delta]
                 # the scale may be negative
                 signs = b.xor(*(b.bitcast(w, I32X) for w in (b.fsub(y, x), self.gain[0])))
             else:
@@ -96,22 +96,25 @@ class Part(Blocks):
             self._expect(s, shift, self._slopes(code, self._inward(x, code, signs)))
 
     def _inward(self, x: Any, code: Any, signs: Any) -> Any:
-        """All bits of the lanes whose weight can leave its cell: it does not set the scale, nor move out from an end cell.
+        """Where a weight can leave its cell: it does not set the scale, and does not move outward from an end cell.
 
-        By sign bits, as on some processors masks of vectors of different widths cost more than that. No weight of the
-        block is larger than the one that sets the scale; a shift of 0 counts as upward, and expects nothing.
+        A shift of 0 counts as upward, and expects nothing. Without registers of masks it is found by sign bits: masks of
+        vectors of different widths would be packed and unpacked.
 
         Args:
             x: the weights before.
             code: their codes.
             signs: int32, the sign bit set where they move down.
         """
-        b, e = self.b, self.e
-        sizes = (b.bitcast(e.size(w), I32X) for w in (x, self.setter))
-        smaller = b.sub(*sizes)
+        b, none = self.b, self.e.every(I32X, 0)
+        if self.find.has_masks:
+            down = b.icmp_signed("<", signs, none)
+            first, last = self._ends(code)
+            outward = b.or_(b.and_(first, down), b.and_(last, b.not_(down)))
+            return b.and_(b.fcmp_unordered("!=", self.e.size(x), self.setter), b.not_(outward))
         first, last = self._end_signs(code)
         outward = b.or_(b.and_(first, signs), b.and_(last, b.not_(signs)))
-        return b.ashr(b.and_(smaller, b.not_(outward)), e.every(I32X, 31))
+        return b.icmp_signed("<", b.and_(self._smaller(x), b.not_(outward)), none)
 
     def _upper_words(self, halves: list[Any]) -> Any:
         """The words of float64 numbers that hold their signs, int32."""
@@ -155,7 +158,7 @@ class Part(Blocks):
         code = self._code(at)
         value = self._decoded(code, 0)
         wide = e.wide(value)
-        fixed = b.fcmp_unordered("==", e.size(x), self.setter)
+        fixed = b.icmp_signed(">=", self._smaller(x), e.every(I32X, 0))
         for s in range(self.grids):
             code_new = self._search(self._ratio(y, s))
             value_new, flipped = self._decoded(code_new, s), self._differ(code, code_new)
@@ -213,7 +216,7 @@ class Part(Blocks):
                 for one, level in zip(v, e.wide(code), strict=True)
             ]
         else:
-            every = e.every(I32X, -1)
+            every = e.every(ir.VectorType(ir.IntType(1), LANES), 1)
             lower, width, inverse = (
                 self.find.wide_table(table, code, every)
                 for table in (self.lower, self.width, self.inverse)
