@@ -18,8 +18,10 @@ from transformers import PreTrainedModel
 
 from unforgotten.audit.checkpoints import open_checkpoint
 from unforgotten.audit.weights import Setting, weights_leg
+from unforgotten.experiments.arithmetic import Arithmetic
 from unforgotten.experiments.base import load_smollm2, tiny_llama, train_tokenizer
 from unforgotten.experiments.batches import encode_documents
+from unforgotten.experiments.bf16_products import resolve
 from unforgotten.experiments.checkpoints import load_model, load_notes, load_tokenizer, save_model
 from unforgotten.experiments.config import RunConfig, Storage
 from unforgotten.experiments.corpus import Corpus, prepare_corpus
@@ -40,6 +42,8 @@ from unforgotten.experiments.training import train
 from unforgotten.experiments.unlearning import (
     TORCH_DTYPES,
     Reference,
+    Settings,
+    arithmetic_of,
     make_reference,
     settings_of,
     unlearn,
@@ -122,10 +126,13 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress) ->
     _train_models(config, corpus, models, progress)
     bench = _make_bench(config, corpus, models)
     scores = _evaluate_trained(bench, models, store, progress)
-    reference: list[Reference] = []
+    references: dict[Arithmetic, Reference] = {}
+    ahead = [arithmetic_of(_settings(config, arm), arm.storage) for arm in arms(config)]
     for arm in arms(config):
-        _unlearn_arm(bench, arm, models, reference, progress)
+        _unlearn_arm(bench, arm, models, references, progress)
         _evaluate_arm(bench, arm, models, store, scores, progress)
+        del ahead[0]
+        references = {a: r for a, r in references.items() if a in ahead}
     return store.rows_path
 
 
@@ -159,7 +166,10 @@ def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pro
         model = load_model(models / "base")
         documents = encode_documents(texts, tokenizer, config.corpus.passage_tokens)
         with progress.stage(f"train {name}") as step:
-            train(model, documents, config.finetuning, seed=config.seed + 1, progress=step)
+            train(
+                model, documents, config.finetuning, seed=config.seed + 1, progress=step,
+                products=resolve(config.bf16_products),
+            )  # fmt: skip
         save_model(models / name, model, tokenizer, torch.bfloat16, {"dtypes": TRAINED})
 
 
@@ -176,7 +186,10 @@ def _train_base(
         tokenizer = train_tokenizer(corpus.general, config.base.vocabulary)
         model = tiny_llama(config.base, config.seed)
         documents = encode_documents(corpus.general, tokenizer, config.corpus.passage_tokens)
-        train(model, documents, config.pretraining, seed=config.seed, progress=step)
+        train(
+            model, documents, config.pretraining, seed=config.seed, progress=step,
+            products=resolve(config.bf16_products),
+        )  # fmt: skip
     return model, tokenizer
 
 
@@ -206,21 +219,33 @@ def _evaluate_trained(
     return scores
 
 
+def _settings(config: RunConfig, arm: Arm) -> Settings:
+    own = config.unlearning.methods[arm.method]
+    return settings_of(config.unlearning, own, arm.storage, resolve(config.bf16_products))
+
+
 def _unlearn_arm(
-    bench: Bench, arm: Arm, models: Path, reference: list[Reference], progress: Progress
+    bench: Bench,
+    arm: Arm,
+    models: Path,
+    references: dict[Arithmetic, Reference],
+    progress: Progress,
 ) -> None:
-    """Train and save one unlearned model. The reference is made on first need and kept for the other arms."""
+    """Train and save one unlearned model. A reference is made on first need and kept for arms of its arithmetic."""
     if (models / arm.name).exists():
         return
     config, target = bench.config, load_model(models / "target")
     probes = bench.probes
     documents = (probes.forget, probes.retain)
-    if not reference:
-        reference.append(make_reference(target, *documents, config.evaluation.batch))
-    settings = settings_of(config.unlearning, config.unlearning.methods[arm.method], arm.storage)
+    settings = _settings(config, arm)
+    arithmetic = arithmetic_of(settings, arm.storage)
+    if arithmetic not in references:
+        references[arithmetic] = make_reference(
+            target, documents, config.evaluation.batch, arithmetic
+        )
     with progress.stage(f"unlearn {arm.name}") as step:
         outcome = unlearn(
-            target, arm.method, settings, documents, reference[0], watched=probes.passages,
+            target, arm.method, settings, documents, references[arithmetic], watched=probes.passages,
             storage=arm.storage, seed=config.seed + 2, progress=step,
         )  # fmt: skip
     notes = {"dtypes": arm.dtypes, **vars(settings), **vars(outcome)}
