@@ -41,8 +41,13 @@ class Arithmetic:
         ]
 
     def cast(self, model: PreTrainedModel) -> None:
-        """Convert the parameters in place."""
-        torch.nn.Module.to(model, self.parameters)
+        """Convert the parameters in place, and nothing else: the frequencies of positions stay float32.
+
+        transformers leaves them so in a model that it loads in bfloat16. Rounded, they turn the queries and keys of
+        late positions by up to 0.4 % too much or too little.
+        """
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(self.parameters)
 
     def computing(self) -> contextlib.AbstractContextManager[object]:
         """Return the context of forward and backward passes; `autocast` belongs around the losses alone."""
