@@ -49,7 +49,9 @@ class Float32Products(TorchDispatchMode):
         computed: how many products were.
     """
 
-    computed = 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.computed = 0
 
     def __torch_dispatch__(
         self,

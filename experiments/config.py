@@ -22,7 +22,7 @@ from pydantic import (
 from unforgotten.experiments.methods import METHODS
 from unforgotten.theory.formats import format_named
 
-Storage = Literal["fp32", "bf16"]
+Storage = Literal["fp32", "bf16", "bf16-sr"]
 Autocast = Literal["none", "bf16"]
 Products = Literal["native", "float32"]
 Bf16Products = Literal["auto", "native", "float32"]
@@ -219,6 +219,17 @@ class RunConfig(_Section):
             if name not in self.unlearning.methods:
                 known = ", ".join(self.unlearning.methods)
                 raise ValueError(f"only_methods must be of {known}, got method={name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _have_settings(self) -> RunConfig:
+        settings = self.unlearning
+        for name, given in (("lr", settings.lr), ("max_steps", settings.max_steps)):
+            for storage in self.storages:
+                if storage not in given:
+                    raise ValueError(
+                        f"storages must be of those in unlearning.{name} ({', '.join(given)}), got {storage!r}"
+                    )
         return self
 
     @property

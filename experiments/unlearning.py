@@ -1,7 +1,8 @@
-"""The unlearning loop: AdamW on a forget term and a retain term, in one of two storage arms.
+"""The unlearning loop: AdamW on a forget term and a retain term, in one of three storage arms.
 
 "fp32": parameters and optimizer state are float32, the master copy of mixed-precision training.
 "bf16": parameters, gradients and optimizer state are bfloat16 and nothing else exists, as in the released code.
+"bf16-sr": the same, but every result of a step is rounded to bfloat16 at random, so that its mean is right.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.arithmetic import Arithmetic, autocast
+from unforgotten.experiments.arms import KEPT
 from unforgotten.experiments.batches import Batch, in_order, shuffled_batches
 from unforgotten.experiments.config import (
     Autocast,
@@ -33,10 +35,10 @@ from unforgotten.experiments.losses import (
     token_log_probs,
 )
 from unforgotten.experiments.methods import METHODS, Method
+from unforgotten.experiments.stochastic_rounding import StochasticAdamW
 from unforgotten.experiments.training import Progress
 
 Documents = Sequence[Sequence[int]]
-TORCH_DTYPES: dict[Storage, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def settings_of(
 
 def arithmetic_of(settings: Settings, storage: Storage) -> Arithmetic:
     """How an arm of these settings computes."""
-    return Arithmetic(TORCH_DTYPES[storage], settings.autocast, settings.products)
+    return Arithmetic(KEPT[storage].dtype, settings.autocast, settings.products)
 
 
 @torch.no_grad()
@@ -152,7 +154,7 @@ def unlearn(
         reference: of the target on these documents, in the arithmetic of this arm.
         watched: the documents of the stopping rule.
         storage: the arm.
-        seed: of the order of documents.
+        seed: seed of the order of documents, and of the random bits of stochastic rounding.
         progress: called after each step.
     """
     method, (forget, retain) = METHODS[name], documents
@@ -160,7 +162,7 @@ def unlearn(
     torch.manual_seed(seed)
     arithmetic = arithmetic_of(settings, storage)
     arithmetic.cast(model)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
+    optimizer = _optimizer(model, settings.lr, storage, seed)
     model, optimizer = accelerator.prepare(model, optimizer)
     pad_id = model.config.pad_token_id or 0
     forget_batches = shuffled_batches(forget, settings.batch, pad_id, seed)
@@ -189,6 +191,14 @@ def unlearn(
             break
     model.eval()
     return Outcome(step, stopped, loss_now)
+
+
+def _optimizer(
+    model: PreTrainedModel, lr: float, storage: Storage, seed: int
+) -> torch.optim.Optimizer:
+    if KEPT[storage].rounding == "stochastic":
+        return StochasticAdamW(model.parameters(), lr, seed + 2)  # seed, seed + 1: the documents
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
 
 
 def _loss(

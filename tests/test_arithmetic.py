@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -11,12 +13,16 @@ torch = pytest.importorskip("torch", reason="models need unforgotten[experiments
 
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from unforgotten.experiments import run
 from unforgotten.experiments.arithmetic import Arithmetic
+from unforgotten.experiments.arms import arms
 from unforgotten.experiments.batches import pad
 from unforgotten.experiments.bf16_products import Float32Products
 from unforgotten.experiments.checkpoints import load_model
+from unforgotten.experiments.config import load_config
 from unforgotten.experiments.losses import retain_divergence, token_log_probs
-from unforgotten.experiments.unlearning import make_reference
+from unforgotten.experiments.progress import Progress
+from unforgotten.experiments.unlearning import Outcome, arithmetic_of, make_reference
 
 FP32 = Arithmetic(torch.float32, "none", "float32")
 BF16 = Arithmetic(torch.bfloat16, "none", "float32")
@@ -85,3 +91,34 @@ def test_a_reference_of_another_arithmetic_is_another(micro_pair: Path) -> None:
         reference = make_reference(target, (DOCUMENTS, DOCUMENTS), len(DOCUMENTS), arithmetic)
         made.append(reference.sequences)
     assert not torch.equal(*made)
+
+
+def test_every_arm_is_given_the_reference_of_its_own_arithmetic(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Arms of equal arithmetic share one: fp32 has its own, bf16 and bf16-sr have another, whatever the method."""
+    config = load_config(str(Path(__file__).parent / "micro.yaml"))
+    made: list[Arithmetic] = []
+    given: list[tuple[str, Any]] = []
+    monkeypatch.setattr(run, "load_model", lambda folder: None)
+    monkeypatch.setattr(run, "save_model", lambda *args: None)
+
+    def make(target: None, documents: Any, batch: int, arithmetic: Arithmetic) -> Arithmetic:
+        made.append(arithmetic)
+        return arithmetic
+
+    def unlearn(*args: Any, storage: Any, **more: Any) -> Outcome:
+        assert args[4] == arithmetic_of(args[2], storage)
+        given.append((storage, args[4].products_name))
+        return Outcome(1, "max_steps", 0.0)
+
+    monkeypatch.setattr(run, "make_reference", make)
+    monkeypatch.setattr(run, "unlearn", unlearn)
+    bench = SimpleNamespace(config=config, probes=MagicMock(), tokenizer=None)
+    references: dict[Arithmetic, Any] = {}
+    with Progress(1, quiet=True) as progress:
+        for arm in arms(config):
+            run._unlearn_arm(bench, arm, tmp_path, references, progress)  # type: ignore[arg-type]
+    assert len(given) == 3 * len(config.methods)
+    assert [a.parameters for a in made] == [torch.float32, torch.bfloat16]
+    assert {storage for storage, name in given if name == "float32"} == {"fp32"}

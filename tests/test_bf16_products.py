@@ -177,7 +177,9 @@ def test_attention_in_one_kernel_is_refused(context: Callable[[], Any]) -> None:
 class Compared(TorchDispatchMode):
     """Compares every native product that passes with ours of the same arguments."""
 
-    products, unequal, numbers = 0, 0, 0
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.products, self.unequal, self.numbers = 0, 0, 0
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
