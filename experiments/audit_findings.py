@@ -58,20 +58,23 @@ def measure(first: Path, second: Path) -> dict[str, Any]:
 def run_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Every pair of models of one run, the target first where it is one of them."""
     lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    lr_of = {
-        f"unlearned-{r['method']}-{r['storage']}": r["lr"] for r in lines if r["lr"] is not None
+    arm_of = {
+        f"unlearned-{r['method']}-{r['storage']}": (r["storage"], r["lr"])
+        for r in lines
+        if r["lr"] is not None
     }
     names = sorted(p.name for p in (folder / MODELS_OF).iterdir() if p.is_dir())
     names.sort(key=lambda name: name != "target")
     for first, second in combinations(names, 2):
-        unlearning = first == "target" and second in lr_of
+        unlearning = first == "target" and second in arm_of
+        storage, lr = arm_of[second] if unlearning else (None, None)
         yield {
             "kind": "unlearning" if unlearning else "training",
             "run": folder.name,
             "first": first,
             "second": second,
-            "storage": second.rsplit("-", 1)[1] if unlearning else None,
-            "lr": lr_of[second] if unlearning else None,
+            "storage": storage,
+            "lr": lr,
             **measure(folder / MODELS_OF / first, folder / MODELS_OF / second),
         }
 

@@ -22,8 +22,10 @@ from pydantic import (
 from unforgotten.experiments.methods import METHODS
 from unforgotten.theory.formats import format_named
 
-Storage = Literal["fp32", "bf16"]
+Storage = Literal["fp32", "bf16", "bf16-sr"]
 Autocast = Literal["none", "bf16"]
+Products = Literal["native", "float32"]
+Bf16Products = Literal["auto", "native", "float32"]
 PROFILES = files("unforgotten.experiments").joinpath("profiles")
 
 
@@ -184,12 +186,17 @@ class Measuring(Protocol):
 
 
 class RunConfig(_Section):
-    """A whole run. `only_methods` cuts it to some of the methods and keeps their settings."""
+    """A whole run. `only_methods` cuts it to some of the methods and keeps their settings.
+
+    `bf16_products` says how bfloat16 matrices are multiplied in training: "native" by torch's own kernels, "float32" in
+    float32 and rounded, "auto" natively where the processor has instructions for it. The rows say which it was.
+    """
 
     profile: str
     only_methods: tuple[str, ...] | None = None
     seed: int = Field(default=0, ge=0)
     threads: int = Field(default=2, ge=1)
+    bf16_products: Bf16Products = "auto"
     corpus: CorpusConfig
     base: BaseConfig
     pretraining: TrainingConfig | None = None
@@ -212,6 +219,17 @@ class RunConfig(_Section):
             if name not in self.unlearning.methods:
                 known = ", ".join(self.unlearning.methods)
                 raise ValueError(f"only_methods must be of {known}, got method={name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _have_settings(self) -> RunConfig:
+        settings = self.unlearning
+        for name, given in (("lr", settings.lr), ("max_steps", settings.max_steps)):
+            for storage in self.storages:
+                if storage not in given:
+                    raise ValueError(
+                        f"storages must be of those in unlearning.{name} ({', '.join(given)}), got {storage!r}"
+                    )
         return self
 
     @property

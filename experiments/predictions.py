@@ -38,7 +38,8 @@ from unforgotten.theory.predict import predict, predict_moves
 from unforgotten.theory.quantize import to_blocks
 
 KINDS = ("nominal", "ratio", "motion")
-DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16", "bf16-sr": "float32"}
+"""What the steps of an arm are lost in; rounded at random a step is made on average, as float32 makes it."""
 KEPT = ("method", "storage", "format", "lr", "steps", "seed", "revision")
 HISTOGRAM_BINS = 256
 ABSMAX_NODES = 12

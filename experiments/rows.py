@@ -32,7 +32,10 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Subject:
-    """What a row is about: which model, trained how, quantized how."""
+    """What a row is about: which model, trained how, quantized how.
+
+    `products` says in what its matrices were multiplied, `rounding` how a step was rounded to the dtype of the parameters.
+    """
 
     model: str
     method: str | None = None
@@ -44,6 +47,8 @@ class Subject:
     steps: int | None = None
     stopped: str | None = None
     dtypes: dict[str, str] = field(default_factory=dict)
+    products: str | None = None
+    rounding: str | None = None
 
     @property
     def key(self) -> str:

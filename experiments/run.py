@@ -7,7 +7,6 @@ write. A run that was killed goes on with the first stage that is not finished, 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -18,10 +17,13 @@ from transformers import PreTrainedModel
 
 from unforgotten.audit.checkpoints import open_checkpoint
 from unforgotten.audit.weights import Setting, weights_leg
+from unforgotten.experiments.arithmetic import Arithmetic
+from unforgotten.experiments.arms import TRAINED, Arm, arms
 from unforgotten.experiments.base import load_smollm2, tiny_llama, train_tokenizer
 from unforgotten.experiments.batches import encode_documents
+from unforgotten.experiments.bf16_products import resolve
 from unforgotten.experiments.checkpoints import load_model, load_notes, load_tokenizer, save_model
-from unforgotten.experiments.config import RunConfig, Storage
+from unforgotten.experiments.config import RunConfig, TrainingConfig
 from unforgotten.experiments.corpus import Corpus, prepare_corpus
 from unforgotten.experiments.evaluation import (
     Bench,
@@ -33,46 +35,20 @@ from unforgotten.experiments.evaluation import (
     weights_rows,
 )
 from unforgotten.experiments.metrics import make_probes
+from unforgotten.experiments.processor import processor
 from unforgotten.experiments.progress import Progress
 from unforgotten.experiments.rows import Measurement, RowStore, Subject
 from unforgotten.experiments.storage import write_json, write_text
 from unforgotten.experiments.training import train
 from unforgotten.experiments.unlearning import (
-    TORCH_DTYPES,
     Reference,
+    Settings,
+    arithmetic_of,
     make_reference,
     settings_of,
     unlearn,
 )
 from unforgotten.theory.update import GRID_MODES
-
-DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-TRAINED = {"parameters": "float32", "master": "float32", "checkpoint": "bfloat16"}
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One unlearned model: a method in a storage arm."""
-
-    method: str
-    storage: Storage
-
-    @property
-    def name(self) -> str:
-        """Folder name below `models/`."""
-        return f"unlearned-{self.method}-{self.storage}"
-
-    @property
-    def dtypes(self) -> dict[str, str]:
-        """The three dtypes of this arm."""
-        stored = DTYPE_NAMES[TORCH_DTYPES[self.storage]]
-        master = "float32" if self.storage == "fp32" else "none"
-        return {"parameters": stored, "master": master, "checkpoint": stored}
-
-
-def arms(config: RunConfig) -> list[Arm]:
-    """All unlearned models of a run, in order."""
-    return [Arm(m, s) for m in config.methods for s in config.storages]
 
 
 def stages(config: RunConfig) -> list[str]:
@@ -116,16 +92,20 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress) ->
         "revision": revision(),
         "corpus": origin,
         "device": "cpu",
+        "processor": processor(),
     }
     store = RowStore(folder, common)
     models = folder / "models"
     _train_models(config, corpus, models, progress)
     bench = _make_bench(config, corpus, models)
     scores = _evaluate_trained(bench, models, store, progress)
-    reference: list[Reference] = []
+    references: dict[Arithmetic, Reference] = {}
+    ahead = [arithmetic_of(_settings(config, arm), arm.storage) for arm in arms(config)]
     for arm in arms(config):
-        _unlearn_arm(bench, arm, models, reference, progress)
+        _unlearn_arm(bench, arm, models, references, progress)
         _evaluate_arm(bench, arm, models, store, scores, progress)
+        del ahead[0]
+        references = {a: r for a, r in references.items() if a in ahead}
     return store.rows_path
 
 
@@ -150,7 +130,7 @@ def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pro
     """Base, target (forget + retain) and retrained (retain only)."""
     if not (models / "base").exists():
         model, tokenizer = _train_base(config, corpus, progress)
-        save_model(models / "base", model, tokenizer, torch.float32, {})
+        save_model(models / "base", model, tokenizer, torch.float32, _base_notes(config))
     tokenizer = load_tokenizer(models / "base")
     everything = corpus.forget + corpus.forget_rest + corpus.retain
     for name, texts in (("target", everything), ("retrained", corpus.retain)):
@@ -159,8 +139,25 @@ def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pro
         model = load_model(models / "base")
         documents = encode_documents(texts, tokenizer, config.corpus.passage_tokens)
         with progress.stage(f"train {name}") as step:
-            train(model, documents, config.finetuning, seed=config.seed + 1, progress=step)
-        save_model(models / name, model, tokenizer, torch.bfloat16, {"dtypes": TRAINED})
+            train(
+                model, documents, config.finetuning, seed=config.seed + 1, progress=step,
+                products=resolve(config.bf16_products),
+            )  # fmt: skip
+        notes = _trained_notes(config, config.finetuning)
+        save_model(models / name, model, tokenizer, torch.bfloat16, notes)
+
+
+def _base_notes(config: RunConfig) -> dict[str, Any]:
+    if config.pretraining is None:
+        return {"dtypes": TRAINED | {"checkpoint": "float32"}, "products": None, "rounding": None}
+    notes = _trained_notes(config, config.pretraining)
+    return notes | {"dtypes": TRAINED | {"checkpoint": "float32"}}
+
+
+def _trained_notes(config: RunConfig, training: TrainingConfig) -> dict[str, Any]:
+    """How a model was trained: dtypes, products, rounding."""
+    arithmetic = Arithmetic(torch.float32, training.autocast, resolve(config.bf16_products))
+    return {"dtypes": TRAINED, "products": arithmetic.products_name, "rounding": "nearest"}
 
 
 def _train_base(
@@ -176,7 +173,10 @@ def _train_base(
         tokenizer = train_tokenizer(corpus.general, config.base.vocabulary)
         model = tiny_llama(config.base, config.seed)
         documents = encode_documents(corpus.general, tokenizer, config.corpus.passage_tokens)
-        train(model, documents, config.pretraining, seed=config.seed, progress=step)
+        train(
+            model, documents, config.pretraining, seed=config.seed, progress=step,
+            products=resolve(config.bf16_products),
+        )  # fmt: skip
     return model, tokenizer
 
 
@@ -193,11 +193,11 @@ def _evaluate_trained(
     retrained = state_of(load_model(models / "retrained"))
     scores = membership_scores(bench, retrained)
     for name in ("retrained", "target", "base"):
-        dtypes = {**TRAINED, "checkpoint": "float32"} if name == "base" else TRAINED
+        notes = load_notes(models / name)
         state = retrained if name == "retrained" else state_of(load_model(models / name))
         formats = ("none",) if name == "base" else ("none", *bench.config.formats)
         for format_name in formats:
-            subject = Subject(name, format=format_name, dtypes=dtypes)
+            subject = Subject(name, format=format_name, **_recorded(notes))
             stage = f"evaluate {name} {format_name}"
             with progress.stage(stage):
                 if not store.done(stage):
@@ -206,25 +206,40 @@ def _evaluate_trained(
     return scores
 
 
+def _settings(config: RunConfig, arm: Arm) -> Settings:
+    own = config.unlearning.methods[arm.method]
+    return settings_of(config.unlearning, own, arm.storage, resolve(config.bf16_products))
+
+
 def _unlearn_arm(
-    bench: Bench, arm: Arm, models: Path, reference: list[Reference], progress: Progress
+    bench: Bench,
+    arm: Arm,
+    models: Path,
+    references: dict[Arithmetic, Reference],
+    progress: Progress,
 ) -> None:
-    """Train and save one unlearned model. The reference is made on first need and kept for the other arms."""
+    """Train and save one unlearned model. A reference is made on first need and kept for arms of its arithmetic."""
     if (models / arm.name).exists():
         return
     config, target = bench.config, load_model(models / "target")
     probes = bench.probes
     documents = (probes.forget, probes.retain)
-    if not reference:
-        reference.append(make_reference(target, *documents, config.evaluation.batch))
-    settings = settings_of(config.unlearning, config.unlearning.methods[arm.method], arm.storage)
+    settings = _settings(config, arm)
+    arithmetic = arithmetic_of(settings, arm.storage)
+    if arithmetic not in references:
+        references[arithmetic] = make_reference(
+            target, documents, config.evaluation.batch, arithmetic
+        )
     with progress.stage(f"unlearn {arm.name}") as step:
         outcome = unlearn(
-            target, arm.method, settings, documents, reference[0], watched=probes.passages,
+            target, arm.method, settings, documents, references[arithmetic], watched=probes.passages,
             storage=arm.storage, seed=config.seed + 2, progress=step,
         )  # fmt: skip
-    notes = {"dtypes": arm.dtypes, **vars(settings), **vars(outcome)}
-    save_model(models / arm.name, target, bench.tokenizer, TORCH_DTYPES[arm.storage], notes)
+    notes = {
+        **vars(settings), **vars(outcome), "dtypes": arm.kept.dtypes,
+        "products": arithmetic.products_name, "rounding": arm.kept.rounding,
+    }  # fmt: skip
+    save_model(models / arm.name, target, bench.tokenizer, arm.kept.dtype, notes)
 
 
 def _evaluate_arm(
@@ -273,10 +288,15 @@ def _arm_subjects(config: RunConfig, arm: Arm, notes: dict[str, Any]) -> dict[st
             beta=notes["beta"],
             steps=notes["steps"],
             stopped=notes["stopped"],
-            dtypes=arm.dtypes,
+            **_recorded(notes),
         )
         for format_name in ("none", *config.formats)
     }
+
+
+def _recorded(notes: dict[str, Any]) -> dict[str, Any]:
+    """How a model was computed, as it was noted when it was: a run may go on on another processor."""
+    return {name: notes[name] for name in ("dtypes", "products", "rounding")}
 
 
 def _weights(models: Path, arm: Arm, formats: list[str]) -> dict[str, list[Measurement]]:

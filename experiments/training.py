@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Sequence
 
 import torch
 from transformers import PreTrainedModel
 
+from unforgotten.experiments.arithmetic import Arithmetic, autocast
 from unforgotten.experiments.batches import shuffled_batches
-from unforgotten.experiments.config import Autocast, TrainingConfig
+from unforgotten.experiments.config import Products, TrainingConfig
 from unforgotten.experiments.losses import cross_entropy, token_log_probs
 
 Progress = Callable[[int, int, str], None]
@@ -30,11 +30,13 @@ def train(
     *,
     seed: int,
     progress: Progress,
+    products: Products,
 ) -> None:
     """Minimize the cross entropy of the documents in place: AdamW, warm-up, cosine decay, clipping at 1.
 
-    The parameters stay float32; `autocast: bf16` only computes in bfloat16.
+    The parameters stay float32; `autocast: bf16` only computes in bfloat16, with products as `products` says.
     """
+    arithmetic = Arithmetic(torch.float32, config.autocast, products)
     steps = training_steps(config, len(documents))
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _lr_share(s, steps, config))
@@ -44,12 +46,13 @@ def train(
     model.train()
     for step in range(1, steps + 1):
         batch = next(batches)
-        with autocast(config.autocast):
-            logits = model(
-                input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-            ).logits
-        loss = cross_entropy(token_log_probs(logits, batch.input_ids, batch.attention_mask))
-        loss.backward()
+        with arithmetic.computing():
+            with autocast(config.autocast):
+                logits = model(
+                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+                ).logits
+            loss = cross_entropy(token_log_probs(logits, batch.input_ids, batch.attention_mask))
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -62,10 +65,3 @@ def _lr_share(step: int, steps: int, config: TrainingConfig) -> float:
     warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
     cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
     return warm * (config.final_lr_share + (1 - config.final_lr_share) * cosine)
-
-
-def autocast(mode: Autocast) -> contextlib.AbstractContextManager[object]:
-    """Compute in bfloat16, or as the parameters are; the parameters themselves keep their dtype."""
-    if mode == "bf16":
-        return torch.autocast("cpu", dtype=torch.bfloat16)
-    return contextlib.nullcontext()

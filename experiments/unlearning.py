@@ -1,7 +1,8 @@
-"""The unlearning loop: AdamW on a forget term and a retain term, in one of two storage arms.
+"""The unlearning loop: AdamW on a forget term and a retain term, in one of three storage arms.
 
 "fp32": parameters and optimizer state are float32, the master copy of mixed-precision training.
 "bf16": parameters, gradients and optimizer state are bfloat16 and nothing else exists, as in the released code.
+"bf16-sr": the same, but every result of a step is rounded to bfloat16 at random, so that its mean is right.
 """
 
 from __future__ import annotations
@@ -14,8 +15,16 @@ from accelerate import Accelerator
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from unforgotten.experiments.arithmetic import Arithmetic, autocast
+from unforgotten.experiments.arms import KEPT
 from unforgotten.experiments.batches import Batch, in_order, shuffled_batches
-from unforgotten.experiments.config import Autocast, MethodConfig, Storage, UnlearningConfig
+from unforgotten.experiments.config import (
+    Autocast,
+    MethodConfig,
+    Products,
+    Storage,
+    UnlearningConfig,
+)
 from unforgotten.experiments.losses import (
     TokenLogProbs,
     cross_entropy,
@@ -26,10 +35,10 @@ from unforgotten.experiments.losses import (
     token_log_probs,
 )
 from unforgotten.experiments.methods import METHODS, Method
-from unforgotten.experiments.training import Progress, autocast
+from unforgotten.experiments.stochastic_rounding import StochasticAdamW
+from unforgotten.experiments.training import Progress
 
 Documents = Sequence[Sequence[int]]
-TORCH_DTYPES: dict[Storage, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -46,6 +55,7 @@ class Settings:
     check_every: int
     max_steps: int
     autocast: Autocast
+    products: Products
 
 
 @dataclass(frozen=True)
@@ -71,7 +81,9 @@ class Reference:
     distributions: tuple[Tensor, ...]
 
 
-def settings_of(config: UnlearningConfig, own: MethodConfig, storage: Storage) -> Settings:
+def settings_of(
+    config: UnlearningConfig, own: MethodConfig, storage: Storage, products: Products
+) -> Settings:
     """The common settings of this storage arm, with the method's own in their place."""
     return Settings(
         lr=own.lr or config.lr[storage],
@@ -84,23 +96,40 @@ def settings_of(config: UnlearningConfig, own: MethodConfig, storage: Storage) -
         check_every=config.check_every,
         max_steps=own.max_steps or config.max_steps[storage],
         autocast=config.autocast if storage == "fp32" else "none",
+        products=products,
     )
+
+
+def arithmetic_of(settings: Settings, storage: Storage) -> Arithmetic:
+    """How an arm of these settings computes."""
+    return Arithmetic(KEPT[storage].dtype, settings.autocast, settings.products)
 
 
 @torch.no_grad()
 def make_reference(
-    target: PreTrainedModel, forget: Documents, retain: Documents, batch: int
+    target: PreTrainedModel,
+    documents: tuple[Documents, Documents],
+    batch: int,
+    arithmetic: Arithmetic,
 ) -> Reference:
-    """Run the target once over both sets, in float32."""
-    sequences = torch.cat(
-        [sequence_log_probs(_forward(target, b)) for b in _pass(target, forget, batch)]
-    )
+    """Run the target once over both sets, in the arithmetic of the arm, to which it is converted in place.
+
+    Before the first step, then, the model and its reference give a batch equal log-probabilities: the divergence is 0,
+    and no ratio comes from rounding.
+    """
+    arithmetic.cast(target)
+    sequences: list[Tensor] = []
     distributions: list[Tensor] = []
-    for b in _pass(target, retain, batch):
-        scored = _forward(target, b)
-        lengths = scored.mask.sum(-1).tolist()
-        distributions += [d[:n].clone() for d, n in zip(scored.distribution, lengths, strict=True)]
-    return Reference(sequences, tuple(distributions))
+    with arithmetic.computing(), autocast(arithmetic.autocast):
+        for b in _pass(target, documents[0], batch):
+            sequences.append(sequence_log_probs(_forward(target, b)))
+        for b in _pass(target, documents[1], batch):
+            scored = _forward(target, b)
+            lengths = scored.mask.sum(-1).tolist()
+            distributions += [
+                d[:n].clone() for d, n in zip(scored.distribution, lengths, strict=True)
+            ]
+    return Reference(torch.cat(sequences), tuple(distributions))
 
 
 def unlearn(
@@ -122,42 +151,54 @@ def unlearn(
         name: a key of `METHODS`.
         settings: see `settings_of`.
         documents: (forget, retain), token ids.
-        reference: of the target on these documents.
+        reference: of the target on these documents, in the arithmetic of this arm.
         watched: the documents of the stopping rule.
         storage: the arm.
-        seed: of the order of documents.
+        seed: seed of the order of documents, and of the random bits of stochastic rounding.
         progress: called after each step.
     """
     method, (forget, retain) = METHODS[name], documents
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(seed)
-    torch.nn.Module.to(model, TORCH_DTYPES[storage])
-    optimizer = torch.optim.AdamW(model.parameters(), lr=settings.lr, weight_decay=0.0)
+    arithmetic = arithmetic_of(settings, storage)
+    arithmetic.cast(model)
+    optimizer = _optimizer(model, settings.lr, storage, seed)
     model, optimizer = accelerator.prepare(model, optimizer)
     pad_id = model.config.pad_token_id or 0
     forget_batches = shuffled_batches(forget, settings.batch, pad_id, seed)
     retain_batches = shuffled_batches(retain, settings.retain_batch, pad_id, seed + 1)
-    loss_now = mean_loss(model, watched, 4 * settings.batch)
+    with arithmetic.computing():
+        loss_now = mean_loss(model, watched, 4 * settings.batch)
     step, stopped = 0, "max_steps"
     while step < settings.max_steps:
         step += 1
-        with autocast(settings.autocast):
-            loss = _loss(model, method, settings, next(forget_batches), reference)
-            if method.retain:
-                retain_loss = _retain_loss(model, method, next(retain_batches), reference)
-                loss = loss + settings.alpha * retain_loss
-        accelerator.backward(loss)
+        with arithmetic.computing():
+            with autocast(settings.autocast):
+                loss = _loss(model, method, settings, next(forget_batches), reference)
+                if method.retain:
+                    kept = _retain_loss(model, method, next(retain_batches), reference)
+                    loss = loss + settings.alpha * kept
+            accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % settings.check_every == 0 or step == settings.max_steps:
-            loss_now = mean_loss(model, watched, 4 * settings.batch)
+            with arithmetic.computing():
+                loss_now = mean_loss(model, watched, 4 * settings.batch)
         progress(step, settings.max_steps, f"forget loss {loss_now:.2f}")
         if loss_now >= settings.stop_forget_loss:
             stopped = "forget_loss"
             break
     model.eval()
     return Outcome(step, stopped, loss_now)
+
+
+def _optimizer(
+    model: PreTrainedModel, lr: float, storage: Storage, seed: int
+) -> torch.optim.Optimizer:
+    if KEPT[storage].rounding == "stochastic":
+        return StochasticAdamW(model.parameters(), lr, seed + 2)  # seed, seed + 1: the documents
+    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
 
 
 def _loss(

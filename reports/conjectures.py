@@ -143,6 +143,7 @@ def _c2(run: Run) -> Conjecture:
             "Needs runs at several learning rates side by side.",
         ),
         _untested("GPTQ, which compensates errors, brings little back", "Needs GPTQ."),
+        *_without_dead_zone(run),
     )
     return Conjecture(
         "C2",
@@ -155,6 +156,17 @@ def _c2(run: Run) -> Conjecture:
         f"{sum(p.tested for p in predictions)} of {len(predictions)} predictions tested",
         _c2_verdict(predictions),
         predictions,
+    )
+
+
+def _without_dead_zone(run: Run) -> tuple[Prediction, ...]:
+    """What C2 says of an arm that is bf16 throughout and has no dead zone; a run without that arm is not asked."""
+    if "bf16-sr" not in run.storages:
+        return ()
+    arm = f"With {storage_label('bf16-sr')}"
+    return (
+        _whole_gain(run, "bf16-sr", None, f"{arm} the whole update survives, at every format"),
+        _no_recovery(run, "bf16-sr", None, f"{arm} nothing comes back, at any format"),
     )
 
 

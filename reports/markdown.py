@@ -6,7 +6,11 @@ from collections.abc import Iterator, Sequence
 
 from unforgotten.reports.rows import Row, Run
 
-ARM_NAMES = {"fp32": "fp32 masters", "bf16": "bf16 parameters"}
+ARM_NAMES = {
+    "fp32": "fp32 masters",
+    "bf16": "bf16 parameters",
+    "bf16-sr": "bf16, stochastic rounding",
+}
 
 
 TERMS = ("GA", "NPO")  # forget terms; a method's name is one of them, or one and a retain term

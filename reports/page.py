@@ -68,6 +68,7 @@ def render_page(runs: Sequence[Run], figures: Sequence[Mapping[str, bytes]]) -> 
         runs=views,
         summary=tables.summary_table(runs) if len(runs) > 1 else None,
         metric_names=METRICS,
+        stochastic=any("bf16-sr" in run.storages for run in runs),
     )
 
 

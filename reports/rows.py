@@ -35,6 +35,9 @@ OPTIONAL: Mapping[str, tuple[tuple[type, ...], bool]] = {
     "interval": ((list,), True),
     "profile": ((str,), True),
     "corpus": ((str,), True),
+    "products": ((str,), True),
+    "rounding": ((str,), True),
+    "processor": ((str,), True),
 }
 Key = tuple[str, str, str | None, str | None, str]
 
@@ -62,6 +65,9 @@ class Row:
     profile: str | None = None
     corpus: str | None = None
     dtypes: Mapping[str, str] = field(default_factory=dict)
+    products: str | None = None
+    rounding: str | None = None
+    processor: str | None = None
 
     @property
     def key(self) -> Key:

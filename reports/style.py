@@ -67,9 +67,9 @@ class ArmStyle:
 ARM_STYLES: Mapping[str, ArmStyle] = {
     "fp32": ArmStyle("#0b57a4", "o", True),
     "bf16": ArmStyle("#c2410c", "s", False),
+    "bf16-sr": ArmStyle("#00795c", "^", True),
 }
 OTHER_ARMS = (
-    ArmStyle("#00795c", "^", True),
     ArmStyle("#8a3ffc", "D", False),
     ArmStyle(SOFT, "v", True),
 )

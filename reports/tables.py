@@ -22,6 +22,11 @@ from unforgotten.reports.rows import Row, Run, select
 
 Subject = tuple[str, str | None, str | None, str]
 SUBJECT_COLUMNS = ("Model", "Method", "Storage arm", "Precision")
+KEPT: Mapping[str, str] = {
+    "parameters": "Parameters", "master": "Master copy", "checkpoint": "Checkpoint", "moments": "Moments",
+    "rounding": "Rounding", "products": "Matrix products",
+}  # fmt: skip
+"""How an arm computes: dtypes, and in what."""
 WORDS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "not measured"}
 
 
@@ -145,29 +150,27 @@ def gate_table(run: Run) -> Table:
 
 def settings_table(run: Run) -> Table:
     """How every unlearned model was trained."""
+    firsts = [next(r for r in run.rows if (r.method, r.storage) == arm) for arm in run.arms]
+    kept = {name: words for name, words in KEPT.items() if any(_kept(r, name) for r in firsts)}
     return Table(
         "Unlearning settings. Stopped by: forget_loss is the fixed rule on the forget loss, max_steps the limit.",
-        ("Method", "Storage arm", "Learning rate", "Alpha", "Steps", "Stopped by", "Parameters", "Master copy",
-         "Checkpoint"),
-        [_settings_row(run, method, storage) for method, storage in run.arms],
+        ("Method", "Storage arm", "Learning rate", "Alpha", "Steps", "Stopped by", *kept.values()),
+        [(*_settings_row(run, r), *(_kept(r, name) or "–" for name in kept)) for r in firsts],
         heads=2,
-    )  # fmt: skip
+    )
 
 
-def _settings_row(run: Run, method: str, storage: str) -> list[str]:
-    row = next(r for r in run.rows if (r.method, r.storage) == (method, storage))
+def _settings_row(run: Run, row: Row) -> list[str]:
+    method = row.method or "–"
     steps = "–" if row.steps is None else f"{row.steps:,}"
-    dtypes = [row.dtypes.get(name, "–") for name in ("parameters", "master", "checkpoint")]
     lr = plain(row.lr) or "–"
-    return [
-        method,
-        storage_label(storage),
-        lr,
-        _alpha(run, method),
-        steps,
-        row.stopped or "–",
-        *dtypes,
-    ]
+    return [method, storage_label(row.storage), lr, _alpha(run, method), steps, row.stopped or "–"]
+
+
+def _kept(row: Row, name: str) -> str | None:
+    """One of KEPT; rows of older runs do not say all of it."""
+    words = {"rounding": row.rounding, "products": row.products}
+    return words[name] if name in words else row.dtypes.get(name)
 
 
 def _alpha(run: Run, method: str) -> str:
@@ -183,6 +186,7 @@ def _alpha(run: Run, method: str) -> str:
 def origin_table(run: Run) -> Table:
     """Where the rows come from."""
     first = run.rows[0]
+    processors = dict.fromkeys(row.processor for row in run.rows if row.processor)
     return Table(
         "Origin of the rows.",
         ("What", "Value"),
@@ -193,6 +197,7 @@ def origin_table(run: Run) -> Table:
             ("Configuration hash", first.config),
             ("Revision", first.revision),
             ("Device", first.device),
+            *([("Processor", "; ".join(processors))] if processors else []),
             ("Rows", f"{len(run.rows):,}"),
             ("SHA-256 of rows.jsonl", run.sha256),
         ],

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from unforgotten.experiments import audit_findings
 from unforgotten.reports.audit_findings_table import (
     HONEST,
     TABLE_FILE,
@@ -37,6 +39,25 @@ def test_rows_hold_what_the_issue_asks_for() -> None:
     washed = [r for r in rows if r["kind"] == "washed"]
     assert all(r["wash"] and r["largest_z"] < -50 for r in washed)
     assert len({tuple(r["sha256"]) for r in rows}) == len(rows)
+
+
+def test_an_arm_is_known_by_its_whole_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(audit_findings, "measure", lambda first, second: {})
+    storages = ("bf16", "bf16-sr")
+    rows = [
+        {"method": "NPO_KLR", "storage": s, "lr": lr}
+        for s, lr in zip(storages, (1, 2), strict=True)
+    ]
+    target = {"method": None, "storage": None, "lr": None}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [target, *rows]))
+    for name in ("target", *(f"unlearned-NPO_KLR-{s}" for s in storages)):
+        (tmp_path / "models" / name).mkdir(parents=True)
+    found = [(r["kind"], r["storage"], r["lr"]) for r in audit_findings.run_rows(tmp_path)]
+    assert found == [
+        ("unlearning", "bf16", 1),
+        ("unlearning", "bf16-sr", 2),
+        ("training", None, None),
+    ]
 
 
 @pytest.mark.parametrize("alarms", [0, 3])

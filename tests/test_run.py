@@ -49,10 +49,11 @@ def test_rows_carry_every_field_and_metric_of_the_contract(whole: Path) -> None:
     rows = rows_of(whole)
     fields = {
         "model", "method", "storage", "lr", "seed", "format", "metric", "value", "stderr", "n",
-        "items", "config", "revision", "dtypes", "device",
+        "items", "config", "revision", "dtypes", "device", "products", "rounding", "processor",
     }  # fmt: skip
     assert all(fields <= set(row) for row in rows)
-    assert all(set(row["dtypes"]) == {"parameters", "master", "checkpoint"} for row in rows)  # type: ignore[call-overload]
+    kinds = {"parameters", "master", "moments", "checkpoint"}
+    assert all(set(row["dtypes"]) == kinds for row in rows)  # type: ignore[call-overload]
     seen = {row["metric"] for row in rows if row["method"] == "NPO" and row["format"] == "nf4-b64"}
     assert seen >= {
         "M1", "M2", "M3", "M4", "forget_loss", "retain_loss", "gain", "cosine", "code_flips",
@@ -60,6 +61,24 @@ def test_rows_carry_every_field_and_metric_of_the_contract(whole: Path) -> None:
         "base_shift_effect", "rho_M1",
     }  # fmt: skip
     assert {row["model"] for row in rows} == {"base", "target", "retrained", "unlearned"}
+
+
+def test_rows_say_how_each_arm_computed(whole: Path) -> None:
+    from unforgotten.experiments.bf16_products import resolve
+
+    narrow = {"native": "native bfloat16", "float32": "float32 rounded to bfloat16"}[
+        resolve("auto")
+    ]
+    found = {
+        (row["storage"], row["dtypes"]["moments"], row["products"], row["rounding"])  # type: ignore[index]
+        for row in rows_of(whole)
+    }
+    assert found == {
+        (None, "float32", "float32", "nearest"),  # base, target, retrained
+        ("fp32", "float32", "float32", "nearest"),
+        ("bf16", "bfloat16", narrow, "nearest"),
+        ("bf16-sr", "bfloat16", narrow, "stochastic"),
+    }
 
 
 def test_items_average_to_the_value(whole: Path) -> None:
@@ -73,7 +92,11 @@ def test_models_load_in_transformers_with_the_dtype_of_their_arm(whole: Path) ->
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for name, dtype in (("NPO-bf16", torch.bfloat16), ("NPO-fp32", torch.float32)):
+    for name, dtype in (
+        ("NPO-bf16", torch.bfloat16),
+        ("NPO-bf16-sr", torch.bfloat16),
+        ("NPO-fp32", torch.float32),
+    ):
         folder = whole / f"models/unlearned-{name}"
         assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == dtype
         assert AutoTokenizer.from_pretrained(folder).bos_token == "<s>"
@@ -82,7 +105,7 @@ def test_models_load_in_transformers_with_the_dtype_of_their_arm(whole: Path) ->
 def test_decomposition_adds_up(whole: Path) -> None:
     rows = [r for r in rows_of(whole) if r["method"] == "GA_KLR" and r["format"] == "int4-g64"]
     value = {(r["metric"], r["storage"]): r["value"] for r in rows}
-    for storage in ("fp32", "bf16"):
+    for storage in ("fp32", "bf16", "bf16-sr"):
         parts = [value[f"{part}_effect", storage] for part in ("gating", "base_shift")]
         assert sum(parts) == pytest.approx(value["lost_effect", storage])  # type: ignore[arg-type]
 

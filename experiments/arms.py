@@ -1,0 +1,61 @@
+"""The arms of a run: an unlearning method, and in what its model is kept from one step to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from unforgotten.experiments.config import RunConfig, Storage
+
+Rounding = Literal["nearest", "stochastic"]
+DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What one storage arm keeps: parameters, gradients and moments, all in one dtype, and how a step is rounded to it."""
+
+    dtype: torch.dtype
+    rounding: Rounding
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """The dtypes by name, as the rows record them."""
+        name = DTYPE_NAMES[self.dtype]
+        master = name if self.dtype == torch.float32 else "none"
+        return {"parameters": name, "master": master, "moments": name, "checkpoint": name}
+
+
+KEPT: Mapping[Storage, Kept] = {
+    "fp32": Kept(torch.float32, "nearest"),
+    "bf16": Kept(torch.bfloat16, "nearest"),
+    "bf16-sr": Kept(torch.bfloat16, "stochastic"),
+}
+TRAINED = KEPT["fp32"].dtypes | {"checkpoint": "bfloat16"}
+"""Dtypes of the target and of the retrained model."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One unlearned model: a method in a storage arm."""
+
+    method: str
+    storage: Storage
+
+    @property
+    def name(self) -> str:
+        """Folder name below `models/`."""
+        return f"unlearned-{self.method}-{self.storage}"
+
+    @property
+    def kept(self) -> Kept:
+        """What its storage arm keeps."""
+        return KEPT[self.storage]
+
+
+def arms(config: RunConfig) -> list[Arm]:
+    """All unlearned models of a run, in order."""
+    return [Arm(m, s) for m in config.methods for s in config.storages]
