@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.config import RunConfig
@@ -22,6 +23,7 @@ from unforgotten.experiments.metrics import (
 )
 from unforgotten.experiments.quantizers import State, linear_names, quantize_state
 from unforgotten.experiments.rows import Measurement
+from unforgotten.experiments.scoring import token_scores
 from unforgotten.theory.decomposition import lost_effect
 from unforgotten.theory.recovery import recovered_fraction
 from unforgotten.theory.update import GridMode, Survival
@@ -54,7 +56,15 @@ class Bench:
 
 def behaviour(bench: Bench, state: State) -> list[Measurement]:
     """M1, M2, M4 and the two losses."""
-    model, config = bench.with_state(state), bench.config
+    model = bench.with_state(state)
+    return _behaviour(bench, model, _scores(bench, model, bench.probes.passages))
+
+
+def _behaviour(
+    bench: Bench, model: PreTrainedModel, passages: Sequence[Tensor]
+) -> list[Measurement]:
+    """The same, where the forget passages are scored already."""
+    config = bench.config
     answers = (
         knowledge(name, model, bench.probes, bench.tokenizer, config.evaluation)
         for name in ("M2", "M4")
@@ -62,26 +72,36 @@ def behaviour(bench: Bench, state: State) -> list[Measurement]:
     return [
         verbatim_memory(model, bench.probes, bench.tokenizer, config),
         *answers,
-        *losses(model, bench.probes, config.evaluation.batch),
+        *losses(passages, _scores(bench, model, bench.probes.retain)),
     ]
+
+
+def _scores(
+    bench: Bench, model: PreTrainedModel, documents: Sequence[Sequence[int]]
+) -> list[Tensor]:
+    return token_scores(model, documents, bench.config.evaluation.batch)
 
 
 def membership_scores(bench: Bench, state: State) -> list[float]:
     """Min-K % of the forget texts, then of the holdout texts."""
-    texts = [*bench.probes.passages, *bench.probes.holdout]
-    settings = bench.config.evaluation
-    return min_k(bench.with_state(state), texts, settings.min_k, settings.batch)
+    model, probes = bench.with_state(state), bench.probes
+    scores = [
+        s for texts in (probes.passages, probes.holdout) for s in _scores(bench, model, texts)
+    ]
+    return min_k(scores, bench.config.evaluation.min_k)
 
 
 def evaluate(bench: Bench, state: State, retrained_scores: Sequence[float]) -> list[Measurement]:
-    """M1-M4 and losses of one model."""
+    """M1-M4 and losses of one model; each text is scored once."""
+    model, probes = bench.with_state(state), bench.probes
+    passages, holdout = (_scores(bench, model, d) for d in (probes.passages, probes.holdout))
     leak = privacy_leakage(
-        membership_scores(bench, state),
+        min_k([*passages, *holdout], bench.config.evaluation.min_k),
         retrained_scores,
-        len(bench.probes.passages),
+        len(passages),
         seed=bench.config.seed,
     )
-    return [*behaviour(bench, state), *leak]
+    return [*_behaviour(bench, model, passages), *leak]
 
 
 def hybrids(bench: Bench, target: State, unlearned: State, format_name: str) -> dict[str, State]:

@@ -8,31 +8,41 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
+IGNORED = -100  # a target that is none: nothing follows it, or padding does
+
 
 class TokenLogProbs(NamedTuple):
-    """Next-token log-probabilities of a padded batch.
+    """Log-probabilities of the tokens of a padded batch, each given what stands before it.
 
     Attributes:
-        distribution: float32 (batch, length - 1, vocabulary), normalized.
-        label: log-probability of the token that follows, (batch, length - 1), 0 on padding.
+        label: log-probability of the token that follows, float32 (batch, length - 1), 0 on padding.
         mask: True on real tokens, (batch, length - 1).
     """
 
-    distribution: Tensor
     label: Tensor
     mask: Tensor
 
 
 def token_log_probs(logits: Tensor, input_ids: Tensor, attention_mask: Tensor) -> TokenLogProbs:
-    """Normalize in float32 and pick the labels; logits (batch, length, vocabulary)."""
-    distribution = logits[:, :-1].float().log_softmax(-1)
+    """Return log p of the tokens that follow, normalized in float32; logits (batch, length, vocabulary).
+
+    Equals the labels picked from `distributions`, by the fused cross entropy: that many numbers are not kept.
+    """
     mask = attention_mask[:, 1:].bool()
-    label = distribution.gather(-1, input_ids[:, 1:, None])[..., 0].masked_fill(~mask, 0.0)
-    return TokenLogProbs(distribution, label, mask)
+    followers = input_ids[:, 1:].masked_fill(~mask, IGNORED)
+    targets = functional.pad(followers, (0, 1), value=IGNORED)  # logits are not cut, which copies
+    losses = functional.cross_entropy(
+        logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
+    )
+    return TokenLogProbs(-losses.view(targets.shape)[:, :-1], mask)
+
+
+def distributions(logits: Tensor) -> Tensor:
+    """Return the normalized log-probabilities of whole distributions, float32 (batch, length - 1, vocabulary)."""
+    return logits[:, :-1].float().log_softmax(-1)
 
 
 def cross_entropy(batch: TokenLogProbs) -> Tensor:
@@ -62,17 +72,13 @@ def negative_preference(forget: TokenLogProbs, reference: Tensor, beta: float) -
     return -(2.0 / beta) * functional.logsigmoid(-beta * ratio).mean()
 
 
-def retain_divergence(retain: TokenLogProbs, reference: Tensor) -> Tensor:
+def retain_divergence(model: Tensor, mask: Tensor, reference: Tensor) -> Tensor:
     """KLR: KL(reference || model), mean over the real tokens; >= 0 and 0 at the reference.
 
     Args:
-        retain: the batch under the model.
-        reference: normalized log-probabilities of the reference, shape of `retain.distribution`.
+        model: `distributions` of the batch under the model.
+        mask: True on real tokens, (batch, length - 1).
+        reference: `distributions` under the reference.
     """
-    divergence = (reference.exp() * (reference - retain.distribution)).sum(-1)
-    return divergence.masked_fill(~retain.mask, 0.0).sum() / retain.mask.sum()
-
-
-def detached(batch: TokenLogProbs) -> TokenLogProbs:
-    """The same numbers without their graph."""
-    return TokenLogProbs(*(torch.Tensor.detach(part) for part in batch))
+    divergence = (reference.exp() * (reference - model)).sum(-1)
+    return divergence.masked_fill(~mask, 0.0).sum() / mask.sum()

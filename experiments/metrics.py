@@ -12,19 +12,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from rouge_score.rouge_scorer import RougeScorer
 from sklearn.metrics import roc_auc_score
+from torch import Tensor
 from transformers import PreTrainedModel
 
-from unforgotten.experiments.batches import encode_documents, in_order
+from unforgotten.experiments.batches import encode_documents
 from unforgotten.experiments.config import EvaluationConfig, Measuring
 from unforgotten.experiments.corpus import Corpus, Question
 from unforgotten.experiments.generation import generate
-from unforgotten.experiments.losses import token_log_probs
 from unforgotten.experiments.rows import Measurement
-from unforgotten.experiments.unlearning import document_losses
 
 ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
 BOOTSTRAPS = 1_000
@@ -134,21 +132,10 @@ def knowledge(
     return of_items(name, rouge_items(answers, texts))
 
 
-@torch.no_grad()
-def min_k(
-    model: PreTrainedModel, texts: Sequence[Sequence[int]], share: float, batch: int
-) -> list[float]:
-    """Mean of the `share` least likely token log-probabilities of each text."""
-    scores: list[float] = []
-    for b in in_order(texts, batch, model.config.pad_token_id or 0):
-        logits = model(
-            input_ids=b.input_ids, attention_mask=b.attention_mask, use_cache=False
-        ).logits
-        scored = token_log_probs(logits, b.input_ids, b.attention_mask)
-        for label, mask in zip(scored.label, scored.mask, strict=True):
-            ordered = label[mask].sort().values
-            scores.append(float(ordered[: max(1, int(share * len(ordered)))].double().mean()))
-    return scores
+def min_k(scores: Sequence[Tensor], share: float) -> list[float]:
+    """Return the mean of the `share` least likely token log-probabilities of each text; `scores` as of `token_scores`."""
+    ordered = (text.sort().values for text in scores)
+    return [float(text[: max(1, int(share * len(text)))].double().mean()) for text in ordered]
 
 
 def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
@@ -194,11 +181,16 @@ def _wins(scores: NDArray[np.float64], forget_count: int) -> NDArray[np.float64]
     return np.where(holdout == forget, 0.5, holdout > forget)
 
 
-def losses(model: PreTrainedModel, probes: Probes, batch: int) -> list[Measurement]:
-    """forget_loss of the passages and retain_loss of the retain documents, one item a document."""
+def losses(passages: Sequence[Tensor], retain: Sequence[Tensor]) -> list[Measurement]:
+    """forget_loss of the passages and retain_loss of the retain documents, one item a document.
+
+    Args:
+        passages: `token_scores` of `Probes.passages`.
+        retain: those of `Probes.retain`.
+    """
     return [
-        of_items(name, document_losses(model, documents, batch).double().tolist())
-        for name, documents in (("forget_loss", probes.passages), ("retain_loss", probes.retain))
+        of_items(name, [-float(text.double().mean()) for text in texts])
+        for name, texts in (("forget_loss", passages), ("retain_loss", retain))
     ]
 
 

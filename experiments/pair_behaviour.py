@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
+from transformers import PreTrainedModel
 
 from unforgotten.audit.evidence import leak
 from unforgotten.audit.legs import BehaviourFormat, BehaviourLeg, Effects, Leak, Mean
@@ -25,6 +27,7 @@ from unforgotten.experiments.pair_output import effects, recovery
 from unforgotten.experiments.progress import Progress
 from unforgotten.experiments.quantizers import State
 from unforgotten.experiments.rows import Measurement
+from unforgotten.experiments.scoring import token_scores
 
 RECOVERED = ("M1", "M2", "forget_loss")
 DECOMPOSED = ("M1", "M2", "M4", "forget_loss", "retain_loss")
@@ -57,13 +60,16 @@ class Meter:
     def _measure(self, state: State) -> Measured:
         model, probes = self.pair.with_state(state), self.benchmark.probes
         settings, tokenizer = self.benchmark.settings, self.pair.tokenizer
-        scores = self.membership(state)
+        passages, retain, holdout = (
+            self._scores(model, d) for d in (probes.passages, probes.retain, probes.holdout)
+        )
+        scores = min_k([*passages, *holdout], settings.evaluation.min_k)
         found = [
             verbatim_memory(model, probes, tokenizer, settings),
             *(knowledge(m, model, probes, tokenizer, settings.evaluation) for m in ("M2", "M4")),
-            *losses(model, probes, settings.evaluation.batch),
+            *losses(passages, retain),
             *privacy_leakage(
-                scores, self.retrained_scores or scores, len(probes.passages), seed=settings.seed
+                scores, self.retrained_scores or scores, len(passages), seed=settings.seed
             ),
         ]
         kept = [m for m in found if m.metric != "M3" or self.retrained_scores is not None]
@@ -71,9 +77,14 @@ class Meter:
 
     def membership(self, state: State) -> list[float]:
         """Min-K % of the forget passages, then of the holdout texts."""
-        probes, evaluation = self.benchmark.probes, self.benchmark.settings.evaluation
-        texts = [*probes.passages, *probes.holdout]
-        return min_k(self.pair.with_state(state), texts, evaluation.min_k, evaluation.batch)
+        model, probes = self.pair.with_state(state), self.benchmark.probes
+        scores = [
+            s for texts in (probes.passages, probes.holdout) for s in self._scores(model, texts)
+        ]
+        return min_k(scores, self.benchmark.settings.evaluation.min_k)
+
+    def _scores(self, model: PreTrainedModel, documents: Sequence[Sequence[int]]) -> list[Tensor]:
+        return token_scores(model, documents, self.benchmark.settings.evaluation.batch)
 
 
 def fingerprint(state: State) -> bytes:

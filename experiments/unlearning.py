@@ -28,6 +28,7 @@ from unforgotten.experiments.config import (
 from unforgotten.experiments.losses import (
     TokenLogProbs,
     cross_entropy,
+    distributions,
     gradient_ascent,
     negative_preference,
     retain_divergence,
@@ -119,17 +120,15 @@ def make_reference(
     """
     arithmetic.cast(target)
     sequences: list[Tensor] = []
-    distributions: list[Tensor] = []
+    rows: list[Tensor] = []
     with arithmetic.computing(), autocast(arithmetic.autocast):
         for b in _pass(target, documents[0], batch):
             sequences.append(sequence_log_probs(_forward(target, b)))
         for b in _pass(target, documents[1], batch):
-            scored = _forward(target, b)
-            lengths = scored.mask.sum(-1).tolist()
-            distributions += [
-                d[:n].clone() for d, n in zip(scored.distribution, lengths, strict=True)
-            ]
-    return Reference(torch.cat(sequences), tuple(distributions))
+            lengths = (b.attention_mask.sum(-1) - 1).tolist()
+            normalized = distributions(_logits(target, b))
+            rows += [d[:n].clone() for d, n in zip(normalized, lengths, strict=True)]
+    return Reference(torch.cat(sequences), tuple(rows))
 
 
 def unlearn(
@@ -213,12 +212,12 @@ def _loss(
 def _retain_loss(
     model: PreTrainedModel, method: Method, batch: Batch, reference: Reference
 ) -> Tensor:
-    scored = _forward(model, batch)
     if method.retain == "GDR":
-        return cross_entropy(scored)
+        return cross_entropy(_forward(model, batch))
     rows = [reference.distributions[i] for i in batch.documents]
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
-    return retain_divergence(scored, padded)
+    mask = batch.attention_mask[:, 1:].bool()
+    return retain_divergence(distributions(_logits(model, batch)), mask, padded)
 
 
 @torch.no_grad()
@@ -241,7 +240,11 @@ def _pass(model: PreTrainedModel, documents: Documents, batch: int) -> list[Batc
 
 
 def _forward(model: PreTrainedModel, batch: Batch) -> TokenLogProbs:
-    logits = model(
+    return token_log_probs(_logits(model, batch), batch.input_ids, batch.attention_mask)
+
+
+def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
+    logits: Tensor = model(
         input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
     ).logits
-    return token_log_probs(logits, batch.input_ids, batch.attention_mask)
+    return logits

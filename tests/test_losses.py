@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 
@@ -11,6 +12,7 @@ torch = pytest.importorskip("torch", reason="losses need unforgotten[experiments
 from unforgotten.experiments.losses import (
     TokenLogProbs,
     cross_entropy,
+    distributions,
     gradient_ascent,
     negative_preference,
     retain_divergence,
@@ -25,7 +27,7 @@ SLACK = (
 )  # roundings of a softmax, a log and a sum over the batch, with room
 
 
-def batch(seed: int) -> tuple[TokenLogProbs, object, object, object]:
+def batch(seed: int) -> tuple[TokenLogProbs, Any, Any, Any]:
     generator = torch.Generator().manual_seed(seed)
     logits = 3 * torch.randn(3, LENGTH, VOCABULARY, generator=generator)
     ids = torch.randint(VOCABULARY, (3, LENGTH), generator=generator)
@@ -36,9 +38,9 @@ def batch(seed: int) -> tuple[TokenLogProbs, object, object, object]:
 @pytest.mark.parametrize("seed", range(5))
 def test_cross_entropy_is_what_transformers_computes(seed: int) -> None:
     scored, logits, ids, mask = batch(seed)
-    labels = ids.masked_fill(mask == 0, -100)  # type: ignore[attr-defined]
+    labels = ids.masked_fill(mask == 0, -100)
     expected = torch.nn.functional.cross_entropy(
-        logits[:, :-1].reshape(-1, VOCABULARY),  # type: ignore[index]
+        logits[:, :-1].reshape(-1, VOCABULARY),
         labels[:, 1:].reshape(-1),
         ignore_index=-100,
     )
@@ -67,7 +69,7 @@ def test_npo_is_the_formula_on_sequences(seed: int) -> None:
 def test_npo_gradient_tends_to_ga_as_beta_vanishes() -> None:
     """d NPO = 2 sigmoid(beta ratio) d log p, which is d log p at the reference: GA on sequence log-probabilities."""
     label = torch.tensor([[-1.0, -2.0], [-0.5, -0.25]], requires_grad=True)
-    scored = TokenLogProbs(torch.zeros(2, 2, 3), label, torch.ones(2, 2, dtype=torch.bool))
+    scored = TokenLogProbs(label, torch.ones(2, 2, dtype=torch.bool))
     reference = sequence_log_probs(scored).detach()
     (gradient,) = torch.autograd.grad(negative_preference(scored, reference, 0.1), label)
     assert float((gradient - 0.5).abs().max()) <= SLACK
@@ -75,7 +77,7 @@ def test_npo_gradient_tends_to_ga_as_beta_vanishes() -> None:
 
 def test_npo_saturates_where_ga_does_not() -> None:
     label = torch.tensor([[-400.0]], requires_grad=True)
-    scored = TokenLogProbs(torch.zeros(1, 1, 3), label, torch.ones(1, 1, dtype=torch.bool))
+    scored = TokenLogProbs(label, torch.ones(1, 1, dtype=torch.bool))
     (npo,) = torch.autograd.grad(negative_preference(scored, torch.tensor([-1.0]), 0.1), label)
     (ga,) = torch.autograd.grad(gradient_ascent(scored), label)
     assert float(ga) == 1.0
@@ -85,18 +87,19 @@ def test_npo_saturates_where_ga_does_not() -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_klr_is_the_divergence_from_the_reference_to_the_model(seed: int) -> None:
-    scored, *_ = batch(seed)
-    other, *_ = batch(seed + 100)
+    scored, logits, *_ = batch(seed)
+    _, others, *_ = batch(seed + 100)
+    model, reference = distributions(logits), distributions(others)
     total, count = 0.0, 0
     for row in range(3):
         for t in range(LENGTH - 1):
             if bool(scored.mask[row, t]):
-                p, q = other.distribution[row, t].exp(), scored.distribution[row, t].exp()
+                p, q = reference[row, t].exp(), model[row, t].exp()
                 total += sum(
                     float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True)
                 )
                 count += 1
-    result = float(retain_divergence(scored, other.distribution))
+    result = float(retain_divergence(model, scored.mask, reference))
     assert result == pytest.approx(total / count, abs=SLACK * abs(total))
     assert result > 0
 
@@ -104,12 +107,30 @@ def test_klr_is_the_divergence_from_the_reference_to_the_model(seed: int) -> Non
 def test_klr_is_zero_with_no_gradient_at_the_reference() -> None:
     logits = torch.randn(2, LENGTH, VOCABULARY, generator=torch.Generator().manual_seed(1))
     logits.requires_grad_()
-    ids, mask = torch.zeros(2, LENGTH, dtype=torch.long), torch.ones(2, LENGTH, dtype=torch.long)
-    scored = token_log_probs(logits, ids, mask)
-    loss = retain_divergence(scored, scored.distribution.detach())
+    mask = torch.ones(2, LENGTH - 1, dtype=torch.bool)
+    model = distributions(logits)
+    loss = retain_divergence(model, mask, model.detach())
     (gradient,) = torch.autograd.grad(loss, logits)
     assert abs(loss.item()) <= SLACK
     assert float(gradient.abs().max()) <= SLACK
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_labels_and_their_gradients_are_those_of_the_whole_distribution(dtype: Any) -> None:
+    """Rounded to bfloat16 on the way back, a gradient of at most 1 may differ by a unit in its last place, 2^-8."""
+    _, logits, ids, mask = batch(7)
+    logits = logits.to(dtype).requires_grad_()
+    scored = token_log_probs(logits, ids, mask)
+    picked = distributions(logits).gather(-1, ids[:, 1:, None])[..., 0]
+    expected = picked.masked_fill(mask[:, 1:] == 0, 0.0)
+    assert scored.label.dtype == torch.float32
+    assert torch.equal(scored.mask, mask[:, 1:].bool())
+    assert torch.equal(scored.label[~scored.mask], torch.zeros(4))
+    assert float((scored.label - expected).detach().abs().max()) <= SLACK
+    both = [torch.autograd.grad(x.sum(), logits)[0] for x in (scored.label, expected)]
+    slack = SLACK if dtype == torch.float32 else 2.0**-8
+    assert float((both[0] - both[1]).abs().max()) <= slack
+    assert float(both[0].abs().max()) > 100 * slack
 
 
 def test_padding_changes_no_loss() -> None:

@@ -1,0 +1,114 @@
+"""Texts are scored once, and losses and Min-K % are those of a pass of their own over each of them."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experiments]")
+
+from unforgotten.experiments.batches import pad
+from unforgotten.experiments.checkpoints import load_model, load_tokenizer
+from unforgotten.experiments.config import load_config
+from unforgotten.experiments.corpus import read_fiction
+from unforgotten.experiments.evaluation import (
+    Bench,
+    behaviour,
+    evaluate,
+    membership_scores,
+    state_of,
+)
+from unforgotten.experiments.metrics import losses, make_probes, min_k
+from unforgotten.experiments.scoring import SCORED_TOGETHER, token_scores
+
+ROUNDING = 4 * 2.0**-11.5  # 4 sqrt(eps) of float32: plain agreement, relative
+SHARE = 0.4
+
+
+@pytest.fixture(scope="module")
+def bench(micro_pair: Path) -> Bench:
+    config = load_config(str(Path(__file__).parent / "micro.yaml"))
+    tokenizer = load_tokenizer(micro_pair / "models/target")
+    probes = make_probes(read_fiction(micro_pair / "corpus"), tokenizer, config)
+    return Bench(load_model(micro_pair / "models/unlearned"), tokenizer, probes, config)
+
+
+def documents(bench: Bench) -> list[list[int]]:
+    """More than two batches, of eleven lengths in no order."""
+    texts = bench.probes.retain
+    chosen = [texts[i % len(texts)] for i in range(2 * SCORED_TOGETHER + 3)]
+    return [text[: 40 - 7 * i % 11] for i, text in enumerate(chosen)]
+
+
+@torch.no_grad()
+def formula(model: Any, texts: list[list[int]]) -> list[Any]:
+    """The labels picked from log-softmax in float64, all texts in one batch, padded on the right."""
+    batch = pad(texts, model.config.pad_token_id)
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    log_p = logits[:, :-1].double().log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None])
+    return [row[: len(text) - 1, 0] for row, text in zip(log_p, texts, strict=True)]
+
+
+@pytest.mark.parametrize("batch", [1, 3, 64])
+def test_token_scores_are_the_labels_of_log_softmax_in_the_order_given(
+    bench: Bench, batch: int
+) -> None:
+    texts = documents(bench)
+    expected = formula(bench.model, texts)
+    scores = token_scores(bench.model, texts, batch)
+    assert [len(s) for s in scores] == [len(t) - 1 for t in texts]
+    for score, log_p in zip(scores, expected, strict=True):
+        assert float((score / log_p - 1).abs().max()) <= ROUNDING
+    alike = [(a, b) for a, b in combinations(scores, 2) if len(a) == len(b)]
+    assert alike  # and were two of them swapped, it would be seen
+    assert min(float((a / b - 1).abs().max()) for a, b in alike) > 2 * ROUNDING
+
+
+def test_no_pass_reads_more_than_its_share_of_documents(bench: Bench) -> None:
+    seen: list[int] = []
+    hook = bench.model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(len(given["input_ids"])), with_kwargs=True
+    )
+    texts = documents(bench)
+    token_scores(bench.model, texts, 64)
+    assert sum(seen) == len(texts)
+    assert max(seen) == SCORED_TOGETHER
+    seen.clear()
+    token_scores(bench.model, texts, 2)
+    assert max(seen) == 2
+    hook.remove()
+
+
+def test_losses_and_min_k_are_read_from_the_same_scores(bench: Bench) -> None:
+    texts = documents(bench)
+    scores, expected = token_scores(bench.model, texts, 64), formula(bench.model, texts)
+    forget, retain = losses(scores[:5], scores[5:])
+    assert (forget.metric, forget.n, retain.metric, retain.n) == (
+        "forget_loss", 5, "retain_loss", len(texts) - 5,
+    )  # fmt: skip
+    means = [-float(x.mean()) for x in expected]
+    assert (*(forget.items or ()), *(retain.items or ())) == pytest.approx(means, rel=ROUNDING)
+    least = [float(x.sort().values[: max(1, int(SHARE * len(x)))].mean()) for x in expected]
+    assert min_k(scores, SHARE) == pytest.approx(least, rel=ROUNDING)
+
+
+def test_each_text_is_scored_once_and_the_retrained_model_leaks_nothing(bench: Bench) -> None:
+    """M3 of the retrained model against itself is 0, not a rounding: both ways give the same scores."""
+    state, probes = state_of(bench.model), bench.probes
+    passes: list[int] = []
+    hook = bench.model.register_forward_pre_hook(
+        lambda _, __, given: passes.append(len(given["input_ids"])) if not given["use_cache"] else None,
+        with_kwargs=True,
+    )  # fmt: skip
+    scores = membership_scores(bench, state)
+    passes.clear()
+    rows = {m.metric: m for m in evaluate(bench, state, scores)}
+    assert sum(passes) == len(probes.passages) + len(probes.retain) + len(probes.holdout)
+    hook.remove()
+    assert rows["auc"].items == tuple(scores)
+    assert rows["M3"].value == 0
+    again = {m.metric: m for m in behaviour(bench, state)}
+    assert again == {name: rows[name] for name in again}
