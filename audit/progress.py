@@ -26,32 +26,35 @@ class Step(Protocol):
     """Told how far a stage is."""
 
     def __call__(self, done: int, total: int, text: str = "") -> None:
-        """How many steps are done of how many, and what else there is to say; on one line, and printable."""
+        """Take how many steps are done of how many, and what else there is to say: printable, and no line break."""
+        ...
 
 
 class Progress(Protocol):
     """Told which stage the work is in."""
 
     def stage(self, name: str, unit: str = "steps") -> AbstractContextManager[Step]:
-        """Around one stage; `unit` is what its steps are, in the plural."""
+        """Surround one stage; `unit` is what its steps are, in the plural."""
+        ...
 
     def skip(self) -> None:
         """Count a stage that an earlier run has done."""
+        ...
 
 
 class Silent:
     """Says nothing."""
 
     def stage(self, name: str, unit: str = "steps") -> AbstractContextManager[Step]:
-        """Nothing."""
+        """Surround a stage that nobody hears of."""
         return nullcontext(ignore)
 
     def skip(self) -> None:
-        """Nothing."""
+        """Count nothing."""
 
 
 def ignore(done: int, total: int, text: str = "") -> None:
-    """A step that nobody hears of."""
+    """Take a step that nobody hears of."""
 
 
 SILENT = Silent()
@@ -90,7 +93,7 @@ def progress_on(
 
 
 def draws_bars(stream: TextIO) -> bool:
-    """Whether a stream is a terminal on which a line can be drawn over."""
+    """Tell whether a stream is a terminal on which a line can be drawn over."""
     if not stream.isatty():
         return False
     from rich.console import Console

@@ -1,8 +1,8 @@
 """Progress in a log: one plain line a stage when it is done, and one every PERIOD seconds of a stage that is long.
 
-    [ 1/41] train base: 310/1500 steps, loss 4.214, 10 s
-    [ 1/41] train base: 625/1500 steps, loss 3.377, 20 s
-    [ 1/41] train base: 700/700 steps, loss 3.124, done in 24 s
+    [ 1/41] train base: 310/700 steps, loss 4.214, 10 s
+    [ 1/41] train base: 625/700 steps, loss 3.377, 20 s
+    [ 1/41] train base: 700/700 steps, loss 3.124, done in 22 s
     [ 2/41] evaluate target none: done in 1.4 s
 
 A thread speaks of long stages, so that a stage without steps, or with one that takes minutes, is heard of too.
@@ -40,7 +40,7 @@ class _Stage:
     at: tuple[int, int, str] | None = None
 
     def line(self, end: str) -> str:
-        """The line that ends with these words."""
+        """Build the line that ends with these words."""
         words = [end]
         if self.at is not None:
             done, total, text = self.at
@@ -120,7 +120,7 @@ class Lines:
 
 
 def duration(seconds: float) -> str:
-    """A time in words: "0.4 s", "45 s", "2 min 05 s", "3 h 10 min"; from 10 s on whole seconds that have passed."""
+    """Put a time in words: "0.4 s", "45 s", "2 min 05 s", "3 h 10 min"; from 10 s on whole seconds that have passed."""
     if seconds < 10:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(int(seconds), 60)
@@ -132,7 +132,7 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def spoken(total: int, say: Say) -> Iterator[Lines]:
-    """Around the whole work: its lines, those that long stages say in between, and one at the end."""
+    """Surround the whole work: its lines, those that long stages say in between, and one at the end."""
     lines = Lines(total, say)
     with beating(lines.tick):
         yield lines

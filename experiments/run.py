@@ -64,7 +64,7 @@ class Arm:
 
     @property
     def title(self) -> str:
-        """What progress calls it."""
+        """Name of the arm in what progress says."""
         return f"{self.method} {self.storage}"
 
     @property

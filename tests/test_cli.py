@@ -101,6 +101,13 @@ def test_bad_usage_is_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    with patch("unforgotten.experiments.run.run", side_effect=KeyboardInterrupt):
+        done = call("run", MICRO, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted; go on with --resume\n"
+
+
 def test_a_missing_corpus_directory_is_refused(tmp_path: Path) -> None:
     muse = ["--set", "corpus.kind=muse", "--set", f"corpus.path={tmp_path / 'none'}"]
     done = call("run", MICRO, *muse, "--out", str(tmp_path / "out"))

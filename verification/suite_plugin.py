@@ -32,13 +32,13 @@ class Counter:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_collection(self) -> Generator[None, object, object]:
-        """The first stage."""
+        """Surround the first stage."""
         with self._progress.stage(STAGES[0]):
             return (yield)
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtestloop(self, session: pytest.Session) -> Generator[None, object, object]:
-        """The second one."""
+        """Surround the second one."""
         self._total = len(session.items)
         with self._progress.stage(STAGES[1], "tests") as self._step:
             return (yield)
@@ -78,7 +78,7 @@ def pytest_report_teststatus() -> Generator[None, Status, Status]:
 
 @contextmanager
 def _progress(*, quiet: bool) -> Iterator[Progress]:
-    """Lines on what standard output is now: pytest captures it while a test runs."""
+    """Speak on what standard output is now: pytest captures it while a test runs."""
     if quiet:
         yield SILENT
         return

@@ -149,7 +149,7 @@ def seed_of(name: str, seed: int) -> int:
 
 
 def tried(q: Quantizer) -> list[str]:
-    """The contracts that the claims imply, in the order in which they are tried."""
+    """List the contracts that the claims imply, in the order in which they are tried."""
     return [name for name, contract in CONTRACTS.items() if contract.applies(q)]
 
 

@@ -56,10 +56,14 @@ def run(
     from unforgotten.reports.build import build_report
 
     folder = out or Path("runs") / f"{config.profile}-seed{config.seed}"
-    with progress_on(sys.stderr, len(plan) + 1, quiet=quiet) as progress:
-        run_all(config, folder, resume=resume, progress=progress)
-        with progress.stage("report"):
-            report = build_report([folder], folder / "report.html")
+    try:
+        with progress_on(sys.stderr, len(plan) + 1, quiet=quiet) as progress:
+            run_all(config, folder, resume=resume, progress=progress)
+            with progress.stage("report"):
+                report = build_report([folder], folder / "report.html")
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
     summary = write_summary(folder, report)
     _print_object(summary, as_json, [f"rows:   {summary['rows']}", f"report: {report}"])
 
@@ -296,10 +300,7 @@ def main() -> None:
     """Run the command line. Bad input ends with one line on standard error and code 2, an interrupt with 130."""
     try:
         sys.exit(app(standalone_mode=False))
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        print("interrupted; go on with --resume", file=sys.stderr)
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except (ValueError, OSError) as error:
         print(f"unforgotten: {' '.join(str(error).split())}", file=sys.stderr)
