@@ -12,16 +12,19 @@ from unforgotten.audit.artefacts import ArtefactLeg, compare_codes, scheme_of
 from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.audit.gguf_source import GgufCheckpoint
 from unforgotten.audit.legs import BehaviourLeg, OutputLeg
+from unforgotten.audit.progress import SILENT, Progress, Step
 from unforgotten.audit.result import AuditResult, build_code_result, build_result
 from unforgotten.audit.rows import code_rows, tensor_rows
 from unforgotten.audit.sources import open_pair
 from unforgotten.audit.verdict import Word
-from unforgotten.audit.weights import Progress, weights_leg
+from unforgotten.audit.weights import WeightsLeg, weights_leg
 from unforgotten.audit.write import write_audit
 
 DEFAULT_FORMATS = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64", "int8-row")
 Measured = TypeVar("Measured")
 VERDICTS: tuple[Word, ...] = get_args(Word)
+STAGES = ("open", "weights", "findings and files")
+"""What an audit says it is at, in this order; the legs that measure models are named by who measures them."""
 
 
 def audit_pair(
@@ -29,7 +32,7 @@ def audit_pair(
     unlearned: Path,
     formats: Sequence[str] | None = None,
     out: Path | None = None,
-    progress: Progress | None = None,
+    progress: Progress = SILENT,
     *,
     jobs: int = 1,
     ray: str | None = None,
@@ -45,7 +48,7 @@ def audit_pair(
             others, but for GGUF: with formats its decoded values are quantized again, without them its codes are
             counted.
         out: the directory to write to; made if it is missing, and only once the audit is done.
-        progress: called before each tensor.
+        progress: told each of STAGES.
         jobs: processes that share the tensors, >= 1.
         ray: address of a Ray cluster that shares them instead.
         output: the output leg, or what measures it; called once the weights were read.
@@ -58,22 +61,47 @@ def audit_pair(
         _check_out(out)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got jobs={jobs}")
-    before, after = open_pair(target, unlearned)
+    opening, weighing, ending = STAGES
+    with progress.stage(opening):
+        before, after = open_pair(target, unlearned)
+    with progress.stage(weighing, "tensors") as step:
+        leg = _weights(before, after, formats, step, jobs=jobs, ray=ray)
+    if isinstance(leg, ArtefactLeg) and (output is not None or behaviour is not None):
+        rule = "output and behaviour must be measured on models that are not quantized already"
+        raise ValueError(f"{rule}, got {'+'.join(leg.by_format)}")
+    said, done = _measured(output), _measured(behaviour)
+    with progress.stage(ending):
+        if isinstance(leg, ArtefactLeg):
+            result, rows = build_code_result(before, after, leg), code_rows(leg)
+        else:
+            result, rows = build_result(before, after, leg, said, done), tensor_rows(leg)
+        if out is not None:
+            result["files"] = write_audit(result, rows, out)
+    return result
+
+
+def _weights(
+    before: Checkpoint,
+    after: Checkpoint,
+    formats: Sequence[str] | None,
+    step: Step,
+    *,
+    jobs: int,
+    ray: str | None,
+) -> ArtefactLeg | WeightsLeg:
+    """What the pair's weights show: the codes of one that is quantized already, otherwise the leg in each format."""
     codes = _code_leg(before, after, formats)
     if codes is not None:
-        if output is not None or behaviour is not None:
-            rule = "output and behaviour must be measured on models that are not quantized already"
-            raise ValueError(f"{rule}, got {'+'.join(codes.by_format)}")
-        result = build_code_result(before, after, codes)
-        rows = code_rows(codes)
-    else:
-        named = DEFAULT_FORMATS if formats is None else formats
-        leg = weights_leg(before, after, named, progress, jobs=jobs, ray=ray)
-        result = build_result(before, after, leg, _measured(output), _measured(behaviour))
-        rows = tensor_rows(leg)
-    if out is not None:
-        result["files"] = write_audit(result, rows, out)
-    return result
+        return codes
+
+    def tell(name: str, done: int, total: int) -> None:
+        step(done, total, ascii(name))
+
+    named = DEFAULT_FORMATS if formats is None else formats
+    leg = weights_leg(before, after, named, tell, jobs=jobs, ray=ray)
+    total = len(leg.kept) + len(leg.tensors)
+    step(total, total)
+    return leg
 
 
 def _check_out(out: Path) -> None:

@@ -51,6 +51,11 @@ class Arm:
         return f"unlearned-{self.method}-{self.storage}"
 
     @property
+    def title(self) -> str:
+        """Name of the arm in what progress says."""
+        return f"{self.method} {self.storage}"
+
+    @property
     def kept(self) -> Kept:
         """What its storage arm keeps."""
         return KEPT[self.storage]

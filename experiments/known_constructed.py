@@ -24,7 +24,6 @@ from unforgotten.experiments.known_models import Constructed, constructed, read_
 from unforgotten.experiments.pair import open_model_pair
 from unforgotten.experiments.pair_behaviour import Meter, measure_unlearned
 from unforgotten.experiments.pair_output import encode_texts, measure_output
-from unforgotten.experiments.progress import Progress
 from unforgotten.experiments.quantizers import State
 from unforgotten.experiments.storage import write_text
 from unforgotten.experiments.texts import read_texts
@@ -53,7 +52,7 @@ def _audit(meter: Meter, made: Constructed, run: Path) -> dict[str, Any]:
     texts, cut = encode_texts(read_texts(run / TEXTS), own, TEXTS)
     base = {"none": meter.measure(own.target)}
     base[made.format] = meter.measure(own.quantized(own.target, made.format))
-    with Progress(2) as progress, tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch:
         folders = [
             _saved(Path(scratch) / name, state, run)
             for name, state in (("target", own.target), ("unlearned", own.unlearned))
@@ -62,7 +61,7 @@ def _audit(meter: Meter, made: Constructed, run: Path) -> dict[str, Any]:
             folders[0], folders[1], formats,
             output=measure_output(own, formats, texts, name=TEXTS, cut=cut),
             behaviour=measure_unlearned(
-                meter, base, formats, benchmark="corpus", progress=progress, decompose=False
+                meter, base, formats, benchmark="corpus", decompose=False
             ),
         )  # fmt: skip
     word, rho = TRUTHS[made.kind]

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel
 
 from unforgotten.audit.evidence import leak
 from unforgotten.audit.legs import BehaviourFormat, BehaviourLeg, Effects, Leak, Mean
+from unforgotten.audit.progress import Begin, Step, counted, ignore
 from unforgotten.experiments.benchmark import Benchmark, read_benchmark
 from unforgotten.experiments.evaluation import hybrid_states
 from unforgotten.experiments.metrics import (
@@ -24,7 +25,6 @@ from unforgotten.experiments.metrics import (
 )
 from unforgotten.experiments.pair import Pair, load_shell, open_model_pair
 from unforgotten.experiments.pair_output import effects, recovery
-from unforgotten.experiments.progress import Progress
 from unforgotten.experiments.quantizers import State
 from unforgotten.experiments.rows import Measurement
 from unforgotten.experiments.scoring import token_scores
@@ -103,6 +103,7 @@ def behaviour_leg(
     *,
     retrained: Path | None = None,
     decompose: bool = True,
+    step: Step = ignore,
 ) -> BehaviourLeg:
     """M1-M4 of both models in every format, T14, T16, and the union leak over formats.
 
@@ -113,6 +114,7 @@ def behaviour_leg(
         benchmark: directory, see `read_benchmark`.
         retrained: the model that never saw the forget texts, for M3.
         decompose: whether to measure the two mixed models of T14 too, which doubles the time.
+        step: told which model comes next.
 
     Raises:
         ValueError: the input breaks a rule; one line.
@@ -121,22 +123,23 @@ def behaviour_leg(
     bench = read_benchmark(benchmark, pair.tokenizer, pair.context)
     meter = Meter(pair, bench)
     trained = None
+    begin = counted(step, (retrained is not None) + 2 * (1 + len(formats)))
     if retrained is not None:
+        begin("retrained")
         state = load_shell(retrained).state_dict()
         if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in pair.target.items()}:
             raise ValueError(f"{retrained}: must have the shapes of {target}, got another model")
         meter = Meter(pair, bench, meter.membership(state))
         trained = meter.measure(state)
-    with Progress(2 * (1 + len(formats))) as progress:
-        with progress.stage("behaviour: target"):
-            base = {"none": meter.measure(pair.target)}
-        for name in formats:
-            with progress.stage(f"behaviour: Q(target), {name}"):
-                base[name] = meter.measure(pair.quantized(pair.target, name))
-        return measure_unlearned(
-            meter, base, formats, benchmark=str(benchmark), trained=trained, decompose=decompose,
-            progress=progress,
-        )  # fmt: skip
+    begin("target")
+    base = {"none": meter.measure(pair.target)}
+    for name in formats:
+        begin(f"Q(target) {name}")
+        base[name] = meter.measure(pair.quantized(pair.target, name))
+    return measure_unlearned(
+        meter, base, formats, benchmark=str(benchmark), trained=trained, decompose=decompose,
+        begin=begin,
+    )  # fmt: skip
 
 
 def measure_unlearned(
@@ -145,21 +148,22 @@ def measure_unlearned(
     formats: Sequence[str],
     *,
     benchmark: str,
-    progress: Progress,
+    begin: Begin = lambda name: None,
     trained: Measured | None = None,
     decompose: bool = True,
 ) -> BehaviourLeg:
     """The leg, given the target's measurements: `base` by format, "none" for the target itself."""
     pair = meter.pair
-    with progress.stage("behaviour: unlearned"):
-        after: dict[str, Measured] = {"none": meter.measure(pair.unlearned)}
+    begin("unlearned")
+    after: dict[str, Measured] = {"none": meter.measure(pair.unlearned)}
     found: dict[str, list[Effects]] = {}
     for name in formats:
-        with progress.stage(f"behaviour: Q(unlearned), {name}"):
-            state = pair.quantized(pair.unlearned, name)
-            after[name] = meter.measure(state)
-            if decompose:
-                found[name] = _decompose(meter, name, state, _four(base, after, name))
+        begin(f"Q(unlearned) {name}")
+        state = pair.quantized(pair.unlearned, name)
+        after[name] = meter.measure(state)
+        if decompose:
+            found[name] = _decompose(meter, name, state, _four(base, after, name))
+    begin("")
     notes = [
         *meter.benchmark.notes,
         *([] if meter.retrained_scores is not None else [NO_RETRAINED]),

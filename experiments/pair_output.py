@@ -12,11 +12,11 @@ from transformers import PreTrainedModel
 from unforgotten.audit.evidence import Items as FourItems
 from unforgotten.audit.evidence import mean_of, recovery_row
 from unforgotten.audit.legs import Effects, OutputFormat, OutputLeg, RecoveryRow
+from unforgotten.audit.progress import Step, counted, ignore
 from unforgotten.experiments.batches import Batch
 from unforgotten.experiments.evaluation import hybrid_states
 from unforgotten.experiments.output import METRICS, Items, batches, measure
 from unforgotten.experiments.pair import Pair, open_model_pair
-from unforgotten.experiments.progress import Progress
 from unforgotten.experiments.texts import read_texts
 from unforgotten.theory.decomposition import lost_effect
 
@@ -31,7 +31,9 @@ LEAST_TEXTS = 2
 LEAST_TOKENS = 2
 
 
-def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Path) -> OutputLeg:
+def output_leg(
+    target: Path, unlearned: Path, formats: Sequence[str], texts: Path, *, step: Step = ignore
+) -> OutputLeg:
     """Likelihoods of the texts under six models a format, distances between them, T14, T15 and T16.
 
     Up to ten float32 copies of the model are in memory: for a laptop, models of up to about half a billion weights. A text
@@ -42,6 +44,7 @@ def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Pat
         unlearned: of the one after.
         formats: names of formats, at least one.
         texts: see `read_texts`.
+        step: told which format comes next.
 
     Raises:
         ValueError: the input breaks a rule; one line.
@@ -49,7 +52,7 @@ def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Pat
     words = read_texts(texts)
     pair = open_model_pair(target, unlearned)
     encoded, cut = encode_texts(words, pair, str(texts))
-    return measure_output(pair, formats, encoded, name=str(texts), cut=cut)
+    return measure_output(pair, formats, encoded, name=str(texts), cut=cut, step=step)
 
 
 def encode_texts(texts: Sequence[str], pair: Pair, name: str) -> tuple[list[list[int]], int]:
@@ -74,7 +77,13 @@ def encode_texts(texts: Sequence[str], pair: Pair, name: str) -> tuple[list[list
 
 
 def measure_output(
-    pair: Pair, formats: Sequence[str], encoded: Sequence[Sequence[int]], *, name: str, cut: int
+    pair: Pair,
+    formats: Sequence[str],
+    encoded: Sequence[Sequence[int]],
+    *,
+    name: str,
+    cut: int,
+    step: Step = ignore,
 ) -> OutputLeg:
     """The leg of a loaded pair."""
     pad_id = getattr(pair.model.config, "pad_token_id", None) or 0
@@ -83,13 +92,14 @@ def measure_output(
     shells["Q(unlearned)"] = pair.model
     shells["target"].load_state_dict(pair.target)
     shells["unlearned"].load_state_dict(pair.unlearned)
-    with Progress(len(formats) + 1) as progress:
-        with progress.stage("output: full precision"):
-            items, distances = measure({k: shells[k] for k in FULL}, (FULL,), texts)
-        rows = []
-        for format_name in formats:
-            with progress.stage(f"output: {format_name}"):
-                rows.append(_format(pair, shells, format_name, texts))
+    begin = counted(step, 1 + len(formats))
+    begin("full precision")
+    items, distances = measure({k: shells[k] for k in FULL}, (FULL,), texts)
+    rows = []
+    for format_name in formats:
+        begin(format_name)
+        rows.append(_format(pair, shells, format_name, texts))
+    begin("")
     notes = (
         [f"{cut} of {len(encoded)} texts are longer than the context and were cut."] if cut else []
     )

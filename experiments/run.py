@@ -16,6 +16,7 @@ import torch
 from transformers import PreTrainedModel
 
 from unforgotten.audit.checkpoints import open_checkpoint
+from unforgotten.audit.progress import SILENT, Progress
 from unforgotten.audit.weights import Setting, weights_leg
 from unforgotten.experiments.arithmetic import Arithmetic
 from unforgotten.experiments.arms import TRAINED, Arm, arms
@@ -36,7 +37,6 @@ from unforgotten.experiments.evaluation import (
 )
 from unforgotten.experiments.metrics import make_probes
 from unforgotten.experiments.processor import processor
-from unforgotten.experiments.progress import Progress
 from unforgotten.experiments.rows import Measurement, RowStore, Subject
 from unforgotten.experiments.storage import write_json, write_text
 from unforgotten.experiments.training import train
@@ -76,7 +76,7 @@ def revision() -> str:
     return f"{version('unforgotten')}+src.{digest.hexdigest()[:12]}"
 
 
-def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress) -> Path:
+def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = SILENT) -> Path:
     """Do everything that is not done yet; returns the path of the rows.
 
     Raises:
@@ -128,13 +128,16 @@ def _claim_folder(config: RunConfig, folder: Path, resume: bool) -> None:
 
 def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Progress) -> None:
     """Base, target (forget + retain) and retrained (retain only)."""
-    if not (models / "base").exists():
+    if (models / "base").exists():
+        progress.skip()
+    else:
         model, tokenizer = _train_base(config, corpus, progress)
         save_model(models / "base", model, tokenizer, torch.float32, _base_notes(config))
     tokenizer = load_tokenizer(models / "base")
     everything = corpus.forget + corpus.forget_rest + corpus.retain
     for name, texts in (("target", everything), ("retrained", corpus.retain)):
         if (models / name).exists():
+            progress.skip()
             continue
         model = load_model(models / "base")
         documents = encode_documents(texts, tokenizer, config.corpus.passage_tokens)
@@ -199,10 +202,12 @@ def _evaluate_trained(
         for format_name in formats:
             subject = Subject(name, format=format_name, **_recorded(notes))
             stage = f"evaluate {name} {format_name}"
+            if store.done(stage):
+                progress.skip()
+                continue
             with progress.stage(stage):
-                if not store.done(stage):
-                    rows = evaluate(bench, bench.quantized(state, format_name), scores)
-                    store.append(stage, subject, rows)
+                rows = evaluate(bench, bench.quantized(state, format_name), scores)
+                store.append(stage, subject, rows)
     return scores
 
 
@@ -220,6 +225,7 @@ def _unlearn_arm(
 ) -> None:
     """Train and save one unlearned model. A reference is made on first need and kept for arms of its arithmetic."""
     if (models / arm.name).exists():
+        progress.skip()
         return
     config, target = bench.config, load_model(models / "target")
     probes = bench.probes
@@ -230,7 +236,7 @@ def _unlearn_arm(
         references[arithmetic] = make_reference(
             target, documents, config.evaluation.batch, arithmetic
         )
-    with progress.stage(f"unlearn {arm.name}") as step:
+    with progress.stage(f"unlearn {arm.title}") as step:
         outcome = unlearn(
             target, arm.method, settings, documents, references[arithmetic], watched=probes.passages,
             storage=arm.storage, seed=config.seed + 2, progress=step,
@@ -251,21 +257,30 @@ def _evaluate_arm(
     progress: Progress,
 ) -> None:
     """Rows of one unlearned model: M1-M4 in every format, then the pair with the target."""
-    if all(store.done(s) for s in _arm_stages(bench.config, arm)):
+    own = _arm_stages(bench.config, arm)
+    if all(store.done(s) for s in own):
+        for _ in own:
+            progress.skip()
         return
     target, unlearned = (state_of(load_model(models / n)) for n in ("target", arm.name))
     subjects = _arm_subjects(bench.config, arm, load_notes(models / arm.name))
     for format_name, subject in subjects.items():
         stage = f"evaluate {arm.name} {format_name}"
-        with progress.stage(stage):
-            if not store.done(stage):
-                state = bench.quantized(unlearned, format_name)
-                store.append(stage, subject, evaluate(bench, state, scores))
+        if store.done(stage):
+            progress.skip()
+            continue
+        with progress.stage(f"evaluate {arm.title} {format_name}"):
+            state = bench.quantized(unlearned, format_name)
+            store.append(stage, subject, evaluate(bench, state, scores))
     undone = [f for f in bench.config.formats if not store.done(f"decompose {arm.name} {f}")]
-    weights = _weights(models, arm, undone)
-    for format_name in undone:
+    weights: dict[str, list[Measurement]] = {}
+    for format_name in bench.config.formats:
         stage = f"decompose {arm.name} {format_name}"
-        with progress.stage(stage):
+        if format_name not in undone:
+            progress.skip()
+            continue
+        with progress.stage(f"decompose {arm.title} {format_name}"):
+            weights = weights or _weights(models, arm, undone)
             known = _known_items(store, subjects, format_name)
             rows = decompose(bench, (target, unlearned), format_name, known)
             rows = [*weights[format_name], *rows]

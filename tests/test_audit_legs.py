@@ -138,6 +138,23 @@ def test_behaviour_is_what_a_run_measures(
     assert seen["M3"]["n"] == 12
 
 
+def test_legs_tell_which_model_comes_next(run: Path, pair: tuple[Path, Path]) -> None:
+    told: list[tuple[int, int, str]] = []
+
+    def step(done: int, total: int, text: str = "") -> None:
+        told.append((done, total, text))
+
+    formats, texts = FORMATS[:1], run / "corpus/privleak/forget.json"
+    output_leg(*pair, formats, texts, step=step)
+    assert told == [(0, 2, "full precision"), (1, 2, formats[0]), (2, 2, "")]
+    told.clear()
+    retrained = run / "models/retrained"
+    behaviour_leg(*pair, formats, run / "corpus", retrained=retrained, step=step, decompose=False)
+    of = [f"Q({name}) {formats[0]}" for name in ("target", "unlearned")]
+    names = ["retrained", "target", of[0], "unlearned", of[1], ""]
+    assert told == [(done, 5, name) for done, name in enumerate(names)]
+
+
 def test_m3_needs_the_retrained_model(run: Path, pair: tuple[Path, Path]) -> None:
     leg = behaviour_leg(*pair, FORMATS[:1], run / "corpus", decompose=False)
     assert "M3" not in leg["metrics"]["unlearned"]

@@ -317,7 +317,7 @@ import unforgotten.audit.run, unforgotten.audit.write as write
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs behind
 {patch}
 from unforgotten.cli import main
-sys.argv = ["unforgotten", "audit", "t", "u", "--out", "out", "--formats", "int8-row"]
+sys.argv = ["unforgotten", "audit", "t", "u", "--out", "out", "--formats", "int8-row", "--quiet"]
 main()
 """
 STOP = "os.kill(os.getpid(), signal.SIGINT)"

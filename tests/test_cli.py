@@ -101,6 +101,13 @@ def test_bad_usage_is_one_line_and_writes_nothing(
     assert list(tmp_path.iterdir()) == []
 
 
+def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
+    with patch("unforgotten.experiments.run.run", side_effect=KeyboardInterrupt):
+        done = call("run", MICRO, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (130, "")
+    assert done.stderr == "interrupted; go on with --resume\n"
+
+
 def test_a_missing_corpus_directory_is_refused(tmp_path: Path) -> None:
     muse = ["--set", "corpus.kind=muse", "--set", f"corpus.path={tmp_path / 'none'}"]
     done = call("run", MICRO, *muse, "--out", str(tmp_path / "out"))
@@ -111,6 +118,9 @@ def test_audit_of_a_pair(pair: tuple[str, str], tmp_path: Path) -> None:
     done = call("audit", *pair, "--out", str(tmp_path / "out"), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "out/audit.json").read_text())
+    stages = [line.partition(": ")[0] for line in done.stderr.splitlines()[:-1]]
+    assert stages == ["[1/3] open", "[2/3] weights", "[3/3] findings and files"]
+    assert done.stderr.splitlines()[1].startswith("[2/3] weights: 1/1 tensors, done in ")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "audit.json", "audit.html", "tensors.parquet", "model-card.md", "audit.sarif",
         "audit.junit.xml",
@@ -122,6 +132,18 @@ def test_fail_on(pair: tuple[str, str], tmp_path: Path, verdicts: str, code: int
     done = call("audit", *pair, "--out", str(tmp_path / "out"), "--fail-on", verdicts)
     assert done.returncode == code
     assert (tmp_path / "out/audit.json").exists()
+
+
+def test_an_error_follows_the_lines_of_the_stages_before_it(
+    pair: tuple[str, str], tmp_path: Path
+) -> None:
+    nan = save(tmp_path / "nan", {"layer.weight": np.full((64, 128), np.nan, np.float32)})
+    done = call("audit", pair[0], nan, "--out", str(tmp_path / "out"))
+    assert done.returncode == 2
+    first, error = done.stderr.splitlines()
+    assert first.startswith("[1/3] open: done in ")
+    assert error.startswith("unforgotten: ")
+    assert "nan" in error
 
 
 def test_audit_refuses_bad_input(pair: tuple[str, str], tmp_path: Path) -> None:
@@ -143,7 +165,7 @@ def test_audit_refuses_bad_input(pair: tuple[str, str], tmp_path: Path) -> None:
         "pickle": (str(tmp_path / "pickle"), ["pytorch_model.bin"]),
     }
     for path, words in bad.values():
-        assert_refused(call("audit", target, path, *out), *words)
+        assert_refused(call("audit", target, path, "--quiet", *out), *words)
     assert_refused(call("audit", target, unlearned, "--formats", "int4-g64,q9", *out), "q9")
     assert_refused(call("audit", target, unlearned, "--fail-on", "maybe", *out), "maybe")
     assert not (tmp_path / "out").exists()

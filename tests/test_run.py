@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -28,17 +29,45 @@ def start(out: Path, *more: str) -> subprocess.Popen[str]:
     )
 
 
-def finish(process: subprocess.Popen[str]) -> str:
-    output, errors = process.communicate(timeout=300)
+def finish(process: subprocess.Popen[str]) -> list[str]:
+    """What the process said on standard error, line by line."""
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
-    return output
+    return errors.splitlines()
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def whole_and_said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     out = tmp_path_factory.mktemp("run") / "whole"
-    finish(start(out))
-    return out
+    return out, finish(start(out))
+
+
+@pytest.fixture(scope="module")
+def whole(whole_and_said: tuple[Path, list[str]]) -> Path:
+    return whole_and_said[0]
+
+
+def ends(said: list[str]) -> list[tuple[int, int, str]]:
+    """Number, total and name of each stage that said it was done."""
+    found = (re.fullmatch(r"\[ *(\d+)/(\d+)\] ([^:]+): .*done in .*", line) for line in said)
+    return [(int(match[1]), int(match[2]), match[3]) for match in found if match]
+
+
+def test_a_log_has_one_line_a_stage(whole_and_said: tuple[Path, list[str]]) -> None:
+    from unforgotten.experiments.config import load_config
+    from unforgotten.experiments.run import stages
+
+    out, said = whole_and_said
+    keys = [*stages(load_config(str(MICRO), overrides=CUT[1:])), "report"]
+    names = [re.sub(r"unlearned-(\w+)-", r"\1 ", key) for key in keys]
+    assert ends(said) == [(k, len(keys), name) for k, name in enumerate(names, 1)]
+    assert {"unlearn GA_KLR bf16", "decompose NPO fp32 nf4-b64"} <= set(names)
+    steps = next(line for line in said if "] unlearn NPO bf16:" in line)
+    assert re.search(r": 4/4 steps, forget loss \d+\.\d\d, done in ", steps)
+    assert said[-1].startswith("done in ")
+    assert all(line.startswith("[") for line in said[:-1])
+    done = json.loads((out / "stages.json").read_text())
+    assert "unlearned-GA_KLR-bf16" in str(done)  # the names in files are not those in the log
 
 
 def rows_of(out: Path) -> list[dict[str, object]]:
@@ -122,8 +151,21 @@ def test_killed_and_resumed_run_has_identical_rows(whole: Path, tmp_path: Path, 
         time.sleep(0.01)
     process.communicate()
     assert process.returncode == -signal.SIGKILL
-    finish(start(out, "--resume"))
+    said = finish(start(out, "--resume"))
     assert rows.read_text() == (whole / "rows.jsonl").read_text()
+    before = re.fullmatch(r"\[ *(\d+)/(\d+)\] \1 stages were done before", said[0])
+    assert before
+    first, total = int(before[1]) + 1, int(before[2])
+    assert [k for k, _, _ in ends(said)] == list(range(first, total + 1))
+
+
+def test_a_whole_run_that_goes_on_has_nothing_to_do(whole: Path) -> None:
+    said = finish(start(whole, "--resume"))
+    before, report, end = said
+    assert re.fullmatch(r"\[(\d+)/\d+\] \1 stages were done before", before)
+    assert "report: done in " in report
+    assert end.startswith("done in ")
+    assert finish(start(whole, "--resume", "--quiet")) == []
 
 
 def test_half_a_line_and_rows_of_an_unfinished_stage_are_dropped(

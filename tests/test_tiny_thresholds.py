@@ -9,7 +9,6 @@ import pytest
 pytest.importorskip("torch", reason="the loop needs unforgotten[experiments]")
 
 from unforgotten.experiments.config import load_config
-from unforgotten.experiments.progress import Progress
 from unforgotten.experiments.run import run
 from unforgotten.reports.rows import Run, read_run
 
@@ -35,8 +34,7 @@ def value(
 def test_tiny_memorizes_survives_four_bits_and_forgets(seed: int, tmp_path: Path) -> None:
     overrides = [f"only_methods=[{','.join(CONSTRAINED)}]", f"formats=[{','.join(FOUR_BIT)}]"]
     config = load_config("tiny", seed=seed, overrides=overrides)
-    with Progress(1, quiet=True) as progress:
-        run(config, tmp_path / "run", resume=False, progress=progress)
+    run(config, tmp_path / "run", resume=False)
     result = read_run(tmp_path / "run")
     target = value(result, "M1", "target")
     assert target >= 90

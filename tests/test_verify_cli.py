@@ -69,10 +69,10 @@ def call(*arguments: str, cwd: Path) -> Done:
 def test_a_planted_fault_ends_with_1_and_a_small_example(
     fault: str, contract: str, tmp_path: Path
 ) -> None:
-    asked = ("--quantizer", f"{PLANTED}:{fault}", "--seed", "0", "--json")
+    asked = ("--quantizer", f"{PLANTED}:{fault}", "--seed", "0", "--json", "--quiet")
     done = call(*asked, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
-    assert done.stderr == ""  # no terminal, no progress
+    assert done.stderr == ""
     result = json.loads(done.stdout)
     assert result["schema"] == "unforgotten.verify/1"
     assert (result["quantizer"], result["seed"], result["verdict"]) == (fault, 0, "fails")
@@ -86,7 +86,13 @@ def test_a_right_quantizer_of_the_working_directory_ends_with_0(tmp_path: Path) 
     (tmp_path / "mine_right.py").write_text(MINE)
     done = call("--quantizer", "mine_right:Mine", "--profile", "dev", cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stderr == ""
+    *stages, end = [line for line in done.stderr.splitlines() if "done in" in line]
+    assert end.startswith("done in ")
+    held = [line for line in done.stdout.splitlines() if line.startswith("     holds  ")]
+    names = [line.removeprefix("     holds  ").rpartition(" (")[0] for line in held]
+    assert len(names) == 11
+    for k, (stage, name) in enumerate(zip(stages, names, strict=True), 1):
+        assert stage.startswith(f"[{k:>2}/11] {name}: done in ")
     assert done.stdout.splitlines()[0].startswith("mine_right:Mine: profile dev, seed ")
     assert "     holds  ties go to the even level (" in done.stdout
     assert done.stdout.splitlines()[-1].endswith("contracts hold")
@@ -156,6 +162,16 @@ def test_profile():
 """
 
 
+COMMAND = suite.command
+
+
+def smaller(profile: str, report: Path) -> list[str]:
+    """The call of pytest with a small file in place of the package."""
+    words = COMMAND(profile, report)
+    at = words.index("--pyargs")
+    return [*words[:at], "test_small.py", *words[at + 2 :]]
+
+
 @pytest.mark.parametrize(
     ("profile", "more", "code", "counts"),
     [
@@ -176,13 +192,6 @@ def test_the_suite_runs_in_its_profile_and_its_code_is_passed_on(
 ) -> None:
     """The real call of pytest, on a small file in place of the package."""
     (tmp_path / "test_small.py").write_text(TESTS.format(more=more))
-    real = suite.command
-
-    def smaller(name: str, report: Path) -> list[str]:
-        words = real(name, report)
-        at = words.index("--pyargs")
-        return [*words[:at], "test_small.py", *words[at + 2 :]]
-
     monkeypatch.setattr(suite, "command", smaller)
     done = call("--profile", profile, "--json", cwd=tmp_path)
     assert done.returncode == code, done.stderr
@@ -190,6 +199,77 @@ def test_the_suite_runs_in_its_profile_and_its_code_is_passed_on(
     assert result["profile"] == profile
     assert result["verdict"] == ("fails" if code else "holds")
     assert {name: result[name] for name in counts} == counts
+
+
+MIXED = """
+def test_wrong():
+    assert False, "a planted failure"
+
+@pytest.fixture
+def broken():
+    yield
+    raise ValueError("a planted error")
+
+def test_torn_down_wrongly(broken): print("captured")
+"""
+
+
+def test_the_suite_says_lines_in_place_of_dots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "test_small.py").write_text(TESTS.format(more=MIXED))
+    monkeypatch.setattr(suite, "command", smaller)
+    done = call(cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "verification suite, dev: fails\n")
+    lines = done.stderr.splitlines()
+    ends = [line.partition(", done in ")[0] for line in lines if ", done in " in line]
+    assert ends == ["[2/2] test: 3/3 tests, 2 failed"]
+    assert lines[0].startswith("[1/2] collect tests: ")
+    assert lines[-1].startswith("done in ")
+    before_failures = lines[: lines.index("")]
+    assert len(before_failures) >= 2
+    assert all(line.startswith("[") for line in before_failures)
+    for words in ("FAILED test_small.py::test_wrong", "ERROR test_small.py::test_torn", "2 passed"):
+        assert words in done.stderr
+
+
+def test_the_suite_that_is_quiet_says_its_failures_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "command", smaller)
+    (tmp_path / "test_small.py").write_text(TESTS.format(more=""))
+    right = call("--quiet", cwd=tmp_path)
+    assert (right.returncode, right.stderr.strip()) == (0, "")
+    (tmp_path / "test_small.py").write_text(TESTS.format(more=MIXED))
+    wrong = call("--quiet", cwd=tmp_path)
+    assert wrong.returncode == 1
+    assert "a planted failure" in wrong.stderr
+    assert "done in" not in wrong.stderr
+
+
+UNHEARD = """
+import sys
+sys.path.insert(0, {tests!r})
+from test_verify_cli import smaller, suite
+suite.command = smaller
+print(suite.run_suite("dev")["verdict"])
+"""
+
+
+def test_a_suite_whose_reader_is_gone_still_gives_its_verdict(tmp_path: Path) -> None:
+    """pytest itself would end with an internal error, which is no verdict."""
+    (tmp_path / "test_small.py").write_text(TESTS.format(more=""))
+    read, write = os.pipe()
+    os.close(read)
+    script = UNHEARD.format(tests=str(Path(__file__).parent))
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", script], cwd=tmp_path, check=False, text=True,
+            stdout=subprocess.PIPE, stderr=write,
+        )  # fmt: skip
+    finally:
+        os.close(write)
+    assert (done.returncode, done.stdout) == (0, "holds\n")
 
 
 @pytest.mark.parametrize(("pytest_code", "code"), [(0, 0), (1, 1), (2, 1), (3, 1), (4, 2), (5, 1)])

@@ -2,6 +2,8 @@
 
 `theory/README.md` is the readable form. A function that shares its name with its module (`cells`, `quantize`, `predict`,
 `bound`, `block_law`, `auc`, `gptq`) is not re-exported: import it from there. `design` needs jax and `proofs` sympy and z3.
+Modules say `import scipy` and then `scipy.special.ndtr`, never `from scipy import special`: scipy loads a part of itself
+on its first use, so that what needs names alone, as `unforgotten formats` does, loads none.
 """
 
 from unforgotten.theory.absmax import AbsmaxLaw as AbsmaxLaw

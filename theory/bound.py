@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from scipy import optimize
+import scipy
 
 from unforgotten.theory.absmax import AbsmaxLaw, absmax_law
 from unforgotten.theory.densities import Density, density_named
@@ -174,7 +174,7 @@ def _smallest_lr(setup: _Setup, gain: float | None, cosine: float | None) -> flo
         return lr
     while lr < highest:
         if excess(2 * lr) >= 0:
-            return float(optimize.brentq(excess, lr, 2 * lr, rtol=1e-3))  # pyright: ignore[reportArgumentType]
+            return float(scipy.optimize.brentq(excess, lr, 2 * lr, rtol=1e-3))  # pyright: ignore[reportArgumentType]
         lr *= 2
     return None
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 STUDENT_FREEDOM = 5.0  # tails as heavy as those of trained weights, with a finite fourth moment
 HISTOGRAM_BINS = 4096
@@ -58,7 +58,7 @@ class Gaussian:
 
     def cdf(self, x: ArrayLike) -> NDArray[Any]:
         """Phi(x / scale)."""
-        return np.asarray(special.ndtr(np.asarray(x) / self.scale))
+        return np.asarray(scipy.special.ndtr(np.asarray(x) / self.scale))
 
     def pdf(self, x: ArrayLike) -> NDArray[Any]:
         """exp(-x^2 / 2 scale^2) / (scale sqrt(2 pi))."""
@@ -67,11 +67,11 @@ class Gaussian:
 
     def quantile(self, p: ArrayLike) -> NDArray[Any]:
         """The inverse of `cdf`."""
-        return np.asarray(self.scale * special.ndtri(p))
+        return np.asarray(self.scale * scipy.special.ndtri(p))
 
     def magnitude_above(self, tail: ArrayLike) -> NDArray[Any]:
         """-scale Phi^-1(tail / 2)."""
-        return np.asarray(-self.scale * special.ndtri(np.asarray(tail) / 2))
+        return np.asarray(-self.scale * scipy.special.ndtri(np.asarray(tail) / 2))
 
 
 @dataclass(frozen=True)
@@ -127,17 +127,17 @@ class StudentT:
 
     def cdf(self, x: ArrayLike) -> NDArray[Any]:
         """The incomplete beta function of the standardized x."""
-        return np.asarray(special.stdtr(self.freedom, np.asarray(x) / self._unit))
+        return np.asarray(scipy.special.stdtr(self.freedom, np.asarray(x) / self._unit))
 
     def pdf(self, x: ArrayLike) -> NDArray[Any]:
         """(1 + z^2 / freedom)^(-(freedom + 1) / 2) / (unit sqrt(freedom) B(freedom / 2, 1/2)), z = x / unit."""
         z, n = np.asarray(x) / self._unit, self.freedom
-        log_norm = math.log(n) / 2 + float(special.betaln(n / 2, 0.5)) + math.log(self._unit)
+        log_norm = math.log(n) / 2 + float(scipy.special.betaln(n / 2, 0.5)) + math.log(self._unit)
         return np.asarray(np.exp(-(n + 1) / 2 * np.log1p(z * z / n) - log_norm))
 
     def quantile(self, p: ArrayLike) -> NDArray[Any]:
         """The inverse of `cdf`."""
-        return np.asarray(self._unit * special.stdtrit(self.freedom, p))
+        return np.asarray(self._unit * scipy.special.stdtrit(self.freedom, p))
 
     def magnitude_above(self, tail: ArrayLike) -> NDArray[Any]:
         """Minus the quantile of tail / 2."""

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
 
 from unforgotten.theory.group_grids import GRID_RULES, GroupGrid, decode_group, encode_group
 
@@ -103,7 +103,7 @@ def inverse_factor(h: NDArray[Any]) -> NDArray[Any]:
         ValueError: H is not positive definite.
     """
     try:
-        inverse_root = solve_triangular(
+        inverse_root = scipy.linalg.solve_triangular(
             np.linalg.cholesky(h), np.eye(len(h), dtype=h.dtype), lower=True
         )
         return np.ascontiguousarray(np.linalg.cholesky(inverse_root.T @ inverse_root).T)

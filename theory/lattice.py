@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy.linalg import solve_triangular
 
 from unforgotten.theory.claims import claim
 from unforgotten.theory.gptq import GptqResult, GptqRule
@@ -28,7 +28,7 @@ def skew(factor: NDArray[Any]) -> NDArray[Any]:
     Args:
         factor: U, (n, n) upper triangular with a positive diagonal.
     """
-    inverse = solve_triangular(factor, np.eye(len(factor)), trans=1)
+    inverse = scipy.linalg.solve_triangular(factor, np.eye(len(factor)), trans=1)
     return np.diag(factor)[:, None] * inverse
 
 

@@ -6,8 +6,8 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy import special
 
 from unforgotten.theory.claims import claim
 from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT, check_dtype
@@ -70,7 +70,7 @@ def step_law(optimizer: str, snr: float = math.inf) -> StepLaw:
         return StepLaw(np.array([-1.0, 1.0]), np.zeros(2), np.full(2, 0.5), signed)
     x, weight = np.polynomial.hermite_e.hermegauss(RATIO_NODES)
     z = snr * x
-    drift = special.erf(z / math.sqrt(2)) if signed else z / np.sqrt(1 + z * z)
+    drift = scipy.special.erf(z / math.sqrt(2)) if signed else z / np.sqrt(1 + z * z)
     share = 1.0 if signed else (1 - ADAM_BETA1) / (1 + ADAM_BETA1)
     return StepLaw(drift, np.sqrt(share * (1 - drift**2)), weight / weight.sum(), signed)
 
@@ -94,8 +94,8 @@ def rounded_velocity(drift: float, noise: float, step: float, ulp: ArrayLike) ->
         return ulp * np.rint(mean)
     spread = (noise * step / ulp)[..., None]
     halves = np.arange(MOST_SPACINGS) + 0.5
-    up = special.ndtr((mean[..., None] - halves) / spread)
-    down = special.ndtr((-mean[..., None] - halves) / spread)
+    up = scipy.special.ndtr((mean[..., None] - halves) / spread)
+    down = scipy.special.ndtr((-mean[..., None] - halves) / spread)
     return ulp * (up - down).sum(axis=-1)
 
 

@@ -7,8 +7,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import NDArray
-from scipy import optimize
 
 from unforgotten.theory.dead_zone import MIN_WEIGHTS
 from unforgotten.theory.motion import (
@@ -53,7 +53,7 @@ def stationary_fit(ratio: float) -> StepLaw:
     """AdamW's stationary law whose drifts have this root mean square; the nominal law from 1 on."""
     if ratio >= step_law("adamw", SNR_RANGE[1]).ratio:
         return step_law("adamw")
-    snr = optimize.brentq(lambda x: step_law("adamw", x).ratio - ratio, *SNR_RANGE)
+    snr = scipy.optimize.brentq(lambda x: step_law("adamw", x).ratio - ratio, *SNR_RANGE)
     return step_law("adamw", float(snr))  # pyright: ignore[reportArgumentType]
 
 

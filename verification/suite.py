@@ -7,9 +7,12 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 from xml.etree import ElementTree
 
+from unforgotten.audit.progress import draws_bars
+from unforgotten.audit.progress_lines import Voice
+from unforgotten.verification.suite_plugin import OPTIONS
 from unforgotten.verification.third_party import EXAMPLES, SCHEMA
 
 ALL = "nightly or not nightly"
@@ -27,8 +30,12 @@ def command(profile: str, report: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def run_suite(profile: str) -> dict[str, Any]:
+def run_suite(profile: str, *, quiet: bool = False) -> dict[str, Any]:
     """Run the tests; what they print goes to standard error. The object that `--json` prints.
+
+    Args:
+        profile: of `EXAMPLES`.
+        quiet: whether to keep progress back; failures are printed all the same.
 
     Raises:
         ValueError: no such profile.
@@ -37,15 +44,32 @@ def run_suite(profile: str) -> dict[str, Any]:
         raise ValueError(f"profile must be one of {', '.join(EXAMPLES)}, got profile={profile!r}")
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.xml"
-        done = subprocess.run(
-            command(profile, report),
-            env={**os.environ, "HYPOTHESIS_PROFILE": profile},
-            stdout=sys.__stderr__,
-            check=False,
-        )
+        words, stream = command(profile, report), sys.stderr
+        environment = {**os.environ, "HYPOTHESIS_PROFILE": profile}
+        if stream is not None and draws_bars(stream) and not quiet:
+            code = subprocess.run(words, env=environment, stdout=stream, check=False).returncode
+        else:
+            words += [*OPTIONS, *(["-q"] if quiet else [])]
+            code = _relayed(words, environment, stream)
         counts = counted(report) if report.exists() else {}
-    return {"schema": SCHEMA, "profile": profile, "pytest": done.returncode,
-            "verdict": "holds" if done.returncode == 0 else "fails", **counts}  # fmt: skip
+    return {"schema": SCHEMA, "profile": profile, "pytest": code,
+            "verdict": "holds" if code == 0 else "fails", **counts}  # fmt: skip
+
+
+def _relayed(words: list[str], environment: dict[str, str], stream: TextIO | None) -> int:
+    """Run a command, and pass its lines on while anybody reads them: pytest itself ends where nobody does."""
+    say = (lambda line: None) if stream is None else Voice(stream)
+    with subprocess.Popen(
+        words, env=environment, stdout=subprocess.PIPE, encoding="utf-8", errors="backslashreplace"
+    ) as child:
+        try:
+            assert child.stdout is not None
+            for line in child.stdout:
+                say(line.rstrip("\n"))
+        except BaseException:
+            child.kill()
+            raise
+    return child.returncode
 
 
 def exit_code(pytest_code: int) -> int:

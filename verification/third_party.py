@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -18,6 +17,7 @@ from hypothesis import Phase, find, settings
 from hypothesis.errors import Flaky, NoSuchExample
 from numpy.typing import NDArray
 
+from unforgotten.audit.progress import SILENT, Progress
 from unforgotten.theory.formats import Format, format_named
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.contracts import BASIC, CONTRACTS, Contract, Counterexample
@@ -148,10 +148,9 @@ def seed_of(name: str, seed: int) -> int:
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")
 
 
-def announce(text: str) -> None:
-    """Progress on standard error, one line that is overwritten; silent when that is not a terminal."""
-    if sys.stderr.isatty():
-        print(f"\r\x1b[K{text}", end="", file=sys.stderr, flush=True)
+def tried(q: Quantizer) -> list[str]:
+    """List the contracts that the claims imply, in the order in which they are tried."""
+    return [name for name, contract in CONTRACTS.items() if contract.applies(q)]
 
 
 def verify(
@@ -159,7 +158,7 @@ def verify(
     *,
     profile: str = "dev",
     seed: int | None = None,
-    started: Callable[[str], None] = announce,
+    progress: Progress = SILENT,
 ) -> dict[str, Any]:
     """Try every contract that the claims imply. What `unforgotten verify --quantizer --json` prints.
 
@@ -167,7 +166,7 @@ def verify(
         q: the quantizer.
         profile: of `EXAMPLES`. "ci" has seed 0.
         seed: repeats an earlier search.
-        started: called with the name of each contract before it is tried.
+        progress: told each of the contracts `tried`.
 
     Raises:
         ValueError: no such profile.
@@ -184,9 +183,9 @@ def verify(
         elif broken and name not in BASIC:
             verdicts.append(Verdict(name, "not judged"))
         else:
-            started(name)
-            verdicts.append(judge(name, q, examples=EXAMPLES[profile], seed=seed_of(name, seed)))
-    started("")
+            with progress.stage(name):
+                found = judge(name, q, examples=EXAMPLES[profile], seed=seed_of(name, seed))
+            verdicts.append(found)
     return {
         "schema": SCHEMA,
         "quantizer": q.name,

@@ -6,11 +6,14 @@ import json
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+if TYPE_CHECKING:
+    from unforgotten.audit.progress import Progress
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -19,6 +22,7 @@ app = typer.Typer(
     help="Does quantization bring back what your model unlearned?",
 )
 Json = Annotated[bool, typer.Option("--json", help="Print the result object on standard output.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 
 
 @app.command()
@@ -33,6 +37,7 @@ def run(
         bool, typer.Option("--resume", help="Go on with a run that was cut.")
     ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages and stop.")] = False,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Train, unlearn, quantize, evaluate M1-M4, decompose, and report."""
@@ -46,14 +51,19 @@ def run(
     if dry_run:
         _print_object({"config": config.model_dump(mode="json"), "stages": plan}, as_json, plan)
         return
-    from unforgotten.experiments.progress import Progress
+    from unforgotten.audit.progress import progress_on
     from unforgotten.experiments.run import write_summary
     from unforgotten.reports.build import build_report
 
     folder = out or Path("runs") / f"{config.profile}-seed{config.seed}"
-    with Progress(len(plan)) as progress:
-        run_all(config, folder, resume=resume, progress=progress)
-    report = build_report([folder], folder / "report.html")
+    try:
+        with progress_on(sys.stderr, len(plan) + 1, quiet=quiet) as progress:
+            run_all(config, folder, resume=resume, progress=progress)
+            with progress.stage("report"):
+                report = build_report([folder], folder / "report.html")
+    except KeyboardInterrupt:
+        print("interrupted; go on with --resume", file=sys.stderr)
+        raise typer.Exit(130) from None
     summary = write_summary(folder, report)
     _print_object(summary, as_json, [f"rows:   {summary['rows']}", f"report: {report}"])
 
@@ -80,13 +90,14 @@ def audit(
     ] = None,
     jobs: Annotated[int, typer.Option(help="Processes that share the tensors.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that does.")] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Compare two checkpoints: what is left of the update in every format."""
     try:
         from unforgotten.audit.options import read_options
-        from unforgotten.audit.progress import AuditProgress
-        from unforgotten.audit.run import audit_pair
+        from unforgotten.audit.progress import progress_on
+        from unforgotten.audit.run import STAGES, audit_pair
         from unforgotten.audit.summary import print_summary
 
         options = read_options(formats, fail_on, texts, benchmark, retrained, jobs, ray)
@@ -95,13 +106,12 @@ def audit(
         if ray is not None:
             _need("ray", "ray")
         pair = Path(target), Path(unlearned)
-        with AuditProgress() as progress:
+        stages = len(STAGES) + (texts is not None) + (benchmark is not None)
+        with progress_on(sys.stderr, stages, quiet=quiet, transient=True) as progress:
             result = audit_pair(
                 *pair, options.formats, out, progress, jobs=jobs, ray=ray,
-                output=_output_leg(pair, options.measured, texts, progress.stage),
-                behaviour=_behaviour_leg(
-                    pair, options.measured, benchmark, retrained, progress.stage
-                ),
+                output=_output_leg(pair, options.measured, texts, progress),
+                behaviour=_behaviour_leg(pair, options.measured, benchmark, retrained, progress),
             )  # fmt: skip
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
@@ -118,16 +128,16 @@ def _output_leg(
     pair: tuple[Path, Path],
     formats: Sequence[str],
     texts: Path | None,
-    stage: Callable[[str], None],
+    progress: Progress,
 ) -> Callable[[], Any] | None:
     if texts is None:
         return None
 
     def measure() -> Any:
-        from unforgotten.experiments.pair_output import output_leg
+        with progress.stage("output", "formats") as step:
+            from unforgotten.experiments.pair_output import output_leg
 
-        stage("output: the models on the texts")
-        return output_leg(*pair, formats, texts)
+            return output_leg(*pair, formats, texts, step=step)
 
     return measure
 
@@ -137,16 +147,16 @@ def _behaviour_leg(
     formats: Sequence[str],
     benchmark: Path | None,
     retrained: Path | None,
-    stage: Callable[[str], None],
+    progress: Progress,
 ) -> Callable[[], Any] | None:
     if benchmark is None:
         return None
 
     def measure() -> Any:
-        from unforgotten.experiments.pair_behaviour import behaviour_leg
+        with progress.stage("behaviour", "models") as step:
+            from unforgotten.experiments.pair_behaviour import behaviour_leg
 
-        stage("behaviour: the models on the benchmark")
-        return behaviour_leg(*pair, formats, benchmark, retrained=retrained)
+            return behaviour_leg(*pair, formats, benchmark, retrained=retrained, step=step)
 
     return measure
 
@@ -241,6 +251,7 @@ def verify(
         str | None, typer.Option(help="A quantizer of your own, as module:object.")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats a search of a quantizer.")] = None,
+    quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """The verification suite; or its contracts against a quantizer of your own. Ends with 1 where something fails."""
@@ -250,10 +261,15 @@ def verify(
     if quantizer is None:
         if seed is not None:
             raise ValueError(f"--seed needs --quantizer, got seed={seed}")
-        result = suite.run_suite(profile)
+        result = suite.run_suite(profile, quiet=quiet)
         _print_object(result, as_json, [f"verification suite, {profile}: {result['verdict']}"])
         raise typer.Exit(suite.exit_code(result["pytest"]))
-    result = third_party.verify(described.load(quantizer), profile=profile, seed=seed)
+    from unforgotten.audit.progress import progress_on
+
+    q = described.load(quantizer)
+    stages = third_party.tried(q)
+    with progress_on(sys.stderr, len(stages), quiet=quiet, transient=True) as progress:
+        result = third_party.verify(q, profile=profile, seed=seed, progress=progress)
     _print_object(result, as_json, verdict.lines(result))
     raise typer.Exit(int(result["verdict"] == "fails"))
 
@@ -284,10 +300,7 @@ def main() -> None:
     """Run the command line. Bad input ends with one line on standard error and code 2, an interrupt with 130."""
     try:
         sys.exit(app(standalone_mode=False))
-    except typer.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
-        print("interrupted; go on with --resume", file=sys.stderr)
+    except (typer.Abort, KeyboardInterrupt):
         sys.exit(130)
     except (ValueError, OSError) as error:
         print(f"unforgotten: {' '.join(str(error).split())}", file=sys.stderr)
