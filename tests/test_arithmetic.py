@@ -21,7 +21,7 @@ from unforgotten.experiments.batches import pad
 from unforgotten.experiments.bf16_products import Float32Products
 from unforgotten.experiments.checkpoints import load_model
 from unforgotten.experiments.config import load_config
-from unforgotten.experiments.losses import retain_divergence, token_log_probs
+from unforgotten.experiments.losses import distributions, retain_divergence, token_log_probs
 from unforgotten.experiments.unlearning import Outcome, arithmetic_of, make_reference
 
 FP32 = Arithmetic(torch.float32, "none", "float32")
@@ -68,7 +68,7 @@ def scored(model: Any, arithmetic: Arithmetic) -> Any:
     kinds = torch.autocast("cpu", torch.bfloat16, enabled=arithmetic.autocast == "bf16")
     with torch.no_grad(), arithmetic.computing(), kinds:
         logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
-    return token_log_probs(logits, batch.input_ids, batch.attention_mask)
+    return token_log_probs(logits, batch.input_ids, batch.attention_mask), distributions(logits)
 
 
 @pytest.mark.parametrize("arithmetic", [FP32, BF16, NATIVE, MIXED], ids=lambda a: a.products_name)
@@ -77,10 +77,10 @@ def test_before_the_first_step_the_target_is_its_own_reference(
 ) -> None:
     target = load_model(micro_pair / "models/target")
     reference = make_reference(target, (DOCUMENTS, DOCUMENTS), len(DOCUMENTS), arithmetic)
-    ours = scored(target, arithmetic)
+    ours, whole = scored(target, arithmetic)
     padded = torch.nn.utils.rnn.pad_sequence(list(reference.distributions), batch_first=True)
     assert torch.equal(reference.sequences, ours.label.sum(-1))
-    assert float(retain_divergence(ours, padded)) == 0.0
+    assert float(retain_divergence(whole, ours.mask, padded)) == 0.0
     assert all(p.dtype == arithmetic.parameters for p in target.parameters())
 
 
