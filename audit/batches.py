@@ -16,7 +16,7 @@ BATCH_PIECES = 32  # at most; a larger tensor is shared out
 
 
 class Work(NamedTuple):
-    """What every worker needs to know: the pair, the formats, and the path of `simd.paths` that all of them take."""
+    """What every worker needs to know: the pair, the formats, and the path of `simd.available_paths` that all of them take."""
 
     target: Checkpoint
     unlearned: Checkpoint

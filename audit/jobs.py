@@ -12,6 +12,7 @@ import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from itertools import islice
 from typing import NamedTuple
 
@@ -21,6 +22,8 @@ from unforgotten.audit.fetching import Fetching
 from unforgotten.audit.measured import TensorMeasured
 from unforgotten.audit.measuring import PieceMeasured, add_pieces
 from unforgotten.audit.pairing import check_finite
+from unforgotten.audit.reference import measure_by_reference
+from unforgotten.audit.simd import NUMPY
 from unforgotten.audit.tensor_task import NotFiniteError, RefusedError, TensorTask
 
 MAX_LOSSES = 3  # of workers in a row without a batch done
@@ -48,6 +51,13 @@ def measure_tensors(
     """
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got jobs={jobs}")
+    if work.simd == NUMPY:
+        for done, name in enumerate(names):
+            report(name, done)
+            with _naming(work, name):
+                measured = measure_by_reference(work, name)
+            yield measured
+        return
     batches = {name: batches_of(work, name) for name in names}
     if ray is not None:
         from unforgotten.audit.jobs_ray import RayWorkers
@@ -66,10 +76,17 @@ def measure_tensors(
 def _tensor(
     work: Work, name: str, found: Iterator[list[PieceMeasured]], count: int
 ) -> TensorMeasured:
-    try:
+    with _naming(work, name):
         rows = [row for part in islice(found, count) for row in part]
         whole = TensorTask((work.target, work.unlearned), name, work.formats, {}, work.simd)
         return add_pieces(whole, rows)
+
+
+@contextmanager
+def _naming(work: Work, name: str) -> Iterator[None]:
+    """Say which weight of the tensor is not finite, or which format cannot take it."""
+    try:
+        yield
     except (RefusedError, NotFiniteError) as error:
         check_finite(work.target, name)
         check_finite(work.unlearned, name)

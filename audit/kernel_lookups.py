@@ -191,7 +191,9 @@ class Neon(_Emitter):
         for two in self.parts(own, 2):
             lanes = b.bitcast(two, ir.VectorType(I8, 8))
             places = self.pick(lanes, lanes, [0] * 8 + [4] * 8)
-            found.append(b.bitcast(self._bytes(entries, b.or_(places, first)), ir.VectorType(F64, 2)))
+            found.append(
+                b.bitcast(self._bytes(entries, b.or_(places, first)), ir.VectorType(F64, 2))
+            )
         return [self.joined(found[:4]), self.joined(found[4:])]
 
     def _bytes(self, entries: list[Any], places: Any) -> Any:

@@ -13,7 +13,7 @@ from unforgotten.audit.headers import TensorInfo
 from unforgotten.audit.measuring import measure_piece
 from unforgotten.audit.pieces import pieces
 from unforgotten.audit.run import DEFAULT_FORMATS
-from unforgotten.audit.simd import paths
+from unforgotten.audit.simd import available_paths
 from unforgotten.audit.tensor_task import tensor_task
 from unforgotten.theory.formats import format_named
 
@@ -46,6 +46,6 @@ class Few:
 for dtype in (ml_dtypes.bfloat16, np.float32):
     few = Few(np.arange(-128, 128).reshape(2, 128).astype(dtype))
     for names in FORMATS:
-        task = tensor_task(few, few, "w", [format_named(name) for name in names], paths()[0])
+        task = tensor_task(few, few, "w", [format_named(name) for name in names], available_paths()[0])
         for piece in pieces(task.shape):
             measure_piece(task, piece)

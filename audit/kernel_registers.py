@@ -118,8 +118,10 @@ def measure_registers(
 
 
 def _compiled(stamp: str, simd: str) -> Any:
-    """The driver for one instruction set. The stamp of the code that it inlines is a part of it, so that its cache knows
-    when that changes."""
+    """Return the driver for one instruction set.
+
+    The stamp of the code that it inlines is a part of it, so that its cache knows when that changes.
+    """
 
     # fmt: off
     @compiled()
@@ -216,4 +218,4 @@ def _stamp() -> str:
 
 
 MEASURE_BLOCKS: Mapping[str, Any] = {path: _compiled(_stamp(), path) for path in VECTOR_PATHS}
-"""The drivers, each compiled on its first call, which needs the instructions: see `simd.paths`."""
+"""The drivers, each compiled on its first call, which needs the instructions: see `simd.available_paths`."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from llvmlite import ir
@@ -84,6 +84,30 @@ def _emit(part: Part, unrolled: int) -> None:
     part.store_sums()
 
 
+def emit_tile(
+    builder: Any,
+    arg: Mapping[str, Any],
+    kinds: Mapping[str, Any],
+    pointers: Mapping[str, Any],
+    simd: str,
+    unrolled: int,
+) -> None:
+    """Emit the passes over the blocks of a tile, those that keep their grid and then those that do not.
+
+    Args:
+        builder: builds the function.
+        arg: values of NAMES; None for what is left out.
+        kinds: Numba's types of NAMES, of which that of `x` is asked for.
+        pointers: to the data of the arrays among NAMES that are not left out.
+        simd: one of `simd.VECTOR_PATHS`.
+        unrolled: how many groups a block has where that is known, else 0.
+    """
+    for same in (True, False):
+        some = builder.icmp_signed(">", arg["keeps" if same else "moves"], ir.Constant(I64, 0))
+        with builder.if_then(some):
+            _emit(Part(builder, arg, kinds, pointers, simd=simd, same=same), unrolled)
+
+
 @intrinsic(prefer_literal=True)
 def measure_tile(
     typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, two: Any, dense: Any,
@@ -124,12 +148,8 @@ def measure_tile(
             for name, kind in own.items()
             if isinstance(kind, types.Array)
         }
-        path = own["simd"].literal_value
         unrolled = own["groups"].count if isinstance(own["groups"], types.UniTuple) else 0
-        for same in (True, False):
-            some = builder.icmp_signed(">", arg["keeps" if same else "moves"], ir.Constant(I64, 0))
-            with builder.if_then(some):
-                _emit(Part(builder, arg, own, pointers, simd=path, same=same), unrolled)
+        emit_tile(builder, arg, own, pointers, own["simd"].literal_value, unrolled)
         return context.get_dummy_value()
 
     whole = [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from unforgotten.theory.dead_zone import BinadeCounts
 from unforgotten.theory.update import GridMode, Survival
@@ -15,6 +15,16 @@ class Setting(NamedTuple):
 
     format: str
     grid: GridMode
+
+
+class Computed(TypedDict):
+    """How weights were measured: the path, one of `simd.available_paths`, and LLVM's name of the processor.
+
+    Counts are the same on every path, and sums to 1e-12 of what they add up.
+    """
+
+    path: str
+    processor: str
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,11 @@ from unforgotten.audit.finding_row import FindingRow
 from unforgotten.audit.findings import Finding, judge_formats, overall_finding, reasons
 from unforgotten.audit.findings_all import all_findings, code_findings
 from unforgotten.audit.legs import BehaviourLeg, OutputLeg
+from unforgotten.audit.measured import Computed
 from unforgotten.audit.prediction import PredictionRow, predict_gains
 from unforgotten.audit.probe import look
 from unforgotten.audit.rows import FormatRow, code_row, finite_or_none, format_row
+from unforgotten.audit.simd import NUMPY, processor
 from unforgotten.audit.training_estimate import estimate_training, typical_steps
 from unforgotten.audit.verdict import Decision, decide
 from unforgotten.audit.weights import WeightsLeg
@@ -80,6 +82,7 @@ class AuditResult(TypedDict):
     schema: str
     version: str
     compared: Literal["weights", "codes"]
+    computed: Computed
     target: Source
     unlearned: Source
     formats: list[FormatRow]
@@ -117,6 +120,7 @@ def build_result(
         schema=SCHEMA,
         version=version("unforgotten"),
         compared="weights",
+        computed=leg.computed,
         target=_source(target),
         unlearned=_source(unlearned),
         formats=rows,
@@ -141,6 +145,7 @@ def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLe
         schema=SCHEMA,
         version=version("unforgotten"),
         compared="codes",
+        computed=Computed(path=NUMPY, processor=processor()),
         target=_source(target),
         unlearned=_source(unlearned),
         formats=[code_row(name, counts) for name, counts in leg.by_format.items()],

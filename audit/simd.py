@@ -15,6 +15,9 @@ import llvmlite.binding as llvm
 
 VARIABLE = "UNFORGOTTEN_SIMD"
 AUTO, SCALAR, NUMPY = "auto", "scalar", "numpy"
+SMALL = 1 << 22
+"""Weights times formats that the reference measures in one to two seconds."""
+
 VECTOR_PATHS = ("avx512", "avx2", "neon")
 """Fastest first."""
 
@@ -48,7 +51,7 @@ declare <2 x double> @llvm.fma.v2f64(<2 x double>, <2 x double>, <2 x double>)
 
 
 @cache
-def paths() -> tuple[str, ...]:
+def available_paths() -> tuple[str, ...]:
     """Return the paths that can run in this process, fastest first; "scalar" and "numpy" always can.
 
     A vector path needs its instructions twice: of the processor, and of the machine that Numba compiles for, which
@@ -104,19 +107,26 @@ def _target() -> tuple[str, str, str]:
     return triple, cpu, features
 
 
-def chosen_path() -> str:
-    """Return the path that UNFORGOTTEN_SIMD names, or the fastest one where it is "auto", empty or not set.
+def path_for(size: int) -> str:
+    """Return the path that UNFORGOTTEN_SIMD names; where it is "auto", empty or not set, the one for this much work.
+
+    Small work is done by "numpy": to compile the kernels once takes longer, and to load them nearly as long.
+
+    Args:
+        size: weights times formats.
 
     Raises:
         ValueError: no path has this name, or this process cannot run it.
     """
     named = os.environ.get(VARIABLE) or AUTO
-    return paths()[0] if named == AUTO else checked_path(named)
+    if named != AUTO:
+        return checked_path(named)
+    return NUMPY if size <= SMALL else available_paths()[0]
 
 
-def is_forced() -> bool:
-    """Return whether UNFORGOTTEN_SIMD names a path."""
-    return os.environ.get(VARIABLE, AUTO) not in ("", AUTO)
+def processor() -> str:
+    """Return LLVM's name of the processor that the kernels are compiled for, such as "znver4"."""
+    return _target()[1]
 
 
 def checked_path(name: str) -> str:
@@ -125,7 +135,7 @@ def checked_path(name: str) -> str:
     Raises:
         ValueError: it cannot.
     """
-    if name not in paths():
-        here = ", ".join((*paths(), AUTO))
+    if name not in available_paths():
+        here = ", ".join((*available_paths(), AUTO))
         raise ValueError(f"{VARIABLE} must be one of {here} on this machine, got {name!r}")
     return name

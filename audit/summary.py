@@ -69,7 +69,8 @@ def _coverage(result: AuditResult) -> str:
     seen = f"{result['coverage']['weights']:,} weights in {result['coverage']['tensors']} tensors"
     if unchanged is None:
         return f"{seen}, quantized already: their codes are counted"
-    return f"{seen}, {share(unchanged)} unchanged by the update"
+    how = f"{result['computed']['path']} on {result['computed']['processor']}"
+    return f"{seen}, {share(unchanged)} unchanged by the update; computed by {how}"
 
 
 def _predictions(rows: list[PredictionRow]) -> Table:

@@ -58,7 +58,7 @@ class TensorTask:
         formats: to measure it in.
         wide: of blocks that are wider than a piece, and of the tensor where a format needs that, the extremes before
             and after.
-        simd: the path to measure it on, see `simd.paths`.
+        simd: the path to measure it on, see `simd.available_paths`.
     """
 
     checkpoints: tuple[Checkpoint, Checkpoint]
@@ -82,12 +82,7 @@ def tensor_task(
         RefusedError: the tensor is empty, or a format takes whole blocks only and a row has others.
     """
     shape = target.tensors[name].shape
-    if math.prod(shape) == 0:
-        reason = f"a tensor to quantize must not be empty, got shape={shape}"
-        raise RefusedError(formats[0].name, reason)
-    for fmt in formats:
-        with refusing(fmt):
-            padding(shape[-1], fmt)
+    check_formats(shape, formats)
     wide = {
         layout: (
             _wide_extremes(target, name, layout, seen),
@@ -96,6 +91,20 @@ def tensor_task(
         for layout, seen in _wide_layouts(formats, shape).items()
     }
     return TensorTask((target, unlearned), name, tuple(formats), wide, simd)
+
+
+def check_formats(shape: tuple[int, ...], formats: Sequence[Format]) -> None:
+    """Check that formats can take a tensor of this shape.
+
+    Raises:
+        RefusedError: the tensor is empty, or a format takes whole blocks only and a row has others.
+    """
+    if math.prod(shape) == 0:
+        reason = f"a tensor to quantize must not be empty, got shape={shape}"
+        raise RefusedError(formats[0].name, reason)
+    for fmt in formats:
+        with refusing(fmt):
+            padding(shape[-1], fmt)
 
 
 def _wide_layouts(

@@ -12,10 +12,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.checkpoints import Checkpoint
+from unforgotten.audit.measured import Computed, TensorMeasured
 from unforgotten.audit.measured import Setting as Setting  # noqa: PLC0414
-from unforgotten.audit.measured import TensorMeasured
 from unforgotten.audit.pairing import check_finite, pair, tensors_equal
-from unforgotten.audit.simd import chosen_path
+from unforgotten.audit.simd import path_for, processor
 from unforgotten.theory.dead_zone import BinadeCounts, DeadZone, add_binades, find_dead_zone
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.update import Survival, add
@@ -68,6 +68,7 @@ class WeightsLeg:
             trained in bfloat16 and saved in float32.
         binades: the counts of the tensors of the storage dtype.
         dead_zone: what the binades show, at `precision`.
+        computed: on which path it was measured.
     """
 
     tensors: tuple[TensorLeg, ...]
@@ -77,6 +78,7 @@ class WeightsLeg:
     precision: str
     binades: BinadeCounts
     dead_zone: DeadZone
+    computed: Computed
 
     @property
     def unchanged_fraction(self) -> float:
@@ -129,13 +131,14 @@ def weights_leg(
     from unforgotten.audit.batches import Work
     from unforgotten.audit.jobs import measure_tensors
 
-    work = Work(target, unlearned, tuple(known), chosen_path())
+    weights = sum(math.prod(target.tensors[name].shape) for name in names.quantized)
+    work = Work(target, unlearned, tuple(known), path_for(weights * len(known)))
     measured = measure_tensors(work, names.quantized, report, jobs=jobs, ray=ray)
     tensors = [
         _tensor_leg(target, unlearned, name, found)
         for name, found in zip(names.quantized, measured, strict=True)
     ]
-    return _sum_up(tensors, kept)
+    return _sum_up(tensors, kept, Computed(path=work.simd, processor=processor()))
 
 
 def _tensor_leg(
@@ -176,7 +179,9 @@ def value_precision(w: NDArray[Any], dtype: str) -> str:
     return dtype
 
 
-def _sum_up(tensors: Sequence[TensorLeg], kept: Mapping[str, bool]) -> WeightsLeg:
+def _sum_up(
+    tensors: Sequence[TensorLeg], kept: Mapping[str, bool], computed: Computed
+) -> WeightsLeg:
     weights_of: dict[str, int] = {}
     for t in tensors:
         weights_of[t.dtypes[1]] = weights_of.get(t.dtypes[1], 0) + math.prod(t.shape)
@@ -194,6 +199,7 @@ def _sum_up(tensors: Sequence[TensorLeg], kept: Mapping[str, bool]) -> WeightsLe
         precision=precision,
         binades=binades,
         dead_zone=find_dead_zone(binades, precision),
+        computed=computed,
     )
 
 

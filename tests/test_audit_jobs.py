@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from unforgotten.audit import open_checkpoint, weights_leg
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.jobs import MAX_LOSSES
+from unforgotten.audit.simd import VARIABLE, available_paths
 from unforgotten.audit.weights import WeightsLeg
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.lost_workers import deadly
@@ -23,6 +24,12 @@ SHAPES = {
     "b.weight": (40, 128),
     "c.weight": (600, 4096),
 }  # the last is two pieces
+
+
+@pytest.fixture(autouse=True)
+def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Work this small is not shared out unless a path is named."""
+    monkeypatch.setenv(VARIABLE, available_paths()[0])
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +51,9 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 @pytest.fixture(scope="module")
 def alone(pair: tuple[Path, Path]) -> WeightsLeg:
     target, unlearned = map(open_checkpoint, pair)
-    return weights_leg(target, unlearned, FORMATS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(VARIABLE, available_paths()[0])
+        return weights_leg(target, unlearned, FORMATS)
 
 
 def test_processes_measure_the_same(pair: tuple[Path, Path], alone: WeightsLeg) -> None:

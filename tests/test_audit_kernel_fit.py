@@ -14,6 +14,7 @@ from unforgotten.audit.kernel_fit import FINITE, NO_GRID, fit_of_blocks, fit_of_
 from unforgotten.audit.kernel_plan import Blocks, Extremes, fit_blocks, may_overflow
 from unforgotten.audit.kernel_registers import measure_registers
 from unforgotten.audit.kernel_tables import fits_registers
+from unforgotten.audit.simd import VECTOR_PATHS, available_paths
 from unforgotten.theory.formats import Format, format_named
 from unforgotten.verification import strategies as domain
 from unforgotten.verification.chance import rng_for
@@ -24,6 +25,14 @@ NAMES = [
     for name in (*domain.ALL_FORMAT_NAMES, "mxfp4-b32", "nf4-b64", "int4-g64")
     if (fmt := format_named(name)).statistic == "absmax" and fits_registers(fmt)
 ]
+
+VECTORS = [path for path in VECTOR_PATHS if path in available_paths()]
+vectors = pytest.mark.parametrize(
+    "path",
+    VECTORS
+    or [pytest.param("", marks=pytest.mark.skip(reason="this processor has no vector path"))],
+)
+"""Each path of sixteen weights that this machine can run; none other is ever compiled."""
 
 
 def magnitudes(fmt: Format, tops: tuple[float, float] | None) -> Array:
@@ -83,8 +92,9 @@ def bits(w: Array) -> Array:
     return w.astype(ml_dtypes.bfloat16).view(np.uint16)
 
 
+@vectors
 @pytest.mark.parametrize("name", ["nf4-b64", "fp4-b64", "mxfp4-b32", "nvfp4", "int4-g64"])
-def test_measure_registers__of_magnitudes_equals_that_of_blocks(name: str) -> None:
+def test_measure_registers__of_magnitudes_equals_that_of_blocks(name: str, path: str) -> None:
     """The same pair with one entry for each block: every number equal, and the entries are those of the blocks."""
     fmt, rng = format_named(name), rng_for("of magnitudes", name)
     size = fmt.block_size
@@ -100,8 +110,8 @@ def test_measure_registers__of_magnitudes_equals_that_of_blocks(name: str) -> No
     blocks = [direct(z, fmt, tops and tops[k]) for k, z in enumerate(ends)]
     each = fit_of_blocks(blocks[0], blocks[1], ends[0])
     assert fit is not None
-    found = measure_registers((x.reshape(-1), y.reshape(-1)), size, fmt, fit)
-    expected = measure_registers((x.reshape(-1), y.reshape(-1)), size, fmt, each)
+    found = measure_registers((x.reshape(-1), y.reshape(-1)), size, fmt, fit, path)
+    expected = measure_registers((x.reshape(-1), y.reshape(-1)), size, fmt, each, path)
     assert found is not None
     assert expected is not None
     pairs: list[tuple[Any, Any]] = list(zip(found, expected, strict=True))
@@ -122,22 +132,24 @@ def test_grids__are_equal_where_all_parameters_are() -> None:
     assert (grid[:6] == grid[6:]).tolist() == [True, True, False, False, False, False]
 
 
+@vectors
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("side", [0, 1])
-def test_measure_registers__stops_at_what_is_not_finite(bad: float, side: int) -> None:
+def test_measure_registers__stops_at_what_is_not_finite(bad: float, side: int, path: str) -> None:
     fmt = format_named("nf4-b64")
     pair = [np.ones(4096, np.float32), np.ones(4096, np.float32)]
     pair[side][4000] = bad
     fit = fit_of_magnitudes(fmt, None, None, 64, 64)
     assert fit is not None
-    assert measure_registers((bits(pair[0]), bits(pair[1])), 64, fmt, fit) is None
+    assert measure_registers((bits(pair[0]), bits(pair[1])), 64, fmt, fit, path) is None
     pair[side][4000] = 1
-    after = measure_registers((bits(pair[0]), bits(pair[1])), 64, fmt, fit)
+    after = measure_registers((bits(pair[0]), bits(pair[1])), 64, fmt, fit, path)
     assert after is not None
     assert after.weights.sum() == 4096, "nothing is left of the blocks before"
 
 
-def test_fit_of_magnitudes__of_known_blocks_has_limits_too() -> None:
+@vectors
+def test_fit_of_magnitudes__of_known_blocks_has_limits_too(path: str) -> None:
     """A block that one format can take and the next cannot: of two formats, one's end level is larger."""
     first, second = format_named("nf4-b64"), format_named("int4-g64-ct")
     limits = [
@@ -151,7 +163,7 @@ def test_fit_of_magnitudes__of_known_blocks_has_limits_too() -> None:
     y[3] = limits[0]
     fit = fit_of_magnitudes(first, None, None, 64, 1)
     assert fit is not None
-    assert measure_registers((x, y), 64, first, fit) is not None
+    assert measure_registers((x, y), 64, first, fit, path) is not None
     assert fit_of_magnitudes(second, None, fit, 64, 1) is None
 
 

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from unforgotten.audit import fetching, files
 from unforgotten.audit.kernel_bits import block_sizes
 from unforgotten.audit.kernel_fit import FINITE
-from unforgotten.audit.kernel_lanes import available
 from unforgotten.audit.kernel_plan import exact_thresholds, float_order
 from unforgotten.audit.kernel_rows import (
     BINS,
@@ -43,7 +42,6 @@ from unforgotten.verification import strategies as domain
 from unforgotten.verification.chance import rng_for
 
 Array = NDArray[Any]
-needs_lanes = pytest.mark.skipif(not available(), reason="this machine lacks the instructions")
 QUOTIENTS = [
     name
     for name in domain.ALL_FORMAT_NAMES
@@ -113,7 +111,6 @@ def test_float_order__is_the_order_of_floats() -> None:
     )
 
 
-@needs_lanes
 @pytest.mark.parametrize("name", ["mxfp4-b32", "nvfp4", "int4-g64"])
 def test_lattice_rule__finds_the_bin_of_every_bfloat16(name: str) -> None:
     """With fractions: where a ratio of 8 bits is in its cell, and that the fused sum is what float64 says."""
@@ -137,7 +134,6 @@ def test_lattice_rule__finds_the_bin_of_every_bfloat16(name: str) -> None:
         assert found == FIRST_BIN + min(math.floor(place * BINS), BINS - 1)
 
 
-@needs_lanes
 @pytest.mark.parametrize("name", QUOTIENTS)
 def test_vector_rule__is_sure_of_quotients_that_are_clear_of_thresholds(name: str) -> None:
     """The ends of what a code has for sure, moved by all that a product by a reciprocal may be off."""
@@ -153,7 +149,6 @@ def test_vector_rule__is_sure_of_quotients_that_are_clear_of_thresholds(name: st
                     assert sum(quotient > Fraction(float(t)) for t in thresholds) == code
 
 
-@needs_lanes
 @pytest.mark.parametrize("name", QUOTIENTS)
 def test_vector_rule__is_sure_of_codes_away_from_the_one_threshold(name: str) -> None:
     """Products that are as far off as they may be have the code of the quotient, or are not sure; few are not."""
@@ -193,7 +188,6 @@ def sizes_of(
     return sizes(x, y, start, stop, groups, 7, e, f, top)
 
 
-@needs_lanes
 @settings(deadline=None)  # the first example compiles
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 3), st.integers(0, 2**32 - 1))
 def test_block_sizes__are_those_of_numpy(groups: int, count: int, start: int, seed: int) -> None:

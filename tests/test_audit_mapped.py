@@ -17,6 +17,7 @@ from unforgotten.audit import files, open_checkpoint
 from unforgotten.audit.batches import Batch, Work, measure_batch
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.files import map_files, open_file
+from unforgotten.audit.simd import available_paths
 from unforgotten.theory.formats import format_named
 from unforgotten.verification.chance import rng_for
 
@@ -73,7 +74,7 @@ def save_pair(folder: Path) -> tuple[Path, Path]:
 def measure(paths: tuple[Path, Path]) -> Any:
     target, unlearned = map(open_checkpoint, paths)
     formats = tuple(format_named(name) for name in ("nf4-b64", "nvfp4", "int8-row", "q4_0"))
-    return Work(target, unlearned, formats), Batch("w.weight", 0, 1)
+    return Work(target, unlearned, formats, available_paths()[0]), Batch("w.weight", 0, 1)
 
 
 def test_mapped_weights_are_measured_like_read_ones(tmp_path: Path) -> None:
