@@ -151,10 +151,11 @@ def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pro
 
 
 def _base_notes(config: RunConfig) -> dict[str, Any]:
-    if config.pretraining is None:
-        return {"dtypes": TRAINED | {"checkpoint": "float32"}, "products": None, "rounding": None}
-    notes = _trained_notes(config, config.pretraining)
-    return notes | {"dtypes": TRAINED | {"checkpoint": "float32"}}
+    """How the base was trained; of one that came in a package this is not known."""
+    dtypes = TRAINED | {"checkpoint": "float32"}
+    if config.base.kind == "smollm2" or config.pretraining is None:
+        return {"dtypes": dtypes, "products": None, "rounding": None}
+    return _trained_notes(config, config.pretraining) | {"dtypes": dtypes}
 
 
 def _trained_notes(config: RunConfig, training: TrainingConfig) -> dict[str, Any]:

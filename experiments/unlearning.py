@@ -115,8 +115,8 @@ def make_reference(
 ) -> Reference:
     """Run the target once over both sets, in the arithmetic of the arm, to which it is converted in place.
 
-    Before the first step, then, the model and its reference give a batch equal log-probabilities: the divergence is 0,
-    and no ratio comes from rounding.
+    Before the first step, then, model and reference agree: of one batch they give equal log-probabilities, so that the
+    divergence is 0 and no preference comes from rounding the weights.
     """
     arithmetic.cast(target)
     sequences: list[Tensor] = []
