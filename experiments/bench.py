@@ -1,7 +1,7 @@
 """What Q costs, side by side: the numpy reference and the torch path against bitsandbytes on the CPU.
 
 Every round times all three in turn, in one process, and gives ratios; seconds of one machine would say little elsewhere.
-So does the last line, on the command `bound`: it is to answer as fast as Python loads what it computes with.
+So does the last line, on the command `bound`: it is to take little more than Python does to load what it computes with.
 """
 
 from __future__ import annotations
