@@ -1,4 +1,4 @@
-"""Nothing in a test reaches for a hub, and nothing draws on a screen."""
+"""Nothing in a test reaches for a hub, and nothing draws on a screen; Hypothesis runs as it does in `verification/`."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 
+from unforgotten.verification.profiles import load_profile
+
+load_profile()
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or a fork after the first tokenization warns

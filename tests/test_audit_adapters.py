@@ -38,6 +38,7 @@ def base(dtype: Any = np.float32) -> Tensors:
 
 
 def lora(dtype: Any = np.float32) -> Tensors:
+    """Factors; of bfloat16 a sum of RANK products is exact in float64, so that no order of it has another result."""
     rng = np.random.default_rng(1)
     a, b = rng.normal(size=(RANK, IN)), rng.normal(size=(OUT, RANK))
     return {f"{LORA}.lora_A.weight": a.astype(dtype), f"{LORA}.lora_B.weight": b.astype(dtype)}
@@ -128,8 +129,8 @@ def test_dora_rows_have_the_stored_length(tmp_path: Path) -> None:
 
 def test_fan_in_fan_out_adds_the_transpose(tmp_path: Path) -> None:
     turned = base() | {MATRIX: np.ascontiguousarray(base()[MATRIX].T)}
-    plain = merged(_made(tmp_path / "1"), lora()).read(MATRIX)
-    found = merged(_made(tmp_path / "2"), lora(), turned, fan_in_fan_out=True)
+    plain = merged(_made(tmp_path / "1"), lora(BF16)).read(MATRIX)
+    found = merged(_made(tmp_path / "2"), lora(BF16), turned, fan_in_fan_out=True)
     assert np.array_equal(found.read(MATRIX).T, plain)
     assert np.array_equal(found.read_rows(MATRIX, 3, 5).T, plain[:, 3:5])
 
@@ -141,12 +142,12 @@ def _made(folder: Path) -> Path:
 
 def test_embedding_is_merged_and_modules_to_save_take_their_place(tmp_path: Path) -> None:
     rng = np.random.default_rng(2)
-    a, b = (rng.normal(size=s).astype(np.float32) for s in ((RANK, 10), (IN, RANK)))
+    a, b = (rng.normal(size=s).astype(BF16) for s in ((RANK, 10), (IN, RANK)))
     root = "base_model.model.model.embed_tokens"
     parts = {f"{root}.lora_embedding_A": a, f"{root}.lora_embedding_B": b,
              "base_model.model.model.norm.weight": np.full(IN, 7, np.float32)}  # fmt: skip
     found = merged(tmp_path, parts)
-    expected = base()[EMBEDDING] + 5 / 3 * (b.astype(float) @ a).T
+    expected = base()[EMBEDDING] + 5 / 3 * (b.astype(float) @ a.astype(float)).T
     assert np.array_equal(found.read(EMBEDDING), expected.astype(np.float32))
     assert np.array_equal(found.read(NORM), np.full(IN, 7))
     assert np.array_equal(found.read_rows(NORM, 2, 4), [7, 7])
@@ -155,8 +156,9 @@ def test_embedding_is_merged_and_modules_to_save_take_their_place(tmp_path: Path
 
 def test_base_layer_in_the_adapter_is_the_base(tmp_path: Path) -> None:
     own = np.ones((OUT, IN), np.float32)
-    found = merged(tmp_path, lora() | {f"{LORA}.base_layer.weight": own}).read(MATRIX)
-    delta = lora()[f"{LORA}.lora_B.weight"].astype(float) @ lora()[f"{LORA}.lora_A.weight"]
+    parts = lora(BF16)
+    found = merged(tmp_path, parts | {f"{LORA}.base_layer.weight": own}).read(MATRIX)
+    delta = parts[B].astype(float) @ parts[A].astype(float)
     assert np.array_equal(found, (own + 5 / 3 * delta).astype(np.float32))
 
 

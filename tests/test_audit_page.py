@@ -23,6 +23,7 @@ LAYERS, KINDS = 3, ("self_attn.q_proj", "mlp.up_proj")
 HOSTILE = 'model.layers.0.<img src=x onerror="alert(1)">.weight'
 FORMATS = ("int4-row", "int8-row")
 BLACK_INK = (0x1B, 0x1F, 0x24)
+HANG_SECONDS = 600.0  # a net under a browser that does not answer
 
 
 def matrices(seed: int) -> dict[str, NDArray[Any]]:
@@ -60,8 +61,10 @@ def tab(folder: Path) -> Iterator[Any]:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+            timeout=1000 * HANG_SECONDS,
         )
         page = browser.new_context(offline=True, viewport={"width": 1200, "height": 900}).new_page()
+        page.set_default_timeout(1000 * HANG_SECONDS)
         page.noise, page.requests = [], []
         page.on("console", lambda message: page.noise.append(message.text))
         page.on("pageerror", lambda error: page.noise.append(str(error)))
@@ -134,7 +137,8 @@ def test_one_map_is_shown_at_a_time_and_leads_to_the_tensor(page: Any) -> None:
     assert not row.is_visible()
     link.press("Enter")
     assert row.is_visible()
-    assert page.url.endswith(link.get_attribute("href"))
+    place = link.get_attribute("href")
+    page.wait_for_url(lambda url: url.endswith(place))
 
 
 def test_everything_is_reached_by_tab_and_has_a_name(page: Any) -> None:
@@ -164,6 +168,7 @@ def test_everything_is_reached_by_tab_and_has_a_name(page: Any) -> None:
 def test_nothing_is_hidden_where_scripts_are_off(folder: Path, tab: Any) -> None:
     context = tab.context.browser.new_context(offline=True, java_script_enabled=False)
     plain = context.new_page()
+    plain.set_default_timeout(1000 * HANG_SECONDS)
     plain.goto((folder / "out" / "audit.html").as_uri())
     maps = plain.locator('[data-group="map-format"]')
     assert [maps.nth(i).is_visible() for i in range(2)] == [True, True]

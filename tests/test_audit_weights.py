@@ -138,7 +138,8 @@ def test_codes_are_those_of_bitsandbytes(kind: str, pair: tuple[Path, Path]) -> 
         packed, state = functional.quantize_4bit(tensor, blocksize=64, quant_type=kind)
         byte = packed.numpy().reshape(-1)
         codes = np.stack([byte >> 4, byte & 15], axis=1).reshape(-1)[: w.size]
-        return codes, functional.dequantize_4bit(packed, state).numpy()
+        state.shape = (w.size, 1)  # some CPUs decode rows that no block divides with other scales
+        return codes, functional.dequantize_4bit(packed.reshape(-1, 1), state).numpy()
 
     leg = weights_leg(t, u, [f"{kind}-b64"])
     for tensor in leg.tensors:

@@ -134,9 +134,15 @@ def test_labels_and_their_gradients_are_those_of_the_whole_distribution(dtype: A
 
 
 def test_padding_changes_no_loss() -> None:
+    """But for the order of the same terms' sum, which their number decides by the width of a processor's vectors."""
     scored, logits, ids, mask = batch(3)
     longer = torch.nn.functional.pad(logits, (0, 0, 0, 2), value=9.0)
     more_ids = torch.nn.functional.pad(ids, (0, 2), value=1)
     padded = token_log_probs(longer, more_ids, torch.nn.functional.pad(mask, (0, 2)))
-    assert float(cross_entropy(padded)) == float(cross_entropy(scored))
-    assert torch.equal(sequence_log_probs(padded), sequence_log_probs(scored))
+    order = (
+        2 * padded.label.numel() * U32
+    )  # two sums of so many terms at most, relative to their sizes
+    sizes = (scored.label * scored.mask).abs()
+    assert abs(float(cross_entropy(padded)) - float(cross_entropy(scored))) <= order * sizes.sum()
+    gap = (sequence_log_probs(padded) - sequence_log_probs(scored)).abs()
+    assert bool((gap <= order * sizes.sum(dim=1)).all())

@@ -60,7 +60,7 @@ def test_twice() -> None:
 """
 PROFILE = """from hypothesis import settings
 
-settings.register_profile("ci", max_examples=5, derandomize=True)
+settings.register_profile("ci", max_examples=5, derandomize=True, deadline=None)
 settings.load_profile("ci")
 """
 

@@ -25,6 +25,7 @@ from unforgotten.reports.style import render_svg
 FORMATS = ("int4-g64", "nf4-b64", "int8-row")
 METHODS = ("GA_KLR", "NPO_GDR")
 CHROMIUM = shutil.which("chromium")
+HANG_SECONDS = 600.0  # a net under a browser that does not answer
 Line = dict[str, Any]
 
 
@@ -365,8 +366,10 @@ def test_the_page_opens_offline_in_a_browser(page: Path) -> None:
         browser = playwright.chromium.launch(
             executable_path=CHROMIUM,
             args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"],
+            timeout=1000 * HANG_SECONDS,
         )
         tab = browser.new_context(offline=True, viewport={"width": 1200, "height": 900}).new_page()
+        tab.set_default_timeout(1000 * HANG_SECONDS)
         tab.on("console", lambda message: noise.append(message.text))
         tab.on("pageerror", lambda error: noise.append(str(error)))
         tab.on("request", lambda request: requests.append(request.url))

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -17,29 +15,48 @@ pytest.importorskip("torch", reason="the loop needs unforgotten[experiments]")
 
 MICRO = Path(__file__).parent / "micro.yaml"
 CUT = ["--set", "only_methods=[GA_KLR, NPO]"]
-CALL = [sys.executable, "-m", "unforgotten.cli", "run", str(MICRO), *CUT]
+CALL = ["run", str(MICRO), *CUT]
+HANG_SECONDS = 3600  # a net under a process that does not end: it takes half a minute
+KILLED = """
+import os, signal, sys
+from unforgotten.experiments import rows
+
+lines, write_json = int(sys.argv.pop(1)), rows.write_json
+
+def write_or_die(path, content):
+    if path.name == "stages.json" and sum(content.values()) >= lines:
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_json(path, content)
+
+rows.write_json = write_or_die
+from unforgotten.cli import main
+main()
+"""
+"""The command, killed where the rows of a stage are on disk and the stage is not noted yet: the first with so many."""
 
 
-def start(out: Path, *more: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [*CALL, "--out", str(out), *more],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *arguments],
+        capture_output=True, text=True, check=False, timeout=HANG_SECONDS,
+    )  # fmt: skip
 
 
-def finish(process: subprocess.Popen[str]) -> list[str]:
-    """What the process said on standard error, line by line."""
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
-    return errors.splitlines()
+def run(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return call("-m", "unforgotten.cli", *CALL, "--out", str(out), *more)
+
+
+def finish(out: Path, *more: str) -> list[str]:
+    """What the whole command said on standard error, line by line."""
+    done = run(out, *more)
+    assert done.returncode == 0, done.stderr
+    return done.stderr.splitlines()
 
 
 @pytest.fixture(scope="module")
 def whole_and_said(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
     out = tmp_path_factory.mktemp("run") / "whole"
-    return out, finish(start(out))
+    return out, finish(out)
 
 
 @pytest.fixture(scope="module")
@@ -142,17 +159,13 @@ def test_decomposition_adds_up(whole: Path) -> None:
 @pytest.mark.parametrize("lines", [3, 60, 200])
 def test_killed_and_resumed_run_has_identical_rows(whole: Path, tmp_path: Path, lines: int) -> None:
     out = tmp_path / "cut"
-    process = start(out)
-    rows = out / "rows.jsonl"
-    while process.poll() is None:
-        if rows.exists() and rows.read_text().count("\n") >= lines:
-            os.kill(process.pid, signal.SIGKILL)
-            break
-        time.sleep(0.01)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL
-    said = finish(start(out, "--resume"))
-    assert rows.read_text() == (whole / "rows.jsonl").read_text()
+    killed = call("-P", "-c", KILLED, str(lines), *CALL, "--out", str(out))
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert lines <= len(rows_of(out)) < len(rows_of(whole))
+    noted = out / "stages.json"
+    assert not noted.exists() or sum(json.loads(noted.read_text()).values()) < lines
+    said = finish(out, "--resume")
+    assert (out / "rows.jsonl").read_text() == (whole / "rows.jsonl").read_text()
     before = re.fullmatch(r"\[ *(\d+)/(\d+)\] \1 stages were done before", said[0])
     assert before
     first, total = int(before[1]) + 1, int(before[2])
@@ -160,12 +173,12 @@ def test_killed_and_resumed_run_has_identical_rows(whole: Path, tmp_path: Path, 
 
 
 def test_a_whole_run_that_goes_on_has_nothing_to_do(whole: Path) -> None:
-    said = finish(start(whole, "--resume"))
+    said = finish(whole, "--resume")
     before, report, end = said
     assert re.fullmatch(r"\[(\d+)/\d+\] \1 stages were done before", before)
     assert "report: done in " in report
     assert end.startswith("done in ")
-    assert finish(start(whole, "--resume", "--quiet")) == []
+    assert finish(whole, "--resume", "--quiet") == []
 
 
 def test_half_a_line_and_rows_of_an_unfinished_stage_are_dropped(
@@ -182,10 +195,10 @@ def test_half_a_line_and_rows_of_an_unfinished_stage_are_dropped(
 
 
 def test_audit_agrees_with_run_to_the_last_digit(whole: Path, tmp_path: Path) -> None:
-    call = [sys.executable, "-m", "unforgotten.cli", "audit", "--json"]
     pair = [str(whole / "models" / name) for name in ("target", "unlearned-GA_KLR-bf16")]
     more = ["--formats", "int4-g64,nf4-b64", "--out", str(tmp_path)]
-    done = subprocess.run([*call, *pair, *more], capture_output=True, text=True, check=True)
+    done = call("-m", "unforgotten.cli", "audit", "--json", *pair, *more)
+    assert done.returncode == 0, done.stderr
     audited = {(f["format"], f["grid"]): f for f in json.loads(done.stdout)["formats"]}
     rows = [r for r in rows_of(whole) if (r["method"], r["storage"]) == ("GA_KLR", "bf16")]
     compared = 0
@@ -200,16 +213,14 @@ def test_audit_agrees_with_run_to_the_last_digit(whole: Path, tmp_path: Path) ->
 
 def test_a_second_run_into_the_same_folder_is_refused(whole: Path) -> None:
     before = (whole / "rows.jsonl").read_bytes()
-    process = start(whole)
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert errors.count("\n") == 1
-    assert "--resume" in errors
+    done = run(whole)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert "--resume" in done.stderr
     assert (whole / "rows.jsonl").read_bytes() == before
 
 
 def test_resume_with_another_configuration_is_refused(whole: Path) -> None:
-    process = start(whole, "--resume", "--seed", "5")
-    _, errors = process.communicate(timeout=120)
-    assert process.returncode == 2
-    assert "configuration" in errors
+    done = run(whole, "--resume", "--seed", "5")
+    assert done.returncode == 2
+    assert "configuration" in done.stderr

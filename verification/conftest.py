@@ -1,46 +1,17 @@
-"""Hypothesis profiles, chosen by HYPOTHESIS_PROFILE: `dev` (default), `ci` (where CI is set), `nightly`, `seeds`."""
+"""The Hypothesis profile, the option of the report, and the mark of what draws samples."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
 
+from unforgotten.verification.profiles import load_profile
 from unforgotten.verification.report_plugin import Plugin
 from unforgotten.verification.statistical import statistical_tests
 
 HERE = Path(__file__).parent
-SLOW_STRATEGIES = [HealthCheck.too_slow]  # two shared cores: time says nothing about a strategy
-
-settings.register_profile(
-    "dev", max_examples=50, deadline=None, suppress_health_check=SLOW_STRATEGIES
-)
-settings.register_profile(
-    "ci",
-    max_examples=200,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=SLOW_STRATEGIES,
-)
-settings.register_profile(
-    "nightly",
-    max_examples=1_000,
-    deadline=None,
-    print_blob=True,
-    suppress_health_check=SLOW_STRATEGIES,
-)
-settings.register_profile(  # one of many runs, see `seeds`
-    "seeds",
-    max_examples=5,
-    deadline=None,
-    database=None,
-    print_blob=True,
-    suppress_health_check=SLOW_STRATEGIES,
-)
-PROFILE = os.environ.get("HYPOTHESIS_PROFILE", "ci" if os.environ.get("CI") else "dev")
-settings.load_profile(PROFILE)
+PROFILE = load_profile()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -247,7 +247,7 @@ def test_pieces__cover_the_movable_weights_once(inner: int, outer: int, std: flo
     assert (high > low).all()
     assert (low[1:] == high[:-1]).all()
     assert low[0] == -high[-1]
-    reach = 2.0 ** (math.ceil(math.log2(std)) + 6)  # no normal weight is beyond
+    reach = 2.0 ** math.ceil(math.log2(std) + 6)  # no normal weight is beyond
     assert high[-1] == min(edge, reach)
 
 

@@ -34,11 +34,11 @@ from hypothesis import given, settings, strategies as st
 from unforgotten.theory.proofs.run import load_proofs
 from unforgotten.verification.report import record
 
-@settings(max_examples=20, derandomize=True, database=None)
+@settings(max_examples=20, derandomize=True, database=None, deadline=None)
 @given(st.booleans())
 def test_cells__two_examples(b): pass
 
-@settings(max_examples=20, derandomize=True, database=None)
+@settings(max_examples=20, derandomize=True, database=None, deadline=None)
 @given(st.data())
 def test_cells__interactive(data): data.draw(st.booleans())
 
