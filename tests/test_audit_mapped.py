@@ -20,6 +20,7 @@ from unforgotten.audit.batches import Batch, Work, measure_batch
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.files import map_files, open_file
 from unforgotten.audit.simd import available_paths
+from unforgotten.audit.simd import available_paths
 from unforgotten.theory.formats import format_named
 from unforgotten.verification.chance import rng_for
 
@@ -29,11 +30,13 @@ CUT = """
 import os, sys
 from unforgotten.audit import files, open_checkpoint
 from unforgotten.audit.batches import Batch, Work, measure_batch
+from unforgotten.audit.simd import available_paths
 from unforgotten.theory.formats import format_named
 
 target, unlearned, size, *names = sys.argv[1:]
 files.map_files(True)
-work = Work(open_checkpoint(target), open_checkpoint(unlearned), tuple(map(format_named, names)))
+formats = tuple(map(format_named, names))
+work = Work(open_checkpoint(target), open_checkpoint(unlearned), formats, available_paths()[0])
 os.truncate(unlearned, int(size))
 try:
     measure_batch(work, Batch("w.weight", 0, 1))
@@ -91,7 +94,8 @@ def save_pair(folder: Path) -> tuple[Path, Path]:
 
 def measure(paths: tuple[Path, Path]) -> Any:
     target, unlearned = map(open_checkpoint, paths)
-    return Work(target, unlearned, tuple(map(format_named, FORMATS)), available_paths()[0]), Batch("w.weight", 0, 1)
+    formats = tuple(map(format_named, FORMATS))
+    return Work(target, unlearned, formats, available_paths()[0]), Batch("w.weight", 0, 1)
 
 
 def test_mapped_weights_are_measured_like_read_ones(tmp_path: Path) -> None:
