@@ -20,7 +20,6 @@ from unforgotten.audit.batches import Batch, Work, measure_batch
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.files import map_files, open_file
 from unforgotten.audit.simd import available_paths
-from unforgotten.audit.simd import available_paths
 from unforgotten.theory.formats import format_named
 from unforgotten.verification.chance import rng_for
 
@@ -28,6 +27,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 FORMATS = ("nf4-b64", "nvfp4", "int8-row", "q4_0")
 CUT = """
 import os, sys
+from pathlib import Path
 from unforgotten.audit import files, open_checkpoint
 from unforgotten.audit.batches import Batch, Work, measure_batch
 from unforgotten.audit.simd import available_paths
@@ -36,7 +36,8 @@ from unforgotten.theory.formats import format_named
 target, unlearned, size, *names = sys.argv[1:]
 files.map_files(True)
 formats = tuple(map(format_named, names))
-work = Work(open_checkpoint(target), open_checkpoint(unlearned), formats, available_paths()[0])
+pair = map(open_checkpoint, map(Path, (target, unlearned)))
+work = Work(*pair, formats, available_paths()[0])
 os.truncate(unlearned, int(size))
 try:
     measure_batch(work, Batch("w.weight", 0, 1))
