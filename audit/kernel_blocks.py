@@ -57,7 +57,7 @@ class Blocks:
         self, builder: Any, arg: Any, kinds: Any, pointers: Any, *, simd: str, same: bool
     ) -> None:
         self.find = LOOKUPS[simd](builder)
-        self.b, self.e = builder, Lanes(builder, self.find.lanes)
+        self.b, self.e = builder, Lanes(builder, self.find.lanes, has_masks=self.find.has_masks)
         self.arg, self.pointers, self.same = arg, pointers, same
         self.stored = kinds["x"].dtype
         self.divide, self.integers = "reciprocal" in pointers, "narrow" not in pointers
@@ -225,11 +225,11 @@ class Blocks:
         return self._search_surely(ratio)[0]
 
     def _search_surely(self, near: Any) -> tuple[Any, Any]:
-        """Codes, and whether whatever these ratios are near to has the same."""
+        """Codes, and flags: whatever these ratios are near to has the same."""
         b, e = self.b, self.e
         if self.integers:
             whole = e.call("llvm.rint.v16f32", F32X, near)
-            return self._cut(whole), b.fcmp_ordered("<", e.size(b.fsub(near, whole)), self.sure)
+            return self._cut(whole), e.below(e.size(b.fsub(near, whole)), self.sure)
         if not self.find.has_masks:
             code = self._halving_search(near)
             return code, self._surely(near, code)
@@ -237,7 +237,7 @@ class Blocks:
         code, limit = self._bucket_search(near, codes, self.rows[LIMITS : LIMITS + 2])
         for threshold in self.two:
             code = e.one_more(code, b.fcmp_ordered(">", near, threshold))
-        return code, b.fcmp_ordered(">", e.size(b.fsub(near, limit)), self.sure)
+        return code, e.below(self.sure, e.size(b.fsub(near, limit)))
 
     def _bucket_search(self, ratio: Any, codes: Any, limits: Any) -> tuple[Any, Any]:
         """How many thresholds are below a ratio, by one comparison; and what with, the threshold of its bucket.
@@ -306,13 +306,16 @@ class Blocks:
         ]
 
     def _surely(self, near: Any, code: Any) -> Any:
-        """Whether a ratio near this one has this code for sure; where ratios are products, whether it has it."""
-        b = self.b
+        """Flags: a ratio near this one has this code for sure; where ratios are products, it has it.
+
+        A ratio that is no finite number may have none, which costs time alone.
+        """
+        b, e = self.b, self.e
         if self.integers:
             whole, clear = self._search_surely(near)
-            return b.and_(clear, b.fcmp_ordered("==", whole, code))
+            return b.and_(clear, e.flags(b.fcmp_ordered("==", whole, code)))
         lowest, highest = (self.find.table(self.rows[row], code) for row in (SURELY_FROM, SURELY_TO))
-        return b.and_(b.fcmp_ordered(">", near, lowest), b.fcmp_ordered("<=", near, highest))
+        return b.and_(e.below(lowest, near), b.not_(e.below(highest, near)))
 
     def _cut(self, whole: Any) -> Any:
         return self.e.smaller(self.e.larger(whole, self.first), self.last)

@@ -27,8 +27,10 @@ MAGIC = (
 class Lanes:
     """Emits operations on vectors into the function that a builder builds."""
 
-    def __init__(self, builder: Any, register_lanes: int = LANES) -> None:
-        self.b, self.register_lanes = builder, register_lanes
+    def __init__(
+        self, builder: Any, register_lanes: int = LANES, *, has_masks: bool = True
+    ) -> None:
+        self.b, self.register_lanes, self.has_masks = builder, register_lanes, has_masks
 
     def call(self, name: str, result: Any, *args: Any) -> Any:
         """A call of one of LLVM's own functions."""
@@ -114,19 +116,6 @@ class Lanes:
         """Magnitudes of float32 lanes."""
         return self.call("llvm.fabs.v16f32", F32X, x)
 
-    def _bits(self, mask: Any) -> list[Any]:
-        """The bits of a mask of sixteen lanes, a register's lanes at a time, as integers."""
-        n = self.register_lanes
-        if n == LANES:
-            return [self.b.bitcast(mask, I16)]
-        none = ir.Constant(mask.type, ir.Undefined)
-        picks = (list(range(k, k + n)) for k in range(0, LANES, n))
-        parts = (
-            self.b.shuffle_vector(mask, none, ir.Constant(ir.VectorType(I32, n), lanes))
-            for lanes in picks
-        )
-        return [self.b.zext(self.b.bitcast(part, ir.IntType(n)), I16) for part in parts]
-
     def count(self, mask: Any) -> Any:
         """How many of sixteen lanes are set, int64."""
         return self.b.zext(self.call("llvm.ctpop.i16", I16, self.b.bitcast(mask, I16)), I64)
@@ -135,14 +124,35 @@ class Lanes:
         """The sum of sixteen int32 lanes, int64."""
         return self.b.sext(self.call("llvm.vector.reduce.add.v16i32", I32, x), I64)
 
-    def some(self, mask: Any) -> Any:
-        """Whether any of sixteen lanes is set."""
-        bits = reduce(self.b.or_, self._bits(mask))
-        return self.b.icmp_unsigned("!=", bits, ir.Constant(I16, 0))
+    def flags(self, mask: Any) -> Any:
+        """A mask as flags: itself where there are registers for masks, else int32 whose sign bit is the flag.
 
-    def all(self, mask: Any) -> Any:
-        """Whether all of sixteen lanes are set."""
-        return self.b.not_(self.some(self.b.not_(mask)))
+        Masks of vectors of different widths would be packed and unpacked; signs are combined as they are.
+        """
+        return mask if self.has_masks else self.b.sext(mask, I32X)
+
+    def below(self, x: Any, y: Any) -> Any:
+        """Flags: one float32 is below the other; where the two are the same infinity, none or all."""
+        if self.has_masks:
+            return self.b.fcmp_ordered("<", x, y)
+        return self.b.bitcast(self.b.fsub(x, y), I32X)
+
+    def is_zero(self, n: Any) -> Any:
+        """Flags: an int32 that is not negative is 0."""
+        if self.has_masks:
+            return self.b.icmp_signed("==", n, self.every(I32X, 0))
+        return self.b.sub(n, self.every(I32X, 1))
+
+    def some(self, flags: Any) -> Any:
+        """Whether any of sixteen flags is set."""
+        n = self.register_lanes
+        none = ir.Constant(flags.type, ir.Undefined)
+        picks = (ir.Constant(ir.VectorType(I32, n), list(range(k, k + n))) for k in range(0, LANES, n))
+        every = reduce(self.b.or_, (self.b.shuffle_vector(flags, none, p) for p in picks))
+        if not self.has_masks:
+            every = self.b.icmp_signed("<", every, self.every(every.type, 0))
+        bits = self.b.bitcast(every, ir.IntType(n))
+        return self.b.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
 
     def one_more(self, number: Any, mask: Any) -> Any:
         """Numbers, int32, and one more where the mask is set."""

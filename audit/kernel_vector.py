@@ -64,7 +64,7 @@ class Part(Blocks):
         code, surely = self._search_surely(self._near(x, 0))
         e.store(code, self._codes, at)
         if self.divide:
-            with b.if_then(b.not_(e.all(surely)), likely=False):
+            with b.if_then(e.some(b.not_(surely)), likely=False):
                 e.store(self._search(self._ratio(x, 0)), self._codes, at)
 
     @property
@@ -125,8 +125,8 @@ class Part(Blocks):
         """Put the bins and binades of sixteen weights into `bins` from `at` on.
 
         Returns:
-            Which bins may be off by one, that is left to `correct`; and on a grid that is kept which weights may flip,
-            which are few, and as without a flip nothing survives, all else is left to `survive`.
+            Flags: which bins may be off by one, that is left to `correct`; and on a grid that is kept which weights may
+            flip, which are few, and as without a flip nothing survives, all else is left to `survive`.
         """
         b, e = self.b, self.e
         (x, raw), (y, _) = (self._read(name, index) for name in ("x", "y"))
@@ -188,7 +188,7 @@ class Part(Blocks):
             self._add(s, SQUARES, p, p)
 
     def _bins(self, ratio: Any, code: Any, moved: Any) -> tuple[Any, Any]:
-        """The bin of each weight, int16, and where it may be off by one."""
+        """The bin of each weight, int16, and flags: it may be off by one."""
         b, e = self.b, self.e
         if self.integers:
             above = b.fsub(ratio, b.fsub(code, e.every(F32X, 0.5 + FIRST_BIN / BINS)))
@@ -199,10 +199,10 @@ class Part(Blocks):
             scaled = e.call("llvm.fma.v16f32", F32X, ratio, inverse, origin)
         fine = e.least(b.fptosi(scaled, I32X), e.every(I32X, (STAYED << FRACTION) - 1))
         off = b.and_(b.add(fine, self.edge), self.around)
-        close = b.and_(moved, b.icmp_signed("==", off, e.every(I32X, 0)))
+        close = b.and_(e.flags(moved), e.is_zero(off))
         if "dense" in self.pointers:
             dense = e.spread(self.number("dense", self.at(0)), F32X)
-            close = b.and_(close, b.fcmp_ordered("<", e.size(ratio), dense))
+            close = b.and_(close, e.below(e.size(ratio), dense))
         stayed = ir.Constant(I32X, [STAYED + lane for lane in range(LANES)])
         bins = b.select(moved, b.lshr(fine, e.every(I32X, FRACTION)), stayed)
         return b.trunc(bins, I16X), close
