@@ -24,6 +24,7 @@ from unforgotten.experiments.bf16_products import (
     PRODUCTS,
     Float32Products,
     native_is_fast,
+    products,
     resolve,
 )
 from unforgotten.experiments.config import BaseConfig
@@ -202,6 +203,27 @@ def test_every_product_of_a_native_step_is_near_ours() -> None:
         loss_of(narrow_llama()).backward()
     assert compared.products == 3 * 19
     assert compared.unequal < compared.numbers / 10
+
+
+def step_of_whole_numbers(computed: Any) -> list[Tensor]:
+    """Parameters after one AdamW step whose sums float32 holds exactly, in any order: whole numbers below 2^24."""
+    generator = torch.Generator().manual_seed(0)
+    numbers = [
+        torch.randint(-3, 4, shape, generator=generator).to(torch.bfloat16)
+        for shape in ((40, 64), (64, 96), (96, 50))
+    ]
+    x, *weights = numbers
+    parameters = [torch.nn.Parameter(w) for w in weights]
+    optimizer = torch.optim.AdamW(parameters, lr=0.125, weight_decay=0.0)
+    with products(computed):
+        ((x @ parameters[0]).relu() @ parameters[1]).relu().sum().backward()
+    optimizer.step()
+    return [p.detach() for p in parameters]
+
+
+def test_a_whole_step_is_bit_equal_where_no_sum_is_rounded() -> None:
+    ours, native = (step_of_whole_numbers(computed) for computed in ("float32", "native"))
+    assert all(torch.equal(a, b) for a, b in zip(ours, native, strict=True))
 
 
 @pytest.mark.parametrize("choice", ["native", "float32"])
