@@ -43,11 +43,11 @@ def documents(bench: Bench) -> list[list[int]]:
     return [text[: 40 - 7 * i % 11] for i, text in enumerate(chosen)]
 
 
-@torch.no_grad()
 def formula(model: Any, texts: list[list[int]]) -> list[Any]:
     """The labels picked from log-softmax in float64, all texts in one batch, padded on the right."""
     batch = pad(texts, model.config.pad_token_id)
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
+    with torch.no_grad():
+        logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask).logits
     log_p = logits[:, :-1].double().log_softmax(-1).gather(-1, batch.input_ids[:, 1:, None])
     return [row[: len(text) - 1, 0] for row, text in zip(log_p, texts, strict=True)]
 
