@@ -5,12 +5,13 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test check verify conformance conformance-legacy mutants bench
+.PHONY: help install demo test test-paths check verify conformance conformance-legacy mutants bench
 
 help:
 	@echo 'make install   virtual environment in .venv, with everything for development'
 	@echo 'make demo      the whole loop, cut to two methods; prints where the report is'
 	@echo 'make test      every test'
+	@echo 'make test-paths   some of them as on an older processor, by the AVX2 path, and by the scalar path'
 	@echo 'make check     ruff, mypy, pyright'
 	@echo 'make verify    the verification suite alone'
 	@echo 'make conformance          our references against eight libraries, in an environment of 3 GB; writes the record'
@@ -37,6 +38,18 @@ demo: $(READY)
 # `pytest`, not `python -m pytest`: that would put the repository root, and a second copy of each package, on sys.path.
 test: $(READY)
 	$(BIN)/pytest
+
+# What an ordinary processor runs, imitated on one that has more: the variables take instructions away from our kernel,
+# Numba, torch and oneDNN. NUMBA_CPU_FEATURES is empty, or Numba would keep those of this processor.
+PATH_TESTS := tests/test_audit_kernel.py tests/test_audit_kernel_fit.py tests/test_audit_kernel_tables.py \
+  tests/test_audit_simd.py tests/test_audit_weights.py tests/test_audit_jobs.py tests/test_bf16_products.py
+HASWELL := UNFORGOTTEN_SIMD=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=
+
+test-paths: $(READY)
+	@if $(BIN)/python -P -c 'import sys; from unforgotten.audit.simd import available_paths as p; sys.exit("avx2" not in p())'; \
+	then echo 'as on Haswell:'; HYPOTHESIS_PROFILE=dev $(HASWELL) $(BIN)/pytest $(PATH_TESTS); \
+	else echo 'no AVX2 here: the pass as on Haswell is left out'; fi
+	HYPOTHESIS_PROFILE=dev UNFORGOTTEN_SIMD=scalar $(BIN)/pytest $(PATH_TESTS)
 
 check: $(READY)
 	$(BIN)/ruff check .

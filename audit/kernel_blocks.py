@@ -136,7 +136,8 @@ class Blocks:
         self.setter = e.spread(self.number("setter", block), F32X)
         self.slopes = self.inverse
         if self.scaled:
-            self.slopes = [b.fmul(half, self.wide_gain[0]) for half in self.inverse]
+            size = e.call("llvm.fabs.v8f64", F64X, self.wide_gain[0])  # a scale may be negative
+            self.slopes = [b.fmul(half, size) for half in self.inverse]
 
     def _load_sums(self) -> None:
         b, e = self.b, self.e

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import subprocess
 import sys
@@ -24,7 +25,7 @@ from unforgotten.audit.kernel_plan import fits_kernel, rule_of
 from unforgotten.audit.measured import Setting, TensorMeasured
 from unforgotten.audit.measuring import add_pieces, measure_piece
 from unforgotten.audit.pieces import Layout, Piece, layout_of, pieces
-from unforgotten.audit.simd import NUMPY, available_paths
+from unforgotten.audit.simd import NUMPY, VARIABLE, available_paths
 from unforgotten.audit.weights import precision_of, value_precision
 from unforgotten.theory.dead_zone import count_binades
 from unforgotten.theory.formats import Format, format_named
@@ -59,8 +60,9 @@ WIDE_BLOCKS = (
 )
 """Formats that are measured sixteen weights at a time, on paths with vectors."""
 SEARCHED = ("q4_k", "q6_k", "hqq4-g8-opt")
-PATHS = tuple(path for path in available_paths() if path != NUMPY)
-"""Every path of the kernel that this machine can run; each example goes through all of them."""
+NAMED = os.environ.get(VARIABLE, "")
+PATHS = (NAMED,) if NAMED else tuple(path for path in available_paths() if path != NUMPY)
+"""Every path of the kernel that this machine can run, or the one that is named; each example goes through all of them."""
 
 
 class InMemory:
