@@ -118,9 +118,9 @@ def test_audit_of_a_pair(pair: tuple[str, str], tmp_path: Path) -> None:
     done = call("audit", *pair, "--out", str(tmp_path / "out"), "--json")
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout) == json.loads((tmp_path / "out/audit.json").read_text())
-    stages = [line.partition(": ")[0] for line in done.stderr.splitlines()[:-1]]
-    assert stages == ["[1/3] open", "[2/3] weights", "[3/3] findings and files"]
-    assert done.stderr.splitlines()[1].startswith("[2/3] weights: 1/1 tensors, done in ")
+    ends = [line.partition("done in")[0] for line in done.stderr.splitlines() if "done in" in line]
+    stages = ["[1/3] open: ", "[2/3] weights: 1/1 tensors, ", "[3/3] findings and files: "]
+    assert ends == [*stages, ""]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
         "audit.json", "audit.html", "tensors.parquet", "model-card.md", "audit.sarif",
         "audit.junit.xml",
@@ -140,8 +140,9 @@ def test_an_error_follows_the_lines_of_the_stages_before_it(
     nan = save(tmp_path / "nan", {"layer.weight": np.full((64, 128), np.nan, np.float32)})
     done = call("audit", pair[0], nan, "--out", str(tmp_path / "out"))
     assert done.returncode == 2
-    first, error = done.stderr.splitlines()
-    assert first.startswith("[1/3] open: done in ")
+    *said, error = done.stderr.splitlines()
+    (end,) = (line for line in said if "done in" in line)
+    assert end.startswith("[1/3] open: done in ")
     assert error.startswith("unforgotten: ")
     assert "nan" in error
 
@@ -182,7 +183,7 @@ def test_listings(listing: str) -> None:
 def test_dry_run_lists_the_stages_and_writes_nothing(tmp_path: Path) -> None:
     done = call("run", MICRO, "--dry-run", "--json", cwd=tmp_path)
     stages = json.loads(done.stdout)["stages"]
-    assert len([s for s in stages if s.startswith("unlearn")]) == 6 * 2
+    assert len([s for s in stages if s.startswith("unlearn")]) == 6 * 3
     assert list(tmp_path.iterdir()) == []
 
 

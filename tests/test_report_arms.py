@@ -16,6 +16,7 @@ from unforgotten.reports.figures import FIGURES
 from unforgotten.reports.rows import Run
 from unforgotten.reports.style import arm_styles, render_svg
 from unforgotten.reports.tables import origin_table, settings_table
+from unforgotten.verification.printed import text_differences
 
 PUBLISHED = Path(__file__).parents[1] / "reports/published/tiny-seed0"
 SR = "bf16-sr"
@@ -67,11 +68,10 @@ def test_the_page_names_the_arm_and_says_what_it_is(tmp_path: Path) -> None:
 
 
 def test_a_run_without_the_arm_has_the_page_that_is_published(tmp_path: Path) -> None:
-    """But for the figures, whose coordinates are floats of the machine that drew them."""
+    """But for the figures, whose coordinates are floats of the machine that drew them, and a last printed digit."""
     again = build_report([PUBLISHED], tmp_path / "report.html")
-    assert FIGURE.sub("", again.read_text()) == FIGURE.sub(
-        "", (PUBLISHED / "report.html").read_text()
-    )
+    made, kept = (FIGURE.sub("", p.read_text()) for p in (again, PUBLISHED / "report.html"))
+    assert not text_differences(made, kept)
 
 
 def test_c2_asks_the_third_arm_what_its_mechanism_says_of_it(run: Run, tmp_path: Path) -> None:

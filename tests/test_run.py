@@ -79,7 +79,7 @@ def test_a_log_has_one_line_a_stage(whole_and_said: tuple[Path, list[str]]) -> N
     names = [re.sub(r"unlearned-(\w+)-", r"\1 ", key) for key in keys]
     assert ends(said) == [(k, len(keys), name) for k, name in enumerate(names, 1)]
     assert {"unlearn GA_KLR bf16", "decompose NPO fp32 nf4-b64"} <= set(names)
-    steps = next(line for line in said if "] unlearn NPO bf16:" in line)
+    steps = next(line for line in said if "] unlearn NPO bf16:" in line and "done in" in line)
     assert re.search(r": 4/4 steps, forget loss \d+\.\d\d, done in ", steps)
     assert said[-1].startswith("done in ")
     assert all(line.startswith("[") for line in said[:-1])
@@ -174,10 +174,10 @@ def test_killed_and_resumed_run_has_identical_rows(whole: Path, tmp_path: Path, 
 
 def test_a_whole_run_that_goes_on_has_nothing_to_do(whole: Path) -> None:
     said = finish(whole, "--resume")
-    before, report, end = said
-    assert re.fullmatch(r"\[(\d+)/\d+\] \1 stages were done before", before)
-    assert "report: done in " in report
-    assert end.startswith("done in ")
+    assert re.fullmatch(r"\[(\d+)/\d+\] \1 stages were done before", said[0])
+    (report,) = ends(said)  # a slow machine says how far it is in between, too
+    assert report[2] == "report"
+    assert said[-1].startswith("done in ")
     assert finish(whole, "--resume", "--quiet") == []
 
 
