@@ -64,8 +64,6 @@ def _task(work: Work, name: str) -> TensorTask:
     """Prepared once for batches of one tensor after another."""
     kept = _LAST.get(0)
     if kept is None or kept[0] is not work or kept[1] != name:
-        task = tensor_task(
-            work.target, work.unlearned, name, work.formats, checked_path(work.simd)
-        )
+        task = tensor_task(work.target, work.unlearned, name, work.formats, checked_path(work.simd))
         kept = _LAST[0] = work, name, task
     return kept[2]

@@ -151,9 +151,7 @@ class Blocks:
             for s in range(self.grids)
         ]
         self.counts = [
-            [
-                cgutils.alloca_once_value(b, self._no_count) for _ in range(3)
-            ]
+            [cgutils.alloca_once_value(b, self._no_count) for _ in range(3)]
             for s in range(self.grids)
         ]
 
@@ -315,7 +313,9 @@ class Blocks:
         if self.integers:
             whole, clear = self._search_surely(near)
             return b.and_(clear, e.flags(b.fcmp_ordered("==", whole, code)))
-        lowest, highest = (self.find.table(self.rows[row], code) for row in (SURELY_FROM, SURELY_TO))
+        lowest, highest = (
+            self.find.table(self.rows[row], code) for row in (SURELY_FROM, SURELY_TO)
+        )
         return b.and_(e.below(lowest, near), b.not_(e.below(highest, near)))
 
     def _cut(self, whole: Any) -> Any:

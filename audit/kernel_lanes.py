@@ -147,7 +147,9 @@ class Lanes:
         """Whether any of sixteen flags is set."""
         n = self.register_lanes
         none = ir.Constant(flags.type, ir.Undefined)
-        picks = (ir.Constant(ir.VectorType(I32, n), list(range(k, k + n))) for k in range(0, LANES, n))
+        picks = (
+            ir.Constant(ir.VectorType(I32, n), list(range(k, k + n))) for k in range(0, LANES, n)
+        )
         every = reduce(self.b.or_, (self.b.shuffle_vector(flags, none, p) for p in picks))
         if not self.has_masks:
             every = self.b.icmp_signed("<", every, self.every(every.type, 0))

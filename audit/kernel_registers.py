@@ -212,7 +212,15 @@ def _stamp() -> str:
     """A digest of the code that the driver inlines."""
     sources = (
         Path(m.__file__ or "").read_bytes()
-        for m in (kernel_bits, kernel_blocks, kernel_lanes, kernel_lookups, kernel_rows, kernel_tile, kernel_vector)
+        for m in (
+            kernel_bits,
+            kernel_blocks,
+            kernel_lanes,
+            kernel_lookups,
+            kernel_rows,
+            kernel_tile,
+            kernel_vector,
+        )
     )
     return hashlib.sha256(b"".join(sources)).hexdigest()
 

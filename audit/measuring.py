@@ -130,9 +130,7 @@ def _by_magnitudes(
         tops, size = _tensor_tops(task, fmt), cut.layout.size
         fit = fit_of_magnitudes(fmt, tops, cut.fit, size, cut.whole_groups)
         counts_all = census is None and cut.is_piece
-        found = fit and measure_registers(
-            cut.stored, size, fmt, fit, task.simd, census=counts_all
-        )
+        found = fit and measure_registers(cut.stored, size, fmt, fit, task.simd, census=counts_all)
         if fit and found:
             parts[fmt.name] = Part(found.counts, found.sums, found.bins, found.delta_sq)
             cut.fit = fit

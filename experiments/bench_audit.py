@@ -3,6 +3,7 @@
 Every round times all of it in turn, on one pair of bfloat16 checkpoints in the page cache: reading both files; the
 weights leg of one format and of several, on one process and on all cores; and what one would do without it, with
 bitsandbytes: quantize both, dequantize both, compare. Seconds of one machine say little elsewhere, their ratios more.
+The rows name the processor and the path of the kernel; those of another processor or path are kept where they are.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding
 import ml_dtypes
 import numpy as np
 
-from unforgotten.audit import open_checkpoint, weights_leg
+from unforgotten.audit import open_checkpoint, simd, weights_leg
 from unforgotten.experiments.storage import write_text
 
 GIB = 1 << 30
@@ -239,8 +241,27 @@ def bench_pair(folder: Path, gib: int, update: str, rounds: int, *, whole: bool)
         "gib": gib, "update": update, "weights": gib * GIB // 2, "file_bytes": sizes, "cores": cores,
         "yardstick_weights": YARDSTICK_TENSORS * math.prod(SHAPE), "groups": {k: list(v) for k, v in GROUPS.items()},
         "seconds": {k: [round(s, 4) for s in v] for k, v in seconds.items()}, "peak_mib": peaks,
-        "machine": platform.processor() or platform.machine(), "python": platform.python_version(),
+        "machine": processor_name(), "path": simd.path_for(gib * GIB), "compiled_for": simd.processor(),
+        "python": platform.python_version(),
     }  # fmt: skip
+
+
+def processor_name() -> str:
+    """Return the name that the processor gives itself, and LLVM's."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    own = next(names, platform.processor() or platform.machine())
+    return f"{own}, {llvmlite.binding.get_host_cpu_name()}"
+
+
+def kept_rows(path: Path, new: Sequence[Row]) -> list[Row]:
+    """Return the rows of a file that were not measured again: those of other processors and paths."""
+    if not path.exists():
+        return []
+    again = {(row["machine"], row["path"]) for row in new}
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [row for row in rows if (row["machine"], row["path"]) not in again]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -259,6 +280,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         help="A pair of 2 x 8 GiB too: 16 GiB of disk and of page cache.",
     )
     parser.add_argument(
+        "--updates",
+        default=",".join(UPDATES),
+        help="Which updates of the pair of 2 x 2 GiB, with commas. Default: both.",
+    )
+    parser.add_argument(
         "--only", help="Of a pair that is there: run one group of formats on some processes."
     )
     asked = parser.parse_args(argv)
@@ -272,14 +298,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     with tempfile.TemporaryDirectory(dir=asked.dir) as folder:
         here = Path(folder)
-        cases = [(2, update, True) for update in UPDATES]
+        cases = [(2, update, True) for update in asked.updates.split(",")]
         cases += [(8, "small", False)] if asked.large else []
         rows: list[Row] = []
         asked.out.mkdir(parents=True, exist_ok=True)
         for gib, update, whole in cases:
             rows.append(bench_pair(here, gib, update, asked.rounds, whole=whole))
-            lines = "".join(json.dumps(row) + "\n" for row in rows)
-            write_text(asked.out / "rows.jsonl", lines)
+            written = asked.out / "rows.jsonl"
+            every = [*kept_rows(written, rows), *rows]
+            write_text(written, "".join(json.dumps(row) + "\n" for row in every))
 
 
 if __name__ == "__main__":
