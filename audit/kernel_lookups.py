@@ -28,6 +28,10 @@ class Lookups(Protocol):
 
     def __init__(self, builder: Any) -> None: ...
 
+    def pick(self, one: Any, other: Any, lanes: list[int]) -> Any:
+        """Some lanes of two vectors, those of the second counted from the length of the first."""
+        ...
+
     def joined(self, vectors: list[Any]) -> Any:
         """Join a power of two of vectors."""
         ...
@@ -132,10 +136,12 @@ class Avx2(_Emitter):
 
     def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
         """See `Lookups`."""
-        b, words = self.b, [self.b.bitcast(e, ir.VectorType(I32, 16)) for e in entries]
+        b = self.b
+        first, second = (b.bitcast(e, ir.VectorType(I32, 16)) for e in entries)
         own = b.sext(keep, index.type)
         low, high = (
-            b.and_(self.table(self.pick(*words, list(range(k, 32, 2))), index), own) for k in (0, 1)
+            b.and_(self.table(self.pick(first, second, list(range(k, 32, 2))), index), own)
+            for k in (0, 1)
         )
         both = [list(zip(range(k, k + 8), range(16 + k, 24 + k), strict=True)) for k in (0, 8)]
         lanes = ([lane for pair in half for lane in pair] for half in both)

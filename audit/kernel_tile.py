@@ -138,12 +138,12 @@ def measure_tile(
     )  # fmt: skip
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        own = dict(zip(NAMES, signature.args, strict=True))
-        arg = {
+        own: dict[str, Any] = dict(zip(NAMES, signature.args, strict=True))
+        arg: dict[str, Any] = {
             name: None if own[name] == types.none else value
             for name, value in zip(NAMES, args, strict=True)
         }
-        pointers = {
+        pointers: dict[str, Any] = {
             name: context.make_array(kind)(context, builder, value=arg[name]).data
             for name, kind in own.items()
             if isinstance(kind, types.Array)

@@ -38,8 +38,12 @@ def measure_by_reference(work: Work, name: str) -> TensorMeasured:
                 found[Setting(fmt.name, mode)] = survival(w, w_new, fmt, mode)
     for checkpoint in pair:
         check_unchanged(checkpoint, name)
-    held = (_holds(np.dtype(dtype), w_new) for dtype in (ml_dtypes.bfloat16, np.float16))
-    return TensorMeasured(count_binades(w, w_new), *held, found)
+    return TensorMeasured(
+        binades=count_binades(w, w_new),
+        in_bfloat16=_holds(np.dtype(ml_dtypes.bfloat16), w_new),
+        in_float16=_holds(np.dtype(np.float16), w_new),
+        survival=found,
+    )
 
 
 def _float32(raw: Array) -> Array:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Mapping
 from functools import cache
+from typing import Any
 
 import llvmlite.binding as llvm
 
@@ -103,7 +104,8 @@ def _target() -> tuple[str, str, str]:
     """Return the triple, processor and features that Numba compiles for."""
     from numba.core.registry import cpu_target
 
-    triple, cpu, features = cpu_target.target_context.codegen().magic_tuple()
+    context: Any = cpu_target.target_context
+    triple, cpu, features = context.codegen().magic_tuple()
     return triple, cpu, features
 
 
