@@ -119,7 +119,7 @@ class Part(Blocks):
     def _upper_words(self, halves: list[Any]) -> Any:
         """The words of float64 numbers that hold their signs, int32."""
         words = [self.b.bitcast(half, I32X) for half in halves]
-        return self.find.pick(*words, list(range(1, 2 * LANES, 2)))
+        return self.find.pick(words[0], words[1], list(range(1, 2 * LANES, 2)))
 
     def place(self, index: Any, at: Any) -> tuple[Any, ...]:
         """Put the bins and binades of sixteen weights into `bins` from `at` on.
