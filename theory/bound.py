@@ -174,7 +174,8 @@ def _smallest_lr(setup: _Setup, gain: float | None, cosine: float | None) -> flo
         return lr
     while lr < highest:
         if excess(2 * lr) >= 0:
-            return float(scipy.optimize.brentq(excess, lr, 2 * lr, rtol=1e-3))  # pyright: ignore[reportArgumentType]
+            optimize = scipy.optimize
+            return float(optimize.brentq(excess, lr, 2 * lr, rtol=1e-3))  # pyright: ignore[reportArgumentType]
         lr *= 2
     return None
 

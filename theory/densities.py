@@ -71,7 +71,8 @@ class Gaussian:
 
     def magnitude_above(self, tail: ArrayLike) -> NDArray[Any]:
         """-scale Phi^-1(tail / 2)."""
-        return np.asarray(-self.scale * scipy.special.ndtri(np.asarray(tail) / 2))
+        special = scipy.special
+        return np.asarray(-self.scale * special.ndtri(np.asarray(tail) / 2))
 
 
 @dataclass(frozen=True)
@@ -132,7 +133,8 @@ class StudentT:
     def pdf(self, x: ArrayLike) -> NDArray[Any]:
         """(1 + z^2 / freedom)^(-(freedom + 1) / 2) / (unit sqrt(freedom) B(freedom / 2, 1/2)), z = x / unit."""
         z, n = np.asarray(x) / self._unit, self.freedom
-        log_norm = math.log(n) / 2 + float(scipy.special.betaln(n / 2, 0.5)) + math.log(self._unit)
+        special = scipy.special
+        log_norm = math.log(n) / 2 + float(special.betaln(n / 2, 0.5)) + math.log(self._unit)
         return np.asarray(np.exp(-(n + 1) / 2 * np.log1p(z * z / n) - log_norm))
 
     def quantile(self, p: ArrayLike) -> NDArray[Any]:
