@@ -29,7 +29,7 @@ class TokenLogProbs(NamedTuple):
 def token_log_probs(logits: Tensor, input_ids: Tensor, attention_mask: Tensor) -> TokenLogProbs:
     """Return log p of the tokens that follow, normalized in float32; logits (batch, length, vocabulary).
 
-    Equals the labels picked from `distributions`, by the fused cross entropy: that many numbers are not kept.
+    They are the labels picked from `distributions`, by the fused cross entropy, which takes fewer passes over memory.
     """
     mask = attention_mask[:, 1:].bool()
     followers = input_ids[:, 1:].masked_fill(~mask, IGNORED)
