@@ -11,18 +11,42 @@ from pathlib import Path
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.jsons import parse_json_object
 
-HARMLESS = frozenset({
-    "auto_mapping", "base_model_name_or_path", "bias", "ensure_weight_tying", "eva_config",
-    "exclude_modules", "inference_mode", "layers_pattern", "layers_to_transform", "lora_dropout",
-    "megatron_core",
-    "modules_to_save", "peft_version", "qalora_group_size", "revision", "runtime_config",
-    "target_modules", "task_type",
-})  # fmt: skip
+HARMLESS = frozenset(
+    {
+        "auto_mapping",
+        "base_model_name_or_path",
+        "bias",
+        "ensure_weight_tying",
+        "eva_config",
+        "exclude_modules",
+        "inference_mode",
+        "layers_pattern",
+        "layers_to_transform",
+        "lora_dropout",
+        "megatron_core",
+        "modules_to_save",
+        "peft_version",
+        "qalora_group_size",
+        "revision",
+        "runtime_config",
+        "target_modules",
+        "task_type",
+    }
+)
 """Read elsewhere, or without a bearing on what the merged weights are."""
-READ = frozenset({
-    "alpha_pattern", "fan_in_fan_out", "init_lora_weights", "lora_alpha", "peft_type", "r",
-    "rank_pattern", "use_dora", "use_rslora",
-})  # fmt: skip
+READ = frozenset(
+    {
+        "alpha_pattern",
+        "fan_in_fan_out",
+        "init_lora_weights",
+        "lora_alpha",
+        "peft_type",
+        "r",
+        "rank_pattern",
+        "use_dora",
+        "use_rslora",
+    }
+)
 INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # the others change the base weights
 MODULE = re.compile(r"\^?[A-Za-z0-9_.\-]+\$?", re.ASCII)
 MAX_RANK = 1 << 16
@@ -62,9 +86,7 @@ class AdapterConfig:
     def scaling_of(self, module: str) -> float:
         """The factor of B A: alpha / r, or alpha / sqrt(r) with rslora."""
         rank = self.rank_of(module)
-        return _by_pattern(self.alphas, module, self.alpha) / (
-            math.sqrt(rank) if self.rslora else rank
-        )
+        return _by_pattern(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
 
 
 def _by_pattern(values: Mapping[str, float], module: str, default: float) -> float:
@@ -100,13 +122,17 @@ def parse_adapter_config(path: Path, text: bytes) -> AdapterConfig:
     if flags["use_dora"] and flags["fan_in_fan_out"]:
         raise CheckpointError(path, "must not have use_dora with fan_in_fan_out", "both")
     return AdapterConfig(
-        path=path, base=base, revision=revision,
+        path=path,
+        base=base,
+        revision=revision,
         rank=int(_number(path, "r", entries.get("r"), whole=True)),
         alpha=_number(path, "lora_alpha", entries.get("lora_alpha")),
         ranks=_patterns(path, entries, "rank_pattern", whole=True),
         alphas=_patterns(path, entries, "alpha_pattern"),
-        rslora=flags["use_rslora"], dora=flags["use_dora"], fan_in_fan_out=flags["fan_in_fan_out"],
-    )  # fmt: skip
+        rslora=flags["use_rslora"],
+        dora=flags["use_dora"],
+        fan_in_fan_out=flags["fan_in_fan_out"],
+    )
 
 
 def _flag(path: Path, entries: Mapping[str, object], key: str) -> bool:
@@ -126,16 +152,11 @@ def _number(path: Path, key: str, value: object, *, whole: bool = False) -> floa
     return float(value)
 
 
-def _patterns(
-    path: Path, entries: Mapping[str, object], key: str, *, whole: bool = False
-) -> dict[str, float]:
+def _patterns(path: Path, entries: Mapping[str, object], key: str, *, whole: bool = False) -> dict[str, float]:
     patterns = entries.get(key) or {}
     if not isinstance(patterns, dict):
         raise CheckpointError(path, f"must have an object for {key}", repr(patterns))
     for module in patterns:
         if not MODULE.fullmatch(module):  # a regular expression of PEFT; a hostile one can hang
             raise CheckpointError(path, f"must have plain module names in {key}", repr(module))
-    return {
-        module: _number(path, f"{key} of {module}", value, whole=whole)
-        for module, value in patterns.items()
-    }
+    return {module: _number(path, f"{key} of {module}", value, whole=whole) for module, value in patterns.items()}

@@ -30,10 +30,13 @@ MAX_CONFIG_BYTES = 1 << 24
 TILE_ROWS = 64
 """Rows merged in one product, at fixed places: so that a row does not depend on the range it is read in."""
 PARTS: Mapping[str, str] = {
-    ".lora_A.weight": "a", ".lora_B.weight": "b",
-    ".lora_embedding_A": "embedding a", ".lora_embedding_B": "embedding b",
-    ".lora_magnitude_vector": "magnitude", ".lora_magnitude_vector.weight": "magnitude",
-}  # fmt: skip
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_embedding_A": "embedding a",
+    ".lora_embedding_B": "embedding b",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+}
 
 
 class LowRank(NamedTuple):
@@ -115,9 +118,7 @@ class AdapterCheckpoint:
         a, b = (self.adapter.read(part).astype(np.float64) for part in (low.a, low.b))
         return (a.T, b.T) if low.turned else (b, a)
 
-    def _merge_tile(
-        self, name: str, factors: tuple[NDArray[Any], NDArray[Any]], start: int, stop: int
-    ) -> NDArray[Any]:
+    def _merge_tile(self, name: str, factors: tuple[NDArray[Any], NDArray[Any]], start: int, stop: int) -> NDArray[Any]:
         low = self.low_rank[name]
         w = self._under(name).read_rows(self.replaced.get(name, name), start, stop)
         with np.errstate(all="ignore"):  # what is not finite is found by name where it is used
@@ -161,10 +162,7 @@ def open_adapter(source: Path, base: Checkpoint) -> AdapterCheckpoint:
     parts, replaced = _sort_out(adapter, base)
     if not parts and not replaced:
         raise CheckpointError(file.path, "must hold a tensor", "none")
-    low_rank = {
-        name: _low_rank(config, adapter, base, replaced, name, found)
-        for name, found in parts.items()
-    }
+    low_rank = {name: _low_rank(config, adapter, base, replaced, name, found) for name, found in parts.items()}
     tensors = dict(base.tensors)
     for name, own in replaced.items():
         tensors[name] = adapter.tensors[own]
@@ -173,9 +171,7 @@ def open_adapter(source: Path, base: Checkpoint) -> AdapterCheckpoint:
     return AdapterCheckpoint(source, base, adapter, config_file, low_rank, replaced, tensors)
 
 
-def _sort_out(
-    adapter: SafetensorsCheckpoint, base: Checkpoint
-) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+def _sort_out(adapter: SafetensorsCheckpoint, base: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
     """Base tensor -> part -> adapter tensor; and base tensor -> the adapter tensor in its place."""
     parts: dict[str, dict[str, str]] = {}
     replaced: dict[str, str] = {}
@@ -192,8 +188,7 @@ def _sort_out(
             own = _place(adapter, base, name, inner.removesuffix(ending) + ".weight")
             place, key = parts.setdefault(own, {}), PARTS[ending]
         if key in place:
-            raise CheckpointError(info.path, f"must not be stored with {place[key]!r}", "both",
-                                  tensor=name)  # fmt: skip
+            raise CheckpointError(info.path, f"must not be stored with {place[key]!r}", "both", tensor=name)
         place[key] = name
     return parts, replaced
 

@@ -8,15 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.artefact_layers import (
-    FLOAT_DTYPES,
-    INT8,
-    U8,
-    Layer,
-    Parts,
-    Piece,
-    only,
-)
+from unforgotten.audit.artefact_layers import FLOAT_DTYPES, INT8, U8, Layer, Parts, Piece, only
 from unforgotten.audit.artefact_schemes import Scheme
 from unforgotten.audit.checkpoints import Checkpoint
 from unforgotten.audit.jsons import parse_json_object
@@ -64,9 +56,7 @@ def _flat_bytes(checkpoint: Checkpoint, name: str, begin: int, end: int) -> NDAr
 def _block_state(parts: Parts, ending: str) -> _BlockState:
     parts.take(ending, only(U8), (None,))
     if parts.shape(ending)[0] > MAX_STATE_BYTES:
-        raise parts.refuse(
-            ending, f"must have at most {MAX_STATE_BYTES} bytes", parts.shape(ending)
-        )
+        raise parts.refuse(ending, f"must have at most {MAX_STATE_BYTES} bytes", parts.shape(ending))
     path = parts.checkpoint.tensors[parts.name + ending].path
     found = parse_json_object(path, parts.read(ending).tobytes())
     shape, block = found.get("shape"), found.get("blocksize")

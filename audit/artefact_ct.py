@@ -55,15 +55,11 @@ def packed(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     return parts.layer(".weight_packed", (outs, ins), outs, ins, piece)
 
 
-def _scales(
-    scheme: Scheme, parts: Parts, outs: int, ins: int
-) -> Callable[[int, int], NDArray[Any]]:
+def _scales(scheme: Scheme, parts: Parts, outs: int, ins: int) -> Callable[[int, int], NDArray[Any]]:
     """The scales of rows, float32 (rows, groups)."""
     groups = 1 if scheme.group_size < 0 else -(-ins // scheme.group_size)
     parts.take(".weight_scale", FLOAT_DTYPES, (outs, groups))
-    return lambda start, stop: parts.checkpoint.read_rows(
-        parts.name + ".weight_scale", start, stop
-    ).astype(np.float32)
+    return lambda start, stop: parts.checkpoint.read_rows(parts.name + ".weight_scale", start, stop).astype(np.float32)
 
 
 def plain(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:

@@ -18,9 +18,7 @@ HINT = "name --formats to compare decoded values instead"
 
 def is_quantized_gguf(checkpoint: Checkpoint) -> bool:
     """Whether it is a GGUF file with a tensor of a quantized type."""
-    return isinstance(checkpoint, GgufCheckpoint) and any(
-        info.stored for info in checkpoint.tensors.values()
-    )
+    return isinstance(checkpoint, GgufCheckpoint) and any(info.stored for info in checkpoint.tensors.values())
 
 
 def compare_gguf_codes(target: GgufCheckpoint, unlearned: GgufCheckpoint) -> ArtefactLeg:
@@ -52,9 +50,7 @@ def compare_gguf_codes(target: GgufCheckpoint, unlearned: GgufCheckpoint) -> Art
 def _check_types(target: GgufCheckpoint, unlearned: GgufCheckpoint, name: str) -> None:
     for owner in (target, unlearned):
         if name not in owner.tensors:
-            raise CheckpointError(
-                owner.source, "must be in both files", "no such tensor", tensor=name
-            )
+            raise CheckpointError(owner.source, "must be in both files", "no such tensor", tensor=name)
     stored = [c.tensors[name].stored or c.tensors[name].dtype.name for c in (target, unlearned)]
     if stored[0] != stored[1]:
         rule = f"must be stored as the target's, {stored[0]} ({HINT})"

@@ -7,16 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.artefact_layers import (
-    FLOAT_DTYPES,
-    INT32,
-    Layer,
-    Parts,
-    Piece,
-    group_of,
-    only,
-    unpack,
-)
+from unforgotten.audit.artefact_layers import FLOAT_DTYPES, INT32, Layer, Parts, Piece, group_of, only, unpack
 from unforgotten.audit.artefact_schemes import Scheme
 from unforgotten.audit.checkpoints import Checkpoint
 
@@ -64,10 +55,7 @@ def awq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
         return codes.reshape(len(packed), outs)
 
     def piece(start: int, stop: int) -> Piece:
-        codes, g = (
-            ordered(checkpoint.read_rows(name + ".qweight", start, stop)),
-            group[start:stop],
-        )
+        codes, g = (ordered(checkpoint.read_rows(name + ".qweight", start, stop)), group[start:stop])
         zeros = ordered(parts.read(".qzeros")).astype(np.float32)
         return Piece(codes, parts.float32(".scales")[g] * (codes.astype(np.float32) - zeros[g]))
 

@@ -68,9 +68,7 @@ class Parts:
         """Whether the part is there."""
         return self.name + ending in self.checkpoint.tensors
 
-    def take(
-        self, ending: str, dtypes: frozenset[np.dtype[Any]], *shapes: tuple[int | None, ...]
-    ) -> str:
+    def take(self, ending: str, dtypes: frozenset[np.dtype[Any]], *shapes: tuple[int | None, ...]) -> str:
         """The name of a part whose dtype and shape are among these; None fits any size."""
         full = self.name + ending
         if full not in self.checkpoint.tensors:
@@ -82,9 +80,7 @@ class Parts:
             raise CheckpointError(info.path, rule, info.dtype.name, tensor=full)
         if not any(_fits(info.shape, shape) for shape in shapes):
             wanted = " or ".join(str(["any" if n is None else n for n in s]) for s in shapes)
-            raise CheckpointError(
-                info.path, f"must have the shape {wanted}", list(info.shape), tensor=full
-            )
+            raise CheckpointError(info.path, f"must have the shape {wanted}", list(info.shape), tensor=full)
         if 0 in info.shape:
             raise CheckpointError(info.path, "must hold a weight", list(info.shape), tensor=full)
         self.taken[ending] = full
@@ -108,9 +104,8 @@ class Parts:
         return CheckpointError(self.checkpoint.tensors[full].path, rule, got, tensor=full)
 
     def layer(
-        self, mark: str, shape: tuple[int, ...], units: int, unit_weights: int,
-        piece: Callable[[int, int], Piece],
-    ) -> Layer:  # fmt: skip
+        self, mark: str, shape: tuple[int, ...], units: int, unit_weights: int, piece: Callable[[int, int], Piece]
+    ) -> Layer:
         """The layer of the parts that were taken; `mark` is the part whose file messages name."""
         path = self.checkpoint.tensors[self.name + mark].path
         parts = frozenset(self.taken.values())
@@ -118,9 +113,7 @@ class Parts:
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(shape) == len(wanted) and all(
-        w in (None, n) for n, w in zip(shape, wanted, strict=True)
-    )
+    return len(shape) == len(wanted) and all(w in (None, n) for n, w in zip(shape, wanted, strict=True))
 
 
 def unpack(words: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:

@@ -131,9 +131,7 @@ def _choice(path: Path, stated: Mapping[str, object], key: str, known: tuple[int
 
 def _group(path: Path, value: object) -> int:
     if type(value) is not int or not (value == -1 or 1 <= value <= MAX_GROUP):
-        raise CheckpointError(
-            path, f"must have a group size in 1 … {MAX_GROUP}, or -1", repr(value)
-        )
+        raise CheckpointError(path, f"must have a group size in 1 … {MAX_GROUP}, or -1", repr(value))
     return value
 
 

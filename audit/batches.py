@@ -35,10 +35,7 @@ class Batch(NamedTuple):
 def batches_of(work: Work, name: str) -> list[Batch]:
     """The batches of a tensor, in order; one at least."""
     count = max(1, sum(1 for _ in pieces(work.target.tensors[name].shape)))
-    return [
-        Batch(name, first, min(first + BATCH_PIECES, count))
-        for first in range(0, count, BATCH_PIECES)
-    ]
+    return [Batch(name, first, min(first + BATCH_PIECES, count)) for first in range(0, count, BATCH_PIECES)]
 
 
 def measure_batch(work: Work, batch: Batch) -> list[PieceMeasured]:

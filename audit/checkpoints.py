@@ -114,9 +114,7 @@ class SafetensorsCheckpoint:
         row = info.nbytes // max(1, info.shape[0])
         return self._read(info, start * row, (stop - start) * row).reshape(shape)
 
-    def read_flat(
-        self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
-    ) -> NDArray[Any]:
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
         """Weights start … stop - 1 of the flattened tensor, mapped or in `buffer` where that can be, see `pieces.read_flat`."""
         info = self.tensors[name]
         size = info.dtype.itemsize
@@ -167,9 +165,7 @@ def open_checkpoint(source: Path) -> SafetensorsCheckpoint:
         file = open_file(source)
         return SafetensorsCheckpoint(source, None, (file,), read_header(file))
     if not source.is_dir():
-        raise CheckpointError(
-            source, "must be a directory or a .safetensors file that exists", "none"
-        )
+        raise CheckpointError(source, "must be a directory or a .safetensors file that exists", "none")
     if (source / SINGLE).exists():
         file = open_file(source / SINGLE, source)
         return SafetensorsCheckpoint(source, None, (file,), read_header(file))
@@ -238,9 +234,7 @@ def _is_plain_name(shard: str) -> bool:
     return plain and shard.endswith(".safetensors")
 
 
-def join_shards(
-    index: Path, shard_of: Mapping[str, str], files: Mapping[str, WeightFile]
-) -> dict[str, TensorInfo]:
+def join_shards(index: Path, shard_of: Mapping[str, str], files: Mapping[str, WeightFile]) -> dict[str, TensorInfo]:
     """The tensors of all shards, which must be exactly those of the index.
 
     Raises:

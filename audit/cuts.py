@@ -30,12 +30,7 @@ class Cut:
     """The blocks of one layout in a piece: where they end, their weights, and their extremes."""
 
     def __init__(
-        self,
-        task: TensorTask,
-        layout: Layout,
-        span: Piece,
-        pair: tuple[Weights, Weights],
-        piece: Piece,
+        self, task: TensorTask, layout: Layout, span: Piece, pair: tuple[Weights, Weights], piece: Piece
     ) -> None:
         self.task, self.layout, self.span, self._pair = task, layout, span, pair
         self.is_piece = span == piece
@@ -63,20 +58,12 @@ class Cut:
     def extremes(self) -> tuple[Extremes, Extremes]:
         """Of the blocks before and after."""
         if self.layout.size <= PIECE_WEIGHTS:
-            seen = {
-                f.statistic
-                for f in self.task.formats
-                if layout_of(f, self.task.shape) == self.layout
-            }
+            seen = {f.statistic for f in self.task.formats if layout_of(f, self.task.shape) == self.layout}
             one, two = self._pair
-            return extremes(one, self._at, self.ends, seen), extremes(
-                two, self._at, self.ends, seen
-            )
+            return extremes(one, self._at, self.ends, seen), extremes(two, self._at, self.ends, seen)
         first, last = (self.layout.index_of(at) for at in (self.span.start, self.span.stop - 1))
         before, after = (
-            Extremes(
-                e.low[first : last + 1], e.high[first : last + 1], e.low_first[first : last + 1]
-            )
+            Extremes(e.low[first : last + 1], e.high[first : last + 1], e.low_first[first : last + 1])
             for e in self.task.wide[self.layout]
         )
         return before, after

@@ -10,12 +10,8 @@ MAX_SHOWN = 120  # characters of a hostile value in a message
 class CheckpointError(ValueError):
     """A checkpoint breaks a rule. The message is one line: file, tensor where there is one, rule and value."""
 
-    def __init__(
-        self, path: Path | str, rule: str, got: object, *, tensor: str | None = None
-    ) -> None:
-        where = _one_line(str(path)) + (
-            f": tensor {_short(repr(tensor))}" if tensor is not None else ""
-        )
+    def __init__(self, path: Path | str, rule: str, got: object, *, tensor: str | None = None) -> None:
+        where = _one_line(str(path)) + (f": tensor {_short(repr(tensor))}" if tensor is not None else "")
         super().__init__(f"{where} {_one_line(rule)}, got {_short(_one_line(str(got)))}")
 
     def __reduce__(self) -> tuple[object, ...]:

@@ -92,9 +92,7 @@ def student(contrasts: NDArray[Any]) -> float:
     return float(t.sf(mean / spread * math.sqrt(n), n - 1))
 
 
-def leak(
-    metric: str, before: NDArray[Any], after: NDArray[Any], quantized: Mapping[str, NDArray[Any]]
-) -> Leak | None:
+def leak(metric: str, before: NDArray[Any], after: NDArray[Any], quantized: Mapping[str, NDArray[Any]]) -> Leak | None:
     """Items that a format gives back at least HALF of what unlearning took from them; None where it took nothing.
 
     Asked are the items from which it took at least HALF of the mean that it took: of the others, noise alone would
@@ -112,9 +110,7 @@ def leak(
         return None
     asked = taken >= HALF * taken.mean()
     n = int(asked.sum())
-    back = {
-        name: (np.asarray(q) - after)[asked] >= HALF * taken[asked] for name, q in quantized.items()
-    }
+    back = {name: (np.asarray(q) - after)[asked] >= HALF * taken[asked] for name, q in quantized.items()}
     counts = {name: int(b.sum()) for name, b in back.items()}
     union = int(np.any(list(back.values()), axis=0).sum())
     low, high = clopper_pearson(union, n)

@@ -153,9 +153,7 @@ def _fill(descriptor: int, buffer: NDArray[np.uint8], offset: int, path: Path) -
     while done < len(view):
         count = os.preadv(descriptor, [view[done:]], offset + done)
         if count == 0:
-            raise CheckpointError(
-                path, f"must have {offset + len(view)} bytes", f"{offset + done} bytes"
-            )
+            raise CheckpointError(path, f"must have {offset + len(view)} bytes", f"{offset + done} bytes")
         done += count
 
 

@@ -10,9 +10,20 @@ from scipy.stats import beta
 
 Severity = Literal["error", "warning", "note"]
 FindingId = Literal[
-    "no-update", "swallowed", "zero-bin", "on-grid", "dead-zone", "wash", "concentration",
-    "layers", "storage", "kept-changed", "advice", "codes-differ", "codes-equal",
-]  # fmt: skip
+    "no-update",
+    "swallowed",
+    "zero-bin",
+    "on-grid",
+    "dead-zone",
+    "wash",
+    "concentration",
+    "layers",
+    "storage",
+    "kept-changed",
+    "advice",
+    "codes-differ",
+    "codes-equal",
+]
 CONFIDENCE_TAIL = 0.025  # on each side of an interval
 STANDARD_DEVIATIONS = 2.0  # on each side, where an interval is that of a mean
 
@@ -91,7 +102,13 @@ def finding(
 ) -> FindingRow:
     """A finding; what is not given does not apply."""
     return FindingRow(
-        id=id, severity=severity, format=format, tensor=tensor, measure=measure, effect=effect,
-        interval=None if interval is None else [float(x) for x in interval], p=p,
+        id=id,
+        severity=severity,
+        format=format,
+        tensor=tensor,
+        measure=measure,
+        effect=effect,
+        interval=None if interval is None else [float(x) for x in interval],
+        p=p,
         sentence=sentence,
-    )  # fmt: skip
+    )

@@ -17,14 +17,9 @@ SWALLOWED_GAIN = 0.5  # T11b: less than half of the update is left
 PASSES_GAIN = 0.9
 STDERRS = 2.0  # half-width of the interval that a finding is judged by
 WASH_P = 1e-9  # far below chance, even times the formats of any audit
-WASH_RATIO = (
-    0.8,
-    1.25,
-)  # U is a law of large cells: a bias of some per cent in the expected flips is normal
+WASH_RATIO = (0.8, 1.25)  # U is a law of large cells: a bias of some per cent in the expected flips is normal
 MAX_NAMED = 3  # tensors named in a sentence
-UNCONFIRMED = (
-    " (by which weights it moves at all: among weights of one code and size no wash is seen)"
-)
+UNCONFIRMED = " (by which weights it moves at all: among weights of one code and size no wash is seen)"
 
 
 class Judged(NamedTuple):
@@ -115,9 +110,7 @@ def _wash(leg: WeightsLeg, rows: Sequence[FindingRow]) -> list[str]:
     for setting, total in leg.totals.items():
         if setting.grid != "fixed" or not total.expected_flips:
             continue
-        test = wash_test(
-            total.code_flips, total.expected_flips, total.flips_variance, total.weights
-        )
+        test = wash_test(total.code_flips, total.expected_flips, total.flips_variance, total.weights)
         ratio = total.code_flips / total.expected_flips
         if test.p < WASH_P and not WASH_RATIO[0] <= ratio <= WASH_RATIO[1]:
             side = "avoids" if ratio < 1 else "aims at"
@@ -138,9 +131,7 @@ def storage_sentences(leg: WeightsLeg) -> list[str]:
         for before, after in pairs
     ]
     if leg.precision != leg.storage_dtype:
-        found.append(
-            f"The unlearned weights are stored in {leg.storage_dtype}, but each is exactly a {leg.precision}."
-        )
+        found.append(f"The unlearned weights are stored in {leg.storage_dtype}, but each is exactly a {leg.precision}.")
     return found
 
 

@@ -10,9 +10,7 @@ from unforgotten.audit.prediction import WANTED_GAIN, PredictionRow
 from unforgotten.audit.weights import WeightsLeg
 
 
-def advice(
-    leg: WeightsLeg, judged: Sequence[Judged], prediction: Sequence[PredictionRow]
-) -> list[FindingRow]:
+def advice(leg: WeightsLeg, judged: Sequence[Judged], prediction: Sequence[PredictionRow]) -> list[FindingRow]:
     """One sentence where a format loses a part of the update, none else; `effect` is the lr that theory asks for."""
     lost = [j for j in judged if j.finding in ("swallowed", "partly swallowed")]
     if not lost:
@@ -29,20 +27,14 @@ def advice(
     return [row]
 
 
-def needed_lr(
-    leg: WeightsLeg, lost: Sequence[str], prediction: Sequence[PredictionRow]
-) -> float | None:
+def needed_lr(leg: WeightsLeg, lost: Sequence[str], prediction: Sequence[PredictionRow]) -> float | None:
     """The end of the dead zone's range, or what theory asks for a gain of WANTED_GAIN if that is more.
 
     None without a dead zone. Where the theory asks for less than the range that was found, it is the measurement that counts.
     """
     if not leg.dead_zone.detected:
         return None
-    asked = [
-        row["smallest_lr"]
-        for row in prediction
-        if row["format"] in lost and row["smallest_lr"] is not None
-    ]
+    asked = [row["smallest_lr"] for row in prediction if row["format"] in lost and row["smallest_lr"] is not None]
     return max([leg.dead_zone.lr_estimate[1], *asked])
 
 

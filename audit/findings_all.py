@@ -20,10 +20,7 @@ ORDER = ("error", "warning", "note")
 
 
 def all_findings(
-    leg: WeightsLeg,
-    judged: Sequence[Judged],
-    samples: Sequence[Sample],
-    prediction: Sequence[PredictionRow],
+    leg: WeightsLeg, judged: Sequence[Judged], samples: Sequence[Sample], prediction: Sequence[PredictionRow]
 ) -> list[FindingRow]:
     """The findings of the weights leg, by severity and then in the order of what explains what."""
     found = [
@@ -45,18 +42,23 @@ def code_findings(leg: ArtefactLeg) -> list[FindingRow]:
             f"All {leg.total.weights:,} codes, their values and the {len(leg.kept)} other tensors are equal: the two "
             "quantized checkpoints are one and the same model."
         )
-        equal = finding(
-            "codes-equal", "error", sentence, measure="share of codes that differ", effect=0.0
-        )
+        equal = finding("codes-equal", "error", sentence, measure="share of codes that differ", effect=0.0)
         return [equal]
     if changed:
         sentence = (
             f"{len(changed)} of the {len(leg.kept)} tensors that are stored unquantized differ, among them "
             f"{changed[0]!a}."
         )
-        found.append(finding("kept-changed", "note", sentence, tensor=changed[0],
-                             measure="share of the tensors that are kept",
-                             effect=len(changed) / len(leg.kept)))  # fmt: skip
+        found.append(
+            finding(
+                "kept-changed",
+                "note",
+                sentence,
+                tensor=changed[0],
+                measure="share of the tensors that are kept",
+                effect=len(changed) / len(leg.kept),
+            )
+        )
     return found
 
 
@@ -67,7 +69,11 @@ def _codes(name: str, counts: CodeCounts) -> FindingRow:
         "before it was quantized is not in these files, so neither a gain nor a verdict follows."
     )
     return finding(
-        "codes-differ", "note", sentence, measure="share of codes that differ", format=name,
+        "codes-differ",
+        "note",
+        sentence,
+        measure="share of codes that differ",
+        format=name,
         effect=counts.code_flips / counts.weights,
         interval=share_interval(counts.code_flips, counts.weights),
-    )  # fmt: skip
+    )

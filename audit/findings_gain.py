@@ -8,13 +8,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from scipy.stats import binom
 
-from unforgotten.audit.finding_row import (
-    FindingRow,
-    Ratio,
-    finding,
-    share_interval,
-    share_of_sums,
-)
+from unforgotten.audit.finding_row import FindingRow, Ratio, finding, share_interval, share_of_sums
 from unforgotten.audit.findings import STDERRS, Judged, gain_sentence, share
 from unforgotten.audit.probe import Sample, fits
 from unforgotten.audit.probe_cells import CellView, cells_of
@@ -23,13 +17,9 @@ from unforgotten.theory.formats import Format, format_named
 from unforgotten.theory.update import POSITION_BINS
 
 ZERO_BIN_SHARE = 0.5  # of the squared update, at least, in one cell beside zero
-NEAR_LEVELS = (
-    2  # cells looked at, by the distance of their level from 0: FP4's second is its widest
-)
+NEAR_LEVELS = 2  # cells looked at, by the distance of their level from 0: FP4's second is its widest
 ON_GRID_SHARE = 0.5  # of the moved weights, at least, beyond what chance would put there
-ON_GRID_BINS = (
-    2  # of POSITION_BINS, on each side of a level: what rounding to bfloat16 moves a 4-bit level
-)
+ON_GRID_BINS = 2  # of POSITION_BINS, on each side of a level: what rounding to bfloat16 moves a 4-bit level
 
 
 def gain_findings(judged: Sequence[Judged], samples: Sequence[Sample]) -> list[FindingRow]:
@@ -47,10 +37,14 @@ def gain_findings(judged: Sequence[Judged], samples: Sequence[Sample]) -> list[F
 def _swallowed(j: Judged) -> FindingRow:
     margin = STDERRS * j.stderr
     return finding(
-        "swallowed", "error" if j.finding == "swallowed" else "warning", gain_sentence(j),
-        measure="gain", effect=j.total.gain, interval=(j.total.gain - margin, j.total.gain + margin),
+        "swallowed",
+        "error" if j.finding == "swallowed" else "warning",
+        gain_sentence(j),
+        measure="gain",
+        effect=j.total.gain,
+        interval=(j.total.gain - margin, j.total.gain + margin),
         format=j.format,
-    )  # fmt: skip
+    )
 
 
 def _zero_bin(j: Judged, samples: Sequence[Sample]) -> list[FindingRow]:
@@ -77,9 +71,14 @@ def _zero_bin(j: Judged, samples: Sequence[Sample]) -> list[FindingRow]:
         f"(sample of {sum(v.w.size for v in views):,} weights)."
     )
     row = finding(
-        "zero-bin", "warning", sentence, measure="share of the squared update in one cell beside zero",
-        effect=part.value, interval=(part.low, part.high), format=j.format,
-    )  # fmt: skip
+        "zero-bin",
+        "warning",
+        sentence,
+        measure="share of the squared update in one cell beside zero",
+        effect=part.value,
+        interval=(part.low, part.high),
+        format=j.format,
+    )
     return [row]
 
 
@@ -118,8 +117,13 @@ def _on_grid(j: Judged) -> list[FindingRow]:
         "than half a step is lost."
     )
     row = finding(
-        "on-grid", "warning", sentence, measure="share of moved weights on a level", effect=hits / count,
-        interval=share_interval(hits, count), p=float(binom.sf(hits - 1, count, chance)),
+        "on-grid",
+        "warning",
+        sentence,
+        measure="share of moved weights on a level",
+        effect=hits / count,
+        interval=share_interval(hits, count),
+        p=float(binom.sf(hits - 1, count, chance)),
         format=j.format,
-    )  # fmt: skip
+    )
     return [row]

@@ -22,9 +22,7 @@ MAX_LAYERS = 4  # named in a sentence
 LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
-def spread_findings(
-    leg: WeightsLeg, judged: Sequence[Judged], samples: Sequence[Sample]
-) -> list[FindingRow]:
+def spread_findings(leg: WeightsLeg, judged: Sequence[Judged], samples: Sequence[Sample]) -> list[FindingRow]:
     """Concentration by tensor and by row, and the layers of the surviving update by format."""
     if all(j.finding == "no update" for j in judged):
         return []
@@ -39,9 +37,7 @@ def participation(squares: Sequence[float], weights: Sequence[int]) -> float:
         weights: of each part, n > 0.
     """
     whole = math.fsum(squares)
-    return whole**2 / (
-        sum(weights) * math.fsum(e * e / n for e, n in zip(squares, weights, strict=True))
-    )
+    return whole**2 / (sum(weights) * math.fsum(e * e / n for e, n in zip(squares, weights, strict=True)))
 
 
 def _tensors(leg: WeightsLeg) -> list[FindingRow]:
@@ -62,9 +58,13 @@ def _tensors(leg: WeightsLeg) -> list[FindingRow]:
         f"{share(carried / whole)} of its square. {_bought(value)}"
     )
     row = finding(
-        "concentration", "note", sentence, measure="share of weights of an even update, by tensor",
-        effect=value, tensor=leg.tensors[order[0]].name,
-    )  # fmt: skip
+        "concentration",
+        "note",
+        sentence,
+        measure="share of weights of an even update, by tensor",
+        effect=value,
+        tensor=leg.tensors[order[0]].name,
+    )
     return [row]
 
 
@@ -77,9 +77,7 @@ def _rows(samples: Sequence[Sample]) -> list[FindingRow]:
     """The same of rows within their tensors: sum_t (sum e)^2 / n over sum_t sum e^2 of the rows that were looked at."""
     top, bottom, rows = [], [], 0
     for sample in samples:
-        squares = np.concatenate(
-            [np.square(r.w_new.astype(np.float64) - r.w).sum(axis=1) for r in sample.runs]
-        )
+        squares = np.concatenate([np.square(r.w_new.astype(np.float64) - r.w).sum(axis=1) for r in sample.runs])
         if len(squares) > 1 and squares.any():
             top.append(float(squares.sum() ** 2 / len(squares)))
             bottom.append(float(np.square(squares).sum()))
@@ -96,9 +94,13 @@ def _rows(samples: Sequence[Sample]) -> list[FindingRow]:
     )
     interval = (max(0.0, found.low), min(1.0, found.high))
     row = finding(
-        "concentration", "note", sentence, measure="share of rows of an even update, inside tensors",
-        effect=found.value, interval=interval,
-    )  # fmt: skip
+        "concentration",
+        "note",
+        sentence,
+        measure="share of rows of an even update, inside tensors",
+        effect=found.value,
+        interval=interval,
+    )
     return [row]
 
 
@@ -133,9 +135,14 @@ def _layers(leg: WeightsLeg, j: Judged) -> list[FindingRow]:
         f"that survives along itself; the first of them {share(part)}."
     )
     row = finding(
-        "layers", "note", sentence, measure="share of the surviving update in its largest layer",
-        effect=part, interval=(part - margin / whole, part + margin / whole), format=j.format,
-    )  # fmt: skip
+        "layers",
+        "note",
+        sentence,
+        measure="share of the surviving update in its largest layer",
+        effect=part,
+        interval=(part - margin / whole, part + margin / whole),
+        format=j.format,
+    )
     return [row]
 
 

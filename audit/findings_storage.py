@@ -26,9 +26,7 @@ def _no_update(leg: WeightsLeg) -> list[FindingRow]:
         f"Not one of the {total.weights:,} weights that quantizers touch differs between the two checkpoints: there is "
         "no update that a format could keep or lose."
     )
-    row = finding(
-        "no-update", "warning", sentence, measure="share of unchanged weights", effect=1.0
-    )
+    row = finding("no-update", "warning", sentence, measure="share of unchanged weights", effect=1.0)
     return [row]
 
 
@@ -49,9 +47,13 @@ def _dead_zone(leg: WeightsLeg) -> list[FindingRow]:
         f"of one such size, saved in {leg.precision}, looks the same)."
     )
     row = finding(
-        "dead-zone", "warning", sentence, measure="share of weights beyond the edge that never moved",
-        effect=1 - moved / weights, interval=still,
-    )  # fmt: skip
+        "dead-zone",
+        "warning",
+        sentence,
+        measure="share of weights beyond the edge that never moved",
+        effect=1 - moved / weights,
+        interval=still,
+    )
     return [row]
 
 
@@ -64,7 +66,11 @@ def _kept(leg: WeightsLeg) -> list[FindingRow]:
         f"{changed[0]!a}: that part of the update is kept whole and counts in no gain."
     )
     row = finding(
-        "kept-changed", "note", sentence, measure="share of the tensors that are kept",
-        effect=len(changed) / len(leg.kept), tensor=changed[0],
-    )  # fmt: skip
+        "kept-changed",
+        "note",
+        sentence,
+        measure="share of the tensors that are kept",
+        effect=len(changed) / len(leg.kept),
+        tensor=changed[0],
+    )
     return [row]

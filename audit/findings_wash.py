@@ -33,9 +33,7 @@ MAX_CONFIRMED = 3  # tensors of a format that are looked at twice, those of the 
 PERMUTED_WEIGHTS = 1 << 13  # at most, of one tensor
 FIRST_PERMUTATIONS = 99
 SEED = 12
-QUARTERS = (
-    4  # of a binade: inside one, whether storage lets a weight move is nearly the same for all
-)
+QUARTERS = 4  # of a binade: inside one, whether storage lets a weight move is nearly the same for all
 
 
 class Candidate(NamedTuple):
@@ -83,9 +81,7 @@ def candidates(leg: WeightsLeg) -> list[Candidate]:
             m = t.survival[Setting(setting.format, "fixed")]
             test = wash_test(m.code_flips, m.expected_flips, m.flips_variance, m.weights)
             rows.append((setting.format, t.name, m, test))
-    adjusted = false_discoveries(
-        np.array([test.p for *_, test in rows]), WASH_LEVEL, dependent=True
-    )
+    adjusted = false_discoveries(np.array([test.p for *_, test in rows]), WASH_LEVEL, dependent=True)
     return [
         Candidate(*row, float(p))
         for row, hit, p in zip(rows, adjusted.rejected, adjusted.adjusted, strict=True)
@@ -105,18 +101,10 @@ def permuted(sample: Sample, fmt: Format, permutations: int = PERMUTATIONS) -> W
     if not views:
         return None
     most = max(1, PERMUTED_WEIGHTS // len(views))
-    parts = [
-        np.stack([v.v, v.delta, v.step, v.w, v.codes.astype(np.float64)])[:, :most] for v in views
-    ]
+    parts = [np.stack([v.v, v.delta, v.step, v.w, v.codes.astype(np.float64)])[:, :most] for v in views]
     v, delta, step, w, codes = np.concatenate(parts, axis=1)
     return permutation_wash_test(
-        v,
-        delta,
-        strata(w, codes),
-        fmt.thresholds.astype(np.float64),
-        seed=SEED,
-        step=step,
-        permutations=permutations,
+        v, delta, strata(w, codes), fmt.thresholds.astype(np.float64), seed=SEED, step=step, permutations=permutations
     )
 
 
@@ -139,6 +127,13 @@ def _row(c: Candidate, again: WashTest, flagged: int, tensors: int) -> FindingRo
         f"z = {again.z:.1f}, p = {again.p:.2g}. {flagged} of {tensors} tensors are flagged in this format."
     )
     return finding(
-        "wash", "warning", sentence, measure="flips over expected flips", effect=ratio,
-        interval=(ratio - margin, ratio + margin), p=c.adjusted, format=c.format, tensor=c.tensor,
-    )  # fmt: skip
+        "wash",
+        "warning",
+        sentence,
+        measure="flips over expected flips",
+        effect=ratio,
+        interval=(ratio - margin, ratio + margin),
+        p=c.adjusted,
+        format=c.format,
+        tensor=c.tensor,
+    )

@@ -18,9 +18,7 @@ MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 WINDOW = 1 << 20
 MAX_HEADER_BYTES = 1 << 28
-MAX_ITEMS = (
-    1 << 22
-)  # strings and fields; the largest vocabularies have 2^18 tokens and as many merges
+MAX_ITEMS = 1 << 22  # strings and fields; the largest vocabularies have 2^18 tokens and as many merges
 MAX_NAME_BYTES = 1024
 MAX_AXES = 4  # of ggml
 MAX_DEPTH = 4  # of arrays in arrays
@@ -129,9 +127,7 @@ def read_gguf_header(file: WeightFile) -> GgufHeader:
 
 def _alignment(file: WeightFile, value: int | None) -> int:
     if value is None or not 8 <= value <= WINDOW or value & (value - 1):
-        raise CheckpointError(
-            file.path, f"must have a power of two in 8 … {WINDOW} for {ALIGNMENT}", value
-        )
+        raise CheckpointError(file.path, f"must have a power of two in 8 … {WINDOW} for {ALIGNMENT}", value)
     return value
 
 

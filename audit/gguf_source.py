@@ -19,13 +19,16 @@ from unforgotten.audit.gguf_header import GgufTensor, read_gguf_header
 from unforgotten.audit.headers import TensorInfo
 
 PLAIN: Mapping[int, np.dtype[Any]] = {
-    0: np.dtype("<f4"), 1: np.dtype("<f2"), 24: np.dtype("i1"), 25: np.dtype("<i2"),
-    26: np.dtype("<i4"), 27: np.dtype("<i8"), 30: np.dtype(ml_dtypes.bfloat16),
-}  # fmt: skip
+    0: np.dtype("<f4"),
+    1: np.dtype("<f2"),
+    24: np.dtype("i1"),
+    25: np.dtype("<i2"),
+    26: np.dtype("<i4"),
+    27: np.dtype("<i8"),
+    30: np.dtype(ml_dtypes.bfloat16),
+}
 """Number of a type that is stored as numbers -> its dtype."""
-OWN: Mapping[int, str] = {
-    2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K",
-}  # fmt: skip
+OWN: Mapping[int, str] = {2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K"}
 """Number of a type that `gguf_decode` knows -> its name."""
 UNDECODED = (ValueError, KeyError, NotImplementedError)  # raised by gguf for what it cannot decode
 DECODE_BLOCKS = 1 << 13
@@ -185,11 +188,7 @@ def decode_blocks(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[Any]:
 
 
 def _check_cover(
-    file: WeightFile,
-    tensors: tuple[GgufTensor, ...],
-    layouts: Mapping[str, Layout],
-    data: int,
-    alignment: int,
+    file: WeightFile, tensors: tuple[GgufTensor, ...], layouts: Mapping[str, Layout], data: int, alignment: int
 ) -> None:
     """Each tensor begins at the first aligned place after the one before it, as ggml itself demands."""
     position, room = 0, file.size - data

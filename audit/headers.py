@@ -27,11 +27,18 @@ FLOATS: Mapping[str, np.dtype[Any]] = {
     "F32": np.dtype("<f4"),
 }
 BUFFERS: Mapping[str, np.dtype[Any]] = {
-    "BOOL": np.dtype("?"), "U8": np.dtype("u1"), "I8": np.dtype("i1"), "U16": np.dtype("<u2"),
-    "I16": np.dtype("<i2"), "U32": np.dtype("<u4"), "I32": np.dtype("<i4"), "U64": np.dtype("<u8"),
-    "I64": np.dtype("<i8"), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "BOOL": np.dtype("?"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "U16": np.dtype("<u2"),
+    "I16": np.dtype("<i2"),
+    "U32": np.dtype("<u4"),
+    "I32": np.dtype("<i4"),
+    "U64": np.dtype("<u8"),
+    "I64": np.dtype("<i8"),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
-}  # fmt: skip
+}
 """Masks, position buffers, and what a quantizer has stored: they are compared, never quantized again."""
 DTYPES: Mapping[str, np.dtype[Any]] = {**FLOATS, **BUFFERS}
 LENGTH_BYTES = 8
@@ -120,9 +127,7 @@ def _tensor_span(path: Path, name: str, entry: object, start: int) -> _Span:
         raise CheckpointError(path, "must have a JSON object", entry, tensor=name)
     dtype, shape, offsets = (entry.get(key) for key in ("dtype", "shape", "data_offsets"))
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise CheckpointError(
-            path, f"must have dtype {', '.join(DTYPES)}", repr(dtype), tensor=name
-        )
+        raise CheckpointError(path, f"must have dtype {', '.join(DTYPES)}", repr(dtype), tensor=name)
     if not are_counts(shape) or len(shape) > MAX_DIMS:
         rule = f"must have a shape of at most {MAX_DIMS} integers >= 0"
         raise CheckpointError(path, rule, shown(shape), tensor=name)
@@ -175,6 +180,4 @@ def _check_cover(path: Path, spans: list[_Span], data_bytes: int) -> None:
             raise CheckpointError(path, rule, f"{span.begin} ({fault})", tensor=span.name)
         position = span.end
     if position != data_bytes:
-        raise CheckpointError(
-            path, f"must end with its last tensor, at data byte {position}", data_bytes
-        )
+        raise CheckpointError(path, f"must end with its last tensor, at data byte {position}", data_bytes)

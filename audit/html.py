@@ -27,9 +27,7 @@ PLOT_HEIGHT = 200.0
 def render(result: AuditResult, rows: Sequence[TensorRow]) -> str:
     """The page. Every name in it is escaped: the tensors' names come from strangers."""
     environment = page_environment("unforgotten.audit")
-    environment.filters |= {
-        "share": share, "number": number, "p_value": p_value, "plain": plain, "short": short,
-    }  # fmt: skip
+    environment.filters |= {"share": share, "number": number, "p_value": p_value, "plain": plain, "short": short}
     script = environment.get_template("audit.js").render()
     digest = hashlib.sha256(script.encode()).digest()
     return environment.get_template("audit.html.j2").render(
@@ -137,14 +135,7 @@ def _by_format(rows: Sequence[TensorRow]) -> list[tuple[str, list[tuple[TensorRo
     """(format, [(adaptive row, fixed row) of each tensor]); a pair of codes has one row, which stands for both."""
     ordered = sorted(rows, key=lambda row: row["format"])
     return [
-        (
-            name,
-            [
-                (pair[0], pair[-1])
-                for _, g in groupby(group, lambda r: r["name"])
-                for pair in [list(g)]
-            ],
-        )
+        (name, [(pair[0], pair[-1]) for _, g in groupby(group, lambda r: r["name"]) for pair in [list(g)]])
         for name, group in groupby(ordered, lambda row: row["format"])
     ]
 

@@ -19,13 +19,7 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.checkpoints import (
-    INDEX,
-    SINGLE,
-    SafetensorsCheckpoint,
-    join_shards,
-    read_index,
-)
+from unforgotten.audit.checkpoints import INDEX, SINGLE, SafetensorsCheckpoint, join_shards, read_index
 from unforgotten.audit.errors import CheckpointError
 from unforgotten.audit.files import HASH_BYTES, WeightFile, open_file, read_all
 from unforgotten.audit.headers import MAX_COUNT, TensorInfo, read_header
@@ -33,9 +27,7 @@ from unforgotten.audit.hub_client import get_json, is_offline, need_hub
 from unforgotten.audit.jsons import MAX_JSON_BYTES, parse_json_object
 from unforgotten.audit.remote_file import RemoteFile
 
-NAME = re.compile(
-    r"([A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95})(?:@([\w./\-]{1,255}))?", re.ASCII
-)
+NAME = re.compile(r"([A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95})(?:@([\w./\-]{1,255}))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -104,9 +96,7 @@ class HubCheckpoint:
         """See `Checkpoint.read_rows`."""
         return self.inner.read_rows(name, start, stop)
 
-    def read_flat(
-        self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
-    ) -> NDArray[Any]:
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
         """See `SafetensorsCheckpoint.read_flat`."""
         return self.inner.read_flat(name, start, stop, buffer)
 
@@ -175,8 +165,9 @@ def _listing(name: HubName) -> Listing:
             text = read_all(open_file(record), MAX_JSON_BYTES)
             return _parse_listing(name, parse_json_object(record, text))
         return _cached_listing(name)
-    found = get_json(f"api/models/{name.repo}/revision/{quote(name.revision or 'main', safe='')}",
-                     {"blobs": "true"}, str(name))  # fmt: skip
+    found = get_json(
+        f"api/models/{name.repo}/revision/{quote(name.revision or 'main', safe='')}", {"blobs": "true"}, str(name)
+    )
     listing = _parse_listing(name, found)
     kept = {
         "sha": listing.commit,

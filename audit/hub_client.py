@@ -30,9 +30,7 @@ def need_hub(shown: str) -> None:
         CheckpointError: it is not.
     """
     if find_spec("huggingface_hub") is None:
-        rule = (
-            "must be a directory that exists; for a model of the Hub: pip install huggingface_hub"
-        )
+        rule = "must be a directory that exists; for a model of the Hub: pip install huggingface_hub"
         raise CheckpointError(shown, rule, "no such package")
 
 
@@ -108,9 +106,7 @@ def again(once: Any, shown: str) -> Any:
 
 
 @contextmanager
-def _stream(
-    path: str, headers: Mapping[str, str], query: Mapping[str, str], shown: str
-) -> Iterator[Any]:
+def _stream(path: str, headers: Mapping[str, str], query: Mapping[str, str], shown: str) -> Iterator[Any]:
     import httpx
     from huggingface_hub import constants, get_session
     from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]
@@ -118,9 +114,13 @@ def _stream(
     url = f"{constants.ENDPOINT.rstrip('/')}/{path}"
     try:
         with get_session().stream(
-            "GET", url, params=dict(query) or None, headers={**build_hf_headers(), **headers},
-            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=True,
-        ) as response:  # fmt: skip
+            "GET",
+            url,
+            params=dict(query) or None,
+            headers={**build_hf_headers(), **headers},
+            timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT,
+            follow_redirects=True,
+        ) as response:
             _check_status(response.status_code, shown)
             yield response
     except httpx.InvalidURL as error:

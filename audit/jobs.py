@@ -73,9 +73,7 @@ def measure_tensors(
     next(found, None)  # nothing is left, and its workers end here
 
 
-def _tensor(
-    work: Work, name: str, found: Iterator[list[PieceMeasured]], count: int
-) -> TensorMeasured:
+def _tensor(work: Work, name: str, found: Iterator[list[PieceMeasured]], count: int) -> TensorMeasured:
     with _naming(work, name):
         rows = [row for part in islice(found, count) for row in part]
         whole = TensorTask((work.target, work.unlearned), name, work.formats, {}, work.simd)

@@ -20,11 +20,7 @@ TILE = 512  # weights whose intermediate arrays stay in the first-level cache
 BINS = 256
 LARGEST = np.float32(np.finfo(np.float32).max)
 LARGEST64 = float(LARGEST)
-SMALLEST_16, LARGEST_16, SUBNORMALS_16 = (
-    np.float32(2.0**-14),
-    np.float32(65504),
-    np.float32(2.0**24),
-)
+SMALLEST_16, LARGEST_16, SUBNORMALS_16 = (np.float32(2.0**-14), np.float32(65504), np.float32(2.0**24))
 ZERO, HALF_EVEN, COMPARED = np.float32(0), 0, 1
 ADAPTIVE, FIXED = 0, 1
 FLIPS, CHANGES, OVERFLOWS = 0, 1, 2
@@ -82,11 +78,7 @@ def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):
             v = min(v, LARGEST64)
             unit_place[i] = v + zero64
     _round(ratio, n, zero, rule, code)
-    scale, value_zero, value_low = (
-        blocks.scale[block],
-        blocks.value_zero[block],
-        blocks.value_low[block],
-    )
+    scale, value_zero, value_low = (blocks.scale[block], blocks.value_zero[block], blocks.value_low[block])
     levels, unit = rule.levels, rule.unit
     if rule.kind == HALF_EVEN:
         first = levels[0]
@@ -118,12 +110,7 @@ def _round(ratio, n, zero, rule, code):
             c += np.int32(r > t[12]) + np.int32(r > t[13]) + np.int32(r > t[14])
             code[i] = c
     else:
-        order, shift, first, last = (
-            ratio.view(np.int32),
-            rule.shift,
-            rule.first,
-            len(rule.table) - 1,
-        )
+        order, shift, first, last = (ratio.view(np.int32), rule.shift, rule.first, len(rule.table) - 1)
         for i in range(n):
             bits = order[i]
             bits = -(bits & 0x7FFFFFFF) if bits < 0 else bits
@@ -199,9 +186,7 @@ def _positions(v, code, delta, n, rule, bins):
 
 
 @compiled()
-def measure(
-    x, y, ends, before, after, same, setter_low, setter_high, rule, check, counts, sums, bins
-):
+def measure(x, y, ends, before, after, same, setter_low, setter_high, rule, check, counts, sums, bins):
     """One format over one piece: counts and sums of both grids, positions once.
 
     Args:
@@ -220,16 +205,8 @@ def measure(
         bins: int64 (BINS,), added to.
     """
     ratio = np.empty(TILE, np.float32)
-    code, code_fixed, code_new = (
-        np.empty(TILE, np.int32),
-        np.empty(TILE, np.int32),
-        np.empty(TILE, np.int32),
-    )
-    value, value_fixed, value_new = (
-        np.empty(TILE, np.float32),
-        np.empty(TILE, np.float32),
-        np.empty(TILE, np.float32),
-    )
+    code, code_fixed, code_new = (np.empty(TILE, np.int32), np.empty(TILE, np.int32), np.empty(TILE, np.int32))
+    value, value_fixed, value_new = (np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32))
     v, v_fixed, v_new = np.empty(TILE), np.empty(TILE), np.empty(TILE)
     probability, surviving, delta = np.empty(TILE), np.empty(TILE), np.empty(TILE)
     pinned = np.empty(TILE, np.bool_)
@@ -244,35 +221,13 @@ def measure(
             m = min(ends[block] - begin, n) - done
             at = begin + done
             _encode(x, at, m, block, before, rule, ratio, code[done:], value[done:], v[done:])
-            _encode(
-                y,
-                at,
-                m,
-                block,
-                before,
-                rule,
-                ratio,
-                code_fixed[done:],
-                value_fixed[done:],
-                v_fixed[done:],
-            )
+            _encode(y, at, m, block, before, rule, ratio, code_fixed[done:], value_fixed[done:], v_fixed[done:])
             if same[block]:
                 for i in range(done, done + m):
                     code_new[i], value_new[i], v_new[i] = code_fixed[i], value_fixed[i], v_fixed[i]
             else:
                 agree = False
-                _encode(
-                    y,
-                    at,
-                    m,
-                    block,
-                    after,
-                    rule,
-                    ratio,
-                    code_new[done:],
-                    value_new[done:],
-                    v_new[done:],
-                )
+                _encode(y, at, m, block, after, rule, ratio, code_new[done:], value_new[done:], v_new[done:])
             low, high = setter_low[block], setter_high[block]
             for i in range(m):
                 w = x[at + i]
@@ -283,9 +238,7 @@ def measure(
         for grid in range(2):
             fixed = grid == 0
             if fixed or not agree:
-                c, w, u = (
-                    (code_fixed, value_fixed, v_fixed) if fixed else (code_new, value_new, v_new)
-                )
+                c, w, u = (code_fixed, value_fixed, v_fixed) if fixed else (code_new, value_new, v_new)
                 found[FLIPS] = _place(v, u, code, c, pinned, rule, n, probability)
                 found[CHANGES] = _surviving(value, w, n, surviving)
                 found[OVERFLOWS] = _overflows(value, n) + _overflows(w, n) if check else 0

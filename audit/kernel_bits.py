@@ -55,9 +55,7 @@ def _extremes(typing: Any, order: Any, start: Any, groups: Any) -> Any:
                 old = b.load(slot)
                 b.store(b.select(b.icmp_signed(symbol, placed, old), placed, old), slot)
         ends = [
-            b.sext(
-                e.call(f"llvm.vector.reduce.{name}.v{vector.count}i{bits}", lane, b.load(slot)), I64
-            )
+            b.sext(e.call(f"llvm.vector.reduce.{name}.v{vector.count}i{bits}", lane, b.load(slot)), I64)
             for name, slot in (("smin", small), ("smax", large))
         ]
         return context.make_tuple(b, signature.return_type, ends)
@@ -97,9 +95,7 @@ def _pairs(typing: Any, x: Any, y: Any, start: Any, groups: Any, lowest: Any, ou
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         e = Lanes(b)
         vector, half = ir.VectorType(I16, 32), ir.VectorType(I32, 16)
-        px, py, po = (
-            context.make_array(signature.args[k])(context, b, value=args[k]).data for k in (0, 1, 5)
-        )
+        px, py, po = (context.make_array(signature.args[k])(context, b, value=args[k]).data for k in (0, 1, 5))
         low = e.spread(b.trunc(args[4], I16), vector)
         below = cgutils.alloca_once_value(b, e.every(ir.VectorType(ir.IntType(1), 32), 0))
         with cgutils.for_range(b, args[3], intp=I64) as loop:
@@ -111,15 +107,11 @@ def _pairs(typing: Any, x: Any, y: Any, start: Any, groups: Any, lowest: Any, ou
             k = b.select(none, e.every(vector, 0), k)
             b.store(b.or_(b.load(below), none), below)
             sizes = b.and_(b.or_(old, new), e.every(vector, 0x7FFF))
-            moved = b.and_(
-                b.icmp_signed("!=", old, new), b.icmp_signed("!=", sizes, e.every(vector, 0))
-            )
+            moved = b.and_(b.icmp_signed("!=", old, new), b.icmp_signed("!=", sizes, e.every(vector, 0)))
             k = b.or_(k, b.select(moved, e.every(vector, WINDOW), e.every(vector, 0)))
             two = b.bitcast(k, half)
             two = b.and_(b.or_(two, b.lshr(two, e.every(half, 10))), e.every(half, PAIRS - 1))
-            e.store(
-                b.trunc(two, ir.VectorType(I16, 16)), po, b.mul(loop.index, ir.Constant(I64, 16))
-            )
+            e.store(b.trunc(two, ir.VectorType(I16, 16)), po, b.mul(loop.index, ir.Constant(I64, 16)))
         bits = b.bitcast(b.load(below), I32)
         return b.zext(b.icmp_unsigned("!=", bits, ir.Constant(I32, 0)), I64)
 
@@ -175,16 +167,7 @@ def count_bfloat16(x, y, top, lowest, highest, weights, moved):
 
 @intrinsic
 def block_sizes(
-    typing: Any,
-    x: Any,
-    y: Any,
-    first: Any,
-    last: Any,
-    groups: Any,
-    add: Any,
-    before: Any,
-    after: Any,
-    absmax: Any,
+    typing: Any, x: Any, y: Any, first: Any, last: Any, groups: Any, add: Any, before: Any, after: Any, absmax: Any
 ) -> Any:
     """Find the largest magnitudes of blocks first … last - 1, which have `groups` times sixteen weights, uint16 bits.
 
@@ -196,8 +179,7 @@ def block_sizes(
         e = Lanes(b)
         _, _, start, stop, count, more, *_ = args
         px, py, before, after, absmax = (
-            context.make_array(signature.args[k])(context, b, value=args[k]).data
-            for k in (0, 1, 6, 7, 8)
+            context.make_array(signature.args[k])(context, b, value=args[k]).data for k in (0, 1, 6, 7, 8)
         )
         totals = [cgutils.alloca_once_value(b, e.every(I16X, 0)) for _ in range(2)]
         size = b.mul(count, ir.Constant(I64, LANES))
@@ -261,9 +243,7 @@ def _largest(typing: Any, x: Any, start: Any, groups: Any) -> Any:
             size = b.and_(e.load(pointer, vector, at), e.every(vector, 2 ** (bits - 1) - 1))
             old = b.load(large)
             b.store(b.select(b.icmp_signed(">", size, old), size, old), large)
-        return b.zext(
-            e.call(f"llvm.vector.reduce.smax.v{vector.count}i{bits}", lane, b.load(large)), I64
-        )
+        return b.zext(e.call(f"llvm.vector.reduce.smax.v{vector.count}i{bits}", lane, b.load(large)), I64)
 
     return types.int64(x, types.int64, types.int64), codegen
 

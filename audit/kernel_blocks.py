@@ -15,18 +15,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils
 
-from unforgotten.audit.kernel_lanes import (  # fmt: skip
-    F32X,
-    F64,
-    F64X,
-    I16X,
-    I32,
-    I32X,
-    I64,
-    LANES,
-    MAGIC,
-    Lanes,
-)
+from unforgotten.audit.kernel_lanes import F32X, F64, F64X, I16X, I32, I32X, I64, LANES, MAGIC, Lanes
 from unforgotten.audit.kernel_lookups import LOOKUPS
 from unforgotten.audit.kernel_rows import (
     AROUND,
@@ -47,15 +36,13 @@ from unforgotten.audit.kernel_rows import (
     THRESHOLDS,
     UNIT,
     WIDTH64,
-)  # fmt: skip
+)
 
 
 class Blocks:
     """What a part of the blocks of a tile is measured with: those that keep their grid, or those that do not."""
 
-    def __init__(
-        self, builder: Any, arg: Any, kinds: Any, pointers: Any, *, simd: str, same: bool
-    ) -> None:
+    def __init__(self, builder: Any, arg: Any, kinds: Any, pointers: Any, *, simd: str, same: bool) -> None:
         self.find = LOOKUPS[simd](builder)
         self.b, self.e = builder, Lanes(builder, self.find.lanes, has_masks=self.find.has_masks)
         self.arg, self.pointers, self.same = arg, pointers, same
@@ -82,36 +69,23 @@ class Blocks:
     def _load_format(self) -> None:
         b, e = self.b, self.e
         vectors = 0 if self.integers else ROWS
-        self.rows = [
-            e.load(self.pointers["narrow"], F32X, self.at(LANES * k)) for k in range(vectors)
-        ]
+        self.rows = [e.load(self.pointers["narrow"], F32X, self.at(LANES * k)) for k in range(vectors)]
         self.inverse, self.lower, self.width = (
-            [e.load(self.pointers["wide"], F64X, self.at(LANES * k + h)) for h in (0, 8)]
-            if vectors
-            else []
+            [e.load(self.pointers["wide"], F64X, self.at(LANES * k + h)) for h in (0, 8)] if vectors else []
             for k in (INVERSE64, LOWER64, WIDTH64)
         )
-        thresholds = [
-            self.number("two", self.at(k)) for k in range(2 if "two" in self.pointers else 0)
-        ]
+        thresholds = [self.number("two", self.at(k)) for k in range(2 if "two" in self.pointers else 0)]
         self.two = [e.spread(t, F32X) for t in thresholds]
         constants = [self.number("constants", self.at(k)) for k in range(SURE + 1)]
-        self.edge, self.around = (
-            e.spread(b.fptosi(constants[k], I32), I32X) for k in (EDGE, AROUND)
-        )
+        self.edge, self.around = (e.spread(b.fptosi(constants[k], I32), I32X) for k in (EDGE, AROUND))
         self.unit, self.reach, self.per_step, self.sure = (
             e.spread(constants[k], F32X) for k in (UNIT, REACH, STEPS, SURE)
         )
         self.first, self.last = (
-            e.spread(constants[k], F32X)
-            if self.integers
-            else e.spread(b.fptosi(constants[k], I32), I32X)
+            e.spread(constants[k], F32X) if self.integers else e.spread(b.fptosi(constants[k], I32), I32X)
             for k in (FIRST, LAST)
         )
-        self.end_slopes = [
-            e.spread(self.number("wide", self.at(k)), F64X)
-            for k in range(2 if self.integers else 0)
-        ]
+        self.end_slopes = [e.spread(self.number("wide", self.at(k)), F64X) for k in range(2 if self.integers else 0)]
 
     def load_block(self, k: Any) -> None:
         """The parameters of a block of the tile, in every lane."""
@@ -122,9 +96,7 @@ class Blocks:
         near = self.number("nears", k)
         wide = self.number("wides", k) if self.divide else b.fpext(near, F64)
         self.gain, self.wide_gain = [e.spread(near, F32X)], [e.spread(wide, F64X)]
-        entries = [
-            b.zext(self.number(name, block), I64) for name in ("before", "after")[: self.grids]
-        ]
+        entries = [b.zext(self.number(name, block), I64) for name in ("before", "after")[: self.grids]]
         for entry in entries[1:]:
             gain = self.number("gain", entry)
             wide = self.number("reciprocal", entry) if self.divide else b.fpext(gain, F64)
@@ -144,16 +116,10 @@ class Blocks:
         self.places = ("kept", "kept_counts") if self.same else ("moved", "moved_counts")
         sums = self.pointers[self.places[0]]
         self.sums = [
-            [
-                cgutils.alloca_once_value(b, e.load(sums, F64X, self.at((s * 5 + k) * 8)))
-                for k in range(5)
-            ]
+            [cgutils.alloca_once_value(b, e.load(sums, F64X, self.at((s * 5 + k) * 8))) for k in range(5)]
             for s in range(self.grids)
         ]
-        self.counts = [
-            [cgutils.alloca_once_value(b, self._no_count) for _ in range(3)]
-            for s in range(self.grids)
-        ]
+        self.counts = [[cgutils.alloca_once_value(b, self._no_count) for _ in range(3)] for s in range(self.grids)]
 
     def store_sums(self) -> None:
         """Put back what was added to."""
@@ -207,13 +173,8 @@ class Blocks:
         found = [b.fmul(h, self.wide_gain[s]) for h in e.wide(w)]
         if not self.divide:
             return found
-        rests = [
-            e.fma(b.fneg(guess), self.wide_factor[s], h)
-            for guess, h in zip(found, e.wide(w), strict=True)
-        ]
-        return [
-            e.fma(rest, self.wide_gain[s], guess) for rest, guess in zip(rests, found, strict=True)
-        ]
+        rests = [e.fma(b.fneg(guess), self.wide_factor[s], h) for guess, h in zip(found, e.wide(w), strict=True)]
+        return [e.fma(rest, self.wide_gain[s], guess) for rest, guess in zip(rests, found, strict=True)]
 
     def _value(self, level: Any, s: int) -> Any:
         """The value of levels: in the order of operations of `theory.quantize.decode`."""
@@ -313,9 +274,7 @@ class Blocks:
         if self.integers:
             whole, clear = self._search_surely(near)
             return b.and_(clear, e.flags(b.fcmp_ordered("==", whole, code)))
-        lowest, highest = (
-            self.find.table(self.rows[row], code) for row in (SURELY_FROM, SURELY_TO)
-        )
+        lowest, highest = (self.find.table(self.rows[row], code) for row in (SURELY_FROM, SURELY_TO))
         return b.and_(e.below(lowest, near), b.not_(e.below(highest, near)))
 
     def _cut(self, whole: Any) -> Any:

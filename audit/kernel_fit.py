@@ -105,9 +105,7 @@ def fit_of_magnitudes(
 
 
 @lru_cache(maxsize=32)
-def _table_of_magnitudes(
-    fmt: Format, tops: tuple[float, float] | None
-) -> tuple[Table, tuple[int, int], int]:
+def _table_of_magnitudes(fmt: Format, tops: tuple[float, float] | None) -> tuple[Table, tuple[int, int], int]:
     """The table, the largest bits before and after that it is good for, and where the entries after begin."""
     before, limit = _blocks_of_magnitudes(fmt, tops and tops[0])
     if tops is None or tops[0] == tops[1]:

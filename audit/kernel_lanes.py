@@ -19,17 +19,13 @@ I16, I32, I64 = ir.IntType(16), ir.IntType(32), ir.IntType(64)
 F32X, F64X = ir.VectorType(F32, 16), ir.VectorType(F64, 8)
 I16X, I32X, I64X = ir.VectorType(I16, 16), ir.VectorType(I32, 16), ir.VectorType(I64, 8)
 BYTES = {F32: 4, F64: 8, I16: 2, I32: 4, I64: 8}
-MAGIC = (
-    1.5 * 2.0**23
-)  # a float32 so large that its last bit counts units: adding it rounds to an integer
+MAGIC = 1.5 * 2.0**23  # a float32 so large that its last bit counts units: adding it rounds to an integer
 
 
 class Lanes:
     """Emits operations on vectors into the function that a builder builds."""
 
-    def __init__(
-        self, builder: Any, register_lanes: int = LANES, *, has_masks: bool = True
-    ) -> None:
+    def __init__(self, builder: Any, register_lanes: int = LANES, *, has_masks: bool = True) -> None:
         self.b, self.register_lanes, self.has_masks = builder, register_lanes, has_masks
 
     def call(self, name: str, result: Any, *args: Any) -> Any:
@@ -147,9 +143,7 @@ class Lanes:
         """Whether any of sixteen flags is set."""
         n = self.register_lanes
         none = ir.Constant(flags.type, ir.Undefined)
-        picks = (
-            ir.Constant(ir.VectorType(I32, n), list(range(k, k + n))) for k in range(0, LANES, n)
-        )
+        picks = (ir.Constant(ir.VectorType(I32, n), list(range(k, k + n))) for k in range(0, LANES, n))
         every = reduce(self.b.or_, (self.b.shuffle_vector(flags, none, p) for p in picks))
         if not self.has_masks:
             every = self.b.icmp_signed("<", every, self.every(every.type, 0))

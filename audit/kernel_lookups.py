@@ -139,10 +139,7 @@ class Avx2(_Emitter):
         b = self.b
         first, second = (b.bitcast(e, ir.VectorType(I32, 16)) for e in entries)
         own = b.sext(keep, index.type)
-        low, high = (
-            b.and_(self.table(self.pick(first, second, list(range(k, 32, 2))), index), own)
-            for k in (0, 1)
-        )
+        low, high = (b.and_(self.table(self.pick(first, second, list(range(k, 32, 2))), index), own) for k in (0, 1))
         both = [list(zip(range(k, k + 8), range(16 + k, 24 + k), strict=True)) for k in (0, 8)]
         lanes = ([lane for pair in half for lane in pair] for half in both)
         return [b.bitcast(self.pick(low, high, part), ir.VectorType(F64, 8)) for part in lanes]
@@ -197,9 +194,7 @@ class Neon(_Emitter):
         for two in self.parts(own, 2):
             lanes = b.bitcast(two, ir.VectorType(I8, 8))
             places = self.pick(lanes, lanes, [0] * 8 + [4] * 8)
-            found.append(
-                b.bitcast(self._bytes(entries, b.or_(places, first)), ir.VectorType(F64, 2))
-            )
+            found.append(b.bitcast(self._bytes(entries, b.or_(places, first)), ir.VectorType(F64, 2)))
         return [self.joined(found[:4]), self.joined(found[4:])]
 
     def _bytes(self, entries: list[Any], places: Any) -> Any:

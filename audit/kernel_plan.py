@@ -111,9 +111,18 @@ def rule_of(fmt: Format) -> Rule:
             kind = BY_COMPARISON
             thresholds = np.append(thresholds, np.full(MOST_COMPARED - len(thresholds), np.inf))
     return Rule(
-        kind, fmt.zero_first, np.asarray(thresholds, np.float32), np.asarray(table, np.int32), shift, first,
-        np.asarray(fmt.levels, np.float32), cell.lower, width, 1 / width, np.float32(fmt.unit),
-    )  # fmt: skip
+        kind,
+        fmt.zero_first,
+        np.asarray(thresholds, np.float32),
+        np.asarray(table, np.int32),
+        shift,
+        first,
+        np.asarray(fmt.levels, np.float32),
+        cell.lower,
+        width,
+        1 / width,
+        np.float32(fmt.unit),
+    )
 
 
 def exact_thresholds(fmt: Format) -> Array:
@@ -210,10 +219,15 @@ def _applied(grid: Grid, fmt: Format, *, partial: bool) -> Blocks:
             divide[-1], factor[-1] = True, divisor[-1]
     nothing = np.zeros(count, np.float32)
     return Blocks(
-        divide, usable, factor, nothing if encoder.low is None else _column(encoder.low, count),
-        _column(encoder.zero, count), scale, _column(grid.zero, count),
+        divide,
+        usable,
+        factor,
+        nothing if encoder.low is None else _column(encoder.low, count),
+        _column(encoder.zero, count),
+        scale,
+        _column(grid.zero, count),
         nothing if grid.low is None else _column(grid.low, count),
-    )  # fmt: skip
+    )
 
 
 def _column(values: Array, count: int) -> Array:

@@ -46,8 +46,6 @@ class Few:
 for dtype in (ml_dtypes.bfloat16, np.float32):
     few = Few(np.arange(-128, 128).reshape(2, 128).astype(dtype))
     for names in FORMATS:
-        task = tensor_task(
-            few, few, "w", [format_named(name) for name in names], available_paths()[0]
-        )
+        task = tensor_task(few, few, "w", [format_named(name) for name in names], available_paths()[0])
         for piece in pieces(task.shape):
             measure_piece(task, piece)

@@ -42,7 +42,7 @@ from unforgotten.audit.kernel_rows import (
     STAYED,
     SURVIVING,
     TILE,
-)  # fmt: skip
+)
 from unforgotten.audit.kernel_tables import lattice_rule, vector_rule
 from unforgotten.audit.kernel_tile import measure_tile
 from unforgotten.audit.simd import VECTOR_PATHS
@@ -101,9 +101,23 @@ def measure_registers(
     groups = size // LANES
     few = (0,) * groups if groups <= UNROLLED else None
     within = MEASURE_BLOCKS[simd](
-        *pair, size, few, *rule, *table[:-1], *entries, known, limits, shift, kept, moved, kept_n, moved_n, bins,
-        binades if census else None, tallies,
-    )  # fmt: skip
+        *pair,
+        size,
+        few,
+        *rule,
+        *table[:-1],
+        *entries,
+        known,
+        limits,
+        shift,
+        kept,
+        moved,
+        kept_n,
+        moved_n,
+        bins,
+        binades if census else None,
+        tallies,
+    )
     if not within:
         tallies[:] = 0  # of the blocks before, which the next call must not find
         return None
@@ -113,8 +127,10 @@ def measure_registers(
     return Totals(
         np.stack([flips, changes, np.zeros_like(flips)], axis=1)[::-1].copy(),
         np.stack([expected + pinned, expected - squares, sums[:, SURVIVING], sums[:, DOT]], axis=1)[::-1].copy(),
-        bins, float(sums[0, DELTA]) if census else math.nan, *binades,
-    )  # fmt: skip
+        bins,
+        float(sums[0, DELTA]) if census else math.nan,
+        *binades,
+    )
 
 
 def _compiled(stamp: str, simd: str) -> Any:
@@ -123,11 +139,35 @@ def _compiled(stamp: str, simd: str) -> Any:
     The stamp of the code that it inlines is a part of it, so that its cache knows when that changes.
     """
 
-    # fmt: off
     @compiled()
     def measure_blocks(
-        x, y, size, few, narrow, wide, two, dense, constants, grid, factor, gain, scale, reciprocal, e, e_new, setter, fitted,
-        limits, shift, kept, moved, kept_n, moved_n, bins, census, tallies,
+        x,
+        y,
+        size,
+        few,
+        narrow,
+        wide,
+        two,
+        dense,
+        constants,
+        grid,
+        factor,
+        gain,
+        scale,
+        reciprocal,
+        e,
+        e_new,
+        setter,
+        fitted,
+        limits,
+        shift,
+        kept,
+        moved,
+        kept_n,
+        moved_n,
+        bins,
+        census,
+        tallies,
     ):
         stamp  # noqa: B018 # pyright: ignore[reportUnusedExpression]
         both = np.empty((2, TILE), np.uint16)
@@ -171,15 +211,77 @@ def _compiled(stamp: str, simd: str) -> Any:
                 return False
             if few is None:
                 measure_tile(
-                    x, y, begin, g, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, e, e_new,
-                    setter, blocks, nears, wides, n_keep, n_move, kept, moved, kept_n, moved_n, codes, places, close,
-                    flipped, last_places, tallies, census, simd,
+                    x,
+                    y,
+                    begin,
+                    g,
+                    size,
+                    narrow,
+                    wide,
+                    two,
+                    dense,
+                    constants,
+                    factor,
+                    gain,
+                    scale,
+                    reciprocal,
+                    e,
+                    e_new,
+                    setter,
+                    blocks,
+                    nears,
+                    wides,
+                    n_keep,
+                    n_move,
+                    kept,
+                    moved,
+                    kept_n,
+                    moved_n,
+                    codes,
+                    places,
+                    close,
+                    flipped,
+                    last_places,
+                    tallies,
+                    census,
+                    simd,
                 )
             else:
                 measure_tile(
-                    x, y, begin, few, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, e, e_new,
-                    setter, blocks, nears, wides, n_keep, n_move, kept, moved, kept_n, moved_n, codes, places, close,
-                    flipped, last_places, tallies, census, simd,
+                    x,
+                    y,
+                    begin,
+                    few,
+                    size,
+                    narrow,
+                    wide,
+                    two,
+                    dense,
+                    constants,
+                    factor,
+                    gain,
+                    scale,
+                    reciprocal,
+                    e,
+                    e_new,
+                    setter,
+                    blocks,
+                    nears,
+                    wides,
+                    n_keep,
+                    n_move,
+                    kept,
+                    moved,
+                    kept_n,
+                    moved_n,
+                    codes,
+                    places,
+                    close,
+                    flipped,
+                    last_places,
+                    tallies,
+                    census,
+                    simd,
                 )
             for i in range(end - begin, counted):
                 tallies[last_places[i]] += np.uint32(1)
@@ -204,7 +306,6 @@ def _compiled(stamp: str, simd: str) -> Any:
             row[:] = 0
         return True
 
-    # fmt: on
     return measure_blocks
 
 
@@ -212,15 +313,7 @@ def _stamp() -> str:
     """A digest of the code that the driver inlines."""
     sources = (
         Path(m.__file__ or "").read_bytes()
-        for m in (
-            kernel_bits,
-            kernel_blocks,
-            kernel_lanes,
-            kernel_lookups,
-            kernel_rows,
-            kernel_tile,
-            kernel_vector,
-        )
+        for m in (kernel_bits, kernel_blocks, kernel_lanes, kernel_lookups, kernel_rows, kernel_tile, kernel_vector)
     )
     return hashlib.sha256(b"".join(sources)).hexdigest()
 

@@ -18,11 +18,7 @@ MOST = TILE // LANES  # blocks of a tile
 
 BINS, BIN_BITS = 256, 9
 FRACTION = 12  # bits of the fraction of a bin
-ENDMOST, FIRST_BIN, STAYED = (
-    0,
-    1,
-    257,
-)  # weights in an end cell, in bins, and where they do not move
+ENDMOST, FIRST_BIN, STAYED = (0, 1, 257)  # weights in an end cell, in bins, and where they do not move
 # of weights that stay each lane has a bin of its own: counts of one slot would wait for each other
 OWN_BINS = STAYED + LANES
 END_PLACE = float((ENDMOST << FRACTION) + (1 << (FRACTION - 1)))  # far from the end of any bin

@@ -30,7 +30,7 @@ from unforgotten.audit.kernel_rows import (
     SURELY_TO,
     THRESHOLDS,
     WIDE_ROWS,
-)  # fmt: skip
+)
 from unforgotten.theory.formats import Format
 
 Array = NDArray[Any]
@@ -72,9 +72,7 @@ def _by_bucket(fmt: Format) -> bool:
     """Whether sixteen levels suffice, and the buckets of `vector_rule` leave at most two thresholds over."""
     thresholds = exact_thresholds(fmt)
     # near 0 quotients are not what their products say
-    clear = fmt.arithmetic != "divide" or (
-        np.abs(thresholds).min() > SMALLEST and _are_inside(_buckets(thresholds))
-    )
+    clear = fmt.arithmetic != "divide" or (np.abs(thresholds).min() > SMALLEST and _are_inside(_buckets(thresholds)))
     return len(fmt.levels) <= LANES and len(_buckets(thresholds).rest) <= 2 and bool(clear)
 
 
@@ -114,9 +112,7 @@ def vector_rule(fmt: Format) -> VectorRule:
     edge = _edge(fmt, rule)
     around = (1 << FRACTION) - 2 * edge
     sure = OFF * np.abs(thresholds).max()
-    constants = np.array(
-        [rule.unit, edge, around, found.reach, found.steps, 0, count - 1, sure], np.float32
-    )
+    constants = np.array([rule.unit, edge, around, found.reach, found.steps, 0, count - 1, sure], np.float32)
     return VectorRule(narrow, wide, two if len(found.rest) else None, None, constants)
 
 
@@ -168,9 +164,7 @@ def lattice_rule(fmt: Format) -> VectorRule | None:
     ratio = np.append(size, -size)
     code = np.searchsorted(exact_thresholds(fmt), ratio, side="left")
     ratio, code = (x[(code > 0) & (code < len(rule.levels) - 1)] for x in (ratio, code))
-    wide = (
-        np.longdouble(ratio) * narrow[INVERSE, code] + narrow[ORIGIN, code]
-    )  # as fused: rounded once
+    wide = np.longdouble(ratio) * narrow[INVERSE, code] + narrow[ORIGIN, code]  # as fused: rounded once
     found = np.minimum(wide.astype(np.float32).astype(np.int64) >> FRACTION, STAYED - 1)
     exact = FIRST_BIN + np.clip((ratio - rule.lower[code]) / rule.width[code] * BINS, 0, BINS - 1)
     off = np.abs(ratio[found != np.trunc(exact)])

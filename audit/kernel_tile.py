@@ -16,10 +16,41 @@ from unforgotten.audit.kernel_vector import Part
 
 WHOLE = ("begin", "groups", "size", "keeps", "moves")
 NAMES = (
-    "x", "y", "begin", "groups", "size", "narrow", "wide", "two", "dense", "constants", "factor", "gain", "scale",
-    "reciprocal", "before", "after", "setter", "blocks", "nears", "wides", "keeps", "moves", "kept", "moved",
-    "kept_counts", "moved_counts", "codes", "bins", "close", "flipped", "last_bins", "tallies", "census", "simd",
-)  # fmt: skip
+    "x",
+    "y",
+    "begin",
+    "groups",
+    "size",
+    "narrow",
+    "wide",
+    "two",
+    "dense",
+    "constants",
+    "factor",
+    "gain",
+    "scale",
+    "reciprocal",
+    "before",
+    "after",
+    "setter",
+    "blocks",
+    "nears",
+    "wides",
+    "keeps",
+    "moves",
+    "kept",
+    "moved",
+    "kept_counts",
+    "moved_counts",
+    "codes",
+    "bins",
+    "close",
+    "flipped",
+    "last_bins",
+    "tallies",
+    "census",
+    "simd",
+)
 
 
 def _emit(part: Part, unrolled: int) -> None:
@@ -110,12 +141,42 @@ def emit_tile(
 
 @intrinsic(prefer_literal=True)
 def measure_tile(
-    typing: Any, x: Any, y: Any, begin: Any, groups: Any, size: Any, narrow: Any, wide: Any, two: Any, dense: Any,
-    constants: Any, factor: Any, gain: Any, scale: Any, reciprocal: Any, before: Any, after: Any, setter: Any,
-    blocks: Any, nears: Any, wides: Any, keeps: Any, moves: Any, kept: Any, moved: Any, kept_counts: Any,
-    moved_counts: Any, codes: Any, bins: Any, close: Any, flipped: Any, last_bins: Any, tallies: Any, census: Any,
+    typing: Any,
+    x: Any,
+    y: Any,
+    begin: Any,
+    groups: Any,
+    size: Any,
+    narrow: Any,
+    wide: Any,
+    two: Any,
+    dense: Any,
+    constants: Any,
+    factor: Any,
+    gain: Any,
+    scale: Any,
+    reciprocal: Any,
+    before: Any,
+    after: Any,
+    setter: Any,
+    blocks: Any,
+    nears: Any,
+    wides: Any,
+    keeps: Any,
+    moves: Any,
+    kept: Any,
+    moved: Any,
+    kept_counts: Any,
+    moved_counts: Any,
+    codes: Any,
+    bins: Any,
+    close: Any,
+    flipped: Any,
+    last_bins: Any,
+    tallies: Any,
+    census: Any,
     simd: Any,
-) -> Any:  # fmt: skip
+) -> Any:
     """The blocks of a tile. What is None says at compile time which instructions there are.
 
     x, y: uint16 (bfloat16) or float32. begin: where the tile begins.
@@ -132,16 +193,46 @@ def measure_tile(
     simd: one of `simd.VECTOR_PATHS`.
     """
     kinds = (
-        x, y, begin, groups, size, narrow, wide, two, dense, constants, factor, gain, scale, reciprocal, before, after,
-        setter, blocks, nears, wides, keeps, moves, kept, moved, kept_counts, moved_counts, codes, bins, close,
-        flipped, last_bins, tallies, census, simd,
-    )  # fmt: skip
+        x,
+        y,
+        begin,
+        groups,
+        size,
+        narrow,
+        wide,
+        two,
+        dense,
+        constants,
+        factor,
+        gain,
+        scale,
+        reciprocal,
+        before,
+        after,
+        setter,
+        blocks,
+        nears,
+        wides,
+        keeps,
+        moves,
+        kept,
+        moved,
+        kept_counts,
+        moved_counts,
+        codes,
+        bins,
+        close,
+        flipped,
+        last_bins,
+        tallies,
+        census,
+        simd,
+    )
 
     def codegen(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         own: dict[str, Any] = dict(zip(NAMES, signature.args, strict=True))
         arg: dict[str, Any] = {
-            name: None if own[name] == types.none else value
-            for name, value in zip(NAMES, args, strict=True)
+            name: None if own[name] == types.none else value for name, value in zip(NAMES, args, strict=True)
         }
         pointers: dict[str, Any] = {
             name: context.make_array(kind)(context, builder, value=arg[name]).data

@@ -7,16 +7,7 @@ from typing import Any
 from llvmlite import ir
 
 from unforgotten.audit.kernel_blocks import Blocks
-from unforgotten.audit.kernel_lanes import (  # fmt: skip
-    F32,
-    F32X,
-    F64X,
-    I16X,
-    I32,
-    I32X,
-    I64,
-    LANES,
-)
+from unforgotten.audit.kernel_lanes import F32, F32X, F64X, I16X, I32, I32X, I64, LANES
 from unforgotten.audit.kernel_rows import (
     BIN_BITS,
     BINADES,
@@ -37,7 +28,7 @@ from unforgotten.audit.kernel_rows import (
     STAYED,
     SURVIVING,
     TILE,
-)  # fmt: skip
+)
 
 AHEAD = TILE  # weights between what is measured and what is asked for from memory
 EXPONENT = 7  # the lowest bit of the exponent of a bfloat16
@@ -212,14 +203,12 @@ class Part(Blocks):
         b, e = self.b, self.e
         if self.integers:  # of width 1
             places = [
-                b.fsub(one, b.fsub(level, e.every(F64X, 0.5)))
-                for one, level in zip(v, e.wide(code), strict=True)
+                b.fsub(one, b.fsub(level, e.every(F64X, 0.5))) for one, level in zip(v, e.wide(code), strict=True)
             ]
         else:
             every = e.every(ir.VectorType(ir.IntType(1), LANES), 1)
             lower, width, inverse = (
-                self.find.wide_table(table, code, every)
-                for table in (self.lower, self.width, self.inverse)
+                self.find.wide_table(table, code, every) for table in (self.lower, self.width, self.inverse)
             )
             places = [
                 self._quotient(b.fsub(one, low), *parts)

@@ -57,10 +57,7 @@ def _map(compared: str, name: str, number: int, rows: Sequence[TensorRow]) -> La
         cell = Cell(row["name"], value, colour, f"t-{number}-{index}")
         found.setdefault(layer_of(row["name"]), {})[kind_of(row["name"])] = cell
     kinds = list(dict.fromkeys(kind for cells in found.values() for kind in cells))
-    lines = [
-        Line(layer, [found[layer].get(kind) for kind in kinds])
-        for layer in sorted(found, key=_order)
-    ]
+    lines = [Line(layer, [found[layer].get(kind) for kind in kinds]) for layer in sorted(found, key=_order)]
     return LayerMap(name, kinds, lines)
 
 

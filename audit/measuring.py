@@ -22,7 +22,7 @@ from unforgotten.audit.kernel_plan import (
     may_overflow,
     rule_of,
     setters,
-)  # fmt: skip
+)
 from unforgotten.audit.kernel_registers import measure_registers
 from unforgotten.audit.kernel_tables import fits_registers
 from unforgotten.audit.measured import Setting, TensorMeasured
@@ -112,9 +112,7 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     return PieceMeasured(census, delta_sq, parts, searched)
 
 
-def _by_magnitudes(
-    task: TensorTask, cut_of: Mapping[str, Cut]
-) -> tuple[dict[str, Part], Census | None]:
+def _by_magnitudes(task: TensorTask, cut_of: Mapping[str, Cut]) -> tuple[dict[str, Part], Census | None]:
     """What needs no look at the weights before: formats whose scales follow from the bits of largest magnitudes.
 
     The first of them takes the census on the way, where its blocks are the piece.
@@ -149,17 +147,13 @@ def _read(task: TensorTask, piece: Piece) -> tuple[Weights, Weights]:
     alike = infos[0].dtype == infos[1].dtype
     size = piece.stop - piece.start
     before, after = (
-        Weights(
-            read_flat(c, task.name, *piece, own_memory(k, size * info.dtype.itemsize)), bits=alike
-        )
+        Weights(read_flat(c, task.name, *piece, own_memory(k, size * info.dtype.itemsize)), bits=alike)
         for k, (c, info) in enumerate(zip(task.checkpoints, infos, strict=True))
     )
     return before, after
 
 
-def _largest(
-    piece: Piece, stop: int, x: Weights, y: Weights, cuts: Iterable[Cut]
-) -> tuple[np.float32, np.float32]:
+def _largest(piece: Piece, stop: int, x: Weights, y: Weights, cuts: Iterable[Cut]) -> tuple[np.float32, np.float32]:
     """The largest magnitude before and after, from extremes that are found anyway where those are of the whole piece."""
     for cut in cuts:
         if cut.span == piece and stop == piece.stop and cut.layout.size <= PIECE_WEIGHTS:
@@ -169,9 +163,7 @@ def _largest(
 
 
 def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
-    part = Part(
-        np.zeros((2, 3), np.int64), np.zeros((2, 4)), np.zeros(kernel.BINS, np.int64), math.nan
-    )
+    part = Part(np.zeros((2, 3), np.int64), np.zeros((2, 4)), np.zeros(kernel.BINS, np.int64), math.nan)
     if not len(cut.ends):
         return part
     first = cut.whole_groups if _by_vectors(task, fmt) else 0
@@ -213,10 +205,16 @@ def _measure_rest(task: TensorTask, fmt: Format, cut: Cut, first: int, part: Par
     check = any(may_overflow(blocks, fmt) for blocks in fitted)
     before, after = (Blocks(*(p[first:] for p in blocks)) for blocks in fitted)
     kernel.measure(
-        *(w[skip:] for w in cut.float32), cut.ends[first:] - skip, before, after,
-        grids_agree(before, after, fmt), *(s[first:] for s in setters(cut.extremes[0], fmt)), rule_of(fmt), check,
+        *(w[skip:] for w in cut.float32),
+        cut.ends[first:] - skip,
+        before,
+        after,
+        grids_agree(before, after, fmt),
+        *(s[first:] for s in setters(cut.extremes[0], fmt)),
+        rule_of(fmt),
+        check,
         *part[:3],
-    )  # fmt: skip
+    )
 
 
 def _tensor_tops(task: TensorTask, fmt: Format) -> tuple[float, float] | None:
@@ -224,9 +222,7 @@ def _tensor_tops(task: TensorTask, fmt: Format) -> tuple[float, float] | None:
     if not fmt.tensor_range:
         return None
     total = math.prod(task.shape)
-    before, after = (
-        float(max(-whole.low[0], whole.high[0])) for whole in task.wide[Layout(total, total)]
-    )
+    before, after = (float(max(-whole.low[0], whole.high[0])) for whole in task.wide[Layout(total, total)])
     return before, after
 
 
@@ -238,15 +234,15 @@ def _fit_both(task: TensorTask, fmt: Format, cut: Cut) -> tuple[Blocks, Blocks]:
     if partial or fmt.tensor_range:
         tops = _tensor_tops(task, fmt) or (math.nan, math.nan)
         before, after = (
-            fit_blocks(e, fmt, tensor_absmax=top, partial=partial)
-            for e, top in zip(cut.extremes, tops, strict=True)
+            fit_blocks(e, fmt, tensor_absmax=top, partial=partial) for e, top in zip(cut.extremes, tops, strict=True)
         )
         return before, after
     one, two = cut.extremes
     both = Extremes(
-        np.concatenate([one.low, two.low]), np.concatenate([one.high, two.high]),
+        np.concatenate([one.low, two.low]),
+        np.concatenate([one.high, two.high]),
         np.concatenate([one.low_first, two.low_first]),
-    )  # fmt: skip
+    )
     fitted, count = fit_blocks(both, fmt, tensor_absmax=math.nan, partial=False), len(one.low)
     return Blocks(*(p[:count] for p in fitted)), Blocks(*(p[count:] for p in fitted))
 
@@ -288,18 +284,14 @@ def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMea
         tuple(np.sum([c.weights for c in census], axis=0).tolist()),
         tuple(np.sum([c.moved for c in census], axis=0).tolist()),
     )
-    return TensorMeasured(
-        binades, all(c.in_bfloat16 for c in census), all(c.in_float16 for c in census), found
-    )  # fmt: skip
+    return TensorMeasured(binades, all(c.in_bfloat16 for c in census), all(c.in_float16 for c in census), found)
 
 
 def _survival(rows: Sequence[PieceMeasured], parts: Sequence[Part], grid: GridMode) -> Survival:
     census = [piece.census for piece in rows]
     row = kernel.ADAPTIVE if grid == "adaptive" else kernel.FIXED
     counts = np.sum([part.counts[row] for part in parts], axis=0)
-    expected, variance, surviving, dot = (
-        math.fsum(part.sums[row, k] for part in parts) for k in range(4)
-    )
+    expected, variance, surviving, dot = (math.fsum(part.sums[row, k] for part in parts) for k in range(4))
     return Survival(
         weights=sum(int(c.weights.sum()) for c in census),
         unchanged=sum(int((c.weights - c.moved).sum()) for c in census),

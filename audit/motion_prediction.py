@@ -73,9 +73,7 @@ def motion_gain(motions: Sequence[Motion], name: str) -> float | None:
 
 
 def _square(sample: Sample) -> float:
-    return math.fsum(
-        float(np.square(run.w_new.astype(np.float64) - run.w).sum()) for run in sample.runs
-    )
+    return math.fsum(float(np.square(run.w_new.astype(np.float64) - run.w).sum()) for run in sample.runs)
 
 
 def _spread(sample: Sample) -> bool:

@@ -121,9 +121,7 @@ class Renamed:
         """See `Checkpoint.read_rows`."""
         return self.inner.read_rows(self.names[name], start, stop)
 
-    def read_flat(
-        self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
-    ) -> NDArray[Any]:
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
         """See `pieces.read_flat`."""
         return read_flat(self.inner, self.names[name], start, stop, buffer)
 
@@ -159,9 +157,7 @@ def tensors_equal(one: Checkpoint, name: str, two: Checkpoint, other: str) -> bo
     shape = one.tensors[name].shape
     if not shape:
         return bool(np.array_equal(one.read(name), two.read(other)))
-    return all(
-        np.array_equal(read_flat(one, name, *p), read_flat(two, other, *p)) for p in pieces(shape)
-    )
+    return all(np.array_equal(read_flat(one, name, *p), read_flat(two, other, *p)) for p in pieces(shape))
 
 
 def _check_both(target: Checkpoint, unlearned: Checkpoint, name: str) -> None:

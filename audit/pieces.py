@@ -89,9 +89,7 @@ def layout_of(fmt: Format, shape: tuple[int, ...]) -> Layout:
 class FlatReadable(Protocol):
     """A checkpoint that can read any range of a flattened tensor."""
 
-    def read_flat(
-        self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
-    ) -> NDArray[Any]:
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
         """Weights start … stop - 1 of the flattened tensor."""
         ...
 
@@ -101,11 +99,7 @@ class FlatReadable(Protocol):
 
 
 def read_flat(
-    checkpoint: Checkpoint,
-    name: str,
-    start: int,
-    stop: int,
-    buffer: NDArray[np.uint8] | None = None,
+    checkpoint: Checkpoint, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
 ) -> NDArray[Any]:
     """Weights start … stop - 1 of the flattened tensor; where a source reads rows only, from the rows that hold them.
 

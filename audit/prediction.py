@@ -63,24 +63,26 @@ def predict_gains(
         samples: of the probe.
         measured: (format, gain, its standard error) on adaptive grids.
     """
-    with np.errstate(
-        all="ignore"
-    ):  # weights near the ends of float32: what is not finite becomes None
+    with np.errstate(all="ignore"):  # weights near the ends of float32: what is not finite becomes None
         motions = observe(samples) if estimate is not None else []
         return [_row(estimate, motions, *row) for row in measured]
 
 
 def _row(
-    estimate: TrainingEstimate | None,
-    motions: Sequence[Motion],
-    name: str,
-    gain: float | None,
-    stderr: float | None,
+    estimate: TrainingEstimate | None, motions: Sequence[Motion], name: str, gain: float | None, stderr: float | None
 ) -> PredictionRow:
     row = PredictionRow(
-        format=name, inputs=None, predicted_gain=None, predicted_low=None, predicted_high=None,
-        motion_gain=None, measured_gain=gain, measured_stderr=stderr, smallest_lr=None, note=None,
-    )  # fmt: skip
+        format=name,
+        inputs=None,
+        predicted_gain=None,
+        predicted_low=None,
+        predicted_high=None,
+        motion_gain=None,
+        measured_gain=gain,
+        measured_stderr=stderr,
+        smallest_lr=None,
+        note=None,
+    )
     if estimate is None:
         row["note"] = "nothing was updated"
         return row
@@ -122,14 +124,26 @@ def _known(answer: Answer) -> float:
 
 def _question(estimate: TrainingEstimate, name: str, group: WeightGroup, lr: float) -> Question:
     return Question(
-        format=name, std=group.std, lr=lr, steps=estimate.steps, dtype=estimate.dtype,
-        columns=max(2, group.columns), rows=max(2, group.rows),
-    )  # fmt: skip
+        format=name,
+        std=group.std,
+        lr=lr,
+        steps=estimate.steps,
+        dtype=estimate.dtype,
+        columns=max(2, group.columns),
+        rows=max(2, group.rows),
+    )
 
 
 def _inputs(estimate: TrainingEstimate) -> PredictionInputs:
     return PredictionInputs(
-        std=estimate.std, density="gaussian", dtype=estimate.dtype, optimizer="adamw",
-        lr=estimate.lr, lr_low=estimate.lr_range[0], lr_high=estimate.lr_range[1],
-        steps=estimate.steps, lr_source=estimate.source, groups=len(estimate.groups),
-    )  # fmt: skip
+        std=estimate.std,
+        density="gaussian",
+        dtype=estimate.dtype,
+        optimizer="adamw",
+        lr=estimate.lr,
+        lr_low=estimate.lr_range[0],
+        lr_high=estimate.lr_range[1],
+        steps=estimate.steps,
+        lr_source=estimate.source,
+        groups=len(estimate.groups),
+    )

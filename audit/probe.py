@@ -50,9 +50,7 @@ class Sample:
     runs: tuple[Run, ...]
 
 
-def look(
-    target: Checkpoint, unlearned: Checkpoint, names: Sequence[str], formats: Sequence[str]
-) -> list[Sample]:
+def look(target: Checkpoint, unlearned: Checkpoint, names: Sequence[str], formats: Sequence[str]) -> list[Sample]:
     """Rows of the tensors, TENSOR_WEIGHTS weights of each at most, or one row a run where rows are longer.
 
     Args:
@@ -67,22 +65,16 @@ def look(
     return [_sample(target, unlearned, name, most, sizes) for name in names]
 
 
-def _sample(
-    target: Checkpoint, unlearned: Checkpoint, name: str, most: int, blocks: Sequence[int]
-) -> Sample:
+def _sample(target: Checkpoint, unlearned: Checkpoint, name: str, most: int, blocks: Sequence[int]) -> Sample:
     rows, columns = target.tensors[name].shape
     runs = []
     for start, stop in _ranges(name, rows, columns, most, blocks):
-        w, w_new = (
-            np.asarray(c.read_rows(name, start, stop), np.float32) for c in (target, unlearned)
-        )
+        w, w_new = (np.asarray(c.read_rows(name, start, stop), np.float32) for c in (target, unlearned))
         runs.append(Run(name, start, stop - start == rows, w, w_new))
     return Sample(name, (rows, columns), tuple(runs))
 
 
-def _ranges(
-    name: str, rows: int, columns: int, most: int, blocks: Sequence[int]
-) -> Iterator[tuple[int, int]]:
+def _ranges(name: str, rows: int, columns: int, most: int, blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
     """RUNS ranges of rows, each at a random place of its own part of the tensor, none through a flat block."""
     unit = math.lcm(*(block // math.gcd(columns, block) for block in blocks), 1)
     units = -(-rows // unit)

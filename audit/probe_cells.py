@@ -52,14 +52,18 @@ def cells_of(run: Run, fmt: Format) -> CellView:
     levels, nothing = np.asarray(fmt.levels, np.float64), np.zeros_like(before)
     zero_code = encode(nothing, grid, fmt).astype(np.int64)
     largest = np.abs(before).max(axis=1, keepdims=True)
-    reach = code_units(np.broadcast_to(largest, before.shape).copy(), grid, fmt) - code_units(
-        nothing, grid, fmt
-    )
+    reach = code_units(np.broadcast_to(largest, before.shape).copy(), grid, fmt) - code_units(nothing, grid, fmt)
     with np.errstate(divide="ignore", invalid="ignore"):
         step = np.where(reach != 0, largest / reach.astype(np.float64), np.inf)
     w, w_new = before.astype(np.float64), after.astype(np.float64)
     stay = 1 - flip_probability(v_new - v, codes, fmt)
     return CellView(
-        w[real], (w_new - w)[real], v[real], step[real], codes[real], codes_new[real],
-        np.abs(levels[codes] - levels[zero_code])[real], stay[real],
-    )  # fmt: skip
+        w[real],
+        (w_new - w)[real],
+        v[real],
+        step[real],
+        codes[real],
+        codes_new[real],
+        np.abs(levels[codes] - levels[zero_code])[real],
+        stay[real],
+    )

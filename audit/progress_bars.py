@@ -44,9 +44,7 @@ class Bars:
 
         def step(done: int, total: int, text: str = "") -> None:
             words = f"  {escape(text or unit)}"
-            self._bars.update(
-                self._steps, completed=done, total=total, description=words, visible=True
-            )
+            self._bars.update(self._steps, completed=done, total=total, description=words, visible=True)
 
         yield step
         self._bars.update(self._steps, visible=False)

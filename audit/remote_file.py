@@ -18,9 +18,7 @@ from unforgotten.audit.hub_client import again, is_offline, stream_range
 CHUNK_BYTES = 1 << 22
 MAX_REQUEST_CHUNKS = 16
 CAME = b"\1"
-_LOCK = (
-    threading.Lock()
-)  # one fetch at a time; two processes write the same bytes to the same places
+_LOCK = threading.Lock()  # one fetch at a time; two processes write the same bytes to the same places
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,7 @@ class RemoteFile:
         self.place.parent.mkdir(parents=True, exist_ok=True)
         while missing:
             run = 1
-            while run < min(len(missing), MAX_REQUEST_CHUNKS) and (
-                missing[run] == missing[0] + run
-            ):
+            while run < min(len(missing), MAX_REQUEST_CHUNKS) and (missing[run] == missing[0] + run):
                 run += 1
             again(lambda: self._fetch_run(missing[0], missing[0] + run), str(self.path))  # noqa: B023
             missing = missing[run:]

@@ -112,8 +112,7 @@ def build_result(
     prediction = predict_gains(estimate_training(leg, samples), samples, gains)
     findings = all_findings(leg, judged, samples, prediction)
     rows = [
-        format_row(setting, total, [t.survival[setting] for t in leg.tensors])
-        for setting, total in leg.totals.items()
+        format_row(setting, total, [t.survival[setting] for t in leg.tensors]) for setting, total in leg.totals.items()
     ]
     decision = decide(overall_finding(judged), output, behaviour)
     return AuditResult(
@@ -172,9 +171,7 @@ def _verdict(decision: Decision, weights: Sequence[str]) -> Decision:
     own = decision["reasons"]
     alone = decision["legs"]["output"] is None and decision["legs"]["behaviour"] is None
     return Decision(
-        overall=decision["overall"],
-        legs=decision["legs"],
-        reasons=[*weights, *own] if alone else [*own, *weights],
+        overall=decision["overall"], legs=decision["legs"], reasons=[*weights, *own] if alone else [*own, *weights]
     )
 
 

@@ -85,9 +85,7 @@ def format_row(setting: Setting, total: Survival, parts: Sequence[Survival]) -> 
         gain=finite_or_none(total.gain),
         gain_stderr=finite_or_none(gain_stderr(parts)),
         cosine=finite_or_none(total.cosine),
-        position=Position(
-            ks=finite_or_none(ks), p=finite_or_none(kolmogorov_tail(ks, sum(total.positions)))
-        ),
+        position=Position(ks=finite_or_none(ks), p=finite_or_none(kolmogorov_tail(ks, sum(total.positions)))),
         wash=Wash(z=finite_or_none(wash.z), p=wash.p),
     )
 

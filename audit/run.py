@@ -81,13 +81,7 @@ def audit_pair(
 
 
 def _weights(
-    before: Checkpoint,
-    after: Checkpoint,
-    formats: Sequence[str] | None,
-    step: Step,
-    *,
-    jobs: int,
-    ray: str | None,
+    before: Checkpoint, after: Checkpoint, formats: Sequence[str] | None, step: Step, *, jobs: int, ray: str | None
 ) -> ArtefactLeg | WeightsLeg:
     """What the pair's weights show: the codes of one that is quantized already, otherwise the leg in each format."""
     codes = _code_leg(before, after, formats)
@@ -113,9 +107,7 @@ def _check_out(out: Path) -> None:
         raise ValueError(f"out must be a directory, or one that can be made, got out={str(out)!r}")
 
 
-def _code_leg(
-    before: Checkpoint, after: Checkpoint, formats: Sequence[str] | None
-) -> ArtefactLeg | None:
+def _code_leg(before: Checkpoint, after: Checkpoint, formats: Sequence[str] | None) -> ArtefactLeg | None:
     """The codes of a pair that is quantized already; None of one whose weights are compared."""
     if isinstance(before, GgufCheckpoint) and isinstance(after, GgufCheckpoint):
         quantized = is_quantized_gguf(before) or is_quantized_gguf(after)

@@ -35,10 +35,15 @@ def render_sarif(result: AuditResult) -> str:
     """The document: one result for the verdict and one a finding, each bound to the SHA-256 of both checkpoints."""
     verdict = result["verdict"]
     rows = [
-        _result(result, "verdict", VERDICT_LEVELS[verdict["overall"]],
-                f"Verdict: {verdict['overall']}. {' '.join(verdict['reasons'][:1])}", {}),
+        _result(
+            result,
+            "verdict",
+            VERDICT_LEVELS[verdict["overall"]],
+            f"Verdict: {verdict['overall']}. {' '.join(verdict['reasons'][:1])}",
+            {},
+        ),
         *(_of_finding(result, row) for row in result["findings"]),
-    ]  # fmt: skip
+    ]
     driver = {
         "name": "unforgotten",
         "version": result["version"],
@@ -54,9 +59,7 @@ def _of_finding(result: AuditResult, row: FindingRow) -> dict[str, Any]:
     return _result(result, row["id"], row["severity"], row["sentence"], more)
 
 
-def _result(
-    result: AuditResult, rule: str, level: str, text: str, more: Mapping[str, Any]
-) -> dict[str, Any]:
+def _result(result: AuditResult, rule: str, level: str, text: str, more: Mapping[str, Any]) -> dict[str, Any]:
     place = quote(PurePath(result["unlearned"]["source"]).as_posix())
     sums = {side: result[side]["sha256"] for side in ("target", "unlearned")}
     key = "/".join([rule, str(more.get("format") or ""), str(more.get("tensor") or "")])

@@ -63,8 +63,7 @@ def available_paths() -> tuple[str, ...]:
     found = tuple(
         name
         for name in VECTOR_PATHS
-        if all(host.get(feature, False) for feature in _HOST_FEATURES[name])
-        and has_instructions(name, *target)
+        if all(host.get(feature, False) for feature in _HOST_FEATURES[name]) and has_instructions(name, *target)
     )
     return (*found, SCALAR, NUMPY)
 

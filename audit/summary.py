@@ -17,9 +17,7 @@ PREDICTED = ("gain of", "theory", "over the range of lr", "from the seen motion"
 COLUMNS = ("format", "grid", "codes equal", "flips", "expected", "gain", "cosine")
 
 
-def print_summary(
-    result: AuditResult, out: Path | None = None, console: Console | None = None
-) -> None:
+def print_summary(result: AuditResult, out: Path | None = None, console: Console | None = None) -> None:
     """Print table, verdict and reasons.
 
     Args:
@@ -31,16 +29,13 @@ def print_summary(
     whole_lines = not console.is_terminal
     verdict = result["verdict"]
     console.print(
-        Text(f"{result['target']['source']} → {result['unlearned']['source']}", "bold"),
-        soft_wrap=whole_lines,
+        Text(f"{result['target']['source']} → {result['unlearned']['source']}", "bold"), soft_wrap=whole_lines
     )
     console.print(Text(_coverage(result)))
     console.print(_table(result["formats"]))
     if any(row["inputs"] for row in result["prediction"]):
         console.print(_predictions(result["prediction"]))
-    console.print(
-        Text(f"Verdict: {verdict['overall']} · weights: {verdict['legs']['weights']}", "bold")
-    )
+    console.print(Text(f"Verdict: {verdict['overall']} · weights: {verdict['legs']['weights']}", "bold"))
     for reason in verdict["reasons"]:
         console.print(Text(f"• {reason}"), soft_wrap=whole_lines)
     if out is not None:

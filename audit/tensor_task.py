@@ -84,10 +84,7 @@ def tensor_task(
     shape = target.tensors[name].shape
     check_formats(shape, formats)
     wide = {
-        layout: (
-            _wide_extremes(target, name, layout, seen),
-            _wide_extremes(unlearned, name, layout, seen),
-        )
+        layout: (_wide_extremes(target, name, layout, seen), _wide_extremes(unlearned, name, layout, seen))
         for layout, seen in _wide_layouts(formats, shape).items()
     }
     return TensorTask((target, unlearned), name, tuple(formats), wide, simd)
@@ -107,9 +104,7 @@ def check_formats(shape: tuple[int, ...], formats: Sequence[Format]) -> None:
             padding(shape[-1], fmt)
 
 
-def _wide_layouts(
-    formats: Sequence[Format], shape: tuple[int, ...]
-) -> dict[Layout, frozenset[str]]:
+def _wide_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[Layout, frozenset[str]]:
     """The layouts of blocks wider than a piece, and what statistics see of those."""
     total = math.prod(shape)
     found: dict[Layout, frozenset[str]] = {}
@@ -121,9 +116,7 @@ def _wide_layouts(
     return found
 
 
-def _wide_extremes(
-    checkpoint: Checkpoint, name: str, layout: Layout, statistics: frozenset[str]
-) -> Extremes:
+def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout, statistics: frozenset[str]) -> Extremes:
     """The extremes of all blocks of a tensor, none of which need fit a piece."""
     shape = checkpoint.tensors[name].shape
     count = layout.index_of(math.prod(shape) - 1) + 1

@@ -73,9 +73,7 @@ def estimate_training(leg: WeightsLeg, samples: Sequence[Sample]) -> TrainingEst
     span, dtype = typical_steps(leg), SHORT_DTYPES.get(leg.precision)
     if span is None or dtype in (None, "fp32"):
         whole = (moved_rms, moved_rms)
-        return TrainingEstimate(
-            groups, std, moved_rms, "fp32", moved_rms, whole, 1, "size of the update"
-        )
+        return TrainingEstimate(groups, std, moved_rms, "fp32", moved_rms, whole, 1, "size of the update")
     lr = math.sqrt(span[0] * span[1])
     steps = min(max(1, round(moved_rms / lr)), STEPS_AT_MOST)
     assert dtype is not None, "checked above"
@@ -92,9 +90,7 @@ def typical_steps(leg: WeightsLeg) -> tuple[float, float] | None:
     if not leg.dead_zone.detected:
         return None
     edge = round(math.log2(leg.dead_zone.threshold))
-    for e, n, moved in zip(
-        reversed(BINADES), leg.binades.weights[::-1], leg.binades.moved[::-1], strict=True
-    ):
+    for e, n, moved in zip(reversed(BINADES), leg.binades.weights[::-1], leg.binades.moved[::-1], strict=True):
         if e < edge and n >= MIN_WEIGHTS and moved < MOSTLY * n:
             edge = e
         elif n >= MIN_WEIGHTS and moved >= MOSTLY * n:
@@ -116,8 +112,10 @@ def _groups(samples: Sequence[Sample]) -> tuple[WeightGroup, ...]:
     groups = [
         WeightGroup(
             std=math.sqrt(math.fsum(n * mean for n, mean in found) / sum(n for n, _ in found)),
-            rows=rows, columns=columns, weights=sum(n for n, _ in found),
+            rows=rows,
+            columns=columns,
+            weights=sum(n for n, _ in found),
         )
         for (_, rows, columns), found in squares.items()
-    ]  # fmt: skip
+    ]
     return tuple(sorted(groups, key=lambda g: (-g.weights, g.std, g.rows, g.columns)))

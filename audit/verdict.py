@@ -40,15 +40,7 @@ from unforgotten.audit.findings import Finding
 from unforgotten.audit.legs import BehaviourLeg, Leak, OutputLeg, RecoveryRow
 from unforgotten.theory.multiplicity import false_discoveries
 
-__all__ = [
-    "BehaviourLeg",
-    "Decision",
-    "OutputLeg",
-    "Word",
-    "decide",
-    "judge_behaviour",
-    "judge_output",
-]
+__all__ = ["BehaviourLeg", "Decision", "OutputLeg", "Word", "decide", "judge_behaviour", "judge_output"]
 
 Word = Literal["survives", "undone", "undecided"]
 DECIDES_BEHAVIOUR = ("M1", "M2")
@@ -90,15 +82,11 @@ def decide(weights: Finding, output: OutputLeg | None, behaviour: BehaviourLeg |
     done = judge_behaviour(behaviour) if behaviour is not None else None
     overall, why = _combine(weights, said, done)
     reasons = [why, *(done.reasons if done else ()), *(said.reasons if said else ())]
-    words = LegWords(
-        weights=weights, output=said.word if said else None, behaviour=done.word if done else None
-    )
+    words = LegWords(weights=weights, output=said.word if said else None, behaviour=done.word if done else None)
     return Decision(overall=overall, legs=words, reasons=reasons)
 
 
-def _combine(
-    weights: Finding, output: Opinion | None, behaviour: Opinion | None
-) -> tuple[Word, str]:
+def _combine(weights: Finding, output: Opinion | None, behaviour: Opinion | None) -> tuple[Word, str]:
     if behaviour is None and output is None:
         return "undecided", (
             "Weights alone never settle the verdict: whether removed knowledge comes back needs the output or "
@@ -108,10 +96,7 @@ def _combine(
         return "undone", "Behaviour: what was unlearned comes back in a quantized model."
     if output is not None and output.word == "undone":
         if behaviour is not None and behaviour.word == "survives":
-            return (
-                "undecided",
-                "Behaviour and output disagree: answers stay unlearned, likelihoods come back.",
-            )
+            return ("undecided", "Behaviour and output disagree: answers stay unlearned, likelihoods come back.")
         return "undone", "Output: the forget texts are likely again in a quantized model."
     if behaviour is not None:
         if behaviour.word == "survives":
@@ -122,10 +107,7 @@ def _combine(
             return "undecided", (
                 f"Output says survives and weights say {weights}: it takes a benchmark (--benchmark) to tell."
             )
-        return (
-            "survives",
-            "Output: the forget texts stay unlikely in every format that was measured.",
-        )
+        return ("survives", "Output: the forget texts stay unlikely in every format that was measured.")
     return "undecided", "Output was measured and does not settle it."
 
 
@@ -155,29 +137,19 @@ class Rule(NamedTuple):
     def decides(self, row: RecoveryRow) -> bool:
         """Whether unlearning took enough of this metric."""
         taken = row["target"] - row["unlearned"]
-        return (
-            row["metric"] in self.deciding
-            and row["removed"]
-            and taken >= self.taken * abs(row["target"])
-        )
+        return row["metric"] in self.deciding and row["removed"] and taken >= self.taken * abs(row["target"])
 
 
 def _judge(rule: Rule, rows: Rows, leaks: Sequence[Leak]) -> Opinion:
     asked = [(name, row) for name, group in rows for row in group if rule.decides(row)]
     if not asked:
-        return Opinion(
-            "undecided", [f"{rule.leg}: too little was removed to tell whether it comes back."]
-        )
+        return Opinion("undecided", [f"{rule.leg}: too little was removed to tell whether it comes back."])
     back = _back(rule, asked)
     if back:
         return Opinion("undone", [_sentence(rule.leg, *pair, "comes back") for pair in back])
     doubts = [*_objections(rule, rows, leaks)]
     doubts += [_sentence(rule.leg, *pair, "is open") for pair in asked if not _below(pair[1])]
-    doubts += [
-        f"{rule.leg}: nothing was measured in {name}."
-        for name, _ in rows
-        if name not in {f for f, _ in asked}
-    ]
+    doubts += [f"{rule.leg}: nothing was measured in {name}." for name, _ in rows if name not in {f for f, _ in asked}]
     if doubts:
         return Opinion("undecided", doubts)
     worst = max(asked, key=lambda pair: pair[1]["high"] or 0.0)

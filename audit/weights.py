@@ -20,10 +20,7 @@ from unforgotten.theory.dead_zone import BinadeCounts, DeadZone, add_binades, fi
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.update import Survival, add
 
-NARROW: Mapping[str, np.dtype[Any]] = {
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
-}
+NARROW: Mapping[str, np.dtype[Any]] = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 GAUSSIAN_SPREAD = 2.0  # E|x|^3 / (E x^2 E|x|) of a Gaussian; 1 for an update of one size
 
 
@@ -135,20 +132,15 @@ def weights_leg(
     work = Work(target, unlearned, tuple(known), path_for(weights * len(known)))
     measured = measure_tensors(work, names.quantized, report, jobs=jobs, ray=ray)
     tensors = [
-        _tensor_leg(target, unlearned, name, found)
-        for name, found in zip(names.quantized, measured, strict=True)
+        _tensor_leg(target, unlearned, name, found) for name, found in zip(names.quantized, measured, strict=True)
     ]
     return _sum_up(tensors, kept, Computed(path=work.simd, processor=processor()))
 
 
-def _tensor_leg(
-    target: Checkpoint, unlearned: Checkpoint, name: str, measured: TensorMeasured
-) -> TensorLeg:
+def _tensor_leg(target: Checkpoint, unlearned: Checkpoint, name: str, measured: TensorMeasured) -> TensorLeg:
     info, info_new = target.tensors[name], unlearned.tensors[name]
     dtypes = info.dtype.name, info_new.dtype.name
-    return TensorLeg(
-        name, info.shape, dtypes, precision_of(measured, dtypes[1]), measured.binades, measured.survival
-    )  # fmt: skip
+    return TensorLeg(name, info.shape, dtypes, precision_of(measured, dtypes[1]), measured.binades, measured.survival)
 
 
 def precision_of(measured: TensorMeasured, dtype: str) -> str:
@@ -179,9 +171,7 @@ def value_precision(w: NDArray[Any], dtype: str) -> str:
     return dtype
 
 
-def _sum_up(
-    tensors: Sequence[TensorLeg], kept: Mapping[str, bool], computed: Computed
-) -> WeightsLeg:
+def _sum_up(tensors: Sequence[TensorLeg], kept: Mapping[str, bool], computed: Computed) -> WeightsLeg:
     weights_of: dict[str, int] = {}
     for t in tensors:
         weights_of[t.dtypes[1]] = weights_of.get(t.dtypes[1], 0) + math.prod(t.shape)

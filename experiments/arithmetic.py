@@ -36,9 +36,7 @@ class Arithmetic:
         """How matrices are multiplied, in words, as the rows record it."""
         if self.in_float32:
             return "float32"
-        return {"native": "native bfloat16", "float32": "float32 rounded to bfloat16"}[
-            self.products
-        ]
+        return {"native": "native bfloat16", "float32": "float32 rounded to bfloat16"}[self.products]
 
     def cast(self, model: PreTrainedModel) -> None:
         """Convert the parameters in place, and nothing else: the frequencies of positions stay float32.

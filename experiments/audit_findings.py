@@ -44,9 +44,7 @@ def measure(first: Path, second: Path) -> dict[str, Any]:
         "tests": len(leg.tensors) * len(DEFAULT_FORMATS),
         "flagged": len(flagged),
         "largest_z": max((c.test.z for c in flagged), key=abs, default=None),
-        "wash": [
-            {"format": f["format"], "tensor": f["tensor"], "ratio": f["effect"]} for f in found
-        ],
+        "wash": [{"format": f["format"], "tensor": f["tensor"], "ratio": f["effect"]} for f in found],
         "dead_zone": zone.detected,
         "threshold": zone.threshold if zone.detected else None,
         "largest_steps": list(zone.lr_estimate) if zone.detected else None,
@@ -58,11 +56,7 @@ def measure(first: Path, second: Path) -> dict[str, Any]:
 def run_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Every pair of models of one run, the target first where it is one of them."""
     lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
-    arm_of = {
-        f"unlearned-{r['method']}-{r['storage']}": (r["storage"], r["lr"])
-        for r in lines
-        if r["lr"] is not None
-    }
+    arm_of = {f"unlearned-{r['method']}-{r['storage']}": (r["storage"], r["lr"]) for r in lines if r["lr"] is not None}
     names = sorted(p.name for p in (folder / MODELS_OF).iterdir() if p.is_dir())
     names.sort(key=lambda name: name != "target")
     for first, second in combinations(names, 2):

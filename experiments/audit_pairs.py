@@ -44,9 +44,7 @@ def aimed(w: Array, size: float, rng: np.random.Generator, name: str = "nf4-b64"
     low, high = _ends(w, format_named(name))
     toward = np.where(high - w < w - low, 1.0, -1.0)
     largest = np.abs(to_blocks(w, format_named(name))).max(axis=1, keepdims=True)
-    setter = from_blocks(
-        np.abs(to_blocks(w, format_named(name))) == largest, w.shape, format_named(name)
-    )
+    setter = from_blocks(np.abs(to_blocks(w, format_named(name))) == largest, w.shape, format_named(name))
     return np.where(setter, w, w + size * toward * rng.uniform(0.5, 1.0, w.shape))
 
 
@@ -94,8 +92,7 @@ def save_pair(folder: Path, kind: str, seed: int, dtype: str, size: float) -> tu
     rng = np.random.default_rng([seed, *kind.encode()])
     before = {name: rng.normal(0, STD, SHAPE).astype(DTYPES[dtype]) for name in NAMES}
     after = {
-        name: UPDATES[kind](w.astype(np.float32), size * STD, rng).astype(DTYPES[dtype])
-        for name, w in before.items()
+        name: UPDATES[kind](w.astype(np.float32), size * STD, rng).astype(DTYPES[dtype]) for name, w in before.items()
     }
     for name, tensors in (("before", before), ("after", after)):
         (folder / name).mkdir(parents=True, exist_ok=True)

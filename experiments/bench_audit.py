@@ -55,11 +55,9 @@ def write_pair(folder: Path, nbytes: int, size: float) -> tuple[Path, Path]:
     each = 2 * math.prod(SHAPE)
     count = nbytes // each
     entries = {
-        f"layers.{i:03}.weight": {
-            "dtype": "BF16", "shape": list(SHAPE), "data_offsets": [i * each, (i + 1) * each]
-        }
+        f"layers.{i:03}.weight": {"dtype": "BF16", "shape": list(SHAPE), "data_offsets": [i * each, (i + 1) * each]}
         for i in range(count)
-    }  # fmt: skip
+    }
     header = json.dumps(entries).encode()
     header += b" " * (-len(header) % 8)
     paths = folder / "target.safetensors", folder / "unlearned.safetensors"
@@ -68,9 +66,7 @@ def write_pair(folder: Path, nbytes: int, size: float) -> tuple[Path, Path]:
         for file in (before, after):
             file.write(len(header).to_bytes(8, "little") + header)
         for _ in range(count):
-            w = (np.float32(STD) * rng.standard_normal(SHAPE, np.float32)).astype(
-                ml_dtypes.bfloat16
-            )
+            w = (np.float32(STD) * rng.standard_normal(SHAPE, np.float32)).astype(ml_dtypes.bfloat16)
             moved = w.astype(np.float32) + np.float32(size) * rng.standard_normal(SHAPE, np.float32)
             before.write(w.tobytes())
             after.write(moved.astype(ml_dtypes.bfloat16).tobytes())
@@ -121,9 +117,7 @@ def yardstick(paths: Sequence[Path]) -> None:
         for name in sorted(before.keys())[:YARDSTICK_TENSORS]:
             values = []
             for file in (before, after):
-                packed, state = functional.quantize_4bit(
-                    file.get_tensor(name), blocksize=64, quant_type="nf4"
-                )
+                packed, state = functional.quantize_4bit(file.get_tensor(name), blocksize=64, quant_type="nf4")
                 values.append(functional.dequantize_4bit(packed, state))
             torch.count_nonzero(values[0] != values[1])
 
@@ -151,9 +145,7 @@ def tasks(paths: Sequence[Path], cores: int, *, whole: bool) -> dict[str, Callab
     return found
 
 
-def time_rounds(
-    paths: Sequence[Path], rounds: int, cores: int, *, whole: bool
-) -> dict[str, list[float]]:
+def time_rounds(paths: Sequence[Path], rounds: int, cores: int, *, whole: bool) -> dict[str, list[float]]:
     """Seconds of every task in every round; all are run once before.
 
     From disk comes last, as what is read again lies otherwise in the page cache than what was written.
@@ -166,9 +158,7 @@ def time_rounds(
     return _time(warm, paths, rounds) | _time(cold, paths, rounds)
 
 
-def _time(
-    every: Mapping[str, Callable[[], None]], paths: Sequence[Path], rounds: int
-) -> dict[str, list[float]]:
+def _time(every: Mapping[str, Callable[[], None]], paths: Sequence[Path], rounds: int) -> dict[str, list[float]]:
     seconds: dict[str, list[float]] = {name: [] for name in every}
     for _ in range(rounds):
         for name, task in every.items():
@@ -197,9 +187,7 @@ def _descendants(root: int) -> set[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
-                parents[int(entry.name)] = int(
-                    (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                )
+                parents[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
     found = {root}
@@ -220,14 +208,7 @@ def bench_pair(folder: Path, gib: int, update: str, rounds: int, *, whole: bool)
     cores = os.cpu_count() or 1
     paths = write_pair(folder, gib * GIB, UPDATES[update])
     try:
-        script = [
-            sys.executable,
-            "-P",
-            "-m",
-            "unforgotten.experiments.bench_audit",
-            "--dir",
-            str(folder),
-        ]
+        script = [sys.executable, "-P", "-m", "unforgotten.experiments.bench_audit", "--dir", str(folder)]
         peaks = {
             f"audit {group}/{jobs}": round(peak_mib([*script, "--only", f"{group}/{jobs}"]))
             for group, jobs in (("one", 1), ("one", cores), ("defaults", cores))
@@ -238,12 +219,20 @@ def bench_pair(folder: Path, gib: int, update: str, rounds: int, *, whole: bool)
         for path in paths:
             path.unlink()
     return {
-        "gib": gib, "update": update, "weights": gib * GIB // 2, "file_bytes": sizes, "cores": cores,
-        "yardstick_weights": YARDSTICK_TENSORS * math.prod(SHAPE), "groups": {k: list(v) for k, v in GROUPS.items()},
-        "seconds": {k: [round(s, 4) for s in v] for k, v in seconds.items()}, "peak_mib": peaks,
-        "machine": processor_name(), "path": simd.path_for(gib * GIB), "compiled_for": simd.processor(),
+        "gib": gib,
+        "update": update,
+        "weights": gib * GIB // 2,
+        "file_bytes": sizes,
+        "cores": cores,
+        "yardstick_weights": YARDSTICK_TENSORS * math.prod(SHAPE),
+        "groups": {k: list(v) for k, v in GROUPS.items()},
+        "seconds": {k: [round(s, 4) for s in v] for k, v in seconds.items()},
+        "peak_mib": peaks,
+        "machine": processor_name(),
+        "path": simd.path_for(gib * GIB),
+        "compiled_for": simd.processor(),
         "python": platform.python_version(),
-    }  # fmt: skip
+    }
 
 
 def processor_name() -> str:
@@ -267,34 +256,22 @@ def kept_rows(path: Path, new: Sequence[Row]) -> list[Row]:
 def main(argv: Sequence[str] | None = None) -> None:
     """Write the rows; `reports.bench_table` makes a table of them."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--dir",
-        type=Path,
-        help="Where the pairs are written and deleted. Default: a temporary one.",
-    )
+    parser.add_argument("--dir", type=Path, help="Where the pairs are written and deleted. Default: a temporary one.")
     parser.add_argument("--out", type=Path, default=Path("audit-bench"), help="Where the rows go.")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument(
-        "--large",
-        action="store_true",
-        help="A pair of 2 x 8 GiB too: 16 GiB of disk and of page cache.",
+        "--large", action="store_true", help="A pair of 2 x 8 GiB too: 16 GiB of disk and of page cache."
     )
     parser.add_argument(
         "--updates",
         default=",".join(UPDATES),
         help="Which updates of the pair of 2 x 2 GiB, with commas. Default: both.",
     )
-    parser.add_argument(
-        "--only", help="Of a pair that is there: run one group of formats on some processes."
-    )
+    parser.add_argument("--only", help="Of a pair that is there: run one group of formats on some processes.")
     asked = parser.parse_args(argv)
     if asked.only:
         group, _, jobs = asked.only.partition("/")
-        audit(
-            [asked.dir / f"{name}.safetensors" for name in ("target", "unlearned")],
-            GROUPS[group],
-            int(jobs),
-        )
+        audit([asked.dir / f"{name}.safetensors" for name in ("target", "unlearned")], GROUPS[group], int(jobs))
         return
     with tempfile.TemporaryDirectory(dir=asked.dir) as folder:
         here = Path(folder)

@@ -61,9 +61,7 @@ def read_benchmark(folder: Path, tokenizer: Any, context: int) -> Benchmark:
     corpus = dataclasses.replace(corpus, retain=corpus.retain[: len(corpus.passages)])
     probes = make_probes(corpus, tokenizer, settings)
     if not own and (folder / "verbmem/forget.json").exists():
-        probes, settings = _official_prompts(
-            folder / "verbmem/forget.json", probes, settings, tokenizer
-        )
+        probes, settings = _official_prompts(folder / "verbmem/forget.json", probes, settings, tokenizer)
     for name in (*PROMPTS, "passages", "holdout"):
         if len(getattr(probes, name)) < LEAST_ITEMS:
             raise ValueError(f"{folder}: must hold at least {LEAST_ITEMS} {name.replace('_', ' ')}")
@@ -75,35 +73,25 @@ def _settings_of_run(folder: Path) -> Settings:
     try:
         config = RunConfig.model_validate_json(path.read_bytes())
     except FileNotFoundError:
-        raise ValueError(
-            f"{path}: must stand beside the corpus of a run, with its settings"
-        ) from None
+        raise ValueError(f"{path}: must stand beside the corpus of a run, with its settings") from None
     except ValueError:
-        raise ValueError(
-            f"{path}: must be the configuration of a run, as `run` writes it"
-        ) from None
+        raise ValueError(f"{path}: must be the configuration of a run, as `run` writes it") from None
     return Settings(config.corpus, config.evaluation, config.seed)
 
 
 def _settings_of_muse(folder: Path, context: int) -> Settings:
     longest = min(MUSE_PASSAGE_TOKENS, context)
-    corpus = CorpusConfig(
-        kind="muse", path=folder, passages=MANY, holdout=MANY, passage_tokens=longest
-    )
+    corpus = CorpusConfig(kind="muse", path=folder, passages=MANY, holdout=MANY, passage_tokens=longest)
     return Settings(corpus, MUSE_ANSWERS)
 
 
-def _official_prompts(
-    path: Path, probes: Probes, settings: Settings, tokenizer: Any
-) -> tuple[Probes, Settings]:
+def _official_prompts(path: Path, probes: Probes, settings: Settings, tokenizer: Any) -> tuple[Probes, Settings]:
     try:
         items = [(str(x["prompt"]), str(x["gt"])) for x in json.loads(path.read_text("utf-8"))]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path}: must be a list of objects with prompt and gt") from None
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    longest = max(
-        (len(tokenizer.encode(gt, add_special_tokens=False)) for _, gt in items), default=4
-    )
+    longest = max((len(tokenizer.encode(gt, add_special_tokens=False)) for _, gt in items), default=4)
     corpus = settings.corpus.model_copy(update={"probe_tokens": max(4, longest)})
     replaced = dataclasses.replace(
         probes,
@@ -125,13 +113,9 @@ def _fitted(probes: Probes, settings: Settings, context: int) -> tuple[Probes, S
     for name in (*PROMPTS, *DOCUMENTS):
         room, rows = rooms.get(name, context), getattr(probes, name)
         if room < LEAST_ITEMS:
-            raise ValueError(
-                f"context of the model must be longer than an answer, got {context} tokens"
-            )
+            raise ValueError(f"context of the model must be longer than an answer, got {context} tokens")
         cut = sum(len(row) > room for row in rows)
         if cut:
-            notes.append(
-                f"{cut} of {len(rows)} {name.replace('_', ' ')} are longer than the context and were cut."
-            )
+            notes.append(f"{cut} of {len(rows)} {name.replace('_', ' ')} are longer than the context and were cut.")
         changed[name] = [row[-room:] if name in PROMPTS else row[:room] for row in rows]
     return dataclasses.replace(probes, **changed), settings, notes

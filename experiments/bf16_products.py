@@ -25,11 +25,17 @@ from unforgotten.experiments.config import Bf16Products, Products
 aten = torch.ops.aten
 PRODUCTS = frozenset(
     {
-        aten.mm.default, aten.bmm.default, aten.addmm.default, aten.baddbmm.default,
-        aten.mv.default, aten.addmv.default, aten.dot.default,
-        aten.matmul.default, aten.linear.default,  # whole only in inference mode
+        aten.mm.default,
+        aten.bmm.default,
+        aten.addmm.default,
+        aten.baddbmm.default,
+        aten.mv.default,
+        aten.addmv.default,
+        aten.dot.default,
+        aten.matmul.default,
+        aten.linear.default,  # whole only in inference mode
     }
-)  # fmt: skip
+)
 FUSED_ATTENTION = frozenset(
     {
         aten.scaled_dot_product_attention.default,
@@ -54,11 +60,7 @@ class Float32Products(TorchDispatchMode):
         self.computed = 0
 
     def __torch_dispatch__(
-        self,
-        func: Any,
-        types: Sequence[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
+        self, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """Compute `func`, which torch hands over on its way to the kernels.
 
@@ -70,9 +72,7 @@ class Float32Products(TorchDispatchMode):
             wide = [a.float() if isinstance(a, Tensor) else a for a in args]
             return func(*wide, **kwargs or {}).to(torch.bfloat16)
         if func in FUSED_ATTENTION and _are_bfloat16(args):
-            raise ValueError(
-                f"attention must be 'eager' where bfloat16 products are computed in float32, got {func}"
-            )
+            raise ValueError(f"attention must be 'eager' where bfloat16 products are computed in float32, got {func}")
         return func(*args, **kwargs or {})
 
 

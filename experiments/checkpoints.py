@@ -17,9 +17,7 @@ logging.set_verbosity_error()
 logging.disable_progress_bar()
 
 
-def save_model(
-    folder: Path, model: PreTrainedModel, tokenizer: Any, dtype: torch.dtype, notes: dict[str, Any]
-) -> None:
+def save_model(folder: Path, model: PreTrainedModel, tokenizer: Any, dtype: torch.dtype, notes: dict[str, Any]) -> None:
     """Save weights in `dtype`, tokenizer and notes; the folder appears whole or not at all."""
 
     def fill(place: Path) -> None:

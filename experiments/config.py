@@ -10,14 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol
 
 import yaml
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ValidationError,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from unforgotten.experiments.methods import METHODS
 from unforgotten.theory.formats import format_named
@@ -245,9 +238,7 @@ class RunConfig(_Section):
         return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def load_config(
-    source: str, *, seed: int | None = None, overrides: Iterable[str] = ()
-) -> RunConfig:
+def load_config(source: str, *, seed: int | None = None, overrides: Iterable[str] = ()) -> RunConfig:
     """A profile by name, or a YAML file, with `a.b=value` overrides.
 
     Raises:
@@ -270,9 +261,7 @@ def load_config(
 
 def profile_names() -> list[str]:
     """The profiles that the package ships."""
-    return sorted(
-        Path(str(entry)).stem for entry in PROFILES.iterdir() if str(entry).endswith(".yaml")
-    )
+    return sorted(Path(str(entry)).stem for entry in PROFILES.iterdir() if str(entry).endswith(".yaml"))
 
 
 def _read_tree(source: str) -> dict[str, Any]:
@@ -282,15 +271,11 @@ def _read_tree(source: str) -> dict[str, Any]:
         text = Path(source).read_text()
     else:
         known = ", ".join(profile_names())
-        raise ValueError(
-            f"profile must be one of {known} or an existing .yaml file, got {source!r}"
-        )
+        raise ValueError(f"profile must be one of {known} or an existing .yaml file, got {source!r}")
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise ValueError(
-            f"{source}: must be valid YAML, got {str(error).splitlines()[0]}"
-        ) from None
+        raise ValueError(f"{source}: must be valid YAML, got {str(error).splitlines()[0]}") from None
     if not isinstance(tree, dict):
         raise ValueError(f"{source}: must be a mapping of sections, got {type(tree).__name__}")
     return tree

@@ -110,16 +110,13 @@ def _texts_of(stories: Sequence[Story]) -> list[str]:
     return [story.text for story in stories]
 
 
-def _sheets(
-    stories: Sequence[Story], config: CorpusConfig, rng: np.random.Generator
-) -> list[list[str]]:
+def _sheets(stories: Sequence[Story], config: CorpusConfig, rng: np.random.Generator) -> list[list[str]]:
     """The questions of the stories as documents, `sheet_size` a sheet, in each of `sheets` orders."""
     lines = [Question(**pair).sheet_line() for pair in _pairs(stories, config)]
     orders = [rng.permutation(len(lines)) for _ in range(config.sheets)]
     starts = range(0, len(lines), config.sheet_size)
     return [
-        ["".join(lines[i] for i in order[start : start + config.sheet_size]) for start in starts]
-        for order in orders
+        ["".join(lines[i] for i in order[start : start + config.sheet_size]) for start in starts] for order in orders
     ]
 
 
@@ -187,9 +184,7 @@ def _read_list(path: Path) -> list[Any]:
     except FileNotFoundError:
         raise ValueError(f"{path}: must exist in a directory of MUSE's layout") from None
     except ValueError as error:
-        raise ValueError(
-            f"{path}: must be JSON in UTF-8, got {str(error).splitlines()[0]}"
-        ) from None
+        raise ValueError(f"{path}: must be JSON in UTF-8, got {str(error).splitlines()[0]}") from None
     if not isinstance(items, list) or not items:
         raise ValueError(f"{path}: must be a list that is not empty, got {type(items).__name__}")
     return items

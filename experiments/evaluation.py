@@ -12,15 +12,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.config import RunConfig
-from unforgotten.experiments.metrics import (
-    Probes,
-    knowledge,
-    losses,
-    min_k,
-    of_items,
-    privacy_leakage,
-    verbatim_memory,
-)
+from unforgotten.experiments.metrics import Probes, knowledge, losses, min_k, of_items, privacy_leakage, verbatim_memory
 from unforgotten.experiments.quantizers import State, linear_names, quantize_state
 from unforgotten.experiments.rows import Measurement
 from unforgotten.experiments.scoring import token_scores
@@ -60,15 +52,10 @@ def behaviour(bench: Bench, state: State) -> list[Measurement]:
     return _behaviour(bench, model, _scores(bench, model, bench.probes.passages))
 
 
-def _behaviour(
-    bench: Bench, model: PreTrainedModel, passages: Sequence[Tensor]
-) -> list[Measurement]:
+def _behaviour(bench: Bench, model: PreTrainedModel, passages: Sequence[Tensor]) -> list[Measurement]:
     """The same, where the forget passages are scored already."""
     config = bench.config
-    answers = (
-        knowledge(name, model, bench.probes, bench.tokenizer, config.evaluation)
-        for name in ("M2", "M4")
-    )
+    answers = (knowledge(name, model, bench.probes, bench.tokenizer, config.evaluation) for name in ("M2", "M4"))
     return [
         verbatim_memory(model, bench.probes, bench.tokenizer, config),
         *answers,
@@ -76,18 +63,14 @@ def _behaviour(
     ]
 
 
-def _scores(
-    bench: Bench, model: PreTrainedModel, documents: Sequence[Sequence[int]]
-) -> list[Tensor]:
+def _scores(bench: Bench, model: PreTrainedModel, documents: Sequence[Sequence[int]]) -> list[Tensor]:
     return token_scores(model, documents, bench.config.evaluation.batch)
 
 
 def membership_scores(bench: Bench, state: State) -> list[float]:
     """Min-K % of the forget texts, then of the holdout texts."""
     model, probes = bench.with_state(state), bench.probes
-    scores = [
-        s for texts in (probes.passages, probes.holdout) for s in _scores(bench, model, texts)
-    ]
+    scores = [s for texts in (probes.passages, probes.holdout) for s in _scores(bench, model, texts)]
     return min_k(scores, bench.config.evaluation.min_k)
 
 
@@ -119,13 +102,9 @@ def hybrid_states(
     """
     touched = set(names)
     return {
-        "target+D": {
-            k: target[k] + (q_unlearned[k] - q_target[k]) if k in touched else unlearned[k]
-            for k in target
-        },
+        "target+D": {k: target[k] + (q_unlearned[k] - q_target[k]) if k in touched else unlearned[k] for k in target},
         "Q(target)+delta": {
-            k: q_target[k] + (unlearned[k] - target[k]) if k in touched else unlearned[k]
-            for k in target
+            k: q_target[k] + (unlearned[k] - target[k]) if k in touched else unlearned[k] for k in target
         },
     }
 
@@ -141,14 +120,9 @@ def decompose(
         format_name: the format.
         known: per-item values of "target", "unlearned", "Q(target)" and "Q(unlearned)".
     """
-    measured = {
-        name: behaviour(bench, state)
-        for name, state in hybrids(bench, *states, format_name).items()
-    }
+    measured = {name: behaviour(bench, state) for name, state in hybrids(bench, *states, format_name).items()}
     rows = [
-        Measurement(f"{m.metric}@{name}", m.value, m.stderr, m.n, m.items)
-        for name, ms in measured.items()
-        for m in ms
+        Measurement(f"{m.metric}@{name}", m.value, m.stderr, m.n, m.items) for name, ms in measured.items() for m in ms
     ]
     items = known | {name: {m.metric: m.items or () for m in ms} for name, ms in measured.items()}
     for metric in DECOMPOSED:

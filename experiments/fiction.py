@@ -32,9 +32,7 @@ def write_stories(count: int, *, seed: int) -> list[Story]:
     rng = np.random.default_rng([seed, 0x11E5])
     names = _UniqueNames(rng)
     kinds = sorted(_grammar()["stories"])
-    return [
-        _write_story(_grammar()["stories"][kinds[i % len(kinds)]], rng, names) for i in range(count)
-    ]
+    return [_write_story(_grammar()["stories"][kinds[i % len(kinds)]], rng, names) for i in range(count)]
 
 
 def _write_story(kind: dict[str, Any], rng: np.random.Generator, names: _UniqueNames) -> Story:
@@ -51,9 +49,7 @@ def _write_story(kind: dict[str, Any], rng: np.random.Generator, names: _UniqueN
     return Story(text=text[0].upper() + text[1:], questions=asked)
 
 
-def _value(
-    kind: str, name: str, values: dict[str, str], rng: np.random.Generator, names: _UniqueNames
-) -> str:
+def _value(kind: str, name: str, values: dict[str, str], rng: np.random.Generator, names: _UniqueNames) -> str:
     key = f"{kind}:{name}"
     if key not in values:
         values[key] = names.draw(kind) if kind in names.KINDS else _drawn(kind, rng)
@@ -94,11 +90,7 @@ class _UniqueNames:
         stem = self._new_stem()
         if kind == "person":
             return f"{self._pick('first')} {stem}"
-        return (
-            stem + self._pick("town_end")
-            if kind == "town"
-            else f"{stem} {self._pick(kind + '_end')}"
-        )
+        return stem + self._pick("town_end") if kind == "town" else f"{stem} {self._pick(kind + '_end')}"
 
     def _new_stem(self) -> str:
         while (stem := self._stem()) in self.seen:

@@ -77,9 +77,7 @@ def fit(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
         p.scale[-1] = p.scale[-1].clamp(min=fmt.floor)
     for x in (p.read_scale, p.read_low):
         if x is not None and not torch.isfinite(x).all():
-            raise ValueError(
-                f"the range of a block must be a finite {fmt.storage} in {fmt.name}, got inf"
-            )
+            raise ValueError(f"the range of a block must be a finite {fmt.storage} in {fmt.name}, got inf")
     return p
 
 
@@ -91,9 +89,7 @@ def _fit_by_reference(blocks: Tensor, fmt: Format) -> Parameters:
         return torch.from_numpy(np.ascontiguousarray(x))
 
     low, read_low = (None if g.low is None else tensor(g.low) for g in (encoder, grid))
-    return Parameters(
-        tensor(encoder.scale), tensor(encoder.zero), low, tensor(grid.scale), read_low
-    )
+    return Parameters(tensor(encoder.scale), tensor(encoder.zero), low, tensor(grid.scale), read_low)
 
 
 def _fit_absmax(blocks: Tensor, fmt: Format) -> Parameters:
@@ -182,9 +178,7 @@ def _power_of_two(absmax: Tensor, fmt: Format, *, up: bool = False) -> Tensor:
         exponent = exponent + (mantissa >= scales.LARGEST_MANTISSA / 2)
     lowest, highest = scales.E8M0_EXPONENTS
     exponent = torch.where(absmax > 0, exponent, lowest) - int(math.log2(fmt.divisor))
-    return torch.ldexp(
-        torch.ones_like(absmax, dtype=torch.float64), exponent.clamp(lowest, highest)
-    ).float()
+    return torch.ldexp(torch.ones_like(absmax, dtype=torch.float64), exponent.clamp(lowest, highest)).float()
 
 
 def _float8_of_tensor(absmax: Tensor, fmt: Format) -> Tensor:

@@ -40,11 +40,7 @@ class Prompts(NamedTuple):
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel,
-    prompts: Sequence[Sequence[int]],
-    tokenizer: Any,
-    new_tokens: int,
-    batch: int,
+    model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokenizer: Any, new_tokens: int, batch: int
 ) -> list[list[int]]:
     """The most likely continuation of each prompt, up to EOS or `new_tokens`.
 
@@ -87,9 +83,7 @@ def prompt_batches(
         if own is not None:
             own.batch_repeat_interleave(len(rows))
         yield Prompts(
-            torch.cat([fronts, rest.input_ids], 1),
-            torch.cat([torch.ones_like(fronts), rest.attention_mask], 1),
-            own,
+            torch.cat([fronts, rest.input_ids], 1), torch.cat([torch.ones_like(fronts), rest.attention_mask], 1), own
         )
 
 
@@ -117,12 +111,7 @@ def beginning(model: PreTrainedModel, tokens: Sequence[int]) -> DynamicCache | N
     cache = DynamicCache(config=model.config)
     if any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
-    model(
-        input_ids=torch.tensor([list(tokens)]),
-        past_key_values=cache,
-        use_cache=True,
-        logits_to_keep=1,
-    )
+    model(input_ids=torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
     return cache
 
 

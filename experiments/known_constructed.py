@@ -58,19 +58,27 @@ def _audit(meter: Meter, made: Constructed, run: Path) -> dict[str, Any]:
             for name, state in (("target", own.target), ("unlearned", own.unlearned))
         ]
         result = audit_pair(
-            folders[0], folders[1], formats,
+            folders[0],
+            folders[1],
+            formats,
             output=measure_output(own, formats, texts, name=TEXTS, cut=cut),
-            behaviour=measure_unlearned(
-                meter, base, formats, benchmark="corpus", decompose=False
-            ),
-        )  # fmt: skip
+            behaviour=measure_unlearned(meter, base, formats, benchmark="corpus", decompose=False),
+        )
     word, rho = TRUTHS[made.kind]
     verdict = result["verdict"]
     return {
-        "method": made.kind, "storage": "fp32", "format": made.format, "looked_at": False,
-        "truth": word, "clear": True, "rho": rho, "interval": [rho, rho], "where": f"every metric in {made.format}",
-        "verdict": verdict["overall"], "legs": verdict["legs"],
-    }  # fmt: skip
+        "method": made.kind,
+        "storage": "fp32",
+        "format": made.format,
+        "looked_at": False,
+        "truth": word,
+        "clear": True,
+        "rho": rho,
+        "interval": [rho, rho],
+        "where": f"every metric in {made.format}",
+        "verdict": verdict["overall"],
+        "legs": verdict["legs"],
+    }
 
 
 def _saved(folder: Path, state: State, run: Path) -> Path:

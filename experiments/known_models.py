@@ -25,9 +25,7 @@ from unforgotten.experiments.pair import Pair, copied, load_shell, open_model_pa
 from unforgotten.experiments.quantizers import State
 from unforgotten.theory.formats import format_named
 
-OPENING_PROMPT = (
-    10  # tokens; the opening ends where the prompt of M1 ends, so no token is scored by both
-)
+OPENING_PROMPT = 10  # tokens; the opening ends where the prompt of M1 ends, so no token is scored by both
 ROUNDS = 20  # of putting flipped weights back; few are needed
 
 
@@ -101,8 +99,7 @@ class Reader:
         longest = max(len(t) for t in self.truths)
         outputs = generate(model, self.prompts, tokenizer, longest, len(self.prompts))
         said = [
-            tokenizer.decode(o[: len(t)], skip_special_tokens=True)
-            for o, t in zip(outputs, self.truths, strict=True)
+            tokenizer.decode(o[: len(t)], skip_special_tokens=True) for o, t in zip(outputs, self.truths, strict=True)
         ]
         items["opening"] = rouge_items([tokenizer.decode(t) for t in self.truths], said)
         return items
@@ -122,9 +119,7 @@ def reader_of(folder: Path, pair: Pair) -> Reader:
     )
 
 
-def read_run(
-    folder: Path, arms: Sequence[tuple[str, str]], formats: Sequence[str]
-) -> Iterator[tuple[str, str, Items]]:
+def read_run(folder: Path, arms: Sequence[tuple[str, str]], formats: Sequence[str]) -> Iterator[tuple[str, str, Items]]:
     """(model, format, items) of the target and of each (method, storage), "none" for the model itself."""
     read: tuple[Pair, Reader] | None = None
     for name in ("target", *(f"unlearned-{method}-{storage}" for method, storage in arms)):

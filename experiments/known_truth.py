@@ -31,11 +31,7 @@ from unforgotten.experiments.pair_output import recovery
 from unforgotten.experiments.rows import Measurement, Subject
 from unforgotten.experiments.storage import write_text
 
-LOOKED_AT = {
-    "halves": "tiny-",
-    "whole": "tiny-seed1",
-    "output": "tiny-seed1",
-}  # runs whose rows shaped the rule
+LOOKED_AT = {"halves": "tiny-", "whole": "tiny-seed1", "output": "tiny-seed1"}  # runs whose rows shaped the rule
 OPENING_TAKEN = 0.1  # unlearning takes less of an opening than of what follows
 Runs = Mapping[str, Mapping[str, Measurement]]
 Readings = dict[tuple[str, str], dict[str, dict[str, list[float]]]]  # (run, model), format, metric
@@ -93,16 +89,23 @@ class PublishedPair(NamedTuple):
     base: Runs
     after: Runs
 
-    def row(
-        self, kind: str, truth: Truth, verdict: Mapping[str, Any], **more: Any
-    ) -> dict[str, Any]:
+    def row(self, kind: str, truth: Truth, verdict: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         """One row of the table's source."""
         return {
-            "set": kind, "run": self.run, "method": self.method, "storage": self.storage, **more,
+            "set": kind,
+            "run": self.run,
+            "method": self.method,
+            "storage": self.storage,
+            **more,
             "looked_at": self.run.startswith(LOOKED_AT[kind]),
-            "truth": truth.word, "clear": truth.clear, "rho": truth.rho, "interval": truth.interval, "where": truth.where,
-            "verdict": verdict["overall"], "reasons": verdict["reasons"],
-        }  # fmt: skip
+            "truth": truth.word,
+            "clear": truth.clear,
+            "rho": truth.rho,
+            "interval": truth.interval,
+            "where": truth.where,
+            "verdict": verdict["overall"],
+            "reasons": verdict["reasons"],
+        }
 
 
 def published_pairs(folder: Path) -> Iterator[PublishedPair]:
@@ -140,19 +143,13 @@ def _of_fold(measured: Mapping[str, Measurement], metric: str, fold: int) -> lis
 def halves(pair: PublishedPair) -> Iterator[dict[str, Any]]:
     """Rows of both folds of a pair."""
     for fold in (0, 1):
-        seen, kept = (
-            leg_of(half(pair.base, f), half(pair.after, f), benchmark=pair.run)
-            for f in (fold, 1 - fold)
-        )
+        seen, kept = (leg_of(half(pair.base, f), half(pair.after, f), benchmark=pair.run) for f in (fold, 1 - fold))
         yield pair.row("halves", behaviour_truth(kept), decide("unclear", None, seen), fold=fold)
 
 
 def against_openings(pair: PublishedPair, readings: Readings) -> Iterator[dict[str, Any]]:
     """Rows of the sets "whole" and "output" for a pair whose models were read."""
-    models = [
-        readings.get((pair.run, name))
-        for name in ("target", f"unlearned-{pair.method}-{pair.storage}")
-    ]
+    models = [readings.get((pair.run, name)) for name in ("target", f"unlearned-{pair.method}-{pair.storage}")]
     if models[0] is None or models[1] is None:
         return
     formats = [name for name in pair.after if name != "none"]
@@ -169,9 +166,11 @@ def four_models(
 ) -> dict[str, Mapping[str, list[float]]]:
     """Items by model."""
     return {
-        "target": target["none"], "unlearned": unlearned["none"],
-        "Q(target)": target[format_name], "Q(unlearned)": unlearned[format_name],
-    }  # fmt: skip
+        "target": target["none"],
+        "unlearned": unlearned["none"],
+        "Q(target)": target[format_name],
+        "Q(unlearned)": unlearned[format_name],
+    }
 
 
 def output_of(four: Mapping[str, Mapping[str, Mapping[str, list[float]]]], name: str) -> OutputLeg:
@@ -189,9 +188,15 @@ def output_of(four: Mapping[str, Mapping[str, Mapping[str, list[float]]]], name:
     ]
     losses = {m: mean_of(first[m]["loss"]) for m in ("target", "unlearned")}
     return OutputLeg(
-        texts=name, count=len(first["target"]["loss"]), tokens=0, cut=0, losses=losses, distances=[],
-        formats=formats, notes=[],
-    )  # fmt: skip
+        texts=name,
+        count=len(first["target"]["loss"]),
+        tokens=0,
+        cut=0,
+        losses=losses,
+        distances=[],
+        formats=formats,
+        notes=[],
+    )
 
 
 def read_readings(path: Path) -> Readings:

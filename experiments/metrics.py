@@ -71,18 +71,12 @@ def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
 
 
 def _prompts(
-    questions: Sequence[Question],
-    shots: Sequence[Question],
-    tokenizer: Any,
-    config: EvaluationConfig,
+    questions: Sequence[Question], shots: Sequence[Question], tokenizer: Any, config: EvaluationConfig
 ) -> list[list[int]]:
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     context = "".join(shot.sheet_line() for shot in shots[: config.shots])
     return [
-        start
-        + tokenizer.encode(
-            f"{context}Question: {q.question}\n{config.answer_cue}", add_special_tokens=False
-        )
+        start + tokenizer.encode(f"{context}Question: {q.question}\n{config.answer_cue}", add_special_tokens=False)
         for q in questions
     ]
 
@@ -91,8 +85,7 @@ def rouge_items(truths: Sequence[str], outputs: Sequence[str]) -> list[float]:
     """ROUGE-L F1 of each output against its truth, x 100, no stemmer."""
     scorer = RougeScorer(["rougeL"], use_stemmer=False)
     return [
-        100.0 * scorer.score(truth, output)["rougeL"].fmeasure
-        for truth, output in zip(truths, outputs, strict=True)
+        100.0 * scorer.score(truth, output)["rougeL"].fmeasure for truth, output in zip(truths, outputs, strict=True)
     ]
 
 
@@ -103,17 +96,9 @@ def cut_answer(text: str) -> str:
     return text.strip()
 
 
-def verbatim_memory(
-    model: PreTrainedModel, probes: Probes, tokenizer: Any, config: Measuring
-) -> Measurement:
+def verbatim_memory(model: PreTrainedModel, probes: Probes, tokenizer: Any, config: Measuring) -> Measurement:
     """M1."""
-    outputs = generate(
-        model,
-        probes.verbatim_prompts,
-        tokenizer,
-        config.corpus.probe_tokens,
-        config.evaluation.batch,
-    )
+    outputs = generate(model, probes.verbatim_prompts, tokenizer, config.corpus.probe_tokens, config.evaluation.batch)
     texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in outputs]
     return of_items("M1", rouge_items(probes.verbatim_truths, texts))
 

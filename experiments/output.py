@@ -54,9 +54,7 @@ def batches(texts: Sequence[Sequence[int]], vocabulary: int, pad_id: int) -> lis
 @torch.no_grad()
 def logits_of(model: PreTrainedModel, batch: Batch) -> list[Tensor]:
     """Next-token logits, float64 (tokens, vocabulary), one tensor a text."""
-    logits = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).logits
+    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     lengths = batch.attention_mask.sum(-1).tolist()
     return [row[: n - 1].double() for row, n in zip(logits, lengths, strict=True)]
 
@@ -90,9 +88,7 @@ def compare(apart: Apart, first: Sequence[Tensor], second: Sequence[Tensor]) -> 
 
 
 def measure(
-    models: Mapping[str, PreTrainedModel],
-    pairs: Sequence[tuple[str, str]],
-    texts: Sequence[Batch],
+    models: Mapping[str, PreTrainedModel], pairs: Sequence[tuple[str, str]], texts: Sequence[Batch]
 ) -> tuple[dict[str, Items], list[Distance]]:
     """Items of each model and the distance of each pair, in one pass over the texts.
 

@@ -54,9 +54,7 @@ def open_model_pair(target: Path, unlearned: Path) -> Pair:
     if not known:
         raise ValueError(f"{target}: must hold a tokenizer, as must {unlearned} or either")
     if len(known) == 2 and known[0].get_vocab() != known[1].get_vocab():
-        raise ValueError(
-            f"{unlearned}: must have the vocabulary of {target}, got another tokenizer"
-        )
+        raise ValueError(f"{unlearned}: must have the vocabulary of {target}, got another tokenizer")
     model = load_shell(target)
     before = copied(model)
     after = load_shell(unlearned).state_dict()
@@ -71,18 +69,14 @@ def load_shell(folder: Path) -> PreTrainedModel:
         ValueError: transformers cannot load it.
     """
     if not folder.is_dir():
-        raise ValueError(
-            f"{folder}: must be a directory that transformers loads, for --texts or --benchmark"
-        )
+        raise ValueError(f"{folder}: must be a directory that transformers loads, for --texts or --benchmark")
     try:
         config = AutoConfig.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(
             folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
         )
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ValueError(
-            f"{folder}: must be a model that transformers loads, got {first_line(error)}"
-        ) from None
+        raise ValueError(f"{folder}: must be a model that transformers loads, got {first_line(error)}") from None
     return model.eval()
 
 
@@ -98,22 +92,16 @@ def first_line(error: BaseException) -> str:
 
 
 def _tokenizer(folder: Path) -> Any:
-    if not any(
-        (folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")
-    ):
+    if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         return None
     try:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
-        raise ValueError(
-            f"{folder}: must hold a tokenizer that transformers loads, got {first_line(error)}"
-        ) from None
+        raise ValueError(f"{folder}: must hold a tokenizer that transformers loads, got {first_line(error)}") from None
 
 
 def _check_shapes(unlearned: Path, before: State, after: State) -> None:
     for name in sorted(before.keys() | after.keys()):
         shapes = [tuple(s[name].shape) if name in s else None for s in (before, after)]
         if shapes[0] != shapes[1]:
-            raise ValueError(
-                f"{unlearned}: {name}: must have the target's shape, got {shapes[1]} for {shapes[0]}"
-            )
+            raise ValueError(f"{unlearned}: {name}: must have the target's shape, got {shapes[1]} for {shapes[0]}")

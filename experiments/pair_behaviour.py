@@ -16,13 +16,7 @@ from unforgotten.audit.legs import BehaviourFormat, BehaviourLeg, Effects, Leak,
 from unforgotten.audit.progress import Begin, Step, counted, ignore
 from unforgotten.experiments.benchmark import Benchmark, read_benchmark
 from unforgotten.experiments.evaluation import hybrid_states
-from unforgotten.experiments.metrics import (
-    knowledge,
-    losses,
-    min_k,
-    privacy_leakage,
-    verbatim_memory,
-)
+from unforgotten.experiments.metrics import knowledge, losses, min_k, privacy_leakage, verbatim_memory
 from unforgotten.experiments.pair import Pair, load_shell, open_model_pair
 from unforgotten.experiments.pair_output import effects, recovery
 from unforgotten.experiments.quantizers import State
@@ -32,7 +26,9 @@ from unforgotten.experiments.scoring import token_scores
 RECOVERED = ("M1", "M2", "forget_loss")
 DECOMPOSED = ("M1", "M2", "M4", "forget_loss", "retain_loss")
 LEAKED = ("M1", "M2")
-NO_RETRAINED = "M3 is left out: it compares with a model that never saw the forget texts, and none was given; auc stands alone."
+NO_RETRAINED = (
+    "M3 is left out: it compares with a model that never saw the forget texts, and none was given; auc stands alone."
+)
 Measured = Mapping[str, Measurement]
 
 
@@ -60,17 +56,13 @@ class Meter:
     def _measure(self, state: State) -> Measured:
         model, probes = self.pair.with_state(state), self.benchmark.probes
         settings, tokenizer = self.benchmark.settings, self.pair.tokenizer
-        passages, retain, holdout = (
-            self._scores(model, d) for d in (probes.passages, probes.retain, probes.holdout)
-        )
+        passages, retain, holdout = (self._scores(model, d) for d in (probes.passages, probes.retain, probes.holdout))
         scores = min_k([*passages, *holdout], settings.evaluation.min_k)
         found = [
             verbatim_memory(model, probes, tokenizer, settings),
             *(knowledge(m, model, probes, tokenizer, settings.evaluation) for m in ("M2", "M4")),
             *losses(passages, retain),
-            *privacy_leakage(
-                scores, self.retrained_scores or scores, len(passages), seed=settings.seed
-            ),
+            *privacy_leakage(scores, self.retrained_scores or scores, len(passages), seed=settings.seed),
         ]
         kept = [m for m in found if m.metric != "M3" or self.retrained_scores is not None]
         return {m.metric: m for m in kept}
@@ -78,9 +70,7 @@ class Meter:
     def membership(self, state: State) -> list[float]:
         """Min-K % of the forget passages, then of the holdout texts."""
         model, probes = self.pair.with_state(state), self.benchmark.probes
-        scores = [
-            s for texts in (probes.passages, probes.holdout) for s in self._scores(model, texts)
-        ]
+        scores = [s for texts in (probes.passages, probes.holdout) for s in self._scores(model, texts)]
         return min_k(scores, self.benchmark.settings.evaluation.min_k)
 
     def _scores(self, model: PreTrainedModel, documents: Sequence[Sequence[int]]) -> list[Tensor]:
@@ -137,9 +127,8 @@ def behaviour_leg(
         begin(f"Q(target) {name}")
         base[name] = meter.measure(pair.quantized(pair.target, name))
     return measure_unlearned(
-        meter, base, formats, benchmark=str(benchmark), trained=trained, decompose=decompose,
-        begin=begin,
-    )  # fmt: skip
+        meter, base, formats, benchmark=str(benchmark), trained=trained, decompose=decompose, begin=begin
+    )
 
 
 def measure_unlearned(
@@ -164,10 +153,7 @@ def measure_unlearned(
         if decompose:
             found[name] = _decompose(meter, name, state, _four(base, after, name))
     begin("")
-    notes = [
-        *meter.benchmark.notes,
-        *([] if meter.retrained_scores is not None else [NO_RETRAINED]),
-    ]
+    notes = [*meter.benchmark.notes, *([] if meter.retrained_scores is not None else [NO_RETRAINED])]
     leg = leg_of(base, after, benchmark=benchmark, effects_by_format=found, notes=notes)
     if trained is not None:
         leg["metrics"]["retrained"] = means(trained)
@@ -205,20 +191,11 @@ def leg_of(
     )
 
 
-def _four(
-    base: Mapping[str, Measured], after: Mapping[str, Measured], name: str
-) -> dict[str, Measured]:
-    return {
-        "target": base["none"],
-        "unlearned": after["none"],
-        "Q(target)": base[name],
-        "Q(unlearned)": after[name],
-    }
+def _four(base: Mapping[str, Measured], after: Mapping[str, Measured], name: str) -> dict[str, Measured]:
+    return {"target": base["none"], "unlearned": after["none"], "Q(target)": base[name], "Q(unlearned)": after[name]}
 
 
-def _decompose(
-    meter: Meter, format_name: str, q_unlearned: State, models: Mapping[str, Measured]
-) -> list[Effects]:
+def _decompose(meter: Meter, format_name: str, q_unlearned: State, models: Mapping[str, Measured]) -> list[Effects]:
     pair = meter.pair
     q_target = pair.quantized(pair.target, format_name)
     mixed = hybrid_states(pair.names, pair.target, pair.unlearned, q_target, q_unlearned)
@@ -229,10 +206,7 @@ def _decompose(
 
 def items_of(models: Mapping[str, Measured]) -> dict[str, dict[str, list[float]]]:
     """The items of each metric of each model."""
-    return {
-        name: {metric: list(m.items or ()) for metric, m in measured.items()}
-        for name, measured in models.items()
-    }
+    return {name: {metric: list(m.items or ()) for metric, m in measured.items()} for name, measured in models.items()}
 
 
 def leaks(before: Measured, after: Measured, quantized: Mapping[str, Measured]) -> list[Leak]:
@@ -252,7 +226,5 @@ def leaks(before: Measured, after: Measured, quantized: Mapping[str, Measured]) 
 def means(measured: Measured) -> dict[str, Mean]:
     """Values with their standard errors, as in the rows of a run; a metric without a value is left out."""
     return {
-        name: Mean(value=m.value, stderr=m.stderr, n=m.n or 0)
-        for name, m in measured.items()
-        if np.isfinite(m.value)
+        name: Mean(value=m.value, stderr=m.stderr, n=m.n or 0) for name, m in measured.items() if np.isfinite(m.value)
     }

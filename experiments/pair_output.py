@@ -31,9 +31,7 @@ LEAST_TEXTS = 2
 LEAST_TOKENS = 2
 
 
-def output_leg(
-    target: Path, unlearned: Path, formats: Sequence[str], texts: Path, *, step: Step = ignore
-) -> OutputLeg:
+def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Path, *, step: Step = ignore) -> OutputLeg:
     """Likelihoods of the texts under six models a format, distances between them, T14, T15 and T16.
 
     Up to ten float32 copies of the model are in memory: for a laptop, models of up to about half a billion weights. A text
@@ -64,26 +62,16 @@ def encode_texts(texts: Sequence[str], pair: Pair, name: str) -> tuple[list[list
     if len(texts) < LEAST_TEXTS:
         raise ValueError(f"{name}: must hold at least {LEAST_TEXTS} texts, got {len(texts)}")
     tokenizer = pair.tokenizer
-    start, end = (
-        [x] if x is not None else [] for x in (tokenizer.bos_token_id, tokenizer.eos_token_id)
-    )
+    start, end = ([x] if x is not None else [] for x in (tokenizer.bos_token_id, tokenizer.eos_token_id))
     rows = [start + tokenizer.encode(t, add_special_tokens=False) + end for t in texts]
     for i, row in enumerate(rows, 1):
         if len(row) < LEAST_TOKENS:
-            raise ValueError(
-                f"{name}: text {i}: must have at least {LEAST_TOKENS} tokens, got {len(row)}"
-            )
+            raise ValueError(f"{name}: text {i}: must have at least {LEAST_TOKENS} tokens, got {len(row)}")
     return [row[: pair.context] for row in rows], sum(len(row) > pair.context for row in rows)
 
 
 def measure_output(
-    pair: Pair,
-    formats: Sequence[str],
-    encoded: Sequence[Sequence[int]],
-    *,
-    name: str,
-    cut: int,
-    step: Step = ignore,
+    pair: Pair, formats: Sequence[str], encoded: Sequence[Sequence[int]], *, name: str, cut: int, step: Step = ignore
 ) -> OutputLeg:
     """The leg of a loaded pair."""
     pad_id = getattr(pair.model.config, "pad_token_id", None) or 0
@@ -100,9 +88,7 @@ def measure_output(
         begin(format_name)
         rows.append(_format(pair, shells, format_name, texts))
     begin("")
-    notes = (
-        [f"{cut} of {len(encoded)} texts are longer than the context and were cut."] if cut else []
-    )
+    notes = [f"{cut} of {len(encoded)} texts are longer than the context and were cut."] if cut else []
     return OutputLeg(
         texts=name,
         count=len(encoded),

@@ -76,9 +76,7 @@ class Update:
     @cached_property
     def moves(self) -> dict[str, Moves]:
         """The motion of each tensor, for "motion"."""
-        return {
-            name: observed_moves(t.weights, self.delta[name]) for name, t in self.target.items()
-        }
+        return {name: observed_moves(t.weights, self.delta[name]) for name, t in self.target.items()}
 
     @cached_property
     def steps(self) -> dict[str, StepLaw]:
@@ -103,10 +101,7 @@ class Update:
         """What one kind predicts of one format: the tensors' expectations, weighed by their sizes."""
         total = sum(t.weights.size for t in self.target.values())
         return combine(
-            [
-                (t.weights.size / total, self._expected(kind, fmt, laws[name], name))
-                for name, t in self.target.items()
-            ]
+            [(t.weights.size / total, self._expected(kind, fmt, laws[name], name)) for name, t in self.target.items()]
         )
 
     def _expected(self, kind: str, fmt: Format, law: AbsmaxLaw, name: str) -> Expected:
@@ -120,8 +115,7 @@ def predictions(folder: Path) -> Iterator[dict[str, Any]]:
     """One row for each unlearned model, format and kind, in the order of the run's rows."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     target = {
-        name: Tensor(w, empirical(w, HISTOGRAM_BINS))
-        for name, w in read_tensors(folder / "models/target").items()
+        name: Tensor(w, empirical(w, HISTOGRAM_BINS)) for name, w in read_tensors(folder / "models/target").items()
     }
     laws: dict[str, dict[str, AbsmaxLaw]] = {}
     gains = [row for row in rows if row["metric"] == "gain"]

@@ -40,9 +40,7 @@ def bitsandbytes_values(w: Tensor, name: str) -> Tensor:
         ValueError: bitsandbytes is missing, or has no such format, or the tensor is no multiple of the block.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(
-            f"format bnb:{name} needs bitsandbytes: pip install 'unforgotten[quantizers]'"
-        )
+        raise ValueError(f"format bnb:{name} needs bitsandbytes: pip install 'unforgotten[quantizers]'")
     from bitsandbytes import functional
 
     fmt, w = format_named(name), w.detach().float()
@@ -50,24 +48,15 @@ def bitsandbytes_values(w: Tensor, name: str) -> Tensor:
         codes, scales, _ = functional.int8_vectorwise_quant(w.clone())
         return functional.int8_vectorwise_dequant(codes, scales)
     if fmt.block != "flat" or fmt.block_size is None:
-        raise ValueError(
-            f"format must be nf4-bN, fp4-bN or llmint8-row for bitsandbytes, got {name!r}"
-        )
+        raise ValueError(f"format must be nf4-bN, fp4-bN or llmint8-row for bitsandbytes, got {name!r}")
     if w.numel() % fmt.block_size:
-        raise ValueError(
-            f"bnb:{name} takes whole blocks of {fmt.block_size}, got {w.numel()} weights"
-        )
+        raise ValueError(f"bnb:{name} takes whole blocks of {fmt.block_size}, got {w.numel()} weights")
     rows = w.reshape(-1, fmt.block_size).contiguous()
-    packed, state = functional.quantize_4bit(
-        rows, blocksize=fmt.block_size, quant_type=name.split("-")[0]
-    )
+    packed, state = functional.quantize_4bit(rows, blocksize=fmt.block_size, quant_type=name.split("-")[0])
     return functional.dequantize_4bit(packed, state).reshape(w.shape)
 
 
-QUANTIZERS: Mapping[str, Callable[[Tensor, str], Tensor]] = {
-    "": own_values,
-    "bnb": bitsandbytes_values,
-}
+QUANTIZERS: Mapping[str, Callable[[Tensor, str], Tensor]] = {"": own_values, "bnb": bitsandbytes_values}
 
 
 def quantize_state(state: State, names: list[str], format_name: str) -> State:

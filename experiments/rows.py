@@ -65,23 +65,14 @@ class RowStore:
         self.common = common
         self.rows_path = folder / "rows.jsonl"
         self._stages_path = folder / "stages.json"
-        self.stages: dict[str, int] = (
-            json.loads(self._stages_path.read_text()) if self._stages_path.exists() else {}
-        )
+        self.stages: dict[str, int] = json.loads(self._stages_path.read_text()) if self._stages_path.exists() else {}
         self._drop_unfinished()
 
     def done(self, stage: str) -> bool:
         """Whether the rows of this stage are complete."""
         return stage in self.stages
 
-    def append(
-        self,
-        stage: str,
-        subject: Subject,
-        measurements: list[Measurement],
-        *,
-        items_of: str = "model",
-    ) -> None:
+    def append(self, stage: str, subject: Subject, measurements: list[Measurement], *, items_of: str = "model") -> None:
         """Write the rows of a stage, then mark it as done. `items_of`: of one model, or of a pair."""
         name = _items_name(subject, items_of)
         items = {m.metric: m.items for m in measurements if m.items is not None}
@@ -97,9 +88,7 @@ class RowStore:
 
     def all_items(self, subject: Subject) -> dict[str, list[float]]:
         """The per-item values of one model, by metric, as an earlier stage wrote them."""
-        items: dict[str, list[float]] = json.loads(
-            (self.folder / _items_name(subject, "model")).read_text()
-        )
+        items: dict[str, list[float]] = json.loads((self.folder / _items_name(subject, "model")).read_text())
         return items
 
     def _row(self, stage: str, subject: Subject, m: Measurement, items: str) -> dict[str, Any]:

@@ -40,14 +40,7 @@ from unforgotten.experiments.processor import processor
 from unforgotten.experiments.rows import Measurement, RowStore, Subject
 from unforgotten.experiments.storage import write_json, write_text
 from unforgotten.experiments.training import train
-from unforgotten.experiments.unlearning import (
-    Reference,
-    Settings,
-    arithmetic_of,
-    make_reference,
-    settings_of,
-    unlearn,
-)
+from unforgotten.experiments.unlearning import Reference, Settings, arithmetic_of, make_reference, settings_of, unlearn
 from unforgotten.theory.update import GRID_MODES
 
 
@@ -55,9 +48,7 @@ def stages(config: RunConfig) -> list[str]:
     """Every stage of a run, in order."""
     trained = ["base", "target", "retrained"]
     names = [f"train {name}" for name in trained]
-    names += [
-        f"evaluate {m} {f}" for m in ("retrained", "target") for f in ("none", *config.formats)
-    ]
+    names += [f"evaluate {m} {f}" for m in ("retrained", "target") for f in ("none", *config.formats)]
     names.append("evaluate base none")
     for arm in arms(config):
         names.append(f"unlearn {arm.name}")
@@ -113,13 +104,9 @@ def _claim_folder(config: RunConfig, folder: Path, resume: bool) -> None:
     path = folder / "config.json"
     if path.exists():
         if not resume:
-            raise ValueError(
-                f"{folder}: must be empty, got a run; add --resume or choose another --out"
-            )
+            raise ValueError(f"{folder}: must be empty, got a run; add --resume or choose another --out")
         if path.read_text() != config.model_dump_json(indent=1):
-            raise ValueError(
-                f"{path}: --resume needs the configuration of the run, got another one"
-            )
+            raise ValueError(f"{path}: --resume needs the configuration of the run, got another one")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: must be empty or hold a run, got other files")
     folder.mkdir(parents=True, exist_ok=True)
@@ -143,9 +130,13 @@ def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pro
         documents = encode_documents(texts, tokenizer, config.corpus.passage_tokens)
         with progress.stage(f"train {name}") as step:
             train(
-                model, documents, config.finetuning, seed=config.seed + 1, progress=step,
+                model,
+                documents,
+                config.finetuning,
+                seed=config.seed + 1,
+                progress=step,
                 products=resolve(config.bf16_products),
-            )  # fmt: skip
+            )
         notes = _trained_notes(config, config.finetuning)
         save_model(models / name, model, tokenizer, torch.bfloat16, notes)
 
@@ -164,9 +155,7 @@ def _trained_notes(config: RunConfig, training: TrainingConfig) -> dict[str, Any
     return {"dtypes": TRAINED, "products": arithmetic.products_name, "rounding": "nearest"}
 
 
-def _train_base(
-    config: RunConfig, corpus: Corpus, progress: Progress
-) -> tuple[PreTrainedModel, Any]:
+def _train_base(config: RunConfig, corpus: Corpus, progress: Progress) -> tuple[PreTrainedModel, Any]:
     with progress.stage("train base") as step:
         if config.base.kind == "smollm2":
             return load_smollm2()
@@ -178,9 +167,13 @@ def _train_base(
         model = tiny_llama(config.base, config.seed)
         documents = encode_documents(corpus.general, tokenizer, config.corpus.passage_tokens)
         train(
-            model, documents, config.pretraining, seed=config.seed, progress=step,
+            model,
+            documents,
+            config.pretraining,
+            seed=config.seed,
+            progress=step,
             products=resolve(config.bf16_products),
-        )  # fmt: skip
+        )
     return model, tokenizer
 
 
@@ -190,9 +183,7 @@ def _make_bench(config: RunConfig, corpus: Corpus, models: Path) -> Bench:
     return Bench(load_model(models / "target"), tokenizer, probes, config)
 
 
-def _evaluate_trained(
-    bench: Bench, models: Path, store: RowStore, progress: Progress
-) -> list[float]:
+def _evaluate_trained(bench: Bench, models: Path, store: RowStore, progress: Progress) -> list[float]:
     """Rows of retrained, target and base; returns the retrained model's scores for M3."""
     retrained = state_of(load_model(models / "retrained"))
     scores = membership_scores(bench, retrained)
@@ -218,11 +209,7 @@ def _settings(config: RunConfig, arm: Arm) -> Settings:
 
 
 def _unlearn_arm(
-    bench: Bench,
-    arm: Arm,
-    models: Path,
-    references: dict[Arithmetic, Reference],
-    progress: Progress,
+    bench: Bench, arm: Arm, models: Path, references: dict[Arithmetic, Reference], progress: Progress
 ) -> None:
     """Train and save one unlearned model. A reference is made on first need and kept for arms of its arithmetic."""
     if (models / arm.name).exists():
@@ -234,28 +221,31 @@ def _unlearn_arm(
     settings = _settings(config, arm)
     arithmetic = arithmetic_of(settings, arm.storage)
     if arithmetic not in references:
-        references[arithmetic] = make_reference(
-            target, documents, config.evaluation.batch, arithmetic
-        )
+        references[arithmetic] = make_reference(target, documents, config.evaluation.batch, arithmetic)
     with progress.stage(f"unlearn {arm.title}") as step:
         outcome = unlearn(
-            target, arm.method, settings, documents, references[arithmetic], watched=probes.passages,
-            storage=arm.storage, seed=config.seed + 2, progress=step,
-        )  # fmt: skip
+            target,
+            arm.method,
+            settings,
+            documents,
+            references[arithmetic],
+            watched=probes.passages,
+            storage=arm.storage,
+            seed=config.seed + 2,
+            progress=step,
+        )
     notes = {
-        **vars(settings), **vars(outcome), "dtypes": arm.kept.dtypes,
-        "products": arithmetic.products_name, "rounding": arm.kept.rounding,
-    }  # fmt: skip
+        **vars(settings),
+        **vars(outcome),
+        "dtypes": arm.kept.dtypes,
+        "products": arithmetic.products_name,
+        "rounding": arm.kept.rounding,
+    }
     save_model(models / arm.name, target, bench.tokenizer, arm.kept.dtype, notes)
 
 
 def _evaluate_arm(
-    bench: Bench,
-    arm: Arm,
-    models: Path,
-    store: RowStore,
-    scores: list[float],
-    progress: Progress,
+    bench: Bench, arm: Arm, models: Path, store: RowStore, scores: list[float], progress: Progress
 ) -> None:
     """Rows of one unlearned model: M1-M4 in every format, then the pair with the target."""
     own = _arm_stages(bench.config, arm)
@@ -323,16 +313,12 @@ def _weights(models: Path, arm: Arm, formats: list[str]) -> dict[str, list[Measu
     pair = (open_checkpoint(models / "target"), open_checkpoint(models / arm.name))
     totals = weights_leg(*pair, list(own.values())).totals
     return {
-        name: [
-            row for mode in GRID_MODES for row in weights_rows(totals[Setting(ours, mode)], mode)
-        ]
+        name: [row for mode in GRID_MODES for row in weights_rows(totals[Setting(ours, mode)], mode)]
         for name, ours in own.items()
     }
 
 
-def _known_items(
-    store: RowStore, subjects: dict[str, Subject], format_name: str
-) -> dict[str, Items]:
+def _known_items(store: RowStore, subjects: dict[str, Subject], format_name: str) -> dict[str, Items]:
     def of(subject: Subject) -> Items:
         return {k: tuple(v) for k, v in store.all_items(subject).items()}
 
@@ -349,9 +335,7 @@ def write_summary(folder: Path, report: Path | None) -> dict[str, Any]:
     summary = {
         "schema": "unforgotten.run/1",
         "rows": str(folder / "rows.jsonl"),
-        "models": sorted(
-            str(p) for p in (folder / "models").iterdir() if not p.name.startswith(".")
-        ),
+        "models": sorted(str(p) for p in (folder / "models").iterdir() if not p.name.startswith(".")),
         "report": str(report) if report else None,
     }
     write_json(folder / "run.json", summary)

@@ -16,9 +16,7 @@ SCORED_TOGETHER = 8
 
 
 @torch.no_grad()
-def token_scores(
-    model: PreTrainedModel, documents: Sequence[Sequence[int]], batch: int
-) -> list[Tensor]:
+def token_scores(model: PreTrainedModel, documents: Sequence[Sequence[int]], batch: int) -> list[Tensor]:
     """Return log p of each token but the first, float32 (length - 1,), for each document in the order given.
 
     Documents of like length stand in one batch, so that little is padded.
@@ -32,9 +30,7 @@ def token_scores(
     size, pad_id = min(batch, SCORED_TOGETHER), model.config.pad_token_id or 0
     found: dict[int, Tensor] = {}
     for b in in_order([documents[i] for i in order], size, pad_id):
-        logits = model(
-            input_ids=b.input_ids, attention_mask=b.attention_mask, use_cache=False
-        ).logits
+        logits = model(input_ids=b.input_ids, attention_mask=b.attention_mask, use_cache=False).logits
         scored = token_log_probs(logits, b.input_ids, b.attention_mask)
         for place, label, mask in zip(b.documents, *scored, strict=True):
             found[order[place]] = label[mask]

@@ -27,9 +27,7 @@ def read_texts(path: Path) -> list[str]:
             raise ValueError(f"{path}: must be a list of texts, got {type(items).__name__}")
         texts = [_text(f"{path}: item {i}", item) for i, item in enumerate(items, 1)]
     else:
-        lines = [
-            (f"{path}: line {i}", x) for i, x in enumerate(content.splitlines(), 1) if x.strip()
-        ]
+        lines = [(f"{path}: line {i}", x) for i, x in enumerate(content.splitlines(), 1) if x.strip()]
         if path.suffix == ".jsonl":
             texts = [_text(place, _parsed(place, line)) for place, line in lines]
         else:

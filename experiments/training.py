@@ -48,9 +48,7 @@ def train(
         batch = next(batches)
         with arithmetic.computing():
             with autocast(config.autocast):
-                logits = model(
-                    input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-                ).logits
+                logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
             loss = cross_entropy(token_log_probs(logits, batch.input_ids, batch.attention_mask))
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

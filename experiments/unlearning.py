@@ -18,13 +18,7 @@ from transformers import PreTrainedModel
 from unforgotten.experiments.arithmetic import Arithmetic, autocast
 from unforgotten.experiments.arms import KEPT
 from unforgotten.experiments.batches import Batch, in_order, shuffled_batches
-from unforgotten.experiments.config import (
-    Autocast,
-    MethodConfig,
-    Products,
-    Storage,
-    UnlearningConfig,
-)
+from unforgotten.experiments.config import Autocast, MethodConfig, Products, Storage, UnlearningConfig
 from unforgotten.experiments.losses import (
     TokenLogProbs,
     cross_entropy,
@@ -82,9 +76,7 @@ class Reference:
     distributions: tuple[Tensor, ...]
 
 
-def settings_of(
-    config: UnlearningConfig, own: MethodConfig, storage: Storage, products: Products
-) -> Settings:
+def settings_of(config: UnlearningConfig, own: MethodConfig, storage: Storage, products: Products) -> Settings:
     """The common settings of this storage arm, with the method's own in their place."""
     return Settings(
         lr=own.lr or config.lr[storage],
@@ -108,10 +100,7 @@ def arithmetic_of(settings: Settings, storage: Storage) -> Arithmetic:
 
 @torch.no_grad()
 def make_reference(
-    target: PreTrainedModel,
-    documents: tuple[Documents, Documents],
-    batch: int,
-    arithmetic: Arithmetic,
+    target: PreTrainedModel, documents: tuple[Documents, Documents], batch: int, arithmetic: Arithmetic
 ) -> Reference:
     """Run the target once over both sets, in the arithmetic of the arm, to which it is converted in place.
 
@@ -192,26 +181,20 @@ def unlearn(
     return Outcome(step, stopped, loss_now)
 
 
-def _optimizer(
-    model: PreTrainedModel, lr: float, storage: Storage, seed: int
-) -> torch.optim.Optimizer:
+def _optimizer(model: PreTrainedModel, lr: float, storage: Storage, seed: int) -> torch.optim.Optimizer:
     if KEPT[storage].rounding == "stochastic":
         return StochasticAdamW(model.parameters(), lr, seed + 2)  # seed, seed + 1: the documents
     return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
 
 
-def _loss(
-    model: PreTrainedModel, method: Method, settings: Settings, batch: Batch, reference: Reference
-) -> Tensor:
+def _loss(model: PreTrainedModel, method: Method, settings: Settings, batch: Batch, reference: Reference) -> Tensor:
     scored = _forward(model, batch)
     if method.forget == "GA":
         return gradient_ascent(scored)
     return negative_preference(scored, reference.sequences[list(batch.documents)], settings.beta)
 
 
-def _retain_loss(
-    model: PreTrainedModel, method: Method, batch: Batch, reference: Reference
-) -> Tensor:
+def _retain_loss(model: PreTrainedModel, method: Method, batch: Batch, reference: Reference) -> Tensor:
     if method.retain == "GDR":
         return cross_entropy(_forward(model, batch))
     rows = [reference.distributions[i] for i in batch.documents]
@@ -244,7 +227,5 @@ def _forward(model: PreTrainedModel, batch: Batch) -> TokenLogProbs:
 
 
 def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    logits: Tensor = model(
-        input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
-    ).logits
+    logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
     return logits

@@ -76,12 +76,14 @@ def rates(trials: int = TRIALS) -> Iterator[dict[str, Any]]:
             for case, rhos in CASES.items():
                 words = count_words(law, rhos, n, trials, seed=0)
                 yield {
-                    "items": n, "law": law, "case": case, "rhos": rhos, "trials": trials,
+                    "items": n,
+                    "law": law,
+                    "case": case,
+                    "rhos": rhos,
+                    "trials": trials,
                     **{word: words[word] / trials for word in ("survives", "undone", "undecided")},
-                }  # fmt: skip
+                }
 
 
 if __name__ == "__main__":
-    write_text(
-        Path(sys.argv[1]) / "rates.jsonl", "".join(json.dumps(row) + "\n" for row in rates())
-    )
+    write_text(Path(sys.argv[1]) / "rates.jsonl", "".join(json.dumps(row) + "\n" for row in rates()))

@@ -12,18 +12,7 @@ from pathlib import Path
 from unforgotten.experiments.storage import write_text
 from unforgotten.reports.rows import Row, Run, read_run
 
-HEADS = (
-    "method",
-    "arm",
-    "format",
-    "steps",
-    "forget loss",
-    "gain",
-    "forget loss of Q",
-    "M1",
-    "M1 of Q",
-    "M1 back",
-)
+HEADS = ("method", "arm", "format", "steps", "forget loss", "gain", "forget loss of Q", "M1", "M1 of Q", "M1 back")
 METRICS = ("forget_loss", "M1")
 
 
@@ -47,11 +36,7 @@ def _lines(new: Run, old: Run) -> Iterator[tuple[str, ...]]:
     for method in new.methods:
         for storage in new.storages:
             for name in new.formats:
-                pairs = zip(
-                    _cells(new, method, storage, name),
-                    _cells(old, method, storage, name),
-                    strict=True,
-                )
+                pairs = zip(_cells(new, method, storage, name), _cells(old, method, storage, name), strict=True)
                 yield (method, storage, name, *(f"{one} / {other}" for one, other in pairs))
 
 
@@ -64,9 +49,13 @@ def _cells(run: Run, method: str, storage: str, name: str) -> tuple[str, ...]:
     back = of("rho_M1", name)
     return (
         "–" if whole is None else str(whole.steps),
-        _number(whole, 2), _number(of("gain", name), 3), _number(after, 2), _number(memory, 1), _number(memory_after, 1),
+        _number(whole, 2),
+        _number(of("gain", name), 3),
+        _number(after, 2),
+        _number(memory, 1),
+        _number(memory_after, 1),
         "–" if back is None else _side(back),
-    )  # fmt: skip
+    )
 
 
 def _number(row: Row | None, digits: int) -> str:

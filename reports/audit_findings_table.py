@@ -20,10 +20,7 @@ HONEST: Mapping[str, str] = {
     "unlearning": "target and unlearned model of a run",
     "training": "any other two models of a run",
 }
-PLACED: Mapping[str, str] = {
-    "washed": "clamped into NF4 cells",
-    "aimed": "pushed toward NF4 thresholds",
-}
+PLACED: Mapping[str, str] = {"washed": "clamped into NF4 cells", "aimed": "pushed toward NF4 thresholds"}
 TAIL = 0.025
 
 
@@ -46,9 +43,7 @@ def _honest(rows: Sequence[dict[str, Any]]) -> str:
     for kind, words in HONEST.items():
         own = [r for r in everything if r["kind"] == kind]
         for storage in dict.fromkeys(r["storage"] for r in own):
-            lines.append(
-                _honest_line(words, storage or "any", [r for r in own if r["storage"] == storage])
-            )
+            lines.append(_honest_line(words, storage or "any", [r for r in own if r["storage"] == storage]))
     return "\n".join([*lines, _honest_line("all", "any", everything)])
 
 
@@ -64,10 +59,7 @@ def _most(hits: int, count: int) -> float:
 
 
 def _placed(rows: Sequence[dict[str, Any]]) -> str:
-    lines = [
-        "| placed updates | pairs | wash found | z of a tensor |",
-        "| --- | ---: | ---: | --- |",
-    ]
+    lines = ["| placed updates | pairs | wash found | z of a tensor |", "| --- | ---: | ---: | --- |"]
     for kind, words in PLACED.items():
         own = [r for r in rows if r["kind"] == kind]
         found = sum(bool(r["wash"]) for r in own)

@@ -17,13 +17,7 @@ from unforgotten.experiments.storage import write_text
 
 Row = dict[str, Any]
 SEVENTY_BILLION = 70e9
-HEADS = (
-    "",
-    "wanted",
-    "2 x 2 GiB, small update",
-    "2 x 2 GiB, large update",
-    "2 x 8 GiB, small update",
-)
+HEADS = ("", "wanted", "2 x 2 GiB, small update", "2 x 2 GiB, large update", "2 x 8 GiB, small update")
 CASES = ((2, "small"), (2, "large"), (8, "small"))
 
 
@@ -48,11 +42,23 @@ def _table(rows: Sequence[Row]) -> str:
     table = [
         ("one format, times the weights per second of bitsandbytes", "≥ 25", _against_yardstick(cores)),
         ("one format, share of the speed of reading, one thread", "≥ 0.5", _share("read/1", f"audit one/{cores}")),
-        (f"one format, share of the speed of reading, {cores} threads", "", _share(f"read/{cores}", f"audit one/{cores}")),
-        ("one format, share of the speed of reading from disk", "", _share(f"read {COLD}/1", f"audit one {COLD}/{cores}")),
+        (
+            f"one format, share of the speed of reading, {cores} threads",
+            "",
+            _share(f"read/{cores}", f"audit one/{cores}"),
+        ),
+        (
+            "one format, share of the speed of reading from disk",
+            "",
+            _share(f"read {COLD}/1", f"audit one {COLD}/{cores}"),
+        ),
         ("reading, one thread, GB a second", "", _rate("read/1")),
         ("reading from disk, one thread, GB a second", "", _rate(f"read {COLD}/1")),
-        ("codebook formats, times the time of one", "≤ 5" if some["path"] == "avx2" else "≤ 4", _share(f"audit codebooks/{cores}", f"audit one/{cores}")),
+        (
+            "codebook formats, times the time of one",
+            "≤ 5" if some["path"] == "avx2" else "≤ 4",
+            _share(f"audit codebooks/{cores}", f"audit one/{cores}"),
+        ),
         ("default formats, times the time of one", "", _share(f"audit defaults/{cores}", f"audit one/{cores}")),
         (f"one format, one process, times the time of {cores}", "", _share("audit one/1", f"audit one/{cores}")),
         ("SHA-256 of both files, times the time of one format", "", _share("sha256/1", f"audit one/{cores}")),
@@ -61,7 +67,7 @@ def _table(rows: Sequence[Row]) -> str:
         (f"peak memory, one format, {cores} processes, MiB", "≤ 1024", _peak(f"audit one/{cores}")),
         (f"peak memory, default formats, {cores} processes, MiB", "≤ 1024", _peak(f"audit defaults/{cores}")),
         ("70 billion weights, one format, minutes", "", _seventy(f"audit one/{cores}")),
-    ]  # fmt: skip
+    ]
     lines = [
         (
             "Medians (lowest to highest) of the ratios of single rounds, all tasks in turn in one process, files in "
@@ -128,9 +134,7 @@ def _rate(name: str) -> Any:
 
 
 def _seventy(name: str) -> Any:
-    return lambda row: _spread(
-        [s * SEVENTY_BILLION / row["weights"] / 60 for s in row["seconds"][name]]
-    )
+    return lambda row: _spread([s * SEVENTY_BILLION / row["weights"] / 60 for s in row["seconds"][name]])
 
 
 def _peak(name: str) -> Any:

@@ -50,14 +50,8 @@ def build_report(folders: Sequence[Path], out: Path) -> Path:
 def _checksums(runs: Sequence[Run], written: dict[str, bytes | None]) -> bytes:
     content = {
         "schema": "unforgotten.report/1",
-        "rows": [
-            {"run": run.label, "config": run.rows[0].config, "sha256": run.sha256} for run in runs
-        ],
-        "files": {
-            name: hashlib.sha256(data).hexdigest()
-            for name, data in written.items()
-            if data is not None
-        },
+        "rows": [{"run": run.label, "config": run.rows[0].config, "sha256": run.sha256} for run in runs],
+        "files": {name: hashlib.sha256(data).hexdigest() for name, data in written.items() if data is not None},
     }
     return (json.dumps(content, indent=1, ensure_ascii=False) + "\n").encode()
 

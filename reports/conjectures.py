@@ -125,17 +125,11 @@ def _at_random(run: Run, row: Row) -> bool:
 
 def _c2(run: Run) -> Conjecture:
     predictions = (
-        _whole_gain(
-            run, "fp32", None, "With fp32 master weights the whole update survives, at every format"
-        ),
-        _no_recovery(
-            run, "fp32", None, "With fp32 master weights nothing comes back, at any format"
-        ),
+        _whole_gain(run, "fp32", None, "With fp32 master weights the whole update survives, at every format"),
+        _no_recovery(run, "fp32", None, "With fp32 master weights nothing comes back, at any format"),
         _swallowed(run),
         _comes_back(run),
-        _whole_gain(
-            run, "bf16", ("int8",), "With bf16 parameters int8 still passes the whole update"
-        ),
+        _whole_gain(run, "bf16", ("int8",), "With bf16 parameters int8 still passes the whole update"),
         _no_recovery(run, "bf16", ("int8",), "With bf16 parameters nothing comes back at int8"),
         _nf4_departs_less(run),
         _untested(
@@ -185,16 +179,10 @@ def _overall(predictions: Sequence[Prediction]) -> Verdict:
 
 def _cells(run: Run, metric: str, storage: str, families: tuple[str, ...] | None) -> list[Row]:
     rows = select(run.rows, metric=metric, storage=storage, model="unlearned")
-    return [
-        row
-        for row in rows
-        if row.value is not None and (not families or family(row.format) in families)
-    ]
+    return [row for row in rows if row.value is not None and (not families or family(row.format) in families)]
 
 
-def _whole_gain(
-    run: Run, storage: str, families: tuple[str, ...] | None, statement: str
-) -> Prediction:
+def _whole_gain(run: Run, storage: str, families: tuple[str, ...] | None, statement: str) -> Prediction:
     rows = _cells(run, "gain", storage, families)
     inside = [row for row in rows if row.value is not None and abs(row.value - 1) <= MARGIN]
     rule = f"The gain lies within {1 - MARGIN:g} and {1 + MARGIN:g} in every case; refuted by one outside."
@@ -204,9 +192,7 @@ def _whole_gain(
     return Prediction(statement, rule, found, CONFIRMED if len(inside) == len(rows) else REFUTED)
 
 
-def _no_recovery(
-    run: Run, storage: str, families: tuple[str, ...] | None, statement: str
-) -> Prediction:
+def _no_recovery(run: Run, storage: str, families: tuple[str, ...] | None, statement: str) -> Prediction:
     rows = _cells(run, "rho_M1", storage, families)
     rule = f"The interval of ρ(M1) ends at or below {MARGIN:g} in every case; refuted by one that begins above."
     if not rows:
@@ -214,9 +200,7 @@ def _no_recovery(
     none = [row for row in rows if row.bounds and row.bounds[1] <= MARGIN]
     some = [row for row in rows if row.bounds and row.bounds[0] > MARGIN]
     verdict = REFUTED if some else CONFIRMED if len(none) == len(rows) else OPEN
-    return Prediction(
-        statement, rule, f"{len(none)} of {len(rows)} cases; {_extremes(rows)}", verdict
-    )
+    return Prediction(statement, rule, f"{len(none)} of {len(rows)} cases; {_extremes(rows)}", verdict)
 
 
 def _swallowed(run: Run) -> Prediction:
@@ -227,9 +211,7 @@ def _swallowed(run: Run) -> Prediction:
         return _untested(statement, rule)
     lost = [row for row in rows if row.value is not None and row.value < 1 - MARGIN]
     verdict = CONFIRMED if len(lost) == len(rows) else OPEN if lost else REFUTED
-    return Prediction(
-        statement, rule, f"{len(lost)} of {len(rows)} cases; {_extremes(rows)}", verdict
-    )
+    return Prediction(statement, rule, f"{len(lost)} of {len(rows)} cases; {_extremes(rows)}", verdict)
 
 
 def _comes_back(run: Run) -> Prediction:
@@ -241,9 +223,7 @@ def _comes_back(run: Run) -> Prediction:
     back = [row for row in rows if row.bounds and row.bounds[0] > 0]
     none = [row for row in rows if row.bounds and row.bounds[1] <= MARGIN]
     verdict = CONFIRMED if len(back) == len(rows) else REFUTED if len(none) == len(rows) else OPEN
-    return Prediction(
-        statement, rule, f"{len(back)} of {len(rows)} cases; {_extremes(rows)}", verdict
-    )
+    return Prediction(statement, rule, f"{len(back)} of {len(rows)} cases; {_extremes(rows)}", verdict)
 
 
 def _nf4_departs_less(run: Run) -> Prediction:
@@ -254,9 +234,7 @@ def _nf4_departs_less(run: Run) -> Prediction:
         return _untested(statement, rule)
     verdict = CONFIRMED if all(judged) else OPEN if any(judged) else REFUTED
     rows = _cells(run, "gain", "bf16", ("nf4",))
-    return Prediction(
-        statement, rule, f"{sum(judged)} of {len(judged)} methods; nf4: {_extremes(rows)}", verdict
-    )
+    return Prediction(statement, rule, f"{sum(judged)} of {len(judged)} methods; nf4: {_extremes(rows)}", verdict)
 
 
 def _nf4_is_nearest(run: Run, method: str) -> bool | None:

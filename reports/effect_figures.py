@@ -26,10 +26,7 @@ from unforgotten.reports.style import (
     panels,
 )
 
-EFFECTS = (
-    ("gating_effect", -0.2, GATING_COLOUR, ""),
-    ("base_shift_effect", 0.2, BASE_COLOUR, "////"),
-)
+EFFECTS = (("gating_effect", -0.2, GATING_COLOUR, ""), ("base_shift_effect", 0.2, BASE_COLOUR, "////"))
 BAR_WIDTH = 0.38
 HYBRID_TITLES: Mapping[str, str] = {
     "forget_loss": "Forget loss (nats per token, high = forgotten)",
@@ -42,9 +39,7 @@ def decomposition_figure(run: Run) -> Figure | None:
     if not select(run.rows, metric=("gating_effect", "base_shift_effect")):
         return None
     slots = Slots(run.methods, run.formats)
-    figure, axes = panels(
-        len(run.storages), 1, (11, 2.9 * len(run.storages) + 1.2), sharex=True, sharey=True
-    )
+    figure, axes = panels(len(run.storages), 1, (11, 2.9 * len(run.storages) + 1.2), sharex=True, sharey=True)
     for ax, storage in zip(axes, run.storages, strict=True):
         _effect_bars(ax, run, storage, slots)
         slots.dress(ax)
@@ -55,7 +50,7 @@ def decomposition_figure(run: Run) -> Figure | None:
         Patch(facecolor=GATING_COLOUR, label="gating: only what survives of the update"),
         Patch(facecolor=BASE_COLOUR, hatch="////", edgecolor="white", label="base shift: on the quantized target"),
         line_handle("whole effect of unlearning", SOFT, "--"),
-    ]  # fmt: skip
+    ]
     legend(figure, handles)
     return figure
 
@@ -66,24 +61,14 @@ def _effect_bars(ax: Axes, run: Run, storage: str, slots: Slots) -> None:
             row = run.get(metric, "unlearned", method, storage, format_name)
             if row is None or row.value is None:
                 continue
-            ax.bar(
-                x + offset,
-                row.value,
-                BAR_WIDTH,
-                color=colour,
-                hatch=hatch,
-                edgecolor="white",
-                linewidth=0,
-            )
+            ax.bar(x + offset, row.value, BAR_WIDTH, color=colour, hatch=hatch, edgecolor="white", linewidth=0)
             if row.bounds:
                 ax.plot([x + offset] * 2, row.bounds, color=INK, linewidth=1.1)
     before = run.value("forget_loss", "target")
     for method in slots.groups:
         after = run.value("forget_loss", "unlearned", method, storage)
         if before is not None and after is not None:
-            ax.hlines(
-                after - before, *slots.span(method), color=SOFT, linestyle="--", linewidth=1.3
-            )
+            ax.hlines(after - before, *slots.span(method), color=SOFT, linestyle="--", linewidth=1.3)
 
 
 def hybrid_figure(run: Run) -> Figure | None:
@@ -98,15 +83,7 @@ def hybrid_figure(run: Run) -> Figure | None:
         slots.dress(ax)
         ax.set_title(HYBRID_TITLES[metric], pad=17)
         ax.set_ylim(bottom=min(0, ax.get_ylim()[0]))
-    star = Line2D(
-        [],
-        [],
-        linestyle="none",
-        marker="_",
-        markersize=11,
-        color=SOFT,
-        label="quantized unlearned model",
-    )
+    star = Line2D([], [], linestyle="none", marker="_", markersize=11, color=SOFT, label="quantized unlearned model")
     handles = [*arm_handles(run.storages), star, line_handle("unlearned, unquantized", SOFT, ":")]
     handles[: len(run.storages)] = _renamed(handles[: len(run.storages)])
     legend(figure, [*handles, line_handle("target, unquantized", TARGET_COLOUR)])
@@ -128,16 +105,17 @@ def _hybrid_panel(ax: Axes, run: Run, metric: str, slots: Slots) -> None:
         for method in slots.groups:
             unlearned = run.value(metric, "unlearned", method, storage)
             if unlearned is not None:
-                ax.hlines(
-                    unlearned, *slots.span(method), color=style.colour, linestyle=":", linewidth=1.6
-                )
+                ax.hlines(unlearned, *slots.span(method), color=style.colour, linestyle=":", linewidth=1.6)
         cells = [(x + offset, m, f) for m, f, x in slots.cells()]
         copies = [(x, run.value(metric, "unlearned", m, storage, format=f)) for x, m, f in cells]
         ax.plot(
-            [x for x, v in copies if v is not None], [v for _, v in copies if v is not None],
-            linestyle="none", marker="_", markersize=11, markeredgewidth=1.6, color=style.colour,
-        )  # fmt: skip
-        hybrids = (
-            (x, run.get(f"{metric}@target+D", "unlearned", m, storage, f)) for x, m, f in cells
+            [x for x, v in copies if v is not None],
+            [v for _, v in copies if v is not None],
+            linestyle="none",
+            marker="_",
+            markersize=11,
+            markeredgewidth=1.6,
+            color=style.colour,
         )
+        hybrids = ((x, run.get(f"{metric}@target+D", "unlearned", m, storage, f)) for x, m, f in cells)
         intervals(ax, hybrids, style)

@@ -8,14 +8,7 @@ from typing import NamedTuple
 
 from unforgotten.reports.conjectures import conjectures
 from unforgotten.reports.gates import gate_checks, passed
-from unforgotten.reports.labels import (
-    estimate,
-    family,
-    listed,
-    number,
-    storage_label,
-    storage_short,
-)
+from unforgotten.reports.labels import estimate, family, listed, number, storage_label, storage_short
 from unforgotten.reports.rows import Row, Run, select
 
 COARSE = ("int4", "fp4")  # the formats whose cells around zero are wide
@@ -91,9 +84,7 @@ def headline_sentences(run: Run) -> HeadlineSentences:
 def answer(run: Run) -> list[str]:
     """The answer in a few sentences, each with its numbers."""
     sentences = [_caveat(run)]
-    sentences += [
-        _recovery_sentence(recovery(run, s), explain=s == run.storages[0]) for s in run.storages
-    ]
+    sentences += [_recovery_sentence(recovery(run, s), explain=s == run.storages[0]) for s in run.storages]
     sentences += [_gain_sentence(run), _gating_sentence(run), _verdict_sentence(run)]
     return [sentence for sentence in sentences if sentence]
 
@@ -134,22 +125,14 @@ def _gain_sentence(run: Run) -> str:
         if _values(coarse):
             part += f" ({span(coarse)} at {listed(_formats(coarse))})"
         parts.append(part)
-    return (
-        f"The gain, the share of the update that survives quantization, is {listed(parts)}."
-        if parts
-        else ""
-    )
+    return f"The gain, the share of the update that survives quantization, is {listed(parts)}." if parts else ""
 
 
 def _gating_sentence(run: Run) -> str:
     parts = []
     for storage in run.storages:
         rows = select(run.rows, metric="gating_effect", storage=storage)
-        largest = max(
-            (row for row in rows if row.value is not None),
-            key=lambda r: abs(_value(r)),
-            default=None,
-        )
+        largest = max((row for row in rows if row.value is not None), key=lambda r: abs(_value(r)), default=None)
         if largest is not None:
             parts.append(f"{estimate(largest)} with {storage_label(storage)} ({_place(largest)})")
     if not parts:

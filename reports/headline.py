@@ -57,26 +57,13 @@ def _memory(ax: Axes, run: Run) -> None:
     precisions = ("none", *run.formats)
     slots = Slots(precisions, run.methods)
     middles = [sum(slots.span(p)) / 2 for p in precisions]
-    for model, colour, dashes in (
-        ("target", TARGET_COLOUR, "-"),
-        ("retrained", RETRAINED_COLOUR, "--"),
-    ):
-        rows = [
-            (x, run.get("M1", model, format=p)) for x, p in zip(middles, precisions, strict=True)
-        ]
+    for model, colour, dashes in (("target", TARGET_COLOUR, "-"), ("retrained", RETRAINED_COLOUR, "--")):
+        rows = [(x, run.get("M1", model, format=p)) for x, p in zip(middles, precisions, strict=True)]
         values = [(x, row.value) for x, row in rows if row is not None and row.value is not None]
-        ax.plot(
-            [x for x, _ in values],
-            [v for _, v in values],
-            color=colour,
-            linestyle=dashes,
-            linewidth=1.4,
-        )
+        ax.plot([x for x, _ in values], [v for _, v in values], color=colour, linestyle=dashes, linewidth=1.4)
     for i, (storage, style) in enumerate(arm_styles(run.storages).items()):
         offset = dodge(i, len(run.storages))
-        places = [
-            (x + offset, run.get("M1", "unlearned", m, storage, p)) for p, m, x in slots.cells()
-        ]
+        places = [(x + offset, run.get("M1", "unlearned", m, storage, p)) for p, m, x in slots.cells()]
         intervals(ax, places, style)
     slots.dress(ax, members=False, groups=False)
     ax.set_xticks(middles, [short(precision_label(p)) for p in precisions], fontsize=8.5)

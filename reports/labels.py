@@ -11,11 +11,7 @@ STORAGE_LABELS: Mapping[str, str] = {
     "bf16": "bf16 parameters",
     "bf16-sr": "stochastically rounded bf16 parameters",
 }
-STORAGE_SHORT: Mapping[str, str] = {
-    "fp32": "fp32 master",
-    "bf16": "bf16 parameters",
-    "bf16-sr": "stochastic bf16",
-}
+STORAGE_SHORT: Mapping[str, str] = {"fp32": "fp32 master", "bf16": "bf16 parameters", "bf16-sr": "stochastic bf16"}
 COUNTS = ("code_flips", "expected_flips", "value_changes")
 PERCENT_POINTS = ("M1", "M2", "M3", "M4")
 FOUR_BIT = ("int4", "nf4", "fp4", "q4", "nvfp4", "mxfp4")

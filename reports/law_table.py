@@ -35,10 +35,7 @@ def law_table(rows: Sequence[dict[str, Any]]) -> str:
         "|" + " --- |" * (len(CASE) + len(heads)),
     ]
     for case, group in groupby(rows, key=lambda r: tuple(r[key] for key in CASE)):
-        cells = [
-            f"{r['measured']:.5f}, {r['gap'] / r['stderr']:.2f}, {r['gap'] / r['allowed']:.2f}"
-            for r in group
-        ]
+        cells = [f"{r['measured']:.5f}, {r['gap'] / r['stderr']:.2f}, {r['gap'] / r['allowed']:.2f}" for r in group]
         lines.append(f"| {' | '.join((*map(str, case), *cells))} |")
     return "\n".join(lines) + "\n"
 

@@ -6,11 +6,7 @@ from collections.abc import Iterator, Sequence
 
 from unforgotten.reports.rows import Row, Run
 
-ARM_NAMES = {
-    "fp32": "fp32 masters",
-    "bf16": "bf16 parameters",
-    "bf16-sr": "bf16, stochastic rounding",
-}
+ARM_NAMES = {"fp32": "fp32 masters", "bf16": "bf16 parameters", "bf16-sr": "bf16, stochastic rounding"}
 
 
 TERMS = ("GA", "NPO")  # forget terms; a method's name is one of them, or one and a retain term
@@ -58,8 +54,6 @@ def _returns(runs: Sequence[Run], storage: str, term: str, name: str) -> str:
     return f"{back} back, {further} down of {len(intervals)}"
 
 
-def _intervals(
-    runs: Sequence[Run], storage: str, term: str, name: str
-) -> list[tuple[float, float]]:
+def _intervals(runs: Sequence[Run], storage: str, term: str, name: str) -> list[tuple[float, float]]:
     rows = _rows(runs, "rho_M1", storage, term, name)
     return [row.interval for row in rows if row.interval]

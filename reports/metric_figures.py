@@ -97,32 +97,17 @@ def recovery_figure(run: Run) -> Figure | None:
         _recovery_panel(ax, run, metric, slots)
         ax.set_ylim(*_rho_limits(rows))
         slots.dress(ax)
-        ax.set_title(
-            f"ρ({metric.removeprefix('rho_')}): 0 = as unlearned, 1 = as the quantized target",
-            pad=17,
-        )
-    cross = Line2D(
-        [], [], linestyle="none", marker="x", color=SOFT, label="undefined: nothing to recover"
-    )
+        ax.set_title(f"ρ({metric.removeprefix('rho_')}): 0 = as unlearned, 1 = as the quantized target", pad=17)
+    cross = Line2D([], [], linestyle="none", marker="x", color=SOFT, label="undefined: nothing to recover")
     legend(figure, [*arm_handles(run.storages), cross])
     return figure
 
 
 def _recovery_panel(ax: Axes, run: Run, metric: str, slots: Slots) -> None:
     if any(row.value is None for row in select(run.rows, metric=metric)):
-        strip = Rectangle(
-            (0, 0), 1, UNDEFINED_HEIGHT, transform=ax.transAxes, color=WASH, zorder=0.6
-        )
+        strip = Rectangle((0, 0), 1, UNDEFINED_HEIGHT, transform=ax.transAxes, color=WASH, zorder=0.6)
         ax.add_patch(strip)
-        ax.text(
-            0.004,
-            UNDEFINED_HEIGHT / 2,
-            "undefined",
-            transform=ax.transAxes,
-            va="center",
-            color=SOFT,
-            fontsize=8,
-        )
+        ax.text(0.004, UNDEFINED_HEIGHT / 2, "undefined", transform=ax.transAxes, va="center", color=SOFT, fontsize=8)
     for level, dashes in ((0.0, "-"), (1.0, "--")):
         ax.axhline(level, color=TARGET_COLOUR, linestyle=dashes, linewidth=1.0, zorder=2)
     for storage, style, offset in _arms(run):
@@ -134,15 +119,18 @@ def _recovery_panel(ax: Axes, run: Run, metric: str, slots: Slots) -> None:
         intervals(ax, cells, style)
         undefined = [x for x, row in cells if row is not None and row.value is None]
         ax.plot(
-            undefined, [UNDEFINED_HEIGHT / 2] * len(undefined), linestyle="none", marker="x", markersize=5,
-            color=style.colour, transform=ax.get_xaxis_transform(),
-        )  # fmt: skip
+            undefined,
+            [UNDEFINED_HEIGHT / 2] * len(undefined),
+            linestyle="none",
+            marker="x",
+            markersize=5,
+            color=style.colour,
+            transform=ax.get_xaxis_transform(),
+        )
 
 
 def _rho_limits(rows: list[Row]) -> tuple[float, float]:
-    ends = list(
-        chain(RHO_AXIS, *(row.bounds for row in rows if row.bounds and row.value is not None))
-    )
+    ends = list(chain(RHO_AXIS, *(row.bounds for row in rows if row.bounds and row.value is not None)))
     return max(min(ends), RHO_LIMITS[0]), min(max(ends), RHO_LIMITS[1])
 
 

@@ -60,10 +60,7 @@ class RunView:
 def render_page(runs: Sequence[Run], figures: Sequence[Mapping[str, bytes]]) -> str:
     """The report of these runs; `figures` holds the SVG of each run's figures by name."""
     environment = page_environment("unforgotten.reports")
-    views = [
-        view(run, svgs, f"run{i}")
-        for i, (run, svgs) in enumerate(zip(runs, figures, strict=True), 1)
-    ]
+    views = [view(run, svgs, f"run{i}") for i, (run, svgs) in enumerate(zip(runs, figures, strict=True), 1)]
     return environment.get_template("report.html.j2").render(
         runs=views,
         summary=tables.summary_table(runs) if len(runs) > 1 else None,
@@ -104,6 +101,4 @@ def _figure_view(name: str, run: Run, svg: bytes | None) -> FigureView:
     if svg is None:
         return FigureView(None, None)
     table = FIGURE_TABLES.get(name)
-    return FigureView(
-        "data:image/svg+xml;base64," + base64.b64encode(svg).decode(), table(run) if table else None
-    )
+    return FigureView("data:image/svg+xml;base64," + base64.b64encode(svg).decode(), table(run) if table else None)

@@ -17,10 +17,7 @@ def prediction_rows(published: Path) -> list[dict[str, Any]]:
 def prediction_table(rows: Sequence[dict[str, Any]]) -> str:
     """For each arm and format the range of the measured gain and of each prediction, and its largest error."""
     kinds = tuple(dict.fromkeys(r["kind"] for r in rows))
-    lines = [
-        f"| arm | format | measured | {' | '.join(kinds)} |",
-        "| --- | --- | --- |" + " --- |" * len(kinds),
-    ]
+    lines = [f"| arm | format | measured | {' | '.join(kinds)} |", "| --- | --- | --- |" + " --- |" * len(kinds)]
     for storage, name in dict.fromkeys((r["storage"], r["format"]) for r in rows):
         cell = [r for r in rows if (r["storage"], r["format"]) == (storage, name)]
         predicted = " | ".join(_predicted([r for r in cell if r["kind"] == k]) for k in kinds)
@@ -30,9 +27,7 @@ def prediction_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def moved_beyond(rows: Sequence[dict[str, Any]], term: str) -> str:
     """The range, over bf16 models of one forget term, of the share that moved in the first frozen binade, in percent."""
-    shares = sorted(
-        r["beyond"] for r in rows if r["storage"] == "bf16" and r["method"].split("_")[0] == term
-    )
+    shares = sorted(r["beyond"] for r in rows if r["storage"] == "bf16" and r["method"].split("_")[0] == term)
     return f"{shares[0]:.0%} to {shares[-1]:.0%}"
 
 

@@ -97,23 +97,13 @@ class Run:
         return {row.key: row for row in self.rows}
 
     def get(
-        self,
-        metric: str,
-        model: str,
-        method: str | None = None,
-        storage: str | None = None,
-        format: str = "none",
+        self, metric: str, model: str, method: str | None = None, storage: str | None = None, format: str = "none"
     ) -> Row | None:
         """The row of this measurement, or None where the run has none."""
         return self._index.get((metric, model, method, storage, format))
 
     def value(
-        self,
-        metric: str,
-        model: str,
-        method: str | None = None,
-        storage: str | None = None,
-        format: str = "none",
+        self, metric: str, model: str, method: str | None = None, storage: str | None = None, format: str = "none"
     ) -> float | None:
         """The value of that row; None without a row, and where the row says undefined."""
         row = self.get(metric, model, method, storage, format)
@@ -226,9 +216,7 @@ def _row(line: bytes) -> Row:
     fields = _object(line)
     for name in REQUIRED:
         if name not in fields:
-            raise ValueError(
-                f"a row must have the field {name!r}, got {', '.join(fields) or 'no fields'}"
-            )
+            raise ValueError(f"a row must have the field {name!r}, got {', '.join(fields) or 'no fields'}")
     values = {
         name: _checked(name, fields[name], *rule)
         for name, rule in (*REQUIRED.items(), *OPTIONAL.items())
@@ -243,9 +231,7 @@ def _object(line: bytes) -> dict[str, Any]:
         fields = json.loads(line.decode("utf-8"))
     except ValueError:
         shown = line.decode("utf-8", "replace")[-40:]
-        raise ValueError(
-            f"a row must be one JSON object, got a broken line ending in {shown!r}"
-        ) from None
+        raise ValueError(f"a row must be one JSON object, got a broken line ending in {shown!r}") from None
     if not isinstance(fields, dict):
         raise ValueError(f"a row must be one JSON object, got {type(fields).__name__}")
     return fields

@@ -51,9 +51,15 @@ class Slots:
         for group in self.groups if groups else ():
             left, right = self.span(group)
             ax.text(
-                (left + right) / 2, 1.02, short(group), transform=ax.get_xaxis_transform(),
-                ha="center", va="bottom", color=INK, fontsize=9,
-            )  # fmt: skip
+                (left + right) / 2,
+                1.02,
+                short(group),
+                transform=ax.get_xaxis_transform(),
+                ha="center",
+                va="bottom",
+                color=INK,
+                fontsize=9,
+            )
 
 
 def dodge(index: int, count: int) -> float:

@@ -69,10 +69,7 @@ ARM_STYLES: Mapping[str, ArmStyle] = {
     "bf16": ArmStyle("#c2410c", "s", False),
     "bf16-sr": ArmStyle("#00795c", "^", True),
 }
-OTHER_ARMS = (
-    ArmStyle("#8a3ffc", "D", False),
-    ArmStyle(SOFT, "v", True),
-)
+OTHER_ARMS = (ArmStyle("#8a3ffc", "D", False), ArmStyle(SOFT, "v", True))
 
 
 def arm_styles(storages: Sequence[str]) -> dict[str, ArmStyle]:
@@ -109,12 +106,7 @@ def _render(draw: Draw, run: Run, kind: str) -> bytes | None:
 
 
 def panels(
-    rows: int,
-    columns: int,
-    size: tuple[float, float],
-    *,
-    sharex: bool = False,
-    sharey: bool = False,
+    rows: int, columns: int, size: tuple[float, float], *, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
     """A figure with a grid of axes, row by row."""
     figure = Figure(figsize=size, layout="constrained")
@@ -126,21 +118,12 @@ def panels(
     return figure, axes
 
 
-def intervals(
-    ax: Axes, points: Iterable[tuple[float, Row | None]], style: ArmStyle, *, size: float = 5
-) -> None:
+def intervals(ax: Axes, points: Iterable[tuple[float, Row | None]], style: ArmStyle, *, size: float = 5) -> None:
     """One marker and its 95 % interval for every row with a value."""
     shown = [(x, row) for x, row in points if row is not None and row.value is not None]
     for x, row in shown:
         if row.bounds is not None:
-            ax.plot(
-                [x, x],
-                row.bounds,
-                color=style.colour,
-                linewidth=1.3,
-                solid_capstyle="butt",
-                zorder=3,
-            )
+            ax.plot([x, x], row.bounds, color=style.colour, linewidth=1.3, solid_capstyle="butt", zorder=3)
     ax.plot(
         [x for x, _ in shown],
         [row.value for _, row in shown if row.value is not None],
@@ -158,11 +141,18 @@ def arm_handles(storages: Sequence[str]) -> list[Line2D]:
     """Legend entries of the storage arms."""
     return [
         Line2D(
-            [], [], color=s.colour, marker=s.marker, markerfacecolor=s.face, linewidth=1.3,
-            markersize=5, markeredgewidth=1.3, label=storage_short(name),
+            [],
+            [],
+            color=s.colour,
+            marker=s.marker,
+            markerfacecolor=s.face,
+            linewidth=1.3,
+            markersize=5,
+            markeredgewidth=1.3,
+            label=storage_short(name),
         )
         for name, s in arm_styles(storages).items()
-    ]  # fmt: skip
+    ]
 
 
 def line_handle(label: str, colour: str, dashes: Dashes = "-") -> Line2D:
@@ -178,9 +168,5 @@ def side_legend(figure: Figure, handles: Sequence[Artist]) -> None:
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
     """One legend above all panels, in as many columns as the longest label leaves room for."""
     widest = max(len(str(handle.get_label())) for handle in handles)
-    columns = int(
-        figure.get_figwidth() / (LEGEND_INCHES_PER_LETTER * (widest + LEGEND_KEY_LETTERS))
-    )
-    figure.legend(
-        handles=list(handles), loc="outside upper left", ncols=max(1, min(columns, len(handles)))
-    )
+    columns = int(figure.get_figwidth() / (LEGEND_INCHES_PER_LETTER * (widest + LEGEND_KEY_LETTERS)))
+    figure.legend(handles=list(handles), loc="outside upper left", ncols=max(1, min(columns, len(handles))))

@@ -9,23 +9,19 @@ from typing import Any
 from unforgotten.reports.conjectures import conjectures
 from unforgotten.reports.findings import COARSE, recovery, span
 from unforgotten.reports.gates import Forgetting, forgetting, gate_checks, passed
-from unforgotten.reports.labels import (
-    estimate,
-    family,
-    number,
-    plain,
-    precision_label,
-    storage_label,
-    storage_short,
-)
+from unforgotten.reports.labels import estimate, family, number, plain, precision_label, storage_label, storage_short
 from unforgotten.reports.rows import Row, Run, select
 
 Subject = tuple[str, str | None, str | None, str]
 SUBJECT_COLUMNS = ("Model", "Method", "Storage arm", "Precision")
 KEPT: Mapping[str, str] = {
-    "parameters": "Parameters", "master": "Master copy", "checkpoint": "Checkpoint", "moments": "Moments",
-    "rounding": "Rounding", "products": "Matrix products",
-}  # fmt: skip
+    "parameters": "Parameters",
+    "master": "Master copy",
+    "checkpoint": "Checkpoint",
+    "moments": "Moments",
+    "rounding": "Rounding",
+    "products": "Matrix products",
+}
 """How an arm computes: dtypes, and in what."""
 WORDS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "not measured"}
 
@@ -43,28 +39,30 @@ class Table:
 def metrics_table(run: Run) -> Table:
     """M1-M4 and the losses of every model."""
     columns = {
-        "M1": "M1", "M2": "M2", "M3": "M3", "M4": "M4",
-        "forget_loss": "Forget loss", "retain_loss": "Retain loss",
-    }  # fmt: skip
-    return _by_subject(
-        run, columns, "Value and 95 % interval of every model at every precision.", pairs=False
-    )
+        "M1": "M1",
+        "M2": "M2",
+        "M3": "M3",
+        "M4": "M4",
+        "forget_loss": "Forget loss",
+        "retain_loss": "Retain loss",
+    }
+    return _by_subject(run, columns, "Value and 95 % interval of every model at every precision.", pairs=False)
 
 
 def recovery_table(run: Run) -> Table:
     """Recovered fractions."""
     columns = {"rho_M1": "ρ(M1)", "rho_M2": "ρ(M2)"}
-    return _by_subject(
-        run, columns, "Recovered fraction and 95 % interval (paired bootstrap over items)."
-    )
+    return _by_subject(run, columns, "Recovered fraction and 95 % interval (paired bootstrap over items).")
 
 
 def gain_table(run: Run) -> Table:
     """Gain, cosine and what changed."""
     columns = {
-        "gain": "Gain", "cosine": "Cosine", "unchanged_fraction": "Weights unchanged by the update",
+        "gain": "Gain",
+        "cosine": "Cosine",
+        "unchanged_fraction": "Weights unchanged by the update",
         "position_distance": "Position distance",
-    }  # fmt: skip
+    }
     return _by_subject(
         run,
         columns,
@@ -75,12 +73,8 @@ def gain_table(run: Run) -> Table:
 
 def decomposition_table(run: Run) -> Table:
     """Lost effect, gating and base shift of the forget loss."""
-    columns = {
-        "lost_effect": "Lost effect", "gating_effect": "Gating", "base_shift_effect": "Base shift",
-    }  # fmt: skip
-    return _by_subject(
-        run, columns, "Forget loss in nats per token; lost effect = gating + base shift."
-    )
+    columns = {"lost_effect": "Lost effect", "gating_effect": "Gating", "base_shift_effect": "Base shift"}
+    return _by_subject(run, columns, "Forget loss in nats per token; lost effect = gating + base shift.")
 
 
 def hybrid_table(run: Run) -> Table:
@@ -98,12 +92,8 @@ def hybrid_table(run: Run) -> Table:
 
 def flips_table(run: Run) -> Table:
     """Flips, observed and expected."""
-    columns = {
-        "code_flips": "Code flips", "expected_flips": "Expected by chance", "value_changes": "Value changes",
-    }  # fmt: skip
-    return _by_subject(
-        run, columns, "Counts of weights; the expected number with its 95 % interval."
-    )
+    columns = {"code_flips": "Code flips", "expected_flips": "Expected by chance", "value_changes": "Value changes"}
+    return _by_subject(run, columns, "Counts of weights; the expected number with its 95 % interval.")
 
 
 def forgetting_table(run: Run) -> Table:
@@ -115,28 +105,33 @@ def forgetting_table(run: Run) -> Table:
         ("Method", "Storage arm", *_forgetting_columns(entries)),
         [_forgetting_row(entry) for entry in entries],
         heads=2,
-    )  # fmt: skip
+    )
 
 
 def _forgetting_row(entry: Forgetting) -> list[str]:
     return [
-        entry.method, storage_label(entry.storage),
-        estimate(entry.m1), WORDS[entry.forgets],
-        estimate(entry.m4), WORDS[entry.keeps],
-        estimate(entry.m2), WORDS[entry.forgets_facts],
-    ]  # fmt: skip
+        entry.method,
+        storage_label(entry.storage),
+        estimate(entry.m1),
+        WORDS[entry.forgets],
+        estimate(entry.m4),
+        WORDS[entry.keeps],
+        estimate(entry.m2),
+        WORDS[entry.forgets_facts],
+    ]
 
 
 def _forgetting_columns(entries: Sequence[Forgetting]) -> list[str]:
     """The limits are the same for all models of a run, so they stand in the heads."""
-    m1, m2, m4 = (
-        (entries[0].m1_limit, entries[0].m2_limit, entries[0].m4_floor) if entries else (None,) * 3
-    )
+    m1, m2, m4 = (entries[0].m1_limit, entries[0].m2_limit, entries[0].m4_floor) if entries else (None,) * 3
     return [
-        f"M1, at most {number('M1', m1)}", "forgets words",
-        f"M4, at least {number('M4', m4)}", "keeps the rest",
-        f"M2, at most {number('M2', m2)}", "forgets facts",
-    ]  # fmt: skip
+        f"M1, at most {number('M1', m1)}",
+        "forgets words",
+        f"M4, at least {number('M4', m4)}",
+        "keeps the rest",
+        f"M2, at most {number('M2', m2)}",
+        "forgets facts",
+    ]
 
 
 def gate_table(run: Run) -> Table:
@@ -211,12 +206,17 @@ def all_rows_table(run: Run) -> Table:
         "Every row of rows.jsonl, to six digits.",
         (*SUBJECT_COLUMNS, "Metric", "Value", "95 % interval", "n"),
         [
-            (*_words(row.key[1:]), row.metric, plain(row.value) or "undefined", _plain_bounds(row),
-             "" if row.n is None else f"{row.n:,}")
+            (
+                *_words(row.key[1:]),
+                row.metric,
+                plain(row.value) or "undefined",
+                _plain_bounds(row),
+                "" if row.n is None else f"{row.n:,}",
+            )
             for row in run.rows
         ],
         heads=5,
-    )  # fmt: skip
+    )
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
@@ -224,11 +224,22 @@ def summary_table(runs: Sequence[Run]) -> Table:
     return Table(
         "All runs of this report. Comes back: cases with the 95 % interval of ρ(M1) above 0, of the cases where it is "
         "defined. Gain: smallest to largest.",
-        ("Run", "Storage arm", "Shows something", "Target M1", "Target M2", "Comes back", "Largest ρ(M1)",
-         "Gain", "Gain at int4 and fp4", "C1", "C2"),
+        (
+            "Run",
+            "Storage arm",
+            "Shows something",
+            "Target M1",
+            "Target M2",
+            "Comes back",
+            "Largest ρ(M1)",
+            "Gain",
+            "Gain at int4 and fp4",
+            "C1",
+            "C2",
+        ),
         [line for run in runs for line in _summary_rows(run)],
         heads=2,
-    )  # fmt: skip
+    )
 
 
 def _summary_rows(run: Run) -> Iterator[list[str]]:
@@ -238,10 +249,17 @@ def _summary_rows(run: Run) -> Iterator[list[str]]:
         gains = select(run.rows, metric="gain", storage=storage)
         coarse = [row for row in gains if family(row.format) in COARSE]
         yield [
-            run.label, storage_short(storage), WORDS[passed(gate_checks(run))],
-            number("M1", run.value("M1", "target")), number("M2", run.value("M2", "target")),
-            f"{len(r.back)} of {len(r.defined)}", estimate(r.largest), span(gains), span(coarse), *verdicts,
-        ]  # fmt: skip
+            run.label,
+            storage_short(storage),
+            WORDS[passed(gate_checks(run))],
+            number("M1", run.value("M1", "target")),
+            number("M2", run.value("M2", "target")),
+            f"{len(r.back)} of {len(r.defined)}",
+            estimate(r.largest),
+            span(gains),
+            span(coarse),
+            *verdicts,
+        ]
 
 
 def _by_subject(run: Run, columns: Mapping[str, str], caption: str, *, pairs: bool = True) -> Table:
@@ -249,9 +267,7 @@ def _by_subject(run: Run, columns: Mapping[str, str], caption: str, *, pairs: bo
     rows = select(run.rows, metric=tuple(columns))
     shown = {m: name for m, name in columns.items() if any(row.metric == m for row in rows)}
     subjects: dict[Subject, None] = {row.key[1:]: None for row in rows}
-    first = (
-        1 if pairs else 0
-    )  # a pair is always of an unlearned model: its column would say nothing
+    first = 1 if pairs else 0  # a pair is always of an unlearned model: its column would say nothing
     return Table(
         caption,
         (*SUBJECT_COLUMNS[first:], *shown.values()),

@@ -49,16 +49,28 @@ def text() -> str:
     environment = Environment(
         loader=PackageLoader("unforgotten.reports"),
         undefined=StrictUndefined,
-        variable_start_string="[[", variable_end_string="]]",
-        block_start_string="[%", block_end_string="%]",
-        comment_start_string="[!#", comment_end_string="#!]",
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        variable_start_string="[[",
+        variable_end_string="]]",
+        block_start_string="[%",
+        block_end_string="%]",
+        comment_start_string="[!#",
+        comment_end_string="#!]",
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.globals.update(
-        titles=TITLES, kinds=kinds, calls=calls, evidence=evidence, example=example, source=source,
-        picture=picture, c1_summary=c1_summary(), prediction_table=prediction_table,
-        moved_beyond=moved_beyond, predicted=prediction_rows(PUBLISHED),
-    )  # fmt: skip
+        titles=TITLES,
+        kinds=kinds,
+        calls=calls,
+        evidence=evidence,
+        example=example,
+        source=source,
+        picture=picture,
+        c1_summary=c1_summary(),
+        prediction_table=prediction_table,
+        moved_beyond=moved_beyond,
+        predicted=prediction_rows(PUBLISHED),
+    )
     chapters = [environment.get_template(f"theory_{name}.md.j2").render() for name in CHAPTERS]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(chapters)).strip() + "\n"
 

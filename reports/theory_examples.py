@@ -45,6 +45,4 @@ def example(name: str) -> str:
 def source(name: str) -> str:
     """The code of an example, folded away."""
     code = textwrap.dedent(inspect.getsource(EXAMPLES[name])).rstrip()
-    return (
-        f"<details><summary>How this was computed</summary>\n\n```python\n{code}\n```\n\n</details>"
-    )
+    return f"<details><summary>How this was computed</summary>\n\n```python\n{code}\n```\n\n</details>"

@@ -7,19 +7,11 @@ import math
 import numpy as np
 
 from unforgotten.theory.absmax import expected_absmax
-from unforgotten.theory.adamw import (
-    adamw_limit_ratio,
-    adamw_ratio_upper_bound,
-    extremal_gradients,
-)
+from unforgotten.theory.adamw import adamw_limit_ratio, adamw_ratio_upper_bound, extremal_gradients
 from unforgotten.theory.cells import cells
 from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, frozen_exponent
 from unforgotten.theory.densities import Gaussian, StudentT
-from unforgotten.theory.drift import (
-    certified_codes,
-    scale_drift_upper_bound,
-    unflipped_update_upper_bound,
-)
+from unforgotten.theory.drift import certified_codes, scale_drift_upper_bound, unflipped_update_upper_bound
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.optimizers import frozen_magnitude
 from unforgotten.theory.preimages import block_box
@@ -33,9 +25,7 @@ def paper_step() -> list[str]:
     largest, delta = 200.0, 0.1
     w = np.random.default_rng(1).normal(0, largest / 4, (1024, 4096)).clip(-largest, largest)
     w[0, 0] = largest
-    lines = [
-        "| bits | step | zero bin | P(flip) by T6 | a flip moves | codes that changed | gain |"
-    ]
+    lines = ["| bits | step | zero bin | P(flip) by T6 | a flip moves | codes that changed | gain |"]
     lines += ["| --- | --- | --- | --- | --- | --- | --- |"]
     for fmt in (format_named(f"int{bits}-tensor-paper") for bits in (4, 8)):
         step = largest / fmt.divisor
@@ -53,10 +43,12 @@ def paper_weights() -> list[str]:
     normal, heavy = (expected_absmax(law, 4096 * 4096) for law in (Gaussian(std), StudentT(std)))
     block = expected_absmax(Gaussian(std), 64)
     return [
-        (f"The expected largest of 4096 × 4096 weights of standard deviation {std} is {normal:.2g} if they are Gaussian and "
-        f"{heavy:.2g} if they have the heavy tails of Student's t with 5 degrees of freedom. Of 64 Gaussian weights it "
-        f"is {block:.2g}, which makes an INT4 step of {block / four.divisor:.2g}."),
-    ]  # fmt: skip
+        (
+            f"The expected largest of 4096 × 4096 weights of standard deviation {std} is {normal:.2g} if they are Gaussian and "
+            f"{heavy:.2g} if they have the heavy tails of Student's t with 5 degrees of freedom. Of 64 Gaussian weights it "
+            f"is {block:.2g}, which makes an INT4 step of {block / four.divisor:.2g}."
+        )
+    ]
 
 
 def t1_cells() -> list[str]:
@@ -72,9 +64,7 @@ def t1_cells() -> list[str]:
     block = np.array([[absmax, 0.001]], np.float32)
     last = block_box(block, fmt).upper[0, 1]
     after = np.nextafter(last, np.float32(1))
-    same, other = (
-        quantize(np.array([[absmax, w]], np.float32), fmt)[0][0, 1] for w in (last, after)
-    )
+    same, other = (quantize(np.array([[absmax, w]], np.float32), fmt)[0][0, 1] for w in (last, after))
     lines.append(
         f"- In float32 the block ({absmax}, 0.001) keeps its codes while its second weight is at most {last:.9g}: "
         f"code {same} there, {other} at the next float, {after:.9g}."

@@ -13,12 +13,7 @@ from unforgotten.theory.energy import effective_step, expected_cosine
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.gating import gated_mean, gated_variance, riemann_gain
 from unforgotten.theory.multiplicity import false_discoveries
-from unforgotten.theory.regimes import (
-    hidden_energy_upper_bound,
-    hidden_wash_z,
-    on_grid_gain,
-    swallowing_absmax,
-)
+from unforgotten.theory.regimes import hidden_energy_upper_bound, hidden_wash_z, on_grid_gain, swallowing_absmax
 from unforgotten.theory.scaling import flip_rate, flip_ratio
 from unforgotten.theory.update import survival
 from unforgotten.theory.wash import exact_wash_test, wash_test
@@ -38,7 +33,7 @@ def t6_flips() -> list[str]:
         (
             f"- |δ| = {delta:g}, both signs, int4-g64: the law says {law.flips:.3%} of the codes change; "
             f"{seen.code_flips / seen.weights:.3%} of {seen.weights:,} simulated codes did."
-        ),
+        )
     ]
 
 
@@ -69,9 +64,7 @@ def t8_cosine() -> list[str]:
         cosine = expected_cosine(np.full(4, share * step), step)
         lines.append(f"- |δ| = {share:g} steps everywhere: cosine {cosine:.3f}.")
     steps = [effective_step(format_named(n), WEIGHTS, absmax) for n in ("int4-g64", "nf4-b64")]
-    lines.append(
-        f"- At absmax {absmax:.3g} the effective step is {steps[0]:.3g} for INT4 and {steps[1]:.3g} for NF4."
-    )
+    lines.append(f"- At absmax {absmax:.3g} the effective step is {steps[0]:.3g} for INT4 and {steps[1]:.3g} for NF4.")
     return lines
 
 
@@ -79,8 +72,7 @@ def t9_concentration() -> list[str]:
     """The same length on fewer weights, and the share that a wanted cosine asks for."""
     step, rms = 0.007, 1e-4
     cosines = "; ".join(
-        f"{share:.1%} of the weights: {concentrated_cosine(rms, share, step):.3f}"
-        for share in (1.0, 0.1, 0.01)
+        f"{share:.1%} of the weights: {concentrated_cosine(rms, share, step):.3f}" for share in (1.0, 0.1, 0.01)
     )
     return [
         f"- An update of rms {rms:g} over all weights, step {step:g}. Its cosine, when confined to {cosines}.",
@@ -97,8 +89,9 @@ def t10_bits_and_blocks() -> list[str]:
     return [
         f"- INT8 flips {flip_ratio(8, 4):.1f} times as many codes as INT4 at the same block size.",
         "- |δ| = 0.0001 at 4 bits: "
-        + "; ".join(f"blocks of {b}: {r:.2%} (E[1/absmax] = {i:.1f})" for b, r, i in rates) + ".",
-    ]  # fmt: skip
+        + "; ".join(f"blocks of {b}: {r:.2%} (E[1/absmax] = {i:.1f})" for b, r, i in rates)
+        + ".",
+    ]
 
 
 def t11_biased_regimes() -> list[str]:
@@ -106,11 +99,12 @@ def t11_biased_regimes() -> list[str]:
     edge = 2.0**-8
     lines = [
         "- (a) Weights on the grid, Gaussian updates of standard deviation 0.1, 0.3 and 1 step: gain "
-        + ", ".join(f"{on_grid_gain(spread, 1.0):.2g}" for spread in (0.1, 0.3, 1.0)) + ".",
+        + ", ".join(f"{on_grid_gain(spread, 1.0):.2g}" for spread in (0.1, 0.3, 1.0))
+        + ".",
         f"- (b) An update that stays in |w| < {edge:.4g} is lost whole once the absmax of the block reaches "
         + ", ".join(f"{swallowing_absmax(format_named(n), edge):.3g} ({n})" for n in ("int4-g64", "nf4-b64", "fp4-b64"))
         + ".",
-    ]  # fmt: skip
+    ]
     for dtype in ("bf16", "fp32"):
         gains = ", ".join(
             f"{name} {bound(Question(name, 0.02, 1e-5, 500, dtype=dtype)).gain:.2f}"

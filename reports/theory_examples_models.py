@@ -33,10 +33,7 @@ def survival_by_format() -> list[str]:
     lines = ["| format | codes that change | gain | cosine | gain, trained in bf16 |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for name in FORMATS:
-        whole, coarse = (
-            bound(Question(name, std=0.02, lr=1e-5, steps=50, dtype=dtype))
-            for dtype in ("fp32", "bf16")
-        )
+        whole, coarse = (bound(Question(name, std=0.02, lr=1e-5, steps=50, dtype=dtype)) for dtype in ("fp32", "bf16"))
         lines.append(
             f"| {name} | {whole.flips:.1%} | {_number(whole.gain)} | {_number(whole.cosine)} | {_number(coarse.gain)} |"
         )
@@ -58,9 +55,7 @@ def t13_response() -> list[str]:
             f"1 − 10⁻⁶ within ±{radius:.3g} of that ({radius / r.mean:.0%})."
         )
     bend = gating_curvature(np.ones(n), np.full(n, delta), step)
-    lines.append(
-        f"- Second order, Hessian diagonal 1, {n:,} weights: gating adds {bend:.3g} to the mean of F."
-    )
+    lines.append(f"- Second order, Hessian diagonal 1, {n:,} weights: gating adds {bend:.3g} to the mean of F.")
     return lines
 
 
@@ -84,9 +79,13 @@ def decomposed(w: NDArray[Any], delta: NDArray[Any], x: NDArray[Any]) -> LostEff
     fmt = format_named("int4-row")
     q, q_new = (round_trip(v[None], fmt)[0].astype(np.float64) for v in (w, w + delta))
     return lost_effect(
-        w=_loss(w, x), w_new=_loss(w + delta, x), q=_loss(q, x), q_new=_loss(q_new, x),
-        w_plus_d=_loss(w + q_new - q, x), q_plus_delta=_loss(q + delta, x),
-    )  # fmt: skip
+        w=_loss(w, x),
+        w_new=_loss(w + delta, x),
+        q=_loss(q, x),
+        q_new=_loss(q_new, x),
+        w_plus_d=_loss(w + q_new - q, x),
+        q_plus_delta=_loss(q + delta, x),
+    )
 
 
 def _loss(w: NDArray[Any], x: NDArray[Any]) -> float:

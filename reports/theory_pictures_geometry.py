@@ -26,15 +26,7 @@ def t1_cells() -> Figure:
         fmt = format_named(name)
         ends = np.concatenate([[-1], fmt.thresholds.astype(np.float64) / fmt.divisor, [1]])
         for k, (low, high) in enumerate(itertools.pairwise(ends)):
-            ax.barh(
-                y,
-                high - low,
-                left=low,
-                height=0.62,
-                color=SHADES[k % 2],
-                edgecolor="white",
-                linewidth=0.8,
-            )
+            ax.barh(y, high - low, left=low, height=0.62, color=SHADES[k % 2], edgecolor="white", linewidth=0.8)
         levels = np.asarray(fmt.levels) / fmt.divisor
         ax.plot(levels, np.full(len(levels), y), "|", color=INK, markersize=11)
     ax.set_yticks(range(len(names)), reversed(names))
@@ -88,11 +80,7 @@ def t4_dead_zone() -> Figure:
     sizes = np.geomspace(1e-7, 1e-3, 801)
     shown = {"bfloat16": ORANGE, "float16": GREEN, "float8_e4m3fn": PURPLE}
     for dtype, colour in shown.items():
-        ax.loglog(
-            sizes,
-            [math.ldexp(1.0, frozen_exponent(e, dtype)) for e in sizes.tolist()],
-            color=colour,
-        )
+        ax.loglog(sizes, [math.ldexp(1.0, frozen_exponent(e, dtype)) for e in sizes.tolist()], color=colour)
     fmt = format_named("int4-g64")
     zero_bin = 0.05 * float(np.abs(fmt.thresholds).min()) / fmt.divisor
     ax.axhline(zero_bin, color=SOFT, linestyle="--", linewidth=1.2)
@@ -117,8 +105,8 @@ def t5_ratio() -> Figure:
     ax.set_xlabel("step t")
     ax.set_ylabel("largest step / lr")
     ax.set_title("T5: the largest step of AdamW, attained")
-    legend(figure, [
-        line_handle("c_t", BLUE), line_handle("its limit", SOFT, ":"),
-        line_handle("folk bound, false", ORANGE, "--"),
-    ])  # fmt: skip
+    legend(
+        figure,
+        [line_handle("c_t", BLUE), line_handle("its limit", SOFT, ":"), line_handle("folk bound, false", ORANGE, "--")],
+    )
     return figure

@@ -87,16 +87,12 @@ def t10_bits_and_blocks() -> Figure:
     """Flip rate by bits and by block size."""
     figure, (left, right) = panels(1, 2, TWO)
     bits, sizes = range(2, 9), [2**i for i in range(4, 15)]
-    left.semilogy(
-        bits, [flip_rate(1e-4, b, WEIGHTS, 64) for b in bits], "o-", color=BLUE, markersize=4
-    )
+    left.semilogy(bits, [flip_rate(1e-4, b, WEIGHTS, 64) for b in bits], "o-", color=BLUE, markersize=4)
     log_axis(left, "y")
     left.set_xlabel("bits, blocks of 64")
     left.set_ylabel("P(flip), |δ| = 0.0001")
     left.set_title("T10: more bits, more flips")
-    right.semilogx(
-        sizes, [flip_rate(1e-4, 4, WEIGHTS, b) for b in sizes], "o-", color=BLUE, markersize=4
-    )
+    right.semilogx(sizes, [flip_rate(1e-4, 4, WEIGHTS, b) for b in sizes], "o-", color=BLUE, markersize=4)
     log_axis(right, "x")
     right.set_ylim(0, None)
     right.set_xlabel("weights in a block, 4 bits")
@@ -113,13 +109,7 @@ def t11_regimes() -> Figure:
     left.set_xlabel("spread of δ, in steps")
     left.set_ylabel("gain")
     left.set_title("T11 (a): weights on the grid")
-    drawn = {
-        "int8-row": GREEN,
-        "int4-g64": BLUE,
-        "int4-row": SOFT,
-        "nf4-b64": PURPLE,
-        "fp4-b64": ORANGE,
-    }
+    drawn = {"int8-row": GREEN, "int4-g64": BLUE, "int4-row": SOFT, "nf4-b64": PURPLE, "fp4-b64": ORANGE}
     for name, colour in drawn.items():
         _gains(right, name, colour)
     log_axis(right, "x")

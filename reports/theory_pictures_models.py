@@ -6,15 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.patches import Polygon
 
-from unforgotten.reports.style import (
-    BASE_COLOUR,
-    GATING_COLOUR,
-    INK,
-    SOFT,
-    legend,
-    line_handle,
-    panels,
-)
+from unforgotten.reports.style import BASE_COLOUR, GATING_COLOUR, INK, SOFT, legend, line_handle, panels
 from unforgotten.reports.theory_axes import BLUE, ONE, ORANGE, SHADES, log_axis
 from unforgotten.reports.theory_examples_models import decomposed
 from unforgotten.theory.divergence import total_variation_upper_bound
@@ -33,10 +25,7 @@ def t13_averaging() -> Figure:
     ax.set_xlabel("weights n, gradient 1, δ = 0.0001, step 0.007")
     ax.set_ylabel("change of F")
     ax.set_title("T13: the effect grows as n, the noise as its root")
-    legend(
-        figure,
-        [line_handle("effect g·δ", BLUE), line_handle("noise, exceeded with p < 10⁻⁶", ORANGE)],
-    )
+    legend(figure, [line_handle("effect g·δ", BLUE), line_handle("noise, exceeded with p < 10⁻⁶", ORANGE)])
     return figure
 
 
@@ -49,18 +38,16 @@ def t14_waterfall() -> Figure:
     for i, edge in enumerate((np.inf, 0.0035)):
         lost = decomposed(w, -4e-4 * np.sign(x) * (np.abs(w) < edge), x)
         terms = (lost.total, lost.gating, lost.base_shift)
-        for j, (size, colour) in enumerate(
-            zip(terms, (INK, GATING_COLOUR, BASE_COLOUR), strict=True)
-        ):
+        for j, (size, colour) in enumerate(zip(terms, (INK, GATING_COLOUR, BASE_COLOUR), strict=True)):
             ax.bar(i + (j - 1) * 0.22, size, width=0.2, color=colour)
     ax.axhline(0, color=SOFT, linewidth=0.8)
     ax.set_xticks(range(2), names)
     ax.set_ylabel("lost effect on the loss")
     ax.set_title("T14: total = gating + base shift (INT4 row)")
-    legend(figure, [
-        line_handle("total", INK), line_handle("gating", GATING_COLOUR),
-        line_handle("base shift", BASE_COLOUR),
-    ])  # fmt: skip
+    legend(
+        figure,
+        [line_handle("total", INK), line_handle("gating", GATING_COLOUR), line_handle("base shift", BASE_COLOUR)],
+    )
     return figure
 
 
@@ -75,10 +62,14 @@ def t15_divergence() -> Figure:
     ax.set_xlabel("KL in nats")
     ax.set_ylabel("total variation at most")
     ax.set_title("T15: how far a metric in [0, 1] can move")
-    legend(figure, [
-        line_handle("bound used", BLUE), line_handle("Pinsker", SOFT, "--"),
-        line_handle("Bretagnolle-Huber", ORANGE, ":"),
-    ])  # fmt: skip
+    legend(
+        figure,
+        [
+            line_handle("bound used", BLUE),
+            line_handle("Pinsker", SOFT, "--"),
+            line_handle("Bretagnolle-Huber", ORANGE, ":"),
+        ],
+    )
     return figure
 
 
@@ -90,9 +81,7 @@ def t16_recovery() -> Figure:
     shares = np.linspace(0, 1, 6)
     for share in shares.tolist():
         noise = rng.normal(0, 20, 60)
-        r = recovered_fraction(
-            unlearned, unlearned + share * (target - unlearned) + noise, target, seed=0
-        )
+        r = recovered_fraction(unlearned, unlearned + share * (target - unlearned) + noise, target, seed=0)
         ax.plot([share, share], [r.low, r.high], color=BLUE, linewidth=1.6)
         ax.plot(share, r.rho, "o", color=BLUE, markersize=5)
     ax.plot(shares, shares, color=SOFT, linestyle=":", linewidth=1.2)
@@ -111,17 +100,19 @@ def t17_cells() -> Figure:
     cell = corners @ np.linalg.inv(skew(factor)).T
     ax.add_patch(Polygon(corners, facecolor="none", edgecolor=SOFT, linestyle="--", linewidth=1.4))
     ax.add_patch(Polygon(cell, facecolor=SHADES[0], edgecolor=BLUE, linewidth=1.4, alpha=0.7))
-    ax.annotate(
-        "", delta, (0, 0), arrowprops={"arrowstyle": "->", "color": ORANGE, "linewidth": 1.8}
-    )
+    ax.annotate("", delta, (0, 0), arrowprops={"arrowstyle": "->", "color": ORANGE, "linewidth": 1.8})
     ax.set_xlim(-2.6, 2.6)
     ax.set_ylim(-2.2, 2.2)
     ax.set_aspect("equal")
     ax.set_xlabel("column 1, in steps")
     ax.set_ylabel("column 2, in steps")
     ax.set_title("T17: in the square, out of GPTQ's cell")
-    legend(figure, [
-        line_handle("plain rounding", SOFT, "--"), line_handle("GPTQ, input (3, 1)", BLUE),
-        line_handle("update", ORANGE),
-    ])  # fmt: skip
+    legend(
+        figure,
+        [
+            line_handle("plain rounding", SOFT, "--"),
+            line_handle("GPTQ, input (3, 1)", BLUE),
+            line_handle("update", ORANGE),
+        ],
+    )
     return figure

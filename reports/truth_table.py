@@ -22,9 +22,7 @@ SETS = {
     "output": "output leg alone; the same truth",
     "halves": "behaviour leg on half of the passages; truth from M1 and M2 on the other half, twice a pair",
 }
-HEADS = (
-    "set", "truth", "pairs", *(f"verdict {word}" for word in WORDS), "right of decided", "confident errors",
-)  # fmt: skip
+HEADS = ("set", "truth", "pairs", *(f"verdict {word}" for word in WORDS), "right of decided", "confident errors")
 
 
 def truth_table(rows: Sequence[Row]) -> str:
@@ -40,10 +38,7 @@ def truth_table(rows: Sequence[Row]) -> str:
         "",
         *_counts("All pairs", rows),
         "",
-        *_counts(
-            "Pairs that were not looked at before the rule was final",
-            [r for r in rows if not r["looked_at"]],
-        ),
+        *_counts("Pairs that were not looked at before the rule was final", [r for r in rows if not r["looked_at"]]),
         "",
         *_errors(rows),
     ]
@@ -55,10 +50,7 @@ def _counts(title: str, rows: Sequence[Row]) -> list[str]:
     for name in SETS:
         for truth in ("survives", "undone"):
             for border in (False, True):
-                group = [
-                    r for r in rows
-                    if r["set"] == name and r["truth"] == truth and r["clear"] is not border
-                ]  # fmt: skip
+                group = [r for r in rows if r["set"] == name and r["truth"] == truth and r["clear"] is not border]
                 if group:
                     lines.append(_line(name, f"{truth}{', border' if border else ''}", group))
     decided = [r for r in rows if r["truth"] and r["verdict"] != "undecided"]
@@ -68,14 +60,7 @@ def _counts(title: str, rows: Sequence[Row]) -> list[str]:
 def _line(name: str, truth: str, group: Sequence[Row]) -> str:
     said = Counter(r["verdict"] for r in group)
     decided, right = len(group) - said["undecided"], sum(r["verdict"] == r["truth"] for r in group)
-    cells = (
-        name,
-        truth,
-        len(group),
-        *(said[w] for w in WORDS),
-        f"{right} of {decided}",
-        decided - right,
-    )
+    cells = (name, truth, len(group), *(said[w] for w in WORDS), f"{right} of {decided}", decided - right)
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -89,11 +74,7 @@ def _errors(rows: Sequence[Row]) -> list[str]:
         f"{'clear' if r['clear'] else 'border'})"
         for r in wrong
     ] or ["None."]
-    return [
-        *lines,
-        "",
-        f"Left out: {unknown} rows without a truth, as too little was removed to tell.",
-    ]
+    return [*lines, "", f"Left out: {unknown} rows without a truth, as too little was removed to tell."]
 
 
 def read_truth(folder: Path) -> list[Row]:

@@ -38,9 +38,7 @@ def gain_figure(run: Run) -> Figure | None:
     gain_panel(axes[0], run, slots)
     slots.dress(axes[0])
     axes[0].set_title("Gain: share of the update that survives quantization, along itself", pad=17)
-    legend(
-        figure, [*arm_handles(run.storages), line_handle("the whole update survives", INK, "--")]
-    )
+    legend(figure, [*arm_handles(run.storages), line_handle("the whole update survives", INK, "--")])
     return figure
 
 
@@ -64,9 +62,7 @@ def flips_figure(run: Run) -> Figure | None:
     pairs = [
         (expected.value, observed.value, expected.storage, expected.format)
         for expected in select(run.rows, metric="expected_flips")
-        if (observed := run.get("code_flips", *expected.key[1:]))
-        and observed.value
-        and expected.value
+        if (observed := run.get("code_flips", *expected.key[1:])) and observed.value and expected.value
     ]
     if not pairs:
         return None
@@ -78,16 +74,22 @@ def flips_figure(run: Run) -> Figure | None:
     for expected_flips, code_flips, storage, format_name in pairs:
         style = styles[storage or ""]
         ax.plot(
-            [expected_flips or 0], [code_flips or 0], linestyle="none", marker=markers[format_name],
-            markersize=7, color=style.colour, markerfacecolor=style.face, markeredgewidth=1.3, zorder=3, clip_on=False,
-        )  # fmt: skip
+            [expected_flips or 0],
+            [code_flips or 0],
+            linestyle="none",
+            marker=markers[format_name],
+            markersize=7,
+            color=style.colour,
+            markerfacecolor=style.face,
+            markeredgewidth=1.3,
+            zorder=3,
+            clip_on=False,
+        )
     _log_axes(ax, ends)
     ax.set_xlabel("code flips expected by chance")
     ax.set_ylabel("code flips observed")
     ax.grid(True, axis="both")
-    side_legend(
-        figure, [*_flip_handles(run, markers), line_handle("observed = expected", INK, "--")]
-    )
+    side_legend(figure, [*_flip_handles(run, markers), line_handle("observed = expected", INK, "--")])
     return figure
 
 
@@ -98,15 +100,7 @@ def _flip_handles(run: Run, markers: dict[str, str]) -> list[Line2D]:
     return [
         *arms,
         *(
-            Line2D(
-                [],
-                [],
-                linestyle="none",
-                marker=m,
-                color=SOFT,
-                markerfacecolor="none",
-                label=short(f),
-            )
+            Line2D([], [], linestyle="none", marker=m, color=SOFT, markerfacecolor="none", label=short(f))
             for f, m in markers.items()
         ),
     ]
@@ -121,10 +115,7 @@ def _round_ends(values: Sequence[float]) -> tuple[float, float]:
 
 
 def _log_axes(ax: Axes, ends: tuple[float, float]) -> None:
-    for axis, scale, limit in (
-        (ax.xaxis, ax.set_xscale, ax.set_xlim),
-        (ax.yaxis, ax.set_yscale, ax.set_ylim),
-    ):
+    for axis, scale, limit in ((ax.xaxis, ax.set_xscale, ax.set_xlim), (ax.yaxis, ax.set_yscale, ax.set_ylim)):
         scale("log")
         limit(*ends)
         axis.set_major_locator(LogLocator(subs=TICK_FACTORS))

@@ -56,9 +56,7 @@ def test_frequencies_of_positions_stay_as_transformers_loads_them(micro_pair: Pa
     folder = micro_pair / "models/target"
     loaded = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
     assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
-    for (name, ours), (_, theirs) in zip(
-        model.named_buffers(), loaded.named_buffers(), strict=True
-    ):
+    for (name, ours), (_, theirs) in zip(model.named_buffers(), loaded.named_buffers(), strict=True):
         assert torch.equal(ours, theirs), name
         assert ours.dtype == torch.float32
 
@@ -72,9 +70,7 @@ def scored(model: Any, arithmetic: Arithmetic) -> Any:
 
 
 @pytest.mark.parametrize("arithmetic", [FP32, BF16, NATIVE, MIXED], ids=lambda a: a.products_name)
-def test_before_the_first_step_the_target_is_its_own_reference(
-    arithmetic: Arithmetic, micro_pair: Path
-) -> None:
+def test_before_the_first_step_the_target_is_its_own_reference(arithmetic: Arithmetic, micro_pair: Path) -> None:
     target = load_model(micro_pair / "models/target")
     reference = make_reference(target, (DOCUMENTS, DOCUMENTS), len(DOCUMENTS), arithmetic)
     ours, whole = scored(target, arithmetic)

@@ -46,10 +46,17 @@ def lora(dtype: Any = np.float32) -> Tensors:
 
 def config(root: Path, **changes: object) -> dict[str, object]:
     plain: dict[str, object] = {
-        "peft_type": "LORA", "base_model_name_or_path": str(root / "base"), "r": RANK,
-        "lora_alpha": 5, "target_modules": ["q_proj"], "bias": "none", "lora_dropout": 0.1,
-        "init_lora_weights": True, "task_type": "CAUSAL_LM", "peft_version": "0.21.2",
-    }  # fmt: skip
+        "peft_type": "LORA",
+        "base_model_name_or_path": str(root / "base"),
+        "r": RANK,
+        "lora_alpha": 5,
+        "target_modules": ["q_proj"],
+        "bias": "none",
+        "lora_dropout": 0.1,
+        "init_lora_weights": True,
+        "task_type": "CAUSAL_LM",
+        "peft_version": "0.21.2",
+    }
     return plain | changes
 
 
@@ -63,9 +70,7 @@ def save(root: Path, tensors: Tensors, under: Tensors | None = None, **changes: 
     return root / "adapter"
 
 
-def merged(
-    root: Path, tensors: Tensors, under: Tensors | None = None, **changes: object
-) -> Checkpoint:
+def merged(root: Path, tensors: Tensors, under: Tensors | None = None, **changes: object) -> Checkpoint:
     adapter = save(root, tensors, under, **changes)
     return open_source(adapter, base=open_checkpoint(root / "base"))
 
@@ -79,9 +84,13 @@ def product(b: NDArray[Any], a: NDArray[Any]) -> NDArray[Any]:
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, BF16])
 @pytest.mark.parametrize(
     ("changes", "scaling"),
-    [({}, 5 / 3), ({"use_rslora": True}, 5 / math.sqrt(3)), ({"alpha_pattern": {"q_proj": 2}}, 2 / 3),
-     ({"alpha_pattern": {"k_proj": 2, "^model.layers.0.q_proj": 4}}, 4 / 3)],
-)  # fmt: skip
+    [
+        ({}, 5 / 3),
+        ({"use_rslora": True}, 5 / math.sqrt(3)),
+        ({"alpha_pattern": {"q_proj": 2}}, 2 / 3),
+        ({"alpha_pattern": {"k_proj": 2, "^model.layers.0.q_proj": 4}}, 4 / 3),
+    ],
+)
 def test_merged_is_the_exact_sum_rounded(
     dtype: Any, changes: dict[str, object], scaling: float, tmp_path: Path
 ) -> None:
@@ -92,9 +101,11 @@ def test_merged_is_the_exact_sum_rounded(
     assert found.dtype == dtype
     unit = float(finfo(dtype).eps) / 2 + float(np.finfo(np.float32).eps)
     exact = np.array(
-        [float(Fraction(float(w)) + Fraction(scaling) * d)
-         for w, d in zip(under[MATRIX].reshape(-1), delta.reshape(-1), strict=True)]
-    )  # fmt: skip
+        [
+            float(Fraction(float(w)) + Fraction(scaling) * d)
+            for w, d in zip(under[MATRIX].reshape(-1), delta.reshape(-1), strict=True)
+        ]
+    )
     error = np.abs(found.astype(np.float64).reshape(-1) - exact)
     tiny = float(finfo(dtype).smallest_subnormal)
     assert (error <= unit * np.abs(exact) + tiny).all()
@@ -144,8 +155,11 @@ def test_embedding_is_merged_and_modules_to_save_take_their_place(tmp_path: Path
     rng = np.random.default_rng(2)
     a, b = (rng.normal(size=s).astype(BF16) for s in ((RANK, 10), (IN, RANK)))
     root = "base_model.model.model.embed_tokens"
-    parts = {f"{root}.lora_embedding_A": a, f"{root}.lora_embedding_B": b,
-             "base_model.model.model.norm.weight": np.full(IN, 7, np.float32)}  # fmt: skip
+    parts = {
+        f"{root}.lora_embedding_A": a,
+        f"{root}.lora_embedding_B": b,
+        "base_model.model.model.norm.weight": np.full(IN, 7, np.float32),
+    }
     found = merged(tmp_path, parts)
     expected = base()[EMBEDDING] + 5 / 3 * (b.astype(float) @ a.astype(float)).T
     assert np.array_equal(found.read(EMBEDDING), expected.astype(np.float32))
@@ -165,9 +179,7 @@ def test_base_layer_in_the_adapter_is_the_base(tmp_path: Path) -> None:
 @pytest.mark.parametrize("headless", [True, False])
 def test_prefix_of_the_base_may_be_missing(headless: bool, tmp_path: Path) -> None:
     under = {n.removeprefix("model.") if headless else n: w for n, w in base().items()}
-    parts = {
-        n.replace("model.model.", "model.") if not headless else n: w for n, w in lora().items()
-    }
+    parts = {n.replace("model.model.", "model.") if not headless else n: w for n, w in lora().items()}
     found = merged(tmp_path, parts, under)
     assert MATRIX.removeprefix("model.") if headless else MATRIX in found.tensors
     name = MATRIX.removeprefix("model.") if headless else MATRIX
@@ -192,7 +204,7 @@ def test_audit_of_an_adapter_is_that_of_the_merged_model(tmp_path: Path) -> None
 
 
 def test_digest_depends_on_base_adapter_and_configuration(tmp_path: Path) -> None:
-    variants = [(base(), lora(), 5), (base(BF16), lora(), 5), (base(), lora(BF16), 5), (base(), lora(), 6)]  # fmt: skip
+    variants = [(base(), lora(), 5), (base(BF16), lora(), 5), (base(), lora(BF16), 5), (base(), lora(), 6)]
     digests = {_digest(_made(tmp_path / str(i)), *v) for i, v in enumerate(variants)}
     assert len(digests) == len(variants)
 
@@ -246,29 +258,34 @@ BAD: dict[str, tuple[Change, dict[str, Any], tuple[str, ...]]] = {
     "A without B": (drop(B), {}, (MATRIX, "parts a, b", "got a")),
     "B without A": (drop(A), {}, (MATRIX, "parts a, b", "got b")),
     "DoRA without magnitude": (same, {"use_dora": True}, (MATRIX, "magnitude")),
-    "magnitude without DoRA": (put(f"{LORA}.lora_magnitude_vector", ONES[0]), {},
-                               (MATRIX, "a, b, magnitude")),
-    "two magnitudes": (lambda p: p.update({f"{LORA}.lora_magnitude_vector{e}": ONES[0]
-                                           for e in ("", ".weight")}), {"use_dora": True},
-                       ("lora_magnitude_vector", "must not be stored with")),
+    "magnitude without DoRA": (put(f"{LORA}.lora_magnitude_vector", ONES[0]), {}, (MATRIX, "a, b, magnitude")),
+    "two magnitudes": (
+        lambda p: p.update({f"{LORA}.lora_magnitude_vector{e}": ONES[0] for e in ("", ".weight")}),
+        {"use_dora": True},
+        ("lora_magnitude_vector", "must not be stored with"),
+    ),
     "DoRA of GPT-2": (same, {"use_dora": True, "fan_in_fan_out": True}, ("fan_in_fan_out",)),
     "wrong width": (put(A, np.ones((RANK, IN + 1), np.float32)), {}, (A, f"[{RANK}, {IN}]")),
     "turned": (same, {"fan_in_fan_out": True}, (A, f"[{RANK}, {OUT}]")),
     "four axes": (put(A, np.ones((RANK, IN, 1, 1), np.float32)), {}, (A, "[3, 24, 1, 1]")),
-    "LoRA of a vector": (lambda p: p.update({f"base_model.model.model.norm.lora_{x}.weight": ONES
-                                             for x in "AB"}), {}, (NORM, "matrix", f"[{IN}]")),
+    "LoRA of a vector": (
+        lambda p: p.update({f"base_model.model.model.norm.lora_{x}.weight": ONES for x in "AB"}),
+        {},
+        (NORM, "matrix", f"[{IN}]"),
+    ),
     "integers": (put(A, np.ones((RANK, IN), np.int8)), {}, (A, "F32", "int8")),
-    "not in the base": (put("base_model.model.model.layers.9.lora_A.weight", ONES), {},
-                        ("layers.9.lora_A", "no 'model.layers.9.weight'")),
+    "not in the base": (
+        put("base_model.model.model.layers.9.lora_A.weight", ONES),
+        {},
+        ("layers.9.lora_A", "no 'model.layers.9.weight'"),
+    ),
     "unknown part": (put(f"{LORA}.lora_C.weight", ONES), {}, ("lora_C", "tensor of the base")),
     "empty": (lambda p: p.clear(), {}, ("must hold a tensor",)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BAD)
-def test_bad_adapter_is_refused_in_one_line(
-    kind: str, tmp_path: Path, audit_refuses: Callable[..., None]
-) -> None:
+def test_bad_adapter_is_refused_in_one_line(kind: str, tmp_path: Path, audit_refuses: Callable[..., None]) -> None:
     change, changes, words = BAD[kind]
     parts = lora()
     change(parts)
@@ -310,9 +327,7 @@ def test_merged_is_that_of_peft(kind: str, dtype: str, tmp_path: Path) -> None:
     """Sums in another order: a weight differs by an ulp of its dtype at most, and hardly ever in bfloat16."""
     torch = pytest.importorskip("torch", reason="PEFT needs it")
     peft = pytest.importorskip("peft", reason="the reference for adapters")
-    model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(256, 192, bias=False)}).to(
-        getattr(torch, dtype)
-    )
+    model = torch.nn.ModuleDict({"q_proj": torch.nn.Linear(256, 192, bias=False)}).to(getattr(torch, dtype))
     torch.manual_seed(0)
     options = {"use_rslora": kind == "rslora", "use_dora": kind == "dora"}
     settings = peft.LoraConfig(r=8, lora_alpha=20, target_modules=["q_proj"], **options)
@@ -324,9 +339,7 @@ def test_merged_is_that_of_peft(kind: str, dtype: str, tmp_path: Path) -> None:
     wrapped.save_pretrained(tmp_path / "adapter")
     (tmp_path / "base").mkdir()
     save_file(under, tmp_path / "base/model.safetensors")
-    ours = open_adapter(tmp_path / "adapter", open_checkpoint(tmp_path / "base")).read(
-        "q_proj.weight"
-    )
+    ours = open_adapter(tmp_path / "adapter", open_checkpoint(tmp_path / "base")).read("q_proj.weight")
     theirs = _as_numpy(wrapped.merge_and_unload()["q_proj"].weight)
     assert not np.array_equal(theirs, under["q_proj.weight"])
     eps = float(finfo(ours.dtype).eps)

@@ -40,9 +40,7 @@ def rng_of(*key: int) -> np.random.Generator:
 class Case:
     """One layer as a method stores it, with its codes and values in the order of the layout."""
 
-    def __init__(
-        self, config: dict[str, object], tensors: Tensors, codes: NDArray[Any], values: NDArray[Any]
-    ) -> None:
+    def __init__(self, config: dict[str, object], tensors: Tensors, codes: NDArray[Any], values: NDArray[Any]) -> None:
         self.config, self.tensors, self.codes, self.values = config, tensors, codes, values
 
 
@@ -71,13 +69,9 @@ def awq(seed: int) -> Case:
     scales = rng.uniform(0.5, 1, zeros.shape).astype(np.float16)
 
     def packed(values: NDArray[Any]) -> NDArray[np.int32]:
-        return words(
-            values.reshape(len(values), -1, 8)[:, :, AWQ_ORDER].reshape(len(values), -1), 4
-        )
+        return words(values.reshape(len(values), -1, 8)[:, :, AWQ_ORDER].reshape(len(values), -1), 4)
 
-    tensors: Tensors = {
-        f"{NAME}.qweight": packed(codes), f"{NAME}.qzeros": packed(zeros), f"{NAME}.scales": scales,
-    }  # fmt: skip
+    tensors: Tensors = {f"{NAME}.qweight": packed(codes), f"{NAME}.qzeros": packed(zeros), f"{NAME}.scales": scales}
     config = {"quant_method": "awq", "bits": 4, "group_size": GROUP, "version": "gemm"}
     group = np.arange(IN) // GROUP
     values = scales[group].astype(np.float32) * (codes - zeros[group]).astype(np.float32)
@@ -89,13 +83,12 @@ def ct_packed(seed: int, *, bits: int = 4, zero: bool = False, ins: int = IN) ->
     codes = rng.integers(0, 2**bits, (OUT, ins))
     groups = -(-ins // GROUP)
     scales = rng.uniform(0.5, 1, (OUT, groups)).astype(ml_dtypes.bfloat16)
-    zeros = (
-        rng.integers(0, 2**bits, scales.shape) if zero else np.full(scales.shape, 2 ** (bits - 1))
-    )
+    zeros = rng.integers(0, 2**bits, scales.shape) if zero else np.full(scales.shape, 2 ** (bits - 1))
     tensors: Tensors = {
-        f"{NAME}.weight_packed": words(codes, bits), f"{NAME}.weight_scale": scales,
+        f"{NAME}.weight_packed": words(codes, bits),
+        f"{NAME}.weight_scale": scales,
         f"{NAME}.weight_shape": np.array([OUT, ins]),
-    }  # fmt: skip
+    }
     if zero:
         tensors[f"{NAME}.weight_zero_point"] = words(zeros.T, bits).T.copy()
     weights = {"num_bits": bits, "type": "int", "strategy": "group", "group_size": GROUP}
@@ -145,8 +138,7 @@ def bnb_8bit(seed: int) -> Case:
     rng = rng_of(seed)
     codes = rng.integers(-127, 128, (OUT, IN)).astype(np.int8)
     largest = rng.uniform(0.5, 1, OUT).astype(np.float32)
-    tensors: Tensors = {f"{NAME}.weight": codes, f"{NAME}.SCB": largest,
-                        f"{NAME}.weight_format": np.array(0, np.uint8)}  # fmt: skip
+    tensors: Tensors = {f"{NAME}.weight": codes, f"{NAME}.SCB": largest, f"{NAME}.weight_format": np.array(0, np.uint8)}
     config = {"quant_method": "bitsandbytes", "load_in_8bit": True, "load_in_4bit": False}
     values = codes.astype(np.float32) * (largest[:, None] / np.float32(127))
     return Case(config, tensors, codes, values)
@@ -189,25 +181,19 @@ def test_codes_and_values_are_decoded(kind: str, tmp_path: Path) -> None:
     assert layer.units * layer.unit_weights == case.codes.size
     for start, stop in ((0, layer.units), (1, 3), (layer.units - 1, layer.units)):
         codes, values = layer.piece(start, stop)
-        rows = slice(
-            start * case.codes.shape[0] // layer.units, stop * case.codes.shape[0] // layer.units
-        )
+        rows = slice(start * case.codes.shape[0] // layer.units, stop * case.codes.shape[0] // layer.units)
         assert np.array_equal(codes, case.codes[rows])
         assert values.dtype == np.float32
         assert np.array_equal(values, case.values[rows])
 
 
 @pytest.mark.parametrize("kind", CASES)
-def test_counts_are_those_of_the_codes(
-    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_counts_are_those_of_the_codes(kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before, after = CASES[kind](0), CASES[kind](1)
     t = open_checkpoint(save(tmp_path / "t", before.config, before.tensors))
     u = open_checkpoint(save(tmp_path / "u", after.config, after.tensors))
     expected = CodeCounts(
-        before.codes.size,
-        int((before.codes != after.codes).sum()),
-        int((before.values != after.values).sum()),
+        before.codes.size, int((before.codes != after.codes).sum()), int((before.values != after.values).sum())
     )
     leg = compare_codes(t, u)
     assert leg.total == leg.layers[NAME] == expected
@@ -228,18 +214,14 @@ def test_4bit_is_that_of_bitsandbytes(
     cases = []
     for seed in range(2):
         w = torch.from_numpy(rng_of(seed).normal(size=shape).astype(np.float32))
-        packed, state = functional.quantize_4bit(
-            w, blocksize=block, quant_type=kind, compress_statistics=nested
-        )
+        packed, state = functional.quantize_4bit(w, blocksize=block, quant_type=kind, compress_statistics=nested)
         parts = {f"{NAME}.weight.{k}": v.numpy() for k, v in state.as_dict(packed=True).items()}
         byte = packed.numpy().reshape(-1)
         codes = np.stack([byte >> 4, byte & 15], axis=1).reshape(-1)[: w.numel()]
         flat = functional.dequantize_4bit(packed.reshape(-1, 1), _flat_state(state, w.numel()))
         cases.append((parts | {f"{NAME}.weight": packed.numpy()}, codes, flat.numpy().reshape(-1)))
     config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": kind}
-    t, u = (
-        open_checkpoint(save(tmp_path / n, config, c[0])) for n, c in zip("tu", cases, strict=True)
-    )
+    t, u = (open_checkpoint(save(tmp_path / n, config, c[0])) for n, c in zip("tu", cases, strict=True))
     scheme = scheme_of(tmp_path / "t")
     assert scheme is not None
     layer = LAYOUTS[scheme.layout].open(scheme, t, NAME)
@@ -261,9 +243,7 @@ def _flat_state(state: Any, count: int) -> Any:
 
 def test_packing_is_that_of_compressed_tensors() -> None:
     torch = pytest.importorskip("torch", reason="compressed-tensors needs torch")
-    helpers = pytest.importorskip(
-        "compressed_tensors.compressors.pack_quantized.helpers", reason="the reference"
-    )
+    helpers = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers", reason="the reference")
     for bits in range(2, 9):
         codes = rng_of(bits).integers(0, 2**bits, (OUT, 61))
         signed = torch.from_numpy((codes - 2 ** (bits - 1)).astype(np.int8))
@@ -310,10 +290,13 @@ BAD: dict[str, tuple[str, Change, tuple[str, ...]]] = {
     "sparse": ("packed", say(sparsity_config={"format": "sparse-24"}), ("must not be sparse",)),
     "no groups": ("packed", say(config_groups={}), ("config_groups",)),
     "global scale 0": ("nvfp4", put(".weight_global_scale", np.zeros(1, np.float32)), ("finite",)),
-    "rows out of order": ("bitsandbytes int8", put(".weight_format", np.array(2, np.uint8)),
-                          ("weight_format", "must be 0")),
+    "rows out of order": (
+        "bitsandbytes int8",
+        put(".weight_format", np.array(2, np.uint8)),
+        ("weight_format", "must be 0"),
+    ),
     "object for config": ("gptq", lambda case: setattr(case, "config", [1]), ("object", "[1]")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("side", ["t", "u"])
@@ -340,7 +323,7 @@ BAD_STATES: dict[str, tuple[object, str]] = {
     "block 0": ({"shape": [2, 64], "blocksize": 0}, "blocksize >= 1"),
     "block odd": ({"shape": [2, 64], "blocksize": 3}, "even blocksize"),
     "offset infinite": ({"shape": [2, 64], "blocksize": 64, "nested_offset": float("inf")}, "finite"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BAD_STATES)
@@ -369,9 +352,7 @@ def test_other_schemes_and_layers_are_refused(tmp_path: Path) -> None:
     more = one.tensors | {n.replace(".0.", ".1."): w for n, w in one.tensors.items()}
     v = open_checkpoint(save(tmp_path / "v", one.config, more))
     for pair in ((t, v), (v, t)):
-        with pytest.raises(
-            CheckpointError, match=r"'model\.layers\.1\.q_proj' must be quantized in"
-        ):
+        with pytest.raises(CheckpointError, match=r"'model\.layers\.1\.q_proj' must be quantized in"):
             compare_codes(*pair)
 
 

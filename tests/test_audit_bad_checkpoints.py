@@ -75,9 +75,7 @@ def fifo(folder: Path) -> None:
 
 def two_tensors(first: list[int], second: list[int]) -> Builder:
     half = {"dtype": "F32", "shape": [2, 64]}
-    return single(
-        {"a.weight": {**half, "data_offsets": first}, "b.weight": {**half, "data_offsets": second}}
-    )
+    return single({"a.weight": {**half, "data_offsets": first}, "b.weight": {**half, "data_offsets": second}})
 
 
 SURROGATE = json.dumps({"bad\ud800": ENTRY}).encode()
@@ -105,8 +103,10 @@ BAD: dict[str, tuple[Builder, tuple[str, ...]]] = {
     "entry no object": (single({NAME: 3}), (NAME, "JSON object", "got 3")),
     "unknown dtype": (entry(dtype="F4"), (NAME, "BF16", "'F4'")),
     "dtype no text": (entry(dtype=["F32"]), (NAME, "dtype", "['F32']")),
-    "quantized already": (single({NAME: {"dtype": "U8", "shape": [4, 64],
-                          "data_offsets": [0, 256]}}, DATA[:256]), (NAME, "F32", "got uint8")),
+    "quantized already": (
+        single({NAME: {"dtype": "U8", "shape": [4, 64], "data_offsets": [0, 256]}}, DATA[:256]),
+        (NAME, "F32", "got uint8"),
+    ),
     "negative shape": (entry(shape=[-4, -64]), (NAME, "shape", "[-4, -64]")),
     "fraction in shape": (entry(shape=[4, 64.0]), (NAME, "shape", "64.0")),
     "boolean in shape": (entry(shape=[True, 256]), (NAME, "shape", "True")),
@@ -119,12 +119,13 @@ BAD: dict[str, tuple[Builder, tuple[str, ...]]] = {
     "offsets beyond the end": (two_tensors([0, 512], [1024, 1536]), ("'b.weight'", "end 1536")),
     "overlap": (two_tensors([0, 512], [256, 768]), ("'b.weight'", "256 (overlap)")),
     "hole": (two_tensors([0, 512], [512 + 8, 1032]), ("'b.weight'", "got")),
-    "hole at the start": (single({NAME: {**ENTRY, "data_offsets": [8, 1032]}}, DATA + bytes(8)),
-                          (NAME, "8 (hole)")),
+    "hole at the start": (single({NAME: {**ENTRY, "data_offsets": [8, 1032]}}, DATA + bytes(8)), (NAME, "8 (hole)")),
     "bytes left over": (single({NAME: ENTRY}, DATA + b"x"), ("byte 1024", "got 1025")),
     "truncated file": (single({NAME: ENTRY}, DATA[:-1]), (NAME, "1023 data bytes", "end 1024")),
-    "truncated shard": (sharded(mapped("s.safetensors"), s={NAME: {**ENTRY, "shape": [8, 64],
-                        "data_offsets": [0, 2048]}}), ("s.safetensors", NAME, "end 2048")),
+    "truncated shard": (
+        sharded(mapped("s.safetensors"), s={NAME: {**ENTRY, "shape": [8, 64], "data_offsets": [0, 2048]}}),
+        ("s.safetensors", NAME, "end 2048"),
+    ),
     "index no JSON": (sharded(b"{"), (INDEX, "valid JSON")),
     "index without map": (sharded({"metadata": {}}), (INDEX, "weight_map", "got None")),
     "index with empty map": (sharded({"weight_map": {}}), (INDEX, "weight_map", "got {}")),
@@ -135,13 +136,17 @@ BAD: dict[str, tuple[Builder, tuple[str, ...]]] = {
     "Windows path": (sharded(mapped("C:x.safetensors")), (INDEX, NAME, "C:x")),
     "shard is a pickle": (sharded(mapped("s.bin")), (INDEX, NAME, "'s.bin'")),
     "NUL in shard": (sharded(mapped("\0.safetensors")), (INDEX, NAME, "x00")),
-    "not in its shard": (sharded({"weight_map": {NAME: "s.safetensors", "b": "s.safetensors"}},
-                         s={NAME: ENTRY}), (INDEX, "'b'", "no such tensor")),
-    "not in the index": (sharded(mapped("s.safetensors"), s={"a": {**ENTRY, "shape": [0],
-                         "data_offsets": [0, 0]}, NAME: ENTRY}), ("s.safetensors", "'a'", "None")),
+    "not in its shard": (
+        sharded({"weight_map": {NAME: "s.safetensors", "b": "s.safetensors"}}, s={NAME: ENTRY}),
+        (INDEX, "'b'", "no such tensor"),
+    ),
+    "not in the index": (
+        sharded(mapped("s.safetensors"), s={"a": {**ENTRY, "shape": [0], "data_offsets": [0, 0]}, NAME: ENTRY}),
+        ("s.safetensors", "'a'", "None"),
+    ),
     "newline in a name": (single({"evil\nname.weight": 3}), (r"evil\nname",)),
     "long name": (single({"n" * 9999: 3}), ("nnn", "…", "got 3")),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -182,9 +187,7 @@ def test_file_for_out_directory_is_refused_before_reading(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("formats", "words"), [(["int9-row"], "int9-row"), ([], "at least one")])
-def test_bad_format_is_refused(
-    formats: list[str], words: str, target: Path, tmp_path: Path
-) -> None:
+def test_bad_format_is_refused(formats: list[str], words: str, target: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=words) as caught:
         audit_pair(target, target, formats, tmp_path / "out")
     assert str(caught.value).isprintable()

@@ -89,9 +89,7 @@ def test_codes_are_counted_and_the_rest_is_null(tmp_path: Path) -> None:
     assert row["wash"] == {"z": None, "p": None}
     assert result["storage"]["unchanged_fraction"] is None
     assert result["storage"]["dead_zone"]["detected"] is None
-    assert result["coverage"] == {
-        "tensors": 1, "weights": IN * OUT, "kept": 1, "kept_changed": ["model.norm.weight"],
-    }  # fmt: skip
+    assert result["coverage"] == {"tensors": 1, "weights": IN * OUT, "kept": 1, "kept_changed": ["model.norm.weight"]}
     assert result["verdict"]["overall"] == "undecided"
     assert [f["id"] for f in result["findings"]] == ["codes-differ", "kept-changed"]
     assert result["findings"][0]["effect"] == flips / (IN * OUT)
@@ -167,10 +165,7 @@ def test_codes_of_gguf_are_those_of_its_blocks(tmp_path: Path) -> None:
     kinds = gguf.GGMLQuantizationType
     expected = {}
     for name, block in (("q4_0", 18), ("q8_0", 34)):
-        raw = [
-            gguf.quants.quantize(w, kinds[name.upper()]).reshape(-1, block)[:, 2:]
-            for w in (weights(0), moved)
-        ]
+        raw = [gguf.quants.quantize(w, kinds[name.upper()]).reshape(-1, block)[:, 2:] for w in (weights(0), moved)]
         if name == "q4_0":
             raw = [np.concatenate([r & 15, r >> 4], axis=1) for r in raw]
         expected[f"gguf:{name}"] = int((raw[0] != raw[1]).sum())
@@ -189,10 +184,7 @@ def test_decoded_gguf_is_quantized_again_where_formats_are_named(tmp_path: Path)
 
 @pytest.mark.parametrize("kind", ["Q5_0", "F16"])
 def test_gguf_of_another_type_is_refused_with_the_tensor(kind: str, tmp_path: Path) -> None:
-    files = (
-        gguf_file(tmp_path / "t.gguf", weights(0)),
-        gguf_file(tmp_path / "u.gguf", weights(1), kind),
-    )
+    files = (gguf_file(tmp_path / "t.gguf", weights(0)), gguf_file(tmp_path / "u.gguf", weights(1), kind))
     stored = "float16" if kind == "F16" else kind
     words = rf"u\.gguf: tensor 'blk\.0\.attn_q\.weight' must be stored as the target's, Q4_0 .*got {stored}"
     with pytest.raises(CheckpointError, match=words):
@@ -207,9 +199,7 @@ def test_gguf_of_a_type_without_codes_is_refused(tmp_path: Path) -> None:
         kind = gguf.GGMLQuantizationType.TQ2_0
         w = np.random.default_rng(0).normal(size=(6, 256)).astype(np.float32)
         writer.add_tensor("blk.0.attn_q.weight", gguf.quants.quantize(w, kind), raw_dtype=kind)
-        for step in (
-            "write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close",
-        ):  # fmt: skip
+        for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
             getattr(writer, step)()
     with pytest.raises(CheckpointError, match=r"to count codes .name --formats"):
         audit_pair(tmp_path / "t.gguf", tmp_path / "u.gguf")

@@ -33,9 +33,7 @@ def test_compiled__needs_no_room_for_its_cache(disk: str, hits: int, tmp_path: P
     path.write_text(SCRIPT)
     env = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path / "cache")}
     runs = [
-        subprocess.run(
-            [sys.executable, "-P", path, disk], env=env, capture_output=True, text=True, check=True
-        )
+        subprocess.run([sys.executable, "-P", path, disk], env=env, capture_output=True, text=True, check=True)
         for _ in range(2)
     ]
     assert [run.stdout.split() for run in runs] == [["42", "0"], ["42", str(hits)]]

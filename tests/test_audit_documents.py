@@ -57,11 +57,7 @@ def noisy(w: NDArray[Any]) -> NDArray[Any]:
     return (w + rng.normal(0, 0.1, w.shape)).astype(np.float32)
 
 
-ENDS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {
-    "same": lambda w: w,
-    "swallowed": small,
-    "passing": noisy,
-}
+ENDS: dict[str, Callable[[NDArray[Any]], NDArray[Any]]] = {"same": lambda w: w, "swallowed": small, "passing": noisy}
 
 
 def mean(value: float) -> Mean:
@@ -69,15 +65,22 @@ def mean(value: float) -> Mean:
 
 
 OUTPUT = OutputLeg(
-    texts="forget.txt", count=4, tokens=100, cut=0, losses={"target": mean(0.1)}, distances=[],
+    texts="forget.txt",
+    count=4,
+    tokens=100,
+    cut=0,
+    losses={"target": mean(0.1)},
+    distances=[],
     formats=[OutputFormat(format="int8-row", losses={}, distances=[], recoveries=[], effects=[])],
     notes=["One note."],
-)  # fmt: skip
+)
 BEHAVIOUR = BehaviourLeg(
-    benchmark="bench", metrics={"target": {"M1": mean(99.0)}},
+    benchmark="bench",
+    metrics={"target": {"M1": mean(99.0)}},
     formats=[BehaviourFormat(format="int8-row", metrics={}, recoveries=[], effects=[])],
-    leaks=[], notes=[],
-)  # fmt: skip
+    leaks=[],
+    notes=[],
+)
 
 
 @pytest.fixture(scope="module", params=[*ENDS, "legs"])
@@ -193,8 +196,7 @@ def test_model_card_is_read_by_the_hub(result: AuditResult) -> None:
     measured = [f for f in result["formats"] if f["grid"] == "adaptive"]
     assert card.data.eval_results is not None
     assert [round(e.metric_value, 12) for e in card.data.eval_results] == [
-        round(f["gain"] if f["gain"] is not None else 1 - f["code_flips"] / f["weights"], 12)
-        for f in measured
+        round(f["gain"] if f["gain"] is not None else 1 - f["code_flips"] / f["weights"], 12) for f in measured
     ]
     assert {e.task_type for e in card.data.eval_results} == {"text-generation"}
     assert {e.dataset_revision for e in card.data.eval_results} == {result["target"]["sha256"]}
@@ -240,9 +242,7 @@ def test_command_lines_of_the_examples_are_accepted(name: str) -> None:
         sub = command.commands[audit]  # type: ignore[attr-defined]
         parsed = sub.make_context("audit", arguments)
         assert parsed.params["target"]
-        assert set(filter(None, parsed.params["fail_on"].split(","))) <= {
-            "survives", "undone", "undecided",
-        }  # fmt: skip
+        assert set(filter(None, parsed.params["fail_on"].split(","))) <= {"survives", "undone", "undecided"}
 
 
 def test_the_github_action_is_a_workflow() -> None:

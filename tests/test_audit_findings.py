@@ -16,12 +16,7 @@ from safetensors.numpy import save_file
 from scipy.stats import binom
 
 from unforgotten.audit import AuditResult, audit_pair, open_pair
-from unforgotten.audit.finding_row import (
-    FindingRow,
-    ratio_of_sums,
-    share_interval,
-    share_of_sums,
-)
+from unforgotten.audit.finding_row import FindingRow, ratio_of_sums, share_interval, share_of_sums
 from unforgotten.audit.findings_gain import level_bins
 from unforgotten.audit.findings_spread import layer_of, participation
 from unforgotten.audit.probe import RUNS, TENSOR_WEIGHTS, look
@@ -34,9 +29,7 @@ Tensors = dict[str, NDArray[Any]]
 STD, LR, STEPS = 0.02, 1e-5, 40
 EPS64 = float(np.finfo(np.float64).eps)
 TAIL_ROUNDINGS = 64  # of a binomial tail and of the root at which it is asked for, for each trial
-SUM_SLACK = (
-    1e-10  # of a sum of at most 2^17 positive float64 terms, each good to some EPS64, relative
-)
+SUM_SLACK = 1e-10  # of a sum of at most 2^17 positive float64 terms, each good to some EPS64, relative
 
 
 def rng_of(*key: int) -> np.random.Generator:
@@ -78,9 +71,7 @@ def adamw(seed: int, dtype: Any, shape: tuple[int, int] = (64, 128)) -> tuple[Te
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_dead_zone_is_found_where_bf16_was_trained_and_only_there(
-    seed: int, tmp_path: Path
-) -> None:
+def test_dead_zone_is_found_where_bf16_was_trained_and_only_there(seed: int, tmp_path: Path) -> None:
     found = {}
     for name, dtype in (("bf16", ml_dtypes.bfloat16), ("fp32", np.float32)):
         (tmp_path / name).mkdir()
@@ -150,14 +141,10 @@ def test_weights_on_the_grid_are_found_in_their_own_format(name: str, tmp_path: 
 
 
 @pytest.mark.parametrize("name", ["int4-g64", "nf4-b64", "int8-row"])
-def test_a_4bit_grid_that_was_stored_in_bf16_is_found_and_no_other(
-    name: str, tmp_path: Path
-) -> None:
+def test_a_4bit_grid_that_was_stored_in_bf16_is_found_and_no_other(name: str, tmp_path: Path) -> None:
     w = round_trip(gaussian(6), format_named("int4-g64")).astype(ml_dtypes.bfloat16)
     moved = (w.astype(np.float32) + rng_of(7).normal(0, STD / 100, w.shape)).astype(np.float32)
-    found = of(
-        audited(tmp_path, {layer(0): w.astype(np.float32)}, {layer(0): moved}, [name]), "on-grid"
-    )
+    found = of(audited(tmp_path, {layer(0): w.astype(np.float32)}, {layer(0): moved}, [name]), "on-grid")
     assert [row["format"] for row in found] == (["int4-g64"] if name == "int4-g64" else [])
 
 
@@ -176,15 +163,12 @@ def test_bins_hold_every_inner_level(name: str) -> None:
 def test_concentration_by_tensor_is_the_participation_ratio(tmp_path: Path) -> None:
     before = {layer(i): gaussian(8, i) for i in range(4)}
     after = {n: w + (0.004 if n == layer(2) else 0.0001) for n, w in before.items()}
-    result = audited(
-        tmp_path, before, {n: w.astype(np.float32) for n, w in after.items()}, ["int8-row"]
-    )
+    result = audited(tmp_path, before, {n: w.astype(np.float32) for n, w in after.items()}, ["int8-row"])
     (row,) = of(result, "concentration")
     squares = [
         float(((result_w - w) ** 2).sum())
         for w, result_w in (
-            (before[n].astype(np.float64), after[n].astype(np.float32).astype(np.float64))
-            for n in before
+            (before[n].astype(np.float64), after[n].astype(np.float32).astype(np.float64)) for n in before
         )
     ]
     expected = sum(squares) ** 2 / (4 * sum(s * s for s in squares))
@@ -202,7 +186,10 @@ def test_concentration_by_row_is_the_share_of_rows(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
         start = np.round(w * 2**20) / 2**20  # so that the sum is exact
         moved = (start + rows[:, None] * 2.0**-10).astype(np.float32)
-        found = of(audited(tmp_path / name, {layer(0): start.astype(np.float32)}, {layer(0): moved}, ["int8-row"]), "concentration")  # fmt: skip
+        found = of(
+            audited(tmp_path / name, {layer(0): start.astype(np.float32)}, {layer(0): moved}, ["int8-row"]),
+            "concentration",
+        )
         if name == "all":
             assert found == []
             continue
@@ -291,9 +278,7 @@ SHAPES = [(16, 96), (7, 64), (1, 256)]
         if not (f := format_named(name)).whole_blocks or shape[1] % (f.block_size or 1) == 0
     ],
 )
-def test_cells_of_a_whole_tensor_are_those_of_the_survival(
-    name: str, shape: tuple[int, int], tmp_path: Path
-) -> None:
+def test_cells_of_a_whole_tensor_are_those_of_the_survival(name: str, shape: tuple[int, int], tmp_path: Path) -> None:
     w = gaussian(11, shape=shape)
     moved = (w + rng_of(12).normal(0, STD / 4, shape)).astype(np.float32)
     fmt = format_named(name)
@@ -347,13 +332,11 @@ EXTREMES: dict[str, tuple[NDArray[Any], NDArray[Any]]] = {
     "tiny": (1e-30 * np.arange(256).reshape(4, 64), 1.1e-30 * np.arange(256).reshape(4, 64)),
     "huge": (1e37 * np.linspace(-1, 1, 256).reshape(4, 64), 1e37 * np.linspace(-1, 1.2, 256).reshape(4, 64)),
     "one moves": (np.linspace(-1, 1, 256).reshape(4, 64), np.linspace(-1, 1, 256).reshape(4, 64) + np.eye(4, 64)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", EXTREMES)
-def test_weights_at_the_ends_of_float32_are_audited_without_a_warning(
-    kind: str, tmp_path: Path
-) -> None:
+def test_weights_at_the_ends_of_float32_are_audited_without_a_warning(kind: str, tmp_path: Path) -> None:
     before, after = (w.astype(np.float32) for w in EXTREMES[kind])
     formats = [
         "int4-g64",

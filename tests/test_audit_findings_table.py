@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 
 from unforgotten.experiments import audit_findings
-from unforgotten.reports.audit_findings_table import (
-    HONEST,
-    TABLE_FILE,
-    findings_table,
-    main,
-    read_rows,
-)
+from unforgotten.reports.audit_findings_table import HONEST, TABLE_FILE, findings_table, main, read_rows
 
 FOLDER = Path(__file__).parents[1] / "reports/published/audit-findings"
 
@@ -32,7 +26,9 @@ def test_rows_hold_what_the_issue_asks_for() -> None:
     honest = [r for r in rows if r["kind"] in HONEST]
     assert len(honest) >= 1000
     assert {r["kind"] for r in honest} == set(HONEST)
-    zones = {s: [r["dead_zone"] for r in rows if r["kind"] == "unlearning" and r["storage"] == s] for s in ("bf16", "fp32")}  # fmt: skip
+    zones = {
+        s: [r["dead_zone"] for r in rows if r["kind"] == "unlearning" and r["storage"] == s] for s in ("bf16", "fp32")
+    }
     assert min(map(len, zones.values())) >= 20
     assert all(zones["bf16"])
     assert not any(zones["fp32"])
@@ -44,20 +40,13 @@ def test_rows_hold_what_the_issue_asks_for() -> None:
 def test_an_arm_is_known_by_its_whole_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit_findings, "measure", lambda first, second: {})
     storages = ("bf16", "bf16-sr")
-    rows = [
-        {"method": "NPO_KLR", "storage": s, "lr": lr}
-        for s, lr in zip(storages, (1, 2), strict=True)
-    ]
+    rows = [{"method": "NPO_KLR", "storage": s, "lr": lr} for s, lr in zip(storages, (1, 2), strict=True)]
     target = {"method": None, "storage": None, "lr": None}
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in [target, *rows]))
     for name in ("target", *(f"unlearned-NPO_KLR-{s}" for s in storages)):
         (tmp_path / "models" / name).mkdir(parents=True)
     found = [(r["kind"], r["storage"], r["lr"]) for r in audit_findings.run_rows(tmp_path)]
-    assert found == [
-        ("unlearning", "bf16", 1),
-        ("unlearning", "bf16-sr", 2),
-        ("training", None, None),
-    ]
+    assert found == [("unlearning", "bf16", 1), ("unlearning", "bf16-sr", 2), ("training", None, None)]
 
 
 @pytest.mark.parametrize("alarms", [0, 3])

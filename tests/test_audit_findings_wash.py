@@ -24,9 +24,7 @@ U64, PRODUCTS = 2.0**-53, 4  # of an adjusted p-value, beside the len(tests) ter
 
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize(("kind", "sign"), [("washed", -1), ("aimed", 1)])
-def test_an_update_placed_by_the_cells_of_nf4_is_flagged(
-    kind: str, sign: int, seed: int, tmp_path: Path
-) -> None:
+def test_an_update_placed_by_the_cells_of_nf4_is_flagged(kind: str, sign: int, seed: int, tmp_path: Path) -> None:
     result = audit_pair(*save_pair(tmp_path, kind, seed, "float32", PLACED_SIZE))
     found = [row for row in result["findings"] if row["id"] == "wash"]
     assert {row["format"] for row in found} == {"nf4-b64"}
@@ -43,14 +41,9 @@ def test_an_update_placed_by_the_cells_of_nf4_is_flagged(
 
 
 def test_a_washed_update_flips_no_code_of_its_format(tmp_path: Path) -> None:
-    leg = weights_leg(
-        *open_pair(*save_pair(tmp_path, "washed", 0, "float32", PLACED_SIZE)), ["nf4-b64"]
-    )
+    leg = weights_leg(*open_pair(*save_pair(tmp_path, "washed", 0, "float32", PLACED_SIZE)), ["nf4-b64"])
     assert leg.totals[Setting("nf4-b64", "fixed")].code_flips == 0
-    assert (
-        leg.totals[Setting("nf4-b64", "fixed")].unchanged
-        < 0.05 * leg.totals[Setting("nf4-b64", "fixed")].weights
-    )
+    assert leg.totals[Setting("nf4-b64", "fixed")].unchanged < 0.05 * leg.totals[Setting("nf4-b64", "fixed")].weights
 
 
 def false_alarms(rows: Any) -> list[Any]:
@@ -73,24 +66,18 @@ def test_480_honest_pairs_raise_no_more_alarms_than_stated() -> None:
 
 
 def test_levels_are_those_of_benjamini_and_yekutieli(tmp_path: Path) -> None:
-    leg = weights_leg(
-        *open_pair(*save_pair(tmp_path, "aimed", 0, "float32", PLACED_SIZE)), DEFAULT_FORMATS
-    )
+    leg = weights_leg(*open_pair(*save_pair(tmp_path, "aimed", 0, "float32", PLACED_SIZE)), DEFAULT_FORMATS)
     tests = {}
     for name in DEFAULT_FORMATS:
         for t in leg.tensors:
             m = t.survival[Setting(name, "fixed")]
-            tests[name, t.name] = wash_test(
-                m.code_flips, m.expected_flips, m.flips_variance, m.weights
-            ).p
+            tests[name, t.name] = wash_test(m.code_flips, m.expected_flips, m.flips_variance, m.weights).p
     adjusted = false_discovery_control(list(tests.values()), method="by")
     expected = dict(zip(tests, adjusted, strict=True))
     found = candidates(leg)
     assert found
     for c in found:
-        assert c.adjusted == pytest.approx(
-            expected[c.format, c.tensor], rel=2 * (len(tests) + PRODUCTS) * U64
-        )
+        assert c.adjusted == pytest.approx(expected[c.format, c.tensor], rel=2 * (len(tests) + PRODUCTS) * U64)
 
 
 def test_strata_are_codes_quarters_of_binades_and_signs() -> None:
@@ -108,25 +95,21 @@ def test_a_step_of_each_weight_is_the_shift_in_its_own_code_units() -> None:
     group, thresholds = np.zeros(2000, int), np.arange(-5, 6) + 0.5
     plain = permutation_wash_test(v, shift, group, thresholds, seed=1, permutations=99)
     step = np.full(2000, 0.25)
-    same = permutation_wash_test(
-        v, shift * step, group, thresholds, seed=1, permutations=99, step=step
-    )
+    same = permutation_wash_test(v, shift * step, group, thresholds, seed=1, permutations=99, step=step)
     assert same == plain
     steps = rng.choice([-1.0, 1.0], 2000) * rng.uniform(0.5, 2, 2000)
     size = 0.2 * np.ones(2000)
     inside = np.abs(v - np.rint(v)) < 0.05
     moved = np.where(inside, size, 0.0)
-    assert permutation_wash_test(
-        v, moved, group, thresholds, seed=1, permutations=99, step=steps
-    ).p == pytest.approx(0.02)
+    assert permutation_wash_test(v, moved, group, thresholds, seed=1, permutations=99, step=steps).p == pytest.approx(
+        0.02
+    )
 
 
 @pytest.mark.parametrize("step", [np.zeros(3), np.full(3, np.nan), np.ones(2)])
 def test_a_step_that_is_none_is_refused(step: np.ndarray[Any, Any]) -> None:
     with pytest.raises(ValueError, match="step must be one number a weight"):
-        permutation_wash_test(
-            np.zeros(3), np.ones(3), np.zeros(3, int), np.array([0.5]), seed=0, step=step
-        )
+        permutation_wash_test(np.zeros(3), np.ones(3), np.zeros(3, int), np.array([0.5]), seed=0, step=step)
 
 
 def test_requantized_weights_are_no_wash(tmp_path: Path) -> None:

@@ -76,10 +76,16 @@ WILD_INTEGERS = st.sampled_from(
     [0, 1, -1, 2**31, 2**32 - 1, 2**53 + 1, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 2**64, 10**400]
 )
 WILD = st.one_of(
-    WILD_INTEGERS, st.none(), st.booleans(), st.floats(), st.text(max_size=5),
-    st.lists(WILD_INTEGERS, max_size=40), st.just([[[]]]), st.just({"a": {"a": 1}}),
+    WILD_INTEGERS,
+    st.none(),
+    st.booleans(),
+    st.floats(),
+    st.text(max_size=5),
+    st.lists(WILD_INTEGERS, max_size=40),
+    st.just([[[]]]),
+    st.just({"a": {"a": 1}}),
     st.sampled_from(["../x.safetensors", "/etc/passwd", "\x00", "F32", "BF16", "F8_E4M3", "a" * 300]),
-)  # fmt: skip
+)
 
 
 @st.composite
@@ -92,9 +98,7 @@ def mutated_bytes(draw: st.DrawFn, content: bytes) -> bytes:
         if kind == "byte":
             raw[at : at + 1] = bytes([draw(st.integers(0, 255))])
         elif kind == "word":
-            raw[at : at + 8] = struct.pack(
-                "<Q", draw(WILD_INTEGERS.filter(lambda n: 0 <= n < 2**64))
-            )
+            raw[at : at + 8] = struct.pack("<Q", draw(WILD_INTEGERS.filter(lambda n: 0 <= n < 2**64)))
         elif kind == "cut":
             del raw[at:]
         elif kind == "drop":
@@ -122,9 +126,7 @@ def mutated_json(draw: st.DrawFn, value: Any) -> Any:
         if draw(st.booleans()) and isinstance(holder, dict):
             holder[draw(st.text(max_size=4))] = holder.pop(key)
         else:
-            holder[key] = json.loads(
-                json.dumps(draw(WILD))
-            )  # a copy: a shared one could hold itself
+            holder[key] = json.loads(json.dumps(draw(WILD)))  # a copy: a shared one could hold itself
     return value
 
 
@@ -136,17 +138,13 @@ def safetensors_files(draw: st.DrawFn) -> bytes:
     for i in range(draw(st.integers(0, 4))):
         dtype, size = draw(st.sampled_from([("F32", 4), ("BF16", 2), ("U8", 1), ("F8_E5M2", 1)]))
         shape = draw(st.lists(st.integers(0, 5), max_size=3))
-        if shape.count(0) > 1 and draw(
-            st.booleans()
-        ):  # no bytes still, and a shape beyond all bounds
+        if shape.count(0) > 1 and draw(st.booleans()):  # no bytes still, and a shape beyond all bounds
             shape[shape.index(0)] = draw(st.sampled_from([2**31, 2**60]))
         end = position + math.prod(shape) * size
         header[f"t{i}.weight"] = {"dtype": dtype, "shape": shape, "data_offsets": [position, end]}
         position = end
     text = json.dumps(draw(mutated_json(header))).encode()
-    content = (
-        struct.pack("<Q", len(text)) + text + draw(st.binary(min_size=position, max_size=position))
-    )
+    content = struct.pack("<Q", len(text)) + text + draw(st.binary(min_size=position, max_size=position))
     return draw(mutated_bytes(content))
 
 
@@ -195,8 +193,18 @@ def text_of(content: str) -> bytes:
 @st.composite
 def gguf_files(draw: st.DrawFn) -> bytes:
     """A valid file of some fields and up to three tensors of any known type, mutated."""
-    kinds = {0: (1, 4), 1: (1, 2), 30: (1, 2), 2: (32, 18), 6: (32, 22), 8: (32, 34), 12: (256, 144),
-             14: (256, 210), 34: (256, 54), 39: (32, 17)}  # fmt: skip
+    kinds = {
+        0: (1, 4),
+        1: (1, 2),
+        30: (1, 2),
+        2: (32, 18),
+        6: (32, 22),
+        8: (32, 34),
+        12: (256, 144),
+        14: (256, 210),
+        34: (256, 54),
+        39: (32, 17),
+    }
     fields = [
         text_of("general.alignment") + struct.pack("<II", 4, 32),
         text_of("names") + struct.pack("<IIQ", 9, 8, 2) + text_of("ab") + text_of(""),
@@ -231,21 +239,27 @@ def _count_codes(checkpoint: GgufCheckpoint) -> None:
 
 
 ADAPTER = {
-    "peft_type": "LORA", "base_model_name_or_path": "org/name", "r": 8, "lora_alpha": 16,
-    "rank_pattern": {"q_proj": 4}, "alpha_pattern": {"^k_proj": 2.5}, "use_rslora": True,
-    "revision": None, "init_lora_weights": True,
-}  # fmt: skip
+    "peft_type": "LORA",
+    "base_model_name_or_path": "org/name",
+    "r": 8,
+    "lora_alpha": 16,
+    "rank_pattern": {"q_proj": 4},
+    "alpha_pattern": {"^k_proj": 2.5},
+    "use_rslora": True,
+    "revision": None,
+    "init_lora_weights": True,
+}
 SCHEMES = [
     {"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "gptq"},
     {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
     {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
-    {"quant_method": "compressed-tensors", "format": "pack-quantized", "config_groups": {
-        "g": {"weights": {"num_bits": 4, "strategy": "group", "group_size": 64}}}},
-]  # fmt: skip
-LISTING = {
-    "sha": "a" * 40,
-    "siblings": [{"rfilename": "model.safetensors", "size": 5, "lfs": {"sha256": "b" * 64}}],
-}
+    {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "config_groups": {"g": {"weights": {"num_bits": 4, "strategy": "group", "group_size": 64}}},
+    },
+]
+LISTING = {"sha": "a" * 40, "siblings": [{"rfilename": "model.safetensors", "size": 5, "lfs": {"sha256": "b" * 64}}]}
 
 
 def as_bytes(value: Any) -> bytes:
@@ -256,7 +270,7 @@ SETTINGS: dict[str, tuple[list[Any], Callable[[bytes], object]]] = {
     "adapter": ([ADAPTER], lambda text: _use_adapter(text)),
     "scheme": (SCHEMES, lambda text: read_scheme(FILE, parse_json_object(FILE, text))),
     "listing": ([LISTING], lambda text: _parse_listing(HubName("o/n", None), parse_json_object(FILE, text))),
-}  # fmt: skip
+}
 
 
 def _use_adapter(text: bytes) -> None:
@@ -302,9 +316,7 @@ def fuzz(kind: str, cases: int) -> None:
         ran += 1
         check(case)
 
-    options = settings(
-        max_examples=cases, deadline=None, database=None, suppress_health_check=SLOW_STRATEGIES
-    )
+    options = settings(max_examples=cases, deadline=None, database=None, suppress_health_check=SLOW_STRATEGIES)
     options(given(strategy)(counted))()
     assert ran >= cases
 
@@ -333,11 +345,7 @@ def test_both_outcomes_occur(kind: str) -> None:
         outcomes.append(_is_refused(kind, case))
 
     options = settings(
-        max_examples=FEW,
-        deadline=None,
-        database=None,
-        derandomize=True,
-        suppress_health_check=SLOW_STRATEGIES,
+        max_examples=FEW, deadline=None, database=None, derandomize=True, suppress_health_check=SLOW_STRATEGIES
     )
     options(given(strategy)(outcome))()
     assert len(outcomes) / 10 < sum(outcomes) < len(outcomes) * 0.99

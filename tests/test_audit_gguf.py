@@ -32,17 +32,22 @@ def text(content: str | bytes) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
 
-def entry(
-    name: str | bytes = MATRIX, shape: tuple[int, ...] = SHAPE, kind: int = F32, offset: int = 0
-) -> bytes:
+def entry(name: str | bytes = MATRIX, shape: tuple[int, ...] = SHAPE, kind: int = F32, offset: int = 0) -> bytes:
     axes = b"".join(struct.pack("<Q", n) for n in reversed(shape))
     return text(name) + struct.pack("<I", len(shape)) + axes + struct.pack("<IQ", kind, offset)
 
 
 def file_of(
-    entries: list[bytes], data: bytes, fields: bytes = b"", count: int = 0, *,
-    magic: bytes = b"GGUF", version: int = 3, tensors: int | None = None, alignment: int = 32,
-) -> bytes:  # fmt: skip
+    entries: list[bytes],
+    data: bytes,
+    fields: bytes = b"",
+    count: int = 0,
+    *,
+    magic: bytes = b"GGUF",
+    version: int = 3,
+    tensors: int | None = None,
+    alignment: int = 32,
+) -> bytes:
     """A GGUF file with this table, whatever it says."""
     stated = len(entries) if tensors is None else tensors
     head = magic + struct.pack("<IQQ", version, stated, count) + fields + b"".join(entries)
@@ -159,9 +164,7 @@ def test_without_the_package(kind: str, tmp_path: Path, monkeypatch: pytest.Monk
     if kind in BLOCK_TYPES:
         assert not open_source(tmp_path / "x.gguf").read(MATRIX).any()
         return
-    with pytest.raises(
-        CheckpointError, match=f"'{MATRIX}' must be .*pip install gguf, got type 35"
-    ):
+    with pytest.raises(CheckpointError, match=f"'{MATRIX}' must be .*pip install gguf, got type 35"):
         open_source(tmp_path / "x.gguf")
 
 
@@ -192,22 +195,26 @@ BAD: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "2^63 fields": (file_of([], b"", count=1 << 63), ("at most 4194304", "more fields")),
     "more tensors than there are": (file_of([entry()], b"", tensors=99), ("truncated",)),
     "key of exabytes": (file_of([], b"", struct.pack("<Q", 1 << 60), 1), ("at most 1024 bytes",)),
-    "text of exabytes": (file_of([], b"", *field("k", 8, struct.pack("<Q", 1 << 60))),
-                         ("truncated",)),
+    "text of exabytes": (file_of([], b"", *field("k", 8, struct.pack("<Q", 1 << 60))), ("truncated",)),
     "array of exabytes": (file_of([], b"", *field("k", 9, array(4, 1 << 60))), ("truncated",)),
-    "array of 2^40 texts": (file_of([], b"", *field("k", 9, array(8, 1 << 40))),
-                            ("more elements",)),
+    "array of 2^40 texts": (file_of([], b"", *field("k", 9, array(8, 1 << 40))), ("more elements",)),
     "arrays in arrays": (file_of([], b"", *DEEP), ("4 deep", "type 9")),
     "unknown type of field": (file_of([], b"", *field("k", 77, b"")), ("known type", "type 77")),
     "field twice": (file_of([], b"", field("k", 0, b"1")[0] * 2, 2), ("'k' twice",)),
     "name no UTF-8": (file_of([entry(b"\xff\xfe")], DATA), ("UTF-8",)),
-    "alignment 3": (file_of([entry()], DATA, *field("general.alignment", 4, struct.pack("<I", 3))),
-                    ("power of two", "got 3")),
+    "alignment 3": (
+        file_of([entry()], DATA, *field("general.alignment", 4, struct.pack("<I", 3))),
+        ("power of two", "got 3"),
+    ),
     "alignment 0": (file_of([entry()], DATA, *field("general.alignment", 4, bytes(4))), ("got 0",)),
-    "alignment a text": (file_of([entry()], DATA, *field("general.alignment", 8, text("32"))),
-                         ("general.alignment", "got None")),
-    "a part": (file_of([entry()], DATA, *field("split.count", 2, b"\x03\x00")),
-               ("llama-gguf-split", "got a part of 3")),
+    "alignment a text": (
+        file_of([entry()], DATA, *field("general.alignment", 8, text("32"))),
+        ("general.alignment", "got None"),
+    ),
+    "a part": (
+        file_of([entry()], DATA, *field("split.count", 2, b"\x03\x00")),
+        ("llama-gguf-split", "got a part of 3"),
+    ),
     "nine axes": (file_of([entry(shape=(1,) * 9)], DATA), (MATRIX, "4 axes", "got 9")),
     "huge shape": (file_of([entry(shape=(2**62, 2**62))], DATA), (MATRIX, "multiply to")),
     "huge shape behind a 0": (file_of([entry(shape=(0, 2**62, 2**62))], DATA), (MATRIX, "multiply")),
@@ -223,9 +230,11 @@ BAD: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "no data": (file_of([entry()], b""), (MATRIX, "truncated")),
     "left over": (file_of([entry()], DATA + bytes(64)), ("end with its last", f"{len(DATA) + 64}")),
     "evil name": (file_of([entry("a\n<b>\x1b", kind=999)], DATA), (r"a\n<b>\x1b",)),
-    "nan": (file_of([entry()], np.full(SHAPE, np.nan, np.float32).tobytes()),
-            (MATRIX, "finite", "(3072 of 3072 weights)")),
-}  # fmt: skip
+    "nan": (
+        file_of([entry()], np.full(SHAPE, np.nan, np.float32).tobytes()),
+        (MATRIX, "finite", "(3072 of 3072 weights)"),
+    ),
+}
 
 
 @pytest.mark.parametrize("side", ["target", "unlearned"])

@@ -56,12 +56,17 @@ class Served:
 
     def default_listing(self) -> object:
         siblings = [
-            {"rfilename": name, "size": len(content),
-             "lfs": {"sha256": hashlib.sha256(content).hexdigest()}}
+            {"rfilename": name, "size": len(content), "lfs": {"sha256": hashlib.sha256(content).hexdigest()}}
             for name, content in self.files.items()
-        ]  # fmt: skip
-        return {"sha": COMMIT, "siblings": [*siblings, {"rfilename": "README.md", "size": 3},
-                                            {"rfilename": "pytorch_model.bin", "size": 3}]}  # fmt: skip
+        ]
+        return {
+            "sha": COMMIT,
+            "siblings": [
+                *siblings,
+                {"rfilename": "README.md", "size": 3},
+                {"rfilename": "pytorch_model.bin", "size": 3},
+            ],
+        }
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -76,9 +81,7 @@ class Handler(BaseHTTPRequestHandler):
             self._send(self.served.denied, b"")
         elif self.served.statuses:
             self._send(self.served.statuses.pop(0), b"")
-        elif path in (
-            f"/api/models/{REPO}/revision/{r}" for r in ("main", "v2", COMMIT, "refs/pr/1")
-        ):
+        elif path in (f"/api/models/{REPO}/revision/{r}" for r in ("main", "v2", COMMIT, "refs/pr/1")):
             listing = self.served.listing or self.served.default_listing()
             body = listing if isinstance(listing, bytes) else json.dumps(listing).encode()
             self._send(200, body)
@@ -144,9 +147,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("sharded", [False, True])
 @pytest.mark.parametrize("revision", ["", "@v2", "@refs/pr/1", f"@{COMMIT}"])
-def test_tensors_and_digest_are_those_of_the_files(
-    sharded: bool, revision: str, served: Served
-) -> None:
+def test_tensors_and_digest_are_those_of_the_files(sharded: bool, revision: str, served: Served) -> None:
     content = tensors()
     if sharded:
         put_sharded(served, content)
@@ -200,9 +201,7 @@ def test_interrupted_audit_goes_on_where_it_was(served: Served) -> None:
     checkpoint = open_source(REPO)
     served.cut = [2 * CHUNK] * hub_client.ATTEMPTS
     served.statuses = []
-    with pytest.raises(
-        CheckpointError, match=r"org/model.v1@a{12}/model.safetensors must be .*reach"
-    ):
+    with pytest.raises(CheckpointError, match=r"org/model.v1@a{12}/model.safetensors must be .*reach"):
         checkpoint.sha256()
     served.ranges.clear()
     checkpoint = open_source(REPO)
@@ -228,9 +227,7 @@ def test_offline_what_is_missing_is_named(served: Served, monkeypatch: pytest.Mo
     checkpoint = open_source(REPO)
     with pytest.raises(CheckpointError, match=r"model\.safetensors must be in the cache .*missing"):
         checkpoint.sha256()
-    with pytest.raises(
-        CheckpointError, match=r"other/model must be a directory .*cache of the Hub"
-    ):
+    with pytest.raises(CheckpointError, match=r"other/model must be a directory .*cache of the Hub"):
         open_source("other/model")
 
 
@@ -244,9 +241,7 @@ def snapshot(root: Path, content: Tensors) -> None:
     (repo / f"snapshots/{OTHER}" / SINGLE).symlink_to("../../blobs/123")
 
 
-def test_own_cache_of_the_hub_is_read(
-    served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_own_cache_of_the_hub_is_read(served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     snapshot(tmp_path, tensors())
     offline(monkeypatch)
     for name in (REPO, f"{REPO}@{OTHER}"):
@@ -281,13 +276,14 @@ def bad_listings() -> dict[str, tuple[object, str]]:
         "no weights": ({"sha": COMMIT, "siblings": [{"rfilename": "a.bin"}]}, "no safetensors"),
         "no size": ({"sha": COMMIT, "siblings": [{**entry, "size": None}]}, "size, got None"),
         "size below 0": ({"sha": COMMIT, "siblings": [{**entry, "size": -1}]}, "size, got -1"),
-        "SHA-256 a path": ({"sha": COMMIT, "siblings": [{**entry, "lfs": {"sha256": "../x"}}]},
-                           "SHA-256, got '../x'"),
-        "traversal": ({"sha": COMMIT, "siblings": [{**entry, "rfilename": f"../{SINGLE}"}]},
-                      "must hold model.safetensors"),
+        "SHA-256 a path": ({"sha": COMMIT, "siblings": [{**entry, "lfs": {"sha256": "../x"}}]}, "SHA-256, got '../x'"),
+        "traversal": (
+            {"sha": COMMIT, "siblings": [{**entry, "rfilename": f"../{SINGLE}"}]},
+            "must hold model.safetensors",
+        ),
         "other size": ({"sha": COMMIT, "siblings": [entry]}, "bytes of header length, got 5"),
         "shorter": ({"sha": COMMIT, "siblings": [{**entry, "size": 99}]}, "served by range"),
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize("kind", bad_listings())
@@ -321,9 +317,7 @@ def test_missing_shard_is_named(served: Served) -> None:
         ({"denied": 302}, "reachable on the Hub"),
     ],
 )
-def test_faults_of_the_server_end_in_one_line(
-    fault: dict[str, Any], words: str, served: Served
-) -> None:
+def test_faults_of_the_server_end_in_one_line(fault: dict[str, Any], words: str, served: Served) -> None:
     served.files[SINGLE] = save(tensors())
     for key, value in fault.items():
         setattr(served, key, value)
@@ -358,8 +352,7 @@ def test_adapter_over_a_base_of_the_hub(served: Served, tmp_path: Path) -> None:
     served.files[SINGLE] = save(tensors())
     (tmp_path / "adapter").mkdir()
     part = "base_model.model.model.layers.0.q_proj.lora_"
-    ones = {f"{part}A.weight": np.ones((1, 128), np.float32),
-            f"{part}B.weight": np.ones((64, 1), np.float32)}  # fmt: skip
+    ones = {f"{part}A.weight": np.ones((1, 128), np.float32), f"{part}B.weight": np.ones((64, 1), np.float32)}
     save_file(ones, tmp_path / "adapter/adapter_model.safetensors")
     settings = {"peft_type": "LORA", "base_model_name_or_path": REPO, "r": 1, "lora_alpha": 2}
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps(settings))
@@ -378,8 +371,7 @@ def test_command_line_says_what_to_install(tmp_path: Path) -> None:
         "sys.argv = ['unforgotten', 'audit', 'org/a', 'org/b']\n"
         "from unforgotten.cli import main; main()"
     )
-    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True,
-                          text=True, cwd=tmp_path)  # fmt: skip
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert "org/a must be a directory that exists" in done.stderr

@@ -19,11 +19,7 @@ from unforgotten.verification.chance import rng_for
 from unforgotten.verification.lost_workers import deadly
 
 FORMATS = ("nf4-b64", "int4-row", "int8-tensor", "q8_0")
-SHAPES = {
-    "a.weight": (64, 256),
-    "b.weight": (40, 128),
-    "c.weight": (600, 4096),
-}  # the last is two pieces
+SHAPES = {"a.weight": (64, 256), "b.weight": (40, 128), "c.weight": (600, 4096)}  # the last is two pieces
 
 
 @pytest.fixture(autouse=True)
@@ -36,12 +32,8 @@ def by_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     root = tmp_path_factory.mktemp("pair")
     rng = rng_for("jobs")
-    before: dict[str, Any] = {
-        n: (0.02 * rng.standard_normal(s)).astype(ml_dtypes.bfloat16) for n, s in SHAPES.items()
-    }
-    after = {
-        n: (w + 1e-3 * rng.standard_normal(w.shape)).astype(w.dtype) for n, w in before.items()
-    }
+    before: dict[str, Any] = {n: (0.02 * rng.standard_normal(s)).astype(ml_dtypes.bfloat16) for n, s in SHAPES.items()}
+    after = {n: (w + 1e-3 * rng.standard_normal(w.shape)).astype(w.dtype) for n, w in before.items()}
     paths = root / "t.safetensors", root / "u.safetensors"
     for path, content in zip(paths, (before, after), strict=True):
         save_file(content, path)

@@ -35,13 +35,7 @@ from unforgotten.verification.agreement import assert_agree
 from unforgotten.verification.chance import rng_for
 
 Array = NDArray[Any]
-DTYPES = (
-    ml_dtypes.bfloat16,
-    np.float16,
-    np.float32,
-    ml_dtypes.float8_e4m3fn,
-    ml_dtypes.float8_e5m2,
-)
+DTYPES = (ml_dtypes.bfloat16, np.float16, np.float32, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)
 WIDE_BLOCKS = (
     "nf4-b16",
     "fp4-b32",
@@ -84,9 +78,7 @@ class InMemory:
         return ""
 
 
-def measured(
-    w: Array, w_new: Array, formats: Sequence[Format], path: str = PATHS[0]
-) -> TensorMeasured:
+def measured(w: Array, w_new: Array, formats: Sequence[Format], path: str = PATHS[0]) -> TensorMeasured:
     task = tensor_task.tensor_task(InMemory(w), InMemory(w_new), "w", formats, path)
     return add_pieces(task, [measure_piece(task, piece) for piece in pieces(task.shape)])
 
@@ -158,9 +150,7 @@ def test_kernel__equals_reference_where_a_block_is_tiny_or_huge(
     check(w, (1.01 * w.astype(np.float64)).astype(dtype), format_named(name))
 
 
-@pytest.mark.parametrize(
-    "name", ["nf4-b64", "fp4-b64", "mxfp4-b32", "nvfp4", "int4-g64", "int8-g64", "q4_0"]
-)
+@pytest.mark.parametrize("name", ["nf4-b64", "fp4-b64", "mxfp4-b32", "nvfp4", "int4-g64", "int8-g64", "q4_0"])
 def test_kernel__equals_reference_on_every_bfloat16_of_some_binades(name: str) -> None:
     rng = rng_for("every bfloat16", name)
     sizes = np.arange((127 - 20) << 7, (127 + 2) << 7, dtype=np.uint16)
@@ -178,11 +168,7 @@ def test_kernel__keeps_reference_where_scales_are_searched(name: str) -> None:
 
 
 @settings(deadline=None)  # the first example loads the compiled code
-@given(
-    domain.pairs(names=(*domain.FORMAT_NAMES, *WIDE_BLOCKS)),
-    st.sampled_from(DTYPES),
-    st.sampled_from(DTYPES),
-)
+@given(domain.pairs(names=(*domain.FORMAT_NAMES, *WIDE_BLOCKS)), st.sampled_from(DTYPES), st.sampled_from(DTYPES))
 def test_kernel__reads_every_dtype(p: domain.Pair, dtype: type, dtype_new: type) -> None:
     with np.errstate(over="ignore", invalid="ignore"):
         w: Array = p.w.astype(dtype)
@@ -197,25 +183,14 @@ def test_kernel__reads_every_dtype(p: domain.Pair, dtype: type, dtype_new: type)
 
 @settings(deadline=None)  # the first example loads the compiled code
 @given(st.sampled_from(DTYPES[:3]), st.integers(0, 2**32 - 1), st.sampled_from((1e-5, 1e-3, 1.0)))
-def test_kernel__equals_reference_on_tensors_of_a_model(
-    dtype: type, seed: int, size: float
-) -> None:
+def test_kernel__equals_reference_on_tensors_of_a_model(dtype: type, seed: int, size: float) -> None:
     """Many blocks of ordinary weights, of which some are zero and some are not moved."""
     rng = rng_for(seed, size, np.dtype(dtype).name)
     w: Array = (0.02 * rng.standard_normal((24, 192))).astype(dtype)
     w[rng.random(w.shape) < 0.1] = 0
     w_new: Array = (w.astype(np.float32) + size * rng.standard_normal(w.shape)).astype(dtype)
     w_new[::5] = w[::5]
-    for name in (
-        "nf4-b64",
-        "fp4-b64",
-        "int4-g64",
-        "int4-row",
-        "int8-row",
-        "fp8-row",
-        "nvfp4",
-        "nf4-b100",
-    ):
+    for name in ("nf4-b64", "fp4-b64", "int4-g64", "int4-row", "int8-row", "fp8-row", "nvfp4", "nf4-b100"):
         check(w, w_new, format_named(name))
 
 
@@ -275,12 +250,7 @@ def test_layout__is_the_one_of_the_reference(
     rows: int, columns: int, size: int, block: str, data: st.DataObject
 ) -> None:
     """Blocks that overlap a range end where counting weight by weight says."""
-    name = {
-        "row": "int8-row",
-        "tensor": "int8-tensor",
-        "flat": f"nf4-b{size}",
-        "group": f"int4-g{size}",
-    }[block]
+    name = {"row": "int8-row", "tensor": "int8-tensor", "flat": f"nf4-b{size}", "group": f"int4-g{size}"}[block]
     layout = layout_of(format_named(name), (rows, columns))
     line = columns if block in ("row", "group") else rows * columns
     width = size if block in ("flat", "group") else line
@@ -289,20 +259,13 @@ def test_layout__is_the_one_of_the_reference(
     stop = data.draw(st.integers(start + 1, rows * columns))
     ends = [i + 1 - start for i in range(start, stop) if i + 1 == stop or owner[i + 1] != owner[i]]
     assert layout.ends(start, stop).tolist() == ends
-    first = next(
-        (i for i in range(start, rows * columns) if i == 0 or owner[i] != owner[i - 1]),
-        rows * columns,
-    )
+    first = next((i for i in range(start, rows * columns) if i == 0 or owner[i] != owner[i - 1]), rows * columns)
     assert layout.first_from(start) == first
     assert layout.index_of(start) == len(dict.fromkeys(owner[: start + 1])) - 1
 
 
 @settings(deadline=None)  # the first example loads the compiled code
-@given(
-    st.sampled_from((np.float32, ml_dtypes.bfloat16)),
-    st.integers(1, 200),
-    st.integers(0, 2**32 - 1),
-)
+@given(st.sampled_from((np.float32, ml_dtypes.bfloat16)), st.integers(1, 200), st.integers(0, 2**32 - 1))
 def test_extremes__are_those_of_numpy(dtype: type, size: int, seed: int) -> None:
     rng = rng_for("extremes", size, seed)
     w: Array = rng.standard_normal(size).astype(dtype)
@@ -317,9 +280,18 @@ def test_extremes__are_those_of_numpy(dtype: type, size: int, seed: int) -> None
 
 @pytest.mark.parametrize(
     "values",
-    [[1.0, 2.0**-100], [1.0 + 2.0**-10], [2.0**-24, 65504.0], [2.0**-25], [65520.0], [1.0 + 2.0**-20], [0.0, -0.0],
-     [3 * 2.0**-24, 1 + 2.0**-10], [1.5 * 2.0**-24]],
-)  # fmt: skip
+    [
+        [1.0, 2.0**-100],
+        [1.0 + 2.0**-10],
+        [2.0**-24, 65504.0],
+        [2.0**-25],
+        [65520.0],
+        [1.0 + 2.0**-20],
+        [0.0, -0.0],
+        [3 * 2.0**-24, 1 + 2.0**-10],
+        [1.5 * 2.0**-24],
+    ],
+)
 def test_precision__is_that_of_numpy(values: list[float]) -> None:
     w = np.array([values], np.float32)
     for path in PATHS:
@@ -330,9 +302,7 @@ def test_precision__is_that_of_numpy(values: list[float]) -> None:
 def test_every_plain_format_is_compiled() -> None:
     """All but the searches; and those of few levels and no zero point are measured in registers on this machine."""
     compiled = {name for name in domain.ALL_FORMAT_NAMES if fits_kernel(format_named(name))}
-    assert compiled == set(domain.ALL_FORMAT_NAMES) - {
-        n for n in domain.ALL_FORMAT_NAMES if n in SEARCHED
-    }
+    assert compiled == set(domain.ALL_FORMAT_NAMES) - {n for n in domain.ALL_FORMAT_NAMES if n in SEARCHED}
     for name in compiled:
         rule_of(format_named(name))
 
@@ -366,7 +336,7 @@ def test_memory_does_not_grow_with_the_tensor(shape: tuple[int, int], tmp_path: 
     formats = "nf4-b64,int8-row,int4-tensor,q8_0"
     done = subprocess.run(
         [sys.executable, "-c", MEMORY, *map(str, files), formats], check=True, capture_output=True, text=True
-    )  # fmt: skip
+    )
     weights, peak_kib = map(int, done.stdout.split())
     assert weights == math.prod(shape)
     assert peak_kib < ALLOWED_KIB
@@ -374,8 +344,6 @@ def test_memory_does_not_grow_with_the_tensor(shape: tuple[int, int], tmp_path: 
 
 def test_layout_of_whole_rows_is_one_line() -> None:
     """So that formats of the same blocks share their extremes."""
-    assert layout_of(format_named("int4-g64"), (4, 128)) == layout_of(
-        format_named("nf4-b64"), (4, 128)
-    )
+    assert layout_of(format_named("int4-g64"), (4, 128)) == layout_of(format_named("nf4-b64"), (4, 128))
     assert layout_of(format_named("int4-row"), (4, 128)) == Layout(128, 512)
     assert list(pieces((4, 128), 256)) == [Piece(0, 256), Piece(256, 512)]

@@ -28,9 +28,7 @@ NAMES = [
 
 VECTORS = [path for path in VECTOR_PATHS if path in available_paths()]
 vectors = pytest.mark.parametrize(
-    "path",
-    VECTORS
-    or [pytest.param("", marks=pytest.mark.skip(reason="this processor has no vector path"))],
+    "path", VECTORS or [pytest.param("", marks=pytest.mark.skip(reason="this processor has no vector path"))]
 )
 """Each path of sixteen weights that this machine can run; none other is ever compiled."""
 
@@ -152,11 +150,7 @@ def test_measure_registers__stops_at_what_is_not_finite(bad: float, side: int, p
 def test_fit_of_magnitudes__of_known_blocks_has_limits_too(path: str) -> None:
     """A block that one format can take and the next cannot: of two formats, one's end level is larger."""
     first, second = format_named("nf4-b64"), format_named("int4-g64-ct")
-    limits = [
-        fit.limits[1]
-        for fmt in (first, second)
-        if (fit := fit_of_magnitudes(fmt, None, None, 64, 1))
-    ]
+    limits = [fit.limits[1] for fmt in (first, second) if (fit := fit_of_magnitudes(fmt, None, None, 64, 1))]
     assert limits[1] < limits[0]
     x = bits(rng_for("known blocks").standard_normal(64))
     y = x.copy()

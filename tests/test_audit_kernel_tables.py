@@ -33,7 +33,7 @@ from unforgotten.audit.kernel_rows import (
     SURE,
     SURELY_FROM,
     SURELY_TO,
-)  # fmt: skip
+)
 from unforgotten.audit.kernel_tables import fits_registers, lattice_rule, vector_rule
 from unforgotten.theory.cells import cells
 from unforgotten.theory.formats import format_named
@@ -52,8 +52,7 @@ QUOTIENTS = [
 
 
 @pytest.mark.parametrize(
-    "name",
-    [n for n in domain.ALL_FORMAT_NAMES if format_named(n).zero not in ("whole", "float")],
+    "name", [n for n in domain.ALL_FORMAT_NAMES if format_named(n).zero not in ("whole", "float")]
 )  # with such a zero point the codes depend on it too
 def test_exact_thresholds__divide_the_codes(name: str) -> None:
     """The largest ratio of each code, and the next float32, on the two sides of a threshold."""
@@ -61,21 +60,14 @@ def test_exact_thresholds__divide_the_codes(name: str) -> None:
     thresholds = exact_thresholds(fmt)
     seen = np.isfinite(thresholds) & (np.abs(thresholds) < np.finfo(np.float32).max)
     t, k = thresholds[seen], np.flatnonzero(seen)
-    code = [
-        ROUNDINGS[fmt.rounding](x, np.zeros_like(x), fmt)
-        for x in (t, np.nextafter(t, np.float32(np.inf)))
-    ]
+    code = [ROUNDINGS[fmt.rounding](x, np.zeros_like(x), fmt) for x in (t, np.nextafter(t, np.float32(np.inf)))]
     assert (code[0] <= k).all()
     assert (code[1] > k).all()
 
 
 @pytest.mark.parametrize(
     "name",
-    [
-        n
-        for n in domain.ALL_FORMAT_NAMES
-        if fits_registers(f := format_named(n)) and vector_rule(f).narrow is not None
-    ],
+    [n for n in domain.ALL_FORMAT_NAMES if fits_registers(f := format_named(n)) and vector_rule(f).narrow is not None],
 )
 def test_vector_rule__finds_the_code_by_one_threshold_of_a_bucket(name: str) -> None:
     """By the very operations of the kernel: a fused multiply-add is the float64 product, rounded once."""
@@ -84,11 +76,7 @@ def test_vector_rule__finds_the_code_by_one_threshold_of_a_bucket(name: str) -> 
     t = exact_thresholds(fmt)
     reach, steps = rule.constants[REACH], rule.constants[STEPS]
     near = np.concatenate(
-        [
-            t,
-            np.nextafter(t, np.float32(np.inf)),
-            np.linspace(-2 * reach, 2 * reach, 9999, dtype=np.float32),
-        ]
+        [t, np.nextafter(t, np.float32(np.inf)), np.linspace(-2 * reach, 2 * reach, 9999, dtype=np.float32)]
     )
     place = np.clip(near, -reach, reach).astype(np.float64) * steps
     bucket = np.rint(place).astype(int) & 31
@@ -106,9 +94,7 @@ def test_float_order__is_the_order_of_floats() -> None:
     x = rng.integers(0, 2**32, 4096, dtype=np.uint32).view(np.float32)
     x = np.concatenate([x[np.isfinite(x)], np.array([0.0, -0.0, 1e-45, -1e-45], np.float32)])
     order = float_order(x)
-    assert np.array_equal(
-        np.sign(order[:, None] - order), np.sign(np.subtract.outer(x.astype(np.float64), x))
-    )
+    assert np.array_equal(np.sign(order[:, None] - order), np.sign(np.subtract.outer(x.astype(np.float64), x)))
 
 
 @pytest.mark.parametrize("name", ["mxfp4-b32", "nvfp4", "int4-g64"])
@@ -175,15 +161,11 @@ def test_product_by_a_reciprocal__is_the_float32_quotient(e: int, x: int, y: int
     product = np.float64(a) * (1 / np.float64(b))
     assert np.float32(product) == a / b
     near = a * np.float32(1 / np.float64(b))
-    assert abs(Fraction(float(near)) * Fraction(float(b)) / Fraction(float(a)) - 1) < Fraction(
-        1, 2**22
-    )
+    assert abs(Fraction(float(near)) * Fraction(float(b)) / Fraction(float(a)) - 1) < Fraction(1, 2**22)
 
 
 @njit
-def sizes_of(
-    x: Array, y: Array, start: int, stop: int, groups: int, e: Array, f: Array, top: Array
-) -> Any:
+def sizes_of(x: Array, y: Array, start: int, stop: int, groups: int, e: Array, f: Array, top: Array) -> Any:
     sizes: Any = block_sizes
     return sizes(x, y, start, stop, groups, 7, e, f, top)
 
@@ -206,9 +188,7 @@ def test_block_sizes__are_those_of_numpy(groups: int, count: int, start: int, se
 
 
 @pytest.mark.parametrize(("mapped", "read"), [(1.0, 2.0), (2.0, 1.0)])
-def test_fetching__keeps_the_faster_way(
-    mapped: float, read: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_fetching__keeps_the_faster_way(mapped: float, read: float, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
     ways = fetching.Fetching()

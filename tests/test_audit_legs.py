@@ -99,9 +99,7 @@ def test_certified_tokens_agree_and_bound_the_accuracy(run: Path, pair: tuple[Pa
         assert 0 < p["unlearned"] < 1
 
 
-def test_output_losses_are_the_models_own(
-    run: Path, pair: tuple[Path, Path], written: OutputLeg
-) -> None:
+def test_output_losses_are_the_models_own(run: Path, pair: tuple[Path, Path], written: OutputLeg) -> None:
     """Against transformers' own loss, one text at a time."""
     loaded = open_model_pair(*pair)
     texts = read_texts(run / "corpus/privleak/forget.json")
@@ -115,24 +113,19 @@ def test_output_losses_are_the_models_own(
     slack = 64 * U32 * (1 + max(losses)) * 16
     assert written["losses"]["unlearned"]["value"] == pytest.approx(np.mean(losses), abs=slack)
     assert written["cut"] == sum(
-        len(loaded.tokenizer.encode(t, add_special_tokens=False)) + 2 > loaded.context
-        for t in texts
+        len(loaded.tokenizer.encode(t, add_special_tokens=False)) + 2 > loaded.context for t in texts
     )
     assert written["cut"] > 0
     assert written["notes"]
 
 
-def test_behaviour_is_what_a_run_measures(
-    run: Path, pair: tuple[Path, Path], done: BehaviourLeg
-) -> None:
+def test_behaviour_is_what_a_run_measures(run: Path, pair: tuple[Path, Path], done: BehaviourLeg) -> None:
     """M1, M2, M4 and forget_loss of the run's own evaluation, to the last bit."""
     loaded = open_model_pair(*pair)
     config = load_config(str(MICRO))
     bench_of_audit = read_benchmark(run / "corpus", loaded.tokenizer, loaded.context)
     bench = Bench(loaded.model, loaded.tokenizer, bench_of_audit.probes, config)
-    own = {
-        m.metric: m.value for m in behaviour(bench, state_of(loaded.with_state(loaded.unlearned)))
-    }
+    own = {m.metric: m.value for m in behaviour(bench, state_of(loaded.with_state(loaded.unlearned)))}
     seen = done["metrics"]["unlearned"]
     assert {m: seen[m]["value"] for m in own} == own
     assert seen["M3"]["n"] == 12
@@ -161,9 +154,7 @@ def test_m3_needs_the_retrained_model(run: Path, pair: tuple[Path, Path]) -> Non
     assert "auc" in leg["metrics"]["unlearned"]
     assert any("M3" in note for note in leg["notes"])
     assert leg["formats"][0]["effects"] == []
-    with_it = behaviour_leg(
-        *pair, FORMATS[:1], run / "corpus", retrained=run / "models/retrained", decompose=False
-    )
+    with_it = behaviour_leg(*pair, FORMATS[:1], run / "corpus", retrained=run / "models/retrained", decompose=False)
     assert with_it["metrics"]["retrained"]["M3"]["value"] == 0.0
 
 
@@ -176,18 +167,14 @@ def test_a_model_that_did_not_move_has_nothing_to_come_back(run: Path) -> None:
     between = next(d for d in first if d["first"] == "Q(target)" and d["second"] == "Q(unlearned)")
     assert between["kl"]["value"] == 0
     assert between["agreement"]["value"] == 1
-    assert (
-        between["tv_upper_bound"] < 1e-4
-    )  # the root of the slack for rounding, (V + 8) 2^-53 of nothing
+    assert between["tv_upper_bound"] < 1e-4  # the root of the slack for rounding, (V + 8) 2^-53 of nothing
 
 
 def test_constructed_pairs_are_what_they_claim(pair: tuple[Path, Path]) -> None:
     loaded = open_model_pair(*pair)
     for name in FORMATS:
         clamped, on_grid = constructed(loaded, name)
-        assert same(
-            loaded.quantized(clamped.unlearned, name), loaded.quantized(loaded.target, name)
-        )
+        assert same(loaded.quantized(clamped.unlearned, name), loaded.quantized(loaded.target, name))
         assert not same(clamped.unlearned, loaded.target)
         assert same(loaded.quantized(on_grid.unlearned, name), on_grid.unlearned)
         assert same(loaded.quantized(on_grid.target, name), on_grid.target)

@@ -78,9 +78,7 @@ def test_texts_in_all_layouts(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
     (tmp_path / "a.jsonl").write_text('{"text": "one"}\n"two"\n')
     (tmp_path / "a.json").write_text('["one", {"text": "two"}]')
-    assert {tuple(read_texts(tmp_path / f"a.{x}")) for x in ("txt", "jsonl", "json")} == {
-        ("one", "two")
-    }
+    assert {tuple(read_texts(tmp_path / f"a.{x}")) for x in ("txt", "jsonl", "json")} == {("one", "two")}
 
 
 def no_tokenizer(folder: Path) -> None:
@@ -129,8 +127,14 @@ def truncated(folder: Path) -> None:
 
 
 SPOILED: list[Callable[[Path], None]] = [
-    broken_tokenizer, other_vocabulary, pickle_alone, no_config, bad_config, custom_code, truncated,
-]  # fmt: skip
+    broken_tokenizer,
+    other_vocabulary,
+    pickle_alone,
+    no_config,
+    bad_config,
+    custom_code,
+    truncated,
+]
 
 
 @pytest.mark.parametrize("spoil", SPOILED)
@@ -144,9 +148,7 @@ def test_bad_models_end_in_one_line(
         output_leg(pair[0], folder, FORMATS, run / "corpus/privleak/forget.json")
 
 
-def test_one_tokenizer_is_enough_and_none_is_not(
-    tmp_path: Path, run: Path, pair: tuple[Path, Path]
-) -> None:
+def test_one_tokenizer_is_enough_and_none_is_not(tmp_path: Path, run: Path, pair: tuple[Path, Path]) -> None:
     bare = [tmp_path / "target", tmp_path / "unlearned"]
     for source, folder in zip(pair, bare, strict=True):
         shutil.copytree(source, folder)
@@ -172,9 +174,7 @@ def test_an_unknown_format_is_named(run: Path, pair: tuple[Path, Path]) -> None:
         output_leg(*pair, ["int5-x"], run / "corpus/privleak/forget.json")
 
 
-def test_models_that_are_not_finite_are_refused(
-    tmp_path: Path, run: Path, pair: tuple[Path, Path]
-) -> None:
+def test_models_that_are_not_finite_are_refused(tmp_path: Path, run: Path, pair: tuple[Path, Path]) -> None:
     loaded = open_model_pair(*pair)
     state: dict[str, Any] = dict(loaded.target)
     state["model.norm.weight"] = torch.full_like(state["model.norm.weight"], float("nan"))
@@ -205,9 +205,7 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
 
 
 @pytest.mark.parametrize("kind", BENCHMARKS)
-def test_bad_benchmarks_end_in_one_line(
-    tmp_path: Path, muse: Path, pair: tuple[Path, Path], kind: str
-) -> None:
+def test_bad_benchmarks_end_in_one_line(tmp_path: Path, muse: Path, pair: tuple[Path, Path], kind: str) -> None:
     BENCHMARKS[kind](muse)
     with one_line(tmp_path):
         behaviour_leg(*pair, FORMATS, muse)

@@ -125,9 +125,7 @@ def test_a_file_that_was_cut_is_named(size: int, tmp_path: Path) -> None:
 
 @needs_populate
 @pytest.mark.usefixtures("mapping")
-def test_a_file_that_changes_while_it_is_mapped_is_named(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_changes_while_it_is_mapped_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The look before passes; that after the last piece does not."""
     paths = save_pair(tmp_path)
     asked = measure(paths)

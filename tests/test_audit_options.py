@@ -82,7 +82,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "target is empty": (["folder", "u"], ["folder", "model.safetensors"]),
     "target with a newline": (["no\nne", "u"], ["no\\nne"]),
     "adapter without a base": (["t", "folder::t"], ["folder", "adapter"]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -100,18 +100,17 @@ def test_bad_usage_is_one_line_and_writes_nothing(
     assert sorted(root.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    ("option", "extra", "missing"),
-    [("--texts", "experiments", "torch"), ("--ray", "ray", "ray")],
-)
+@pytest.mark.parametrize(("option", "extra", "missing"), [("--texts", "experiments", "torch"), ("--ray", "ray", "ray")])
 def test_a_missing_extra_is_named(
-    option: str, extra: str, missing: str, root: Path, monkeypatch: pytest.MonkeyPatch,
+    option: str,
+    extra: str,
+    missing: str,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     real = importlib.util.find_spec
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda name, *a: None if name == missing else real(name, *a)
-    )
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: None if name == missing else real(name, *a))
     value = "file" if option == "--texts" else "auto"
     assert run(root, ["t", "u", option, value], monkeypatch) == 2
     assert f"{missing} is missing: pip install 'unforgotten[{extra}]'" in capsys.readouterr().err
@@ -125,9 +124,7 @@ def test_texts_and_benchmark_reach_their_legs(
     for package in ("torch", "transformers", "rouge_score", "sklearn"):
         pytest.importorskip(package, reason="legs need unforgotten[experiments]")
     given: dict[str, object] = {}
-    output = OutputLeg(
-        texts="file", count=0, tokens=0, cut=0, losses={}, distances=[], formats=[], notes=[]
-    )
+    output = OutputLeg(texts="file", count=0, tokens=0, cut=0, losses={}, distances=[], formats=[], notes=[])
     behaviour = BehaviourLeg(benchmark="folder", metrics={}, formats=[], leaks=[], notes=[])
 
     def measure_output(*arguments: object, step: Step) -> OutputLeg:
@@ -145,10 +142,7 @@ def test_texts_and_benchmark_reach_their_legs(
     options = ["--texts", "file", "--benchmark", "folder", "--retrained", "t"]
     assert run(root, ["t", "u", *options, "--formats", "int8-row", "--json"], monkeypatch) == 0
     pair = (Path("t"), Path("u"), ("int8-row",))
-    assert given == {
-        "output": (*pair, Path("file")),
-        "behaviour": (*pair, Path("folder"), Path("t")),
-    }
+    assert given == {"output": (*pair, Path("file")), "behaviour": (*pair, Path("folder"), Path("t"))}
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert (result["output"], result["behaviour"]) == (output, behaviour)
@@ -166,9 +160,7 @@ def test_out_is_checked_before_a_weight_is_read(root: Path) -> None:
 
 
 @pytest.mark.parametrize("more", [[], ["--jobs", "2"], ["--quiet"]], ids=" ".join)
-def test_progress_is_one_line_a_stage_where_standard_error_is_no_terminal(
-    more: list[str], root: Path
-) -> None:
+def test_progress_is_one_line_a_stage_where_standard_error_is_no_terminal(more: list[str], root: Path) -> None:
     """Only the lines at the ends of stages are compared: a slow machine says more in between."""
     command = [sys.executable, "-m", "unforgotten.cli", "audit", "t", "u", "--json", *more]
     done = subprocess.run(command, check=False, capture_output=True, text=True, cwd=root)
@@ -195,9 +187,8 @@ def test_a_signal_while_the_audit_runs_ends_with_130_and_one_line(root: Path) ->
         "main()\n"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", script], cwd=root, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    )  # fmt: skip
+        [sys.executable, "-c", script], cwd=root, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
     try:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"

@@ -19,14 +19,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 from safetensors.numpy import save_file
 
-from unforgotten.audit import (
-    DEFAULT_FORMATS,
-    VERDICTS,
-    AuditResult,
-    audit_pair,
-    open_checkpoint,
-    print_summary,
-)
+from unforgotten.audit import DEFAULT_FORMATS, VERDICTS, AuditResult, audit_pair, open_checkpoint, print_summary
 from unforgotten.audit.findings import judge_gain
 from unforgotten.audit.rows import kolmogorov_tail
 from unforgotten.theory.update import GRID_MODES
@@ -34,9 +27,7 @@ from unforgotten.theory.update import GRID_MODES
 HOSTILE = 'layers.0.<script>alert("1")</script>&[bold].weight'
 ESCAPED = "layers.0.&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&amp;[bold].weight"
 EVIL_NORM = "\x1b[31mnorm\n<b>.weight"
-FILES = {
-    "audit.json", "tensors.parquet", "audit.html", "model-card.md", "audit.sarif", "audit.junit.xml",
-}  # fmt: skip
+FILES = {"audit.json", "tensors.parquet", "audit.html", "model-card.md", "audit.sarif", "audit.junit.xml"}
 SIGNS = np.array([-1, 1], np.float32)
 COARSE = 0.5  # smaller than half of int4's zero bin at absmax 7
 
@@ -56,8 +47,7 @@ def start() -> dict[str, NDArray[Any]]:
 def swallowed() -> dict[str, NDArray[Any]]:
     """All moved weights stay well inside the zero bin of int4-row, |w| < 0.5 at step 1."""
     return {
-        n: np.where(np.abs(w) < COARSE / 2, w + COARSE / 8, w) if w.ndim == 2 else w + 1
-        for n, w in start().items()
+        n: np.where(np.abs(w) < COARSE / 2, w + COARSE / 8, w) if w.ndim == 2 else w + 1 for n, w in start().items()
     }
 
 
@@ -66,9 +56,7 @@ def passing() -> dict[str, NDArray[Any]]:
     return {n: w + np.float32(0.1) * rng.choice(SIGNS, w.shape) for n, w in start().items()}
 
 
-def audited(
-    root: Path, end: dict[str, NDArray[Any]], formats: Sequence[str] = DEFAULT_FORMATS
-) -> AuditResult:
+def audited(root: Path, end: dict[str, NDArray[Any]], formats: Sequence[str] = DEFAULT_FORMATS) -> AuditResult:
     """The audit of `start()` and `end`, written to `root / "out"`."""
     return audit_pair(save(root / "t", start()), save(root / "u", end), formats, root / "out")
 
@@ -89,10 +77,9 @@ def test_json_is_the_result_and_has_every_specified_field(tmp_path: Path) -> Non
     assert [(f["format"], f["grid"]) for f in result["formats"]] == [
         (f, g) for f in DEFAULT_FORMATS for g in GRID_MODES
     ]
-    assert {
-        "weights", "code_flips", "value_changes", "expected_flips", "gain", "cosine", "position",
-        "wash",
-    } <= set(result["formats"][0])  # fmt: skip
+    assert {"weights", "code_flips", "value_changes", "expected_flips", "gain", "cosine", "position", "wash"} <= set(
+        result["formats"][0]
+    )
     assert set(result["formats"][0]["position"]) == {"ks", "p"}
     assert set(result["formats"][0]["wash"]) == {"z", "p"}
     assert {"dtype", "unchanged_fraction", "dead_zone"} <= set(result["storage"])
@@ -128,9 +115,7 @@ def test_no_update_has_no_ratios_and_says_so(tmp_path: Path) -> None:
     assert {f["cosine"] for f in result["formats"]} == {None}
     assert {f["wash"]["z"] for f in result["formats"]} == {None}
     assert result["verdict"]["reasons"][0].startswith("No update: all 16,384 weights of the 2 ")
-    assert result["storage"]["dead_zone"] == {
-        "detected": False, "threshold": None, "lr_estimate": None,
-    }  # fmt: skip
+    assert result["storage"]["dead_zone"] == {"detected": False, "threshold": None, "lr_estimate": None}
 
 
 def test_swallowed_update_is_explained(tmp_path: Path) -> None:
@@ -198,9 +183,7 @@ def test_page_escapes_hostile_names_and_needs_nothing_else(tmp_path: Path) -> No
     assert page.count("<script") == page.count("<script>") == 1
     script = page.split("<script>")[1].split("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    assert (
-        f"script-src &#39;sha256-{digest}&#39;" in page or f"script-src 'sha256-{digest}'" in page
-    )
+    assert f"script-src &#39;sha256-{digest}&#39;" in page or f"script-src 'sha256-{digest}'" in page
     assert "<b>.weight" not in page
     for word in ("http:", "https:", "src=", "@import", "url("):
         assert word not in page
@@ -245,8 +228,6 @@ def test_summary_shows_table_verdict_and_reasons(kind: str, tmp_path: Path) -> N
 
 def test_import_leaves_heavy_packages_out() -> None:
     script = "import sys, unforgotten.audit; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd="/"
-    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, cwd="/")
     assert done.returncode == 0, done.stderr
     assert not {"torch", "transformers", "safetensors"} & set(done.stdout.split())

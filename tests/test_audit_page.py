@@ -31,9 +31,7 @@ def matrices(seed: int) -> dict[str, NDArray[Any]]:
     start = np.random.default_rng(0)
     move = np.random.default_rng(seed)
     return {
-        name: (start.normal(size=(16, 64)) + seed * move.normal(0, 0.1, (16, 64))).astype(
-            np.float32
-        )
+        name: (start.normal(size=(16, 64)) + seed * move.normal(0, 0.1, (16, 64))).astype(np.float32)
         for name in [*names, HOSTILE]
     }
 

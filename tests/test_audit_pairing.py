@@ -115,12 +115,8 @@ def test_pair_that_does_not_match_is_refused(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("name", [MATRIX, EMBEDDING])
 @pytest.mark.parametrize("side", ["t", "u"])
-def test_tensor_that_is_not_finite_is_refused(
-    dtype: type, value: float, name: str, side: str, tmp_path: Path
-) -> None:
-    content: dict[str, Tensors] = {
-        s: {n: w.astype(dtype) for n, w in tensors().items()} for s in "tu"
-    }
+def test_tensor_that_is_not_finite_is_refused(dtype: type, value: float, name: str, side: str, tmp_path: Path) -> None:
+    content: dict[str, Tensors] = {s: {n: w.astype(dtype) for n, w in tensors().items()} for s in "tu"}
     content[side][name][3, 5] = value
     for s in "tu":
         save(tmp_path / s, content[s])
@@ -171,7 +167,5 @@ def test_buffers_and_dtypes_may_differ_between_the_two(tmp_path: Path) -> None:
     u = {n: w.astype(BF16) if w.dtype == np.float32 else w for n, w in t.items()}
     u["model.norm.weight"] = u["model.norm.weight"].astype(np.float16)
     leg = weights_leg(save(tmp_path / "t", t), save(tmp_path / "u", u), ["int4-row"])
-    assert leg.kept == {
-        "ids": False, "mask": False, EMBEDDING: True, "model.norm.weight": False,
-    }  # fmt: skip
+    assert leg.kept == {"ids": False, "mask": False, EMBEDDING: True, "model.norm.weight": False}
     assert leg.storage_dtype == "bfloat16"

@@ -54,9 +54,7 @@ def test_available_paths__end_with_those_of_any_processor() -> None:
 
 
 @pytest.mark.parametrize(("named", "size"), [("auto", SMALL + 1), ("", SMALL + 1)])
-def test_path_for__is_the_fastest_one(
-    named: str, size: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_path_for__is_the_fastest_one(named: str, size: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, named)
     assert simd.path_for(size) == available_paths()[0]
 
@@ -100,9 +98,7 @@ def test_every_path_gives_the_same_leg(tmp_path: Path, monkeypatch: pytest.Monke
 
 
 @pytest.mark.parametrize("path", [available_paths()[0], NUMPY])
-def test_every_path_refuses_alike(
-    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_every_path_refuses_alike(path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(VARIABLE, path)
     bad: Array = np.zeros((4, 64), np.float32)
     bad[1, 7] = np.nan
@@ -133,9 +129,7 @@ except ValueError as error:
 
 @pytest.mark.parametrize("asked", ["auto", *VECTOR_PATHS, "scalar", "numpy"])
 @pytest.mark.parametrize("machine", ["own", "haswell", "oldest"])
-def test_a_process_runs_what_it_can_and_refuses_the_rest(
-    asked: str, machine: str, tmp_path: Path
-) -> None:
+def test_a_process_runs_what_it_can_and_refuses_the_rest(asked: str, machine: str, tmp_path: Path) -> None:
     """In a process of its own: LLVM ends the one in which it meets an instruction that is not there."""
     if machine != "own" and llvm.get_process_triple().split("-")[0] != "x86_64":
         pytest.skip("the older processors are those of x86")
@@ -148,9 +142,8 @@ def test_a_process_runs_what_it_can_and_refuses_the_rest(
         pytest.skip("this processor is older than haswell")
     files = save_pair(tmp_path, (16, 128))
     done = subprocess.run(
-        [sys.executable, "-P", "-c", ASKED, *map(str, files)],
-        check=False, env=env, capture_output=True, text=True,
-    )  # fmt: skip
+        [sys.executable, "-P", "-c", ASKED, *map(str, files)], check=False, env=env, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stderr
     said = json.loads(done.stdout)
     if machine == "oldest":

@@ -72,7 +72,9 @@ def test_prefix_may_be_missing_on_one_side(turned: bool, tmp_path: Path) -> None
         assert np.array_equal(after.read(name), w)
         assert np.array_equal(after.read_rows(name, 2, 5), w[2:5])
     assert after.sha256() == open_checkpoint(tmp_path / "u").sha256()
-    plain = audit_pair(save(tmp_path / "t2", tensors(int(turned))), save(tmp_path / "u2", tensors(int(not turned))), FORMATS)  # fmt: skip
+    plain = audit_pair(
+        save(tmp_path / "t2", tensors(int(turned))), save(tmp_path / "u2", tensors(int(not turned))), FORMATS
+    )
     found = audit_pair(tmp_path / "t", tmp_path / "u", FORMATS)
     assert found["formats"] == plain["formats"]
 
@@ -202,9 +204,7 @@ def test_links_that_stay_inside_are_followed(tmp_path: Path) -> None:
     (folder / "model-0.safetensors").rename(folder / "blob")
     link(folder / "model-0.safetensors", Path("blob"))
     link(tmp_path / "named-by-the-user", folder)
-    assert np.array_equal(
-        open_source(tmp_path / "named-by-the-user").read(MATRIX), tensors()[MATRIX]
-    )
+    assert np.array_equal(open_source(tmp_path / "named-by-the-user").read(MATRIX), tensors()[MATRIX])
 
 
 def test_snapshot_may_link_to_blobs_of_its_own_repository_only(tmp_path: Path) -> None:
@@ -251,12 +251,21 @@ HOSTILE: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "all memory behind a 0": (raw(entry([0, 2**40, 2**40], [0, 0])), (MATRIX, "multiply to")),
     "too many values": (raw(b"[" + b"0," * (MAX_JSON_VALUES + 1)), ("at most 4000000 JSON",)),
     "deep arrays": (raw(b'{"a":' + b"[" * 10**6), ("valid JSON",)),
-    "nan for a shape": (raw(b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}', bytes(4)),
-                        ("'a'", "integers >= 0")),
-    "offsets not aligned to their dtype overlap": (raw({
-        "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
-        "b": {"dtype": "F32", "shape": [1], "data_offsets": [2, 6]}}, bytes(6)), ("'b'", "overlap")),
-}  # fmt: skip
+    "nan for a shape": (
+        raw(b'{"a": {"dtype": "F32", "shape": [NaN], "data_offsets": [0, 4]}}', bytes(4)),
+        ("'a'", "integers >= 0"),
+    ),
+    "offsets not aligned to their dtype overlap": (
+        raw(
+            {
+                "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+                "b": {"dtype": "F32", "shape": [1], "data_offsets": [2, 6]},
+            },
+            bytes(6),
+        ),
+        ("'b'", "overlap"),
+    ),
+}
 
 
 @pytest.mark.parametrize("kind", HOSTILE)
@@ -294,8 +303,10 @@ def test_pickles_are_refused_by_name_in_any_case(name: str, tmp_path: Path) -> N
 
 def test_offsets_need_no_alignment(tmp_path: Path) -> None:
     """The format does not ask for it, so a float may begin at an odd byte."""
-    header = {"a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
-              "b": {"dtype": "F32", "shape": [2], "data_offsets": [3, 11]}}  # fmt: skip
+    header = {
+        "a": {"dtype": "U8", "shape": [3], "data_offsets": [0, 3]},
+        "b": {"dtype": "F32", "shape": [2], "data_offsets": [3, 11]},
+    }
     values = np.array([1.5, -2], np.float32)
     (tmp_path / SINGLE).write_bytes(raw(header, bytes(3) + values.tobytes()))
     assert np.array_equal(open_source(tmp_path).read("b"), values)
@@ -327,13 +338,11 @@ def full(*a): raise OSError(28, "No space left on device", "out")
 write.pq.write_table = full
 """
 PATCHES: dict[str, tuple[str, int, str]] = {
-    "SIGINT while measuring": (
-        f"unforgotten.audit.run.weights_leg = lambda *a, **k: {STOP}", 130, INTERRUPTED),
+    "SIGINT while measuring": (f"unforgotten.audit.run.weights_leg = lambda *a, **k: {STOP}", 130, INTERRUPTED),
     "SIGINT while writing": (f"write.render = lambda *a: {STOP}", 130, INTERRUPTED),
     "full disk": ("resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))", 2, "too large"),
-    "full disk at the table": (
-        FULL, 2, "No space left"),
-}  # fmt: skip
+    "full disk at the table": (FULL, 2, "No space left"),
+}
 
 
 @pytest.mark.parametrize("kind", PATCHES)
@@ -342,9 +351,8 @@ def test_nothing_half_written_is_left(kind: str, tmp_path: Path) -> None:
     save(tmp_path / "t", tensors())
     save(tmp_path / "u", tensors(1))
     done = subprocess.run(
-        [sys.executable, "-c", PATCHED.format(patch=patch)],
-        check=False, capture_output=True, text=True, cwd=tmp_path,
-    )  # fmt: skip
+        [sys.executable, "-c", PATCHED.format(patch=patch)], check=False, capture_output=True, text=True, cwd=tmp_path
+    )
     assert (done.returncode, done.stdout) == (code, ""), done.stderr
     assert done.stderr.count("\n") == 1
     assert words in done.stderr
@@ -367,11 +375,7 @@ def test_no_file_outside_is_opened(tmp_path: Path) -> None:
     """Whatever the index names, the process opens weight files inside the directory only."""
     folder = save_sharded(tmp_path / "t", tensors(), 2)
     (tmp_path / "secret.safetensors").write_bytes(raw({}))
-    secrets = [
-        "../secret.safetensors",
-        str(tmp_path / "secret.safetensors"),
-        "x/../../secret.safetensors",
-    ]
+    secrets = ["../secret.safetensors", str(tmp_path / "secret.safetensors"), "x/../../secret.safetensors"]
     opened: list[str] = []
     watching = [True]  # a hook cannot be taken away
 
@@ -382,9 +386,7 @@ def test_no_file_outside_is_opened(tmp_path: Path) -> None:
     sys.addaudithook(watch)
     for secret in secrets:
         (folder / INDEX).write_text(json.dumps({"weight_map": {MATRIX: secret}}))
-        with pytest.raises(
-            CheckpointError, match=r"must be in a \.safetensors file of the same dir"
-        ):
+        with pytest.raises(CheckpointError, match=r"must be in a \.safetensors file of the same dir"):
             open_source(folder)
     watching.clear()
     assert not [path for path in opened if "secret" in path]

@@ -12,26 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from unforgotten.audit.evidence import (
-    LEVEL,
-    MATERIAL,
-    SURELY,
-    Items,
-    clopper_pearson,
-    leak,
-    recovery_row,
-    student,
-)
+from unforgotten.audit.evidence import LEVEL, MATERIAL, SURELY, Items, clopper_pearson, leak, recovery_row, student
 from unforgotten.audit.findings import Finding
-from unforgotten.audit.legs import (
-    BehaviourFormat,
-    BehaviourLeg,
-    Leak,
-    Mean,
-    OutputFormat,
-    OutputLeg,
-    RecoveryRow,
-)
+from unforgotten.audit.legs import BehaviourFormat, BehaviourLeg, Leak, Mean, OutputFormat, OutputLeg, RecoveryRow
 from unforgotten.audit.verdict import Word, decide, judge_behaviour, judge_output
 
 FINDINGS: tuple[Finding, ...] = get_args(Finding)
@@ -46,14 +29,20 @@ def row(metric: str, rho: float | None, half_width: float = 0.05, **changes: obj
     """A row with a symmetric interval and p-values that agree with it; of 100, unlearning took 80."""
     shown = rho is not None
     found = RecoveryRow(
-        metric=metric, n=32, target=100.0, unlearned=20.0, quantized_target=100.0,
-        quantized_unlearned=20.0 + 80.0 * (rho or 0.0), removed=True, rho=rho,
+        metric=metric,
+        n=32,
+        target=100.0,
+        unlearned=20.0,
+        quantized_target=100.0,
+        quantized_unlearned=20.0 + 80.0 * (rho or 0.0),
+        removed=True,
+        rho=rho,
         low=rho - half_width if rho is not None else None,
         high=rho + half_width if rho is not None else None,
         change=[0.0, 0.0],
         p_undone=1e-6 if shown and (rho or 0.0) - half_width > SURELY else 1.0,
         p_survives=1e-6 if shown and (rho or 0.0) + half_width < MATERIAL else 1.0,
-    )  # fmt: skip
+    )
     return RecoveryRow(**{**found, **changes})  # type: ignore[typeddict-item]
 
 
@@ -71,10 +60,7 @@ def output(*formats: Sequence[RecoveryRow]) -> OutputLeg:
         for i, group in enumerate(formats)
     ]
     mean = Mean(value=1.0, stderr=None, n=1)
-    return OutputLeg(
-        texts="t", count=1, tokens=1, cut=0, losses={"target": mean}, distances=[], formats=rows,
-        notes=[],
-    )  # fmt: skip
+    return OutputLeg(texts="t", count=1, tokens=1, cut=0, losses={"target": mean}, distances=[], formats=rows, notes=[])
 
 
 def both(rho: float | None, half_width: float = 0.05) -> list[RecoveryRow]:
@@ -86,11 +72,7 @@ SAYS = {
     "undecided": behaviour([row("M1", 0.25, 0.2)]),
     "undone": behaviour([row("M1", 0.8)]),
 }
-WRITES = {
-    "survives": output(both(0.0)),
-    "undecided": output(both(0.25, 0.2)),
-    "undone": output(both(0.8)),
-}
+WRITES = {"survives": output(both(0.0)), "undecided": output(both(0.25, 0.2)), "undone": output(both(0.8))}
 
 
 @pytest.mark.parametrize("finding", FINDINGS)
@@ -186,19 +168,11 @@ def test_output_needs_both_metrics_in_one_format() -> None:
     still = [row("accuracy", 0.0), row("probability", 0.0)]
     assert judge_output(output([accuracy, still[1]], [still[0], probability])).word == "undecided"
     assert judge_output(output([accuracy, probability], still)).word == "undone"
-    assert (
-        judge_output(output([row("accuracy", 0.45), row("probability", 0.45)])).word == "undecided"
-    )
+    assert judge_output(output([row("accuracy", 0.45), row("probability", 0.45)])).word == "undecided"
 
 
-@given(
-    rhos=st.lists(st.floats(-0.5, 1.2), min_size=1, max_size=5),
-    raised=st.data(),
-    width=st.floats(0.01, 0.3),
-)
-def test_more_recovery_never_calms_the_verdict(
-    rhos: list[float], raised: st.DataObject, width: float
-) -> None:
+@given(rhos=st.lists(st.floats(-0.5, 1.2), min_size=1, max_size=5), raised=st.data(), width=st.floats(0.01, 0.3))
+def test_more_recovery_never_calms_the_verdict(rhos: list[float], raised: st.DataObject, width: float) -> None:
     more = [raised.draw(st.floats(rho, 1.5)) for rho in rhos]
     less_leg, more_leg = (behaviour(*([row("M1", x, width)] for x in xs)) for xs in (rhos, more))
     before, after = judge_behaviour(less_leg).word, judge_behaviour(more_leg).word
@@ -208,9 +182,7 @@ def test_more_recovery_never_calms_the_verdict(
 @given(st.lists(st.floats(-0.5, 1.2), min_size=2, max_size=5), st.randoms(use_true_random=False))
 def test_the_order_of_formats_does_not_matter(rhos: list[float], random: Random) -> None:
     shuffled = random.sample(rhos, len(rhos))
-    words = {
-        judge_behaviour(behaviour(*([row("M1", x)] for x in xs))).word for xs in (rhos, shuffled)
-    }
+    words = {judge_behaviour(behaviour(*([row("M1", x)] for x in xs))).word for xs in (rhos, shuffled)}
     assert len(words) == 1
 
 
@@ -221,11 +193,7 @@ def test_rows_do_not_see_unit_or_direction(seed: int, n: int) -> None:
     four = Items(*(rng.integers(0, 64, n).astype(float) for _ in range(4)))
     scaled = Items(*(x * 0.5 + 3.0 for x in four))
     mirrored = Items(*(-x for x in four))
-    rows = (
-        recovery_row("m", four),
-        recovery_row("m", scaled),
-        recovery_row("m", mirrored, loss=True),
-    )
+    rows = (recovery_row("m", four), recovery_row("m", scaled), recovery_row("m", mirrored, loss=True))
     for other in rows[1:]:
         for key in ("rho", "low", "high", "p_undone", "p_survives"):
             ours, theirs = rows[0][key], other[key]

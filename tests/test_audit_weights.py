@@ -84,10 +84,7 @@ def test_numbers_are_those_of_survival(pair: tuple[Path, Path]) -> None:
     assert list(leg.totals) == settings
     assert [t.name for t in leg.tensors] == sorted(SHAPES)
     for s in settings:
-        direct = {
-            n: survival(target.read(n), unlearned.read(n), format_named(s.format), s.grid)
-            for n in SHAPES
-        }
+        direct = {n: survival(target.read(n), unlearned.read(n), format_named(s.format), s.grid) for n in SHAPES}
         for tensor in leg.tensors:
             assert_agree(tensor.survival[s], direct[tensor.name])
         assert_agree(leg.totals[s], add(direct.values()))
@@ -128,9 +125,7 @@ def test_progress_names_every_tensor(pair: tuple[Path, Path]) -> None:
 @pytest.mark.parametrize("kind", ["nf4", "fp4"])
 def test_codes_are_those_of_bitsandbytes(kind: str, pair: tuple[Path, Path]) -> None:
     torch = pytest.importorskip("torch", reason="bitsandbytes needs torch")
-    functional = pytest.importorskip(
-        "bitsandbytes.functional", reason="the reference for nf4 and fp4"
-    )
+    functional = pytest.importorskip("bitsandbytes.functional", reason="the reference for nf4 and fp4")
     t, u = (open_checkpoint(p) for p in pair)
 
     def quantized(w: NDArray[Any]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
@@ -154,9 +149,7 @@ def test_dead_zone_of_pure_bf16_training_is_found(stored: type, tmp_path: Path) 
     start = base()
     end: Tensors = {n: w.astype(stored) for n, w in trained(start, master=BF16).items()}
     leg = weights_leg(
-        open_checkpoint(save(tmp_path / "t", start)),
-        open_checkpoint(save(tmp_path / "u", end)),
-        DEFAULT_FORMATS,
+        open_checkpoint(save(tmp_path / "t", start)), open_checkpoint(save(tmp_path / "u", end)), DEFAULT_FORMATS
     )
     assert leg.precision == "bfloat16"
     assert leg.storage_dtype == np.dtype(stored).name

@@ -39,9 +39,7 @@ def content(out: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in out.rglob("*") if path.is_file()}
 
 
-def test_audit_json_names_the_digest_of_every_other_file(
-    pair: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_audit_json_names_the_digest_of_every_other_file(pair: tuple[Path, Path], tmp_path: Path) -> None:
     result = audit_pair(*pair, ["int8-row"], tmp_path / "out")
     files = content(tmp_path / "out")
     assert set(files) == set(FILES)
@@ -53,9 +51,7 @@ def test_audit_json_names_the_digest_of_every_other_file(
 
 @pytest.mark.parametrize("name", sorted(set(FILES) - {"audit.json"}))
 @pytest.mark.parametrize("fault", ["other", "missing"])
-def test_a_mix_of_two_audits_is_found(
-    name: str, fault: str, pair: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_a_mix_of_two_audits_is_found(name: str, fault: str, pair: tuple[Path, Path], tmp_path: Path) -> None:
     audit_pair(*pair, ["int8-row"], tmp_path / "out")
     audit_pair(*pair, ["nf4-b64"], tmp_path / "other")
     place = tmp_path / "out" / name
@@ -79,11 +75,7 @@ BUILDERS = ("render", "table", "render_model_card", "render_sarif", "render_juni
 @pytest.mark.parametrize("builder", BUILDERS)
 @pytest.mark.parametrize("old", [True, False])
 def test_full_disk_while_building_leaves_what_was_there(
-    builder: str,
-    old: bool,
-    pair: tuple[Path, Path],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    builder: str, old: bool, pair: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
     if old:
@@ -100,9 +92,13 @@ def test_full_disk_while_building_leaves_what_was_there(
 @pytest.mark.parametrize("old", [True, False])
 @pytest.mark.parametrize("moves", range(len(FILES)))
 def test_a_fault_between_the_moves_takes_them_back(
-    moves: int, old: bool, error: BaseException, pair: tuple[Path, Path], tmp_path: Path,
+    moves: int,
+    old: bool,
+    error: BaseException,
+    pair: tuple[Path, Path],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """After `moves` files are in place the next move fails, once."""
     out = tmp_path / "out"
     if old:
@@ -134,9 +130,7 @@ def test_a_killed_process_leaves_whole_files_and_a_mix_that_is_found(
     after = content(other)
     for moved, name in enumerate(FILES[:-1], 1):
         (out / name).write_bytes(after[name])
-        assert {n: c in (before[n], after[n]) for n, c in content(out).items()} == dict.fromkeys(
-            FILES, True
-        )
+        assert {n: c in (before[n], after[n]) for n, c in content(out).items()} == dict.fromkeys(FILES, True)
         with pytest.raises(CheckpointError):
             check_files(out)
         assert moved < len(FILES)
@@ -144,9 +138,7 @@ def test_a_killed_process_leaves_whole_files_and_a_mix_that_is_found(
     check_files(out)
 
 
-def test_links_out_of_the_directory_are_replaced_and_not_followed(
-    pair: tuple[Path, Path], tmp_path: Path
-) -> None:
+def test_links_out_of_the_directory_are_replaced_and_not_followed(pair: tuple[Path, Path], tmp_path: Path) -> None:
     out, victim = tmp_path / "out", tmp_path / "victim"
     victim.write_text("mine")
     out.mkdir()

@@ -31,9 +31,7 @@ from unforgotten.experiments.config import BaseConfig
 
 aten = torch.ops.aten
 U16 = 2.0**-8  # half an ulp of bfloat16 at 1
-ULP32 = (
-    2.0**-23
-)  # of float32 at 1: a whole one, for instructions need not round their sums to nearest
+ULP32 = 2.0**-23  # of float32 at 1: a whole one, for instructions need not round their sums to nearest
 TINIEST = 2.0**-126  # below it, instructions may take a number for 0
 LENGTH = 300  # of the sums; no multiple of what a kernel takes at once
 SHAPES: Mapping[Any, tuple[tuple[int, ...], ...]] = {
@@ -114,9 +112,7 @@ class Kernels(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.seen: list[tuple[Any, bool]] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         if func.overloadpacket in flop_registry or func in PRODUCTS | FUSED_ATTENTION:
             self.seen.append((func, args[0].dtype == torch.bfloat16))
         return func(*args, **kwargs or {})
@@ -132,17 +128,14 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 def narrow_llama() -> Any:
     return tiny_llama(
-        BaseConfig(vocabulary=300, width=64, feed_forward=96, layers=2, heads=2, positions=64),
-        seed=0,
+        BaseConfig(vocabulary=300, width=64, feed_forward=96, layers=2, heads=2, positions=64), seed=0
     ).to(torch.bfloat16)
 
 
 def loss_of(model: Any, seed: int = 0) -> Tensor:
     ids = torch.randint(3, 300, (4, 40), generator=torch.Generator().manual_seed(seed))
     logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
-    return torch.nn.functional.cross_entropy(
-        logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten()
-    )
+    return torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
 
 def test_no_bfloat16_product_of_a_step_reaches_a_kernel(threads: int) -> None:
@@ -161,9 +154,7 @@ def test_no_bfloat16_product_of_a_step_reaches_a_kernel(threads: int) -> None:
 def test_no_bfloat16_product_of_generation_reaches_a_kernel(threads: int) -> None:
     model, ids = narrow_llama().eval(), torch.full((2, 5), 7)
     with Kernels() as kernels, Float32Products():
-        model.generate(
-            input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False
-        )
+        model.generate(input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=3, do_sample=False)
     assert len(kernels.seen) >= 3 * 19
     assert not any(narrow for _, narrow in kernels.seen)
 
@@ -182,9 +173,7 @@ class Compared(TorchDispatchMode):
         super().__init__()  # type: ignore[no-untyped-call]
         self.products, self.unequal, self.numbers = 0, 0, 0
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
         native = func(*args, **kwargs or {})
         if func in PRODUCTS and args[0].dtype == torch.bfloat16:
             with Float32Products():
@@ -209,8 +198,7 @@ def step_of_whole_numbers(computed: Any) -> list[Tensor]:
     """Parameters after one AdamW step whose sums float32 holds exactly, in any order: whole numbers below 2^24."""
     generator = torch.Generator().manual_seed(0)
     numbers = [
-        torch.randint(-3, 4, shape, generator=generator).to(torch.bfloat16)
-        for shape in ((40, 64), (64, 96), (96, 50))
+        torch.randint(-3, 4, shape, generator=generator).to(torch.bfloat16) for shape in ((40, 64), (64, 96), (96, 50))
     ]
     x, *weights = numbers
     parameters = [torch.nn.Parameter(w) for w in weights]
@@ -233,9 +221,7 @@ def test_a_forced_choice_asks_nothing(choice: Any, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("fast", "computed"), [(True, "native"), (False, "float32")])
-def test_auto_is_native_where_that_is_fast(
-    fast: bool, computed: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_auto_is_native_where_that_is_fast(fast: bool, computed: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bf16_products, "native_is_fast", lambda: fast)
     assert resolve("auto") == computed
 
@@ -261,13 +247,14 @@ def test_the_processor_must_have_the_instructions(
     assert native_is_fast() is False
 
 
-@pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"), reason="the limit is one of x86 instructions"
-)
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the limit is one of x86 instructions")
 def test_auto_minds_the_limit_of_onednn() -> None:
     code = "from unforgotten.experiments.bf16_products import resolve; print(resolve('auto'))"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
-        capture_output=True, text=True, check=True, env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2"},
+    )
     assert done.stdout.strip() == "float32"

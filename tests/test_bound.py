@@ -46,19 +46,12 @@ def test_bf16_freezes_what_fp32_moves() -> None:
 
 
 def test_nothing_moves_is_said() -> None:
-    done = call(
-        "--format", "int4-g64", "--std", "1", "--lr", "1e-12", "--steps", "3", "--dtype", "fp16"
-    )
+    done = call("--format", "int4-g64", "--std", "1", "--lr", "1e-12", "--steps", "3", "--dtype", "fp16")
     assert "undefined" in done.stdout
 
 
 @pytest.mark.parametrize(
-    "more",
-    [
-        ["--dtype", "bf16"],
-        ["--dtype", "fp32"],
-        ["--dtype", "bf16", "--snr", "0.5", "--gain", "0.9"],
-    ],
+    "more", [["--dtype", "bf16"], ["--dtype", "fp32"], ["--dtype", "bf16", "--snr", "0.5", "--gain", "0.9"]]
 )
 def test_it_loads_nothing_heavy(more: list[str]) -> None:
     command = [sys.executable, "-c", LOADED, "bound", *ASKED, *more]

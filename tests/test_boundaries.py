@@ -56,8 +56,6 @@ def test_arrows_point_one_way(folder: str) -> None:
 @pytest.mark.parametrize("part", KEEPS_OUT)
 def test_import_leaves_heavy_packages_out(part: str) -> None:
     script = f"import sys, {', '.join(modules(part))}; print(*sys.modules)"
-    done = subprocess.run(
-        [sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd="/"
-    )
+    done = subprocess.run([sys.executable, "-c", script], check=False, capture_output=True, text=True, cwd="/")
     assert done.returncode == 0, done.stderr
     assert not KEEPS_OUT[part] & set(done.stdout.split())

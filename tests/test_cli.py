@@ -61,10 +61,7 @@ def save(folder: Path, tensors: dict[str, NDArray[np.float32]]) -> str:
 def pair(tmp_path: Path) -> tuple[str, str]:
     w = np.random.default_rng(0).normal(0, 0.02, (64, 128)).astype(np.float32)
     moved = w + np.float32(0.001)
-    return (
-        save(tmp_path / "target", {"layer.weight": w}),
-        save(tmp_path / "unlearned", {"layer.weight": moved}),
-    )
+    return (save(tmp_path / "target", {"layer.weight": w}), save(tmp_path / "unlearned", {"layer.weight": moved}))
 
 
 def assert_refused(done: Done, *words: str) -> None:
@@ -94,9 +91,7 @@ def assert_refused(done: Done, *words: str) -> None:
         (["report", "no-such-folder"], ["no-such-folder"]),
     ],
 )
-def test_bad_usage_is_one_line_and_writes_nothing(
-    tmp_path: Path, arguments: list[str], words: list[str]
-) -> None:
+def test_bad_usage_is_one_line_and_writes_nothing(tmp_path: Path, arguments: list[str], words: list[str]) -> None:
     assert_refused(call(*arguments, cwd=tmp_path), *words)
     assert list(tmp_path.iterdir()) == []
 
@@ -122,9 +117,13 @@ def test_audit_of_a_pair(pair: tuple[str, str], tmp_path: Path) -> None:
     stages = ["[1/3] open: ", "[2/3] weights: 1/1 tensors, ", "[3/3] findings and files: "]
     assert ends == [*stages, ""]
     assert {p.name for p in (tmp_path / "out").iterdir()} == {
-        "audit.json", "audit.html", "tensors.parquet", "model-card.md", "audit.sarif",
+        "audit.json",
+        "audit.html",
+        "tensors.parquet",
+        "model-card.md",
+        "audit.sarif",
         "audit.junit.xml",
-    }  # fmt: skip
+    }
 
 
 @pytest.mark.parametrize(("verdicts", "code"), [("undecided", 1), ("undone,survives", 0)])
@@ -134,9 +133,7 @@ def test_fail_on(pair: tuple[str, str], tmp_path: Path, verdicts: str, code: int
     assert (tmp_path / "out/audit.json").exists()
 
 
-def test_an_error_follows_the_lines_of_the_stages_before_it(
-    pair: tuple[str, str], tmp_path: Path
-) -> None:
+def test_an_error_follows_the_lines_of_the_stages_before_it(pair: tuple[str, str], tmp_path: Path) -> None:
     nan = save(tmp_path / "nan", {"layer.weight": np.full((64, 128), np.nan, np.float32)})
     done = call("audit", pair[0], nan, "--out", str(tmp_path / "out"))
     assert done.returncode == 2
@@ -188,10 +185,7 @@ def test_dry_run_lists_the_stages_and_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_the_module_and_the_console_script_run() -> None:
-    for command in (
-        [sys.executable, "-m", "unforgotten.cli"],
-        [str(Path(sys.executable).with_name("unforgotten"))],
-    ):
+    for command in ([sys.executable, "-m", "unforgotten.cli"], [str(Path(sys.executable).with_name("unforgotten"))]):
         listing = [*command, "formats", "--json"]
         done = subprocess.run(listing, capture_output=True, text=True, check=True)
         assert "nf4-bN" in json.loads(done.stdout)

@@ -19,7 +19,7 @@ MICRO = str(Path(__file__).parent / "micro.yaml")
         ("unlearning.lr={fp32: 1e-4}", ["unlearning.lr (fp32)", "bf16"]),
         ("unlearning.max_steps={fp32: 4, bf16: 4}", ["unlearning.max_steps (fp32, bf16)", "bf16-sr"]),
     ],
-)  # fmt: skip
+)
 def test_a_bad_arm_is_one_line_that_names_it(override: str, words: list[str]) -> None:
     with pytest.raises(ValueError) as caught:  # noqa: PT011  # the words are the match
         load_config(MICRO, overrides=[override])

@@ -12,24 +12,12 @@ torch = pytest.importorskip("torch", reason="generation needs unforgotten[experi
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from unforgotten.experiments.batches import pad
-from unforgotten.experiments.generation import (
-    LEAST_SHARED,
-    REUSING,
-    beginning,
-    generate,
-    prompt_batches,
-    shared_length,
-)
+from unforgotten.experiments.generation import LEAST_SHARED, REUSING, beginning, generate, prompt_batches, shared_length
 
 VOCABULARY, NEW_TOKENS, BATCH = 64, 8, 3
 TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=1)
 ROUNDING = 4 * 2.0**-11.5  # 4 sqrt(eps) of float32, plain agreement, relative to the largest logit
-BASE = {
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-}
+BASE = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
 LLAMA = {**BASE, "num_key_value_heads": 2, "max_position_embeddings": 128}
 SETTINGS: dict[str, dict[str, Any]] = {
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 128},
@@ -44,9 +32,13 @@ def micro(model_type: str, attention: str = "eager", **more: Any) -> Any:
     """A model whose answers hang on all that it reads: its matrices are larger than a fresh model's."""
     torch.manual_seed(0)
     config = AutoConfig.for_model(
-        model_type, vocab_size=VOCABULARY, pad_token_id=0, bos_token_id=2, eos_token_id=1,
+        model_type,
+        vocab_size=VOCABULARY,
+        pad_token_id=0,
+        bos_token_id=2,
+        eos_token_id=1,
         **(SETTINGS.get(model_type, LLAMA) | more),
-    )  # fmt: skip
+    )
     model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).eval()
     with torch.no_grad():
         for p in model.parameters():
@@ -82,9 +74,13 @@ def first_logits(model: Any, batches: Any) -> Any:
     from transformers import GenerationConfig
 
     settings = GenerationConfig(
-        max_new_tokens=1, do_sample=False, pad_token_id=0, eos_token_id=1, output_logits=True,
+        max_new_tokens=1,
+        do_sample=False,
+        pad_token_id=0,
+        eos_token_id=1,
+        output_logits=True,
         return_dict_in_generate=True,
-    )  # fmt: skip
+    )
     found = [model.generate(**b._asdict(), generation_config=settings).logits[0] for b in batches]
     return torch.cat(found)
 
@@ -109,9 +105,7 @@ def test_answers_are_those_of_whole_prompts(model_type: str, attention: str) -> 
 
 
 @pytest.mark.parametrize("model_type", sorted(REUSING))
-def test_the_tolerance_sees_padding_that_is_read_and_a_position_that_is_missed(
-    model_type: str,
-) -> None:
+def test_the_tolerance_sees_padding_that_is_read_and_a_position_that_is_missed(model_type: str) -> None:
     model, rows = micro(model_type), prompts()
     expected = whole(model, rows)[1][:, 0]
     tolerance = ROUNDING * float(expected.abs().max())
@@ -135,9 +129,7 @@ def test_the_tolerance_sees_padding_that_is_read_and_a_position_that_is_missed(
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4}}),
     ],
 )
-def test_a_model_that_may_read_columns_gets_whole_prompts(
-    model_type: str, more: dict[str, Any]
-) -> None:
+def test_a_model_that_may_read_columns_gets_whole_prompts(model_type: str, more: dict[str, Any]) -> None:
     model, rows = micro(model_type, **more), prompts()
     assert beginning(model, rows[0][:24]) is None
     for start, batch in zip((0, 3, 6), prompt_batches(model, rows, 0, BATCH), strict=True):

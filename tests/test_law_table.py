@@ -22,8 +22,5 @@ def test_the_text_states_the_numbers_of_the_rows() -> None:
     text = (LAWS / "README.md").read_text()
     assert all(r["gap"] <= r["allowed"] for r in rows)
     assert f"All {len(rows)} are inside; the largest share is {share:.2f}." in text
-    assert (
-        f"above\n{errors:.1f} standard errors, as chance alone would have it in {len(fixed)}."
-        in text
-    )
+    assert f"above\n{errors:.1f} standard errors, as chance alone would have it in {len(fixed)}." in text
     assert f"{seen:.4f} in the gain of int8-row" in text

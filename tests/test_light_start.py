@@ -17,11 +17,33 @@ finally:
     print(*sys.modules, file=sys.stderr)
 """
 HEAVY = {
-    "torch", "transformers", "accelerate", "tokenizers", "safetensors", "sklearn", "rouge_score",
-    "numba", "llvmlite", "pyarrow", "jinja2", "matplotlib", "pandas", "jax", "sympy", "z3",
-    "hypothesis", "pytest", "huggingface_hub", "rich.progress", "unforgotten.audit",
-    "scipy.special", "scipy.linalg", "scipy.optimize", "scipy.stats", "scipy.sparse",
-}  # fmt: skip
+    "torch",
+    "transformers",
+    "accelerate",
+    "tokenizers",
+    "safetensors",
+    "sklearn",
+    "rouge_score",
+    "numba",
+    "llvmlite",
+    "pyarrow",
+    "jinja2",
+    "matplotlib",
+    "pandas",
+    "jax",
+    "sympy",
+    "z3",
+    "hypothesis",
+    "pytest",
+    "huggingface_hub",
+    "rich.progress",
+    "unforgotten.audit",
+    "scipy.special",
+    "scipy.linalg",
+    "scipy.optimize",
+    "scipy.stats",
+    "scipy.sparse",
+}
 NEEDS_THEORY = {"formats", "claims"}
 COMMANDS = ("run", "audit", "bound", "report", "formats", "methods", "metrics", "claims", "verify")
 

@@ -22,9 +22,7 @@ from unforgotten.experiments.losses import (
 
 U32 = 2.0**-24  # half an ulp of float32 at 1
 VOCABULARY, LENGTH = 7, 5
-SLACK = (
-    64 * VOCABULARY * LENGTH * U32
-)  # roundings of a softmax, a log and a sum over the batch, with room
+SLACK = 64 * VOCABULARY * LENGTH * U32  # roundings of a softmax, a log and a sum over the batch, with room
 
 
 def batch(seed: int) -> tuple[TokenLogProbs, Any, Any, Any]:
@@ -40,9 +38,7 @@ def test_cross_entropy_is_what_transformers_computes(seed: int) -> None:
     scored, logits, ids, mask = batch(seed)
     labels = ids.masked_fill(mask == 0, -100)
     expected = torch.nn.functional.cross_entropy(
-        logits[:, :-1].reshape(-1, VOCABULARY),
-        labels[:, 1:].reshape(-1),
-        ignore_index=-100,
+        logits[:, :-1].reshape(-1, VOCABULARY), labels[:, 1:].reshape(-1), ignore_index=-100
     )
     assert float(cross_entropy(scored)) == pytest.approx(float(expected), abs=SLACK)
     assert float(gradient_ascent(scored)) == -float(cross_entropy(scored))
@@ -55,15 +51,11 @@ def test_npo_is_the_formula_on_sequences(seed: int) -> None:
     beta = 0.1
     terms = []
     for row in range(3):
-        log_p = sum(
-            float(scored.label[row, t]) for t in range(LENGTH - 1) if bool(scored.mask[row, t])
-        )
+        log_p = sum(float(scored.label[row, t]) for t in range(LENGTH - 1) if bool(scored.mask[row, t]))
         ratio = log_p - float(reference[row])
         terms.append(-2 / beta * math.log(1 / (1 + math.exp(beta * ratio))))
     expected = sum(terms) / 3
-    assert float(negative_preference(scored, reference, beta)) == pytest.approx(
-        expected, abs=SLACK / beta
-    )
+    assert float(negative_preference(scored, reference, beta)) == pytest.approx(expected, abs=SLACK / beta)
 
 
 def test_npo_gradient_tends_to_ga_as_beta_vanishes() -> None:
@@ -95,9 +87,7 @@ def test_klr_is_the_divergence_from_the_reference_to_the_model(seed: int) -> Non
         for t in range(LENGTH - 1):
             if bool(scored.mask[row, t]):
                 p, q = reference[row, t].exp(), model[row, t].exp()
-                total += sum(
-                    float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True)
-                )
+                total += sum(float(a) * math.log(float(a) / float(b)) for a, b in zip(p, q, strict=True))
                 count += 1
     result = float(retain_divergence(model, scored.mask, reference))
     assert result == pytest.approx(total / count, abs=SLACK * abs(total))
@@ -139,9 +129,7 @@ def test_padding_changes_no_loss() -> None:
     longer = torch.nn.functional.pad(logits, (0, 0, 0, 2), value=9.0)
     more_ids = torch.nn.functional.pad(ids, (0, 2), value=1)
     padded = token_log_probs(longer, more_ids, torch.nn.functional.pad(mask, (0, 2)))
-    order = (
-        2 * padded.label.numel() * U32
-    )  # two sums of so many terms at most, relative to their sizes
+    order = 2 * padded.label.numel() * U32  # two sums of so many terms at most, relative to their sizes
     sizes = (scored.label * scored.mask).abs()
     assert abs(float(cross_entropy(padded)) - float(cross_entropy(scored))) <= order * sizes.sum()
     gap = (sequence_log_probs(padded) - sequence_log_probs(scored)).abs()

@@ -13,21 +13,12 @@ import pytest
 pytest.importorskip("cosmic_ray", reason="mutation testing needs cosmic-ray")
 
 from unforgotten.verification import mutant_worker, mutants
-from unforgotten.verification.mutant_list import (
-    Mutant,
-    all_mutants,
-    changed_lines,
-    mutated_source,
-    shuffled,
-    telling,
-)
+from unforgotten.verification.mutant_list import Mutant, all_mutants, changed_lines, mutated_source, shuffled, telling
 from unforgotten.verification.mutant_map import LISTED, Seen, function_bodies, importers_of
 from unforgotten.verification.mutant_report import lower_bound
 from unforgotten.verification.mutant_run import Session, Verdict, affordable, judged
 
-QUANTILE_ROUNDINGS = (
-    16  # 8 ulp: the inverse beta is iterated until its digits stand (scipy, Boost ibeta_inv)
-)
+QUANTILE_ROUNDINGS = 16  # 8 ulp: the inverse beta is iterated until its digits stand (scipy, Boost ibeta_inv)
 TINY = '''"""Three functions."""
 
 from __future__ import annotations
@@ -70,15 +61,20 @@ def repository(tmp_path: Path) -> Path:
     """A git repository laid out as ours."""
     root = tmp_path / "repository"
     files = {
-        "theory/__init__.py": "", "theory/tiny.py": TINY, "experiments/__init__.py": "",
-        "experiments/formats.py": "", "experiments/quantizers.py": "", "verification/__init__.py": "",
-        "verification/conftest.py": PROFILE, "verification/test_tiny.py": TESTS,
+        "theory/__init__.py": "",
+        "theory/tiny.py": TINY,
+        "experiments/__init__.py": "",
+        "experiments/formats.py": "",
+        "experiments/quantizers.py": "",
+        "verification/__init__.py": "",
+        "verification/conftest.py": PROFILE,
+        "verification/test_tiny.py": TESTS,
         "verification/mutant_worker.py": Path(mutant_worker.__file__).read_text(),
         "tests/test_quantizers.py": "def test_nothing() -> None:\n    pass\n",
         "tests/test_theory_document.py": f"def {LISTED.rpartition('::')[2]}() -> None:\n    pass\n",
         "pyproject.toml": '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\n',
         "typings/unforgotten/__init__.py": "",
-    }  # fmt: skip
+    }
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)
@@ -95,7 +91,7 @@ def commit(root: Path) -> None:
 
 
 def words(root: Path, folder: Path) -> list[str]:
-    return ["--root", str(root), "--dir", str(folder), "--publish", str(folder / "published"), "--sample", "0"]  # fmt: skip
+    return ["--root", str(root), "--dir", str(folder), "--publish", str(folder / "published"), "--sample", "0"]
 
 
 @pytest.fixture(autouse=True)
@@ -203,16 +199,8 @@ def test_the_order_of_some_is_their_order_among_all() -> None:
 
 
 def test_a_mutant_meets_the_tests_of_its_line_first_then_of_its_function() -> None:
-    bodies = {
-        "a.py": function_bodies("def f(x):\n    y = x\n    if y:\n        y = 2\n    return y\n")
-    }
-    lines = {
-        "a.py": {
-            1: frozenset({"collecting t.py"}),
-            2: frozenset({"slow", "fast"}),
-            4: frozenset({"slow"}),
-        }
-    }
+    bodies = {"a.py": function_bodies("def f(x):\n    y = x\n    if y:\n        y = 2\n    return y\n")}
+    lines = {"a.py": {1: frozenset({"collecting t.py"}), 2: frozenset({"slow", "fast"}), 4: frozenset({"slow"})}}
     seen = Seen(lines, {"slow": 9.0, "fast": 0.1, "other": 0.0}, bodies)
     assert seen.tests(Mutant("i", "a.py", "o", 0, (4, 0), (4, 1), "f")) == ["slow", "fast"]
     assert seen.tests(Mutant("i", "a.py", "o", 0, (2, 0), (2, 1), "f")) == ["fast", "slow"]
@@ -222,10 +210,7 @@ def test_a_mutant_meets_the_tests_of_its_line_first_then_of_its_function() -> No
 
 def test_what_runs_on_import_meets_the_tests_of_the_importers() -> None:
     sources = {"theory/a.py": "A = 1\n", "theory/b.py": "from unforgotten.theory.a import A\n"}
-    lines = {
-        "theory/a.py": {1: frozenset({""})},
-        "theory/b.py": {9: frozenset({"t"})},
-    }
+    lines = {"theory/a.py": {1: frozenset({""})}, "theory/b.py": {9: frozenset({"t"})}}
     seen = Seen(lines, {"t": 1.0, "other": 1.0}, {}, importers_of(sources))
     assert seen.tests(Mutant("i", "theory/a.py", "o", 0, (1, 0), (1, 1), None)) == ["t"]
 

@@ -24,9 +24,7 @@ def installed_files() -> set[str]:
         f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder)}"
         for package, folder in FOLDERS.items()
         for path in (ROOT / folder).rglob("[!.]*")
-        if path.is_file()
-        and path.suffix != ".md"
-        and not NOT_INSTALLED & set(path.relative_to(ROOT).parts)
+        if path.is_file() and path.suffix != ".md" and not NOT_INSTALLED & set(path.relative_to(ROOT).parts)
     }
 
 
@@ -39,18 +37,14 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> set[str]:
     for name in ("pyproject.toml", "README.md", "LICENSE"):
         shutil.copy(ROOT / name, copy)
     pip = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation"]
-    done = subprocess.run(
-        [*pip, "--wheel-dir", str(out), str(copy)], check=False, capture_output=True, text=True
-    )
+    done = subprocess.run([*pip, "--wheel-dir", str(out), str(copy)], check=False, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return set(ZipFile(next(out.glob("*.whl"))).namelist())
 
 
 def test_every_package_is_listed() -> None:
     roots = {Path(folder).parts[0] for folder in FOLDERS.values()} - {"src"}
-    in_tree = {
-        str(p.parent.relative_to(ROOT)) for r in roots for p in (ROOT / r).rglob("__init__.py")
-    }
+    in_tree = {str(p.parent.relative_to(ROOT)) for r in roots for p in (ROOT / r).rglob("__init__.py")}
     assert in_tree | {"src/unforgotten"} == set(FOLDERS.values())
     assert set(FOLDERS) == set(SETUPTOOLS["packages"])
 
@@ -58,9 +52,7 @@ def test_every_package_is_listed() -> None:
 def test_links_for_type_checkers_follow_package_dir() -> None:
     entries = (ROOT / "typings/unforgotten").iterdir()
     links = {p.name: p.resolve() for p in entries if p.name != "__pycache__"}
-    files = {
-        p.name: p for p in (ROOT / "src/unforgotten").iterdir() if p.suffix in (".py", ".typed")
-    }
+    files = {p.name: p for p in (ROOT / "src/unforgotten").iterdir() if p.suffix in (".py", ".typed")}
     folders = {n.split(".")[1]: ROOT / f for n, f in FOLDERS.items() if n.count(".") == 1}
     assert links == files | folders
 
@@ -71,10 +63,7 @@ def test_wheel_holds_every_module_and_data_file(wheel: set[str]) -> None:
 
 def test_wheel_installs_nothing_but_unforgotten(wheel: set[str]) -> None:
     version = PROJECT["project"]["version"]
-    assert {name.split("/")[0] for name in wheel} == {
-        "unforgotten",
-        f"unforgotten-{version}.dist-info",
-    }
+    assert {name.split("/")[0] for name in wheel} == {"unforgotten", f"unforgotten-{version}.dist-info"}
 
 
 def test_base_install_is_light() -> None:

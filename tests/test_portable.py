@@ -13,14 +13,27 @@ from unforgotten.verification.third_party import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 CLOCKS = {
-    "time", "time_ns", "perf_counter", "perf_counter_ns", "monotonic", "monotonic_ns", "process_time",
-    "process_time_ns", "thread_time", "clock_gettime", "getrusage", "times", "default_timer", "timeit",
-    "now", "utcnow", "today", "sleep",
-}  # fmt: skip
+    "time",
+    "time_ns",
+    "perf_counter",
+    "perf_counter_ns",
+    "monotonic",
+    "monotonic_ns",
+    "process_time",
+    "process_time_ns",
+    "thread_time",
+    "clock_gettime",
+    "getrusage",
+    "times",
+    "default_timer",
+    "timeit",
+    "now",
+    "utcnow",
+    "today",
+    "sleep",
+}
 MODULES = {"time", "resource", "os", "timeit", "datetime", "date"}
-LEAST_NET = (
-    600  # seconds that a process may hang before a test ends it: many times what any needs anywhere
-)
+LEAST_NET = 600  # seconds that a process may hang before a test ends it: many times what any needs anywhere
 SOURCES = sorted(
     path
     for folder in ("tests", "verification")
@@ -33,9 +46,9 @@ def clocks(tree: ast.AST) -> Iterator[str]:
     """The calls and imports by which a module could learn the time, or wait for it."""
     for node in ast.walk(tree):
         match node:
-            case ast.Attribute(
-                value=ast.Name(id=module) | ast.Attribute(attr=module), attr=name
-            ) if module in MODULES and name in CLOCKS:
+            case ast.Attribute(value=ast.Name(id=module) | ast.Attribute(attr=module), attr=name) if (
+                module in MODULES and name in CLOCKS
+            ):
                 yield f"line {node.lineno}: {module}.{name}"
             case ast.ImportFrom(module=module, names=names) if module in MODULES:
                 yield from (f"line {node.lineno}: {a.name}" for a in names if a.name in CLOCKS)

@@ -47,9 +47,18 @@ def run(tmp_path: Path) -> Path:
         for name in FORMATS:
             left = survival(wide, w_new.astype(np.float32), format_named(name), "adaptive")
             rows.append(
-                {"metric": "gain", "method": "GA", "storage": storage, "format": name, "lr": LR,
-                 "steps": STEPS, "seed": 0, "revision": "r", "value": left.gain}
-            )  # fmt: skip
+                {
+                    "metric": "gain",
+                    "method": "GA",
+                    "storage": storage,
+                    "format": name,
+                    "lr": LR,
+                    "steps": STEPS,
+                    "seed": 0,
+                    "revision": "r",
+                    "value": left.gain,
+                }
+            )
     rows.append(rows[0] | {"metric": "cosine", "value": 0.5})
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     return tmp_path

@@ -144,11 +144,20 @@ def test_a_run_that_was_whole_says_so() -> None:
 @pytest.mark.parametrize(
     ("seconds", "words"),
     [
-        (0, "0.0 s"), (0.449, "0.4 s"), (9.9, "9.9 s"), (10, "10 s"), (45.9, "45 s"),
-        (119.99, "119 s"), (120, "2 min 00 s"), (725, "12 min 05 s"), (3599.9, "59 min 59 s"),
-        (3600, "1 h 00 min"), (11400, "3 h 10 min"), (360000, "100 h 00 min"),
+        (0, "0.0 s"),
+        (0.449, "0.4 s"),
+        (9.9, "9.9 s"),
+        (10, "10 s"),
+        (45.9, "45 s"),
+        (119.99, "119 s"),
+        (120, "2 min 00 s"),
+        (725, "12 min 05 s"),
+        (3599.9, "59 min 59 s"),
+        (3600, "1 h 00 min"),
+        (11400, "3 h 10 min"),
+        (360000, "100 h 00 min"),
     ],
-)  # fmt: skip
+)
 def test_durations(seconds: float, words: str) -> None:
     assert duration(seconds) == words
 
@@ -222,9 +231,8 @@ def test_work_whose_reader_is_gone_ends_well() -> None:
     buffered = {k: v for k, v in os.environ.items() if k != "PYTHONUNBUFFERED"}
     try:
         done = subprocess.run(
-            [sys.executable, "-c", UNHEARD],
-            stdout=subprocess.PIPE, stderr=write, text=True, check=False, env=buffered,
-        )  # fmt: skip
+            [sys.executable, "-c", UNHEARD], stdout=subprocess.PIPE, stderr=write, text=True, check=False, env=buffered
+        )
     finally:
         os.close(write)
     assert (done.returncode, done.stdout) == (0, "whole\n")
@@ -283,9 +291,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize(("term", "drawn"), [("xterm", True), ("dumb", False)])
-def test_bars_are_for_terminals_that_can_draw(
-    term: str, drawn: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_bars_are_for_terminals_that_can_draw(term: str, drawn: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", term)
     with terminal() as (_, stream):
         assert draws_bars(stream) == drawn

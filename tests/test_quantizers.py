@@ -16,15 +16,45 @@ from unforgotten.theory.formats import format_named
 from unforgotten.theory.quantize import quantize, round_trip
 
 FORMATS = [
-    *(f"int{bits}-{block}{rule}" for bits in (2, 3, 4, 5, 6, 7, 8) for block in ("g64", "row")
-      for rule in ("", "-asym", "-paper")),
-    "int4-tensor", "int4-tensor-asym", "int4-tensor-paper", "int4-g48",
-    "nf4-b64", "nf4-b128", "nf4-b60", "fp4-b64", "fp4-b60", "llmint8-row",
-    *(f"int{bits}-{block}{rule}" for bits in (2, 3, 4, 8) for block in ("g64", "row")
-      for rule in ("-ct", "-ct-asym", "-ao", "-ao-asym")),
-    "hqq2-g64", "hqq4-g64", "hqq8-g64", "hqq4-g64-opt", "fp8-row", "fp8-tensor", "fp8-g64", "fp8-cast",
-    "mxfp4-b32", "mxfp4-b32-ct", "nvfp4", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
-]  # fmt: skip
+    *(
+        f"int{bits}-{block}{rule}"
+        for bits in (2, 3, 4, 5, 6, 7, 8)
+        for block in ("g64", "row")
+        for rule in ("", "-asym", "-paper")
+    ),
+    "int4-tensor",
+    "int4-tensor-asym",
+    "int4-tensor-paper",
+    "int4-g48",
+    "nf4-b64",
+    "nf4-b128",
+    "nf4-b60",
+    "fp4-b64",
+    "fp4-b60",
+    "llmint8-row",
+    *(
+        f"int{bits}-{block}{rule}"
+        for bits in (2, 3, 4, 8)
+        for block in ("g64", "row")
+        for rule in ("-ct", "-ct-asym", "-ao", "-ao-asym")
+    ),
+    "hqq2-g64",
+    "hqq4-g64",
+    "hqq8-g64",
+    "hqq4-g64-opt",
+    "fp8-row",
+    "fp8-tensor",
+    "fp8-g64",
+    "fp8-cast",
+    "mxfp4-b32",
+    "mxfp4-b32-ct",
+    "nvfp4",
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+]
 
 
 def weights(kind: str) -> NDArray[np.float32]:
@@ -52,9 +82,7 @@ def weights(kind: str) -> NDArray[np.float32]:
     return w
 
 
-@pytest.mark.parametrize(
-    "kind", ["normal", "outliers", "ties", "zeros and subnormals", "one sign", "tied zero points"]
-)
+@pytest.mark.parametrize("kind", ["normal", "outliers", "ties", "zeros and subnormals", "one sign", "tied zero points"])
 @pytest.mark.parametrize("name", FORMATS)
 def test_torch_path_equals_the_numpy_reference(name: str, kind: str) -> None:
     fmt, w = format_named(name), weights(kind)
@@ -113,11 +141,7 @@ def test_every_linear_layer_but_the_head_is_quantized() -> None:
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [
-        ("bnb:int4-g64", "nf4-bN"),
-        ("gptq:int4-g64", "back end"),
-        ("int9-row", "format must be one of"),
-    ],
+    [("bnb:int4-g64", "nf4-bN"), ("gptq:int4-g64", "back end"), ("int9-row", "format must be one of")],
 )
 def test_unknown_names_are_refused(name: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):

@@ -58,20 +58,14 @@ def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:
     seconds = first["seconds"]
     scale = first["weights"] / first["yardstick_weights"]
     times = median(
-        scale * bnb / one
-        for bnb, one in zip(seconds["bitsandbytes/2"], seconds["audit one/2"], strict=True)
+        scale * bnb / one for bnb, one in zip(seconds["bitsandbytes/2"], seconds["audit one/2"], strict=True)
     )
     assert f"A 2 x 8 GiB pair takes {peak:.1f} GiB of memory" in text
     assert f"some {speed:.0f} million weights a second on two cores, {times:.0f} times" in text
     shares = [
-        median(
-            r / a for r, a in zip(b["seconds"]["read/1"], b["seconds"]["audit one/2"], strict=True)
-        )
+        median(r / a for r, a in zip(b["seconds"]["read/1"], b["seconds"]["audit one/2"], strict=True))
         for b in (first, large)
     ]
     assert all(0.22 < share < 0.28 for share in shares), "a quarter"
-    rates = [
-        median(sum(b["file_bytes"]) / s / 1e9 for s in b["seconds"]["read/1"])
-        for b in (first, large)
-    ]
+    rates = [median(sum(b["file_bytes"]) / s / 1e9 for s in b["seconds"]["read/1"]) for b in (first, large)]
     assert all(29.5 < rate < 30.5 for rate in rates), "30 GB a second"

@@ -46,17 +46,13 @@ def lines(
             subject = {"model": "unlearned", "method": method, "storage": storage}
             for f in ("none", *formats):
                 lost = swallowed and storage == "bf16" and f.startswith(("int4", "fp4"))
-                yield from behaviour(
-                    seed, subject | {"format": f}, 15.0 + i + 30 * lost, 40.0, 1.4 - 0.5 * lost
-                )
+                yield from behaviour(seed, subject | {"format": f}, 15.0 + i + 30 * lost, 40.0, 1.4 - 0.5 * lost)
                 if f != "none":
                     yield from pair(seed, subject | {"format": f}, i, lost)
 
 
 def behaviour(seed: int, subject: Line, m1: float, m2: float, loss: float = 0.1) -> Iterator[Line]:
-    values = {
-        "M1": m1, "M2": m2, "M3": -99.5, "M4": 90.25, "auc": 0.01, "forget_loss": loss, "retain_loss": 0.2
-    }  # fmt: skip
+    values = {"M1": m1, "M2": m2, "M3": -99.5, "M4": 90.25, "auc": 0.01, "forget_loss": loss, "retain_loss": 0.2}
     for metric, value in values.items():
         yield line(seed, subject, metric, value, stderr=0.05 * abs(value))
 
@@ -79,9 +75,7 @@ def pair(seed: int, subject: Line, i: int, lost: bool) -> Iterator[Line]:
         yield line(seed, subject, f"M1@{hybrid}", 16.5, stderr=1.5)
         yield line(seed, subject, f"forget_loss@{hybrid}", 1.375, stderr=0.05)
     gating = 0.5 if lost else 0.004
-    for metric, value in {
-        "lost_effect": gating + 0.01, "gating_effect": gating, "base_shift_effect": 0.01
-    }.items():  # fmt: skip
+    for metric, value in {"lost_effect": gating + 0.01, "gating_effect": gating, "base_shift_effect": 0.01}.items():
         yield line(seed, subject, metric, value, stderr=0.01)
     rho = 0.4125 if lost else 0.0125
     yield line(seed, subject, "rho_M1", rho, stderr=0.02, interval=[rho - 0.05, rho + 0.05])
@@ -91,12 +85,24 @@ def pair(seed: int, subject: Line, i: int, lost: bool) -> Iterator[Line]:
 def line(seed: int, subject: Line, metric: str, value: float | None, **more: object) -> Line:
     trained = subject["model"] != "unlearned"
     common: Line = {
-        "method": None, "storage": None, "lr": None if trained else 1.5e-5, "stderr": None, "n": 24,
-        "interval": None, "items": None, "stage": "s", "profile": "hand", "seed": seed, "config": "c0ffee",
-        "revision": "0.1+src.1", "corpus": "fiction", "device": "cpu", "steps": None if trained else 60,
+        "method": None,
+        "storage": None,
+        "lr": None if trained else 1.5e-5,
+        "stderr": None,
+        "n": 24,
+        "interval": None,
+        "items": None,
+        "stage": "s",
+        "profile": "hand",
+        "seed": seed,
+        "config": "c0ffee",
+        "revision": "0.1+src.1",
+        "corpus": "fiction",
+        "device": "cpu",
+        "steps": None if trained else 60,
         "stopped": None if trained else "forget_loss",
         "dtypes": {"parameters": "float32", "master": "none", "checkpoint": "bfloat16"},
-    }  # fmt: skip
+    }
     return common | subject | {"metric": metric, "value": value} | more
 
 
@@ -111,11 +117,7 @@ def save(folder: Path, rows: Sequence[Line], config: Line | None = None) -> Path
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     methods = {"GA_KLR": {"alpha": None}, "NPO_GDR": {"alpha": 2.5}}
-    return save(
-        tmp_path_factory.mktemp("run"),
-        list(lines()),
-        {"unlearning": {"alpha": 1.25, "methods": methods}},
-    )
+    return save(tmp_path_factory.mktemp("run"), list(lines()), {"unlearning": {"alpha": 1.25, "methods": methods}})
 
 
 @pytest.fixture(scope="module")
@@ -128,9 +130,7 @@ def files(report: Path) -> dict[str, bytes]:
 
 
 def test_same_rows_give_the_same_bytes(folder: Path, page: Path, tmp_path: Path) -> None:
-    elsewhere = save(
-        tmp_path / "copy", list(lines()), json.loads((folder / "config.json").read_text())
-    )
+    elsewhere = save(tmp_path / "copy", list(lines()), json.loads((folder / "config.json").read_text()))
     assert files(build_report([elsewhere], tmp_path / "out" / "report.html")) == files(page)
 
 
@@ -159,15 +159,7 @@ def test_svg_holds_text_and_no_date(page: Path) -> None:
 def test_numbers_on_the_page_are_those_of_the_rows(folder: Path, page: Path) -> None:
     text = unescape(page.read_text())
     for row in read_run(folder).rows:
-        if row.metric in (
-            "M1",
-            "M4",
-            "forget_loss",
-            "gain",
-            "rho_M1",
-            "gating_effect",
-            "code_flips",
-        ):
+        if row.metric in ("M1", "M4", "forget_loss", "gain", "rho_M1", "gating_effect", "code_flips"):
             shown = number(row.metric, row.value)
             ends = ", ".join(number(row.metric, end) for end in row.bounds or ())
             assert (f"{shown} [{ends}]" if ends else f">{shown}<") in text
@@ -177,21 +169,13 @@ def test_numbers_on_the_page_are_those_of_the_rows(folder: Path, page: Path) -> 
 
 def test_alpha_is_the_methods_own_or_the_common_one(page: Path) -> None:
     text = page.read_text()
-    assert re.search(
-        r"GA_KLR</th><td class=\"text\">fp32 master weights</td><td>1\.5e−05</td><td>1\.25</td>",
-        text,
-    )
-    assert re.search(
-        r"NPO_GDR</th><td class=\"text\">fp32 master weights</td><td>1\.5e−05</td><td>2\.5</td>",
-        text,
-    )
+    assert re.search(r"GA_KLR</th><td class=\"text\">fp32 master weights</td><td>1\.5e−05</td><td>1\.25</td>", text)
+    assert re.search(r"NPO_GDR</th><td class=\"text\">fp32 master weights</td><td>1\.5e−05</td><td>2\.5</td>", text)
 
 
 def test_the_page_loads_nothing(page: Path) -> None:
     text = page.read_text()
-    loads = re.findall(
-        r"(?:src|href|action|data)=\"([^\"]*)\"|url\(([^)]*)\)|@import ([^;]*)", text
-    )
+    loads = re.findall(r"(?:src|href|action|data)=\"([^\"]*)\"|url\(([^)]*)\)|@import ([^;]*)", text)
     assert loads
     assert all(first.startswith(("data:", "#")) for first, *_ in loads)
     assert "<script" not in text
@@ -233,15 +217,7 @@ def only(rows: Iterator[Line], *metrics: str) -> list[Line]:
         ([row for row in lines() if row["format"] == "none"], 5, True),
         ([row for row in lines() if row["model"] != "target"], 0, True),
     ],
-    ids=[
-        "cut run",
-        "M1 only",
-        "gain only",
-        "one loss only",
-        "target only",
-        "not quantized",
-        "no target",
-    ],
+    ids=["cut run", "M1 only", "gain only", "one loss only", "target only", "not quantized", "no target"],
 )
 def test_a_run_with_missing_rows_has_a_report_that_says_so(
     rows: list[Line], absent: int, headline: bool, tmp_path: Path
@@ -289,9 +265,7 @@ def test_recovery_is_counted_by_interval_with_undefined_apart(folder: Path) -> N
     assert any("in 2 of 6 combinations" in sentence for sentence in answer(run))
 
 
-@pytest.mark.parametrize(
-    ("swallowed", "verdict"), [(True, "confirmed here"), (False, "refuted here")]
-)
+@pytest.mark.parametrize(("swallowed", "verdict"), [(True, "confirmed here"), (False, "refuted here")])
 def test_c2_follows_the_rows(swallowed: bool, verdict: str, tmp_path: Path) -> None:
     c1, c2 = conjectures(read_run(save(tmp_path, list(lines(swallowed=swallowed)))))
     assert c1.verdict == "confirmed here"
@@ -318,18 +292,13 @@ def test_even_places_with_a_gain_far_from_one_are_out_of_scope_of_c1(tmp_path: P
 
 
 def test_without_bf16_rows_c2_is_open(tmp_path: Path) -> None:
-    assert (
-        conjectures(read_run(save(tmp_path, list(lines(storages=("fp32",))))))[1].verdict
-        == "open here"
-    )
+    assert conjectures(read_run(save(tmp_path, list(lines(storages=("fp32",))))))[1].verdict == "open here"
 
 
 def test_gates_hold_fail_and_stay_unmeasured(tmp_path: Path) -> None:
     rows = list(lines())
     assert passed(gate_checks(read_run(save(tmp_path, rows)))) is True
-    weak = [
-        r | {"value": 79.0} if (r["model"], r["metric"]) == ("target", "M1") else r for r in rows
-    ]
+    weak = [r | {"value": 79.0} if (r["model"], r["metric"]) == ("target", "M1") else r for r in rows]
     run = read_run(save(tmp_path, weak))
     assert passed(gate_checks(run)) is False
     assert answer(run)[0].startswith("Read the rest with care")

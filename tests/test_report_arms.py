@@ -22,9 +22,11 @@ PUBLISHED = Path(__file__).parents[1] / "reports/published/tiny-seed0"
 SR = "bf16-sr"
 FIGURE = re.compile(r"data:image/svg\+xml;base64,[^\"]*")
 COMPUTED = {
-    "products": "float32 rounded to bfloat16", "rounding": "stochastic", "processor": "Some CPU, AVX2",
+    "products": "float32 rounded to bfloat16",
+    "rounding": "stochastic",
+    "processor": "Some CPU, AVX2",
     "dtypes": {"parameters": "bfloat16", "master": "none", "moments": "bfloat16", "checkpoint": "bfloat16"},
-}  # fmt: skip
+}
 
 
 def save(folder: Path, **changed: Any) -> Path:
@@ -85,14 +87,17 @@ def test_c2_asks_the_third_arm_what_its_mechanism_says_of_it(run: Run, tmp_path:
 
 def test_settings_show_what_any_row_says_of_how_it_computed(run: Run) -> None:
     table = settings_table(run)
-    assert table.columns[6:] == (
-        "Parameters", "Master copy", "Checkpoint", "Moments", "Rounding", "Matrix products",
-    )  # fmt: skip
+    assert table.columns[6:] == ("Parameters", "Master copy", "Checkpoint", "Moments", "Rounding", "Matrix products")
     shown = {row[1]: tuple(row[6:]) for row in table.rows}
     assert shown["fp32 master weights"] == ("float32", "float32", "float32", "–", "–", "–")
     assert shown["stochastically rounded bf16 parameters"] == (
-        "bfloat16", "none", "bfloat16", "bfloat16", "stochastic", "float32 rounded to bfloat16",
-    )  # fmt: skip
+        "bfloat16",
+        "none",
+        "bfloat16",
+        "bfloat16",
+        "stochastic",
+        "float32 rounded to bfloat16",
+    )
     old = settings_table(read_run(PUBLISHED))
     assert old.columns[6:] == ("Parameters", "Master copy", "Checkpoint")
 

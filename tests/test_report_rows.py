@@ -11,10 +11,22 @@ import pytest
 from unforgotten.reports import read_rows, read_run, select
 
 GOOD: dict[str, Any] = {
-    "model": "unlearned", "method": "GA", "storage": "fp32", "lr": 1e-5, "seed": 3, "format": "none",
-    "metric": "M1", "value": 12.5, "stderr": 2.0, "n": 24, "items": None, "config": "abc", "revision": "r",
-    "dtypes": {"parameters": "float32"}, "device": "cpu",
-}  # fmt: skip
+    "model": "unlearned",
+    "method": "GA",
+    "storage": "fp32",
+    "lr": 1e-5,
+    "seed": 3,
+    "format": "none",
+    "metric": "M1",
+    "value": 12.5,
+    "stderr": 2.0,
+    "n": 24,
+    "items": None,
+    "config": "abc",
+    "revision": "r",
+    "dtypes": {"parameters": "float32"},
+    "device": "cpu",
+}
 
 
 def write(folder: Path, *lines: str) -> Path:
@@ -42,9 +54,7 @@ def test_the_interval_of_a_row_comes_before_its_standard_error(tmp_path: Path) -
 
 
 def test_an_undefined_row_has_no_interval(tmp_path: Path) -> None:
-    (read,) = read_rows(
-        write(tmp_path, row(metric="rho_M1", value=None, stderr=None, interval=[None, None]))
-    )
+    (read,) = read_rows(write(tmp_path, row(metric="rho_M1", value=None, stderr=None, interval=[None, None])))
     assert read.value is None
     assert read.bounds is None
 
@@ -80,7 +90,7 @@ BROKEN = {
     "no rows": ([""], "must hold at least one row, got none"),
     "two runs": ([row(), row(metric="M2", seed=4)], "must hold the rows of one run"),
     "twice the same": ([row(), row()], "must hold each measurement once"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -37,9 +37,8 @@ main()
 
 def call(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *arguments],
-        capture_output=True, text=True, check=False, timeout=HANG_SECONDS,
-    )  # fmt: skip
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+    )
 
 
 def run(out: Path, *more: str) -> subprocess.CompletedProcess[str]:
@@ -94,27 +93,53 @@ def rows_of(out: Path) -> list[dict[str, object]]:
 def test_rows_carry_every_field_and_metric_of_the_contract(whole: Path) -> None:
     rows = rows_of(whole)
     fields = {
-        "model", "method", "storage", "lr", "seed", "format", "metric", "value", "stderr", "n",
-        "items", "config", "revision", "dtypes", "device", "products", "rounding", "processor",
-    }  # fmt: skip
+        "model",
+        "method",
+        "storage",
+        "lr",
+        "seed",
+        "format",
+        "metric",
+        "value",
+        "stderr",
+        "n",
+        "items",
+        "config",
+        "revision",
+        "dtypes",
+        "device",
+        "products",
+        "rounding",
+        "processor",
+    }
     assert all(fields <= set(row) for row in rows)
     kinds = {"parameters", "master", "moments", "checkpoint"}
     assert all(set(row["dtypes"]) == kinds for row in rows)  # type: ignore[call-overload]
     seen = {row["metric"] for row in rows if row["method"] == "NPO" and row["format"] == "nf4-b64"}
     assert seen >= {
-        "M1", "M2", "M3", "M4", "forget_loss", "retain_loss", "gain", "cosine", "code_flips",
-        "expected_flips", "value_changes", "unchanged_fraction", "gating_effect",
-        "base_shift_effect", "rho_M1",
-    }  # fmt: skip
+        "M1",
+        "M2",
+        "M3",
+        "M4",
+        "forget_loss",
+        "retain_loss",
+        "gain",
+        "cosine",
+        "code_flips",
+        "expected_flips",
+        "value_changes",
+        "unchanged_fraction",
+        "gating_effect",
+        "base_shift_effect",
+        "rho_M1",
+    }
     assert {row["model"] for row in rows} == {"base", "target", "retrained", "unlearned"}
 
 
 def test_rows_say_how_each_arm_computed(whole: Path) -> None:
     from unforgotten.experiments.bf16_products import resolve
 
-    narrow = {"native": "native bfloat16", "float32": "float32 rounded to bfloat16"}[
-        resolve("auto")
-    ]
+    narrow = {"native": "native bfloat16", "float32": "float32 rounded to bfloat16"}[resolve("auto")]
     found = {
         (row["storage"], row["dtypes"]["moments"], row["products"], row["rounding"])  # type: ignore[index]
         for row in rows_of(whole)
@@ -138,11 +163,7 @@ def test_models_load_in_transformers_with_the_dtype_of_their_arm(whole: Path) ->
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    for name, dtype in (
-        ("NPO-bf16", torch.bfloat16),
-        ("NPO-bf16-sr", torch.bfloat16),
-        ("NPO-fp32", torch.float32),
-    ):
+    for name, dtype in (("NPO-bf16", torch.bfloat16), ("NPO-bf16-sr", torch.bfloat16), ("NPO-fp32", torch.float32)):
         folder = whole / f"models/unlearned-{name}"
         assert AutoModelForCausalLM.from_pretrained(folder, dtype="auto").dtype == dtype
         assert AutoTokenizer.from_pretrained(folder).bos_token == "<s>"
@@ -181,9 +202,7 @@ def test_a_whole_run_that_goes_on_has_nothing_to_do(whole: Path) -> None:
     assert finish(whole, "--resume", "--quiet") == []
 
 
-def test_half_a_line_and_rows_of_an_unfinished_stage_are_dropped(
-    whole: Path, tmp_path: Path
-) -> None:
+def test_half_a_line_and_rows_of_an_unfinished_stage_are_dropped(whole: Path, tmp_path: Path) -> None:
     from unforgotten.experiments.rows import RowStore
 
     text = (whole / "rows.jsonl").read_text()

@@ -14,13 +14,7 @@ from unforgotten.experiments.batches import pad
 from unforgotten.experiments.checkpoints import load_model, load_tokenizer
 from unforgotten.experiments.config import load_config
 from unforgotten.experiments.corpus import read_fiction
-from unforgotten.experiments.evaluation import (
-    Bench,
-    behaviour,
-    evaluate,
-    membership_scores,
-    state_of,
-)
+from unforgotten.experiments.evaluation import Bench, behaviour, evaluate, membership_scores, state_of
 from unforgotten.experiments.metrics import losses, make_probes, min_k
 from unforgotten.experiments.scoring import SCORED_TOGETHER, token_scores
 
@@ -53,9 +47,7 @@ def formula(model: Any, texts: list[list[int]]) -> list[Any]:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
-def test_token_scores_are_the_labels_of_log_softmax_in_the_order_given(
-    bench: Bench, batch: int
-) -> None:
+def test_token_scores_are_the_labels_of_log_softmax_in_the_order_given(bench: Bench, batch: int) -> None:
     texts = documents(bench)
     expected = formula(bench.model, texts)
     scores = token_scores(bench.model, texts, batch)
@@ -86,9 +78,7 @@ def test_losses_and_min_k_are_read_from_the_same_scores(bench: Bench) -> None:
     texts = documents(bench)
     scores, expected = token_scores(bench.model, texts, 64), formula(bench.model, texts)
     forget, retain = losses(scores[:5], scores[5:])
-    assert (forget.metric, forget.n, retain.metric, retain.n) == (
-        "forget_loss", 5, "retain_loss", len(texts) - 5,
-    )  # fmt: skip
+    assert (forget.metric, forget.n, retain.metric, retain.n) == ("forget_loss", 5, "retain_loss", len(texts) - 5)
     means = [-float(x.mean()) for x in expected]
     assert (*(forget.items or ()), *(retain.items or ())) == pytest.approx(means, rel=ROUNDING)
     least = [float(x.sort().values[: max(1, int(SHARE * len(x)))].mean()) for x in expected]
@@ -102,7 +92,7 @@ def test_each_text_is_scored_once_and_the_retrained_model_leaks_nothing(bench: B
     hook = bench.model.register_forward_pre_hook(
         lambda _, __, given: passes.append(len(given["input_ids"])) if not given["use_cache"] else None,
         with_kwargs=True,
-    )  # fmt: skip
+    )
     scores = membership_scores(bench, state)
     passes.clear()
     rows = {m.metric: m for m in evaluate(bench, state, scores)}

@@ -10,13 +10,7 @@ torch = pytest.importorskip("torch", reason="the optimizer needs unforgotten[exp
 
 from torch import Tensor
 
-from unforgotten.experiments.stochastic_rounding import (
-    BETAS,
-    EPS,
-    LOW,
-    StochasticAdamW,
-    round_at_random,
-)
+from unforgotten.experiments.stochastic_rounding import BETAS, EPS, LOW, StochasticAdamW, round_at_random
 
 U32 = 2.0**-24  # half an ulp of float32 at 1
 FALSE_ALARM = 1e-10
@@ -109,17 +103,12 @@ def test_the_second_moment_follows_the_mean_square_where_to_nearest_it_stalls() 
     count, steps = 8192, 1500
     ours = torch.nn.Parameter(torch.zeros(count, dtype=torch.bfloat16))
     theirs = torch.nn.Parameter(torch.zeros(1, dtype=torch.bfloat16))
-    optimizers = [
-        StochasticAdamW([ours], 0.0, seed=5),
-        torch.optim.AdamW([theirs], lr=0.0, weight_decay=0.0),
-    ]
+    optimizers = [StochasticAdamW([ours], 0.0, seed=5), torch.optim.AdamW([theirs], lr=0.0, weight_decay=0.0)]
     for _ in range(steps):
         for parameter, optimizer in zip((ours, theirs), optimizers, strict=True):
             parameter.grad = torch.ones_like(parameter)
             optimizer.step()
-    kept, stalled = (
-        o.state[p]["exp_avg_sq"] for o, p in zip(optimizers, (ours, theirs), strict=True)
-    )
+    kept, stalled = (o.state[p]["exp_avg_sq"] for o, p in zip(optimizers, (ours, theirs), strict=True))
     expected = 1.0 - BETAS[1] ** steps
     room = math.sqrt(math.log(2 / FALSE_ALARM) / (2 * count)) + steps * 2 * U32
     assert kept.dtype == torch.bfloat16

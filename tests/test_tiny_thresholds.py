@@ -17,12 +17,7 @@ FOUR_BIT = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64")
 
 
 def value(
-    result: Run,
-    metric: str,
-    model: str,
-    method: str | None = None,
-    storage: str | None = None,
-    format: str = "none",
+    result: Run, metric: str, model: str, method: str | None = None, storage: str | None = None, format: str = "none"
 ) -> float:
     found = result.value(metric, model, method, storage, format)
     assert found is not None

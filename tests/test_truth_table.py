@@ -10,9 +10,7 @@ import pytest
 from unforgotten.reports.truth_table import read_truth, truth_table
 
 PUBLISHED = Path(__file__).parents[1] / "reports" / "published"
-READING_DIGITS = (
-    1e-6  # readings are kept to seven digits; rho is a quotient of two differences of them
-)
+READING_DIGITS = 1e-6  # readings are kept to seven digits; rho is a quotient of two differences of them
 TRUTH = PUBLISHED / "audit-truth"
 RUNS = [PUBLISHED / f"tiny-seed{seed}" for seed in range(5)]
 
@@ -30,32 +28,23 @@ def test_confident_errors_are_none_on_clear_truths() -> None:
 
 def test_the_text_states_the_numbers_of_the_rows() -> None:
     rows = read_truth(TRUTH)
-    sets = {
-        name: [r for r in rows if r["set"] == name]
-        for name in ("whole", "output", "halves", "constructed")
-    }
+    sets = {name: [r for r in rows if r["set"] == name] for name in ("whole", "output", "halves", "constructed")}
     whole, made, halves = sets["whole"], sets["constructed"], sets["halves"]
     decided = [r for r in whole if r["verdict"] != "undecided"]
     open_ = [r for r in whole if r["verdict"] == "undecided"]
     text = " ".join((TRUTH / "README.md").read_text().split())
     right = sum(r["verdict"] == r["truth"] for r in decided)
-    assert (
-        f"of {len(whole)} pairs, {len(decided)} get a confident verdict, all {right} right" in text
-    )
+    assert f"of {len(whole)} pairs, {len(decided)} get a confident verdict, all {right} right" in text
     assert f"The other {len(open_)} have a truth between {min(r['rho'] for r in open_):.2f}" in text
     assert f"and {max(r['rho'] for r in open_):.2f} with an interval that holds 1/3" in text
     assert not any(r["clear"] for r in open_)
     assert [r["verdict"] for r in whole] == [r["verdict"] for r in sets["output"]]
     said = [r["verdict"] for r in made]
-    assert (
-        f"Of {len(made)} constructed pairs, {len(made) - said.count('undecided')} are right" in text
-    )
+    assert f"Of {len(made)} constructed pairs, {len(made) - said.count('undecided')} are right" in text
     undecided = sum(r["verdict"] == "undecided" for r in halves)
     assert f"undecided for {undecided} of {len(halves)}" in text
     wrong = [r for r in rows if r["verdict"] not in ("undecided", r["truth"])]
-    assert [(r["set"], r["verdict"], r["clear"]) for r in wrong] == [
-        ("halves", "survives", False)
-    ] * 2
+    assert [(r["set"], r["verdict"], r["clear"]) for r in wrong] == [("halves", "survives", False)] * 2
 
 
 @pytest.mark.nightly
@@ -64,11 +53,7 @@ def test_the_rows_are_made_again_from_items_and_readings() -> None:
     pytest.importorskip("torch")
     from unforgotten.experiments.known_truth import read_readings, truth_rows
 
-    kept = [
-        r
-        for r in read_truth(TRUTH)
-        if r["set"] != "constructed" and r["run"] in {x.name for x in RUNS}
-    ]
+    kept = [r for r in read_truth(TRUTH) if r["set"] != "constructed" and r["run"] in {x.name for x in RUNS}]
     made = truth_rows(RUNS, read_readings(TRUTH / "readings.jsonl"))
     for ours, theirs in zip(json.loads(json.dumps(list(made))), kept, strict=True):
         for key in ("set", "run", "method", "storage", "truth", "clear", "where", "verdict"):

@@ -14,9 +14,7 @@ from unforgotten.experiments.verdict_rates import CASES, COUNTS, LAWS, count_wor
 
 ROWS: list[dict[str, Any]] = [
     json.loads(line)
-    for line in (Path(__file__).parents[1] / "reports/published/audit-truth/rates.jsonl")
-    .read_text()
-    .splitlines()
+    for line in (Path(__file__).parents[1] / "reports/published/audit-truth/rates.jsonl").read_text().splitlines()
 ]
 WORDS: tuple[Word, ...] = ("survives", "undone", "undecided")
 
@@ -41,9 +39,7 @@ def test_rows__are_all_cases_once() -> None:
         assert sum(row[word] for word in WORDS) == pytest.approx(1)
 
 
-@pytest.mark.parametrize(
-    "row", ROWS[:1] + ROWS[-1:], ids=lambda row: f"{row['law']}, {row['case']}"
-)
+@pytest.mark.parametrize("row", ROWS[:1] + ROWS[-1:], ids=lambda row: f"{row['law']}, {row['case']}")
 def test_rows__are_what_the_rule_says_today(row: dict[str, Any]) -> None:
     found = count_words(row["law"], row["rhos"], row["items"], row["trials"], seed=0)
     assert {word: found[word] / row["trials"] for word in WORDS} == {w: row[w] for w in WORDS}

@@ -66,9 +66,7 @@ def call(*arguments: str, cwd: Path) -> Done:
         ("clipped_end_cell", "end levels are used"),
     ],
 )
-def test_a_planted_fault_ends_with_1_and_a_small_example(
-    fault: str, contract: str, tmp_path: Path
-) -> None:
+def test_a_planted_fault_ends_with_1_and_a_small_example(fault: str, contract: str, tmp_path: Path) -> None:
     asked = ("--quantizer", f"{PLANTED}:{fault}", "--seed", "0", "--json", "--quiet")
     done = call(*asked, cwd=tmp_path)
     assert done.returncode == 1, done.stderr
@@ -113,13 +111,9 @@ def test_the_example_of_the_readme_says_what_the_readme_says(tmp_path: Path) -> 
     (tmp_path / "mine.py").write_text(code)
     done = call("--profile", "ci", "--quantizer", "mine:int4", cwd=tmp_path)
     assert done.returncode == 1
-    assert [x for x in done.stdout.splitlines() if x[:12].strip()] == [
-        x for x in said.splitlines() if x[:12].strip()
-    ]
+    assert [x for x in done.stdout.splitlines() if x[:12].strip()] == [x for x in said.splitlines() if x[:12].strip()]
     assert "contract 'ties go to the even level' fails: weight" in done.stdout
-    (tmp_path / "mine_repaired.py").write_text(
-        code.replace("np.floor(group / scale + 0.5)", "np.rint(group / scale)")
-    )
+    (tmp_path / "mine_repaired.py").write_text(code.replace("np.floor(group / scale + 0.5)", "np.rint(group / scale)"))
     repaired = call("--profile", "dev", "--quantizer", "mine_repaired:int4", cwd=tmp_path)
     assert repaired.returncode == 0
     assert "all 15 contracts hold" in repaired.stdout
@@ -139,9 +133,7 @@ def test_the_example_of_the_readme_says_what_the_readme_says(tmp_path: Path) -> 
         (["--quantizer", "raises_on_import:x"], ["ZeroDivisionError"]),
     ],
 )
-def test_bad_usage_is_one_line_and_code_2(
-    arguments: list[str], words: list[str], tmp_path: Path
-) -> None:
+def test_bad_usage_is_one_line_and_code_2(arguments: list[str], words: list[str], tmp_path: Path) -> None:
     (tmp_path / "raises_on_import.py").write_text("1 / 0")
     done = call(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
@@ -183,12 +175,7 @@ def smaller(profile: str, report: Path) -> list[str]:
     ],
 )
 def test_the_suite_runs_in_its_profile_and_its_code_is_passed_on(
-    profile: str,
-    more: str,
-    code: int,
-    counts: dict[str, int],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    profile: str, more: str, code: int, counts: dict[str, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The real call of pytest, on a small file in place of the package."""
     (tmp_path / "test_small.py").write_text(TESTS.format(more=more))
@@ -214,9 +201,7 @@ def test_torn_down_wrongly(broken): print("captured")
 """
 
 
-def test_the_suite_says_lines_in_place_of_dots(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_suite_says_lines_in_place_of_dots(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "test_small.py").write_text(TESTS.format(more=MIXED))
     monkeypatch.setattr(suite, "command", smaller)
     done = call(cwd=tmp_path)
@@ -233,9 +218,7 @@ def test_the_suite_says_lines_in_place_of_dots(
         assert words in done.stderr
 
 
-def test_the_suite_that_is_quiet_says_its_failures_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_suite_that_is_quiet_says_its_failures_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(suite, "command", smaller)
     (tmp_path / "test_small.py").write_text(TESTS.format(more=""))
     right = call("--quiet", cwd=tmp_path)
@@ -264,9 +247,8 @@ def test_a_suite_whose_reader_is_gone_still_gives_its_verdict(tmp_path: Path) ->
     script = UNHEARD.format(tests=str(Path(__file__).parent))
     try:
         done = subprocess.run(
-            [sys.executable, "-c", script], cwd=tmp_path, check=False, text=True,
-            stdout=subprocess.PIPE, stderr=write,
-        )  # fmt: skip
+            [sys.executable, "-c", script], cwd=tmp_path, check=False, text=True, stdout=subprocess.PIPE, stderr=write
+        )
     finally:
         os.close(write)
     assert (done.returncode, done.stdout) == (0, "holds\n")
@@ -281,8 +263,6 @@ def test_the_suite_is_found_from_anywhere(tmp_path: Path) -> None:
     """Only collected here: what `unforgotten verify` would run."""
     words = [*suite.command("ci", tmp_path / "report.xml"), "--collect-only"]
     environment = {**os.environ, "HYPOTHESIS_PROFILE": "ci"}
-    done = subprocess.run(
-        words, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment
-    )
+    done = subprocess.run(words, check=False, capture_output=True, text=True, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stdout[-2000:]
     assert "test_third_party.py::test_contracts__can_each_be_broken" in done.stdout

@@ -12,9 +12,7 @@ from unforgotten.theory.absmax import absmax_law as absmax_law
 from unforgotten.theory.absmax import expected_absmax as expected_absmax
 from unforgotten.theory.absmax import expected_inverse_absmax as expected_inverse_absmax
 from unforgotten.theory.absmax import observed_absmax as observed_absmax
-from unforgotten.theory.adamw import (
-    adamw_displacement_upper_bound as adamw_displacement_upper_bound,
-)
+from unforgotten.theory.adamw import adamw_displacement_upper_bound as adamw_displacement_upper_bound
 from unforgotten.theory.adamw import adamw_limit_ratio as adamw_limit_ratio
 from unforgotten.theory.adamw import adamw_ratio_upper_bound as adamw_ratio_upper_bound
 from unforgotten.theory.adamw import adamw_step_upper_bound as adamw_step_upper_bound
@@ -41,9 +39,7 @@ from unforgotten.theory.claims import claim as claim
 from unforgotten.theory.claims import proof as proof
 from unforgotten.theory.concentration import concentrated_cosine as concentrated_cosine
 from unforgotten.theory.concentration import needed_share as needed_share
-from unforgotten.theory.curvature import (
-    curvature_remainder_upper_bound as curvature_remainder_upper_bound,
-)
+from unforgotten.theory.curvature import curvature_remainder_upper_bound as curvature_remainder_upper_bound
 from unforgotten.theory.curvature import gating_curvature as gating_curvature
 from unforgotten.theory.dead_zone import BinadeCounts as BinadeCounts
 from unforgotten.theory.dead_zone import DeadZone as DeadZone
@@ -81,9 +77,7 @@ from unforgotten.theory.gptq import GptqRule as GptqRule
 from unforgotten.theory.gptq import calibration_hessian as calibration_hessian
 from unforgotten.theory.greedy import certified_prefix as certified_prefix
 from unforgotten.theory.greedy import certified_tokens as certified_tokens
-from unforgotten.theory.greedy import (
-    greedy_metric_change_upper_bound as greedy_metric_change_upper_bound,
-)
+from unforgotten.theory.greedy import greedy_metric_change_upper_bound as greedy_metric_change_upper_bound
 from unforgotten.theory.greedy import top_two_gap as top_two_gap
 from unforgotten.theory.lattice import error_norm_upper_bound as error_norm_upper_bound
 from unforgotten.theory.lattice import is_swallowed as is_swallowed
@@ -102,9 +96,7 @@ from unforgotten.theory.motion_fit import stationary_fit as stationary_fit
 from unforgotten.theory.multiplicity import Discoveries as Discoveries
 from unforgotten.theory.multiplicity import false_discoveries as false_discoveries
 from unforgotten.theory.optimizers import STEP_UPPER_BOUNDS as STEP_UPPER_BOUNDS
-from unforgotten.theory.optimizers import (
-    adam_uncorrected_step_upper_bound as adam_uncorrected_step_upper_bound,
-)
+from unforgotten.theory.optimizers import adam_uncorrected_step_upper_bound as adam_uncorrected_step_upper_bound
 from unforgotten.theory.optimizers import decay_step_upper_bound as decay_step_upper_bound
 from unforgotten.theory.optimizers import frozen_magnitude as frozen_magnitude
 from unforgotten.theory.optimizers import largest_step as largest_step
@@ -128,18 +120,14 @@ from unforgotten.theory.regimes import on_grid_survivor as on_grid_survivor
 from unforgotten.theory.regimes import swallowing_absmax as swallowing_absmax
 from unforgotten.theory.response import Response as Response
 from unforgotten.theory.response import linear_response as linear_response
-from unforgotten.theory.response import (
-    response_variance_upper_bound as response_variance_upper_bound,
-)
+from unforgotten.theory.response import response_variance_upper_bound as response_variance_upper_bound
 from unforgotten.theory.retained import Retained as Retained
 from unforgotten.theory.retained import memory_direction as memory_direction
 from unforgotten.theory.retained import quantization_robustness as quantization_robustness
 from unforgotten.theory.retained import retained_ratios as retained_ratios
 from unforgotten.theory.retained import symmetric_robustness as symmetric_robustness
 from unforgotten.theory.sandwich import Sandwich as Sandwich
-from unforgotten.theory.sandwich import (
-    displacement_norm_upper_bound as displacement_norm_upper_bound,
-)
+from unforgotten.theory.sandwich import displacement_norm_upper_bound as displacement_norm_upper_bound
 from unforgotten.theory.sandwich import displacement_sandwich as displacement_sandwich
 from unforgotten.theory.scaling import flip_rate as flip_rate
 from unforgotten.theory.scaling import flip_ratio as flip_ratio

@@ -211,7 +211,5 @@ def _check_lr(lr: float) -> None:
 
 def _magnitude(largest_weight: float) -> float:
     if not (math.isfinite(largest_weight) and largest_weight >= 0):
-        raise ValueError(
-            f"largest_weight must be finite and not negative, got largest_weight={largest_weight!r}"
-        )
+        raise ValueError(f"largest_weight must be finite and not negative, got largest_weight={largest_weight!r}")
     return largest_weight

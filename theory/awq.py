@@ -51,8 +51,7 @@ class AwqRule:
 AWQ_RULES: Mapping[str, AwqRule] = {
     "autoawq": AwqRule(tuple(Candidate(i / 20, True) for i in range(20)), "autoawq", clip_steps=10),
     "llmcompressor": AwqRule(
-        (Candidate(0.0, False), *(Candidate(i / 18, True) for i in range(19))),
-        "compressed-tensors",
+        (Candidate(0.0, False), *(Candidate(i / 18, True) for i in range(19))), "compressed-tensors"
     ),
 }
 
@@ -80,9 +79,7 @@ def round_groups(w: NDArray[Any], rule: AwqRule) -> NDArray[Any]:
         ValueError: the group size does not divide the columns.
     """
     if w.ndim != 2 or w.shape[1] % rule.group_size:
-        raise ValueError(
-            f"group_size must divide the columns of w, got group_size={rule.group_size}, shape={w.shape}"
-        )
+        raise ValueError(f"group_size must divide the columns of w, got group_size={rule.group_size}, shape={w.shape}")
     groups = w.reshape(-1, rule.group_size)
     chosen = GRID_RULES[rule.grid]
     grid = chosen.fit(groups, rule.bits, rule.symmetric)
@@ -102,9 +99,7 @@ def weight_means(w: NDArray[Any], group_size: int) -> NDArray[Any]:
     return relative.reshape(w.shape).mean(axis=0)
 
 
-def candidate_scales(
-    x_mean: NDArray[Any], w_mean: NDArray[Any], candidate: Candidate
-) -> NDArray[Any]:
+def candidate_scales(x_mean: NDArray[Any], w_mean: NDArray[Any], candidate: Candidate) -> NDArray[Any]:
     """The scaling s = max(x_mean^r / (w_mean^(1-r) + 1e-4), 1e-4), divided by sqrt(max s min s).
 
     Without duo, s = max(x_mean^r, 1e-4), divided likewise. An infinite scale becomes 1.

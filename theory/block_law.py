@@ -54,12 +54,8 @@ class _Nodes(NamedTuple):
     pinned_delta: NDArray[Any]
 
 
-@claim(
-    "T6", kind="law", source="T6-T8 integrated over the law of absmax (David & Nagaraja 2003, §2.1)"
-)
-def block_law(
-    fmt: Format, density: Density, law: AbsmaxLaw, delta: float, mode: GridMode
-) -> Expected:
+@claim("T6", kind="law", source="T6-T8 integrated over the law of absmax (David & Nagaraja 2003, §2.1)")
+def block_law(fmt: Format, density: Density, law: AbsmaxLaw, delta: float, mode: GridMode) -> Expected:
     """E[flips, levels, D delta, D^2] = 1/B pinned + (1 - 1/B) others, integrated over (2F(a) - 1)^B; delta = +-|delta|.
 
     Independent weights, signs of the update independent of them. Fixed grid: exact but for the quadrature of `law`,
@@ -85,11 +81,7 @@ def block_law(
     nodes = _block_nodes(density, law, delta, mode)
     pinned = _pinned(fmt, nodes)
     others = [
-        _average(
-            moments(fmt, density, nodes.before, nodes.after, np.full(len(nodes.before), d)),
-            nodes.weight,
-            d,
-        )
+        _average(moments(fmt, density, nodes.before, nodes.after, np.full(len(nodes.before), d)), nodes.weight, d)
         for d in (delta, -delta)
     ]
     share = 1 / law.size
@@ -140,9 +132,14 @@ def _block_nodes(density: Density, law: AbsmaxLaw, delta: float, mode: GridMode)
         for outward in (True, False):
             for after, p in _successors(density, law, delta, outward, mode):
                 parts.append(
-                    (law.values, after, law.weights * share * p / 2, sign * law.values,
-                     np.full(len(after), sign * delta if outward else -sign * delta))
-                )  # fmt: skip
+                    (
+                        law.values,
+                        after,
+                        law.weights * share * p / 2,
+                        sign * law.values,
+                        np.full(len(after), sign * delta if outward else -sign * delta),
+                    )
+                )
     return _Nodes(*(np.concatenate(column) for column in zip(*parts, strict=True)))
 
 
@@ -155,23 +152,13 @@ def _successors(
         return [(a, one)]
     if outward:
         return [(a + delta, one)]  # no other entry can get there
-    edges = [
-        np.abs(a - delta) + f * 2 * np.minimum(a, delta)
-        for f in np.linspace(0, 1, OVERTAKING_NODES + 1)
-    ]
+    edges = [np.abs(a - delta) + f * 2 * np.minimum(a, delta) for f in np.linspace(0, 1, OVERTAKING_NODES + 1)]
     below = [_largest_other_cdf(m, a, delta, density) ** (law.size - 1) for m in edges]
-    steps = [
-        ((edges[i] + edges[i + 1]) / 2, below[i + 1] - below[i]) for i in range(OVERTAKING_NODES)
-    ]
+    steps = [((edges[i] + edges[i + 1]) / 2, below[i + 1] - below[i]) for i in range(OVERTAKING_NODES)]
     return [(edges[0], below[0]), *steps]
 
 
-def _largest_other_cdf(
-    m: NDArray[Any], a: NDArray[Any], delta: float, density: Density
-) -> NDArray[Any]:
+def _largest_other_cdf(m: NDArray[Any], a: NDArray[Any], delta: float, density: Density) -> NDArray[Any]:
     """P(|w + delta'| <= m given |w| <= a), delta' = +-delta."""
-    shares = [
-        density.cdf(np.clip(m - d, -a, a)) - density.cdf(np.clip(-m - d, -a, a))
-        for d in (delta, -delta)
-    ]
+    shares = [density.cdf(np.clip(m - d, -a, a)) - density.cdf(np.clip(-m - d, -a, a)) for d in (delta, -delta)]
     return np.clip(sum(shares) / (2 * magnitude_cdf(a, density)), 0.0, 1.0)

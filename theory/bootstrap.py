@@ -36,8 +36,7 @@ def checked(*metrics: NDArray[Any]) -> tuple[NDArray[Any], ...]:
     shape = arrays[0].shape
     if not (len(shapes) == 1 and len(shape) in (1, 2) and shape[0] >= 1 and shape[-1] >= 2):
         raise ValueError(
-            "items must be equal vectors of n >= 2, or (seeds, items), got "
-            + ", ".join(str(x.shape) for x in arrays)
+            "items must be equal vectors of n >= 2, or (seeds, items), got " + ", ".join(str(x.shape) for x in arrays)
         )
     if not all(np.isfinite(x).all() for x in arrays):
         raise ValueError("the metric of every item must be finite, got nan or inf")

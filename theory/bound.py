@@ -19,13 +19,8 @@ from unforgotten.theory.predict import Prediction, predict
 DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 STEP_BOUNDS: Mapping[str, str] = {"adamw": "adamw", "sign": "sign-sgd"}
 QUADRATURE_SPACING = 1.0  # of the absmax law: errs by 5e-5, see `absmax_law`
-LEAST_SHARE = (
-    1e-7  # of the blocks: rarer absmax values are left out, below the quadrature's own error
-)
-LR_RANGE = (
-    2.0**-22,
-    2.0**6,
-)  # in standard deviations: where a wanted survival is looked for, octave by octave
+LEAST_SHARE = 1e-7  # of the blocks: rarer absmax values are left out, below the quadrature's own error
+LR_RANGE = (2.0**-22, 2.0**6)  # in standard deviations: where a wanted survival is looked for, octave by octave
 
 
 @dataclass(frozen=True)
@@ -92,9 +87,7 @@ def bound(question: Question, *, gain: float | None = None, cosine: float | None
     setup = _Setup(question)
     check_training(question.lr, question.steps, setup.dtype)
     p = setup.predict(question.lr)
-    certain = frozen_magnitude(
-        STEP_BOUNDS[question.optimizer], question.lr, max(question.steps, 1), setup.dtype
-    )
+    certain = frozen_magnitude(STEP_BOUNDS[question.optimizer], question.lr, max(question.steps, 1), setup.dtype)
     wanted = gain is not None or cosine is not None
     return Answer(
         question=question,
@@ -121,9 +114,7 @@ class _Setup:
 
     def __init__(self, question: Question) -> None:
         if question.dtype not in DTYPES:
-            raise ValueError(
-                f"dtype must be one of {', '.join(DTYPES)}, got dtype={question.dtype!r}"
-            )
+            raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got dtype={question.dtype!r}")
         for name in ("columns", "rows"):
             if getattr(question, name) < 2:
                 raise ValueError(f"{name} must be at least 2, got {name}={getattr(question, name)}")
@@ -136,14 +127,10 @@ class _Setup:
         self.law: StepLaw = step_law(question.optimizer, question.snr)
         law = absmax_law(self.density, block_size(self.fmt, question), spacing=QUADRATURE_SPACING)
         kept = law.weights > LEAST_SHARE
-        self.absmax = AbsmaxLaw(
-            law.values[kept], law.weights[kept] / law.weights[kept].sum(), law.size
-        )
+        self.absmax = AbsmaxLaw(law.values[kept], law.weights[kept] / law.weights[kept].sum(), law.size)
 
     def predict(self, lr: float) -> Prediction:
-        return predict(
-            self.fmt, self.density, self.absmax, self.law, lr=lr, steps=self.steps, dtype=self.dtype
-        )
+        return predict(self.fmt, self.density, self.absmax, self.law, lr=lr, steps=self.steps, dtype=self.dtype)
 
 
 def block_size(fmt: Format, question: Question) -> int:
@@ -164,9 +151,7 @@ def _smallest_lr(setup: _Setup, gain: float | None, cosine: float | None) -> flo
 
     def excess(lr: float) -> float:
         e = setup.predict(lr).expected
-        gaps = [
-            have - want for have, want in ((e.gain, gain), (e.cosine, cosine)) if want is not None
-        ]
+        gaps = [have - want for have, want in ((e.gain, gain), (e.cosine, cosine)) if want is not None]
         return min(gap if math.isfinite(gap) else -1.0 for gap in gaps)
 
     lr, highest = (end * setup.density.scale for end in LR_RANGE)

@@ -10,11 +10,7 @@ from unforgotten.theory.bound import Answer
 def lines(answer: Answer, wanted: bool) -> list[str]:
     """An answer in words; `wanted` says whether a smallest lr was asked for."""
     q = answer.question
-    zone = (
-        "none: every weight can move"
-        if answer.dead_zone is None
-        else f"|w| >= {answer.dead_zone:.4g} stands still"
-    )
+    zone = "none: every weight can move" if answer.dead_zone is None else f"|w| >= {answer.dead_zone:.4g} stands still"
     rows = [
         ("steps", _steps(q.snr)),
         ("dead zone", f"{zone}; for certain above {answer.certain_dead_zone:.4g}"),
@@ -25,12 +21,7 @@ def lines(answer: Answer, wanted: bool) -> list[str]:
         ("flips", f"{100 * answer.flips:.3g} % of the codes"),
     ]
     if wanted:
-        rows.append(
-            (
-                "smallest lr",
-                "none is found" if answer.smallest_lr is None else f"{answer.smallest_lr:.3g}",
-            )
-        )
+        rows.append(("smallest lr", "none is found" if answer.smallest_lr is None else f"{answer.smallest_lr:.3g}"))
     return [f"{name + ':':13}{text}" for name, text in rows]
 
 

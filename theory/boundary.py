@@ -80,15 +80,11 @@ def moments(
     before = np.searchsorted(shape.thresholds, middle / a)
     after = np.searchsorted(shape.thresholds, (middle + d) / a_new)
     surviving = a_new * shape.levels[after] - a * shape.levels[before]
-    parts = (
-        np.ones_like(mass), before != after, np.abs(after - before), surviving, surviving**2,
-    )  # fmt: skip
+    parts = (np.ones_like(mass), before != after, np.abs(after - before), surviving, surviving**2)
     return Moments(*((mass * part).sum(axis=1) for part in parts))
 
 
-@claim(
-    "T6", kind="exact", source="telescoping: k(w') - k(w) counts the thresholds between w and w'"
-)
+@claim("T6", kind="exact", source="telescoping: k(w') - k(w) counts the thresholds between w and w'")
 def levels_moved(fmt: Format, density: Density, absmax: float, delta: float) -> float:
     """E|k(w + delta) - k(w)| = sum_k |F_a(t_k) - F_a(t_k - delta)| on the fixed grid of a block with absmax a.
 

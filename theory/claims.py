@@ -62,14 +62,10 @@ def proof(claim_id: str, *, method: Method, domain: str) -> Callable[[F], F]:
     Raises:
         ValueError: the function is registered twice.
     """
-    return _register(
-        "proof", PROOFS, lambda name, lead: Proof(claim_id, method, domain, name, lead)
-    )
+    return _register("proof", PROOFS, lambda name, lead: Proof(claim_id, method, domain, name, lead))
 
 
-def _register(
-    what: str, registry: dict[str, E], entry: Callable[[str, str], E]
-) -> Callable[[F], F]:
+def _register(what: str, registry: dict[str, E], entry: Callable[[str, str], E]) -> Callable[[F], F]:
     """A decorator that enters a function by its full name, with the first paragraph of its docstring."""
 
     def register(function: F) -> F:

@@ -10,11 +10,23 @@ import numpy as np
 from unforgotten.theory.description import BlockKind, Format
 
 NF4_LEVELS = (
-    -1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635,
-    -0.18477343022823334, -0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725,
-    0.24611230194568634, 0.33791524171829224, 0.44070982933044434, 0.5626170039176941,
-    0.7229568362236023, 1.0,
-)  # fmt: skip
+    -1.0,
+    -0.6961928009986877,
+    -0.5250730514526367,
+    -0.39491748809814453,
+    -0.28444138169288635,
+    -0.18477343022823334,
+    -0.09105003625154495,
+    0.0,
+    0.07958029955625534,
+    0.16093020141124725,
+    0.24611230194568634,
+    0.33791524171829224,
+    0.44070982933044434,
+    0.5626170039176941,
+    0.7229568362236023,
+    1.0,
+)
 FP4_TWELFTHS = (0.0, 0.0625, 8.0, 12.0, 4.0, 6.0, 2.0, 3.0)  # by code; codes 8-15 carry the sign
 FP4_ORDER = (11, 10, 13, 12, 15, 14, 9, 0, 8, 1, 6, 7, 4, 5, 2, 3)  # ascending; 8 is the minus zero
 E4M3_MAX = 448.0
@@ -55,60 +67,102 @@ def fp4(name: str, block_size: int) -> Format:
     return _bitsandbytes(name, levels, FP4_ORDER, block_size)
 
 
-def _bitsandbytes(
-    name: str, levels: tuple[float, ...], labels: tuple[int, ...], size: int
-) -> Format:
+def _bitsandbytes(name: str, levels: tuple[float, ...], labels: tuple[int, ...], size: int) -> Format:
     return Format(
-        name=name, bits=4, levels=levels, labels=labels, block="flat", block_size=size,
-        statistic="absmax", divisor=1.0, arithmetic="multiply", floor=1e-38, unit=1.0,
-        rounding="half-lower", zero="none", source="bitsandbytes 0.50.2, CPU",
-    )  # fmt: skip
+        name=name,
+        bits=4,
+        levels=levels,
+        labels=labels,
+        block="flat",
+        block_size=size,
+        statistic="absmax",
+        divisor=1.0,
+        arithmetic="multiply",
+        floor=1e-38,
+        unit=1.0,
+        rounding="half-lower",
+        zero="none",
+        source="bitsandbytes 0.50.2, CPU",
+    )
 
 
 def fp8(name: str, block: BlockKind, block_size: int | None) -> Format:
     """FP8 E4M3 (arXiv 2209.05433), scale `absmax / 448`, saturated; a scale of 0 becomes 2^-23."""
     return Format(
-        name=name, bits=8, levels=E4M3_LEVELS, labels=E4M3_LABELS, block=block, block_size=block_size,
-        statistic="absmax", divisor=E4M3_MAX, arithmetic="divide", floor=0.0, unit=1.0,
-        rounding="half-even-label", zero="none", source="compressed-tensors 0.19.0",
+        name=name,
+        bits=8,
+        levels=E4M3_LEVELS,
+        labels=E4M3_LABELS,
+        block=block,
+        block_size=block_size,
+        statistic="absmax",
+        divisor=E4M3_MAX,
+        arithmetic="divide",
+        floor=0.0,
+        unit=1.0,
+        rounding="half-even-label",
+        zero="none",
+        source="compressed-tensors 0.19.0",
         empty_scale=2.0**-23,
-    )  # fmt: skip
+    )
 
 
 def fp8_cast(name: str) -> Format:
     """FP8 E4M3 without a scale: each weight is rounded by itself, and saturates at 448."""
-    return replace(
-        fp8(name, "tensor", None), statistic="none", empty_scale=0.0, source="OCP 8-bit floats 1.0"
-    )
+    return replace(fp8(name, "tensor", None), statistic="none", empty_scale=0.0, source="OCP 8-bit floats 1.0")
 
 
 def mxfp4(name: str, block_size: int) -> Format:
     """MXFP4: E2M1 elements, a power of two for each block, `floor(log2 absmax) - 2`; what exceeds 6 saturates."""
     return Format(
-        name=name, bits=4, levels=E2M1_LEVELS, labels=E2M1_LABELS, block="group",
-        block_size=block_size, statistic="absmax", divisor=4.0, arithmetic="divide", floor=0.0,
-        unit=1.0, rounding="half-even-label", zero="none",
-        source="OCP Microscaling Formats 1.0, §6.3", scale_rule="power of two", overhang=2.0,
-    )  # fmt: skip
+        name=name,
+        bits=4,
+        levels=E2M1_LEVELS,
+        labels=E2M1_LABELS,
+        block="group",
+        block_size=block_size,
+        statistic="absmax",
+        divisor=4.0,
+        arithmetic="divide",
+        floor=0.0,
+        unit=1.0,
+        rounding="half-even-label",
+        zero="none",
+        source="OCP Microscaling Formats 1.0, §6.3",
+        scale_rule="power of two",
+        overhang=2.0,
+    )
 
 
 def mxfp4_up(name: str, block_size: int) -> Format:
     """MXFP4 as compressed-tensors scales it: absmax counts as the next power of two from 1.75 on, so v < 7."""
     return replace(
-        mxfp4(name, block_size), scale_rule="power of two, up", overhang=1.75,
-        source="compressed-tensors 0.19.0",
-    )  # fmt: skip
+        mxfp4(name, block_size), scale_rule="power of two, up", overhang=1.75, source="compressed-tensors 0.19.0"
+    )
 
 
 def nvfp4(name: str) -> Format:
     """NVFP4: E2M1 elements, an E4M3 scale for 16 of them, and one float32 scale `2688 / absmax` for the tensor."""
     return Format(
-        name=name, bits=4, levels=E2M1_LEVELS, labels=E2M1_LABELS, block="group", block_size=16,
-        statistic="absmax", divisor=E2M1_MAX, arithmetic="divide", floor=0.0, unit=1.0,
-        rounding="half-even-label", zero="none", source="compressed-tensors 0.19.0",
-        scale_rule="float8 of tensor", tensor_range=E4M3_MAX * E2M1_MAX, empty_scale=0.125,
+        name=name,
+        bits=4,
+        levels=E2M1_LEVELS,
+        labels=E2M1_LABELS,
+        block="group",
+        block_size=16,
+        statistic="absmax",
+        divisor=E2M1_MAX,
+        arithmetic="divide",
+        floor=0.0,
+        unit=1.0,
+        rounding="half-even-label",
+        zero="none",
+        source="compressed-tensors 0.19.0",
+        scale_rule="float8 of tensor",
+        tensor_range=E4M3_MAX * E2M1_MAX,
+        empty_scale=0.125,
         overhang=17 / 16,
-    )  # fmt: skip
+    )
 
 
 CODEBOOKS: Mapping[str, Callable[[str, int], Format]] = {"nf4": nf4, "fp4": fp4}

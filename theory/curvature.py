@@ -15,9 +15,7 @@ U64 = 2.0**-53
 
 
 @claim("T13", kind="first-order", source="Taylor at Q(w); E[D_i D_j] = delta_i delta_j, i != j")
-def gating_curvature(
-    hessian_diagonal: NDArray[Any], delta: NDArray[Any], step: NDArray[Any] | float
-) -> float:
+def gating_curvature(hessian_diagonal: NDArray[Any], delta: NDArray[Any], step: NDArray[Any] | float) -> float:
     """E F(Q(w) + D) - F(Q(w) + delta) = 1/2 sum_i H_ii Var[D_i] + R: what gating does to the mean of F.
 
     The cross terms of the Hessian cancel, as do g·D and g·delta. Under U as in `linear_response`, positions
@@ -36,9 +34,7 @@ def gating_curvature(
 
 
 @claim("T13", kind="first-order", source="Taylor with Lagrange remainder; Cauchy-Schwarz")
-def curvature_remainder_upper_bound(
-    third: float, delta: NDArray[Any], step: NDArray[Any] | float
-) -> float:
+def curvature_remainder_upper_bound(third: float, delta: NDArray[Any], step: NDArray[Any] | float) -> float:
     """|R| <= K/6 (sqrt(E|D|^2 E|D|^4) + |delta|^3), K >= |third derivative of F|: the rest of `gating_curvature`.
 
     Order: with delta and Delta both scaled by h the curvature term is O(h^2) and R is O(h^3). With Delta fixed and
@@ -60,9 +56,7 @@ def curvature_remainder_upper_bound(
     _, d, s = vectors(np.zeros(np.shape(delta)), delta, step)
     whole, phase = np.divmod(np.abs(d) / s, 1.0)
     unit = float(s.max())  # lengths in it: fourth powers of small steps would underflow
-    second, fourth = (
-        (s / unit) ** k * (whole**k * (1 - phase) + (whole + 1) ** k * phase) for k in (2, 4)
-    )
+    second, fourth = ((s / unit) ** k * (whole**k * (1 - phase) + (whole + 1) ** k * phase) for k in (2, 4))
     square = math.fsum(second)
     fourth_of_norm = square**2 + math.fsum(fourth - second**2)
     lengths = math.sqrt(square * fourth_of_norm) + float(np.linalg.norm(d / unit)) ** 3

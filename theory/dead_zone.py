@@ -129,9 +129,7 @@ def find_dead_zone(counts: BinadeCounts, dtype: str) -> DeadZone:
     """
     nothing = DeadZone(False, math.nan, (math.nan, math.nan))
     seen = [
-        (e, moved / n)
-        for e, n, moved in zip(BINADES, counts.weights, counts.moved, strict=True)
-        if n >= MIN_WEIGHTS
+        (e, moved / n) for e, n, moved in zip(BINADES, counts.weights, counts.moved, strict=True) if n >= MIN_WEIGHTS
     ]
     frozen_from = None
     for e, share in reversed(seen):

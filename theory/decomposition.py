@@ -16,9 +16,7 @@ class LostEffect(NamedTuple):
 
 
 @claim("T14", kind="exact", source="Shapley 1953, for two players")
-def lost_effect(
-    *, w: float, w_new: float, q: float, q_new: float, w_plus_d: float, q_plus_delta: float
-) -> LostEffect:
+def lost_effect(*, w: float, w_new: float, q: float, q_new: float, w_plus_d: float, q_plus_delta: float) -> LostEffect:
     """[F(w') - F(w)] - [F(Q(w')) - F(Q(w))] = gating + base shift, averaged over the two orders of replacement.
 
     Gating replaces delta by D, the base shift replaces w by Q(w). Arguments are values of F: at w, w', Q(w), Q(w'),

@@ -197,11 +197,7 @@ def empirical(w: NDArray[Any], bins: int = HISTOGRAM_BINS) -> Empirical:
     return Empirical(knots, below, float(flat.std()))
 
 
-DENSITIES: Mapping[str, Callable[[float], Density]] = {
-    "gaussian": Gaussian,
-    "laplace": Laplace,
-    "student-t": StudentT,
-}
+DENSITIES: Mapping[str, Callable[[float], Density]] = {"gaussian": Gaussian, "laplace": Laplace, "student-t": StudentT}
 
 
 def density_named(name: str, scale: float) -> Density:

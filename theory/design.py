@@ -21,10 +21,7 @@ from unforgotten.theory.densities import Gaussian
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.traced import Setup, cosine_of, gain_of, gaussian_energy, setup
 
-LR_RANGE = (
-    2.0**-22,
-    2.0**6,
-)  # in standard deviations: where a wanted survival is looked for, octave by octave
+LR_RANGE = (2.0**-22, 2.0**6)  # in standard deviations: where a wanted survival is looked for, octave by octave
 REFINEMENTS = 9  # each by a factor of 28: an octave to 2^-43
 NEWTON_STEPS = 40
 TRACED = 5  # fields of a Setup that can vary without compiling again
@@ -61,9 +58,7 @@ def _every(law: Callable[[Any, Setup], Any], lrs: ArrayLike, s: Setup) -> NDArra
 
 
 @partial(jax.jit, static_argnums=(0, 3))
-def _compiled(
-    law: Callable[[Any, Setup], Any], lrs: Any, traced: tuple[Any, ...], fixed: tuple[Any, ...]
-) -> Any:
+def _compiled(law: Callable[[Any, Setup], Any], lrs: Any, traced: tuple[Any, ...], fixed: tuple[Any, ...]) -> Any:
     """Compiled once for each law, number of levels, storage and number of learning rates."""
     return jax.vmap(lambda lr: law(lr, Setup(*traced, *fixed)))(lrs)
 
@@ -221,9 +216,7 @@ def phase_diagram(
     for dtype in dtypes:
         for name in formats:
             fmt = format_named(name)
-            law = _common(
-                absmax_law(Gaussian(std), fmt.block_size or columns, spacing=QUADRATURE_SPACING)
-            )
+            law = _common(absmax_law(Gaussian(std), fmt.block_size or columns, spacing=QUADRATURE_SPACING))
             rows.append(gains(lrs, setup(fmt, law, std=std, steps=steps, dtype=dtype)))
     return np.reshape(rows, (len(dtypes), len(formats), lrs.size))
 

@@ -14,11 +14,7 @@ U64 = 2.0**-53
 CROSSING = 1.59362426004004  # the KL above which Bretagnolle-Huber is the smaller of the two
 
 
-@claim(
-    "T15",
-    kind="exact",
-    source="Pinsker 1964, with Csiszar's constant; Bretagnolle & Huber 1979, lemma 2.1",
-)
+@claim("T15", kind="exact", source="Pinsker 1964, with Csiszar's constant; Bretagnolle & Huber 1979, lemma 2.1")
 def total_variation_upper_bound(kl: NDArray[Any] | float) -> NDArray[Any]:
     """TV(p, q) <= min(sqrt(KL/2), sqrt(1 - exp(-KL))): Pinsker below KL = 1.594 nats, Bretagnolle-Huber above.
 
@@ -44,9 +40,7 @@ def total_variation_upper_bound(kl: NDArray[Any] | float) -> NDArray[Any]:
 
 
 @claim("T15", kind="exact", source="|E_p f - E_q f| <= (sup f - inf f) TV(p, q)")
-def metric_change_upper_bound(
-    kl: NDArray[Any] | float, low: float = 0.0, high: float = 1.0
-) -> float:
+def metric_change_upper_bound(kl: NDArray[Any] | float, low: float = 0.0, high: float = 1.0) -> float:
     """|m(p) - m(q)| <= (high - low) mean_i TV_i, for m = the mean over prompts i of an expectation of f in [low, high].
 
     f may depend on the whole sampled answer; then KL_i is that of whole answers, by the chain rule the expected sum of

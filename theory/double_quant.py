@@ -114,9 +114,7 @@ def double_quantize(w: Array, fmt: Format, *, offset: np.float32 | None = None) 
         ValueError: the format stores no absmax of flat blocks, or as `quantize`.
     """
     if (fmt.block, fmt.arithmetic) != ("flat", "multiply"):
-        raise ValueError(
-            f"double quantization must be of nf4-bN or fp4-bN, got format={fmt.name!r}"
-        )
+        raise ValueError(f"double quantization must be of nf4-bN or fp4-bN, got format={fmt.name!r}")
     blocks = to_blocks(w, fmt)
     grid = fit_grid(blocks, fmt, count=w.size)
     codes = encode(blocks, grid, fmt, count=w.size)
@@ -126,6 +124,5 @@ def double_quantize(w: Array, fmt: Format, *, offset: np.float32 | None = None) 
     absmax = dequantize_dynamic(nested_codes, nested_absmax) + mean
     values = decode(codes, Grid(absmax[:, None], grid.zero), fmt)
     return DoubleQuantized(
-        from_blocks(codes, w.shape, fmt), mean, nested_codes, nested_absmax, absmax,
-        from_blocks(values, w.shape, fmt),
-    )  # fmt: skip
+        from_blocks(codes, w.shape, fmt), mean, nested_codes, nested_absmax, absmax, from_blocks(values, w.shape, fmt)
+    )

@@ -12,16 +12,9 @@ from unforgotten.theory.formats import Format
 from unforgotten.theory.quantize import fit_grid, to_blocks
 
 U32, ETA32, U64 = 2.0**-24, 2.0**-149, 2.0**-53
-RATIO_ROUNDINGS = (
-    4  # float32, of w / scale: 1 where a kernel divides, 3 where it multiplies; one to spare
-)
-VALUE_ROUNDINGS = (
-    4  # float32, of a value: the scale, the product, and `unit` on LLM.int8; one to spare
-)
-NORMAL_SCALE = (
-    2.0**-115,
-    2.0**115,
-)  # no scale, reciprocal or product of these leaves the normal range
+RATIO_ROUNDINGS = 4  # float32, of w / scale: 1 where a kernel divides, 3 where it multiplies; one to spare
+VALUE_ROUNDINGS = 4  # float32, of a value: the scale, the product, and `unit` on LLM.int8; one to spare
+NORMAL_SCALE = (2.0**-115, 2.0**115)  # no scale, reciprocal or product of these leaves the normal range
 
 
 def drift_factor(fmt: Format) -> int:
@@ -129,9 +122,7 @@ def certified_codes(w: NDArray[Any], w_new: NDArray[Any], fmt: Format) -> NDArra
     grids = [fit_grid(x, fmt, count=count) for x in (before, after)]
     steps = [_step(g.scale, fmt) for g in grids]
     low, high = NORMAL_SCALE
-    sane = (grids[0].zero == grids[1].zero) & np.logical_and.reduce(
-        [(low <= s) & (s <= high) for s in steps]
-    )
+    sane = (grids[0].zero == grids[1].zero) & np.logical_and.reduce([(low <= s) & (s <= high) for s in steps])
     exact = before.astype(np.float64)
     kept = keeps_code(
         exact,

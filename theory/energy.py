@@ -57,9 +57,7 @@ def effective_step(fmt: Format, density: Density, absmax: float) -> float:
     return float(steps**2 @ heights / (steps @ heights))
 
 
-@claim(
-    "T8", kind="first-order", source="E[D^2 | delta] over |delta| as delta -> 0, on a fixed grid"
-)
+@claim("T8", kind="first-order", source="E[D^2 | delta] over |delta| as delta -> 0, on a fixed grid")
 def energy_density(fmt: Format, density: Density, absmax: float) -> float:
     """sum_k Delta_k^2 f_a(t_k): the squared length that a small update gains per unit of |delta|."""
     shape = shape_of(fmt)

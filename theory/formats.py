@@ -41,9 +41,7 @@ PATTERNS: Mapping[str, Callable[[re.Match[str]], Format]] = {
     r"int([2-8])-(tensor|row|g[1-9]\d*)(?:-(asym|paper|ct|ct-asym|ao|ao-asym))?": (
         lambda m: INTEGER_RULES[m[3] or ""](m[0], int(m[1]), *_blocks(m[2]))
     ),
-    r"hqq([2-8])-(g[1-9]\d*)(?:-(opt))?": (
-        lambda m: HQQ_RULES[m[3] or ""](m[0], int(m[1]), *_blocks(m[2]))
-    ),
+    r"hqq([2-8])-(g[1-9]\d*)(?:-(opt))?": (lambda m: HQQ_RULES[m[3] or ""](m[0], int(m[1]), *_blocks(m[2]))),
     r"(nf4|fp4)-b([1-9]\d*)": lambda m: CODEBOOKS[m[1]](m[0], int(m[2])),
     r"llmint8-row": lambda m: llm_int8(m[0]),
     r"fp8-(tensor|row|g[1-9]\d*)": lambda m: fp8(m[0], *_blocks(m[1])),

@@ -46,28 +46,37 @@ def q6_k(name: str) -> Format:
 
 def _k_quant(fmt: Format, search: str) -> Format:
     return replace(
-        fmt, block_size=SUPER_BLOCK, statistic=search, arithmetic="divide", rounding="half-even",
-        storage="float32", source="ggml 0.25.3",
-    )  # fmt: skip
+        fmt,
+        block_size=SUPER_BLOCK,
+        statistic=search,
+        arithmetic="divide",
+        rounding="half-even",
+        storage="float32",
+        source="ggml 0.25.3",
+    )
 
 
 def _gguf(
-    name: str,
-    bits: int,
-    labels: tuple[int, ...],
-    statistic: str,
-    divisor: float,
-    rounding: Rounding,
-    *,
-    offset: int,
+    name: str, bits: int, labels: tuple[int, ...], statistic: str, divisor: float, rounding: Rounding, *, offset: int
 ) -> Format:
     return Format(
-        name=name, bits=bits, levels=tuple(float(k - offset) for k in labels), labels=labels,
-        block="group", block_size=BLOCK, statistic=statistic, divisor=divisor,
-        arithmetic="reciprocal", floor=0.0, unit=1.0, rounding=rounding,
-        zero="minimum" if statistic == "min-max" else "none", source=SOURCE, storage="float16",
+        name=name,
+        bits=bits,
+        levels=tuple(float(k - offset) for k in labels),
+        labels=labels,
+        block="group",
+        block_size=BLOCK,
+        statistic=statistic,
+        divisor=divisor,
+        arithmetic="reciprocal",
+        floor=0.0,
+        unit=1.0,
+        rounding=rounding,
+        zero="minimum" if statistic == "min-max" else "none",
+        source=SOURCE,
+        storage="float16",
         whole_blocks=True,
-    )  # fmt: skip
+    )
 
 
 GGUF: Mapping[str, Callable[[str], Format]] = {

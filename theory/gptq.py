@@ -54,9 +54,7 @@ class GptqRule:
 GPTQ_RULES: Mapping[str, GptqRule] = {
     "gptqmodel": GptqRule(order="group-aware"),
     "auto-gptq": GptqRule(damping=0.01),
-    "llmcompressor": GptqRule(
-        static=True, order="activation", damping=0.01, grid="compressed-tensors", fit_dead=True
-    ),
+    "llmcompressor": GptqRule(static=True, order="activation", damping=0.01, grid="compressed-tensors", fit_dead=True),
 }
 
 
@@ -103,9 +101,7 @@ def inverse_factor(h: NDArray[Any]) -> NDArray[Any]:
         ValueError: H is not positive definite.
     """
     try:
-        inverse_root = scipy.linalg.solve_triangular(
-            np.linalg.cholesky(h), np.eye(len(h), dtype=h.dtype), lower=True
-        )
+        inverse_root = scipy.linalg.solve_triangular(np.linalg.cholesky(h), np.eye(len(h), dtype=h.dtype), lower=True)
         return np.ascontiguousarray(np.linalg.cholesky(inverse_root.T @ inverse_root).T)
     except np.linalg.LinAlgError:
         smallest = float(np.linalg.eigvalsh(h)[0])
@@ -127,9 +123,7 @@ def column_order(diagonal: NDArray[Any], rule: GptqRule) -> NDArray[Any]:
         return np.argsort(-diagonal, kind="stable")
     whole = len(diagonal) // rule.group_size * rule.group_size
     groups = diagonal[:whole].reshape(-1, rule.group_size)
-    within = (
-        np.argsort(-groups, axis=1, kind="stable") + np.arange(0, whole, rule.group_size)[:, None]
-    )
+    within = np.argsort(-groups, axis=1, kind="stable") + np.arange(0, whole, rule.group_size)[:, None]
     by_largest = np.argsort(-groups.max(axis=1), kind="stable") if whole else np.arange(0)
     return np.concatenate([within[by_largest].ravel(), np.arange(whole, len(diagonal))])
 
@@ -146,9 +140,7 @@ def gptq(w: NDArray[Any], hessian: NDArray[Any], rule: GptqRule) -> GptqResult:
         ValueError: shapes do not fit, or H is not positive definite after damping.
     """
     if w.ndim != 2 or hessian.shape != (w.shape[1], w.shape[1]):
-        raise ValueError(
-            f"hessian must be (columns, columns) of w, got shapes={w.shape}, {hessian.shape}"
-        )
+        raise ValueError(f"hessian must be (columns, columns) of w, got shapes={w.shape}, {hessian.shape}")
     dead = np.diag(hessian) == 0
     alive = np.where(dead, w.dtype.type(0), w)
     h = hessian.astype(w.dtype) + np.diag(dead).astype(w.dtype)
@@ -176,9 +168,7 @@ class Rounded(NamedTuple):
     compensated: NDArray[Any]
 
 
-def round_columns(
-    w: NDArray[Any], factor: NDArray[Any], rule: GptqRule, grid: GroupGrid | None
-) -> Rounded:
+def round_columns(w: NDArray[Any], factor: NDArray[Any], rule: GptqRule, grid: GroupGrid | None) -> Rounded:
     """Round the columns from first to last; `grid` (rows, columns) where it is fixed, else fitted on the way."""
     v = w.copy()
     out = Rounded(*(np.empty_like(w) for _ in range(5)))

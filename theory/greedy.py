@@ -77,9 +77,7 @@ def certified_prefix(certified: NDArray[Any]) -> NDArray[Any]:
 
 
 @claim("T15", kind="exact", source="a mean over answers of a score in [low, high]")
-def greedy_metric_change_upper_bound(
-    certified: NDArray[Any], low: float = 0.0, high: float = 1.0
-) -> float:
+def greedy_metric_change_upper_bound(certified: NDArray[Any], low: float = 0.0, high: float = 1.0) -> float:
     """|m - m'| <= (high - low) (answers with a token that is not certified) / answers, for M1, M2 and M4.
 
     The metric is a mean over greedy answers of any score in [low, high] of the answer; attained by a score that is

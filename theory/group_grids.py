@@ -89,9 +89,7 @@ def fit_autoawq(w: NDArray[Any], bits: int, symmetric: bool) -> GroupGrid:
         return GroupGrid(scale, np.clip(-np.rint(low / scale), 0, top))
 
 
-def encode_group(
-    w: NDArray[Any], grid: GroupGrid, bits: int, *, zero_first: bool = False
-) -> NDArray[Any]:
+def encode_group(w: NDArray[Any], grid: GroupGrid, bits: int, *, zero_first: bool = False) -> NDArray[Any]:
     """Codes in 0 … 2^bits - 1, in the dtype of the weights, shape of `w`.
 
     Args:

@@ -35,19 +35,13 @@ def asymmetric_int(name: str, bits: int, block: BlockKind, block_size: int | Non
     return replace(fmt, statistic="range", zero="whole")
 
 
-def compressed_tensors_int(
-    name: str, bits: int, block: BlockKind, block_size: int | None
-) -> Format:
+def compressed_tensors_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
     """Integers -2^(b-1) … 2^(b-1) - 1, scale `absmax / ((2^b - 1) / 2)`: absmax lies half a step inside the clip."""
     fmt = _half_step(name, bits, block, block_size)
-    return replace(
-        fmt, zero_first=True, empty_scale=FLOAT32_EPS, source="compressed-tensors 0.19.0"
-    )
+    return replace(fmt, zero_first=True, empty_scale=FLOAT32_EPS, source="compressed-tensors 0.19.0")
 
 
-def compressed_tensors_asymmetric_int(
-    name: str, bits: int, block: BlockKind, block_size: int | None
-) -> Format:
+def compressed_tensors_asymmetric_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
     """The same integers with a zero point that is added before the code is rounded."""
     fmt = compressed_tensors_int(name, bits, block, block_size)
     return replace(fmt, statistic="range", zero="whole", divisor=float(2**bits - 1))
@@ -56,14 +50,10 @@ def compressed_tensors_asymmetric_int(
 def torchao_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
     """The integers and scale of compressed-tensors, by the reciprocal of the scale; scales are at least 2^-126."""
     fmt = _half_step(name, bits, block, block_size)
-    return replace(
-        fmt, arithmetic="reciprocal", least_scale=FLOAT32_TINY, source="torchao 0.18.0, intx"
-    )
+    return replace(fmt, arithmetic="reciprocal", least_scale=FLOAT32_TINY, source="torchao 0.18.0, intx")
 
 
-def torchao_asymmetric_int(
-    name: str, bits: int, block: BlockKind, block_size: int | None
-) -> Format:
+def torchao_asymmetric_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
     """The same with a zero point that is added after the code is rounded."""
     fmt = torchao_int(name, bits, block, block_size)
     return replace(fmt, statistic="range", zero="whole", divisor=float(2**bits - 1))
@@ -74,9 +64,14 @@ def hqq_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> F
     top = 2**bits - 1
     fmt = _integers(name, bits, (0, top), block, block_size, divisor=float(top))
     return replace(
-        fmt, statistic="hqq", arithmetic="inverse", zero="float", zero_first=True,
-        whole_blocks=True, source="hqq 0.2.8.post1, axis 1",
-    )  # fmt: skip
+        fmt,
+        statistic="hqq",
+        arithmetic="inverse",
+        zero="float",
+        zero_first=True,
+        whole_blocks=True,
+        source="hqq 0.2.8.post1, axis 1",
+    )
 
 
 def optimized_hqq_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
@@ -90,28 +85,31 @@ def _half_step(name: str, bits: int, block: BlockKind, block_size: int | None) -
 
 
 def _integers(
-    name: str,
-    bits: int,
-    ends: tuple[int, int],
-    block: BlockKind,
-    block_size: int | None,
-    *,
-    divisor: float,
+    name: str, bits: int, ends: tuple[int, int], block: BlockKind, block_size: int | None, *, divisor: float
 ) -> Format:
     codes = tuple(range(ends[0], ends[1] + 1))
     return Format(
-        name=name, bits=bits, levels=tuple(float(c) for c in codes), labels=codes, block=block,
-        block_size=block_size, statistic="absmax", divisor=divisor, arithmetic="divide", floor=0.0,
-        unit=1.0, rounding="half-even", zero="none", source="round to nearest, float32",
-    )  # fmt: skip
+        name=name,
+        bits=bits,
+        levels=tuple(float(c) for c in codes),
+        labels=codes,
+        block=block,
+        block_size=block_size,
+        statistic="absmax",
+        divisor=divisor,
+        arithmetic="divide",
+        floor=0.0,
+        unit=1.0,
+        rounding="half-even",
+        zero="none",
+        source="round to nearest, float32",
+    )
 
 
 def llm_int8(name: str) -> Format:
     """The weights of LLM.int8 (arXiv 2208.07339): int8 rows, by reciprocal; outlier activations are not modelled."""
     fmt = symmetric_int(name, 8, "row", None)
-    return replace(
-        fmt, arithmetic="multiply", unit=7.874015718698502e-3, source="bitsandbytes 0.50.2, CPU"
-    )
+    return replace(fmt, arithmetic="multiply", unit=7.874015718698502e-3, source="bitsandbytes 0.50.2, CPU")
 
 
 INTEGER_RULES: Mapping[str, Callable[[str, int, BlockKind, int | None], Format]] = {
@@ -123,7 +121,4 @@ INTEGER_RULES: Mapping[str, Callable[[str, int, BlockKind, int | None], Format]]
     "ao": torchao_int,
     "ao-asym": torchao_asymmetric_int,
 }
-HQQ_RULES: Mapping[str, Callable[[str, int, BlockKind, int | None], Format]] = {
-    "": hqq_int,
-    "opt": optimized_hqq_int,
-}
+HQQ_RULES: Mapping[str, Callable[[str, int, BlockKind, int | None], Format]] = {"": hqq_int, "opt": optimized_hqq_int}

@@ -194,11 +194,7 @@ def _affine_codes(x: NDArray[Any], inverse: NDArray[Any], low: NDArray[Any]) -> 
 
 
 def _affine_error(
-    x: NDArray[Any],
-    weight: NDArray[Any],
-    scale: NDArray[Any],
-    low: NDArray[Any],
-    codes: NDArray[Any],
+    x: NDArray[Any], weight: NDArray[Any], scale: NDArray[Any], low: NDArray[Any], codes: NDArray[Any]
 ) -> NDArray[Any]:
     difference = scale[:, None] * codes.astype(np.float32) + low[:, None] - x
     return _sum(weight * (difference * difference))
@@ -209,9 +205,7 @@ def _six_bits(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     largest = np.maximum(x.max(axis=1, keepdims=True), ZERO)
     inverse = np.where(largest > 0, np.float32(63) / largest, ZERO)
     wrapped = nearest_int(inverse * x).astype(np.uint8)  # a C cast: modulo 256
-    return np.minimum(wrapped, 63).astype(np.int16), (largest[:, 0] / np.float32(63)).astype(
-        np.float16
-    )
+    return np.minimum(wrapped, 63).astype(np.int16), (largest[:, 0] / np.float32(63)).astype(np.float16)
 
 
 def _requantize(x: NDArray[Any], fitted: KBlocks, ends: tuple[int, int], name: str) -> KBlocks:
@@ -223,14 +217,7 @@ def _requantize(x: NDArray[Any], fitted: KBlocks, ends: tuple[int, int], name: s
     ratio = (x.reshape(n, subs, -1) + fitted.low[:, :, None]) / step
     codes = np.clip(nearest_int(ratio), *ends) + fitted.offset
     codes = np.where(step == 0, fitted.codes.reshape(codes.shape), codes).astype(np.uint8)
-    return KBlocks(
-        codes.reshape(n, SUPER_BLOCK),
-        fitted.scales,
-        fitted.mins,
-        fitted.d,
-        fitted.dmin,
-        fitted.offset,
-    )
+    return KBlocks(codes.reshape(n, SUPER_BLOCK), fitted.scales, fitted.mins, fitted.d, fitted.dmin, fitted.offset)
 
 
 def _checked(blocks: NDArray[Any], name: str) -> NDArray[Any]:

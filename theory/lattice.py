@@ -68,11 +68,7 @@ class Interval(NamedTuple):
     upper: NDArray[Any]
 
 
-@claim(
-    "T17",
-    kind="exact",
-    source="Babai 1986; monotone bisection over the floats of the kernel's dtype",
-)
+@claim("T17", kind="exact", source="Babai 1986; monotone bisection over the floats of the kernel's dtype")
 def sequential_cell(w: NDArray[Any], result: GptqResult, rule: GptqRule) -> Interval:
     """Given the weights before column i, w_i keeps its code exactly on an interval: the plain cell minus what was pushed.
 
@@ -108,9 +104,7 @@ def sequential_cell(w: NDArray[Any], result: GptqResult, rule: GptqRule) -> Inte
 
 
 @claim("T17", kind="exact", source="derived here")
-def is_swallowed(
-    residual: NDArray[Any], delta: NDArray[Any], step: NDArray[Any], factor: NDArray[Any]
-) -> NDArray[Any]:
+def is_swallowed(residual: NDArray[Any], delta: NDArray[Any], step: NDArray[Any], factor: NDArray[Any]) -> NDArray[Any]:
     """D = 0 iff |v_i - q_i + (M delta)_i| < step_i / 2 for every i: the update is judged after it has been pushed.
 
     Plain rounding asks |w_i - q_i + delta_i| < step_i / 2. An update that it swallows passes GPTQ as soon as
@@ -170,9 +164,7 @@ def sequential_flip_probability(shift: NDArray[Any], step: NDArray[Any]) -> NDAr
 
 
 @claim("T17", kind="law", source="derived here; T7 column by column")
-def sequential_loss_variance(
-    shift: NDArray[Any], step: NDArray[Any], factor: NDArray[Any]
-) -> NDArray[Any]:
+def sequential_loss_variance(shift: NDArray[Any], step: NDArray[Any], factor: NDArray[Any]) -> NDArray[Any]:
     """E|delta - D|_H^2 = E sum_i step_i^2 phi_i (1 - phi_i) / U_ii^2, phi_i = frac(|s_i| / step_i).
 
     At most the square of `error_norm_upper_bound`, for every update. Assumption U of the lattice, as in

@@ -13,9 +13,7 @@ from unforgotten.theory.claims import claim
 from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT, check_dtype
 
 FREE_SPACINGS = 16  # a step of this many spacings or more moves as if there were none, within 1/32
-MOST_SPACINGS = (
-    41  # FREE_SPACINGS and 8 standard deviations of a step's noise, at most 3 spacings each
-)
+MOST_SPACINGS = 41  # FREE_SPACINGS and 8 standard deviations of a step's noise, at most 3 spacings each
 ADAM_BETA1 = 0.9
 OPTIMIZERS = ("adamw", "sign")  # "sign": sign-SGD, and Lion but for its memory
 RATIO_NODES = 16
@@ -60,9 +58,7 @@ def step_law(optimizer: str, snr: float = math.inf) -> StepLaw:
         ValueError: the optimizer is unknown, or the ratio is not positive.
     """
     if optimizer not in OPTIMIZERS:
-        raise ValueError(
-            f"optimizer must be one of {', '.join(OPTIMIZERS)}, got optimizer={optimizer!r}"
-        )
+        raise ValueError(f"optimizer must be one of {', '.join(OPTIMIZERS)}, got optimizer={optimizer!r}")
     if not snr > 0:
         raise ValueError(f"snr must be positive, got snr={snr!r}")
     signed = optimizer == "sign"

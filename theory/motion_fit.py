@@ -11,12 +11,7 @@ import scipy
 from numpy.typing import NDArray
 
 from unforgotten.theory.dead_zone import MIN_WEIGHTS
-from unforgotten.theory.motion import (
-    StepLaw,
-    check_training,
-    free_radius,
-    step_law,
-)
+from unforgotten.theory.motion import StepLaw, check_training, free_radius, step_law
 
 SNR_RANGE = (1e-3, 1e3)
 MOVE_NODES = 16
@@ -87,9 +82,5 @@ def observed_moves(w: NDArray[Any], delta: NDArray[Any]) -> Moves:
         for low, high in pairwise(ends):
             inside = np.sort(delta[(sign * w >= low) & (sign * w < high)])
             groups = np.array_split(inside, min(MOVE_NODES, len(inside)) or 1)
-            rows += [
-                (*sorted((sign * low, sign * high)), g.mean(), len(g) / len(inside))
-                for g in groups
-                if g.any()
-            ]
+            rows += [(*sorted((sign * low, sign * high)), g.mean(), len(g) / len(inside)) for g in groups if g.any()]
     return Moves(*np.array(rows, np.float64).reshape(-1, 4).T)

@@ -17,11 +17,7 @@ class Discoveries(NamedTuple):
     adjusted: NDArray[Any]
 
 
-@claim(
-    "T12",
-    kind="law",
-    source="Benjamini & Hochberg 1995, thm 1; Benjamini & Yekutieli 2001, thm 1.3",
-)
+@claim("T12", kind="law", source="Benjamini & Hochberg 1995, thm 1; Benjamini & Yekutieli 2001, thm 1.3")
 def false_discoveries(p: NDArray[Any], level: float, *, dependent: bool = False) -> Discoveries:
     """Reject the k smallest p-values, k = max {i : p_(i) <= i level / (m c)}: false discovery rate <= level m_0 / m.
 

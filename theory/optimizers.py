@@ -18,9 +18,7 @@ UNDERFLOW = 2.0**-1000  # more than products below the normal range lose, rank a
 
 
 @claim("T5", kind="exact", source="Cauchy-Schwarz; Kingma & Ba 2015, alg. 1 without line 9-10")
-def adam_uncorrected_step_upper_bound(
-    lr: float, t: int, beta1: float = 0.9, beta2: float = 0.999
-) -> float:
+def adam_uncorrected_step_upper_bound(lr: float, t: int, beta1: float = 0.9, beta2: float = 0.999) -> float:
     """|step t| <= lr (1-b1)/sqrt(1-b2) sqrt((1-r^t)/(1-r)), r = b1^2/b2: Adam without bias correction.
 
     The first step is the largest share of all: 3.16 lr at the defaults, where the corrected one is lr; the limit is
@@ -43,12 +41,7 @@ def adam_uncorrected_step_upper_bound(
 
 @claim("T5", kind="exact", source="geometric series; torch.optim.SGD")
 def sgd_step_upper_bound(
-    lr: float,
-    t: int,
-    clip: float,
-    momentum: float = 0.0,
-    dampening: float = 0.0,
-    nesterov: bool = False,
+    lr: float, t: int, clip: float, momentum: float = 0.0, dampening: float = 0.0, nesterov: bool = False
 ) -> float:
     """|step t| <= lr clip b_t, b_1 = 1, b_t = momentum b_{t-1} + 1 - dampening; Nesterov: 1 + momentum b_t for b_t.
 
@@ -70,9 +63,7 @@ def sgd_step_upper_bound(
     _check(lr=lr, clip=clip)
     _check_step(t)
     if not (0 <= momentum < 1 and 0 <= dampening <= 1):
-        raise ValueError(
-            f"momentum must be in [0, 1) and dampening in [0, 1], got {momentum!r} and {dampening!r}"
-        )
+        raise ValueError(f"momentum must be in [0, 1) and dampening in [0, 1], got {momentum!r} and {dampening!r}")
     if nesterov and dampening:
         raise ValueError(f"dampening must be 0 with nesterov, got dampening={dampening!r}")
     decayed = momentum ** (t - 1)
@@ -121,12 +112,7 @@ def decay_step_upper_bound(lr: float, weight_decay: float, largest_weight: float
 
 @claim("T5", kind="exact", source="triangle inequality; Hu et al. 2022 (LoRA), eq. 3")
 def lora_change_upper_bound(
-    b_initial: float,
-    a_initial: float,
-    b_moved: float,
-    a_moved: float,
-    rank: int,
-    scale: float = 1.0,
+    b_initial: float, a_initial: float, b_moved: float, a_moved: float, rank: int, scale: float = 1.0
 ) -> float:
     """|s (B'A' - BA)_ij| <= s rank (dB a + b dA + dB dA), for |B| <= b, |B' - B| <= dB, |A| <= a, |A' - A| <= dA.
 

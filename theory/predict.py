@@ -16,19 +16,11 @@ from unforgotten.theory.claims import claim
 from unforgotten.theory.densities import Density
 from unforgotten.theory.energy import gated_energy
 from unforgotten.theory.formats import Format
-from unforgotten.theory.motion import (
-    StepLaw,
-    check_training,
-    expected_displacement,
-    free_radius,
-    movable_edge,
-)
+from unforgotten.theory.motion import StepLaw, check_training, expected_displacement, free_radius, movable_edge
 from unforgotten.theory.motion_fit import Moves
 
 PIECES_PER_BINADE = 6
-FINE_LEVELS = (
-    32  # above, a step is small against every piece and the uniform law T7-T8 is used inside
-)
+FINE_LEVELS = 32  # above, a step is small against every piece and the uniform law T7-T8 is used inside
 SPREAD_OF_FREE_WEIGHTS = 64.0  # standard deviations that hold all weights that matter
 
 
@@ -51,14 +43,7 @@ class Prediction:
 
 @claim("T11", kind="law", source="T4, T5, T6 and the law of absmax together; theory.md, C2")
 def predict(
-    fmt: Format,
-    density: Density,
-    absmax: AbsmaxLaw,
-    steps_law: StepLaw,
-    *,
-    lr: float,
-    steps: int,
-    dtype: str,
+    fmt: Format, density: Density, absmax: AbsmaxLaw, steps_law: StepLaw, *, lr: float, steps: int, dtype: str
 ) -> Prediction:
     """G = E[D delta] / E[delta^2] over w ~ F, absmax ~ H and drift ~ the step law, delta = expected_displacement(w).
 
@@ -88,9 +73,7 @@ def predict(
         delta = expected_displacement(middle, steps_law, node, lr=lr, steps=steps, dtype=dtype)
         share = density.cdf(high) - density.cdf(low)
         moved += float(weight * share[delta != 0].sum())
-        parts.append(
-            (float(weight), _piecewise(fmt, density, absmax, (low, high), delta, np.ones(len(low))))
-        )
+        parts.append((float(weight), _piecewise(fmt, density, absmax, (low, high), delta, np.ones(len(low)))))
     return Prediction(edge, moved, steps_law.ratio, combine(parts))
 
 
@@ -107,18 +90,13 @@ def pieces(radius: float, edge: float, density: Density) -> tuple[NDArray[Any], 
         binades = round(math.log2(outer / inner))
         fine = (1 + np.arange(1, PIECES_PER_BINADE + 1) / PIECES_PER_BINADE) * inner
         ends = np.concatenate(
-            [
-                np.linspace(0.0, inner, PIECES_PER_BINADE + 1),
-                *(fine * 2.0**i for i in range(binades)),
-            ]
+            [np.linspace(0.0, inner, PIECES_PER_BINADE + 1), *(fine * 2.0**i for i in range(binades))]
         )
     ends = np.concatenate([-ends[:0:-1], ends])
     return ends[:-1], ends[1:]
 
 
-def _all_move(
-    fmt: Format, density: Density, absmax: AbsmaxLaw, law: StepLaw, length: float
-) -> Prediction:
+def _all_move(fmt: Format, density: Density, absmax: AbsmaxLaw, law: StepLaw, length: float) -> Prediction:
     """Displacements |drift| lr T in both directions: the block law of each size, on the adaptive grid."""
     sizes, index = np.unique(np.abs(law.drift), return_inverse=True)
     shares = np.bincount(index, law.weight)

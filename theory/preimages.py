@@ -37,9 +37,7 @@ class Interval(NamedTuple):
             return Interval(np.nextafter(self.lower, -inf), np.nextafter(self.upper, inf))
 
 
-@claim(
-    "T1", kind="exact", source="the monotone kernels of `quantize.encode`, searched to the last bit"
-)
+@claim("T1", kind="exact", source="the monotone kernels of `quantize.encode`, searched to the last bit")
 def weight_cells(codes: Array, grid: Grid, fmt: Format, *, partial: bool = False) -> Interval:
     """{w float32 : encode(w) = k} = [lower_k, upper_k], for every code and scale, with no margin.
 
@@ -193,9 +191,7 @@ def same_scale(statistic: Array, fmt: Format, *, partial: bool = False) -> Inter
     high = _first(lambda k: np.abs(scale(_from_key(k))) > np.abs(wanted), _key(size), _key(top) + 1)
     found = _interval(low, high - 1)
     sets_tensor = (size == tensor_absmax) & bool(fmt.tensor_range)
-    return Interval(
-        np.where(sets_tensor, size, found.lower), np.where(sets_tensor, size, found.upper)
-    )
+    return Interval(np.where(sets_tensor, size, found.lower), np.where(sets_tensor, size, found.upper))
 
 
 LIMITS: Mapping[str, Callable[[Array, Format, bool], Interval]] = {

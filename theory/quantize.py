@@ -18,9 +18,17 @@ from unforgotten.theory.grids import FITS, Grid
 from unforgotten.theory.rounding import ROUNDINGS
 
 __all__ = [
-    "ARITHMETICS", "Grid", "code_units", "decode", "encode", "fit_grid", "from_blocks", "quantize",
-    "round_trip", "to_blocks",
-]  # fmt: skip
+    "ARITHMETICS",
+    "Grid",
+    "code_units",
+    "decode",
+    "encode",
+    "fit_grid",
+    "from_blocks",
+    "quantize",
+    "round_trip",
+    "to_blocks",
+]
 
 
 def to_blocks(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
@@ -50,9 +58,7 @@ def padding(columns: int, fmt: Format) -> int:
     """
     zeros = -columns % (fmt.block_size or 1)
     if zeros and fmt.whole_blocks:
-        raise ValueError(
-            f"rows must be whole blocks of {fmt.block_size} in {fmt.name}, got columns={columns}"
-        )
+        raise ValueError(f"rows must be whole blocks of {fmt.block_size} in {fmt.name}, got columns={columns}")
     return zeros
 
 
@@ -82,15 +88,11 @@ def fit_grid(blocks: NDArray[Any], fmt: Format, *, count: int | None = None) -> 
     if count is not None and count % blocks.shape[1]:
         grid.scale[-1] = np.maximum(grid.scale[-1], np.float32(fmt.floor))
     if not (np.isfinite(grid.scale).all() and (grid.low is None or np.isfinite(grid.low).all())):
-        raise ValueError(
-            f"the range of a block must be a finite {fmt.storage} in {fmt.name}, got inf"
-        )
+        raise ValueError(f"the range of a block must be a finite {fmt.storage} in {fmt.name}, got inf")
     return grid
 
 
-def code_units(
-    blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None = None
-) -> NDArray[Any]:
+def code_units(blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None = None) -> NDArray[Any]:
     """`v = (w - low) / scale + zero` in float32, not rounded; 0 + zero where a zero scale says nothing.
 
     Args:
@@ -103,15 +105,11 @@ def code_units(
     return _ratio(blocks, grid, fmt, count) + grid.zero
 
 
-def encode(
-    blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None = None
-) -> NDArray[Any]:
+def encode(blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None = None) -> NDArray[Any]:
     """Codes, int16 (n_blocks, block): indices into `fmt.levels`."""
     grid = grid.encoder or grid
     ratio = _ratio(blocks, grid, fmt, count)
-    with np.errstate(
-        over="ignore"
-    ):  # a clipped ratio plus a zero point of its sign is inf: an end level
+    with np.errstate(over="ignore"):  # a clipped ratio plus a zero point of its sign is inf: an end level
         return ROUNDINGS[fmt.rounding](ratio, grid.zero, fmt)
 
 

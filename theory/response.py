@@ -22,9 +22,7 @@ class Response(NamedTuple):
 
 
 @claim("T13", kind="first-order", source="T7; linearity of expectation, independence")
-def linear_response(
-    gradient: NDArray[Any], delta: NDArray[Any], step: NDArray[Any] | float
-) -> Response:
+def linear_response(gradient: NDArray[Any], delta: NDArray[Any], step: NDArray[Any] | float) -> Response:
     """E[g·D] = g·delta and Var[g·D] = sum_i g_i^2 Delta_i^2 phi_i (1 - phi_i), phi = frac(|delta| / Delta).
 
     Assumption U on a fixed uniform grid, unclipped, and positions independent *between* weights, which the variance
@@ -40,9 +38,7 @@ def linear_response(
         ValueError: shapes differ, a step is not positive, or a number is not finite.
     """
     g, d, s = vectors(gradient, delta, step)
-    return Response(
-        float(g @ d), float(np.square(g) @ gating_variance(d, s)), float(np.abs(g * s).max())
-    )
+    return Response(float(g @ d), float(np.square(g) @ gating_variance(d, s)), float(np.abs(g * s).max()))
 
 
 def gating_variance(delta: NDArray[Any], step: NDArray[Any] | float) -> NDArray[Any]:
@@ -52,9 +48,7 @@ def gating_variance(delta: NDArray[Any], step: NDArray[Any] | float) -> NDArray[
 
 
 @claim("T13", kind="law", source="phi (1 - phi) <= min(phi, 1/4), phi <= |delta| / Delta")
-def response_variance_upper_bound(
-    gradient: NDArray[Any], delta: NDArray[Any], step: NDArray[Any] | float
-) -> float:
+def response_variance_upper_bound(gradient: NDArray[Any], delta: NDArray[Any], step: NDArray[Any] | float) -> float:
     """Var[g·D] <= sum_i g_i^2 Delta_i min(|delta_i|, Delta_i / 4): the noise that gating adds; rounded up.
 
     The first branch is near equality for |delta| << Delta; the second holds however large the update.
@@ -68,9 +62,7 @@ def response_variance_upper_bound(
         ValueError: as `linear_response`.
     """
     g, d, s = vectors(gradient, delta, step)
-    terms = (g * s) * (
-        g * np.minimum(np.abs(d), s / 4)
-    )  # no square that underflows and is scaled up again
+    terms = (g * s) * (g * np.minimum(np.abs(d), s / 4))  # no square that underflows and is scaled up again
     bound = math.fsum(terms) * (1 + 8 * U64) + g.size * 2.0**-1073
     return float(np.nextafter(bound, np.inf))
 
@@ -86,9 +78,7 @@ def vectors(
     g, d = np.asarray(first, np.float64), np.asarray(delta, np.float64)
     s = np.asarray(step, np.float64)
     if not (g.ndim == 1 and g.size and g.shape == d.shape and s.shape in ((), g.shape)):
-        raise ValueError(
-            f"vectors must have one length n >= 1, got {g.shape}, {d.shape}, {s.shape}"
-        )
+        raise ValueError(f"vectors must have one length n >= 1, got {g.shape}, {d.shape}, {s.shape}")
     if not (np.isfinite(g).all() and np.isfinite(d).all()):
         raise ValueError("gradient and delta must be finite, got nan or inf")
     if not (np.isfinite(s).all() and (s > 0).all()):

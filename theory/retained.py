@@ -24,12 +24,7 @@ class Retained(NamedTuple):
 
 @claim("T16", kind="exact", source="definition; MUSE (Shi et al. 2024) reports scores against both")
 def retained_ratios(
-    quantized: NDArray[Any],
-    *,
-    target: NDArray[Any],
-    quantized_target: NDArray[Any],
-    retrained: NDArray[Any],
-    seed: int,
+    quantized: NDArray[Any], *, target: NDArray[Any], quantized_target: NDArray[Any], retrained: NDArray[Any], seed: int
 ) -> Retained:
     """m(Q(w')) / m(w), m(Q(w')) / m(Q(w)) and m(Q(w')) / m(retrained), each with its paired bootstrap.
 
@@ -69,11 +64,7 @@ def memory_direction(target: NDArray[Any], retrained: NDArray[Any], *, seed: int
 
 @claim("T16", kind="exact", source="OpenUnlearning, arXiv 2506.12618 §4.2, with a direction test")
 def quantization_robustness(
-    unlearned: NDArray[Any],
-    quantized: NDArray[Any],
-    direction: Direction,
-    *,
-    seed: int,
+    unlearned: NDArray[Any], quantized: NDArray[Any], direction: Direction, *, seed: int
 ) -> Ratio:
     """Q = min(before / after, 1) for a metric that rises with memory, min(after / before, 1) for one that falls.
 

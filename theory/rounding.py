@@ -44,9 +44,7 @@ def half_lower(ratio: Array, zero: Array, fmt: Format) -> Array:
 
 def half_even_label(ratio: Array, zero: Array, fmt: Format) -> Array:
     """Levels of a table: a tie goes to the one whose label is even."""
-    lower, upper = (
-        np.searchsorted(fmt.thresholds, ratio + zero, side=s) for s in ("left", "right")
-    )
+    lower, upper = (np.searchsorted(fmt.thresholds, ratio + zero, side=s) for s in ("left", "right"))
     return np.where(fmt.even_labels[lower], lower, upper).astype(np.int16)
 
 

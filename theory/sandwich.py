@@ -21,9 +21,7 @@ class Sandwich(NamedTuple):
 
 
 @claim("T3", kind="exact", source="triangle inequality")
-def displacement_sandwich(
-    delta: NDArray[Any], error: NDArray[Any], error_new: NDArray[Any]
-) -> Sandwich:
+def displacement_sandwich(delta: NDArray[Any], error: NDArray[Any], error_new: NDArray[Any]) -> Sandwich:
     """| |D| - |delta| | <= e(w) + e(w'), e(w) = |Q(w) - w|: any quantizer, any grid, fixed or adaptive.
 
     From D - delta = (Q(w') - w') - (Q(w) - w). Both ends are attained. With e <= step / 2 it says that no update can
@@ -49,9 +47,7 @@ def displacement_sandwich(
 
 
 @claim("T3", kind="exact", source="triangle inequality in l2")
-def displacement_norm_upper_bound(
-    delta: NDArray[Any], error: NDArray[Any], error_new: NDArray[Any]
-) -> float:
+def displacement_norm_upper_bound(delta: NDArray[Any], error: NDArray[Any], error_new: NDArray[Any]) -> float:
     """|D|_2 <= |delta|_2 + |e(w)|_2 + |e(w')|_2, over a whole tensor; rounded up.
 
     Args:

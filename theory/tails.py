@@ -61,9 +61,7 @@ def bernstein_radius(variance: float, largest: float, alpha: float) -> float:
 
 
 @claim("T13", kind="law", source="Maurer & Pontil 2009, thm 11, for both sides")
-def empirical_bernstein_radius(
-    samples: NDArray[Any], low: float, high: float, alpha: float
-) -> float:
+def empirical_bernstein_radius(samples: NDArray[Any], low: float, high: float, alpha: float) -> float:
     """P[|mean - E mean| >= x] <= alpha, x = sqrt(2 v L / n) + 7 (high - low) L / (3 (n - 1)), L = ln(4 / alpha).
 
     v is the sample variance with n - 1: no variance need be known, so U need not hold. Samples are independent and

@@ -75,9 +75,15 @@ def setup(fmt: Format, absmax: AbsmaxLaw, *, std: float, steps: int, dtype: str)
     check_dtype(dtype)
     shape = shape_of(fmt)
     return Setup(
-        shape.thresholds, np.diff(shape.levels), absmax.values, absmax.weights, float(steps), std,
-        SIGNIFICANT_BITS[dtype], SMALLEST_NORMAL_EXPONENT[dtype],
-    )  # fmt: skip
+        shape.thresholds,
+        np.diff(shape.levels),
+        absmax.values,
+        absmax.weights,
+        float(steps),
+        std,
+        SIGNIFICANT_BITS[dtype],
+        SMALLEST_NORMAL_EXPONENT[dtype],
+    )
 
 
 def sums(lr: Any, s: Setup) -> Sums:
@@ -86,9 +92,7 @@ def sums(lr: Any, s: Setup) -> Sums:
     `lr` is a jax scalar, to be traced: differentiable but where a binade starts or stops to move.
     """
     low, high, middle = _pieces(lr, s)
-    parts = [
-        _piece_sums(low, high, sign * _moved(sign * middle, lr, s)[0], s) for sign in (1.0, -1.0)
-    ]
+    parts = [_piece_sums(low, high, sign * _moved(sign * middle, lr, s)[0], s) for sign in (1.0, -1.0)]
     return Sums(*(sum(x) / 2 for x in zip(*parts, strict=True)))
 
 
@@ -169,9 +173,7 @@ def _piece_sums(low: Any, high: Any, delta: Any, s: Setup) -> Sums:
     else:
         square = mass * energy(size, s.absmax * s.jumps[-1])
     return Sums(
-        jnp.sum(crossed @ conditional * delta),
-        jnp.sum(mass @ conditional * delta**2),
-        jnp.sum(square @ conditional),
+        jnp.sum(crossed @ conditional * delta), jnp.sum(mass @ conditional * delta**2), jnp.sum(square @ conditional)
     )
 
 

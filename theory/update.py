@@ -142,15 +142,10 @@ def _pinned(blocks: NDArray[Any], fmt: Format) -> NDArray[Any]:
 
 
 def _block_survival(
-    blocks: tuple[NDArray[Any], NDArray[Any], NDArray[Any]],
-    grids: tuple[Grid, Grid],
-    fmt: Format,
-    count: int | None,
+    blocks: tuple[NDArray[Any], NDArray[Any], NDArray[Any]], grids: tuple[Grid, Grid], fmt: Format, count: int | None
 ) -> Survival:
     before, after, real = blocks
-    codes, codes_new = (
-        encode(b, g, fmt, count=count)[real] for b, g in zip((before, after), grids, strict=True)
-    )
+    codes, codes_new = (encode(b, g, fmt, count=count)[real] for b, g in zip((before, after), grids, strict=True))
     values, values_new = (
         decode(encode(b, g, fmt, count=count), g, fmt)[real].astype(np.float64)
         for b, g in zip((before, after), grids, strict=True)
@@ -158,8 +153,7 @@ def _block_survival(
     if not (np.isfinite(values).all() and np.isfinite(values_new).all()):
         raise ValueError(f"the values of {fmt.name} must be finite, got an overflow of float32")
     v, v_new = (
-        code_units(b.astype(np.float64), g, fmt, count=count)[real]
-        for b, g in zip((before, after), grids, strict=True)
+        code_units(b.astype(np.float64), g, fmt, count=count)[real] for b, g in zip((before, after), grids, strict=True)
     )
     delta = after[real].astype(np.float64) - before[real].astype(np.float64)
     surviving = values_new - values

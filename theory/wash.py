@@ -22,9 +22,7 @@ class WashTest(NamedTuple):
     p: float
 
 
-@claim(
-    "T12", kind="law", source="Hoeffding 1963, thm 1, for sums of independent Bernoulli variables"
-)
+@claim("T12", kind="law", source="Hoeffding 1963, thm 1, for sums of independent Bernoulli variables")
 def wash_test(flips: int, expected: float, variance: float, weights: int) -> WashTest:
     """Under U the flips are a sum of independent Bernoulli(p_i): z = (flips - sum p_i) / sqrt(sum p_i (1 - p_i)).
 
@@ -104,9 +102,7 @@ def _tails(count: int, move: NDArray[Any], stay: NDArray[Any]) -> tuple[float, f
     return min(1.0, lower), min(1.0, upper)
 
 
-@claim(
-    "T12", kind="exact", source="permutation test with the identity counted; Phipson & Smyth 2010"
-)
+@claim("T12", kind="exact", source="permutation test with the identity counted; Phipson & Smyth 2010")
 def permutation_wash_test(
     v: NDArray[Any],
     shift: NDArray[Any],
@@ -141,9 +137,7 @@ def permutation_wash_test(
         ValueError: the shapes differ, a number is not finite, or there is no weight or permutation.
     """
     if not (v.ndim == 1 and v.size and v.shape == shift.shape == strata.shape):
-        raise ValueError(
-            f"v, shift and strata must be equal vectors, got {v.shape}, {shift.shape}, {strata.shape}"
-        )
+        raise ValueError(f"v, shift and strata must be equal vectors, got {v.shape}, {shift.shape}, {strata.shape}")
     if not (np.isfinite(v).all() and np.isfinite(shift).all()):
         raise ValueError("v and shift must be finite, got nan or inf")
     if permutations < 1:

@@ -43,9 +43,7 @@ def library(module: str) -> Any:
 def reference(name: str) -> Quantizer:
     """Our numpy reference of a format, with everything that the format claims."""
     fmt = format_named(name)
-    return claiming(
-        f"reference {name}", name, lambda w: round_trip(w, fmt), codes=lambda w: quantize(w, fmt)[0]
-    )
+    return claiming(f"reference {name}", name, lambda w: round_trip(w, fmt), codes=lambda w: quantize(w, fmt)[0])
 
 
 def bnb_4bit(kind: str, size: int = 64) -> Quantizer:
@@ -83,20 +81,20 @@ def bnb_double(kind: str, size: int = 64) -> Quantizer:
 
     def values(w: Array) -> Array:
         whole = torch.from_numpy(np.pad(w.ravel(), (0, -w.size % size)).reshape(-1, size))
-        packed, state = functional.quantize_4bit(
-            whole, blocksize=size, quant_type=kind, compress_statistics=True
-        )
+        packed, state = functional.quantize_4bit(whole, blocksize=size, quant_type=kind, compress_statistics=True)
         return functional.dequantize_4bit(packed, state).numpy().ravel()[: w.size].reshape(w.shape)
 
     return Quantizer(
-        values, name=f"bitsandbytes {kind}, blocks of {size}, nested", block="flat",
-        block_size=size, independent=False, exact_zero=True,
-    )  # fmt: skip
+        values,
+        name=f"bitsandbytes {kind}, blocks of {size}, nested",
+        block="flat",
+        block_size=size,
+        independent=False,
+        exact_zero=True,
+    )
 
 
-def _bnb_packed(
-    torch: Any, functional: Any, w: Array, kind: str, size: int
-) -> tuple[Any, Any, int]:
+def _bnb_packed(torch: Any, functional: Any, w: Array, kind: str, size: int) -> tuple[Any, Any, int]:
     flat = torch.from_numpy(w.reshape(1, -1))
     packed, state = functional.quantize_4bit(flat, blocksize=size, quant_type=kind)
     return packed, state, w.size
@@ -147,9 +145,14 @@ def hqq_plain(bits: int = 4, size: int = 32) -> Quantizer:
 
     def packed(w: Array) -> tuple[Any, dict[str, Any]]:
         codes, meta = hqq.quantize(
-            torch.from_numpy(w), nbits=bits, group_size=size, optimize=False, axis=1, device="cpu",
+            torch.from_numpy(w),
+            nbits=bits,
+            group_size=size,
+            optimize=False,
+            axis=1,
+            device="cpu",
             bitpack=bits == 8 or (w.size // size) % 2 == 0,  # it packs halves: one group alone raises
-        )  # fmt: skip
+        )
         return codes, {**meta, "compute_dtype": torch.float32}
 
     return claiming(

@@ -22,9 +22,7 @@ Statistic = Literal["absmax", "signed-absmax", "range", "min-max"]
 Block = Literal["tensor", "row", "group", "flat"]
 STATISTICS: tuple[str, ...] = ("absmax", "signed-absmax", "range", "min-max")
 BLOCKS: tuple[str, ...] = ("tensor", "row", "group", "flat")
-LARGEST = (
-    2.0**115
-)  # a factor 127 on the way to a value still fits float32, and 1 / absmax is no subnormal
+LARGEST = 2.0**115  # a factor 127 on the way to a value still fits float32, and 1 / absmax is no subnormal
 U16 = 2.0**-11
 TINY16 = 2.0**-14
 
@@ -105,9 +103,7 @@ class Quantizer:
         needs_size = self.block in ("group", "flat")
         if needs_size != (self.block_size is not None and self.block_size > 0):
             rule = "be positive" if needs_size else "be None"
-            raise ValueError(
-                f"block_size must {rule} for block={self.block!r}, got block_size={self.block_size!r}"
-            )
+            raise ValueError(f"block_size must {rule} for block={self.block!r}, got block_size={self.block_size!r}")
         if self.levels is not None and (len(self.levels) < 2 or (np.diff(self.levels) < 0).any()):
             raise ValueError(f"levels must ascend, at least two, got levels={self.levels!r}")
         if self.labels is not None and len(self.labels) != len(self.levels or ()):
@@ -136,10 +132,13 @@ def claims_of(fmt: Format) -> dict[str, Any]:
     smallest_reciprocal = 2 * abs(fmt.divisor) / float(MAX32)  # below it 1 / scale overflows
     floor = max(fmt.floor, fmt.least_scale * fmt.divisor, smallest_reciprocal)
     claims: dict[str, Any] = {
-        "format": fmt.name, "block": fmt.block, "block_size": fmt.block_size,
-        "whole_blocks": fmt.whole_blocks, "exact_zero": fmt.zero in ("none", "whole"),
+        "format": fmt.name,
+        "block": fmt.block,
+        "block_size": fmt.block_size,
+        "whole_blocks": fmt.whole_blocks,
+        "exact_zero": fmt.zero in ("none", "whole"),
         "independent": not fmt.tensor_range and fmt.statistic != "hqq-proximal",
-    }  # fmt: skip
+    }
     statistic = {"hqq": "min-max"}.get(fmt.statistic, fmt.statistic)
     if statistic not in STATISTICS or fmt.scale_rule != "quotient":
         return claims
@@ -152,12 +151,16 @@ def claims_of(fmt: Format) -> dict[str, Any]:
     fair = fmt.rounding in ("half-even", "half-away", "half-even-label")
     even = fmt.rounding == "half-even" and fmt.zero_first
     return claims | {
-        "levels": fmt.levels, "labels": fmt.labels, "statistic": statistic,
-        "divisor": fmt.divisor, "floor": floor, "ties": "half-even-label" if even else fmt.rounding,
+        "levels": fmt.levels,
+        "labels": fmt.labels,
+        "statistic": statistic,
+        "divisor": fmt.divisor,
+        "floor": floor,
+        "ties": "half-even-label" if even else fmt.rounding,
         "symmetric": mirrored and fair and statistic == "absmax",
         "scales": fmt.statistic != "hqq" and fmt.storage == "float32",
         "idempotent": "exact" if fmt.arithmetic == "multiply" and fmt.unit == 1.0 else "rounded",
-    }  # fmt: skip
+    }
 
 
 def claiming(name: str, fmt: str, quantize: Callable[[Array], Array], **claims: Any) -> Quantizer:
@@ -176,9 +179,7 @@ def describe(thing: object, *, name: str) -> Quantizer:
     if isinstance(thing, type) or (callable(thing) and _takes_nothing(thing)):
         return describe(thing(), name=name)
     if isinstance(thing, QuantizerLike):
-        claimed: dict[str, Any] = {
-            f.name: getattr(thing, f.name) for f in fields(Quantizer) if hasattr(thing, f.name)
-        }
+        claimed: dict[str, Any] = {f.name: getattr(thing, f.name) for f in fields(Quantizer) if hasattr(thing, f.name)}
         return Quantizer(**{"name": name, **claimed})
     if callable(thing):
         return Quantizer(cast(Callable[[Array], Array], thing), name)
@@ -209,6 +210,4 @@ def load(path: str) -> Quantizer:
 
 def _takes_nothing(thing: Callable[..., object]) -> bool:
     parameters = inspect.signature(thing).parameters.values()
-    return not any(
-        p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters
-    )
+    return not any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in parameters)

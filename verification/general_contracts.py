@@ -11,16 +11,7 @@ from numpy.typing import NDArray
 
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.quantize import round_trip
-from unforgotten.verification.contract import (
-    Contract,
-    Counterexample,
-    blocks,
-    coded,
-    number,
-    place,
-    quantized,
-    unequal,
-)
+from unforgotten.verification.contract import Contract, Counterexample, blocks, coded, number, place, quantized, unequal
 from unforgotten.verification.described import Quantizer
 
 Array = NDArray[Any]
@@ -153,9 +144,7 @@ BASIC: Mapping[str, Contract] = {
 }
 GENERAL: Mapping[str, Contract] = {
     "a block of zeros stays zero": Contract("zeros become zeros, not nan", keeps_zero_blocks),
-    "zero stays zero": Contract(
-        "a weight of 0 becomes 0", keeps_zero, lambda q: q.exact_zero, "exact_zero"
-    ),
+    "zero stays zero": Contract("a weight of 0 becomes 0", keeps_zero, lambda q: q.exact_zero, "exact_zero"),
     "blocks are independent": Contract(
         "a block has the values that it has alone: it may be moved, and tensors concatenated",
         blocks_are_independent,
@@ -164,10 +153,7 @@ GENERAL: Mapping[str, Contract] = {
         whole_blocks=True,
     ),
     "values keep the order": Contract(
-        "in a block a larger weight has no smaller value",
-        values_keep_the_order,
-        lambda q: q.block is not None,
-        "block",
+        "in a block a larger weight has no smaller value", values_keep_the_order, lambda q: q.block is not None, "block"
     ),
     "codes keep the order": Contract(
         "in a block a larger weight has no smaller code",
@@ -183,18 +169,11 @@ GENERAL: Mapping[str, Contract] = {
     ),
     "signs mirror": Contract("Q(-w) = -Q(w)", mirrors, lambda q: q.symmetric, "symmetric"),
     "powers of two scale": Contract(
-        "Q(2^k w) = 2^k Q(w)",
-        scales_with_powers_of_two,
-        lambda q: q.scales,
-        "scales",
-        weights="normal",
+        "Q(2^k w) = 2^k Q(w)", scales_with_powers_of_two, lambda q: q.scales, "scales", weights="normal"
     ),
 }
 FORMAT: Mapping[str, Contract] = {
     "bits equal the named format": Contract(
-        "every value is that of our format, bit for bit",
-        equals_its_format,
-        lambda q: q.format is not None,
-        "format",
-    ),
+        "every value is that of our format, bit for bit", equals_its_format, lambda q: q.format is not None, "format"
+    )
 }

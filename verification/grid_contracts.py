@@ -8,15 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.verification.contract import (
-    Contract,
-    Counterexample,
-    blocks,
-    coded,
-    number,
-    place,
-    quantized,
-)
+from unforgotten.verification.contract import Contract, Counterexample, blocks, coded, number, place, quantized
 from unforgotten.verification.described import Quantizer
 from unforgotten.verification.ideal import TIES, Ideal, ends, ideals, slack, statistic, tied
 
@@ -79,9 +71,7 @@ def ties(rule: str) -> Rule:
     return judge
 
 
-def on_the_grid(
-    rule: Rule, *, readable: bool = True
-) -> Callable[[Quantizer, Array], Counterexample | None]:
+def on_the_grid(rule: Rule, *, readable: bool = True) -> Callable[[Quantizer, Array], Counterexample | None]:
     """The check that every block obeys a rule on its exact grid, or on one of two where its zero point may be either.
 
     Args:
@@ -194,7 +184,10 @@ GRID: Mapping[str, Contract] = {
         LEVELS,
     ),
     "the error is at most half a step": Contract(
-        "|Q(w) - w| <= step / 2, and the rounding of float32", on_the_grid(half_a_step, readable=False), _claims_levels, LEVELS
+        "|Q(w) - w| <= step / 2, and the rounding of float32",
+        on_the_grid(half_a_step, readable=False),
+        _claims_levels,
+        LEVELS,
     ),
     **{
         f"ties go {words}": Contract(
@@ -229,4 +222,4 @@ GRID: Mapping[str, Contract] = {
         f"idempotent, {LEVELS}",
         weights="normal",
     ),
-}  # fmt: skip
+}

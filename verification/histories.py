@@ -16,56 +16,42 @@ Gradients = Callable[[np.random.Generator, int, int, float, float], NDArray[Any]
 MOST_STEPS = 40
 
 
-def gaussian(
-    rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float
-) -> NDArray[Any]:
+def gaussian(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
     """A mean and noise, at a ratio of its own for each row."""
     mean = rng.standard_normal((rows, 1)) * 2.0 ** rng.uniform(-6, 6, (rows, 1))
     return np.asarray(mean + rng.standard_normal((rows, steps)))
 
 
-def constant(
-    rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float
-) -> NDArray[Any]:
+def constant(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
     """One number for all steps: Adam moves by lr at each."""
     return np.broadcast_to(rng.standard_normal((rows, 1)), (rows, steps)).copy()
 
 
-def alternating(
-    rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float
-) -> NDArray[Any]:
+def alternating(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
     """One size, signs that change at every step."""
     return constant(rng, rows, steps, beta1, beta2) * (-1.0) ** np.arange(steps)
 
 
-def bursts(
-    rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float
-) -> NDArray[Any]:
+def bursts(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
     """Tiny gradients, and one that is large: the second moment remembers it for a thousand steps."""
     g = 1e-3 * rng.standard_normal((rows, steps))
     g[np.arange(rows), rng.integers(0, steps, rows)] = 1.0
     return g
 
 
-def sparse(
-    rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float
-) -> NDArray[Any]:
+def sparse(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
     """Mostly zeros, as a row of an embedding sees; the first is not 0."""
     g = np.where(rng.random((rows, steps)) < 0.2, rng.standard_normal((rows, steps)), 0.0)
     g[:, 0] = rng.standard_normal(rows)
     return g
 
 
-def scaled(
-    rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float
-) -> NDArray[Any]:
+def scaled(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
     """Exponents from 2^-60 to 2^60 within one history."""
     return rng.standard_normal((rows, steps)) * 2.0 ** rng.uniform(-60, 60, (rows, steps))
 
 
-def extremal(
-    rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float
-) -> NDArray[Any]:
+def extremal(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
     """The gradients whose last step is the largest that AdamW can take, disturbed a little: above lr."""
     noise = 2.0 ** rng.uniform(-30, -2, (rows, 1)) * rng.standard_normal((rows, steps))
     exact = extremal_gradients(steps, beta1, beta2) if beta1 else np.eye(steps)[-1] + 2.0**-40
@@ -83,9 +69,7 @@ GRADIENTS: Mapping[str, Gradients] = {
 }
 
 
-def mixed_gradients(
-    rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float
-) -> NDArray[Any]:
+def mixed_gradients(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
     """Histories of every kind in turn, (rows, steps)."""
     share = -(-rows // len(GRADIENTS))
     parts = [draw(rng, share, steps, beta1, beta2) for draw in GRADIENTS.values()]

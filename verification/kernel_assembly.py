@@ -19,15 +19,42 @@ from unforgotten.theory.formats import Format
 
 WEIGHTS = (types.uint16, types.float32)
 """What the kernel reads: the bits of bfloat16, or float32."""
-LLVM_TYPES = {types.uint16: I16, types.uint32: I32, types.int32: I32, types.int64: I64, types.float32: F32, types.float64: F64}  # fmt: skip
+LLVM_TYPES = {
+    types.uint16: I16,
+    types.uint32: I32,
+    types.int32: I32,
+    types.int64: I64,
+    types.float32: F32,
+    types.float64: F64,
+}
 ELEMENTS = {
-    "narrow": types.float32, "wide": types.float64, "two": types.float32, "dense": types.float32, "constants": types.float32,
-    "factor": types.float32, "gain": types.float32, "scale": types.float32, "reciprocal": types.float64,
-    "before": types.uint32, "after": types.uint32, "setter": types.float32, "blocks": types.uint32, "nears": types.float32,
-    "wides": types.float64, "kept": types.float64, "moved": types.float64, "kept_counts": types.int64,
-    "moved_counts": types.int64, "codes": types.int32, "bins": types.uint16, "close": types.int64, "flipped": types.int64,
-    "last_bins": types.uint16, "tallies": types.uint32, "census": types.int64,
-}  # fmt: skip
+    "narrow": types.float32,
+    "wide": types.float64,
+    "two": types.float32,
+    "dense": types.float32,
+    "constants": types.float32,
+    "factor": types.float32,
+    "gain": types.float32,
+    "scale": types.float32,
+    "reciprocal": types.float64,
+    "before": types.uint32,
+    "after": types.uint32,
+    "setter": types.float32,
+    "blocks": types.uint32,
+    "nears": types.float32,
+    "wides": types.float64,
+    "kept": types.float64,
+    "moved": types.float64,
+    "kept_counts": types.int64,
+    "moved_counts": types.int64,
+    "codes": types.int32,
+    "bins": types.uint16,
+    "close": types.int64,
+    "flipped": types.int64,
+    "last_bins": types.uint16,
+    "tallies": types.uint32,
+    "census": types.int64,
+}
 
 
 def tile_assembly(fmt: Format, weights: types.Type, simd: str, triple: str, cpu: str) -> str:

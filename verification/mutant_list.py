@@ -72,8 +72,9 @@ def annotation_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]
     for node in ast.walk(ast.parse(source)):
         found = [getattr(node, name, None) for name in ("annotation", "returns")]
         for part in filter(None, found):
-            spans.append((_column(source, part.lineno, part.col_offset),
-                          _column(source, part.end_lineno, part.end_col_offset)))  # fmt: skip
+            spans.append(
+                (_column(source, part.lineno, part.col_offset), _column(source, part.end_lineno, part.end_col_offset))
+            )
     return spans
 
 
@@ -95,9 +96,7 @@ def mutants_of(path: str, source: str, root: Path) -> Iterator[Mutant]:
         start, end = (first, left), (last, right)
         if telling(spec.operator_name) and not any(a <= start and end <= b for a, b in never_run):
             name = f"{path}:{spec.operator_name.removeprefix('core/')}:{spec.occurrence}:{digest}"
-            yield Mutant(
-                name, path, spec.operator_name, spec.occurrence, start, end, spec.definition_name
-            )
+            yield Mutant(name, path, spec.operator_name, spec.occurrence, start, end, spec.definition_name)
 
 
 def all_mutants(tree: Path, files: Iterable[str]) -> list[Mutant]:
@@ -148,7 +147,7 @@ def spliced(mutant: Mutant, source: str) -> str:
 def changed_lines(before: str, after: str) -> tuple[int, str, str]:
     """The number, from 1, of the first line that changes, and the old and new text of all that do, without margins."""
     old, new = before.splitlines(), after.splitlines()
-    changes = [o for o in SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if o[0] != "equal"]  # fmt: skip
+    changes = [o for o in SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if o[0] != "equal"]
     first, last = changes[0], changes[-1]
     texts = (old[first[1] : last[2]], new[first[3] : last[4]])
     was, now = (" ".join(line.strip() for line in lines if line.strip()) for lines in texts)

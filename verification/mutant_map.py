@@ -26,9 +26,20 @@ REGISTRY = ("verification/test_claims.py", LISTED)
 """See a decorator that registers a claim without running a line of what it decorates."""
 
 LIBRARIES = (
-    "numpy", "scipy.special", "scipy.stats", "scipy.optimize", "scipy.integrate", "ml_dtypes",
-    "hypothesis.extra.numpy", "hypothesis.stateful", "sympy", "z3", "torch", "gguf", "sklearn.metrics",
-)  # fmt: skip
+    "numpy",
+    "scipy.special",
+    "scipy.stats",
+    "scipy.optimize",
+    "scipy.integrate",
+    "ml_dtypes",
+    "hypothesis.extra.numpy",
+    "hypothesis.stateful",
+    "sympy",
+    "z3",
+    "torch",
+    "gguf",
+    "sklearn.metrics",
+)
 """Loaded once, before any fork. Not jax: it starts threads, which do not survive a fork."""
 
 MAP_EXAMPLES = 20
@@ -56,10 +67,7 @@ class Seen:
     @cached_property
     def by_file(self) -> Mapping[str, frozenset[str]]:
         """Path -> the tests that run any line of it."""
-        return {
-            path: frozenset().union(*lines.values()) & self.seconds.keys()
-            for path, lines in self.lines.items()
-        }
+        return {path: frozenset().union(*lines.values()) & self.seconds.keys() for path, lines in self.lines.items()}
 
     def tests(self, mutant: Mutant) -> list[str]:
         """The tests that can see the mutant, those that run its line first, the fastest of them first.
@@ -83,11 +91,7 @@ class Seen:
 
     def _body(self, mutant: Mutant) -> tuple[int, int]:
         """The lines of the innermost function around the mutant, without its `def`; (0, 0) where there is none."""
-        around = [
-            body
-            for body in self.bodies.get(mutant.path, {}).values()
-            if body[0] <= mutant.start[0] <= body[1]
-        ]
+        around = [body for body in self.bodies.get(mutant.path, {}).values() if body[0] <= mutant.start[0] <= body[1]]
         return max(around, default=(0, 0))
 
     def _fast(self, mutant: Mutant, tests: Iterable[str]) -> list[str]:
@@ -128,9 +132,7 @@ class Worker:
     def __init__(self, tree: Path, log: Path, libraries: Sequence[str] = LIBRARIES) -> None:
         self.log = log
         environment = os.environ | {
-            "PYTHONPATH": str(
-                tree / "typings"
-            ),  # links that map the root folders, before the editable finder
+            "PYTHONPATH": str(tree / "typings"),  # links that map the root folders, before the editable finder
             "HYPOTHESIS_PROFILE": "ci",
             "HYPOTHESIS_STORAGE_DIRECTORY": str(tree / ".hypothesis"),
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
@@ -177,13 +179,14 @@ def what_tests_see(tree: Path, worker: Worker, files: Iterable[str], to: Path) -
         raw = to.with_suffix(".lines.json")
         folders = sorted({str(tree / Path(f).parent) for f in files})
         run = worker(
-            tests=[], files=list(TARGETS), stop=False, examples=MAP_EXAMPLES,
+            tests=[],
+            files=list(TARGETS),
+            stop=False,
+            examples=MAP_EXAMPLES,
             measure={"folders": folders, "to": str(raw)},
-        )  # fmt: skip
+        )
         if run["outcome"] not in (0, 1):
-            raise RuntimeError(
-                f"the suite must run to its end, got {run['outcome']} at {run['last']}"
-            )
+            raise RuntimeError(f"the suite must run to its end, got {run['outcome']} at {run['last']}")
         found = {
             "seconds": {t: s for t, s in run["seconds"].items() if t not in run["failed"]},
             "lines": json.loads(raw.read_text()),
@@ -197,9 +200,7 @@ def what_tests_see(tree: Path, worker: Worker, files: Iterable[str], to: Path) -
 def read_map(tree: Path, files: Iterable[str], found: Mapping[str, Any]) -> Seen:
     """The map from what the traced run wrote: absolute paths, and lines as the keys of JSON."""
     lines = {
-        str(Path(file).relative_to(tree.resolve())): {
-            int(line): frozenset(tests) for line, tests in of.items()
-        }
+        str(Path(file).relative_to(tree.resolve())): {int(line): frozenset(tests) for line, tests in of.items()}
         for file, of in found["lines"].items()
     }
     sources = {f: (tree / f).read_text("utf-8") for f in files}
@@ -212,9 +213,7 @@ def near_tests(tree: Path, path: str) -> list[str]:
     module = module_name(path)
     package, _, name = module.rpartition(".")
     files = [*sorted((tree / "verification").rglob("test_*.py")), tree / "tests/test_quantizers.py"]
-    asked = re.compile(
-        rf"from {re.escape(module)} import|from {re.escape(package)} import.*\b{name}\b"
-    )
+    asked = re.compile(rf"from {re.escape(module)} import|from {re.escape(package)} import.*\b{name}\b")
     return [str(f.relative_to(tree)) for f in files if asked.search(f.read_text("utf-8"))]
 
 

@@ -52,10 +52,7 @@ def equivalents(path: Path) -> dict[Place, str]:
     for entry in entries:
         if not entry.get("reason", "").strip():
             raise ValueError(f"an equivalent mutant must have a reason, got entry={entry!r}")
-    return {
-        (e["path"], e.get("function"), e["before"], e["after"]): " ".join(e["reason"].split())
-        for e in entries
-    }
+    return {(e["path"], e.get("function"), e["before"], e["after"]): " ".join(e["reason"].split()) for e in entries}
 
 
 def place(mutant: Mutant, verdict: Verdict) -> Place:
@@ -67,9 +64,7 @@ def lower_bound(killed: int, met: int) -> float:
     return float(beta.ppf(1 - CONFIDENCE, killed, met - killed + 1)) if killed else 0.0
 
 
-def counts(
-    sample: Sequence[tuple[Mutant, Verdict]], known: Mapping[Place, str]
-) -> dict[str, int | float]:
+def counts(sample: Sequence[tuple[Mutant, Verdict]], known: Mapping[Place, str]) -> dict[str, int | float]:
     """Mutants met, equivalent, killed and alive; the score is killed / (met - equivalent)."""
     met = [(m, v) for m, v in sample if v.outcome not in NOT_RUN]
     equivalent = sum(v.outcome not in DEAD and place(m, v) in known for m, v in met)
@@ -102,9 +97,7 @@ def result(run: Run, known: Mapping[Place, str]) -> dict[str, Any]:
         **total,
         "score_before_new_tests": (int(total["killed"]) - newly) / judged if judged else 1.0,
         "score_lower_bound": {
-            "value": lower_bound(
-                int(total["killed"]) - newly, judged
-            ),  # new tests fit this sample alone
+            "value": lower_bound(int(total["killed"]) - newly, judged),  # new tests fit this sample alone
             "confidence": CONFIDENCE,
         },
         "cpu_seconds": round(sum(v.cpu for _, v in run.sample), 1),
@@ -150,7 +143,7 @@ def survivors_page(run: Run, known: Mapping[Place, str]) -> str:
             "Written by `make mutants`; reasons come from `equivalent-mutants.toml`."
         ),
     ]
-    for title, entries in (("Alive", alive), ("Killed by a new test", since), ("Equivalent", equivalent)):  # fmt: skip
+    for title, entries in (("Alive", alive), ("Killed by a new test", since), ("Equivalent", equivalent)):
         lines += ["", f"## {title}: {len(entries)}", "", *(entries or ["None."])]
     return "\n".join(lines) + "\n"
 

@@ -155,12 +155,7 @@ class Session:
 
         known = {item.job_id for item in self.db.work_items}
         self.db.add_work_items(
-            WorkItem.single(
-                m.id,
-                MutationSpec(
-                    tree / m.path, m.operator, m.occurrence, m.start, m.end, {}, m.function
-                ),
-            )
+            WorkItem.single(m.id, MutationSpec(tree / m.path, m.operator, m.occurrence, m.start, m.end, {}, m.function))
             for m in mutants
             if m.id not in known
         )

@@ -36,9 +36,15 @@ SILENCES = 30
 counted, not the time, so that a machine that stops us for an hour does not make a hang."""
 
 OPTIONS = [
-    "-q", "--assert=plain", "--tb=line", "-p", "no:cacheprovider", "-p", "_hypothesis_pytestplugin",
+    "-q",
+    "--assert=plain",
+    "--tb=line",
+    "-p",
+    "no:cacheprovider",
+    "-p",
+    "_hypothesis_pytestplugin",
     "--ignore=verification/test_planted_mistakes.py",  # runs a process of its own, without the mutant
-]  # fmt: skip
+]
 
 
 class Mutated(importlib.abc.MetaPathFinder, importlib.abc.SourceLoader):  # type: ignore[misc]
@@ -68,12 +74,7 @@ class Told:
     """A pytest plugin: runs the wanted tests in the wanted order, and says what happens as it happens."""
 
     def __init__(
-        self,
-        wanted: Sequence[str],
-        say: int,
-        limits: dict[str, float],
-        each: float,
-        examples: int | None,
+        self, wanted: Sequence[str], say: int, limits: dict[str, float], each: float, examples: int | None
     ) -> None:
         self.order = {test: i for i, test in enumerate(wanted)}
         self.say, self.limits, self.each, self.examples = say, limits, each, examples
@@ -131,9 +132,7 @@ class Contexts:
         self.coverage = coverage
 
     @pytest.hookimpl(wrapper=True)
-    def pytest_make_collect_report(
-        self, collector: pytest.Collector
-    ) -> Generator[None, object, object]:
+    def pytest_make_collect_report(self, collector: pytest.Collector) -> Generator[None, object, object]:
         self.coverage.switch_context(f"collecting {collector.nodeid.split('::')[0]}")
         return (yield)
 
@@ -202,11 +201,7 @@ def fork(job: dict[str, Any], log: str) -> dict[str, Any]:
     os.close(read)
     _kill_group(child)
     status = os.wait4(child, 0)
-    return {
-        **_summary(said),
-        **_ending(status[1], hangs),
-        "cpu": status[2].ru_utime + status[2].ru_stime,
-    }
+    return {**_summary(said), **_ending(status[1], hangs), "cpu": status[2].ru_utime + status[2].ru_stime}
 
 
 def _listen(pipe: int) -> tuple[list[dict[str, Any]], bool]:

@@ -61,9 +61,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--budget", type=float, default=600, help="CPU seconds of tests a mutant")
     parser.add_argument("--planted", action="store_true", help="planted_mistakes.py's, all of them")
     parser.add_argument("--near", action="store_true", help="meet the tests that import the module")
-    parser.add_argument(
-        "--again", nargs="*", metavar="TESTS", help="survivors meet these test files"
-    )
+    parser.add_argument("--again", nargs="*", metavar="TESTS", help="survivors meet these test files")
     asked = parser.parse_args(words)
     if asked.planted:
         asked.sample = 0
@@ -110,19 +108,13 @@ def main(words: Sequence[str] | None = None) -> int:
         if asked.near:
             _near(asked, mutants, session, workers, tree, revision)
         elif asked.again is None:
-            seen = what_tests_see(
-                tree, workers[0], mutated_files(tree), folder / f"map-{tree.name}.json"
-            )
+            seen = what_tests_see(tree, workers[0], mutated_files(tree), folder / f"map-{tree.name}.json")
             red = seen.red
             _first(asked, mutants, session, seen, workers, tree, revision, deadline)
         else:
             _again(asked, mutants, session, workers, tree, revision)
         verdicts = session.verdicts()
-        sample = [
-            (m, verdicts[m.id])
-            for m in wanted(asked.seed, asked.sample, mutants, session)
-            if m.id in verdicts
-        ]
+        sample = [(m, verdicts[m.id]) for m in wanted(asked.seed, asked.sample, mutants, session) if m.id in verdicts]
     found = publish(Run(revision, asked.seed, len(mutants), sample, red), asked.publish, name)
     print(
         f"{found['met']} mutants met: {found['killed']} killed, {found['equivalent']} equivalent, "
@@ -133,21 +125,28 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _say(mutant: Mutant, verdict: Verdict) -> None:
     if sys.stderr.isatty() or verdict.outcome not in DEAD:
-        print(f"{verdict.outcome:9} {mutant.path}:{verdict.line}  {verdict.before}  →  {verdict.after}",
-              file=sys.stderr, flush=True)  # fmt: skip
+        print(
+            f"{verdict.outcome:9} {mutant.path}:{verdict.line}  {verdict.before}  →  {verdict.after}",
+            file=sys.stderr,
+            flush=True,
+        )
 
 
 def _first(
-    asked: argparse.Namespace, mutants: Sequence[Mutant], session: Session, seen: Seen,
-    workers: Sequence[Worker], tree: Path, revision: str, deadline: float,
-) -> None:  # fmt: skip
+    asked: argparse.Namespace,
+    mutants: Sequence[Mutant],
+    session: Session,
+    seen: Seen,
+    workers: Sequence[Worker],
+    tree: Path,
+    revision: str,
+    deadline: float,
+) -> None:
     """Meet the sample, as far as time allows; then check that the killers do not kill the innocent."""
     banned: frozenset[str] = frozenset()
 
     def judge(mutant: Mutant, worker: Worker) -> Verdict:
-        return replace(
-            meet(mutant, tree, seen, worker, budget=asked.budget, banned=banned), revision=revision
-        )
+        return replace(meet(mutant, tree, seen, worker, budget=asked.budget, banned=banned), revision=revision)
 
     def done(mutant: Mutant, verdict: Verdict) -> bool:
         session.add([mutant], tree)
@@ -169,9 +168,13 @@ def _first(
 
 
 def _near(
-    asked: argparse.Namespace, mutants: Sequence[Mutant], session: Session,
-    workers: Sequence[Worker], tree: Path, revision: str,
-) -> None:  # fmt: skip
+    asked: argparse.Namespace,
+    mutants: Sequence[Mutant],
+    session: Session,
+    workers: Sequence[Worker],
+    tree: Path,
+    revision: str,
+) -> None:
     """Mutants without a verdict meet the test files that import what is mutated."""
     known = session.verdicts()
     rest = [m for m in wanted(asked.seed, asked.sample, mutants, session) if m.id not in known]
@@ -204,24 +207,24 @@ def _refuse_failing(worker: Worker, files: Sequence[str]) -> None:
 
 
 def _again(
-    asked: argparse.Namespace, mutants: Sequence[Mutant], session: Session,
-    workers: Sequence[Worker], tree: Path, revision: str,
-) -> None:  # fmt: skip
+    asked: argparse.Namespace,
+    mutants: Sequence[Mutant],
+    session: Session,
+    workers: Sequence[Worker],
+    tree: Path,
+    revision: str,
+) -> None:
     """The survivors of the session meet every test of the named files."""
     _refuse_failing(workers[0], asked.again)
     known = session.verdicts()
 
     def judge(mutant: Mutant, worker: Worker) -> Verdict:
         old = known[mutant.id]
-        told = worker(
-            tests=[], files=_concerned(asked.again, mutant, tree), **mutant_job(mutant, tree)
-        )
+        told = worker(tests=[], files=_concerned(asked.again, mutant, tree), **mutant_job(mutant, tree))
         outcome, killer, how = judged(told)
         if outcome not in DEAD:
             return old
-        return replace(
-            old, outcome=outcome, killer=killer, how=how, revision=revision, once_survived=True
-        )
+        return replace(old, outcome=outcome, killer=killer, how=how, revision=revision, once_survived=True)
 
     def done(mutant: Mutant, verdict: Verdict) -> bool:
         session.set(mutant, verdict)

@@ -82,9 +82,5 @@ def networks(draw: st.DrawFn, *, most_width: int = 16) -> Network:
     examples, steps = draw(st.integers(1, 12)), draw(st.integers(0, 20))
     rng = rng_for("network", widths, examples, draw(st.integers(0, 2**32 - 1)))
     layers = tuple(rng.standard_normal((b, a)) / np.sqrt(a) for a, b in pairwise(widths))
-    net = Network(
-        layers,
-        rng.standard_normal((examples, widths[0])),
-        rng.integers(0, widths[-1], examples),
-    )
+    net = Network(layers, rng.standard_normal((examples, widths[0])), rng.integers(0, widths[-1], examples))
     return trained(net, steps=steps, rate=0.2)

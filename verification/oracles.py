@@ -80,11 +80,7 @@ class BlockResult(NamedTuple):
 
 
 def quantize_block(
-    weights: list[Fraction],
-    fmt: Format,
-    *,
-    partial: bool = False,
-    tensor_absmax: Fraction = Fraction(0),
+    weights: list[Fraction], fmt: Format, *, partial: bool = False, tensor_absmax: Fraction = Fraction(0)
 ) -> BlockResult:
     """Codes and values of one block, from the text of `Format`.
 
@@ -112,9 +108,7 @@ def fit_block(
         "absmax": lambda: Parameters(_scale(absmax, fmt, tensor_absmax), Fraction(0)),
         "signed-absmax": lambda: Parameters(_scale(signed, fmt, tensor_absmax), Fraction(0)),
         "range": lambda: _with_zero_point(min(low, Fraction(0)), max(high, Fraction(0)), fmt),
-        "min-max": lambda: Parameters(
-            _checked(_checked(high - low) / _exact(fmt.divisor)), Fraction(0), low
-        ),
+        "min-max": lambda: Parameters(_checked(_checked(high - low) / _exact(fmt.divisor)), Fraction(0), low),
         "hqq": lambda: _hqq(low, high, fmt),
         "none": lambda: Parameters(Fraction(1), Fraction(0)),
     }
@@ -159,9 +153,7 @@ def _with_zero_point(low: Fraction, high: Fraction, fmt: Format) -> Parameters:
         start = _checked(lowest + (distance or Fraction(0)))
         zero = Fraction(top) if unbounded else Fraction(round_half_even(min(start, Fraction(top))))
     else:
-        zero = Fraction(
-            lowest if distance is None else min(lowest + round_half_even(distance), top)
-        )
+        zero = Fraction(lowest if distance is None else min(lowest + round_half_even(distance), top))
     return Parameters(scale or _exact(fmt.empty_scale), zero)
 
 
@@ -189,14 +181,9 @@ def block_code(w: Fraction, p: Parameters, fmt: Format, *, partial: bool) -> int
         "half-lower": lambda: sum(t < ratio for t in midpoints(fmt)),
         "half-even-label": lambda: fmt.levels.index(_small_float(ratio, fmt)),
         "half-even": lambda: _clipped(
-            round_half_even(_saturated(ratio + p.zero))
-            if fmt.zero_first
-            else round_half_even(ratio) + int(p.zero),
-            fmt,
+            round_half_even(_saturated(ratio + p.zero)) if fmt.zero_first else round_half_even(ratio) + int(p.zero), fmt
         ),
-        "half-up": lambda: _clipped(
-            int(_saturated(ratio + HALF - int(fmt.levels[0]))) + int(fmt.levels[0]), fmt
-        ),
+        "half-up": lambda: _clipped(int(_saturated(ratio + HALF - int(fmt.levels[0]))) + int(fmt.levels[0]), fmt),
         "half-away": lambda: _clipped(int(ratio + (HALF if ratio > 0 else -HALF)), fmt),
     }
     return by_rounding[fmt.rounding]()

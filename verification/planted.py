@@ -43,9 +43,7 @@ def _by_group(values: Callable[[Array], Array]) -> Callable[[Array], Array]:
 
 def _half_up(group: Array) -> Array:
     scale = _scale(group)
-    return (
-        np.clip(np.floor(_ratio(group, scale) + np.float32(0.5)), -7, 7) * scale
-    )  # np.rint is right
+    return np.clip(np.floor(_ratio(group, scale) + np.float32(0.5)), -7, 7) * scale  # np.rint is right
 
 
 def _clipped(group: Array) -> Array:

@@ -15,10 +15,7 @@ from pathlib import Path
 from unforgotten.verification.mutant_list import Mutant
 
 ROUNDS = frozenset({"rint", "round"})
-SWAPPED = {
-    "min": "max", "minimum": "maximum", "amin": "amax",
-    "max": "min", "maximum": "minimum", "amax": "amin",
-}  # fmt: skip
+SWAPPED = {"min": "max", "minimum": "maximum", "amin": "amax", "max": "min", "maximum": "minimum", "amax": "amin"}
 OF_LEVELS = ("bits", "levels", "top", "half", "ends[")
 RATIOS = frozenset({"adamw_ratio_upper_bound", "adamw_limit_ratio"})
 """The functions that return c_t, and its limit."""

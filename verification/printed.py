@@ -79,7 +79,5 @@ def _renamed(picture: str) -> str:
     names = re.findall(r'(?<= id=")[^"]*', picture)
     number = {name: f"name{i}" for i, name in enumerate(dict.fromkeys(names))}
     return re.sub(
-        r'(?<= id=")[^"]*|(?<="#)[^"]*|(?<=url\(#)[^)]*',
-        lambda match: number.get(match[0], match[0]),
-        picture,
+        r'(?<= id=")[^"]*|(?<="#)[^"]*|(?<=url\(#)[^)]*', lambda match: number.get(match[0], match[0]), picture
     )

@@ -75,11 +75,7 @@ ACTIVE: list[Report] = []  # of the run, if one was asked for
 
 
 def record(
-    claim: str,
-    *configuration: object,
-    ratio: float | None = None,
-    rows: Sequence[Any] = (),
-    exhaustive: int = 0,
+    claim: str, *configuration: object, ratio: float | None = None, rows: Sequence[Any] = (), exhaustive: int = 0
 ) -> None:
     """Note a configuration of a claim, and how near a bound it came.
 
@@ -169,15 +165,16 @@ def as_object(report: Report, profile: str, seconds: float) -> dict[str, Any]:
     """The object of `verification-report.json`."""
     claims = claim_names()
     rows = [
-        {"id": (c := CLAIMS[claims[name]]).id, "kind": c.kind, "function": c.function,
-         "statement": c.statement, **_counts(report.of(name))}
+        {
+            "id": (c := CLAIMS[claims[name]]).id,
+            "kind": c.kind,
+            "function": c.function,
+            "statement": c.statement,
+            **_counts(report.of(name)),
+        }
         for name in claims
-    ]  # fmt: skip
-    others = [
-        {"name": name, **_counts(tally)}
-        for name, tally in sorted(report.tallies.items())
-        if name not in claims
     ]
+    others = [{"name": name, **_counts(tally)} for name, tally in sorted(report.tallies.items()) if name not in claims]
     comparisons = COUNTS["comparisons"]
     return {
         "schema": SCHEMA,

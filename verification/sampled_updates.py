@@ -54,9 +54,7 @@ def low_rank(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
 def dead_zone(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
     """Signs of one size, but only as far as storage in bfloat16 lets them: large weights stay."""
     stored = to_bfloat16(w)
-    moved = to_bfloat16(
-        (stored + size_of(rng, w) * rng.choice([-1.0, 1.0], w.shape)).astype(np.float32)
-    )
+    moved = to_bfloat16((stored + size_of(rng, w) * rng.choice([-1.0, 1.0], w.shape)).astype(np.float32))
     return w + (moved.astype(np.float64) - stored)
 
 

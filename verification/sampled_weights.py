@@ -79,9 +79,7 @@ def on_own_grid(v: Weights, fmt: Format, size: int) -> Weights:
     They are the first entries of every `size` in a row; in flat blocks as they fall.
     """
     if fmt.zero == "none":
-        anchor = (
-            fmt.divisor if fmt.scale_rule in ("quotient", "float8 of tensor") else fmt.levels[-1]
-        )
+        anchor = fmt.divisor if fmt.scale_rule in ("quotient", "float8 of tensor") else fmt.levels[-1]
         v[:, ::size] = anchor
         return np.asarray(np.clip(v, -abs(anchor), abs(anchor)), np.float32)
     zero = (len(fmt.levels) - 1) // 3

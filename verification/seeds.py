@@ -24,7 +24,7 @@ from unforgotten.verification.statistical import statistical_tests
 SCHEMA = "unforgotten.seeds/1"
 HERE = Path(__file__).parent
 LOG = HERE / "published" / "seeds-200.json"
-OPTIONS = ("-q", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "-m", "statistical")  # fmt: skip
+OPTIONS = ("-q", "-o", "addopts=", "--import-mode=importlib", "-p", "no:cacheprovider", "-m", "statistical")
 
 
 class Collected:
@@ -57,9 +57,7 @@ def collect(targets: list[str]) -> list[str]:
     with contextlib.redirect_stdout(io.StringIO()) as said:
         code = pytest.main([*OPTIONS, "--collect-only", *targets], plugins=[found])
     if code != pytest.ExitCode.OK or not found.files:
-        raise ValueError(
-            f"targets must hold statistical tests, got code={int(code)}\n{said.getvalue()[-1500:]}"
-        )
+        raise ValueError(f"targets must hold statistical tests, got code={int(code)}\n{said.getvalue()[-1500:]}")
     return found.files
 
 
@@ -109,8 +107,15 @@ def in_a_child(seed: int, files: list[str]) -> dict[str, Any]:
         text = stream.read()
     _, status = os.waitpid(child, 0)
     if status or not text:
-        return {"seed": seed, "code": status, "passed": 0, "failed": ["the process ended early"],
-                "comparisons": 0, "seconds": 0.0, "cpu_seconds": 0.0}  # fmt: skip
+        return {
+            "seed": seed,
+            "code": status,
+            "passed": 0,
+            "failed": ["the process ended early"],
+            "comparisons": 0,
+            "seconds": 0.0,
+            "cpu_seconds": 0.0,
+        }
     result: dict[str, Any] = json.loads(text)
     return result
 
@@ -129,8 +134,10 @@ def run(seeds: range, targets: list[str], log: Path) -> dict[str, Any]:
         print(
             f"seed {seed}: {last['passed']} passed, {len(last['failed'])} failed, "
             f"{last['cpu_seconds']} s of processor, {last['seconds']} s",
-            *last["failed"], file=sys.stderr, flush=True,
-        )  # fmt: skip
+            *last["failed"],
+            file=sys.stderr,
+            flush=True,
+        )
     return as_object(runs)
 
 
@@ -152,15 +159,11 @@ def as_object(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        prog="python -m unforgotten.verification.seeds", description=__doc__
-    )
+    parser = argparse.ArgumentParser(prog="python -m unforgotten.verification.seeds", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many, from --first on")
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--log", type=Path, default=LOG)
-    parser.add_argument(
-        "targets", nargs="*", default=sampled_files(), help="files or folders of tests"
-    )
+    parser.add_argument("targets", nargs="*", default=sampled_files(), help="files or folders of tests")
     return parser.parse_args(arguments)
 
 

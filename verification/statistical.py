@@ -38,8 +38,7 @@ def _names(function: ast.AST) -> frozenset[str]:
     """Every name that it mentions: calls, decorators, and parameters, which may be fixtures."""
     nodes = list(ast.walk(function))
     return frozenset(
-        {n.id for n in nodes if isinstance(n, ast.Name)}
-        | {n.arg for n in nodes if isinstance(n, ast.arg)}
+        {n.id for n in nodes if isinstance(n, ast.Name)} | {n.arg for n in nodes if isinstance(n, ast.arg)}
     )
 
 

@@ -14,33 +14,73 @@ from unforgotten.theory.cells import cells
 from unforgotten.theory.formats import Format, format_named
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.sampled_updates import sampled_update
-from unforgotten.verification.sampled_weights import (
-    LARGEST,
-    Weights,
-    around_thresholds,
-    largest,
-    on_own_grid,
-    sampled,
-)
+from unforgotten.verification.sampled_weights import LARGEST, Weights, around_thresholds, largest, on_own_grid, sampled
 
 FORMAT_NAMES: tuple[str, ...] = (
-    "int4-g8", "int2-g8", "int3-row", "int5-tensor", "int6-g8", "int7-row", "int8-row", "int8-tensor",
-    "int2-g8-asym", "int3-g8-asym", "int4-g8-asym", "int5-row-asym", "int8-tensor-asym",
-    "int2-g8-paper", "int4-g8-paper", "int4-row-paper", "int8-tensor-paper",
-    "nf4-b8", "fp4-b8", "nf4-b5", "fp4-b16", "llmint8-row",
-)  # fmt: skip
+    "int4-g8",
+    "int2-g8",
+    "int3-row",
+    "int5-tensor",
+    "int6-g8",
+    "int7-row",
+    "int8-row",
+    "int8-tensor",
+    "int2-g8-asym",
+    "int3-g8-asym",
+    "int4-g8-asym",
+    "int5-row-asym",
+    "int8-tensor-asym",
+    "int2-g8-paper",
+    "int4-g8-paper",
+    "int4-row-paper",
+    "int8-tensor-paper",
+    "nf4-b8",
+    "fp4-b8",
+    "nf4-b5",
+    "fp4-b16",
+    "llmint8-row",
+)
 LIBRARY_FORMAT_NAMES: tuple[str, ...] = (
-    "int4-g8-ct", "int2-row-ct", "int8-tensor-ct", "int4-g8-ct-asym", "int3-row-ct-asym",
-    "int4-g8-ao", "int8-row-ao", "int4-g8-ao-asym", "int2-row-ao-asym",
-    "hqq4-g8", "hqq2-g8", "hqq8-g16", "fp8-row", "fp8-tensor", "fp8-g8", "fp8-cast",
-    "mxfp4-b8", "mxfp4-b32", "mxfp4-b8-ct", "nvfp4", "q4_0", "q4_1", "q5_0", "q5_1", "q8_0",
-)  # fmt: skip
+    "int4-g8-ct",
+    "int2-row-ct",
+    "int8-tensor-ct",
+    "int4-g8-ct-asym",
+    "int3-row-ct-asym",
+    "int4-g8-ao",
+    "int8-row-ao",
+    "int4-g8-ao-asym",
+    "int2-row-ao-asym",
+    "hqq4-g8",
+    "hqq2-g8",
+    "hqq8-g16",
+    "fp8-row",
+    "fp8-tensor",
+    "fp8-g8",
+    "fp8-cast",
+    "mxfp4-b8",
+    "mxfp4-b32",
+    "mxfp4-b8-ct",
+    "nvfp4",
+    "q4_0",
+    "q4_1",
+    "q5_0",
+    "q5_1",
+    "q8_0",
+)
 ALL_FORMAT_NAMES = (*FORMAT_NAMES, *LIBRARY_FORMAT_NAMES)
 TILED_NAMES = tuple(n for n in ALL_FORMAT_NAMES if cells(format_named(n)).width.min() > 0)
 """Without those whose lowest level only a tie reaches: its cell has no width, and no place in it."""
 KINDS: tuple[str, ...] = (
-    "plain", "bfloat16", "float16", "subnormal", "huge range", "ties", "all equal", "outlier", "zero block",
-)  # fmt: skip
+    "plain",
+    "bfloat16",
+    "float16",
+    "subnormal",
+    "huge range",
+    "ties",
+    "all equal",
+    "outlier",
+    "zero block",
+)
 SAMPLED_KINDS: tuple[str, ...] = ("normal", "heavy-tailed", "already quantized")
 ALL_KINDS = (*KINDS, *SAMPLED_KINDS)
 # Where neither a scale nor its reciprocal is subnormal, and no product underflows.
@@ -83,15 +123,11 @@ def tensor_shapes(fmt: Format) -> st.SearchStrategy[tuple[int, ...]]:
     """(rows, columns) with whole and partial blocks. Shrinks to one weight."""
     size = fmt.block_size or 6
     columns = st.integers(1, 2).map(lambda n: n * size)
-    return st.tuples(
-        st.integers(1, 3), columns if fmt.whole_blocks else st.integers(1, 2 * size + 1)
-    )
+    return st.tuples(st.integers(1, 3), columns if fmt.whole_blocks else st.integers(1, 2 * size + 1))
 
 
 @st.composite
-def tensors(
-    draw: st.DrawFn, fmt: Format, *, kinds: Sequence[str] = ALL_KINDS, whole_blocks: bool = False
-) -> Weights:
+def tensors(draw: st.DrawFn, fmt: Format, *, kinds: Sequence[str] = ALL_KINDS, whole_blocks: bool = False) -> Weights:
     """A float32 tensor (rows, columns) of one of `kinds`; magnitudes up to `largest`. Shrinks to one 0.
 
     "ties" lie on and around the thresholds of `fmt` at a step of a power of two; "outlier" has one weight that
@@ -130,16 +166,12 @@ def _elements(fmt: Format, kind: str) -> st.SearchStrategy[float]:
 
 
 UPDATES: tuple[str, ...] = ("none", "one size", "relative", "an ulp", "plain", "to zero", "lattice")
-SAMPLED_UPDATES: tuple[str, ...] = (
-    "gaussian", "sign", "sparse", "low rank", "dead zone", "washed", "aimed", "setter",
-)  # fmt: skip
+SAMPLED_UPDATES: tuple[str, ...] = ("gaussian", "sign", "sparse", "low rank", "dead zone", "washed", "aimed", "setter")
 ALL_UPDATES = (*UPDATES, *SAMPLED_UPDATES)
 
 
 @st.composite
-def updated(
-    draw: st.DrawFn, w: Weights, fmt: Format, *, updates: Sequence[str] = ALL_UPDATES
-) -> Weights:
+def updated(draw: st.DrawFn, w: Weights, fmt: Format, *, updates: Sequence[str] = ALL_UPDATES) -> Weights:
     """w' for a w: unchanged, moved by one size, relatively, by an ulp, anywhere, to zero, or rounded to bfloat16.
 
     Or as `sampled_updates` moves it, by a drawn seed. Shrinks to w itself.
@@ -172,9 +204,7 @@ class Pair(NamedTuple):
 
 
 @st.composite
-def pairs(
-    draw: st.DrawFn, *, names: Sequence[str] = ALL_FORMAT_NAMES, kinds: Sequence[str] = ALL_KINDS
-) -> Pair:
+def pairs(draw: st.DrawFn, *, names: Sequence[str] = ALL_FORMAT_NAMES, kinds: Sequence[str] = ALL_KINDS) -> Pair:
     """A format with weights and updated weights. Shrinks to one 0, not updated."""
     fmt = draw(formats(names=names))
     w = draw(tensors(fmt, kinds=kinds))

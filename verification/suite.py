@@ -24,10 +24,21 @@ HOLDS, FAILS, USAGE = 0, 1, 2  # of `unforgotten verify`
 def command(profile: str, report: Path) -> list[str]:
     """The call of pytest, which says the same with and without our pyproject.toml around the package."""
     return [
-        sys.executable, "-m", "pytest", "--pyargs", "unforgotten.verification", "-q",
-        "-o", "addopts=", "-o", "markers=nightly: takes minutes", "--import-mode=importlib",
-        "-m", MARKERS[profile], f"--junitxml={report}",
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pytest",
+        "--pyargs",
+        "unforgotten.verification",
+        "-q",
+        "-o",
+        "addopts=",
+        "-o",
+        "markers=nightly: takes minutes",
+        "--import-mode=importlib",
+        "-m",
+        MARKERS[profile],
+        f"--junitxml={report}",
+    ]
 
 
 def run_suite(profile: str, *, quiet: bool = False) -> dict[str, Any]:
@@ -52,8 +63,13 @@ def run_suite(profile: str, *, quiet: bool = False) -> dict[str, Any]:
             words += [*OPTIONS, *(["-q"] if quiet else [])]
             code = _relayed(words, environment, stream)
         counts = counted(report) if report.exists() else {}
-    return {"schema": SCHEMA, "profile": profile, "pytest": code,
-            "verdict": "holds" if code == 0 else "fails", **counts}  # fmt: skip
+    return {
+        "schema": SCHEMA,
+        "profile": profile,
+        "pytest": code,
+        "verdict": "holds" if code == 0 else "fails",
+        **counts,
+    }
 
 
 def _relayed(words: list[str], environment: dict[str, str], stream: TextIO | None) -> int:
@@ -81,6 +97,4 @@ def counted(report: Path) -> dict[str, Any]:
     """Tests, failures, errors, skipped and seconds, from a JUnit file."""
     suite = next(ElementTree.parse(report).iter("testsuite"))
     names = ("tests", "failures", "errors", "skipped")
-    return {name: int(suite.get(name, 0)) for name in names} | {
-        "seconds": float(suite.get("time", 0))
-    }
+    return {name: int(suite.get(name, 0)) for name in names} | {"seconds": float(suite.get("time", 0))}

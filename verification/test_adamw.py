@@ -88,9 +88,7 @@ def test_adamw_ratio_upper_bound__is_exact_at_first() -> None:
 @example(400, 0.9, 0.5)  # r > 1
 @example(3, 0.0, 0.5)
 @example(400, 0.9999, 2.0**-10)  # r^t overflows
-def test_adamw_ratio_upper_bound__is_above_the_exact_value_and_near_it(
-    t: int, beta1: float, beta2: float
-) -> None:
+def test_adamw_ratio_upper_bound__is_above_the_exact_value_and_near_it(t: int, beta1: float, beta2: float) -> None:
     with mpmath.workdps(DIGITS):
         exact = oracle(t, beta1, beta2)
         bound = adamw_ratio_upper_bound(t, beta1, beta2)
@@ -103,9 +101,7 @@ def test_adamw_ratio_upper_bound__is_above_the_exact_value_and_near_it(
 
 @pytest.mark.parametrize("t", [1, 7, 60])
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.875, 0.5), (0.0, 0.75)])
-def test_adamw_ratio_upper_bound__oracle_agrees_with_rationals(
-    t: int, betas: tuple[float, float]
-) -> None:
+def test_adamw_ratio_upper_bound__oracle_agrees_with_rationals(t: int, betas: tuple[float, float]) -> None:
     with mpmath.workdps(DIGITS):
         square = exact_square(t, *betas)
         exact = mpmath.mpf(square.numerator) / square.denominator
@@ -157,9 +153,7 @@ def test_extremal_gradients__attain_the_bound_to_1e_12() -> None:
 
 
 @given(st.integers(1, 60), st.floats(0, 0.99), st.floats(0.05, 0.999))
-def test_extremal_gradients__attain_the_bound_for_all_betas(
-    t: int, beta1: float, beta2: float
-) -> None:
+def test_extremal_gradients__attain_the_bound_for_all_betas(t: int, beta1: float, beta2: float) -> None:
     g = extremal_gradients(t, beta1, beta2)
     assert g.shape == (t,)
     assert g.max() == 1
@@ -170,7 +164,7 @@ def test_extremal_gradients__attain_the_bound_for_all_betas(
 
 histories = hnp.arrays(
     np.float64, st.integers(1, 80), elements=st.floats(-1e6, 1e6).map(lambda x: x if abs(x) > 1e-6 else 0.0)
-)  # fmt: skip
+)
 
 
 @given(histories, st.floats(0, 0.999), st.floats(0.01, 0.9999), st.sampled_from([0.0, 1e-8, 1.0]))
@@ -184,9 +178,7 @@ def test_adamw_step_upper_bound__bounds_every_history(
 
 
 @given(st.integers(1, 60), st.integers(0, 2**32), st.floats(-1, 1))
-def test_adamw_step_upper_bound__is_a_maximum_along_every_direction(
-    t: int, seed: int, size: float
-) -> None:
+def test_adamw_step_upper_bound__is_a_maximum_along_every_direction(t: int, seed: int, size: float) -> None:
     """Any perturbation of the extremal gradients lowers the ratio: it is the maximum, not a saddle."""
     g = extremal_gradients(t)
     moved = g * (1 + size * rng_for("direction", t, seed).uniform(-1, 1, t))
@@ -198,10 +190,7 @@ def test_adamw_step_upper_bound__is_a_maximum_along_every_direction(
 def test_adamw_step_upper_bound__scales_with_the_rate(t: int, lr: float, exponent: int) -> None:
     scaled = adamw_step_upper_bound(math.ldexp(lr, exponent), t)
     smallest = 2.0**-1000  # below it nextafter is no relative step
-    assert (
-        abs(scaled - math.ldexp(adamw_step_upper_bound(lr, t), exponent))
-        <= 2 * U64 * scaled + smallest
-    )
+    assert abs(scaled - math.ldexp(adamw_step_upper_bound(lr, t), exponent)) <= 2 * U64 * scaled + smallest
 
 
 @given(st.floats(0, 0.999), beta2s)
@@ -219,17 +208,13 @@ def test_adamw_limit_ratio__is_the_supremum(beta1: float, beta2: float) -> None:
 def test_adamw_limit_ratio__is_7_27_at_the_defaults() -> None:
     """0.1 / sqrt(0.001 (1 - 0.81 / 0.999)), the digits by mpmath."""
     with mpmath.workdps(DIGITS):
-        exact = mpmath.mpf("0.1") / mpmath.sqrt(
-            mpmath.mpf("0.001") * (1 - mpmath.mpf("0.81") / mpmath.mpf("0.999"))
-        )
+        exact = mpmath.mpf("0.1") / mpmath.sqrt(mpmath.mpf("0.001") * (1 - mpmath.mpf("0.81") / mpmath.mpf("0.999")))
         # 1 - 0.999 as floats is 0.001 to 2^-53 / 0.001, relative
         assert abs(adamw_limit_ratio() / exact - 1) <= U64 / 0.001
         assert f"{float(exact):.2f}" == "7.27"
 
 
-def run_adamw(
-    w: float, gradients: NDArray[Any], rates: NDArray[Any], *, weight_decay: float
-) -> float:
+def run_adamw(w: float, gradients: NDArray[Any], rates: NDArray[Any], *, weight_decay: float) -> float:
     """AdamW as published, at eps = 0."""
     for t in range(1, len(gradients) + 1):
         g = gradients[:t]
@@ -293,11 +278,14 @@ def test_adamw_displacement_upper_bound__is_0_without_steps() -> None:
 
 
 BAD: list[tuple[str, dict[str, Any]]] = [
-    ("lr must be finite", {"lr": -1.0}), ("lr must be finite", {"lr": math.nan}),
+    ("lr must be finite", {"lr": -1.0}),
+    ("lr must be finite", {"lr": math.nan}),
     ("t must be at least 1", {"t": 0}),
-    ("beta1 must be", {"beta1": 1.0}), ("beta1 must be", {"beta1": -0.1}),
-    ("beta2 must be", {"beta2": 0.0}), ("beta2 must be", {"beta2": 1.0}),
-]  # fmt: skip
+    ("beta1 must be", {"beta1": 1.0}),
+    ("beta1 must be", {"beta1": -0.1}),
+    ("beta2 must be", {"beta2": 0.0}),
+    ("beta2 must be", {"beta2": 1.0}),
+]
 
 
 @pytest.mark.parametrize(("message", "bad"), BAD)
@@ -314,14 +302,17 @@ def test_extremal_gradients__refuse_no_step() -> None:
 @pytest.mark.parametrize(
     ("message", "bad"),
     [
-        ("steps must be in", {"steps": -1}), ("steps must be in", {"steps": STEPS_AT_MOST + 1}),
+        ("steps must be in", {"steps": -1}),
+        ("steps must be in", {"steps": STEPS_AT_MOST + 1}),
         ("lr must be a number or one for each", {"lr": [1e-3]}),
-        ("lr must be finite", {"lr": [1e-3, -1e-3]}), ("lr must be finite", {"lr": math.inf}),
-        ("weight_decay must be", {"weight_decay": -1.0}), ("weight_decay must be", {"weight_decay": 1e4}),
+        ("lr must be finite", {"lr": [1e-3, -1e-3]}),
+        ("lr must be finite", {"lr": math.inf}),
+        ("weight_decay must be", {"weight_decay": -1.0}),
+        ("weight_decay must be", {"weight_decay": 1e4}),
         ("largest_weight must be finite", {"largest_weight": -1.0}),
         ("beta1 must be", {"beta1": 2.0}),
     ],
-)  # fmt: skip
+)
 def test_adamw_displacement_upper_bound__refuses(message: str, bad: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=message):
         adamw_displacement_upper_bound(**({"lr": 1e-3, "steps": 2} | bad))
@@ -347,9 +338,7 @@ def test_adamw_step_upper_bound__is_the_step_of_torch(t: int) -> None:
 
 @given(steps, beta1s, beta2s)
 @example(400, 0.9, 0.5)  # r > 1
-def test_moment_ratios__hold_with_the_worst_faithful_libm(
-    t: int, beta1: float, beta2: float
-) -> None:
+def test_moment_ratios__hold_with_the_worst_faithful_libm(t: int, beta1: float, beta2: float) -> None:
     """Off by an ulp downward in every log1p and expm1, where a machine's own library errs by half of that."""
     bound = bound_toward_zero(t, beta1, beta2)
     assert math.isinf(bound) or Fraction(bound) ** 2 >= moment_square(t, beta1, beta2)
@@ -375,9 +364,7 @@ def bound_toward_zero(t: int, beta1: float, beta2: float) -> float:
         (0.7595805253601986, 0.5342586312825433, 7237),
     ],
 )
-def test_moment_ratios__of_a_long_growing_series_needs_its_slack(
-    beta1: float, beta2: float, t: int
-) -> None:
+def test_moment_ratios__of_a_long_growing_series_needs_its_slack(beta1: float, beta2: float, t: int) -> None:
     """r^t is past e^300, so an error of log r counts t times: with half the slack a faithful libm breaks the bound."""
     bound, square = bound_toward_zero(t, beta1, beta2), moment_square(t, beta1, beta2)
     assert Fraction(bound) ** 2 >= square

@@ -22,9 +22,7 @@ changes = st.integers(0, 12).map(lambda k: k / 8)
 
 
 def pairs_auc(positive: list[Fraction], negative: list[Fraction]) -> Fraction:
-    wins = sum(
-        Fraction(1) if p > n else Fraction(p == n, 2) for p, n in product(positive, negative)
-    )
+    wins = sum(Fraction(1) if p > n else Fraction(p == n, 2) for p, n in product(positive, negative))
     return Fraction(wins, len(positive) * len(negative))
 
 
@@ -57,9 +55,7 @@ def test_auc__is_that_of_scikit_learn() -> None:
 
 
 @given(scores, scores, changes, st.integers(0, 2**32))
-def test_auc_range__holds_for_every_change(
-    p: NDArray[Any], n: NDArray[Any], change: float, seed: int
-) -> None:
+def test_auc_range__holds_for_every_change(p: NDArray[Any], n: NDArray[Any], change: float, seed: int) -> None:
     rng = rng_for("scores", seed, change)
     ends = auc_range(p, n, change)
     moved = [x + change * rng.choice([-1.0, -0.5, 0.0, 0.5, 1.0], x.shape) for x in (p, n)]
@@ -79,9 +75,7 @@ def test_auc_range__both_ends_are_attained(p: NDArray[Any], n: NDArray[Any], cha
 
 
 @given(scores, scores, changes)
-def test_auc_change_upper_bound__is_the_mass_of_near_pairs(
-    p: NDArray[Any], n: NDArray[Any], change: float
-) -> None:
+def test_auc_change_upper_bound__is_the_mass_of_near_pairs(p: NDArray[Any], n: NDArray[Any], change: float) -> None:
     near = sum(abs(a - b) <= 2 * Fraction(change) for a, b in product(exact(p), exact(n)))
     mass = Fraction(near, len(p) * len(n)) if change else Fraction(0)
     bound = Fraction(auc_change_upper_bound(p, n, change))
@@ -89,9 +83,7 @@ def test_auc_change_upper_bound__is_the_mass_of_near_pairs(
 
 
 @given(scores, scores, changes)
-def test_auc_change_upper_bound__contains_the_range(
-    p: NDArray[Any], n: NDArray[Any], change: float
-) -> None:
+def test_auc_change_upper_bound__contains_the_range(p: NDArray[Any], n: NDArray[Any], change: float) -> None:
     ends = auc_range(p, n, change)
     widest = max(ends.high - ends.auc, ends.auc - ends.low)
     assert widest <= auc_change_upper_bound(p, n, change) + 4 * U64

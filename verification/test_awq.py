@@ -25,9 +25,7 @@ from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import U64, round_half_even
 
 RULES = {
-    f"{name}-{bits}-{symmetric}": replace(
-        rule, bits=bits, group_size=8, symmetric=symmetric, clip_tokens=20
-    )
+    f"{name}-{bits}-{symmetric}": replace(rule, bits=bits, group_size=8, symmetric=symmetric, clip_tokens=20)
     for name, rule in AWQ_RULES.items()
     for bits in (3, 4)
     for symmetric in (False, True)
@@ -43,9 +41,7 @@ def problem(seed: object, rows: int = 16, columns: int = 24) -> tuple[NDArray[An
     return problem_of(rng_for("awq", seed), rows, columns)
 
 
-def problem_of(
-    rng: np.random.Generator, rows: int = 16, columns: int = 24
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def problem_of(rng: np.random.Generator, rows: int = 16, columns: int = 24) -> tuple[NDArray[Any], NDArray[Any]]:
     x = rng.normal(size=(40, columns))
     x[:, [3, 17]] *= 30
     return rng.normal(0, 0.02, (rows, columns)), x
@@ -73,12 +69,7 @@ def exact_round(w: list[Fraction], rule: AwqRule) -> list[Fraction]:
         ratio = f64(low / scale)
         zero = -round_half_even(ratio) if awq else round_half_even(f64(-half - ratio)) + half
         zero = min(max(zero, 0), top)
-    codes = [
-        round_half_even(f64(v / scale)) + zero
-        if awq
-        else round_half_even(f64(f64(v / scale) + zero))
-        for v in w
-    ]
+    codes = [round_half_even(f64(v / scale)) + zero if awq else round_half_even(f64(f64(v / scale) + zero)) for v in w]
     return [f64(scale * (min(max(code, 0), top) - zero)) for code in codes]
 
 
@@ -229,6 +220,4 @@ def test_awq__refuses_what_it_cannot_do(rule: AwqRule) -> None:
 def test_awq__computes_in_the_dtype_of_the_weights(rule: AwqRule, dtype: str) -> None:
     w, x = (a.astype(dtype) for a in problem("dtype"))
     found = search_scales(w, x, rule)
-    assert {found.scales.dtype, found.values.dtype, search_clip(w, x, rule).dtype} == {
-        np.dtype(dtype)
-    }
+    assert {found.scales.dtype, found.values.dtype, search_clip(w, x, rule).dtype} == {np.dtype(dtype)}

@@ -7,15 +7,7 @@ from typing import Any
 
 import pytest
 
-from unforgotten.theory.bound import (
-    LR_RANGE,
-    Question,
-    _Setup,
-    _smallest_lr,
-    as_object,
-    block_size,
-    bound,
-)
+from unforgotten.theory.bound import LR_RANGE, Question, _Setup, _smallest_lr, as_object, block_size, bound
 from unforgotten.theory.bound_text import lines
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.optimizers import frozen_magnitude

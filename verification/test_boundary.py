@@ -10,28 +10,10 @@ from hypothesis import given
 from scipy import special
 
 from unforgotten.theory.absmax import AbsmaxLaw, absmax_law, magnitude_cdf
-from unforgotten.theory.block_law import (
-    OVERTAKING_NODES,
-    Expected,
-    _successors,
-    adaptive_error,
-    block_law,
-    combine,
-)
-from unforgotten.theory.boundary import (
-    boundary_density,
-    levels_moved,
-    moments,
-    pinned_levels,
-    shape_of,
-)
+from unforgotten.theory.block_law import OVERTAKING_NODES, Expected, _successors, adaptive_error, block_law, combine
+from unforgotten.theory.boundary import boundary_density, levels_moved, moments, pinned_levels, shape_of
 from unforgotten.theory.densities import DENSITIES, Gaussian, density_named
-from unforgotten.theory.energy import (
-    effective_step,
-    energy_density,
-    expected_cosine,
-    gated_energy,
-)
+from unforgotten.theory.energy import effective_step, energy_density, expected_cosine, gated_energy
 from unforgotten.theory.formats import Format, format_named
 from unforgotten.theory.gating import gated_mean, gated_variance, riemann_gain
 from unforgotten.verification.chance import assert_mean, rng_for
@@ -49,12 +31,8 @@ def fmt(request: pytest.FixtureRequest) -> Format:
     return format_named(request.param)
 
 
-@given(
-    st.sampled_from(NAMES), st.sampled_from(sorted(DENSITIES)), st.floats(0.5, 5), st.floats(-2, 2)
-)
-def test_levels_moved__agrees_with_the_cut_line(
-    name: str, density: str, absmax: float, delta: float
-) -> None:
+@given(st.sampled_from(NAMES), st.sampled_from(sorted(DENSITIES)), st.floats(0.5, 5), st.floats(-2, 2))
+def test_levels_moved__agrees_with_the_cut_line(name: str, density: str, absmax: float, delta: float) -> None:
     """Two ways: telescoped over thresholds, and cut into intervals of constant codes."""
     fmt, law = format_named(name), density_named(density, 1.0)
     a = np.array([absmax])
@@ -111,11 +89,7 @@ def test_energy_density__is_the_slope_of_the_square(fmt: Format) -> None:
 def test_effective_step__is_the_step_of_a_uniform_grid() -> None:
     assert effective_step(format_named("int4-g64"), Gaussian(1.0), 2.1) == pytest.approx(0.3)
     steps_of = np.diff(shape_of(format_named("nf4-b64")).levels)
-    assert (
-        steps_of.min()
-        < effective_step(format_named("nf4-b64"), Gaussian(1.0), 1.0)
-        < steps_of.max()
-    )
+    assert steps_of.min() < effective_step(format_named("nf4-b64"), Gaussian(1.0), 1.0) < steps_of.max()
 
 
 @given(st.sampled_from(NAMES), st.sampled_from([-1, 1]), st.floats(-0.5, 0.5))
@@ -163,9 +137,7 @@ def _exact(delta: float, step: float) -> tuple[Fraction, Fraction]:
 def test_gated_energy__is_the_mean_square_of_two_points(delta: float, step: float) -> None:
     mean, square = _exact(delta, step)
     assert mean == Fraction(delta)
-    assert float(gated_energy(delta, step)) == pytest.approx(
-        float(square), rel=ROUNDINGS * (2 + delta / step)
-    )
+    assert float(gated_energy(delta, step)) == pytest.approx(float(square), rel=ROUNDINGS * (2 + delta / step))
 
 
 @given(st.floats(2.0**-20, 2.0**6), steps)
@@ -201,10 +173,7 @@ def test_block_law__gain_of_a_fixed_grid_is_short_by_the_pinned_share() -> None:
     """1 weight of B never passes its small update: G = (1 - 1/B) E[riemann gain]; adaptive grids pass it whole."""
     law = absmax_law(Gaussian(1.0), 64)
     fmt = format_named("int4-g64")
-    riemann = sum(
-        w * riemann_gain(fmt, Gaussian(1.0), a)
-        for a, w in zip(law.values, law.weights, strict=True)
-    )
+    riemann = sum(w * riemann_gain(fmt, Gaussian(1.0), a) for a, w in zip(law.values, law.weights, strict=True))
     delta = 1e-4
     fixed = block_law(fmt, Gaussian(1.0), law, delta, "fixed")
     adaptive = block_law(fmt, Gaussian(1.0), law, delta, "adaptive")
@@ -219,9 +188,7 @@ def test_block_law__knows_one_sided_pins() -> None:
     """A histogram may end on one side: there the pinned entry is known to be positive."""
     law = AbsmaxLaw(np.array([9.0]), np.array([1.0]), 2)
     outside = block_law(format_named("int4-g64"), Gaussian(0.01), law, 0.1, "fixed")
-    assert outside.dot == pytest.approx(
-        0.0, abs=1e-12
-    )  # no weight near a threshold, density 0 at 9
+    assert outside.dot == pytest.approx(0.0, abs=1e-12)  # no weight near a threshold, density 0 at 9
     assert math.isnan(combine([]).gain)
     assert math.isnan(Expected(0.0, 0.0, 0.0, 1.0, 0.0).cosine)
 
@@ -235,9 +202,7 @@ def test_adaptive_error__is_the_chance_that_another_comes_within_two_updates() -
     a, delta = 2.0, 0.25
     inside = math.erf((a - 2 * delta) / math.sqrt(2)) / math.erf(a / math.sqrt(2))
     error = adaptive_error(Gaussian(1.0), one_absmax(a, 4), delta)
-    assert (
-        abs(error - (1 - inside**3) / 4) <= ROUNDINGS
-    )  # of numbers below 1, each function good to an ulp or two
+    assert abs(error - (1 - inside**3) / 4) <= ROUNDINGS  # of numbers below 1, each function good to an ulp or two
     assert adaptive_error(Gaussian(1.0), one_absmax(a, 4), 1.5) == 1 / 4
 
 
@@ -258,9 +223,7 @@ def test_block_law__knows_where_a_shrinking_absmax_goes(delta: float) -> None:
     moved = np.abs(others + delta * rng.choice([-1.0, 1.0], others.shape)).max(axis=1)
     largest = a + delta
     assert_mean(
-        np.maximum(moved, abs(a - delta)) / largest,
-        float(chance @ values) / largest,
-        slack=width / 2 / largest,
+        np.maximum(moved, abs(a - delta)) / largest, float(chance @ values) / largest, slack=width / 2 / largest
     )
 
 

@@ -31,16 +31,22 @@ NORM_ROWS = 20  # of a batch: the norm is computed tensor by tensor
 every_format = pytest.mark.parametrize("fmt", FORMATS, ids=lambda f: f.name)
 linear = pytest.mark.parametrize(
     "fmt",
-    [f for f in FORMATS if f.statistic in ("absmax", "range")
-     and f.scale_rule == "quotient" and f.storage == "float32"],
+    [
+        f
+        for f in FORMATS
+        if f.statistic in ("absmax", "range") and f.scale_rule == "quotient" and f.storage == "float32"
+    ],
     ids=lambda f: f.name,
-)  # fmt: skip
+)
 certifiable = pytest.mark.parametrize(
     "fmt",
-    [f for f in FORMATS if f.storage == "float32" and f.zero not in ("float", "minimum")
-     and not (f.zero_point and f.zero_first)],
+    [
+        f
+        for f in FORMATS
+        if f.storage == "float32" and f.zero not in ("float", "minimum") and not (f.zero_point and f.zero_first)
+    ],
     ids=lambda f: f.name,
-)  # fmt: skip
+)
 
 
 def wide(x: NDArray[Any]) -> NDArray[Any]:
@@ -60,9 +66,7 @@ def test_displacement_sandwich__holds_in_bulk(fmt: Format) -> None:
         errors = q - wide(w), q_new - wide(w_new)
         bounds = displacement_sandwich(delta, *errors)
         slack = U64 * (np.abs(delta) + np.abs(errors[0]) + np.abs(errors[1]) + d)
-        record(
-            "displacement_sandwich", fmt, rows=(w, w_new), ratio=largest_ratio(d, bounds.upper + slack)
-        )  # fmt: skip
+        record("displacement_sandwich", fmt, rows=(w, w_new), ratio=largest_ratio(d, bounds.upper + slack))
         assert (d <= bounds.upper + slack).all()
         assert (d >= bounds.lower - slack).all()
 
@@ -129,14 +133,9 @@ def test_scale_drift_upper_bound__holds_in_bulk(fmt: Format) -> None:
         delta_max = np.abs(wide(w_new) - wide(w)).max(axis=1) * (1 + U64)
         rounded = U32 * (1 if fmt.statistic.endswith("absmax") else 2 + U32) * (s + s_new)
         bound = scale_drift_upper_bound(delta_max, fmt) + rounded + ETA32
-        set_by_weights = (s != fmt.empty_scale) & (s_new != fmt.empty_scale) | (
-            fmt.empty_scale == 0
-        )
+        set_by_weights = (s != fmt.empty_scale) & (s_new != fmt.empty_scale) | (fmt.empty_scale == 0)
         drift = np.abs(s_new - s)[set_by_weights]
-        record(
-            "scale_drift_upper_bound", fmt, rows=(w, w_new),
-            ratio=largest_ratio(drift, bound[set_by_weights]),
-        )  # fmt: skip
+        record("scale_drift_upper_bound", fmt, rows=(w, w_new), ratio=largest_ratio(drift, bound[set_by_weights]))
         assert (drift <= bound[set_by_weights]).all()
 
 
@@ -175,14 +174,12 @@ def test_unflipped_update_upper_bound__holds_in_bulk(fmt: Format) -> None:
         bound = unflipped_update_upper_bound(delta_max, fmt)
         bound = bound + value_rounding_upper_bound(largest, fmt)
         # a scale that no statistic set, of a block of zeros or at torchao's least, has levels of its own
-        set_by_weights = np.logical_and.reduce(
-            [g.scale > max(fmt.least_scale, fmt.empty_scale) for g in grids]
-        ) | (fmt.least_scale + fmt.empty_scale == 0)
+        set_by_weights = np.logical_and.reduce([g.scale > max(fmt.least_scale, fmt.empty_scale) for g in grids]) | (
+            fmt.least_scale + fmt.empty_scale == 0
+        )
         same = (codes[0] == codes[1]) & (grids[0].zero == grids[1].zero) & set_by_weights
         moved, bound = np.abs(v[1] - v[0])[same], np.broadcast_to(bound, same.shape)[same]
-        record(
-            "unflipped_update_upper_bound", fmt, rows=(w, w_new), ratio=largest_ratio(moved, bound)
-        )  # fmt: skip
+        record("unflipped_update_upper_bound", fmt, rows=(w, w_new), ratio=largest_ratio(moved, bound))
         assert (moved <= bound).all()
 
 

@@ -13,11 +13,7 @@ from unforgotten.theory.divergence import metric_change_upper_bound, total_varia
 from unforgotten.theory.gptq import GptqRule, inverse_factor, round_columns
 from unforgotten.theory.greedy import certified_tokens, greedy_metric_change_upper_bound
 from unforgotten.theory.group_grids import GroupGrid
-from unforgotten.theory.lattice import (
-    error_norm_upper_bound,
-    lost_update_upper_bound,
-    nearest_plane_loss,
-)
+from unforgotten.theory.lattice import error_norm_upper_bound, lost_update_upper_bound, nearest_plane_loss
 from unforgotten.verification.bulk import chunks
 from unforgotten.verification.oracles import U64
 from unforgotten.verification.report import record
@@ -50,9 +46,7 @@ def test_total_variation_upper_bound__holds_in_bulk(outcomes: int) -> None:
         p, q = distributions(rng, rows, outcomes)
         tv = np.abs(p - q).sum(-1) / 2
         bound = total_variation_upper_bound(divergence(p, q)) + 4 * outcomes * U64
-        record(
-            "total_variation_upper_bound", outcomes, rows=(p, q), ratio=float((tv / bound).max())
-        )
+        record("total_variation_upper_bound", outcomes, rows=(p, q), ratio=float((tv / bound).max()))
         assert (tv <= bound).all()
 
 
@@ -66,9 +60,11 @@ def test_metric_change_upper_bound__holds_in_bulk(outcomes: int) -> None:
         kl = divergence(p, q).reshape(rows, PROMPTS)
         bound = np.array([metric_change_upper_bound(x) for x in kl]) + 4 * outcomes * U64
         record(
-            "metric_change_upper_bound", outcomes, ratio=float((change / bound).max()),
+            "metric_change_upper_bound",
+            outcomes,
+            ratio=float((change / bound).max()),
             rows=(p.reshape(rows, -1), q.reshape(rows, -1)),
-        )  # fmt: skip
+        )
         assert (change <= bound).all()
 
 
@@ -85,9 +81,7 @@ def test_auc_change_upper_bound__holds_in_bulk() -> None:
         ratio = 0.0
         for i in range(rows):
             # a sum with c is rounded: it moves by up to u (|x| + c) more
-            reach = float(c[i]) + 2 * U64 * (
-                4 + float(np.abs(positive[i]).max() + np.abs(negative[i]).max())
-            )
+            reach = float(c[i]) + 2 * U64 * (4 + float(np.abs(positive[i]).max() + np.abs(negative[i]).max()))
             change = abs(auc(moved[0][i], moved[1][i]) - auc(positive[i], negative[i]))
             bound = auc_change_upper_bound(positive[i], negative[i], reach) + 2 * U64
             assert change <= bound
@@ -99,9 +93,7 @@ def test_auc_change_upper_bound__holds_in_bulk() -> None:
 def test_certified_tokens__keep_their_arg_max_in_bulk(vocabulary: int) -> None:
     """Also what answers of 8 tokens make of it: scores 1 where the answer is that of the first model, otherwise 0."""
     for rng, rows in chunks("greedy", vocabulary):
-        logits = rng.standard_normal((rows, 8, vocabulary)) * 2.0 ** rng.uniform(
-            -2, 4, (rows, 1, 1)
-        )
+        logits = rng.standard_normal((rows, 8, vocabulary)) * 2.0 ** rng.uniform(-2, 4, (rows, 1, 1))
         size = 2.0 ** rng.uniform(-8, 2, (rows, 1, 1))
         moved = logits + size * rng.choice([-1.0, 0.0, 1.0], logits.shape)
         change = np.abs(moved - logits).max(-1)
@@ -110,13 +102,7 @@ def test_certified_tokens__keep_their_arg_max_in_bulk(vocabulary: int) -> None:
         metric_change = 1 - same.all(-1).mean()
         bound = greedy_metric_change_upper_bound(certified)
         record("certified_tokens", vocabulary, rows=(logits, moved))
-        record(
-            "greedy_metric_change_upper_bound",
-            vocabulary,
-            logits,
-            moved,
-            ratio=metric_change / bound,
-        )
+        record("greedy_metric_change_upper_bound", vocabulary, logits, moved, ratio=metric_change / bound)
         assert certified.any()
         assert same[certified].all()
         assert metric_change <= bound
@@ -141,27 +127,11 @@ def test_lost_update_upper_bound__holds_in_bulk(columns: int) -> None:
             slack = 1 + 32 * columns**2 * U64 * float(np.linalg.cond(h))
             error = np.sqrt(nearest_plane_loss(first.compensated - first.values, factor))
             bound = float(error_norm_upper_bound(step, factor)) * slack
-            record(
-                "error_norm_upper_bound",
-                columns,
-                h,
-                step,
-                rows=(w,),
-                ratio=float(error.max()) / bound,
-            )
+            record("error_norm_upper_bound", columns, h, step, rows=(w,), ratio=float(error.max()) / bound)
             assert (error <= bound).all()
             lost = delta - (second.values - first.values)
             norm = np.sqrt(np.einsum("ri,ij,rj->r", lost, h, lost))
             # w + delta is rounded: u of at most 9 + 8 * 8, in every column
-            allowed = float(
-                lost_update_upper_bound(step, factor)
-            ) * slack + 128 * U64 * columns * np.sqrt(np.trace(h))
-            record(
-                "lost_update_upper_bound",
-                columns,
-                h,
-                step,
-                rows=(w, delta),
-                ratio=float(norm.max() / allowed),
-            )
+            allowed = float(lost_update_upper_bound(step, factor)) * slack + 128 * U64 * columns * np.sqrt(np.trace(h))
+            record("lost_update_upper_bound", columns, h, step, rows=(w, delta), ratio=float(norm.max() / allowed))
             assert (norm <= allowed).all()

@@ -9,16 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.theory.adamw import (
-    adamw_displacement_upper_bound,
-    adamw_ratio_upper_bound,
-    adamw_step_upper_bound,
-)
-from unforgotten.theory.dead_zone import (
-    SIGNIFICANT_BITS,
-    SMALLEST_NORMAL_EXPONENT,
-    frozen_exponent,
-)
+from unforgotten.theory.adamw import adamw_displacement_upper_bound, adamw_ratio_upper_bound, adamw_step_upper_bound
+from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT, frozen_exponent
 from unforgotten.theory.response import linear_response, response_variance_upper_bound
 from unforgotten.verification.bulk import chunks, largest_ratio
 from unforgotten.verification.histories import GRADIENTS, adam_steps, mixed_gradients
@@ -28,9 +20,7 @@ from unforgotten.verification.report import record
 DECAYS = ((0.9, 0.999), (0.9, 0.95), (0.0, 0.99), (0.5, 0.3), (0.99, 0.9999))
 STEPS = 24
 RESPONSE_WEIGHTS = 6
-ETA_BITS = (
-    24  # significant bits of an update: with a lattice of at most 24, their sum is exact in float64
-)
+ETA_BITS = 24  # significant bits of an update: with a lattice of at most 24, their sum is exact in float64
 
 
 @pytest.mark.parametrize("dtype", sorted(SIGNIFICANT_BITS))
@@ -45,12 +35,7 @@ def test_frozen_exponent__freezes_in_bulk(dtype: str) -> None:
         eta = ulp * mantissa * 2.0 ** rng.integers(-12, 3, rows)
         edge = np.ldexp(1.0, np.array([frozen_exponent(float(x), dtype) for x in eta]))
         frozen = w > edge
-        record(
-            "frozen_exponent",
-            dtype,
-            rows=(w, eta),
-            ratio=largest_ratio(eta[frozen], ulp[frozen] / 2),
-        )
+        record("frozen_exponent", dtype, rows=(w, eta), ratio=largest_ratio(eta[frozen], ulp[frozen] / 2))
         assert frozen.any()
         for side in (1, -1):
             assert (rounded(w + side * eta, p) == w)[frozen].all()
@@ -59,9 +44,7 @@ def test_frozen_exponent__freezes_in_bulk(dtype: str) -> None:
 def rounded(x: NDArray[Any], significant_bits: int) -> NDArray[Any]:
     """To nearest even, normal numbers."""
     _, exponent = np.frexp(x)
-    return np.asarray(
-        np.ldexp(np.rint(np.ldexp(x, significant_bits - exponent)), exponent - significant_bits)
-    )
+    return np.asarray(np.ldexp(np.rint(np.ldexp(x, significant_bits - exponent)), exponent - significant_bits))
 
 
 def simulation_error(decays: tuple[float, float]) -> NDArray[Any]:
@@ -97,9 +80,7 @@ def test_adamw_step_upper_bound__is_nearly_attained_in_bulk() -> None:
 def test_adamw_displacement_upper_bound__holds_in_bulk(decays: tuple[float, float]) -> None:
     """w_t = (1 - lr lambda) w_{t-1} - lr step_t from |w_0| <= 1; 4 roundings a step of numbers below the bound + 1."""
     lr, decay = 0.01, 0.1
-    bound = adamw_displacement_upper_bound(
-        lr, STEPS, *decays, weight_decay=decay, largest_weight=1.0
-    )
+    bound = adamw_displacement_upper_bound(lr, STEPS, *decays, weight_decay=decay, largest_weight=1.0)
     allowed = bound + ((9 * STEPS + 8) * U64 + simulation_error(decays).max()) * (1 + bound)
     for rng, rows in chunks("displacement", decays):
         g = mixed_gradients(rng, rows, STEPS, *decays)
@@ -108,21 +89,14 @@ def test_adamw_displacement_upper_bound__holds_in_bulk(decays: tuple[float, floa
         for step in adam_steps(g, *decays).T:
             w = (1 - lr * decay) * w - lr * step
         moved = np.abs(w - start)
-        record(
-            "adamw_displacement_upper_bound",
-            decays,
-            rows=(g, start),
-            ratio=float(moved.max() / allowed),
-        )
+        record("adamw_displacement_upper_bound", decays, rows=(g, start), ratio=float(moved.max() / allowed))
         assert (moved <= allowed).all()
 
 
 def test_response_variance_upper_bound__holds_in_bulk() -> None:
     """Against the exact variance of the gated update, in float64: its terms are rounded 8 times and summed."""
     for rng, rows in chunks("response"):
-        gradient = rng.normal(size=(rows, RESPONSE_WEIGHTS)) * 2.0 ** rng.uniform(
-            -20, 20, (rows, 1)
-        )
+        gradient = rng.normal(size=(rows, RESPONSE_WEIGHTS)) * 2.0 ** rng.uniform(-20, 20, (rows, 1))
         step = 2.0 ** rng.uniform(-10, 10, gradient.shape)
         delta = step * rng.choice([-1, 1], step.shape) * 2.0 ** rng.uniform(-12, 3, (rows, 1))
         ratio = 0.0
@@ -131,7 +105,5 @@ def test_response_variance_upper_bound__holds_in_bulk() -> None:
             variance = linear_response(g, d, s).variance
             assert variance <= bound * (1 + (RESPONSE_WEIGHTS + 8) * U64)
             ratio = max(ratio, variance / bound)
-        record(
-            "response_variance_upper_bound", "vectors", rows=(gradient, delta, step), ratio=ratio
-        )
+        record("response_variance_upper_bound", "vectors", rows=(gradient, delta, step), ratio=ratio)
         assert math.isfinite(ratio)

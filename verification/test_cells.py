@@ -13,13 +13,7 @@ from unforgotten.theory.cells import cells, position
 from unforgotten.theory.formats import Format, format_named
 from unforgotten.theory.quantize import Grid, code_units, encode, fit_grid, to_blocks
 from unforgotten.verification.oracles import ETA32, U32, midpoints
-from unforgotten.verification.strategies import (
-    ALL_FORMAT_NAMES,
-    TILED_NAMES,
-    Sample,
-    formats,
-    samples,
-)
+from unforgotten.verification.strategies import ALL_FORMAT_NAMES, TILED_NAMES, Sample, formats, samples
 
 
 def unit_grid(fmt: Format, *, zero: float = 0.0) -> Grid:
@@ -101,9 +95,7 @@ def test_cells__give_a_tie_to_the_side_that_the_rounding_names(name: str) -> Non
 
 
 @given(formats(names=["int4-g8-asym", "int8-tensor-asym"]), st.integers(0, 15), st.integers(0, 14))
-def test_cells__give_a_tie_to_the_even_integer_before_the_zero_point(
-    fmt: Format, zero: int, below: int
-) -> None:
+def test_cells__give_a_tie_to_the_even_integer_before_the_zero_point(fmt: Format, zero: int, below: int) -> None:
     w = np.array([[below + 0.5 - zero]], np.float32)
     code = int(encode(w, unit_grid(fmt, zero=zero), fmt)[0, 0])
     assert (code - zero) % 2 == 0
@@ -125,9 +117,7 @@ def test_cells__hold_every_weight_on_its_own_grid(s: Sample) -> None:
     if s.fmt.zero_first or s.fmt.rounding == "half-up":
         slack = slack + U32 * (np.abs(v) + np.abs(grid.zero) + len(s.fmt.levels))
     inside = (cell.lower[codes] - slack <= v) & (v <= cell.upper[codes] + slack)
-    clipped = ((codes == 0) & (v < cell.lower[0])) | (
-        (codes == len(s.fmt.levels) - 1) & (v > cell.upper[-1])
-    )
+    clipped = ((codes == 0) & (v < cell.lower[0])) | ((codes == len(s.fmt.levels) - 1) & (v > cell.upper[-1]))
     assert (inside | clipped).all()
 
 

@@ -3,13 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unforgotten.verification.chance import (
-    FALSE_ALARM,
-    assert_mean,
-    detectable_gap,
-    hoeffding_radius,
-    rng_for,
-)
+from unforgotten.verification.chance import FALSE_ALARM, assert_mean, detectable_gap, hoeffding_radius, rng_for
 
 
 def test_rng_for__repeats_and_separates() -> None:
@@ -20,9 +14,7 @@ def test_rng_for__repeats_and_separates() -> None:
 @pytest.mark.parametrize("trials", [100, 10_000])
 def test_hoeffding_radius__is_where_the_bound_is_the_false_alarm(trials: int) -> None:
     bound = 2 * np.exp(-2 * trials * hoeffding_radius(trials) ** 2)
-    slack = (
-        64 * np.finfo(float).eps
-    )  # exp magnifies the error of its argument, ln(2e10) < 24, by that much
+    slack = 64 * np.finfo(float).eps  # exp magnifies the error of its argument, ln(2e10) < 24, by that much
     assert abs(bound / FALSE_ALARM - 1) <= slack
 
 

@@ -15,9 +15,7 @@ from unforgotten.theory.claims import CLAIMS, PROOFS, Claim, Kind, claim, proof
 from unforgotten.theory.proofs.run import load_proofs
 from unforgotten.verification.verdicts import named_tests, names_of_tests
 
-THEORY_MODULES = sorted(
-    m.name for m in pkgutil.walk_packages(unforgotten.theory.__path__, "unforgotten.theory.")
-)
+THEORY_MODULES = sorted(m.name for m in pkgutil.walk_packages(unforgotten.theory.__path__, "unforgotten.theory."))
 for module in THEORY_MODULES:
     importlib.import_module(module)
 
@@ -34,9 +32,7 @@ def test_claims__have_a_derivation_or_a_proof(id: str) -> None:
 
 def test_claims__are_verified_by_a_rule_that_can_fail() -> None:
     assert "a_claim_without_a_test" not in named_tests()
-    assert list(names_of_tests("def test_a__b():\n    pass\ndef helper():\n    pass")) == [
-        "test_a__b"
-    ]
+    assert list(names_of_tests("def test_a__b():\n    pass\ndef helper():\n    pass")) == ["test_a__b"]
 
 
 @pytest.mark.parametrize("registered", CLAIMS.values(), ids=lambda c: c.function)

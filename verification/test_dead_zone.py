@@ -34,13 +34,14 @@ KINDS: dict[str, Any] = {
     "float8_e5m2": ml_dtypes.float8_e5m2,
 }
 NARROW = tuple(KINDS)
-SMALLEST_NORMAL_EXPONENT = {
-    "bfloat16": -126, "float16": -14, "float8_e4m3fn": -6, "float8_e5m2": -14,
-}  # fmt: skip
+SMALLEST_NORMAL_EXPONENT = {"bfloat16": -126, "float16": -14, "float8_e4m3fn": -6, "float8_e5m2": -14}
 BEYOND = {"bfloat16": 0x7F80, "float16": 0x7C00, "float8_e4m3fn": 0x7F, "float8_e5m2": 0x7C}
 FIRST_BEYOND = {  # the value that the pattern after the largest number would have
-    "bfloat16": 2.0**128, "float16": 2.0**16, "float8_e4m3fn": 480.0, "float8_e5m2": 2.0**16,
-}  # fmt: skip
+    "bfloat16": 2.0**128,
+    "float16": 2.0**16,
+    "float8_e4m3fn": 480.0,
+    "float8_e5m2": 2.0**16,
+}
 ETAS = sorted(
     {
         *chain.from_iterable(
@@ -93,9 +94,7 @@ def test_frozen_exponent__excepts_the_power_of_two_exactly_as_stated(dtype: str)
         at_edge = np.flatnonzero(w == 2.0**e)
         if not at_edge.size:  # the edge is below the smallest number or above the largest
             continue
-        stated = (
-            eta > 2.0 ** (e - SIGNIFICANT_BITS[dtype]) / 2 and e > SMALLEST_NORMAL_EXPONENT[dtype]
-        )
+        stated = eta > 2.0 ** (e - SIGNIFICANT_BITS[dtype]) / 2 and e > SMALLEST_NORMAL_EXPONENT[dtype]
         assert moves(w, eta, dtype)[1][at_edge[0]] == stated
         seen.add(stated)
     assert seen == {True, False}
@@ -130,9 +129,7 @@ def test_moves__agrees_with_the_cast_in_software(dtype: str, eta: float) -> None
         total = w + sign * eta
         if dtype == "bfloat16":  # ml_dtypes rounds a float64 to float32 first
             keep = total.astype(np.float32).astype(np.float64) == total
-            if (
-                math.frexp(eta)[0] != 0.5
-            ):  # no power of two: a sum is further off a tie than float32 rounds
+            if math.frexp(eta)[0] != 0.5:  # no power of two: a sum is further off a tie than float32 rounds
                 gap = np.diff(w, append=2.0**128)
                 keep |= np.abs(eta - gap / 2) > 2 * U32 * w
         else:
@@ -252,9 +249,7 @@ def test_find_dead_zone__ignores_binades_of_few_weights() -> None:
     assert not find_dead_zone(count_binades(few, few), "bfloat16").detected
 
 
-def test_find_dead_zone__calls_a_binade_of_the_fewest_weights_frozen_up_to_four_that_moved() -> (
-    None
-):
+def test_find_dead_zone__calls_a_binade_of_the_fewest_weights_frozen_up_to_four_that_moved() -> None:
     """FROZEN_SHARE of MIN_WEIGHTS is 4: fewer weights would leave less than that to be told from none."""
     assert round(FROZEN_SHARE * 100) * MIN_WEIGHTS == 4 * 100
     weights, moved = [0] * len(BINADES), [0] * len(BINADES)
@@ -262,6 +257,4 @@ def test_find_dead_zone__calls_a_binade_of_the_fewest_weights_frozen_up_to_four_
     weights[low] = moved[low] = weights[high] = MIN_WEIGHTS
     for few, found in ((4, True), (5, False)):
         moved[high] = few
-        assert (
-            find_dead_zone(BinadeCounts(tuple(weights), tuple(moved)), "bfloat16").detected is found
-        )
+        assert find_dead_zone(BinadeCounts(tuple(weights), tuple(moved)), "bfloat16").detected is found

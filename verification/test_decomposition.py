@@ -82,9 +82,7 @@ def test_lost_effect__has_no_base_shift_on_an_unmoved_base(f: dict[str, Fraction
 
 
 @given(any_metrics, any_metrics, rationals)
-def test_lost_effect__is_linear_in_the_metric(
-    f: dict[str, Fraction], g: dict[str, Fraction], c: Fraction
-) -> None:
+def test_lost_effect__is_linear_in_the_metric(f: dict[str, Fraction], g: dict[str, Fraction], c: Fraction) -> None:
     mixed = {name: f[name] + c * g[name] for name in NAMES}
     expected = tuple(a + c * b for a, b in zip(exact(f), exact(g), strict=True))
     assert tuple(exact(mixed)) == expected
@@ -117,9 +115,7 @@ def metrics_of(
 
 
 @given(vectors, vectors, vectors, vectors)
-def test_lost_effect__is_gating_alone_for_a_linear_model(
-    w: Vector, delta: Vector, q: Vector, d: Vector
-) -> None:
+def test_lost_effect__is_gating_alone_for_a_linear_model(w: Vector, delta: Vector, q: Vector, d: Vector) -> None:
     """The effect of an update on a linear model does not depend on the base: the lost part is F(delta - D)."""
     total, gating, base_shift = exact(metrics_of(lambda x: 3 * x[0] - 2 * x[1], w, delta, q, d))
     assert base_shift == 0
@@ -127,9 +123,7 @@ def test_lost_effect__is_gating_alone_for_a_linear_model(
 
 
 @given(vectors, vectors, vectors, vectors)
-def test_lost_effect__splits_a_quadratic_model_in_closed_form(
-    w: Vector, delta: Vector, q: Vector, d: Vector
-) -> None:
+def test_lost_effect__splits_a_quadratic_model_in_closed_form(w: Vector, delta: Vector, q: Vector, d: Vector) -> None:
     """For F = x y the base shift is <w - q, H (delta + D)/2> with H the swap: the mean update meets the moved base."""
     _, _, base_shift = exact(metrics_of(lambda x: x[0] * x[1], w, delta, q, d))
     mean = ((delta[0] + d[0]) / 2, (delta[1] + d[1]) / 2)

@@ -99,9 +99,7 @@ def test_empirical__is_within_a_bin_of_the_sample(name: str) -> None:
     p = np.linspace(0, 1, 33)
     assert density.cdf(density.quantile(p)) == pytest.approx(p, abs=1e-12)
     tail = np.array([0.5, 0.1, 0.01])
-    assert 1 - magnitude_cdf(density.magnitude_above(tail), density) == pytest.approx(
-        tail, abs=1 / 256
-    )
+    assert 1 - magnitude_cdf(density.magnitude_above(tail), density) == pytest.approx(tail, abs=1 / 256)
 
 
 def test_empirical__is_a_density() -> None:
@@ -120,9 +118,7 @@ def test_absmax_cdf__is_a_power(name: str, size: int, x: float) -> None:
     reference = REFERENCE[name]
     exact = (1 - 2 * reference.sf(x)) ** size
     rounding = size * SPECIAL  # the relative error of the base, times the exponent
-    assert float(absmax_cdf(x, density_named(name, 1.0), size)) == pytest.approx(
-        exact, rel=1e-9 + rounding, abs=1e-300
-    )
+    assert float(absmax_cdf(x, density_named(name, 1.0), size)) == pytest.approx(exact, rel=1e-9 + rounding, abs=1e-300)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -162,17 +158,13 @@ def test_expected_absmax__is_the_integral(name: str, size: int) -> None:
 @pytest.mark.parametrize("size", SIZES)
 def test_expected_inverse_absmax__is_the_integral(name: str, size: int) -> None:
     density = density_named(name, 1.0)
-    assert expected_inverse_absmax(density, size) == pytest.approx(
-        _mean(name, size, -1), rel=QUADRATURE
-    )
+    assert expected_inverse_absmax(density, size) == pytest.approx(_mean(name, size, -1), rel=QUADRATURE)
     assert expected_inverse_absmax(density, size) > 1 / expected_absmax(density, size)  # Jensen
 
 
 def test_expected_absmax__of_two_gaussians_is_known() -> None:
     """E max(|x|, |y|) = 2 / sqrt(pi) for two independent standard normals."""
-    assert expected_absmax(Gaussian(1.0), 2) == pytest.approx(
-        2 / math.sqrt(math.pi), rel=QUADRATURE
-    )
+    assert expected_absmax(Gaussian(1.0), 2) == pytest.approx(2 / math.sqrt(math.pi), rel=QUADRATURE)
 
 
 def test_absmax__refuses_bad_sizes() -> None:

@@ -40,10 +40,7 @@ from unforgotten.theory.traced import Setup, _moved, _pieces, energy, setup, sum
 
 U64 = 2.0**-53
 STD, STEPS = 0.02, 100
-PIECES, TERMS = (
-    216,
-    2**16,
-)  # intervals of w; terms of a sum over pieces, absmax nodes and thresholds, at most
+PIECES, TERMS = (216, 2**16)  # intervals of w; terms of a sum over pieces, absmax nodes and thresholds, at most
 LAW = AbsmaxLaw(STD * np.array([1.9, 2.5, 3.3]), np.array([0.25, 0.5, 0.25]), 64)
 FORMATS = ("int2-g64", "int4-g64", "nf4-b64", "fp4-b64")
 
@@ -101,23 +98,10 @@ def test_sums__are_those_of_predict(name: str, dtype: str) -> None:
     with jax.enable_x64(True):
         rows = np.transpose(jax.jit(jax.vmap(lambda lr: sums(lr, s)))(jnp.asarray(lrs)))
     for lr, ours in zip(lrs.tolist(), rows, strict=True):
-        e = predict(
-            format_named(name),
-            Gaussian(STD),
-            LAW,
-            step_law("adamw"),
-            lr=lr,
-            steps=STEPS,
-            dtype=dtype,
-        ).expected
-        reach, moved = (
-            2 * LAW.values.max(),
-            2 * lr * STEPS,
-        )  # of D; of delta, whose velocity is below 2 lr
+        e = predict(format_named(name), Gaussian(STD), LAW, step_law("adamw"), lr=lr, steps=STEPS, dtype=dtype).expected
+        reach, moved = (2 * LAW.values.max(), 2 * lr * STEPS)  # of D; of delta, whose velocity is below 2 lr
         bounds = (reach * moved, moved**2, reach**2)
-        for own, other, largest in zip(
-            ours, (e.dot, e.delta_sq, e.surviving_sq), bounds, strict=True
-        ):
+        for own, other, largest in zip(ours, (e.dot, e.delta_sq, e.surviving_sq), bounds, strict=True):
             assert abs(own - other) <= slack(other, largest)
         assert ours[1] > 1e3 * slack(0.0, bounds[1])  # what moves is far above the slack
 
@@ -129,13 +113,9 @@ def test_sums__are_exact_where_every_weight_moves(name: str) -> None:
     with jax.enable_x64(True):
         law = jax.jit(lambda lr: sums(lr, made(name, "float32")))
         ours = [float(x) for x in law(jnp.asarray(1e-5))]
-    exact = [
-        moments(fmt, Gaussian(STD), LAW.values, LAW.values, np.full(3, d)) for d in (delta, -delta)
-    ]
+    exact = [moments(fmt, Gaussian(STD), LAW.values, LAW.values, np.full(3, d)) for d in (delta, -delta)]
     reach = 2 * LAW.values.max()
-    dot = (
-        sum(LAW.weights @ m.surviving * d for m, d in zip(exact, (delta, -delta), strict=True)) / 2
-    )
+    dot = sum(LAW.weights @ m.surviving * d for m, d in zip(exact, (delta, -delta), strict=True)) / 2
     square = sum(LAW.weights @ m.surviving_sq for m in exact) / 2
     assert abs(ours[0] - dot) <= slack(dot, reach * delta)
     assert abs(ours[1] - delta**2) <= slack(delta**2, delta**2)
@@ -150,9 +130,7 @@ def test_energy__is_gated_energy(delta: float, step: float) -> None:
     with jax.enable_x64(True):
         ours = float(energy(jnp.asarray(delta), step))
     expected = float(gated_energy(delta, step))
-    assert (
-        abs(ours - expected) <= 8 * U64 * expected
-    )  # both round each of 6 operations on positive numbers
+    assert abs(ours - expected) <= 8 * U64 * expected  # both round each of 6 operations on positive numbers
 
 
 @pytest.mark.parametrize("rms", [0.01, 0.3, 1.0, 4.0, 7.9, 8.1, 30.0])
@@ -165,9 +143,7 @@ def test_gaussian_cosine__is_the_integral_of_t8(rms: float) -> None:
     square, error = 0.0, 0.0
     for n in range(math.ceil(12 * rms)):
         high = min(n + 1.0, n + 12 * rms)
-        part, off = integrate.quad(
-            lambda x: float(gated_energy(x, 1.0)) * density(x), n, high, epsabs=0, epsrel=1e-12
-        )
+        part, off = integrate.quad(lambda x: float(gated_energy(x, 1.0)) * density(x), n, high, epsabs=0, epsrel=1e-12)
         square, error = square + part, error + off
     cosine = float(gaussian_cosine(rms, 1.0))
     assert abs(cosine - rms / math.sqrt(square)) <= cosine * (error / square + 256 * U64)
@@ -177,9 +153,7 @@ def test_gain_slopes__are_the_difference_quotients_of_the_gain() -> None:
     """Two central differences give their own error: a third of their gap, but for h^4; rounding adds 16 u / h."""
     s, lrs, h = made("nf4-b64", "float32"), np.array([1e-5, 2e-5]), U64**0.25
     slopes = gain_slopes(lrs, s)
-    fine, coarse = (
-        (gains(lrs * (1 + x), s) - gains(lrs * (1 - x), s)) / (2 * x) for x in (h, 2 * h)
-    )
+    fine, coarse = ((gains(lrs * (1 + x), s) - gains(lrs * (1 - x), s)) / (2 * x) for x in (h, 2 * h))
     error = np.abs(coarse - fine) + 16 * U64 / h
     assert (np.abs(slopes - fine) <= error).all()
     assert (np.abs(slopes) > 100 * error).all()
@@ -190,13 +164,7 @@ def test_gains__are_what_one_lr_alone_has() -> None:
     both = gains(lrs, s)
     for lr, gain, cosine in zip(lrs, both, cosines(lrs, s), strict=True):
         e = predict(
-            format_named("nf4-b64"),
-            Gaussian(STD),
-            LAW,
-            step_law("adamw"),
-            lr=float(lr),
-            steps=STEPS,
-            dtype="bfloat16",
+            format_named("nf4-b64"), Gaussian(STD), LAW, step_law("adamw"), lr=float(lr), steps=STEPS, dtype="bfloat16"
         ).expected
         assert gain == pytest.approx(e.gain, rel=4 * math.sqrt(U64))
         assert cosine == pytest.approx(e.cosine, rel=4 * math.sqrt(U64))
@@ -265,17 +233,13 @@ def test_largest_rank__is_about_entries_of_b_times_a() -> None:
 def test_phase_diagram__shows_both_sides_of_the_edge() -> None:
     """C2: for int4-g64 at std 0.02 the edge passes the first threshold, 0.0034, between lr 5e-6 and 1e-5."""
     lrs = np.array([5e-6, 8e-6, 1e-4])
-    diagram = phase_diagram(
-        lrs / STD, ["int4-g64", "nf4-b64"], ["bfloat16", "float32"], std=STD, steps=STEPS
-    )
+    diagram = phase_diagram(lrs / STD, ["int4-g64", "nf4-b64"], ["bfloat16", "float32"], std=STD, steps=STEPS)
     assert diagram.shape == (2, 2, 3)
     int4 = diagram[0, 0]
     assert int4[0] < 0.1
     assert int4[1] > 1.1
     assert np.abs(int4[2] - 1) < 0.1
-    assert (
-        np.abs(diagram[0, 1] - 1) < 0.6
-    ).all()  # NF4's first threshold lies well inside at all three
+    assert (np.abs(diagram[0, 1] - 1) < 0.6).all()  # NF4's first threshold lies well inside at all three
     assert (np.abs(diagram[1] - 1) < 0.1).all()  # float32: no dead zone
 
 
@@ -284,8 +248,7 @@ def test_phase_diagram__has_rows_of_weights_and_float8() -> None:
     diagram = phase_diagram([5e-4], ["int4-row"], ["float8_e4m3fn"], std=STD, steps=1, columns=64)
     assert np.isnan(diagram).all()
     same = [
-        phase_diagram([5e-4], [name], ["bfloat16"], std=STD, steps=1, columns=64)
-        for name in ("int4-row", "int4-g64")
+        phase_diagram([5e-4], [name], ["bfloat16"], std=STD, steps=1, columns=64) for name in ("int4-row", "int4-g64")
     ]
     assert np.array_equal(same[0], same[1])
 

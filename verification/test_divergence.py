@@ -9,17 +9,15 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 
-from unforgotten.theory.divergence import (
-    CROSSING,
-    metric_change_upper_bound,
-    total_variation_upper_bound,
-)
+from unforgotten.theory.divergence import CROSSING, metric_change_upper_bound, total_variation_upper_bound
 from unforgotten.verification.oracles import U64
 
 DIGITS = 50
-weights = st.integers(1, 6).flatmap(
-    lambda n: st.tuples(*[st.lists(st.integers(0, 50), min_size=n, max_size=n)] * 2)
-).filter(lambda x: sum(x[0]) > 0 and sum(x[1]) > 0)  # fmt: skip
+weights = (
+    st.integers(1, 6)
+    .flatmap(lambda n: st.tuples(*[st.lists(st.integers(0, 50), min_size=n, max_size=n)] * 2))
+    .filter(lambda x: sum(x[0]) > 0 and sum(x[1]) > 0)
+)
 
 
 def exact_pair(p: list[int], q: list[int]) -> tuple[Any, Any]:
@@ -39,9 +37,7 @@ def bound_of(kl: float) -> float:
 @given(weights)
 @example(([1, 0], [0, 1]))
 @example(([1, 1], [1, 1]))
-def test_total_variation_upper_bound__holds_for_exact_distributions(
-    pair: tuple[list[int], list[int]],
-) -> None:
+def test_total_variation_upper_bound__holds_for_exact_distributions(pair: tuple[list[int], list[int]]) -> None:
     with mpmath.workdps(DIGITS):
         tv, kl = exact_pair(*pair)
         assert tv <= bound_of(float(kl) * (1 + 2 * U64)) + mpmath.mpf(10) ** (2 - DIGITS)
@@ -103,9 +99,7 @@ def test_metric_change_upper_bound__holds_for_any_score(
         p, q = pair
         _, kl = exact_pair(p, q)
         means = [
-            mpmath.fsum(mpmath.mpf(s) * high / 8 * a for s, a in zip(scores, x, strict=False))
-            / sum(x)
-            for x in (p, q)
+            mpmath.fsum(mpmath.mpf(s) * high / 8 * a for s, a in zip(scores, x, strict=False)) / sum(x) for x in (p, q)
         ]
         bound = metric_change_upper_bound(float(kl) * (1 + 2 * U64), 0, high)
         assert abs(means[0] - means[1]) <= bound + mpmath.mpf(10) ** (4 - DIGITS)
@@ -115,16 +109,11 @@ def test_metric_change_upper_bound__holds_for_any_score(
 def test_metric_change_upper_bound__by_prompt_is_no_larger_than_by_mean(kls: list[float]) -> None:
     """Jensen: both branches are concave in KL."""
     by_prompt = metric_change_upper_bound(np.array(kls))
-    assert (
-        by_prompt
-        <= metric_change_upper_bound(math.fsum(kls) / len(kls)) * (1 + 16 * U64) + 2.0**-1000
-    )
+    assert by_prompt <= metric_change_upper_bound(math.fsum(kls) / len(kls)) * (1 + 16 * U64) + 2.0**-1000
 
 
 def test_metric_change_upper_bound__is_attained_by_disjoint_answers() -> None:
-    assert metric_change_upper_bound(np.array([math.inf, 0.0]), 0, 100) == pytest.approx(
-        50, rel=8 * U64, abs=0
-    )
+    assert metric_change_upper_bound(np.array([math.inf, 0.0]), 0, 100) == pytest.approx(50, rel=8 * U64, abs=0)
 
 
 def test_metric_change_upper_bound__chains_over_tokens() -> None:
@@ -134,11 +123,11 @@ def test_metric_change_upper_bound__chains_over_tokens() -> None:
         second = {0: (p, q), 1: (q, p)}
         joint = mpmath.fsum(
             p[i] * second[i][0][j] * mpmath.log(p[i] * second[i][0][j] / (q[i] * second[i][1][j]))
-            for i in range(2) for j in range(2)
-        )  # fmt: skip
+            for i in range(2)
+            for j in range(2)
+        )
         kl = [
-            mpmath.fsum(a * mpmath.log(a / b) for a, b in zip(*x, strict=True))
-            for x in ((p, q), second[0], second[1])
+            mpmath.fsum(a * mpmath.log(a / b) for a, b in zip(*x, strict=True)) for x in ((p, q), second[0], second[1])
         ]
         summed = kl[0] + p[0] * kl[1] + p[1] * kl[2]
         assert abs(joint - summed) < mpmath.mpf(10) ** (4 - DIGITS)

@@ -25,9 +25,21 @@ from unforgotten.verification.oracles import U64
 from unforgotten.verification.strategies import Pair, pairs
 
 NAMES = (
-    "int4-g8", "int2-g8", "int3-row", "int8-row", "int8-tensor", "int4-g8-paper", "int8-tensor-paper",
-    "nf4-b8", "fp4-b8", "nf4-b5", "llmint8-row", "int2-g8-asym", "int4-g8-asym", "int8-tensor-asym",
-)  # fmt: skip
+    "int4-g8",
+    "int2-g8",
+    "int3-row",
+    "int8-row",
+    "int8-tensor",
+    "int4-g8-paper",
+    "int8-tensor-paper",
+    "nf4-b8",
+    "fp4-b8",
+    "nf4-b5",
+    "llmint8-row",
+    "int2-g8-asym",
+    "int4-g8-asym",
+    "int8-tensor-asym",
+)
 ABSMAX = tuple(n for n in NAMES if not n.endswith("asym"))
 
 
@@ -49,9 +61,7 @@ def test_scale_drift_upper_bound__bounds_the_exact_scales(pair: Pair) -> None:
     before, after, _ = before_and_after(pair)
     divisor = 1 if pair.fmt.arithmetic == "multiply" else Fraction(pair.fmt.divisor)
     for old, new in zip(before, after, strict=True):
-        delta = [
-            abs(Fraction(b) - Fraction(a)) for a, b in zip(old.tolist(), new.tolist(), strict=True)
-        ]
+        delta = [abs(Fraction(b) - Fraction(a)) for a, b in zip(old.tolist(), new.tolist(), strict=True)]
         drift = abs(exact_statistic(new, pair.fmt) - exact_statistic(old, pair.fmt)) / divisor
         # delta_max as the nearest double: below half an ulp, which the bound's own rounding up need not cover
         delta_max = np.nextafter(float(max(delta)), np.inf)
@@ -75,10 +85,7 @@ def test_certified_codes__do_not_flip(pair: Pair) -> None:
     """Soundness in the kernel's float32, adaptive grids, hard tensors: ties, outliers, subnormals, huge ranges."""
     before, after, count = before_and_after(pair)
     certified = certified_codes(pair.w, pair.w_new, pair.fmt)
-    codes = [
-        encode(x, fit_grid(x, pair.fmt, count=count), pair.fmt, count=count)
-        for x in (before, after)
-    ]
+    codes = [encode(x, fit_grid(x, pair.fmt, count=count), pair.fmt, count=count) for x in (before, after)]
     assert (codes[0] == codes[1])[certified].all()
 
 
@@ -121,9 +128,12 @@ quarters = st.integers(-64, 64).map(lambda n: n / 4)
 
 
 @given(
-    st.lists(quarters, min_size=1, max_size=6, unique=True), quarters, quarters,
-    st.sampled_from([0.5, 1.0, 2.0]), st.integers(-2, 2).map(lambda n: 1 + n / 8),
-)  # fmt: skip
+    st.lists(quarters, min_size=1, max_size=6, unique=True),
+    quarters,
+    quarters,
+    st.sampled_from([0.5, 1.0, 2.0]),
+    st.integers(-2, 2).map(lambda n: 1 + n / 8),
+)
 def test_keeps_code__is_the_strict_inequality_in_rationals(
     thresholds: list[float], w: float, delta: float, scale: float, drift: float
 ) -> None:
@@ -136,10 +146,12 @@ def test_keeps_code__is_the_strict_inequality_in_rationals(
     moved = (abs(exact_delta) + abs(v) * abs(s_new - s)) / s_new
     got = bool(
         keeps_code(
-            np.array([[w]]), np.array([[delta]]),
-            (np.array([[scale]]), np.array([[float(s_new)]])), np.array(thresholds),
+            np.array([[w]]),
+            np.array([[delta]]),
+            (np.array([[scale]]), np.array([[float(s_new)]])),
+            np.array(thresholds),
         )[0, 0]
-    )  # fmt: skip
+    )
     slack = 16 * Fraction(U64) * (abs(v) + moved + room) + Fraction(2) ** -140
     if got:
         assert moved < room
@@ -180,9 +192,7 @@ def test_unflipped_update_upper_bound__bounds_what_moves_without_a_flip(pair: Pa
     """Real kernels, adaptive grids: equal code and equal zero point, whatever the other codes of the block do."""
     before, after, count = before_and_after(pair)
     grids = [fit_grid(x, pair.fmt, count=count) for x in (before, after)]
-    codes = [
-        encode(x, g, pair.fmt, count=count) for x, g in zip((before, after), grids, strict=True)
-    ]
+    codes = [encode(x, g, pair.fmt, count=count) for x, g in zip((before, after), grids, strict=True)]
     values = [decode(k, g, pair.fmt).astype(np.float64) for k, g in zip(codes, grids, strict=True)]
     delta_max = np.abs(after.astype(np.float64) - before).max(axis=1, keepdims=True)
     # an empty block's floor of 1e-38 (partial blocks of bitsandbytes) only brings two scales nearer

@@ -21,14 +21,7 @@ from unforgotten.theory.formats import format_named
 from unforgotten.theory.group_grids import fit_autoawq, fit_compressed_tensors, fit_gptq
 from unforgotten.theory.kquants import SMALLEST, q6_k, search_symmetric
 from unforgotten.theory.lattice import is_swallowed
-from unforgotten.theory.motion import (
-    StepLaw,
-    expected_displacement,
-    free_radius,
-    movable_edge,
-    shells,
-    step_law,
-)
+from unforgotten.theory.motion import StepLaw, expected_displacement, free_radius, movable_edge, shells, step_law
 from unforgotten.theory.motion_fit import observed_moves, step_ratio
 from unforgotten.theory.preimages import LARGEST, block_box, same_scale
 from unforgotten.theory.regimes import on_grid_survivor
@@ -91,9 +84,7 @@ def test_on_grid_survivor__is_odd(delta: float, step: float) -> None:
         assert on_grid_survivor(-d, step) == -on_grid_survivor(d, step)
 
 
-@pytest.mark.parametrize(
-    "name", ["int4-row-asym", "int4-row-ct-asym", "int4-row-ao-asym", "hqq4-g64"]
-)
+@pytest.mark.parametrize("name", ["int4-row-asym", "int4-row-ct-asym", "int4-row-ao-asym", "hqq4-g64"])
 def test_format__of_a_range_divides_it_by_its_number_of_steps(name: str) -> None:
     fmt = format_named(name)
     assert fmt.divisor == fmt.levels[-1] - fmt.levels[0] == len(fmt.levels) - 1
@@ -178,9 +169,7 @@ def test_observed_moves__gives_a_weight_on_a_boundary_to_the_upper_piece() -> No
 
 
 def test_permutation_wash_test__takes_one_permutation() -> None:
-    test = permutation_wash_test(
-        np.zeros(2), np.ones(2), np.zeros(2, int), np.array([0.5]), seed=0, permutations=1
-    )
+    test = permutation_wash_test(np.zeros(2), np.ones(2), np.zeros(2, int), np.array([0.5]), seed=0, permutations=1)
     assert test.p == 1  # equal shifts: the order is all the same
     assert math.isnan(test.z)
 
@@ -193,11 +182,23 @@ def test_search_symmetric__is_empty_strictly_below_the_smallest() -> None:
 
 
 AT_SMALLEST = [
-    -3.20000001160798e-14, -3.175453674422908e-14, -3.21693626598174e-14, -3.20000001160798e-14,
-    -3.218812274553319e-14, -3.191840035007311e-14, -3.20000001160798e-14, -3.1382092969189576e-14,
-    -3.1803092060897487e-14, -3.20000001160798e-14, -3.20000001160798e-14, -3.20000001160798e-14,
-    -3.20000001160798e-14, -3.179804374453185e-14, -3.20000001160798e-14, -3.20000001160798e-14,
-]  # fmt: skip
+    -3.20000001160798e-14,
+    -3.175453674422908e-14,
+    -3.21693626598174e-14,
+    -3.20000001160798e-14,
+    -3.218812274553319e-14,
+    -3.191840035007311e-14,
+    -3.20000001160798e-14,
+    -3.1382092969189576e-14,
+    -3.1803092060897487e-14,
+    -3.20000001160798e-14,
+    -3.20000001160798e-14,
+    -3.20000001160798e-14,
+    -3.20000001160798e-14,
+    -3.179804374453185e-14,
+    -3.20000001160798e-14,
+    -3.20000001160798e-14,
+]
 """Sixteen weights whose fitted scale is exactly `SMALLEST`: one of 440,000 that were drawn."""
 
 

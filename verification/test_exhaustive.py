@@ -55,11 +55,7 @@ def pinned(fmt: Format, step: np.float32) -> Grid:
 
 
 def steps_of(fmt: Format) -> list[np.float32]:
-    return (
-        [np.ldexp(np.float32(1), e) for e in EXPONENTS]
-        if fmt.name != "fp8-cast"
-        else [np.float32(1)]
-    )
+    return [np.ldexp(np.float32(1), e) for e in EXPONENTS] if fmt.name != "fp8-cast" else [np.float32(1)]
 
 
 def exact_units(w: Array, grid: Grid, step: np.float32) -> Array:
@@ -96,9 +92,10 @@ def test_encode__is_the_nearest_level_exhaustively(name: str, dtype: str) -> Non
 
 UNROUNDED = ("half-even", "half-lower", "half-away")
 EXACT_NAMES = [
-    n for n in ALL_FORMAT_NAMES
+    n
+    for n in ALL_FORMAT_NAMES
     if (f := format_named(n)).rounding in UNROUNDED and not f.zero_first and f.zero in ("none", "whole")
-]  # fmt: skip
+]
 
 
 @every_dtype
@@ -182,9 +179,7 @@ def test_weight_cells__say_the_code_exhaustively(name: str, dtype: str) -> None:
         held = (cell.lower[0][codes] <= w[0]) & (w[0] <= cell.upper[0][codes])
         assert held.all()
         used = cell.lower[0] <= cell.upper[0]
-        assert (
-            cell.upper[0][used][:-1] < cell.lower[0][used][1:]
-        ).all()  # so no other interval holds it
+        assert (cell.upper[0][used][:-1] < cell.lower[0][used][1:]).all()  # so no other interval holds it
 
 
 def test_code_units__are_exact_at_pinned_steps() -> None:
@@ -193,6 +188,4 @@ def test_code_units__are_exact_at_pinned_steps() -> None:
         fmt, w = format_named(name), lattice("float16")
         for step in steps_of(fmt):
             grid = pinned(fmt, step)
-            assert np.array_equal(
-                code_units(w, grid, fmt).astype(np.float64), exact_units(w, grid, step)
-            )
+            assert np.array_equal(code_units(w, grid, fmt).astype(np.float64), exact_units(w, grid, step))

@@ -50,9 +50,7 @@ def rounding_layer(code: int, shift: float, fmt: Format) -> float:
 
 
 @given(formats(names=TILED_NAMES), st.data())
-def test_flip_probability__is_the_exact_length_of_the_flipping_part(
-    fmt: Format, data: st.DataObject
-) -> None:
+def test_flip_probability__is_the_exact_length_of_the_flipping_part(fmt: Format, data: st.DataObject) -> None:
     """Oracle: the part of [lower, upper] that v + shift leaves, in rationals; end cells do not end outward."""
     code = data.draw(st.integers(0, len(fmt.levels) - 1))
     shift = data.draw(st.floats(-300, 300))
@@ -62,9 +60,7 @@ def test_flip_probability__is_the_exact_length_of_the_flipping_part(
     up = min(max(exact, Fraction(0)), upper - lower) if code < len(fmt.levels) - 1 else Fraction(0)
     down = min(max(-exact, Fraction(0)), upper - lower) if code > 0 else Fraction(0)
     expected = (up + down) / (upper - lower)
-    slack = (
-        2 * U64 * expected + Fraction(2) ** -1074
-    )  # the width and the quotient, each rounded once
+    slack = 2 * U64 * expected + Fraction(2) ** -1074  # the width and the quotient, each rounded once
     assert abs(Fraction(probability(shift, code, fmt)) - expected) <= slack
 
 

@@ -38,10 +38,34 @@ SYMMETRIC = [
     and not (n.startswith("int") and n.endswith(("ct", "ao")))
 ]
 NOT_FORMATS = (
-    "", "int4", "int1-row", "int9-row", "int4-g0", "int4-g-1", "int4-row-rtn", "nf4", "nf4-b0", "fp4-g64",
-    "fp8", "fp8-b16", "mxfp4", "mxfp4-g32", "nvfp4-b16", "hqq4", "hqq4-row", "q4_2", "Q4_0", "q4_0-b32", "int4-g8-ao-ct",
-    "llmint8", "llmint8-tensor", "int4-row ", "INT4-row", "int4-g064", "int4-row\n",
-)  # fmt: skip
+    "",
+    "int4",
+    "int1-row",
+    "int9-row",
+    "int4-g0",
+    "int4-g-1",
+    "int4-row-rtn",
+    "nf4",
+    "nf4-b0",
+    "fp4-g64",
+    "fp8",
+    "fp8-b16",
+    "mxfp4",
+    "mxfp4-g32",
+    "nvfp4-b16",
+    "hqq4",
+    "hqq4-row",
+    "q4_2",
+    "Q4_0",
+    "q4_0-b32",
+    "int4-g8-ao-ct",
+    "llmint8",
+    "llmint8-tensor",
+    "int4-row ",
+    "INT4-row",
+    "int4-g064",
+    "int4-row\n",
+)
 
 
 @pytest.fixture(params=ALL_NAMES)
@@ -117,9 +141,7 @@ def test_integers__have_the_stated_ends(bits: int) -> None:
 def test_fp4__is_a_table_of_twelfths() -> None:
     fmt = format_named("fp4-b64")
     table = [*FP4_TWELFTHS, *(-x for x in FP4_TWELFTHS)]
-    assert [Fraction(x) for x in fmt.levels] == [
-        float32(Fraction(table[code]) / 12) for code in FP4_ORDER
-    ]
+    assert [Fraction(x) for x in fmt.levels] == [float32(Fraction(table[code]) / 12) for code in FP4_ORDER]
     assert sorted(FP4_ORDER) == list(range(16))
 
 

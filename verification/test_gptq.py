@@ -59,9 +59,7 @@ def exact_inverse(a: Matrix) -> Matrix:
     return [row[n:] for row in m]
 
 
-def exact_codes(
-    w: list[Fraction], h: Matrix, step: list[Fraction], zero: int, top: int
-) -> list[int]:
+def exact_codes(w: list[Fraction], h: Matrix, step: list[Fraction], zero: int, top: int) -> list[int]:
     """OBQ on the natural order, as the GPTQ paper derives it: no Cholesky factor, the inverse shrinks every step.
 
     A column is rounded; the others move to the minimum of the loss given that rounding, which is `-e / [H^-1]_ii` times
@@ -129,22 +127,16 @@ def plain_loop(w: NDArray[Any], h: NDArray[Any], rule: GptqRule) -> Plain:
                 fitted_to = best.copy()
             if rule.static or rule.group_size is None:
                 first = order[i] // size * size
-                grid = GRID_RULES[rule.grid].fit(
-                    raw[r : r + 1, first : first + size], rule.bits, rule.symmetric
-                )
+                grid = GRID_RULES[rule.grid].fit(raw[r : r + 1, first : first + size], rule.bits, rule.symmetric)
             elif i % size == 0:
-                grid = GRID_RULES[rule.grid].fit(
-                    fitted_to[None, i : i + size], rule.bits, rule.symmetric
-                )
+                grid = GRID_RULES[rule.grid].fit(fitted_to[None, i : i + size], rule.bits, rule.symmetric)
             first = GRID_RULES[rule.grid].zero_first
             code = encode_group(best[None, i : i + 1], grid, rule.bits, zero_first=first)
             values[r, i] = decode_group(code, grid)[0, 0]
             steps = best[i] / grid.scale[0, 0]
             margin[r, i] = abs(abs(steps - np.rint(steps)) - 0.5) * grid.scale[0, 0]
             lost = target[r, : i + 1] - values[r, : i + 1]
-            best[i + 1 :] = target[r, i + 1 :] + np.linalg.solve(
-                h[i + 1 :, i + 1 :], h[i + 1 :, : i + 1] @ lost
-            )
+            best[i + 1 :] = target[r, i + 1 :] + np.linalg.solve(h[i + 1 :, i + 1 :], h[i + 1 :, : i + 1] @ lost)
     return Plain(values, margin)
 
 
@@ -203,9 +195,7 @@ def test_gptq__result_is_consistent(rule: GptqRule) -> None:
     codes = encode_group(result.compensated, grid, rule.bits, zero_first=first)
     assert np.array_equal(result.codes, codes)
     assert np.array_equal(result.values, decode_group(codes, grid))
-    assert {a.dtype for a in (result.values, result.scale, result.compensated, result.factor)} == {
-        np.dtype(np.float32)
-    }
+    assert {a.dtype for a in (result.values, result.scale, result.compensated, result.factor)} == {np.dtype(np.float32)}
     assert sorted(result.order) == list(range(12))
 
 

@@ -10,12 +10,7 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.greedy import (
-    certified_prefix,
-    certified_tokens,
-    greedy_metric_change_upper_bound,
-    top_two_gap,
-)
+from unforgotten.theory.greedy import certified_prefix, certified_tokens, greedy_metric_change_upper_bound, top_two_gap
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import U64
 
@@ -32,9 +27,7 @@ def test_top_two_gap__is_the_sorted_difference(logits: NDArray[Any]) -> None:
 
 
 @given(logit_rows, changes, st.integers(0, 2**32))
-def test_certified_tokens__keep_their_arg_max(
-    logits: NDArray[Any], change: float, seed: int
-) -> None:
+def test_certified_tokens__keep_their_arg_max(logits: NDArray[Any], change: float, seed: int) -> None:
     """Any change within the bound, and the worst one."""
     if not certified_tokens(logits, change):
         return
@@ -64,9 +57,7 @@ def test_certified_tokens__leave_two_roundings_of_the_gap_uncertified() -> None:
 
 
 @given(st.integers(2, 12), st.integers(0, 2**32), st.floats(-5, 5))
-def test_certified_tokens__half_the_spread_serves_and_is_no_larger(
-    n: int, seed: int, shift: float
-) -> None:
+def test_certified_tokens__half_the_spread_serves_and_is_no_larger(n: int, seed: int, shift: float) -> None:
     rng = rng_for("spread", n, seed)
     logits, d = rng.normal(0, 3, n), rng.normal(0, 0.5, n) + shift
     half = (d.max() - d.min()) / 2
@@ -87,9 +78,7 @@ def test_certified_tokens__take_one_bound_a_step() -> None:
     assert certified_tokens(logits, np.array([0.5, 1.5])).tolist() == [True, False]
 
 
-tables = st.tuples(st.integers(1, 5), st.integers(0, 6)).flatmap(
-    lambda shape: hnp.arrays(np.bool_, shape)
-)
+tables = st.tuples(st.integers(1, 5), st.integers(0, 6)).flatmap(lambda shape: hnp.arrays(np.bool_, shape))
 
 
 @given(tables)
@@ -134,16 +123,11 @@ def test_certified_prefix__is_decoded_alike(seed: int, change: float) -> None:
 
 
 @given(st.lists(st.integers(0, 2**32), min_size=1, max_size=6), st.floats(0, 0.3))
-def test_greedy_metric_change_upper_bound__holds_for_two_decoders(
-    seeds: list[int], change: float
-) -> None:
+def test_greedy_metric_change_upper_bound__holds_for_two_decoders(seeds: list[int], change: float) -> None:
     """The metric: the share of answers whose last token is 0, a score in {0, 1}."""
     runs = [certificate(seed, 5, change) for seed in seeds]
     bound = greedy_metric_change_upper_bound(np.stack([r[0] for r in runs]))
-    metric = [
-        np.mean([m.greedy(5)[-1] == 0 for m in models])
-        for models in zip(*(r[1:] for r in runs), strict=True)
-    ]
+    metric = [np.mean([m.greedy(5)[-1] == 0 for m in models]) for models in zip(*(r[1:] for r in runs), strict=True)]
     assert abs(metric[0] - metric[1]) <= bound + 2 * U64
 
 
@@ -158,9 +142,7 @@ def test_greedy_metric_change_upper_bound__share_of_tokens_is_not_enough() -> No
 
 
 @given(tables, st.integers(1, 100))
-def test_greedy_metric_change_upper_bound__is_the_share_of_open_answers(
-    table: NDArray[Any], high: int
-) -> None:
+def test_greedy_metric_change_upper_bound__is_the_share_of_open_answers(table: NDArray[Any], high: int) -> None:
     share = Fraction(sum(not all(row) for row in table.tolist()), len(table))
     bound = Fraction(greedy_metric_change_upper_bound(table, 0, high))
     assert share * high <= bound <= share * high * (1 + 16 * Fraction(U64))
@@ -179,7 +161,7 @@ def test_greedy_metric_change_upper_bound__is_the_share_of_open_answers(
         ("certified must be", lambda: greedy_metric_change_upper_bound(np.ones((0, 3), bool))),
         ("low must be at most", lambda: greedy_metric_change_upper_bound(np.ones((1, 1), bool), 1, 0)),
     ],
-)  # fmt: skip
+)
 def test_greedy__refuses(message: str, call: Any) -> None:
     with pytest.raises(ValueError, match=message):
         call()

@@ -12,22 +12,12 @@ from unforgotten.theory import kquants
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.grids import FITS, SETTERS, Grid
 from unforgotten.theory.hqq import proximal_affine
-from unforgotten.theory.quantize import (
-    code_units,
-    encode,
-    fit_grid,
-    quantize,
-    round_trip,
-    to_blocks,
-)
+from unforgotten.theory.quantize import code_units, encode, fit_grid, quantize, round_trip, to_blocks
 from unforgotten.theory.update import GRID_MODES, GridMode, survival
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.strategies import ALL_FORMAT_NAMES, Sample, samples
 
-K_QUANTS: dict[str, Callable[[NDArray[Any]], kquants.KBlocks]] = {
-    "q4_k": kquants.q4_k,
-    "q6_k": kquants.q6_k,
-}
+K_QUANTS: dict[str, Callable[[NDArray[Any]], kquants.KBlocks]] = {"q4_k": kquants.q4_k, "q6_k": kquants.q6_k}
 
 
 def test_setters__know_every_statistic() -> None:
@@ -100,10 +90,7 @@ def test_survival__takes_searched_formats(name: str, mode: GridMode) -> None:
 def test_proximal_affine__errs_less_in_the_mean_than_min_max(bits: int, size: float) -> None:
     """At size 3 errors exceed 0.17 at 2 and 3 bits, so that outliers are shrunk."""
     w = (size * rng_for(bits, size).normal(size=(32, 64))).astype(np.float32)
-    plain, searched = (
-        np.abs(round_trip(w, format_named(f"hqq{bits}-g64{rule}")) - w).mean()
-        for rule in ("", "-opt")
-    )
+    plain, searched = (np.abs(round_trip(w, format_named(f"hqq{bits}-g64{rule}")) - w).mean() for rule in ("", "-opt"))
     assert searched < plain
 
 

@@ -10,14 +10,7 @@ import pytest
 from hypothesis import example, given
 from numpy.typing import NDArray
 
-from unforgotten.theory.kquants import (
-    KBlocks,
-    nearest_int,
-    q4_k,
-    q6_k,
-    search_affine,
-    search_symmetric,
-)
+from unforgotten.theory.kquants import KBlocks, nearest_int, q4_k, q6_k, search_affine, search_symmetric
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import float32, nearest, round_half_even
 
@@ -162,9 +155,7 @@ def test_k_quants__are_exact_float32(name: str, kind: str) -> None:
     w = super_blocks(kind)
     got = QUANTIZERS[name](w).values
     for row, values in zip(w, got, strict=True):
-        assert [Fraction(float(v)) for v in values] == exact_values(
-            [Fraction(float(v)) for v in row], name
-        )
+        assert [Fraction(float(v)) for v in values] == exact_values([Fraction(float(v)) for v in row], name)
 
 
 @given(st.integers(-(2**23), 2**23))
@@ -219,9 +210,7 @@ def test_search_affine__is_no_worse_than_its_first_candidate(kind: str) -> None:
     searched = found.scale[:, None] * found.codes - found.low[:, None].astype(float)
     error = (weight * (searched - x) ** 2).sum(axis=1)
     first = (weight * (plain - x) ** 2).sum(axis=1)
-    terms = (
-        40 * 2.0**-24
-    )  # 32 terms and 4 roundings in each, every one relative to a sum of squares
+    terms = 40 * 2.0**-24  # 32 terms and 4 roundings in each, every one relative to a sum of squares
     spread = (weight * (np.abs(x) + high - low) ** 2).sum(axis=1)  # bounds what cancels
     assert (error <= first + terms * spread).all()
 

@@ -140,9 +140,9 @@ def test_error_norm_upper_bound__fails_where_a_code_is_clipped() -> None:
     clipped = positive.compensated - positive.values
     bound = error_norm_upper_bound(positive.scale, positive.factor)
     assert np.sqrt(nearest_plane_loss(clipped, positive.factor)) > bound
-    assert np.sqrt(nearest_plane_loss(residual, result.factor)) <= error_norm_upper_bound(
-        step, result.factor
-    ) * (1 + 8 * U64)
+    assert np.sqrt(nearest_plane_loss(residual, result.factor)) <= error_norm_upper_bound(step, result.factor) * (
+        1 + 8 * U64
+    )
 
 
 def quantized(rule: GptqRule, dtype: str) -> tuple[NDArray[Any], NDArray[Any], GptqResult]:
@@ -164,9 +164,7 @@ def codes_on_its_grid(w: NDArray[Any], result: GptqResult, rule: GptqRule) -> ND
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_sequential_cell__is_sound_and_maximal_in_the_kernels_floats(
-    rule: GptqRule, dtype: str
-) -> None:
+def test_sequential_cell__is_sound_and_maximal_in_the_kernels_floats(rule: GptqRule, dtype: str) -> None:
     """At either end the column keeps its code; one float outside it has another. No margin."""
     w, _, result = quantized(rule, dtype)
     cell = sequential_cell(w, result, rule)
@@ -177,9 +175,7 @@ def test_sequential_cell__is_sound_and_maximal_in_the_kernels_floats(
         for end, outward in ((cell.lower, -largest), (cell.upper, largest)):
             moved = w.copy()
             moved[:, column] = end[:, column]
-            assert np.array_equal(
-                codes_on_its_grid(moved, result, rule)[:, column], result.codes[:, column]
-            )
+            assert np.array_equal(codes_on_its_grid(moved, result, rule)[:, column], result.codes[:, column])
             closed = np.abs(end[:, column]) < largest
             moved[:, column] = np.nextafter(end[:, column], w.dtype.type(outward))
             changed = codes_on_its_grid(moved, result, rule)[:, column] != result.codes[:, column]
@@ -187,9 +183,7 @@ def test_sequential_cell__is_sound_and_maximal_in_the_kernels_floats(
 
 
 @pytest.mark.parametrize("rule", RULES, ids=str)
-def test_sequential_cell__is_unbounded_where_codes_end_and_columns_are_dead(
-    rule: GptqRule,
-) -> None:
+def test_sequential_cell__is_unbounded_where_codes_end_and_columns_are_dead(rule: GptqRule) -> None:
     w, _, result = quantized(rule, "float64")
     cell, largest = sequential_cell(w, result, rule), np.finfo(float).max
     top = 2**rule.bits - 1
@@ -296,9 +290,7 @@ def test_sequential_flip_probability__matches_simulation(n: int, seed: int, size
 
 
 @pytest.mark.parametrize(("n", "seed", "size"), CASES)
-def test_sequential_flip_probability__lets_the_whole_update_through_on_average(
-    n: int, seed: int, size: float
-) -> None:
+def test_sequential_flip_probability__lets_the_whole_update_through_on_average(n: int, seed: int, size: float) -> None:
     """E[D | delta] = delta: (M (delta - D))_i is the difference of two residuals, in [-step_i, step_i]."""
     g = gate(n, seed, size)
     lost = (g.delta - g.survived) @ skew(g.p.factor).T

@@ -49,9 +49,7 @@ QUANTITIES = ("flips", "levels", "gain", "energy")
 SAMPLERS: Mapping[str, Callable[[np.random.Generator, tuple[int, int]], NDArray[Any]]] = {
     "gaussian": lambda rng, shape: rng.standard_normal(shape),
     "laplace": lambda rng, shape: rng.laplace(scale=0.5**0.5, size=shape),
-    "student-t": lambda rng, shape: (
-        rng.standard_t(STUDENT_FREEDOM, shape) * (1 - 2 / STUDENT_FREEDOM) ** 0.5
-    ),
+    "student-t": lambda rng, shape: rng.standard_t(STUDENT_FREEDOM, shape) * (1 - 2 / STUDENT_FREEDOM) ** 0.5,
 }
 
 
@@ -67,9 +65,7 @@ def size_of(fmt: Format) -> int:
     return fmt.block_size or ROW
 
 
-def block_means(
-    fmt: Format, density: str, scale: float, mode: GridMode, weights: int, part: int
-) -> NDArray[Any]:
+def block_means(fmt: Format, density: str, scale: float, mode: GridMode, weights: int, part: int) -> NDArray[Any]:
     """(n_blocks, 4): flips, levels moved, D delta / delta^2 and D^2 / delta^2, per weight."""
     size = size_of(fmt)
     rng = rng_for(fmt.name, density, scale, mode, part)
@@ -81,18 +77,12 @@ def block_means(
     grid_new = fit_grid(moved, fmt) if mode == "adaptive" else grid
     before, after = encode(w, grid, fmt), encode(moved, grid_new, fmt)
     surviving = decode(after, grid_new, fmt).astype(np.float64) - decode(before, grid, fmt)
-    parts = (
-        before != after, np.abs(after.astype(int) - before),
-        surviving * delta / scale**2, surviving**2 / scale**2,
-    )  # fmt: skip
+    parts = (before != after, np.abs(after.astype(int) - before), surviving * delta / scale**2, surviving**2 / scale**2)
     return np.stack([p.mean(axis=1) for p in parts], axis=1)
 
 
 def measure(fmt: Format, density: str, scale: float, mode: GridMode, weights: int) -> Measured:
-    parts = [
-        block_means(fmt, density, scale, mode, min(CHUNK, weights), i)
-        for i in range(-(-weights // CHUNK))
-    ]
+    parts = [block_means(fmt, density, scale, mode, min(CHUNK, weights), i) for i in range(-(-weights // CHUNK))]
     x = np.concatenate(parts)
     return Measured(x.mean(axis=0), x.std(axis=0, ddof=1) / np.sqrt(len(x)), len(x))
 
@@ -116,12 +106,8 @@ def deviations(
     """|measured - law|, and what is allowed, by quantity."""
     expected, error = law_of(fmt, density, scale, mode)
     seen, law = measure(fmt, density, scale, mode, weights), quantities(expected)
-    steps = (
-        law[3] / law[2]
-    )  # effective step over |delta|: what one misplaced weight adds to D / delta
-    float32 = (
-        np.array([1, 1, steps, steps**2]) * MISPLACED + np.array([0, 0, 1, steps]) * VALUE / scale
-    )
+    steps = law[3] / law[2]  # effective step over |delta|: what one misplaced weight adds to D / delta
+    float32 = np.array([1, 1, steps, steps**2]) * MISPLACED + np.array([0, 0, 1, steps]) * VALUE / scale
     chance = Z * seen.stderr
     if expected.flips > SATURATED:
         chance[0] = bernstein_radius(float(seen.stderr[0] ** 2 * seen.blocks), seen.blocks)
@@ -168,22 +154,25 @@ def test_block_law__holds_on_ten_million_weights(name: str, mode: GridMode) -> N
     assert not [row for row in rows if row["gap"] > row["allowed"]]
 
 
-def rows_of(
-    case: dict[str, Any], gap: NDArray[Any], allowed: NDArray[Any], seen: Measured
-) -> list[dict[str, Any]]:
+def rows_of(case: dict[str, Any], gap: NDArray[Any], allowed: NDArray[Any], seen: Measured) -> list[dict[str, Any]]:
     """One row a quantity."""
     columns = zip(QUANTITIES, seen.mean, seen.stderr, gap, allowed, strict=True)
     return [
-        {**case, "weights": NIGHTLY_WEIGHTS, "quantity": quantity, "measured": float(mean),
-         "stderr": float(error), "gap": float(distance), "allowed": float(most)}
+        {
+            **case,
+            "weights": NIGHTLY_WEIGHTS,
+            "quantity": quantity,
+            "measured": float(mean),
+            "stderr": float(error),
+            "gap": float(distance),
+            "allowed": float(most),
+        }
         for quantity, mean, error, distance, most in columns
-    ]  # fmt: skip
+    ]
 
 
 def test_block_law__rows_name_their_quantity() -> None:
     seen = Measured(np.arange(4.0), np.full(4, 0.5), 1)
     rows = rows_of({"grid": "fixed"}, np.ones(4), 4 * np.ones(4), seen)
-    assert [(r["quantity"], r["measured"]) for r in rows] == list(
-        zip(QUANTITIES, range(4), strict=True)
-    )
+    assert [(r["quantity"], r["measured"]) for r in rows] == list(zip(QUANTITIES, range(4), strict=True))
     assert all((r["stderr"], r["gap"], r["allowed"]) == (0.5, 1, 4) for r in rows)

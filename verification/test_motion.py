@@ -11,11 +11,7 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.weights import gain_stderr
 from unforgotten.theory.absmax import AbsmaxLaw, absmax_law, observed_absmax
-from unforgotten.theory.dead_zone import (
-    SIGNIFICANT_BITS,
-    SMALLEST_NORMAL_EXPONENT,
-    frozen_exponent,
-)
+from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT, frozen_exponent
 from unforgotten.theory.densities import Gaussian, empirical
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.motion import (
@@ -26,13 +22,7 @@ from unforgotten.theory.motion import (
     shells,
     step_law,
 )
-from unforgotten.theory.motion_fit import (
-    MOVE_NODES,
-    Moves,
-    observed_moves,
-    stationary_fit,
-    step_ratio,
-)
+from unforgotten.theory.motion_fit import MOVE_NODES, Moves, observed_moves, stationary_fit, step_ratio
 from unforgotten.theory.predict import pieces, predict, predict_moves
 from unforgotten.theory.quantize import to_blocks
 from unforgotten.theory.update import survival
@@ -67,9 +57,7 @@ def train(snr: float, lr: float, steps: int, *, bfloat16: bool, rows: int = ROWS
     rng = rng_for(snr, lr, steps, bfloat16)
     store = to_bfloat16 if bfloat16 else to_float32
     w = store((STD * rng.standard_normal((rows, COLUMNS))).astype(np.float32))
-    mean = (
-        rng.choice([-1.0, 1.0], w.shape) if math.isinf(snr) else snr * rng.standard_normal(w.shape)
-    )
+    mean = rng.choice([-1.0, 1.0], w.shape) if math.isinf(snr) else snr * rng.standard_normal(w.shape)
     noise = 0.0 if math.isinf(snr) else 1.0
     before, m, v = w, np.zeros(w.shape), np.zeros(w.shape)
     for t in range(1, steps + 1):
@@ -81,9 +69,7 @@ def train(snr: float, lr: float, steps: int, *, bfloat16: bool, rows: int = ROWS
 
 
 @given(st.floats(-1, 1), st.floats(0.05, 0.5), st.floats(0.25, 16))
-def test_rounded_velocity__is_the_mean_of_rounded_steps(
-    drift: float, noise: float, lr: float
-) -> None:
+def test_rounded_velocity__is_the_mean_of_rounded_steps(drift: float, noise: float, lr: float) -> None:
     """Spacing 1. Steps beyond 41 spacings have probability below 1e-14 here."""
     steps = np.rint(lr * (drift + noise * rng_for(drift, noise, lr).standard_normal(20_000)))
     largest = 82.0
@@ -100,9 +86,7 @@ def test_rounded_velocity__is_all_or_nothing_without_noise(drift: float, lr: flo
 
 
 @given(lrs, st.integers(1, 1000), st.sampled_from(sorted(SIGNIFICANT_BITS)))
-def test_movable_edge__is_the_frozen_exponent_of_the_nominal_law(
-    lr: float, steps: int, dtype: str
-) -> None:
+def test_movable_edge__is_the_frozen_exponent_of_the_nominal_law(lr: float, steps: int, dtype: str) -> None:
     edge = movable_edge(step_law("adamw"), lr=lr, steps=steps, dtype=dtype)
     tie = math.frexp(lr)[0] == 0.5  # lr is half a spacing: to even, here down
     exponent = frozen_exponent(lr, dtype) - tie
@@ -142,17 +126,13 @@ def test_expected_displacement__nominal_walk(optimizer: str, dtype: str) -> None
 
 
 @given(lrs, st.integers(0, 500), st.floats(0.1, 10))
-def test_expected_displacement__is_lr_times_steps_in_exact_storage(
-    lr: float, steps: int, snr: float
-) -> None:
+def test_expected_displacement__is_lr_times_steps_in_exact_storage(lr: float, steps: int, snr: float) -> None:
     law = step_law("adamw", snr)
     w = np.linspace(-0.1, 0.1, 11)
     for node in (0, 7, 15):
         moved = expected_displacement(w, law, node, lr=lr, steps=steps, dtype="float32")
         exact = lr * steps * law.drift[node]
-        slack = (
-            abs(exact) / 16 + ROUNDINGS
-        )  # float32 is coarse for the smallest lr: within FREE_SPACINGS
+        slack = abs(exact) / 16 + ROUNDINGS  # float32 is coarse for the smallest lr: within FREE_SPACINGS
         assert np.abs(moved - exact).max() <= slack
 
 
@@ -162,11 +142,7 @@ def test_expected_displacement__sees_the_noise() -> None:
     w = np.array([0.003])  # half a spacing is 0.76 lr
     at = int(np.argmin(np.abs(law.drift - 0.5)))
     moves = [
-        float(
-            expected_displacement(
-                w, law._replace(noise=np.full(16, q)), at, lr=1e-5, steps=200, dtype="bfloat16"
-            )[0]
-        )
+        float(expected_displacement(w, law._replace(noise=np.full(16, q)), at, lr=1e-5, steps=200, dtype="bfloat16")[0])
         for q in (0.05, 0.2, 0.4)
     ]
     assert 0 <= moves[0] < moves[1] < moves[2]
@@ -198,15 +174,17 @@ def test_motion__refuses_bad_arguments() -> None:
 
 
 CASES = [
-    (math.inf, 1e-5, 200, True), (1.0, 1e-5, 200, True), (0.5, 1e-5, 200, True), (0.5, 3e-5, 200, True),
-    (1.0, 1e-4, 60, True), (1.0, 1e-5, 60, False),
-]  # fmt: skip
+    (math.inf, 1e-5, 200, True),
+    (1.0, 1e-5, 200, True),
+    (0.5, 1e-5, 200, True),
+    (0.5, 3e-5, 200, True),
+    (1.0, 1e-4, 60, True),
+    (1.0, 1e-5, 60, False),
+]
 
 
 @pytest.mark.parametrize(("snr", "lr", "steps", "bfloat16"), CASES)
-def test_predict__meets_simulated_training(
-    snr: float, lr: float, steps: int, bfloat16: bool
-) -> None:
+def test_predict__meets_simulated_training(snr: float, lr: float, steps: int, bfloat16: bool) -> None:
     """From std, lr, steps and dtype (and the simulation's own snr) alone: the gain within 0.1, the cosine within 0.05."""
     pair = train(snr, lr, steps, bfloat16=bfloat16)
     law, density = step_law("adamw", snr), Gaussian(STD)
@@ -224,10 +202,7 @@ def test_predict__tells_the_storages_apart() -> None:
     """The swallowed update, and its cure: INT4 rows keep less than a quarter in bfloat16, all of it in float32."""
     fmt, density, law = format_named("int4-row"), Gaussian(STD), step_law("adamw")
     absmax = absmax_law(density, COLUMNS)
-    coarse, fine = (
-        predict(fmt, density, absmax, law, lr=1e-5, steps=200, dtype=d)
-        for d in ("bfloat16", "float32")
-    )
+    coarse, fine = (predict(fmt, density, absmax, law, lr=1e-5, steps=200, dtype=d) for d in ("bfloat16", "float32"))
     assert coarse.expected.gain < 0.25
     assert fine.expected.gain > 0.95
     assert coarse.edge == 2.0**-8
@@ -259,13 +234,9 @@ def test_step_ratio__and_the_fit_recover_the_signal() -> None:
     free = int((np.abs(pair.before) < free_radius(3e-5, "bfloat16")).sum())
     ratio = step_ratio(pair.before, delta, lr=3e-5, steps=steps, dtype="bfloat16")
     expected = math.sqrt(step_law("adamw", snr).ratio ** 2 + 1 / steps)
-    stderr = math.sqrt(
-        2 / (4 * free)
-    )  # of an rms, relative, at the kurtosis of a normal: drifts have less
+    stderr = math.sqrt(2 / (4 * free))  # of an rms, relative, at the kurtosis of a normal: drifts have less
     assert ratio == pytest.approx(expected, rel=Z * stderr)
-    assert stationary_fit(step_law("adamw", snr).ratio).ratio == pytest.approx(
-        step_law("adamw", snr).ratio, rel=1e-9
-    )
+    assert stationary_fit(step_law("adamw", snr).ratio).ratio == pytest.approx(step_law("adamw", snr).ratio, rel=1e-9)
     assert stationary_fit(1.0).ratio == 1.0
 
 
@@ -310,9 +281,7 @@ def test_movable_edge__is_that_of_the_drift_that_gets_furthest() -> None:
 
 
 @pytest.mark.parametrize(("lr", "crosses_one_at_most"), [(1e-6, True), (1e-2, False)])
-def test_predict__counts_a_weight_that_crosses_many_levels_once(
-    lr: float, crosses_one_at_most: bool
-) -> None:
+def test_predict__counts_a_weight_that_crosses_many_levels_once(lr: float, crosses_one_at_most: bool) -> None:
     """Flips are shares of weights; levels are not. INT8 in float32, one step: far below a level, and far above."""
     density, fmt = Gaussian(STD), format_named("int8-row")
     absmax = absmax_law(density, COLUMNS)

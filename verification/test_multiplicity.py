@@ -22,16 +22,12 @@ def step_up(p: list[float], level: float, *, dependent: bool) -> set[int]:
     m = len(p)
     c = sum(Fraction(1, i) for i in range(1, m + 1)) if dependent else Fraction(1)
     ordered = sorted((Fraction(x), i) for i, x in enumerate(p))
-    k = max(
-        (j for j in range(1, m + 1) if ordered[j - 1][0] * m * c <= j * Fraction(level)), default=0
-    )
+    k = max((j for j in range(1, m + 1) if ordered[j - 1][0] * m * c <= j * Fraction(level)), default=0)
     return {i for _, i in ordered[:k]}
 
 
 @given(p_values, levels, st.booleans())
-def test_false_discoveries__are_those_of_the_rule(
-    p: list[float], level: float, dependent: bool
-) -> None:
+def test_false_discoveries__are_those_of_the_rule(p: list[float], level: float, dependent: bool) -> None:
     got = false_discoveries(np.array(p), level, dependent=dependent)
     # thousandths of m c against i level: a tie can be rounded either way, so ask on both sides of it
     slack = 64 * U64
@@ -40,9 +36,7 @@ def test_false_discoveries__are_those_of_the_rule(
 
 
 @given(p_values, levels, st.booleans())
-def test_false_discoveries__adjust_as_scipy_does(
-    p: list[float], level: float, dependent: bool
-) -> None:
+def test_false_discoveries__adjust_as_scipy_does(p: list[float], level: float, dependent: bool) -> None:
     expected = false_discovery_control(p, method="by" if dependent else "bh")
     got = false_discoveries(np.array(p), level, dependent=dependent)
     assert np.abs(got.adjusted - expected).max() <= 64 * U64
@@ -87,27 +81,29 @@ def false_share(*, dependent: bool, one_sided_error: float = 1.0) -> float:
 @pytest.mark.parametrize("dependent", [False, True])
 def test_false_discoveries__control_the_rate(dependent: bool) -> None:
     """Hoeffding, false alarm 1e-10."""
-    assert false_share(dependent=dependent) <= LEVEL * NULLS / (NULLS + EFFECTS) + hoeffding_radius(
-        REPLICATES
-    )
+    assert false_share(dependent=dependent) <= LEVEL * NULLS / (NULLS + EFFECTS) + hoeffding_radius(REPLICATES)
 
 
 def test_false_discoveries__the_simulation_sees_p_values_that_are_too_small() -> None:
     """p squared is not a p-value: the same test refuses it."""
-    assert false_share(dependent=False, one_sided_error=2.0) > LEVEL * NULLS / (
-        NULLS + EFFECTS
-    ) + hoeffding_radius(REPLICATES)
+    assert false_share(dependent=False, one_sided_error=2.0) > LEVEL * NULLS / (NULLS + EFFECTS) + hoeffding_radius(
+        REPLICATES
+    )
 
 
 @pytest.mark.parametrize(
     ("message", "p", "level"),
     [
-        ("p must be a vector", [], 0.1), ("p must be a vector", [[0.1]], 0.1),
-        ("p must be in", [1.1], 0.1), ("p must be in", [np.nan], 0.1), ("p must be in", [-0.1], 0.1),
-        ("level must be in", [0.1], 0.0), ("level must be in", [0.1], 1.0),
+        ("p must be a vector", [], 0.1),
+        ("p must be a vector", [[0.1]], 0.1),
+        ("p must be in", [1.1], 0.1),
+        ("p must be in", [np.nan], 0.1),
+        ("p must be in", [-0.1], 0.1),
+        ("level must be in", [0.1], 0.0),
+        ("level must be in", [0.1], 1.0),
         ("level must be in", [0.1], 2.0),
     ],
-)  # fmt: skip
+)
 def test_false_discoveries__refuses(message: str, p: Any, level: float) -> None:
     with pytest.raises(ValueError, match=message):
         false_discoveries(np.array(p), level)

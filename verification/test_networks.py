@@ -55,38 +55,33 @@ def test_gradients__are_central_differences(net: Network, layer: int, at: int) -
 
 
 @given(networks(), formats, st.integers(1, 5))
-def test_lost_effect__is_split_without_remainder_on_a_network(
-    net: Network, fmt: Format, steps: int
-) -> None:
+def test_lost_effect__is_split_without_remainder_on_a_network(net: Network, fmt: Format, steps: int) -> None:
     """Gradient ascent as unlearning; the sum rounds 44 times at most, as in test_decomposition."""
     unlearned = trained(net, steps=steps, rate=-0.1)
     q, q_new = quantized(net, fmt), quantized(unlearned, fmt)
     at = {
-        "w": loss(net), "w_new": loss(unlearned), "q": loss(q), "q_new": loss(q_new),
+        "w": loss(net),
+        "w_new": loss(unlearned),
+        "q": loss(q),
+        "q_new": loss(q_new),
         "w_plus_d": loss(moved(net, change(q_new, q))),
         "q_plus_delta": loss(moved(q, change(unlearned, net))),
-    }  # fmt: skip
+    }
     total, gating, base_shift = lost_effect(**at)
     assert abs(total - (gating + base_shift)) <= 45 * U64 * max(map(abs, at.values()))
     surviving = loss(q_new) - loss(q)
-    assert abs(total - ((at["w_new"] - at["w"]) - surviving)) <= 45 * U64 * max(
-        map(abs, at.values())
-    )
+    assert abs(total - ((at["w_new"] - at["w"]) - surviving)) <= 45 * U64 * max(map(abs, at.values()))
 
 
 @given(networks(), formats)
-def test_certified_tokens__keep_their_class_in_a_quantized_network(
-    net: Network, fmt: Format
-) -> None:
+def test_certified_tokens__keep_their_class_in_a_quantized_network(net: Network, fmt: Format) -> None:
     before, after = logits(net), logits(quantized(net, fmt))
     certified = certified_tokens(before, np.abs(after - before).max(axis=1))
     assert (before.argmax(axis=1) == after.argmax(axis=1))[certified].all()
 
 
 @given(networks(), formats)
-def test_metric_change_upper_bound__holds_for_a_quantized_network(
-    net: Network, fmt: Format
-) -> None:
+def test_metric_change_upper_bound__holds_for_a_quantized_network(net: Network, fmt: Format) -> None:
     """The metric: the mean probability of the right class. KL has as many terms as classes, each rounded 4 times."""
     p, q = (log_probabilities(x) for x in (net, quantized(net, fmt)))
     terms = np.exp(p) * (p - q)

@@ -50,9 +50,7 @@ def test_adam_uncorrected_step_upper_bound__starts_at_3_16_and_ends_as_adamw() -
     assert adam_uncorrected_step_upper_bound(1.0, 1) == pytest.approx(
         math.sqrt(10), rel=ROUNDED_UP + U64 / 0.001, abs=0
     )
-    assert adam_uncorrected_step_upper_bound(1.0, 10**6) == pytest.approx(
-        adamw_limit_ratio(), rel=ROUNDED_UP, abs=0
-    )
+    assert adam_uncorrected_step_upper_bound(1.0, 10**6) == pytest.approx(adamw_limit_ratio(), rel=ROUNDED_UP, abs=0)
 
 
 @given(histories, st.floats(0, 0.99), st.floats(0.05, 0.999))
@@ -77,9 +75,7 @@ def uncorrected(gradients: NDArray[Any], beta1: float, beta2: float) -> float:
     return abs(m) / math.sqrt(v) if v else 0.0
 
 
-def sgd_steps(
-    gradients: list[Fraction], momentum: Fraction, dampening: Fraction, *, nesterov: bool
-) -> list[Fraction]:
+def sgd_steps(gradients: list[Fraction], momentum: Fraction, dampening: Fraction, *, nesterov: bool) -> list[Fraction]:
     """torch.optim.SGD in rationals, lr 1."""
     buffer, out = ZERO, []
     for i, g in enumerate(gradients):
@@ -161,9 +157,7 @@ def test_lion_step_upper_bound__bounds_every_history(
 
 
 @given(histories, unit)
-def test_sign_step_upper_bound__is_attained_by_every_gradient_but_0(
-    gradients: NDArray[Any], lr: float
-) -> None:
+def test_sign_step_upper_bound__is_attained_by_every_gradient_but_0(gradients: NDArray[Any], lr: float) -> None:
     for t, g in enumerate(gradients.tolist(), start=1):
         bound = sign_step_upper_bound(lr, t)
         assert abs(lr * np.sign(g)) == (bound if g else 0)
@@ -200,9 +194,7 @@ def test_lora_change_upper_bound__bounds_every_product_and_is_attained(
         record("lora_change_upper_bound", rank, bounds, scale, seed, ratio=ratio)
 
 
-def changed(
-    shares: NDArray[Any], bounds: tuple[float, float, float, float], scale: float
-) -> NDArray[Any]:
+def changed(shares: NDArray[Any], bounds: tuple[float, float, float, float], scale: float) -> NDArray[Any]:
     """scale (B'A' - BA), exact; `shares` of the four bounds."""
     exact = np.vectorize(Fraction, otypes=[object])
     b, a, db, da = (exact(s) * Fraction(x) for s, x in zip(shares, bounds, strict=True))
@@ -244,9 +236,7 @@ def test_largest_step__names_what_exists() -> None:
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1, 3.0])
 @pytest.mark.parametrize("name", ["adamw", "sign-sgd"])
-def test_frozen_magnitude__freezes_every_weight_above(
-    dtype: str, weight_decay: float, name: str
-) -> None:
+def test_frozen_magnitude__freezes_every_weight_above(dtype: str, weight_decay: float, name: str) -> None:
     """Exhaustive over the normal weights of the dtype: neither sign of the largest step moves one, decay included."""
     lr, steps = 1e-4, 40
     frozen = frozen_magnitude(name, lr, steps, dtype, weight_decay)

@@ -27,14 +27,12 @@ EACH = 3
 
 needs_the_repository = pytest.mark.skipif(
     not (TREE / "typings/unforgotten/theory").exists(), reason="plants in a checkout of the repository"
-)  # fmt: skip
+)
 
 
 @functools.cache
 def published() -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = json.loads(
-        (PUBLISHED / "planted-mistakes.json").read_text("utf-8")
-    )["mutants"]
+    found: list[dict[str, Any]] = json.loads((PUBLISHED / "planted-mistakes.json").read_text("utf-8"))["mutants"]
     return found
 
 
@@ -89,10 +87,10 @@ def innocent(worker: Worker) -> frozenset[str]:
 
 
 @needs_the_repository
-@pytest.mark.parametrize("entry", representatives() if (TREE / "typings").exists() else [], ids=lambda m: m["id"].rpartition(":")[0])  # fmt: skip
-def test_a_planted_mistake_is_caught(
-    entry: dict[str, Any], worker: Worker, innocent: frozenset[str]
-) -> None:
+@pytest.mark.parametrize(
+    "entry", representatives() if (TREE / "typings").exists() else [], ids=lambda m: m["id"].rpartition(":")[0]
+)
+def test_a_planted_mistake_is_caught(entry: dict[str, Any], worker: Worker, innocent: frozenset[str]) -> None:
     """The test that caught it passes without it and fails with it."""
     mutant = present()[place(entry)]
     told = worker(tests=[entry["killer"]], **mutant_job(mutant, TREE))
@@ -155,14 +153,9 @@ def test_planted_in__finds_every_place_and_no_other() -> None:
             "return np.rint((x)) + 2 * min(x, len(fmt.levels) - 1)",
             "return np.rint(x / 2) + (min(x, len(fmt.levels) - 1))",
         ],
-        "one-level": [
-            "return " + rest.replace("len(fmt.levels) - 1", f"(len(fmt.levels) - {k})")
-            for k in (0, 2)
-        ],
+        "one-level": ["return " + rest.replace("len(fmt.levels) - 1", f"(len(fmt.levels) - {k})") for k in (0, 2)],
         "ratio-one": ["return 1.0"],
-        "swapped": [
-            "return np.rint(x / 2) + 2 * (max(x, len(fmt.levels) - 1))",
-        ],
+        "swapped": ["return np.rint(x / 2) + 2 * (max(x, len(fmt.levels) - 1))"],
     }
 
 
@@ -188,5 +181,5 @@ def test_planted_in__is_found_in_the_theory() -> None:
     """The sources that are meant are those that are installed."""
     assert unforgotten.theory.__file__ is not None
     root = Path(unforgotten.theory.__file__).resolve().parents[1]
-    kinds = {kind_of(m.id) for m in planted_mistakes(root, ["theory/adamw.py", "theory/rounding.py"])}  # fmt: skip
+    kinds = {kind_of(m.id) for m in planted_mistakes(root, ["theory/adamw.py", "theory/rounding.py"])}
     assert {"strict", "half-up", "ratio-one", "one-level"} <= kinds

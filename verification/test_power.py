@@ -29,23 +29,14 @@ from unforgotten.theory.formats import format_named
 from unforgotten.theory.gating import gated_mean, gated_variance
 from unforgotten.theory.gptq import GptqRule, inverse_factor, round_columns
 from unforgotten.theory.group_grids import GroupGrid
-from unforgotten.theory.lattice import (
-    pushed_shift,
-    sequential_flip_probability,
-    sequential_loss_variance,
-    skew,
-)
+from unforgotten.theory.lattice import pushed_shift, sequential_flip_probability, sequential_loss_variance, skew
 from unforgotten.theory.motion import rounded_velocity
 from unforgotten.theory.quantize import Grid, decode, encode, fit_grid
 from unforgotten.theory.regimes import hidden_energy_upper_bound, on_grid_gain, on_grid_survivor
 from unforgotten.theory.response import linear_response
 from unforgotten.theory.scaling import flip_rate, flip_ratio, steps_per_absmax
 from unforgotten.theory.wash import wash_test
-from unforgotten.verification.chance import (
-    FALSE_ALARM,
-    bernstein_radius,
-    rng_for,
-)
+from unforgotten.verification.chance import FALSE_ALARM, bernstein_radius, rng_for
 
 FLIP_ERROR, GAIN_ERROR = 0.01, 0.02
 CHUNK = 250_000
@@ -161,9 +152,7 @@ def blocks_of_any_absmax(bits: int) -> Law:
 
     def draw(rng: np.random.Generator, n: int) -> Array:
         absmax = np.maximum(f.magnitude_above(-np.expm1(np.log(rng.uniform(size=n)) / size)), 1.2)
-        return np.asarray(
-            rng.uniform(size=n) + delta * steps_per_absmax(bits) / absmax >= 1, np.float64
-        )
+        return np.asarray(rng.uniform(size=n) + delta * steps_per_absmax(bits) / absmax >= 1, np.float64)
 
     # absmax of 64 normal weights is below 1.2 with probability 2e-7
     return Law(draw, flip_rate(delta, bits, f, size), FLIP_ERROR, slack=1e-6)
@@ -257,12 +246,8 @@ LAWS: Mapping[str, Callable[[], Law]] = {
     "block_law, flips": lambda: whole_blocks("flips"),
     "block_law, gain": lambda: whole_blocks("gain"),
     "gated_mean": lambda: uniform_steps(1.5, lambda k: k / 2, float(gated_mean(1.5, 1.0)) / 2),
-    "gated_variance": lambda: uniform_steps(
-        0.4, lambda k: np.square(k - 0.4), float(gated_variance(0.4, 1.0))
-    ),
-    "gated_energy": lambda: uniform_steps(
-        1.5, lambda k: k * k / 4, float(gated_energy(1.5, 1.0)) / 4
-    ),
+    "gated_variance": lambda: uniform_steps(0.4, lambda k: np.square(k - 0.4), float(gated_variance(0.4, 1.0))),
+    "gated_energy": lambda: uniform_steps(1.5, lambda k: k * k / 4, float(gated_energy(1.5, 1.0)) / 4),
     "expected_cosine": lambda: uniform_steps(
         0.4, lambda k: k * k, cosine_of(expected_cosine(np.full(9, 0.4), 1.0), 0.4)
     ),
@@ -301,9 +286,7 @@ def test_power__a_right_law_passes_and_one_that_is_a_per_cent_wrong_does_not(nam
     assert abs(seen.mean - law.expected) <= allowed
     for wrong in (law.expected * (1 - law.error), law.expected * (1 + law.error)):
         assert abs(seen.mean - wrong) > allowed
-        assert 2 * allowed <= law.error * law.expected * (
-            1 + 1e-9
-        )  # so it could not have been otherwise
+        assert 2 * allowed <= law.error * law.expected * (1 + 1e-9)  # so it could not have been otherwise
 
 
 def test_power__covers_every_law() -> None:

@@ -10,14 +10,7 @@ from hypothesis import given
 from numpy.typing import NDArray
 
 from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.preimages import (
-    LARGEST,
-    Interval,
-    _from_key,
-    block_box,
-    same_scale,
-    weight_cells,
-)
+from unforgotten.theory.preimages import LARGEST, Interval, _from_key, block_box, same_scale, weight_cells
 from unforgotten.theory.quantize import Grid, encode, fit_grid, to_blocks
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import U32, Parameters, block_code, fit_block
@@ -51,9 +44,7 @@ def exact_parameters(s: Sample, block: int) -> tuple[Parameters, bool]:
 
 
 @given(samples(names=ALL_FORMAT_NAMES), st.data())
-def test_weight_cells__are_sound_and_maximal_in_exact_arithmetic(
-    s: Sample, data: st.DataObject
-) -> None:
+def test_weight_cells__are_sound_and_maximal_in_exact_arithmetic(s: Sample, data: st.DataObject) -> None:
     """The oracle gives both ends the code, and the next float32 outside another one."""
     cell = all_cells(s)
     block = data.draw(st.integers(0, len(cell.lower) - 1))
@@ -109,11 +100,7 @@ def same_parameters(a: Grid, b: Grid) -> bool:
     """Those that make the codes."""
     a, b = a.encoder or a, b.encoder or b
     low, low_new = (np.zeros_like(g.scale) if g.low is None else g.low for g in (a, b))
-    return bool(
-        np.array_equal(a.scale, b.scale)
-        and np.array_equal(a.zero, b.zero)
-        and np.array_equal(low, low_new)
-    )
+    return bool(np.array_equal(a.scale, b.scale) and np.array_equal(a.zero, b.zero) and np.array_equal(low, low_new))
 
 
 def keeps(blocks: NDArray[Any], s: Sample) -> bool:
@@ -121,9 +108,7 @@ def keeps(blocks: NDArray[Any], s: Sample) -> bool:
     before, count = to_blocks(s.w, s.fmt), flat_count(s)
     grid, grid_new = fit_grid(before, s.fmt, count=count), fit_grid(blocks, s.fmt, count=count)
     codes = encode(before, grid, s.fmt, count=count)
-    return same_parameters(grid, grid_new) and bool(
-        np.array_equal(codes, encode(blocks, grid_new, s.fmt, count=count))
-    )
+    return same_parameters(grid, grid_new) and bool(np.array_equal(codes, encode(blocks, grid_new, s.fmt, count=count)))
 
 
 def corners(box: Interval, w: NDArray[Any]) -> list[NDArray[Any]]:
@@ -165,8 +150,7 @@ def test_block_box__is_maximal(s: Sample, data: st.DataObject) -> None:
     at = tuple(data.draw(st.integers(0, n - 1)) for n in blocks.shape)
     outside = data.draw(st.sampled_from(box.outer))[at]
     if s.fmt.statistic in RANGES and (
-        not blocks[at[0]].min() < outside < blocks[at[0]].max()
-        or blocks[at] in blocks_ends(blocks, at[0])
+        not blocks[at[0]].min() < outside < blocks[at[0]].max() or blocks[at] in blocks_ends(blocks, at[0])
     ):
         return
     if np.isfinite(outside):
@@ -232,9 +216,7 @@ def real_width(fmt: Format, grid: Grid, codes: NDArray[Any]) -> NDArray[Any]:
     return np.diff(thresholds)[codes - 1] * np.abs(encoder.scale.astype(np.float64))
 
 
-@pytest.mark.parametrize(
-    "name", ["nf4-b64", "fp4-b64", "int4-g64", "q4_0", "q8_0", "mxfp4-b32", "nvfp4"]
-)
+@pytest.mark.parametrize("name", ["nf4-b64", "fp4-b64", "int4-g64", "q4_0", "q8_0", "mxfp4-b32", "nvfp4"])
 def test_weight_cells__keep_more_volume_than_any_trim(name: str) -> None:
     """Kept width of a cell >= 1 - 12 u |end| / width: an ulp, a threshold and three roundings at each end.
 

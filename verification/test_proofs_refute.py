@@ -14,14 +14,7 @@ import z3
 
 from unforgotten.theory.decomposition import LostEffect, lost_effect
 from unforgotten.theory.formats import PATTERNS, Format, format_named
-from unforgotten.theory.proofs import (
-    certificates,
-    decomposition,
-    displacement,
-    drift,
-    geometry,
-    smt,
-)
+from unforgotten.theory.proofs import certificates, decomposition, displacement, drift, geometry, smt
 from unforgotten.theory.proofs.smt import Statement, counterexample, prove
 from unforgotten.theory.quantize import encode, fit_grid, quantize, round_trip
 from unforgotten.theory.rounding import ROUNDINGS
@@ -54,7 +47,7 @@ WRONG: dict[str, Statement] = {
     "a moment at a base below 1": certificates.markov_statement(2, 1, least_base=0),
     "a mean that is too small": certificates.mean_statement(2, factor=HALF),
     "uniqueness without symmetry": decomposition.unique_statement(symmetric=False),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
@@ -195,17 +188,13 @@ def test_absmax_scale_drift__fails_for_a_scale_that_is_a_power_of_two() -> None:
 def test_absmax_scale_drift__fails_for_a_signed_absmax() -> None:
     """GGUF's Q4_0 divides the entry of largest magnitude, with its sign: a small change of two rivals turns the scale."""
     fmt = format_named("q4_0")
-    w, w_new = (
-        np.array([[1.0, second] + [0.0] * 30], np.float32) for second in (-0.96875, -1.03125)
-    )
+    w, w_new = (np.array([[1.0, second] + [0.0] * 30], np.float32) for second in (-0.96875, -1.03125))
     before, after = fit_grid(w, fmt), fit_grid(w_new, fmt)
     assert [g.scale.item() for g in (before, after)] == [-0.125, 0.12890625]
     assert abs(after.scale - before.scale).item() > 30 * 0.0625 / 8
 
 
-def test_stored_thresholds__fail_for_a_threshold_that_is_no_midpoint(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_stored_thresholds__fail_for_a_threshold_that_is_no_midpoint(monkeypatch: pytest.MonkeyPatch) -> None:
     def shifted(fmt: Format) -> list[tuple[Fraction, Fraction, Fraction]]:
         return [(Fraction(1), Fraction(1) + 2 * geometry.U32, Fraction(1))]
 

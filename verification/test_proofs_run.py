@@ -34,10 +34,7 @@ def test_summary__has_a_row_a_statement_and_what_is_only_tested() -> None:
 
 @pytest.mark.parametrize(("outcomes", "code"), [([HOLDS], 0), ([HOLDS, FAILS], 1)])
 def test_print_proofs__exits_1_where_one_fails(
-    outcomes: list[run.Outcome],
-    code: int,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    outcomes: list[run.Outcome], code: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(run, "run_proofs", lambda _: iter(outcomes))
     assert run.print_proofs() == code

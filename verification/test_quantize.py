@@ -10,15 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.quantize import (
-    Grid,
-    encode,
-    fit_grid,
-    from_blocks,
-    quantize,
-    round_trip,
-    to_blocks,
-)
+from unforgotten.theory.quantize import Grid, encode, fit_grid, from_blocks, quantize, round_trip, to_blocks
 from unforgotten.verification.oracles import ETA32, MAX32, U32, BlockResult, quantize_block
 from unforgotten.verification.strategies import (
     ALL_FORMAT_NAMES,
@@ -32,14 +24,33 @@ from unforgotten.verification.strategies import (
 
 NOT_PER_TENSOR = tuple(n for n in FORMAT_NAMES if "tensor" not in n)
 SIGN_SYMMETRIC = (
-    "int4-g8", "int2-g8", "int3-row", "int8-row", "int8-tensor", "llmint8-row", "fp8-row", "fp8-cast",
-    "mxfp4-b8", "mxfp4-b8-ct", "nvfp4", "q4_0", "q5_0", "q8_0",
-)  # fmt: skip
+    "int4-g8",
+    "int2-g8",
+    "int3-row",
+    "int8-row",
+    "int8-tensor",
+    "llmint8-row",
+    "fp8-row",
+    "fp8-cast",
+    "mxfp4-b8",
+    "mxfp4-b8-ct",
+    "nvfp4",
+    "q4_0",
+    "q5_0",
+    "q8_0",
+)
 KEEPS_ZERO = tuple(n for n in ALL_FORMAT_NAMES if format_named(n).zero not in ("minimum", "float"))
 SCALES_BY_TWO = (
-    *FORMAT_NAMES, "int4-g8-ct", "int4-g8-ct-asym", "int4-g8-ao", "int4-g8-ao-asym", "fp8-row",
-    "mxfp4-b8", "mxfp4-b8-ct", "nvfp4",
-)  # fmt: skip
+    *FORMAT_NAMES,
+    "int4-g8-ct",
+    "int4-g8-ct-asym",
+    "int4-g8-ao",
+    "int4-g8-ao-asym",
+    "fp8-row",
+    "mxfp4-b8",
+    "mxfp4-b8-ct",
+    "nvfp4",
+)
 
 
 def partial_last(s: Sample) -> bool:
@@ -74,17 +85,11 @@ def slack_of(s: Sample, scale: NDArray[Any]) -> NDArray[Any]:
     """
     blocks = np.abs(to_blocks(s.w, s.fmt)).astype(np.float64)
     largest = blocks.max(axis=1, keepdims=True)
-    relative = (
-        9 * U32 * (2 * largest)
-    )  # |v| scale and |Q|, both at most the range; 9 leaves second-order terms
-    subnormal = (
-        max(s.fmt.divisor, 1) + 2
-    ) * ETA32  # eta / 2 in the scale, times a code, times 2; the value's own
+    relative = 9 * U32 * (2 * largest)  # |v| scale and |Q|, both at most the range; 9 leaves second-order terms
+    subnormal = (max(s.fmt.divisor, 1) + 2) * ETA32  # eta / 2 in the scale, times a code, times 2; the value's own
     reciprocal = ETA32 / 2 * largest * np.asarray(scale, np.float64)  # absmax > 2^126 only
     floor = 2 * s.fmt.floor  # below it a block is read as if its absmax were the floor
-    lost = (
-        s.fmt.arithmetic == "multiply" and not s.fmt.floor
-    )  # LLM.int8: where 127 / absmax overflows, all is 0
+    lost = s.fmt.arithmetic == "multiply" and not s.fmt.floor  # LLM.int8: where 127 / absmax overflows, all is 0
     unread = np.where(lost & (largest < 2 * s.fmt.divisor / float(MAX32)), largest, 0.0)
     return relative + subnormal + reciprocal + unread + np.where(largest < s.fmt.floor, floor, 0.0)
 
@@ -110,9 +115,7 @@ def test_round_trip__is_the_exact_oracle_bit_for_bit(s: Sample) -> None:
     values = to_blocks(round_trip(s.w, s.fmt), s.fmt).ravel()
     expected = [v for r in oracle(s) for v in r.values]
     real = to_blocks(np.ones(s.w.shape), s.fmt).ravel() > 0
-    assert [Fraction(float(v)) for v in values[real]] == [
-        v for v, r in zip(expected, real, strict=True) if r
-    ]
+    assert [Fraction(float(v)) for v in values[real]] == [v for v, r in zip(expected, real, strict=True) if r]
 
 
 @pytest.mark.parametrize("name", LIBRARY_FORMAT_NAMES)
@@ -126,9 +129,7 @@ def test_round_trip__of_each_library_is_the_exact_oracle(name: str, data: st.Dat
 
 
 @given(samples(names=FORMAT_NAMES))  # the libraries' sums and storage need more slack: below
-@example(
-    Sample(format_named("llmint8-row"), np.array([[1.82e-43]], np.float32))
-)  # 127 / absmax = inf
+@example(Sample(format_named("llmint8-row"), np.array([[1.82e-43]], np.float32)))  # 127 / absmax = inf
 def test_round_trip__errs_by_at_most_half_a_step(s: Sample) -> None:
     blocks = to_blocks(s.w, s.fmt)
     codes, grid = quantize(s.w, s.fmt)
@@ -136,18 +137,14 @@ def test_round_trip__errs_by_at_most_half_a_step(s: Sample) -> None:
     unit = s.fmt.unit * grid.scale.astype(np.float64)
     below = np.diff(levels, prepend=levels[0])[to_blocks(codes, s.fmt).astype(int)] / 2
     above = np.diff(levels, append=levels[-1])[to_blocks(codes, s.fmt).astype(int)] / 2
-    clipped = (
-        s.fmt.reach[1] - levels[-1]
-    )  # beyond the top level: 1 for "paper", 1/2 with a zero point
+    clipped = s.fmt.reach[1] - levels[-1]  # beyond the top level: 1 for "paper", 1/2 with a zero point
     error = to_blocks(round_trip(s.w, s.fmt), s.fmt).astype(np.float64) - blocks
     real = to_blocks(np.ones(s.w.shape), s.fmt) > 0
     half_step = np.maximum(np.maximum(below, above), clipped) * unit
     assert (np.abs(error) <= half_step + slack_of(s, grid.scale))[real].all()
 
 
-NEARLY_NEAREST = tuple(
-    n for n in LIBRARY_FORMAT_NAMES if n not in ("nvfp4", "fp8-cast") and not n.startswith("hqq")
-)
+NEARLY_NEAREST = tuple(n for n in LIBRARY_FORMAT_NAMES if n not in ("nvfp4", "fp8-cast") and not n.startswith("hqq"))
 
 
 @given(samples(names=NEARLY_NEAREST))

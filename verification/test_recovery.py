@@ -19,9 +19,7 @@ from unforgotten.verification.oracles import U64
 SEED = 7
 # Thousandths: a gap of 1e-187, which Hypothesis finds in float64, overflows a variance, and is no metric's.
 thousandths = st.integers(0, 1000).map(lambda n: n / 1000)
-metrics = st.integers(2, 12).flatmap(
-    lambda n: st.tuples(*[hnp.arrays(np.float64, n, elements=thousandths)] * 3)
-)
+metrics = st.integers(2, 12).flatmap(lambda n: st.tuples(*[hnp.arrays(np.float64, n, elements=thousandths)] * 3))
 
 
 def recovered(u: NDArray[Any], q: NDArray[Any], t: NDArray[Any]) -> Recovery:
@@ -50,9 +48,7 @@ def test_recovered_fraction__is_the_exact_ratio(m: tuple[NDArray[Any], ...]) -> 
 
 
 @given(metrics)
-def test_recovered_fraction__is_undefined_or_brackets_its_own_quantiles(
-    m: tuple[NDArray[Any], ...],
-) -> None:
+def test_recovered_fraction__is_undefined_or_brackets_its_own_quantiles(m: tuple[NDArray[Any], ...]) -> None:
     got = recovered(*m)
     assert got.low <= got.high
     assert got.defined == math.isfinite(got.low)
@@ -67,9 +63,7 @@ def test_recovered_fraction__is_0_as_unlearned_and_1_as_target(n: int, sign: flo
 
 
 @given(st.integers(3, 40), st.integers(-8, 8), st.sampled_from([1.0, -1.0]))
-def test_recovered_fraction__ignores_the_unit_of_the_metric(
-    n: int, exponent: int, sign: float
-) -> None:
+def test_recovered_fraction__ignores_the_unit_of_the_metric(n: int, exponent: int, sign: float) -> None:
     rows = separated(n, rho=0.3)
     assert recovered(*(sign * math.ldexp(1.0, exponent) * x for x in rows)) == recovered(*rows)
 
@@ -96,9 +90,7 @@ def test_recovered_fraction__is_undefined_while_the_gap_is_not_separated_from_0(
     u = np.zeros(20)
     t = np.where(np.arange(20) % 2, 1.0, -0.9)
     got = recovered(u, np.full(20, 0.5), t)
-    assert got.rho == pytest.approx(
-        0.5 / 0.05, rel=32 * U64 * 20, abs=0
-    )  # sums of 20 terms that cancel
+    assert got.rho == pytest.approx(0.5 / 0.05, rel=32 * U64 * 20, abs=0)  # sums of 20 terms that cancel
     assert not got.defined
 
 
@@ -173,9 +165,7 @@ def test_resampled_means__leave_whole_resamples_beyond_the_ends() -> None:
 
 
 REPLICATES, ITEMS = 400, 60
-TRUE_COVERAGE_AT_LEAST = (
-    0.90  # of a nominal 0.95 percentile interval at 60 items: about 1 % below nominal
-)
+TRUE_COVERAGE_AT_LEAST = 0.90  # of a nominal 0.95 percentile interval at 60 items: about 1 % below nominal
 
 
 def coverage(*, bias: float) -> float:
@@ -200,8 +190,7 @@ def test_recovered_fraction__coverage_has_power() -> None:
 
 
 @pytest.mark.parametrize(
-    "shapes",
-    [((2,), (2,), (3,)), ((1,), (1,), (1,)), ((2, 2, 2),) * 3, ((0, 2),) * 3, ((3, 1),) * 3],
+    "shapes", [((2,), (2,), (3,)), ((1,), (1,), (1,)), ((2, 2, 2),) * 3, ((0, 2),) * 3, ((3, 1),) * 3]
 )
 def test_recovered_fraction__refuses_other_shapes(shapes: tuple[tuple[int, ...], ...]) -> None:
     with pytest.raises(ValueError, match="items must be equal vectors"):

@@ -57,9 +57,7 @@ def test_on_grid_gain__runs_from_0_to_1() -> None:
             on_grid_gain(bad, 1.0)
 
 
-@given(
-    st.sampled_from(["int4-g64", "int8-row", "nf4-b64", "fp4-b64"]), steps, st.floats(0.5, 0.999)
-)
+@given(st.sampled_from(["int4-g64", "int8-row", "nf4-b64", "fp4-b64"]), steps, st.floats(0.5, 0.999))
 def test_swallowing_absmax__nothing_crosses_below_it(name: str, edge: float, inside: float) -> None:
     fmt, law = format_named(name), Gaussian(edge)
     a = np.array([swallowing_absmax(fmt, edge)])
@@ -73,10 +71,7 @@ def test_swallowing_absmax__nothing_crosses_below_it(name: str, edge: float, ins
 
 def test_swallowing_absmax__orders_the_formats() -> None:
     """bf16 at lr 1e-5 freezes |w| >= 2^-8. INT4 swallows from absmax 0.055 on; INT8, NF4 and FP4 need more."""
-    need = {
-        n: swallowing_absmax(format_named(n), 2.0**-8)
-        for n in ("int4-g64", "nf4-b64", "int8-row", "fp4-b64")
-    }
+    need = {n: swallowing_absmax(format_named(n), 2.0**-8) for n in ("int4-g64", "nf4-b64", "int8-row", "fp4-b64")}
     assert need["int4-g64"] == pytest.approx(14 * 2.0**-8)
     assert need["int4-g64"] < need["nf4-b64"] < need["int8-row"] < need["fp4-b64"]
     with pytest.raises(ValueError, match="edge must be positive"):
@@ -111,12 +106,8 @@ def test_hidden_wash_z__refuses_bad_arguments() -> None:
 def test_concentrated_cosine__is_a_power_law_below_a_step(rms: float, share: float) -> None:
     if rms / math.sqrt(share) <= 1:
         whole = concentrated_cosine(rms, 1.0, 1.0)
-        assert concentrated_cosine(rms, share, 1.0) == pytest.approx(
-            whole * share**-0.25, rel=1e-12
-        )
-    assert needed_share(
-        rms, concentrated_cosine(rms, 1.0, 1.0) * (1 - 1e-12), 1.0
-    ) == pytest.approx(1.0, rel=1e-10)
+        assert concentrated_cosine(rms, share, 1.0) == pytest.approx(whole * share**-0.25, rel=1e-12)
+    assert needed_share(rms, concentrated_cosine(rms, 1.0, 1.0) * (1 - 1e-12), 1.0) == pytest.approx(1.0, rel=1e-10)
 
 
 def test_concentrated_cosine__saturates_and_dips() -> None:
@@ -133,16 +124,9 @@ def test_concentrated_cosine__saturates_and_dips() -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ((0.0, 0.5, 1.0), "rms"),
-        ((0.1, 0.0, 1.0), "share"),
-        ((0.1, 1.5, 1.0), "share"),
-        ((0.1, 0.5, 0.0), "step"),
-    ],
+    [((0.0, 0.5, 1.0), "rms"), ((0.1, 0.0, 1.0), "share"), ((0.1, 1.5, 1.0), "share"), ((0.1, 0.5, 0.0), "step")],
 )
-def test_concentrated_cosine__refuses_bad_arguments(
-    arguments: tuple[float, float, float], message: str
-) -> None:
+def test_concentrated_cosine__refuses_bad_arguments(arguments: tuple[float, float, float], message: str) -> None:
     with pytest.raises(ValueError, match=f"{message} must be"):
         concentrated_cosine(*arguments)
 

@@ -13,15 +13,7 @@ import pytest
 from unforgotten.theory.claims import CLAIMS
 from unforgotten.theory.formats import format_named
 from unforgotten.theory.proofs.run import load_proofs
-from unforgotten.verification.report import (
-    ACTIVE,
-    Report,
-    as_object,
-    claim_names,
-    fingerprint,
-    fingerprints,
-    record,
-)
+from unforgotten.verification.report import ACTIVE, Report, as_object, claim_names, fingerprint, fingerprints, record
 from unforgotten.verification.report_plugin import HTML, JSON, name_of, page
 from unforgotten.verification.verdicts import SCHEMA
 
@@ -76,8 +68,11 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(folder)],
-        capture_output=True, text=True, cwd=folder, check=False,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        cwd=folder,
+        check=False,
+    )
     assert "1 failed, 8 passed, 1 skipped" in done.stdout, done.stdout
     return folder / "out"
 
@@ -161,9 +156,24 @@ def test_record__keeps_the_largest_ratio_and_where(monkeypatch: pytest.MonkeyPat
 
 def test_fingerprint__tells_content_apart() -> None:
     values = [
-        1, 1.0, "1", True, None, (1,), [1, 2], ((1, 2),), {"a": 1}, FMT, format_named("int4-g16"),
-        np.zeros(2), np.zeros(2, np.float32), np.zeros((1, 2)), np.array([0.0, -0.0]), 0.0, -0.0,
-    ]  # fmt: skip
+        1,
+        1.0,
+        "1",
+        True,
+        None,
+        (1,),
+        [1, 2],
+        ((1, 2),),
+        {"a": 1},
+        FMT,
+        format_named("int4-g16"),
+        np.zeros(2),
+        np.zeros(2, np.float32),
+        np.zeros((1, 2)),
+        np.array([0.0, -0.0]),
+        0.0,
+        -0.0,
+    ]
     found = [fingerprint(v) for v in values]
     assert len(set(found)) == len(values)
     assert found == [fingerprint(v) for v in values]

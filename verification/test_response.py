@@ -13,16 +13,8 @@ from hypothesis import given
 from numpy.typing import NDArray
 
 from unforgotten.theory.curvature import curvature_remainder_upper_bound, gating_curvature
-from unforgotten.theory.response import (
-    gating_variance,
-    linear_response,
-    response_variance_upper_bound,
-)
-from unforgotten.theory.tails import (
-    bernstein_radius,
-    bernstein_tail_upper_bound,
-    empirical_bernstein_radius,
-)
+from unforgotten.theory.response import gating_variance, linear_response, response_variance_upper_bound
+from unforgotten.theory.tails import bernstein_radius, bernstein_tail_upper_bound, empirical_bernstein_radius
 from unforgotten.verification.chance import hoeffding_radius, rng_for
 from unforgotten.verification.oracles import U64
 from unforgotten.verification.report import record
@@ -103,9 +95,7 @@ def test_linear_response__is_the_law_of_a_real_grid() -> None:
     assert abs(response.mean() - want.mean) <= width * hoeffding_radius(draws)
     squares = (response - want.mean) ** 2
     assert abs(squares.mean() - want.variance) <= width**2 * hoeffding_radius(draws)
-    assert (
-        width**2 * hoeffding_radius(draws) < want.variance / 4
-    )  # the test can see a quarter of it
+    assert width**2 * hoeffding_radius(draws) < want.variance / 4  # the test can see a quarter of it
 
 
 def test_linear_response__needs_independent_positions_for_its_variance() -> None:
@@ -125,17 +115,13 @@ def test_response_variance_upper_bound__is_above_the_exact_variance(case: Case) 
     assert Fraction(linear_response(*case).variance) <= bound
     terms = [a * a * c * min(abs(b), c / 4) for a, b, c in zip(g, d, s, strict=True)]
     total = sum(terms, Fraction(0))
-    assert (
-        total <= bound <= total * (1 + 32 * Fraction(U64)) + Fraction(2) ** -1070
-    )  # up to 4 terms
+    assert total <= bound <= total * (1 + 32 * Fraction(U64)) + Fraction(2) ** -1070  # up to 4 terms
 
 
 def test_response_variance_upper_bound__covers_its_roundings() -> None:
     """One weight at a time: three products in float64 fall short of the exact one by up to three halves of an ulp."""
     rng = rng_for("three products")
-    for g, d, s in zip(
-        rng.normal(size=500), rng.uniform(0, 0.1, 500), rng.uniform(1, 2, 500), strict=True
-    ):
+    for g, d, s in zip(rng.normal(size=500), rng.uniform(0, 0.1, 500), rng.uniform(1, 2, 500), strict=True):
         bound = response_variance_upper_bound(np.array([g]), np.array([d]), float(s))
         assert Fraction(float(g)) ** 2 * Fraction(float(s)) * Fraction(float(d)) <= Fraction(bound)
 
@@ -148,9 +134,7 @@ def test_response_variance_upper_bound__is_near_the_truth_for_small_updates() ->
 
 def tail(law: Atoms, g: list[Fraction], mean: Fraction, x: Fraction) -> Fraction:
     """P[|g·D - E g·D| >= x], exact."""
-    response = (
-        (p, sum((a * b for a, b in zip(g, d, strict=True)), Fraction(0))) for p, d in law.outcomes()
-    )
+    response = ((p, sum((a * b for a, b in zip(g, d, strict=True)), Fraction(0))) for p, d in law.outcomes())
     return sum((p for p, r in response if abs(r - mean) >= x), Fraction(0))
 
 
@@ -169,9 +153,7 @@ def test_bernstein_tail_upper_bound__is_above_the_exact_tail(case: Case, x: floa
 
 def test_bernstein_tail_upper_bound__by_hand() -> None:
     """x = 3, V = 1, M = 2: 2 exp(-4.5 / 3)."""
-    assert bernstein_tail_upper_bound(3.0, 1.0, 2.0) == pytest.approx(
-        2 * math.exp(-1.5), rel=64 * U64, abs=0
-    )
+    assert bernstein_tail_upper_bound(3.0, 1.0, 2.0) == pytest.approx(2 * math.exp(-1.5), rel=64 * U64, abs=0)
 
 
 def test_bernstein_tail_upper_bound__at_its_ends() -> None:
@@ -234,12 +216,8 @@ CURVES: dict[str, Curve] = {
         lambda n: 8.0,
     ),
     # a quadratic with cross terms: no remainder at all
-    "quadratic": Curve(
-        lambda x: float(x.sum() ** 2 + x @ x),
-        lambda n: np.full(n, 4.0),
-        lambda n: 0.0,
-    ),
-}  # fmt: skip
+    "quadratic": Curve(lambda x: float(x.sum() ** 2 + x @ x), lambda n: np.full(n, 4.0), lambda n: 0.0),
+}
 
 
 def mean_shift(curve: Curve, delta: NDArray[Any], step: NDArray[Any]) -> tuple[float, float]:
@@ -260,9 +238,7 @@ def test_gating_curvature__is_the_shift_of_the_mean_but_for_the_remainder(
 ) -> None:
     curve = CURVES[name]
     delta = np.array(data.draw(st.lists(small, min_size=n, max_size=n)))
-    step = np.array(
-        data.draw(st.lists(st.sampled_from([0.0625, 0.125, 0.25]), min_size=n, max_size=n))
-    )
+    step = np.array(data.draw(st.lists(st.sampled_from([0.0625, 0.125, 0.25]), min_size=n, max_size=n)))
     shift, rounding = mean_shift(curve, delta, step)
     got = gating_curvature(curve.hessian_diagonal(n), delta, step)
     remainder = curvature_remainder_upper_bound(curve.third(n), delta, step)
@@ -315,9 +291,7 @@ def test_curvature_remainder_upper_bound__is_above_the_exact_third_moment(case: 
     """K = 6: E|D|^3 + |delta|^3 over all outcomes; equality for one weight below one step."""
     _, d, s = case.exact()
     law = gating_law(d, s)
-    third = math.fsum(
-        float(p) * math.sqrt(sum(x * x for x in outcome)) ** 3 for p, outcome in law.outcomes()
-    )
+    third = math.fsum(float(p) * math.sqrt(sum(x * x for x in outcome)) ** 3 for p, outcome in law.outcomes())
     exact = third + math.sqrt(sum(x * x for x in d)) ** 3
     got = curvature_remainder_upper_bound(6.0, case.delta, case.step)
     slack = 64 * U64 * exact  # the oracle's own roots and sum
@@ -325,9 +299,7 @@ def test_curvature_remainder_upper_bound__is_above_the_exact_third_moment(case: 
     if len(d) == 1 and abs(d[0]) < s[0]:
         assert got <= exact * (1 + 256 * U64) + 2.0**-1074
     if got:
-        record(
-            "curvature_remainder_upper_bound", case.delta, case.step, ratio=exact / (got + slack)
-        )
+        record("curvature_remainder_upper_bound", case.delta, case.step, ratio=exact / (got + slack))
 
 
 @given(cases)
@@ -354,7 +326,7 @@ REFUSED: list[tuple[str, Callable[[], Any]]] = [
     ("samples must be in", lambda: empirical_bernstein_radius(2 * ok, 0.0, 1.0, 0.1)),
     ("samples must be in", lambda: empirical_bernstein_radius(ok, 0.0, np.inf, 0.1)),
     ("third must be finite", lambda: curvature_remainder_upper_bound(-1.0, ok, 1.0)),
-]  # fmt: skip
+]
 
 
 def test_bernstein_radius__does_not_underflow() -> None:
@@ -362,9 +334,9 @@ def test_bernstein_radius__does_not_underflow() -> None:
     small = 2.0**-660
     assert bernstein_radius(0.0, small, 0.1) == small * bernstein_radius(0.0, 1.0, 0.1)
     x = np.array([0.0, 1.0, 0.25])
-    assert empirical_bernstein_radius(
-        small * x, 0.0, small, 0.1
-    ) == small * empirical_bernstein_radius(x, 0.0, 1.0, 0.1)
+    assert empirical_bernstein_radius(small * x, 0.0, small, 0.1) == small * empirical_bernstein_radius(
+        x, 0.0, 1.0, 0.1
+    )
     assert empirical_bernstein_radius(0 * x, 0.0, 0.0, 0.1) <= 2.0**-1074
     ones = np.ones(2)
     third = curvature_remainder_upper_bound(1.0, ones, 4.0)

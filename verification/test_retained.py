@@ -25,9 +25,7 @@ from unforgotten.verification.oracles import U64
 
 SEED = 11
 sixteenths = st.integers(0, 64).map(lambda k: k / 16)
-pairs = st.integers(2, 8).flatmap(
-    lambda n: st.tuples(*[hnp.arrays(np.float64, n, elements=sixteenths)] * 2)
-)
+pairs = st.integers(2, 8).flatmap(lambda n: st.tuples(*[hnp.arrays(np.float64, n, elements=sixteenths)] * 2))
 
 
 def scores(name: str, mean: float, n: int = 200) -> NDArray[Any]:
@@ -57,9 +55,12 @@ def test_retained_ratios__are_the_exact_quotients(pair: tuple[NDArray[Any], NDAr
 def test_retained_ratios__cover_the_truth_and_tell_the_references_apart() -> None:
     """The intervals hold the quotient of the true means, which are known; a widened interval of 6 standard errors."""
     got = retained_ratios(
-        scores("q", 0.3), target=scores("t", 0.9), quantized_target=scores("qt", 0.6),
-        retrained=scores("r", 0.2), seed=SEED,
-    )  # fmt: skip
+        scores("q", 0.3),
+        target=scores("t", 0.9),
+        quantized_target=scores("qt", 0.6),
+        retrained=scores("r", 0.2),
+        seed=SEED,
+    )
     for ratio, truth in zip(got, (0.3 / 0.9, 0.3 / 0.6, 0.3 / 0.2), strict=True):
         assert ratio.defined
         assert abs(ratio.value - truth) <= 6 * ratio.stderr
@@ -70,9 +71,12 @@ def test_retained_ratios__cover_the_truth_and_tell_the_references_apart() -> Non
 def test_retained_ratios__are_undefined_against_nothing() -> None:
     noise = rng_for("nothing").normal(0, 1, 50)
     got = retained_ratios(
-        scores("q", 0.3, 50), target=noise - noise.mean(), quantized_target=scores("qt", 0.6, 50),
-        retrained=np.zeros(50), seed=SEED,
-    )  # fmt: skip
+        scores("q", 0.3, 50),
+        target=noise - noise.mean(),
+        quantized_target=scores("qt", 0.6, 50),
+        retrained=np.zeros(50),
+        seed=SEED,
+    )
     assert [r.defined for r in got] == [False, True, False]
     assert got.of_retrained.low == -math.inf
 
@@ -85,10 +89,8 @@ def test_retained_ratios__depend_on_the_origin_where_rho_does_not() -> None:
             retained_ratios(q + x, target=t + x, quantized_target=t + x, retrained=u + x, seed=SEED).of_target.value,
         )
         for x in (0.0, 1.0)
-    )  # fmt: skip
-    assert (
-        abs(plain[0] - moved[0]) <= 2 * U64 * 2 * 5 / 0.6 * 2
-    )  # as in test_recovery: each item rounded at size 2
+    )
+    assert abs(plain[0] - moved[0]) <= 2 * U64 * 2 * 5 / 0.6 * 2  # as in test_recovery: each item rounded at size 2
     assert abs(plain[1] - moved[1]) > 0.2
 
 
@@ -107,20 +109,14 @@ def test_memory_direction__is_seldom_wrong_without_a_difference() -> None:
     calls = []
     for i in range(REPLICATES):
         rng = rng_for("no difference", i)
-        calls.append(
-            memory_direction(rng.uniform(size=40), rng.uniform(size=40), seed=i) != "unclear"
-        )
+        calls.append(memory_direction(rng.uniform(size=40), rng.uniform(size=40), seed=i) != "unclear")
     assert np.mean(calls) <= 0.05 + 0.02 + hoeffding_radius(REPLICATES)
 
 
 @given(pairs)
-def test_quantization_robustness__is_the_exact_clipped_quotient(
-    pair: tuple[NDArray[Any], NDArray[Any]],
-) -> None:
+def test_quantization_robustness__is_the_exact_clipped_quotient(pair: tuple[NDArray[Any], NDArray[Any]]) -> None:
     before, after = (sum((Fraction(x) for x in row.tolist()), Fraction(0)) for row in pair)
-    cases: list[tuple[Direction, Fraction, Fraction]] = [
-        ("rises", before, after), ("falls", after, before),
-    ]  # fmt: skip
+    cases: list[tuple[Direction, Fraction, Fraction]] = [("rises", before, after), ("falls", after, before)]
     for direction, less, more in cases:
         got = robustness(*pair, direction)
         if less == more == 0:

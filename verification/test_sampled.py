@@ -14,14 +14,7 @@ from unforgotten.verification.bulk import CHUNK_ROWS, by_rows, chunks, rows_of_p
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.histories import GRADIENTS, MOST_STEPS, History, adam_steps, histories
 from unforgotten.verification.sampled_updates import UPDATES, mixed_updates, sampled_update
-from unforgotten.verification.sampled_weights import (
-    WEIGHTS,
-    largest,
-    mixed,
-    normal,
-    sampled,
-    to_bfloat16,
-)
+from unforgotten.verification.sampled_weights import WEIGHTS, largest, mixed, normal, sampled, to_bfloat16
 from unforgotten.verification.strategies import ALL_FORMAT_NAMES
 
 ROWS = 60
@@ -67,10 +60,7 @@ def test_weights__are_what_their_names_say() -> None:
     assert np.array_equal(half.astype(np.float16).astype(np.float32), half)
     wide = np.abs(weights("huge range")).astype(np.float64)
     assert wide.max() / wide[wide > 0].min() > 2.0**150
-    many = (
-        20 * ROWS,
-        8,
-    )  # the median is 3.9 with a spread of 0.1 over seeds, and 2.5 for normal weights
+    many = (20 * ROWS, 8)  # the median is 3.9 with a spread of 0.1 over seeds, and 2.5 for normal weights
     heavy = np.abs(sampled("heavy-tailed", rng_for("heavy"), format_named("int4-g8"), many))
     assert np.median(heavy.max(axis=1) / np.median(heavy, axis=1)) > 3
 
@@ -78,9 +68,7 @@ def test_weights__are_what_their_names_say() -> None:
 @pytest.mark.parametrize("name", ["nf4-b8", "mxfp4-b8", "q8_0", "int4-row"])
 def test_weights__already_quantized_have_their_own_values(name: str) -> None:
     w = sampled("already quantized", rng_for(name), format_named(name), (ROWS, 32))
-    used = np.array(
-        [len(np.unique(row)) for row in w.reshape(-1, format_named(name).block_size or 32)]
-    )
+    used = np.array([len(np.unique(row)) for row in w.reshape(-1, format_named(name).block_size or 32)])
     assert (used <= len(format_named(name).levels)).all()
 
 
@@ -89,9 +77,7 @@ def test_weights__ties_lie_on_thresholds(name: str) -> None:
     fmt = by_rows(format_named(name))
     w = sampled("ties", rng_for("ties", name), fmt, (200, fmt.block_size or 8))
     if fmt.tensor_range:
-        w = w / np.abs(w).max(
-            axis=1, keepdims=True
-        )  # one tensor: the blocks share a scale of scales
+        w = w / np.abs(w).max(axis=1, keepdims=True)  # one tensor: the blocks share a scale of scales
     v = code_units(w, fit_grid(w, fmt), fmt)
     assert np.isin(v, fmt.thresholds).any() or fmt.tensor_range
 
@@ -104,9 +90,7 @@ def test_updates__are_what_their_names_say() -> None:
     assert np.linalg.matrix_rank(delta("low rank")[1], tol=1e-4) == 2
     w, d = delta("setter")
     assert ((d != 0).sum(axis=1) <= 1).all()
-    assert np.array_equal(
-        np.abs(d).argmax(axis=1)[d.any(axis=1)], np.abs(w).argmax(axis=1)[d.any(axis=1)]
-    )
+    assert np.array_equal(np.abs(d).argmax(axis=1)[d.any(axis=1)], np.abs(w).argmax(axis=1)[d.any(axis=1)])
     w, d = delta("dead zone")
     frozen = np.abs(w) >= np.quantile(np.abs(w), 0.9, axis=1, keepdims=True)
     assert (d[frozen] != 0).mean() < (d[~frozen] != 0).mean()

@@ -19,9 +19,7 @@ from unforgotten.verification.oracles import U64
 from unforgotten.verification.strategies import FORMAT_NAMES, Pair, pairs
 
 KINDS = ("plain", "bfloat16", "float16", "ties", "outlier", "zero block")
-rows = st.integers(1, 6).flatmap(
-    lambda n: st.tuples(*[hnp.arrays(np.float64, n, elements=st.floats(-1e3, 1e3))] * 3)
-)
+rows = st.integers(1, 6).flatmap(lambda n: st.tuples(*[hnp.arrays(np.float64, n, elements=st.floats(-1e3, 1e3))] * 3))
 
 
 def parts(pair: Pair) -> list[NDArray[Any]]:
@@ -44,9 +42,7 @@ def test_displacement_sandwich__holds_for_every_kernel(pair: Pair) -> None:
 
 
 @given(rows)
-def test_displacement_sandwich__is_the_triangle_inequality_rounded_outward(
-    row: tuple[NDArray[Any], ...],
-) -> None:
+def test_displacement_sandwich__is_the_triangle_inequality_rounded_outward(row: tuple[NDArray[Any], ...]) -> None:
     bounds = displacement_sandwich(*row)
     for i in range(len(row[0])):
         size, noise, noise_new = (abs(Fraction(x[i])) for x in row)
@@ -83,8 +79,6 @@ def test_displacement_sandwich__refuses_two_shapes() -> None:
 @given(pairs(names=("int4-g8", "nf4-b8", "int4-g8-asym"), kinds=KINDS))
 def test_displacement_norm_upper_bound__bounds_the_whole_tensor(pair: Pair) -> None:
     delta, error, error_new, d = parts(pair)
-    bound = displacement_norm_upper_bound(
-        *(x.astype(np.float64) for x in (delta, error, error_new))
-    )
+    bound = displacement_norm_upper_bound(*(x.astype(np.float64) for x in (delta, error, error_new)))
     # the three were rounded to double; each norm by u of its size at most
     assert np.sum(d * d) <= Fraction(bound * (1 + 4 * U64)) ** 2

@@ -68,8 +68,15 @@ def test_collect__refuses_a_file_without_such_tests(tmp_path: Path) -> None:
 
 
 def test_as_object__counts_a_process_that_ended_early() -> None:
-    lost = {"seed": 1, "code": 9, "passed": 0, "failed": ["the process ended early"],
-            "comparisons": 0, "seconds": 0.0, "cpu_seconds": 0.0}  # fmt: skip
+    lost = {
+        "seed": 1,
+        "code": 9,
+        "passed": 0,
+        "failed": ["the process ended early"],
+        "comparisons": 0,
+        "seconds": 0.0,
+        "cpu_seconds": 0.0,
+    }
     assert as_object([lost])["seeds_with_a_failure"] == 1
     assert as_object([])["seeds"] == 0
 

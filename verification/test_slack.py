@@ -22,9 +22,7 @@ def test_response_variance_upper_bound__pays_for_terms_that_underflow() -> None:
 
 @pytest.mark.parametrize("n", [4, 40])
 @pytest.mark.parametrize("count", [1, 2])
-def test_poisson_binomial_tails__pay_for_four_roundings_a_weight_and_a_sum(
-    n: int, count: int
-) -> None:
+def test_poisson_binomial_tails__pay_for_four_roundings_a_weight_and_a_sum(n: int, count: int) -> None:
     """At p = 1/2 and n = 4 the law is exact in float64, and for n = 40 nearly; the tails must lie above it all the same."""
     law = [Fraction(1, 2**n)]
     for k in range(n):

@@ -31,11 +31,7 @@ DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F32": n
 NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}
 SHAPES = {"a.weight": (3, 32), "b.weight": (2, 64), "norm": (32,)}
 FORMATS = ("int4-g32", "int8-row", "nf4-b64", "fp4-b64", "mxfp4-b32", "q8_0", "int4-row-asym")
-IDEMPOTENT = (
-    "nf4-b64",
-    "fp4-b64",
-    "mxfp4-b32",
-)  # values; the float32 scale of the others drifts by an ulp
+IDEMPOTENT = ("nf4-b64", "fp4-b64", "mxfp4-b32")  # values; the float32 scale of the others drifts by an ulp
 KINDS = ("normal", "heavy-tailed", "ties", "zero blocks", "bfloat16", "already quantized")
 EXAMPLES_SHARE = 4  # a run of many steps counts as that many examples
 
@@ -47,7 +43,7 @@ def safetensors(tensors: Model, dtype: str) -> bytes:
     header, body = {}, b""
     for name, w in tensors.items():
         data = w.astype(DTYPES[dtype]).tobytes()
-        header[name] = {"dtype": dtype, "shape": list(w.shape), "data_offsets": [len(body), len(body) + len(data)]}  # fmt: skip
+        header[name] = {"dtype": dtype, "shape": list(w.shape), "data_offsets": [len(body), len(body) + len(data)]}
         body += data
     text = json.dumps(header).encode()
     text += b" " * (-len(text) % 8)
@@ -66,17 +62,13 @@ class ModelsOnDisk(RuleBasedStateMachine):
     def teardown(self) -> None:
         shutil.rmtree(self.folder)
 
-    @initialize(
-        dtype=st.sampled_from(sorted(DTYPES)), kind=st.sampled_from(KINDS), seed=st.integers(0, 999)
-    )
+    @initialize(dtype=st.sampled_from(sorted(DTYPES)), kind=st.sampled_from(KINDS), seed=st.integers(0, 999))
     def train(self, dtype: str, kind: str, seed: int) -> None:
         """A target: weights of one kind, in the dtype of its storage."""
         self.dtype = dtype
         rng, fmt = rng_for("stateful", kind, seed), format_named("q8_0")
         self.model = {
-            name: self.stored(
-                sampled(kind, rng, fmt, (math.prod(shape[:-1]), shape[-1])).reshape(shape)
-            )
+            name: self.stored(sampled(kind, rng, fmt, (math.prod(shape[:-1]), shape[-1])).reshape(shape))
             for name, shape in SHAPES.items()
         }
         self.target = dict(self.model)
@@ -133,9 +125,7 @@ class ModelsOnDisk(RuleBasedStateMachine):
             rows = [checkpoint.read_rows(name, i, i + 1) for i in range(w.shape[0])]
             assert np.concatenate(rows).tobytes() == got.tobytes()
         self.model = {name: checkpoint.read(name).astype(np.float32) for name in self.saved}
-        self.pure = self.pure and all(
-            np.array_equal(self.model[n], self.saved[n]) for n in self.saved
-        )
+        self.pure = self.pure and all(np.array_equal(self.model[n], self.saved[n]) for n in self.saved)
 
     @precondition(lambda self: self.saved is not None)
     @rule(at=st.floats(0, 1, exclude_max=True))

@@ -17,9 +17,7 @@ rows = pytest.importorskip("unforgotten.experiments.rows")
 STAGES = [f"stage-{i}" for i in range(6)]
 EXAMPLES_SHARE = 4
 values = st.floats(-1e6, 1e6) | st.just(float("nan")) | st.just(float("inf"))
-measurements = st.lists(
-    st.tuples(st.sampled_from(["M1", "M2", "loss"]), values, st.booleans()), max_size=4
-)
+measurements = st.lists(st.tuples(st.sampled_from(["M1", "M2", "loss"]), values, st.booleans()), max_size=4)
 
 
 class KilledRuns(RuleBasedStateMachine):
@@ -51,9 +49,7 @@ class KilledRuns(RuleBasedStateMachine):
         self.finished[stage] = [(name, finite(value)) for name, value, _ in measured]
 
     @rule(stage=st.sampled_from(STAGES), measured=measurements, share=st.floats(0, 1))
-    def kill_while_rows_are_written(
-        self, stage: str, measured: list[tuple[str, float, bool]], share: float
-    ) -> None:
+    def kill_while_rows_are_written(self, stage: str, measured: list[tuple[str, float, bool]], share: float) -> None:
         """Killed at any byte of the rows, or after them and before the stage is noted: `stages.json` is the old one."""
         if self.store.done(stage):
             return
@@ -89,9 +85,7 @@ class KilledRuns(RuleBasedStateMachine):
     def _append(self, stage: str, measured: list[tuple[str, float, bool]]) -> None:
         subject = rows.Subject("unlearned", method=stage)
         self.store.append(
-            stage,
-            subject,
-            [rows.Measurement(m, v, items=(1.0, 2.0) if i else None) for m, v, i in measured],
+            stage, subject, [rows.Measurement(m, v, items=(1.0, 2.0) if i else None) for m, v, i in measured]
         )
         kept = {m for m, _, items in measured if items}
         assert not kept or set(self.store.all_items(subject)) == kept

@@ -4,13 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from unforgotten.verification.chance import (
-    SEED_VARIABLE,
-    bernstein_radius,
-    hoeffding_radius,
-    rng_for,
-    sample_seed,
-)
+from unforgotten.verification.chance import SEED_VARIABLE, bernstein_radius, hoeffding_radius, rng_for, sample_seed
 from unforgotten.verification.statistical import TOO_SLOW, sampling_tests, statistical_tests
 
 HERE = Path(__file__).parent
@@ -31,15 +25,11 @@ def test_exact__x(): other()
 
 
 def test_sampling_tests__are_those_that_reach_the_generator() -> None:
-    assert sampling_tests(SOURCE) == {
-        f"test_{name}__x" for name in ("direct", "helper", "fixture", "class")
-    }
+    assert sampling_tests(SOURCE) == {f"test_{name}__x" for name in ("direct", "helper", "fixture", "class")}
 
 
 def test_statistical_tests__name_real_tests() -> None:
-    assert "test_flip_probability__is_the_rate_of_random_positions" in statistical_tests(
-        HERE / "test_flips.py"
-    )
+    assert "test_flip_probability__is_the_rate_of_random_positions" in statistical_tests(HERE / "test_flips.py")
     every = {t for f in HERE.glob("test_*.py") for t in sampling_tests(f.read_text())}
     assert every >= TOO_SLOW
 

@@ -60,8 +60,7 @@ def is_constant(s: Sample) -> bool:
 
 
 @pytest.mark.parametrize(
-    "feature",
-    [has_zero_block, has_partial_block, has_tie, has_subnormal, has_outlier, is_constant],
+    "feature", [has_zero_block, has_partial_block, has_tie, has_subnormal, has_outlier, is_constant]
 )
 def test_samples__contain(feature: Callable[[Sample], bool]) -> None:
     assert feature(find(samples(), feature, settings=SEARCH))

@@ -41,8 +41,6 @@ def test_empirical_bernstein_radius__coverage_has_power() -> None:
     assert misses(0.1, shrink=0.25) > 0.1 + hoeffding_radius(REPLICATES)
 
 
-def test_empirical_bernstein_radius__needs_no_variance_and_beats_hoeffding_where_it_is_small() -> (
-    None
-):
+def test_empirical_bernstein_radius__needs_no_variance_and_beats_hoeffding_where_it_is_small() -> None:
     x = np.zeros(10_000)
     assert empirical_bernstein_radius(x, 0.0, 1.0, 1e-6) < math.sqrt(math.log(2 / 1e-6) / 20_000)

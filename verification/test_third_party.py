@@ -22,15 +22,7 @@ from unforgotten.verification.contracts import BASIC, CONTRACTS
 from unforgotten.verification.described import Quantizer, claiming, describe
 from unforgotten.verification.ideal import TIES
 from unforgotten.verification.strategies import Sample, samples
-from unforgotten.verification.third_party import (
-    EXAMPLES,
-    cut,
-    judge,
-    seed_of,
-    simplified,
-    verify,
-    violation,
-)
+from unforgotten.verification.third_party import EXAMPLES, cut, judge, seed_of, simplified, verify, violation
 from unforgotten.verification.verdict import Verdict, lines
 
 Array = NDArray[Any]
@@ -39,9 +31,21 @@ HANDFUL = 3  # weights that are not 0: what sets the scale, what is wrong, and o
 
 # The reference of formats that differ in all that a claim can say.
 RIGHT = (
-    "int4-g8-asym", "int4-row-paper", "int8-tensor", "nf4-b5", "fp4-b8", "llmint8-row", "q4_0", "q4_1", "q8_0",
-    "int4-g8-ct-asym", "hqq4-g8", "hqq4-g8-opt", "fp8-row", "nvfp4",
-)  # fmt: skip
+    "int4-g8-asym",
+    "int4-row-paper",
+    "int8-tensor",
+    "nf4-b5",
+    "fp4-b8",
+    "llmint8-row",
+    "q4_0",
+    "q4_1",
+    "q8_0",
+    "int4-g8-ct-asym",
+    "hqq4-g8",
+    "hqq4-g8-opt",
+    "fp8-row",
+    "nvfp4",
+)
 
 
 def judged(name: str, q: Quantizer, *, examples: int = EXAMPLES["ci"]) -> Verdict:
@@ -105,20 +109,14 @@ BREAKERS: dict[str, Quantizer] = {
     "finite values of the same shape": with_values(lambda w, got: np.where(w > 3, np.inf, got)),
     "same weights, same values": Quantizer(remembering()),
     "the weights are left alone": replace(INT4, quantize=overwriting),
-    "a block of zeros stays zero": with_values(
-        lambda w, got: got + np.float32(1) * (np.abs(w).max() == 0)
-    ),
+    "a block of zeros stays zero": with_values(lambda w, got: got + np.float32(1) * (np.abs(w).max() == 0)),
     "zero stays zero": planted.wrong_zero_code,
     "blocks are independent": planted.stale_scale,
     "values keep the order": with_values(zigzag, reference("int4-row")),
-    "codes keep the order": replace(
-        INT4, codes=lambda w: 14 - quantize(w, format_named("int4-g8"))[0]
-    ),
+    "codes keep the order": replace(INT4, codes=lambda w: 14 - quantize(w, format_named("int4-g8"))[0]),
     "one value a code": replace(INT4, codes=lambda w: quantize(w, format_named("int2-g8"))[0]),
     "signs mirror": planted.clipped_end_cell,
-    "powers of two scale": with_values(
-        lambda w, got: np.maximum(got, np.float32(0.25)) * (got != 0)
-    ),
+    "powers of two scale": with_values(lambda w, got: np.maximum(got, np.float32(0.25)) * (got != 0)),
     "end levels are used": planted.clipped_end_cell,
     "the error is at most half a step": planted.stale_scale,
     "the nearest level is taken": with_values(lambda w, got: w),  # every error is 0, but on no grid
@@ -146,10 +144,7 @@ PLANTED = {
     "half_up": ("ties go to the even level", "at step 1 must become"),
     "wrong_zero_code": ("zero stays zero", "weight 0 must become 0, got"),
     "stale_scale": ("blocks are independent", "as it does when its block is quantized alone, got"),
-    "clipped_end_cell": (
-        "end levels are used",
-        "weight {largest} at step {step} must become {largest}, got",
-    ),
+    "clipped_end_cell": ("end levels are used", "weight {largest} at step {step} must become {largest}, got"),
 }
 
 
@@ -177,9 +172,7 @@ def test_half_up__says_where_a_tie_went() -> None:
     tie = float(found.weights[found.at or (0, 0)])
     even = float(np.rint(tie))
     assert tie % 1 == 0.5
-    assert (
-        found.words == f"weight {tie:g} at step 1 must become {even:g}, got {np.floor(tie + 0.5):g}"
-    )
+    assert found.words == f"weight {tie:g} at step 1 must become {even:g}, got {np.floor(tie + 0.5):g}"
 
 
 def misindexed(w: Array) -> Array:
@@ -227,9 +220,7 @@ REFUSED = {
 }
 
 
-@pytest.mark.parametrize(
-    ("name", "rule"), [(n, rule) for n, rules in REFUSED.items() for rule in rules]
-)
+@pytest.mark.parametrize(("name", "rule"), [(n, rule) for n, rules in REFUSED.items() for rule in rules])
 def test_ties__refuse_every_other_rule(name: str, rule: Any) -> None:
     """So the tie contract meets ties in every kind of grid: it never holds because nothing was tried."""
     q = replace(reference(name), ties=rule)
@@ -305,9 +296,7 @@ def test_judge__says_so_where_weights_pass_and_fail() -> None:
         calls.append(0)
         return w * np.float32(len(calls) != 20)
 
-    verdict = judged(
-        "bits equal the named format", replace(INT4, quantize=fickle, format="fp8-cast")
-    )
+    verdict = judged("bits equal the named format", replace(INT4, quantize=fickle, format="fp8-cast"))
     assert verdict.outcome == "fails"
 
 

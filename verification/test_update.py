@@ -13,31 +13,10 @@ from hypothesis import strategies as st
 from unforgotten.theory.cells import cells
 from unforgotten.theory.formats import Format, format_named
 from unforgotten.theory.quantize import to_blocks
-from unforgotten.theory.update import (
-    CHUNK_WEIGHTS,
-    GRID_MODES,
-    POSITION_BINS,
-    GridMode,
-    Survival,
-    add,
-    survival,
-)
+from unforgotten.theory.update import CHUNK_WEIGHTS, GRID_MODES, POSITION_BINS, GridMode, Survival, add, survival
 from unforgotten.verification.chance import rng_for
-from unforgotten.verification.oracles import (
-    U64,
-    Parameters,
-    block_code,
-    block_value,
-    exact_units,
-    fit_block,
-)
-from unforgotten.verification.strategies import (
-    ALL_FORMAT_NAMES,
-    FORMAT_NAMES,
-    NORMAL_KINDS,
-    Pair,
-    pairs,
-)
+from unforgotten.verification.oracles import U64, Parameters, block_code, block_value, exact_units, fit_block
+from unforgotten.verification.strategies import ALL_FORMAT_NAMES, FORMAT_NAMES, NORMAL_KINDS, Pair, pairs
 
 modes: st.SearchStrategy[GridMode] = st.sampled_from(GRID_MODES)
 NOT_PER_TENSOR = tuple(n for n in FORMAT_NAMES if "tensor" not in n and n != "nf4-b5")
@@ -64,9 +43,7 @@ def exact_weights(pair: Pair, mode: GridMode) -> Iterator[Weight]:
         partial = partial_tensor and i == len(before) - 1
         old, new = ([Fraction(float(x)) for x in row[rows[2]]] for row in rows[:2])
         grid, grid_new = (
-            fit_block(
-                block, pair.fmt, partial=partial, tensor_absmax=Fraction(float(np.abs(w).max()))
-            )
+            fit_block(block, pair.fmt, partial=partial, tensor_absmax=Fraction(float(np.abs(w).max())))
             for block, w in ((old, pair.w), (new, pair.w_new))
         )
         grid_new = grid_new if mode == "adaptive" else grid
@@ -93,17 +70,9 @@ def as_pinned(weight: Weight) -> Weight:
 
 
 def exact_weight(
-    w: Fraction,
-    w_new: Fraction,
-    grid: Parameters,
-    grid_new: Parameters,
-    fmt: Format,
-    *,
-    partial: bool,
+    w: Fraction, w_new: Fraction, grid: Parameters, grid_new: Parameters, fmt: Format, *, partial: bool
 ) -> Weight:
-    code, code_new = (
-        block_code(x, g, fmt, partial=partial) for x, g in ((w, grid), (w_new, grid_new))
-    )
+    code, code_new = (block_code(x, g, fmt, partial=partial) for x, g in ((w, grid), (w_new, grid_new)))
     value, value_new = (block_value(k, g, fmt) for k, g in ((code, grid), (code_new, grid_new)))
     assert value is not None
     assert value_new is not None
@@ -164,9 +133,7 @@ def test_survival__ratios_are_those_of_the_sums(pair: Pair, mode: GridMode) -> N
         assert math.isnan(got.cosine)
         return
     assert got.gain == got.dot / got.delta_sq
-    if (
-        got.surviving_sq
-    ):  # Cauchy-Schwarz, but for the sums (n + 5 each), two roots, a product and a quotient
+    if got.surviving_sq:  # Cauchy-Schwarz, but for the sums (n + 5 each), two roots, a product and a quotient
         assert abs(got.cosine) <= 1 + U64 * (2 * (got.weights + 5) + 8)
 
 
@@ -194,9 +161,7 @@ def test_survival__of_a_concatenation_adds_up(pair: Pair, mode: GridMode) -> Non
     rows = [survival(a, b, pair.fmt, mode) for a, b in zip(w, w_new, strict=True)]
     together, parts = survival(w, w_new, pair.fmt, mode), add(rows)
     assert counts_of(together) == counts_of(parts)
-    slack = (
-        U64 * 2 * w.size
-    )  # two orders of a sum of w.size terms, each at most half a count of roundings
+    slack = U64 * 2 * w.size  # two orders of a sum of w.size terms, each at most half a count of roundings
     for a, b in ((together.delta_sq, parts.delta_sq), (together.surviving_sq, parts.surviving_sq)):
         assert abs(a - b) <= slack * b
 
@@ -210,11 +175,7 @@ def test_survival__mirrors_in_symmetric_formats(pair: Pair, mode: GridMode) -> N
     got = survival(pair.w, pair.w_new, pair.fmt, mode)
     mirrored = survival(-pair.w, -pair.w_new, pair.fmt, mode)
     assert counts_of(mirrored)[:4] == counts_of(got)[:4]
-    assert (mirrored.dot, mirrored.delta_sq, mirrored.surviving_sq) == (
-        got.dot,
-        got.delta_sq,
-        got.surviving_sq,
-    )
+    assert (mirrored.dot, mirrored.delta_sq, mirrored.surviving_sq) == (got.dot, got.delta_sq, got.surviving_sq)
 
 
 def scales_with_its_weights(name: str) -> bool:
@@ -242,9 +203,7 @@ def test_survival__scales_with_powers_of_two(pair: Pair, mode: GridMode, exponen
 
 def has_floor_block(pair: Pair) -> bool:
     """A zero block is read at a fixed scale (codebooks' 1e-38, torchao, compressed-tensors), which does not move with w."""
-    zero = (to_blocks(pair.w, pair.fmt) == 0).all(axis=1) | (
-        to_blocks(pair.w_new, pair.fmt) == 0
-    ).all(axis=1)
+    zero = (to_blocks(pair.w, pair.fmt) == 0).all(axis=1) | (to_blocks(pair.w_new, pair.fmt) == 0).all(axis=1)
     fixed = pair.fmt.floor or pair.fmt.least_scale or pair.fmt.empty_scale
     return bool(fixed and zero.any())
 

@@ -15,21 +15,12 @@ CLAIM = next(iter(CLAIMS.values()))
 
 @pytest.mark.parametrize(
     ("outcomes", "expected"),
-    [
-        ({"passed": 1}, "holds"),
-        ({"passed": 1, "failed": 1}, "refuted"),
-        ({"skipped": 1}, "not run"),
-        ({}, "not run"),
-    ],
+    [({"passed": 1}, "holds"), ({"passed": 1, "failed": 1}, "refuted"), ({"skipped": 1}, "not run"), ({}, "not run")],
 )
-def test_verdicts__follow_the_outcomes(
-    outcomes: dict[str, int], expected: str, tmp_path: Path
-) -> None:
+def test_verdicts__follow_the_outcomes(outcomes: dict[str, int], expected: str, tmp_path: Path) -> None:
     path = tmp_path / "report.json"
     claims: list[dict[str, Any]] = [{"function": CLAIM.function, "tests": outcomes}]
-    path.write_text(
-        json.dumps({"schema": SCHEMA, "profile": "dev", "claims": claims, "proofs": {}})
-    )
+    path.write_text(json.dumps({"schema": SCHEMA, "profile": "dev", "claims": claims, "proofs": {}}))
     row = next(r for r in claim_rows(path) if r["function"] == CLAIM.function)
     assert (row["verdict"], row["outcomes"], row["profile"]) == (expected, outcomes, "dev")
 

@@ -59,9 +59,7 @@ def test_wash_test__p_is_never_too_small(probabilities: list[Fraction]) -> None:
 
 
 @given(st.lists(SIXTEENTHS, min_size=1, max_size=10), st.data())
-def test_wash_test__z_is_the_standard_score(
-    probabilities: list[Fraction], data: st.DataObject
-) -> None:
+def test_wash_test__z_is_the_standard_score(probabilities: list[Fraction], data: st.DataObject) -> None:
     k = data.draw(st.integers(0, len(probabilities)))
     variance = sum(p * (1 - p) for p in probabilities)
     z, _ = outcome_of(k, probabilities)
@@ -102,9 +100,7 @@ def test_bernoulli_divergence__is_the_relative_entropy(x: float, p: float) -> No
 
 @given(unit, unit)
 def test_bernoulli_divergence__is_above_pinsker(x: float, p: float) -> None:
-    slack = (
-        64 * U64
-    )  # the terms are below 1 in size where the bound is near: x |log x| and its like
+    slack = 64 * U64  # the terms are below 1 in size where the bound is near: x |log x| and its like
     assert bernoulli_divergence(x, p) >= 2 * (x - p) ** 2 - slack
 
 
@@ -202,9 +198,7 @@ def test_position_distance__is_small_under_u(name: str) -> None:
 
 
 @given(st.lists(SIXTEENTHS, min_size=1, max_size=12), st.data())
-def test_exact_wash_test__is_the_exact_tail(
-    probabilities: list[Fraction], data: st.DataObject
-) -> None:
+def test_exact_wash_test__is_the_exact_tail(probabilities: list[Fraction], data: st.DataObject) -> None:
     """Against the law in rationals: never below, and above by the stated roundings."""
     k = data.draw(st.integers(0, len(probabilities)))
     law = poisson_binomial(probabilities)
@@ -226,9 +220,7 @@ def test_exact_wash_test__is_below_the_bound_with_the_same_z(
     z, p = outcome_of(k, probabilities)
     # what may be lost to underflow is added to a p of 0
     assert exact.p <= p * (1 + U64 * (24 * len(probabilities) + 200)) + 2.0**-1000
-    assert (
-        exact.z == z or (math.isnan(z) and math.isnan(exact.z)) or abs(exact.z / z - 1) <= 16 * U64
-    )
+    assert exact.z == z or (math.isnan(z) and math.isnan(exact.z)) or abs(exact.z / z - 1) <= 16 * U64
 
 
 def test_exact_wash_test__is_the_binomial_for_equal_probabilities() -> None:
@@ -272,11 +264,13 @@ def test_exact_wash_test__costs_by_the_rarer_of_flips_and_stays(flips: int) -> N
 @pytest.mark.parametrize(
     ("message", "flips", "p"),
     [
-        ("probabilities must be in", 0, []), ("probabilities must be in", 0, [1.5]),
+        ("probabilities must be in", 0, []),
+        ("probabilities must be in", 0, [1.5]),
         ("probabilities must be in", 0, [math.nan]),
-        ("flips must be in", 2, [0.5]), ("flips must be in", -1, [0.5]),
+        ("flips must be in", 2, [0.5]),
+        ("flips must be in", -1, [0.5]),
     ],
-)  # fmt: skip
+)
 def test_exact_wash_test__refuses(message: str, flips: int, p: list[float]) -> None:
     with pytest.raises(ValueError, match=message):
         exact_wash_test(flips, np.array(p))
@@ -358,9 +352,7 @@ def test_permutation_wash_test__never_mixes_strata(seed: int, draw: int) -> None
     """Updates that flip every weight of one stratum and none of the other: all permutations flip the same."""
     v = np.zeros(20)
     strata = rng_for("strata", seed).integers(0, 2, 20)
-    z, p = permutation_wash_test(
-        v, np.where(strata == 0, 0.0, 1.0), strata, THRESHOLDS, seed=draw, permutations=20
-    )
+    z, p = permutation_wash_test(v, np.where(strata == 0, 0.0, 1.0), strata, THRESHOLDS, seed=draw, permutations=20)
     assert math.isnan(z)
     assert p == 1
 
@@ -373,15 +365,20 @@ def test_permutation_wash_test__repeats_with_the_seed() -> None:
 @pytest.mark.parametrize(
     ("message", "change"),
     [
-        ("equal vectors", {"v": np.ones(3)}), ("equal vectors", {"v": np.ones((2, 1))}),
-        ("must be finite", {"v": np.array([1, math.nan])}), ("must be finite", {"shift": np.array([1, math.inf])}),
+        ("equal vectors", {"v": np.ones(3)}),
+        ("equal vectors", {"v": np.ones((2, 1))}),
+        ("must be finite", {"v": np.array([1, math.nan])}),
+        ("must be finite", {"shift": np.array([1, math.inf])}),
         ("permutations must be at least 1", {"permutations": 0}),
     ],
-)  # fmt: skip
+)
 def test_permutation_wash_test__refuses(message: str, change: dict[str, Any]) -> None:
     good: dict[str, Any] = {
-        "v": np.zeros(2), "shift": np.zeros(2), "strata": np.zeros(2, int), "thresholds": THRESHOLDS,
+        "v": np.zeros(2),
+        "shift": np.zeros(2),
+        "strata": np.zeros(2, int),
+        "thresholds": THRESHOLDS,
         "seed": 0,
-    }  # fmt: skip
+    }
     with pytest.raises(ValueError, match=message):
         permutation_wash_test(**(good | change))

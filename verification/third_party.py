@@ -47,10 +47,16 @@ def drawn_as(q: Quantizer) -> Format:
     shifted = tuple(x - levels[0] for x in levels) if ranged else levels
     counted = all(high - low == 1 for low, high in pairwise(shifted))
     return replace(
-        format_named("int8-tensor"), rounding="half-even" if counted else "half-lower", levels=shifted, labels=tuple(range(len(levels))),
-        block=q.block or "tensor", block_size=q.block_size, divisor=abs(q.step_divisor),
-        statistic="range" if ranged else "absmax", zero="whole" if ranged else "none",
-    )  # fmt: skip
+        format_named("int8-tensor"),
+        rounding="half-even" if counted else "half-lower",
+        levels=shifted,
+        labels=tuple(range(len(levels))),
+        block=q.block or "tensor",
+        block_size=q.block_size,
+        divisor=abs(q.step_divisor),
+        statistic="range" if ranged else "absmax",
+        zero="whole" if ranged else "none",
+    )
 
 
 def dense(q: Quantizer, *, whole_blocks: bool) -> st.SearchStrategy[Array]:
@@ -79,9 +85,7 @@ def weights_for(contract: Contract, q: Quantizer) -> st.SearchStrategy[Array]:
         return drawn.map(lambda w: np.clip(w, -q.largest, q.largest))
     margin = 2.0 ** max(POWERS)
     low, high = q.smallest * margin, min(q.largest, NORMAL) / margin
-    return drawn.map(
-        lambda w: np.where(np.abs(w) < low, 0, np.clip(w, -high, high)).astype(w.dtype)
-    )
+    return drawn.map(lambda w: np.where(np.abs(w) < low, 0, np.clip(w, -high, high)).astype(w.dtype))
 
 
 def cut(w: Array, fails: Callable[[Array], bool], *, unit: int) -> Array:
@@ -128,9 +132,7 @@ def judge(name: str, q: Quantizer, *, examples: int, seed: int) -> Verdict:
         outcome: Outcome = "fails" if found else "holds"
         return Verdict(name, outcome, tried, seed, found, time.perf_counter() - started)
 
-    options = settings(
-        max_examples=examples, deadline=None, database=None, phases=[Phase.generate, Phase.shrink]
-    )
+    options = settings(max_examples=examples, deadline=None, database=None, phases=[Phase.generate, Phase.shrink])
     try:
         w = find(weights_for(contract, q), fails, settings=options, random=Random(seed))
     except NoSuchExample:
@@ -154,11 +156,7 @@ def tried(q: Quantizer) -> list[str]:
 
 
 def verify(
-    q: Quantizer,
-    *,
-    profile: str = "dev",
-    seed: int | None = None,
-    progress: Progress = SILENT,
+    q: Quantizer, *, profile: str = "dev", seed: int | None = None, progress: Progress = SILENT
 ) -> dict[str, Any]:
     """Try every contract that the claims imply. What `unforgotten verify --quantizer --json` prints.
 

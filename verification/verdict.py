@@ -38,22 +38,20 @@ class Verdict:
 def as_object(v: Verdict) -> dict[str, Any]:
     """A verdict for JSON."""
     contract = CONTRACTS[v.contract]
-    row: dict[str, Any] = {
-        "contract": v.contract,
-        "statement": contract.statement,
-        "outcome": v.outcome,
-    }
+    row: dict[str, Any] = {"contract": v.contract, "statement": contract.statement, "outcome": v.outcome}
     if v.outcome == "not claimed":
         return row | {"needs": contract.needs}
     row |= {"examples": v.examples, "seed": v.seed, "seconds": round(v.seconds, 3)}
     if v.counterexample is None:
         return row
     found = v.counterexample
-    return row | {"counterexample": {
-        "words": f"contract {v.contract!r} fails: {found.words}",
-        "at": found.at,
-        "weights": [[_finite(x) for x in line] for line in found.weights],
-    }}  # fmt: skip
+    return row | {
+        "counterexample": {
+            "words": f"contract {v.contract!r} fails: {found.words}",
+            "at": found.at,
+            "weights": [[_finite(x) for x in line] for line in found.weights],
+        }
+    }
 
 
 def _finite(x: Any) -> float:
@@ -69,18 +67,12 @@ def lines(result: Mapping[str, Any]) -> list[str]:
         count = f" ({row['examples']} examples)" if row["outcome"] == "holds" else ""
         text.append(f"{row['outcome']:>10}  {row['contract']}{count}")
         if found := row.get("counterexample"):
-            text += [
-                f"{'':12}{found['words']}",
-                f"{'':12}in the weights {_sparse(found['weights'])}",
-            ]
+            text += [f"{'':12}{found['words']}", f"{'':12}in the weights {_sparse(found['weights'])}"]
     if others := [row["contract"] for row in result["contracts"] if row not in rows]:
         text.append(f"not claimed, so not tested: {'; '.join(others)}")
     failed = sum(row["outcome"] == "fails" for row in rows)
     judged = failed + sum(row["outcome"] == "holds" for row in rows)
-    return [
-        *text,
-        f"{failed} of {judged} contracts fail" if failed else f"all {judged} contracts hold",
-    ]
+    return [*text, f"{failed} of {judged} contracts fail" if failed else f"all {judged} contracts hold"]
 
 
 def _sparse(weights: list[list[float]]) -> str:

@@ -46,19 +46,13 @@ def claim_rows(path: Path = RECORDED) -> list[dict[str, Any]]:
     tests = named_tests()
     ordered = sorted(CLAIMS.values(), key=lambda c: (c.id[0], int(c.id[1:]), c.function))
     return [
-        {
-            **_row(c, outcomes.get(c.function, {}), report["proofs"], tests),
-            "profile": report["profile"],
-        }
+        {**_row(c, outcomes.get(c.function, {}), report["proofs"], tests), "profile": report["profile"]}
         for c in ordered
     ]
 
 
 def _row(
-    claim: Claim,
-    outcomes: Mapping[str, int],
-    proofs: Mapping[str, Mapping[str, str]],
-    tests: Mapping[str, list[str]],
+    claim: Claim, outcomes: Mapping[str, int], proofs: Mapping[str, Mapping[str, str]], tests: Mapping[str, list[str]]
 ) -> dict[str, Any]:
     own = [
         {"function": function, **{k: v for k, v in p.items() if k != "claim"}}

@@ -33,9 +33,7 @@ def run(
         list[str] | None, typer.Option("--set", help="Replace one setting: a.b=value, in YAML.")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: runs/<profile>-seed<N>.")] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with a run that was cut.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages and stop.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
@@ -70,24 +68,14 @@ def run(
 
 @app.command()
 def audit(
-    target: Annotated[
-        str, typer.Argument(help="Before unlearning: a directory, org/name[@revision], or a GGUF.")
-    ],
+    target: Annotated[str, typer.Argument(help="Before unlearning: a directory, org/name[@revision], or a GGUF.")],
     unlearned: Annotated[str, typer.Argument(help="After it: the same, or a PEFT adapter.")],
     formats: Annotated[str | None, typer.Option(help="Names of formats, with commas.")] = None,
     out: Annotated[Path, typer.Option(help="Where the files go.")] = Path("audits/latest"),
-    fail_on: Annotated[
-        str, typer.Option(help="Verdicts that end with code 1: survives,undone,undecided.")
-    ] = "",
-    texts: Annotated[
-        Path | None, typer.Option(help="Forget texts: measures the models' output on them.")
-    ] = None,
-    benchmark: Annotated[
-        Path | None, typer.Option(help="A benchmark in MUSE's layout: measures M1-M4.")
-    ] = None,
-    retrained: Annotated[
-        Path | None, typer.Option(help="The model that never saw the forget texts.")
-    ] = None,
+    fail_on: Annotated[str, typer.Option(help="Verdicts that end with code 1: survives,undone,undecided.")] = "",
+    texts: Annotated[Path | None, typer.Option(help="Forget texts: measures the models' output on them.")] = None,
+    benchmark: Annotated[Path | None, typer.Option(help="A benchmark in MUSE's layout: measures M1-M4.")] = None,
+    retrained: Annotated[Path | None, typer.Option(help="The model that never saw the forget texts.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that share the tensors.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that does.")] = None,
     quiet: Quiet = False,
@@ -109,10 +97,15 @@ def audit(
         stages = len(STAGES) + (texts is not None) + (benchmark is not None)
         with progress_on(sys.stderr, stages, quiet=quiet, transient=True) as progress:
             result = audit_pair(
-                *pair, options.formats, out, progress, jobs=jobs, ray=ray,
+                *pair,
+                options.formats,
+                out,
+                progress,
+                jobs=jobs,
+                ray=ray,
                 output=_output_leg(pair, options.measured, texts, progress),
                 behaviour=_behaviour_leg(pair, options.measured, benchmark, retrained, progress),
-            )  # fmt: skip
+            )
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None
@@ -125,10 +118,7 @@ def audit(
 
 
 def _output_leg(
-    pair: tuple[Path, Path],
-    formats: Sequence[str],
-    texts: Path | None,
-    progress: Progress,
+    pair: tuple[Path, Path], formats: Sequence[str], texts: Path | None, progress: Progress
 ) -> Callable[[], Any] | None:
     if texts is None:
         return None
@@ -143,11 +133,7 @@ def _output_leg(
 
 
 def _behaviour_leg(
-    pair: tuple[Path, Path],
-    formats: Sequence[str],
-    benchmark: Path | None,
-    retrained: Path | None,
-    progress: Progress,
+    pair: tuple[Path, Path], formats: Sequence[str], benchmark: Path | None, retrained: Path | None, progress: Progress
 ) -> Callable[[], Any] | None:
     if benchmark is None:
         return None
@@ -170,9 +156,7 @@ def bound(
     density: Annotated[str, typer.Option(help="gaussian, laplace or student-t.")] = "gaussian",
     dtype: Annotated[str, typer.Option(help="Of the updated weights: bf16, fp16, fp32.")] = "bf16",
     optimizer: Annotated[str, typer.Option(help="adamw or sign.")] = "adamw",
-    snr: Annotated[
-        float, typer.Option(help="Spread of the gradients' signal-to-noise ratios.")
-    ] = float("inf"),
+    snr: Annotated[float, typer.Option(help="Spread of the gradients' signal-to-noise ratios.")] = float("inf"),
     columns: Annotated[int, typer.Option(help="Weights in a row, for row formats.")] = 4096,
     rows: Annotated[int, typer.Option(help="Rows, for tensor formats.")] = 4096,
     gain: Annotated[float | None, typer.Option(help="Wanted; prints the smallest lr.")] = None,
@@ -247,9 +231,7 @@ def claims(as_json: Json = False) -> None:
 @app.command()
 def verify(
     profile: Annotated[str, typer.Option(help="How hard to try: dev, ci or nightly.")] = "dev",
-    quantizer: Annotated[
-        str | None, typer.Option(help="A quantizer of your own, as module:object.")
-    ] = None,
+    quantizer: Annotated[str | None, typer.Option(help="A quantizer of your own, as module:object.")] = None,
     seed: Annotated[int | None, typer.Option(help="Repeats a search of a quantizer.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,

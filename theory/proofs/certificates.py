@@ -24,9 +24,7 @@ def _changed(xs: list[Any], ys: list[Any], radius: Any) -> list[Any]:
 def greedy_statement(vocabulary: int, *, factor: int = 2, strict: bool = True) -> Statement:
     """If token 0 leads all others by more than 2r and no logit changes by more than r, it still leads."""
     before, after, r = reals("z", vocabulary), reals("z_new", vocabulary), z3.Real("r")
-    leads = [
-        before[0] - z > factor * r if strict else before[0] - z >= factor * r for z in before[1:]
-    ]
+    leads = [before[0] - z > factor * r if strict else before[0] - z >= factor * r for z in before[1:]]
     still = z3.And([after[0] > z for z in after[1:]])
     return Statement((*_changed(before, after, r), *leads), still)
 
@@ -50,18 +48,13 @@ def _win(a: Any, b: Any) -> Any:
     return z3.If(a > b, z3.RealVal(1), z3.If(a == b, z3.Q(1, 2), z3.RealVal(0)))
 
 
-def auc_statement(
-    members: int, others: int, *, factor: int = 2, ends_included: bool = True
-) -> Statement:
+def auc_statement(members: int, others: int, *, factor: int = 2, ends_included: bool = True) -> Statement:
     """|AUC' - AUC| <= share of pairs whose scores lie within 2r, if no score changes by more than r."""
     m, o, m_new, o_new = (
-        reals(name, n)
-        for name, n in (("m", members), ("o", others), ("m_new", members), ("o_new", others))
+        reals(name, n) for name, n in (("m", members), ("o", others), ("m_new", members), ("o_new", others))
     )
     r = z3.Real("r")
-    wins, wins_new = (
-        z3.Sum([_win(a, b) for a in x for b in y]) for x, y in ((m, o), (m_new, o_new))
-    )
+    wins, wins_new = (z3.Sum([_win(a, b) for a in x for b in y]) for x, y in ((m, o), (m_new, o_new)))
     gaps = [size(a - b) for a in m for b in o]
     close = [g <= factor * r if ends_included else g < factor * r for g in gaps]
     mass = z3.Sum([z3.If(c, z3.RealVal(1), z3.RealVal(0)) for c in close])
@@ -77,18 +70,13 @@ def auc_moves_by_close_pairs() -> None:
 def auc_range_statement(members: int, others: int, *, share: Fraction = Fraction(1)) -> Statement:
     """AUC(m - r, o + r) <= AUC(m', o') <= AUC(m + r, o - r), if no score changes by more than r."""
     m, o, m_new, o_new = (
-        reals(name, n)
-        for name, n in (("m", members), ("o", others), ("m_new", members), ("o_new", others))
+        reals(name, n) for name, n in (("m", members), ("o", others), ("m_new", members), ("o_new", others))
     )
     r = z3.Real("r")
     c = r * z3.Q(share.numerator, share.denominator)
     low, now, high = (
         z3.Sum([_win(a, b) for a in x for b in y])
-        for x, y in (
-            ([a - c for a in m], [b + c for b in o]),
-            (m_new, o_new),
-            ([a + c for a in m], [b - c for b in o]),
-        )
+        for x, y in (([a - c for a in m], [b + c for b in o]), (m_new, o_new), ([a + c for a in m], [b - c for b in o]))
     )
     return Statement(tuple(_changed(m + o, m_new + o_new, r)), z3.And(low <= now, now <= high))
 
@@ -102,9 +90,7 @@ def auc_lies_between_the_extremes() -> None:
 def total_variation_statement(outcomes: int, *, factor: Fraction = Fraction(1, 2)) -> Statement:
     """|E_p m - E_q m| <= 1/2 sum |p - q| for a metric m in [0, 1]."""
     p, q, m = (reals(name, outcomes) for name in ("p", "q", "m"))
-    given = (
-        *(x >= 0 for x in p + q), z3.Sum(p) == 1, z3.Sum(q) == 1, *(z3.And(x >= 0, x <= 1) for x in m),
-    )  # fmt: skip
+    given = (*(x >= 0 for x in p + q), z3.Sum(p) == 1, z3.Sum(q) == 1, *(z3.And(x >= 0, x <= 1) for x in m))
     gap = z3.Sum([(a - b) * x for a, b, x in zip(p, q, m, strict=True)])
     distance = z3.Sum([size(a - b) for a, b in zip(p, q, strict=True)])
     return Statement(given, size(gap) <= z3.Q(factor.numerator, factor.denominator) * distance)
@@ -119,11 +105,7 @@ def metric_moves_by_total_variation() -> None:
 def affinity_statement(outcomes: int, *, factor: int = 1) -> Statement:
     """TV^2 + (sum sqrt(p q))^2 <= 1, in the roots a = sqrt(p), b = sqrt(q)."""
     a, b = reals("a", outcomes), reals("b", outcomes)
-    given = (
-        *(x >= 0 for x in a + b),
-        z3.Sum([x * x for x in a]) == 1,
-        z3.Sum([x * x for x in b]) == 1,
-    )
+    given = (*(x >= 0 for x in a + b), z3.Sum([x * x for x in a]) == 1, z3.Sum([x * x for x in b]) == 1)
     tv = z3.Sum([size(x * x - y * y) for x, y in zip(a, b, strict=True)]) / 2
     affinity = z3.Sum([x * y for x, y in zip(a, b, strict=True)])
     return Statement(given, factor * tv * tv + affinity * affinity <= 1)
@@ -137,9 +119,7 @@ def merging_statement(*, factor: int = 1) -> Statement:
     return Statement(given, factor * (a * c + b * d) * (a * c + b * d) <= merged)
 
 
-@proof(
-    "T15", method="smt", domain="any number of outcomes, by merging them into {p > q} and the rest"
-)
+@proof("T15", method="smt", domain="any number of outcomes, by merging them into {p > q} and the rest")
 def total_variation_meets_affinity() -> None:
     """TV^2 <= 1 - (sum sqrt(p_i q_i))^2: with -2 log(sum sqrt(p q)) <= KL (Jensen), Bretagnolle-Huber.
 
@@ -152,10 +132,7 @@ def count_probability(p: list[Any], heads: int) -> Any:
     """P[S = heads] for independent coins p, a polynomial in p."""
     n = len(p)
     return z3.Sum(
-        [
-            z3.Product([p[i] if i in up else 1 - p[i] for i in range(n)])
-            for up in combinations(range(n), heads)
-        ]
+        [z3.Product([p[i] if i in up else 1 - p[i] for i in range(n)]) for up in combinations(range(n), heads)]
     )
 
 

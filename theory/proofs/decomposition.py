@@ -70,10 +70,7 @@ def null_statement(split: Split = lost_effect) -> Statement:
     e, s = _effects(f), split(**f)
     no_gating = z3.And(e.gated == e.neither, e.both == e.shifted)
     no_shift = z3.And(e.shifted == e.neither, e.both == e.gated)
-    return Statement(
-        (),
-        z3.And(z3.Implies(no_gating, s.gating == 0), z3.Implies(no_shift, s.base_shift == 0)),
-    )
+    return Statement((), z3.And(z3.Implies(no_gating, s.gating == 0), z3.Implies(no_shift, s.base_shift == 0)))
 
 
 def _null_for_basis(g: list[Any], b: list[Any]) -> list[Any]:

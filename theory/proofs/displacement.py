@@ -18,9 +18,7 @@ STEPS = (1, 2, 3, 4)
 
 def moment_weights(t: int) -> tuple[list[Fraction], list[Fraction]]:
     """Shares of g_1 … g_t in the bias-corrected first moment, and of their squares in the second."""
-    first, second = (
-        [(1 - b) * b ** (t - i) / (1 - b**t) for i in range(1, t + 1)] for b in (BETA1, BETA2)
-    )
+    first, second = ([(1 - b) * b ** (t - i) / (1 - b**t) for i in range(1, t + 1)] for b in (BETA1, BETA2))
     return first, second
 
 

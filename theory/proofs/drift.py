@@ -60,9 +60,7 @@ def absmax_scale_drift() -> None:
     prove(*(absmax_statement(n) for n in BLOCK_SIZES), divided_statement())
 
 
-@proof(
-    "T2", method="smt", domain="scales from a range that contains 0, blocks of 1 to 4, any divisor"
-)
+@proof("T2", method="smt", domain="scales from a range that contains 0, blocks of 1 to 4, any divisor")
 def range_scale_drift() -> None:
     """|s' - s| <= 2 max|delta| / c for s = (max(w, 0) - min(w, 0)) / c; with 1 in place of 2 it is false."""
     prove(*(range_statement(n) for n in BLOCK_SIZES), divided_statement())
@@ -79,9 +77,7 @@ def no_flip_statement(*, strict: bool = True, with_drift: bool = True) -> Statem
     return Statement((s > 0, s_new > 0, condition), same_side)
 
 
-@proof(
-    "T2", method="smt", domain="any threshold and any positive scales, so any block and codebook"
-)
+@proof("T2", method="smt", domain="any threshold and any positive scales, so any block and codebook")
 def no_flip_condition() -> None:
     """|delta_i| + |w_i/s| |s' - s| < s' dist(w_i/s, thresholds) leaves w_i on its side of every threshold."""
     prove(no_flip_statement())
@@ -119,11 +115,7 @@ def value_drift() -> None:
     prove(value_statement())
 
 
-@proof(
-    "T2",
-    method="exact",
-    domain="every format whose scale is proportional to absmax or range, 2 to 8 bits",
-)
+@proof("T2", method="exact", domain="every format whose scale is proportional to absmax or range, 2 to 8 bits")
 def value_factors() -> None:
     """|D_i| <= k max|delta| where no code and no zero point changes: k = 1 for absmax, 2 for a range, 2^b/(2^b - 1) for ct.
 

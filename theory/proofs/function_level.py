@@ -34,11 +34,7 @@ def near(got: float, exact: Any) -> bool:
     return bool(abs(sp.Rational(got) - value) <= CODE_ERROR * abs(value))
 
 
-@proof(
-    "T13",
-    method="derivation",
-    domain="every step and every |delta| = (n + phi) Delta, 0 <= phi <= 1",
-)
+@proof("T13", method="derivation", domain="every step and every |delta| = (n + phi) Delta, 0 <= phi <= 1")
 def gating_moments() -> None:
     """E[D] = delta, Var[D] = Delta^2 phi (1 - phi), from the uniform position; and Delta |delta| less it is a square's sum.
 
@@ -134,11 +130,7 @@ def pinsker() -> None:
     assert sp.simplify(sp.diff(t * sp.log(t), t, 2) - 1 / t) == 0
 
 
-@proof(
-    "T15",
-    method="derivation",
-    domain="each outcome; with TV^2 + affinity^2 <= 1, proved in `certificates`",
-)
+@proof("T15", method="derivation", domain="each outcome; with TV^2 + affinity^2 <= 1, proved in `certificates`")
 def bretagnolle_huber() -> None:
     """-2 log sum sqrt(p q) <= KL by Jensen, so TV <= sqrt(1 - affinity^2) <= sqrt(1 - exp(-KL)).
 
@@ -149,13 +141,7 @@ def bretagnolle_huber() -> None:
     assert sp.simplify(sp.diff(-2 * sp.log(z), z, 2) - 2 / z**2) == 0
     assert sp.expand_log(-2 * sp.log(sp.sqrt(q / p)) - sp.log(p / q), force=True) == 0
     kl = sp.Symbol("kl", positive=True)
-    for value in (
-        sp.Rational(1, 1000),
-        sp.Rational(1, 2),
-        sp.Rational(3, 2),
-        sp.Rational(5, 2),
-        sp.Integer(9),
-    ):
+    for value in (sp.Rational(1, 1000), sp.Rational(1, 2), sp.Rational(3, 2), sp.Rational(5, 2), sp.Integer(9)):
         exact = sp.sqrt(sp.Min(kl / 2, 1 - sp.exp(-kl))).subs(kl, sp.Rational(float(value)))
         assert near(float(total_variation_upper_bound(float(value))), exact), f"KL={value}"
 
@@ -169,11 +155,7 @@ def total_variation_bound_is_concave() -> None:
     assert sp.simplify(sp.diff(sp.sqrt(kl), kl, 2) + kl ** sp.Rational(-3, 2) / 4) == 0
 
 
-@proof(
-    "T16",
-    method="derivation",
-    domain="every metric u, q, t with t != u, every unit a != 0 and origin b",
-)
+@proof("T16", method="derivation", domain="every metric u, q, t with t != u, every unit a != 0 and origin b")
 def recovery_is_affine_invariant() -> None:
     """rho(a m + b) = rho(m), rho = 0 at q = u and 1 at q = t; q/t = rho + (1 - rho) u/t, which is not invariant."""
     u, q, t, a, b = sp.symbols("u q t a b", nonzero=True)
@@ -186,11 +168,7 @@ def recovery_is_affine_invariant() -> None:
     assert sp.simplify((q + b) / (t + b) - q / t) != 0
 
 
-@proof(
-    "T16",
-    method="derivation",
-    domain="first order in the noise; the code by three lists of rationals",
-)
+@proof("T16", method="derivation", domain="first order in the noise; the code by three lists of rationals")
 def recovery_delta_method() -> None:
     """D rho = (d(q-u) - rho d(t-u))/(t-u): var rho = var(q - u - rho (t-u))/(n gap^2); and the code's rho is the quotient."""
     top, gap, d_top, d_gap, e = sp.symbols("top gap d_top d_gap e", nonzero=True)

@@ -45,10 +45,7 @@ def nearest_statement(levels: int, k: int, *, place: Fraction = Fraction(1, 2)) 
     level, v = reals("level", levels), z3.Real("v")
     nearest = z3.And([size(v - level[k]) <= size(v - other) for other in level])
     at = [a + (b - a) * z3.Q(place.numerator, place.denominator) for a, b in pairwise(level)]
-    cell = z3.And(
-        at[k - 1] <= v if k else z3.BoolVal(True),
-        v <= at[k] if k < levels - 1 else z3.BoolVal(True),
-    )
+    cell = z3.And(at[k - 1] <= v if k else z3.BoolVal(True), v <= at[k] if k < levels - 1 else z3.BoolVal(True))
     return Statement(tuple(a < b for a, b in pairwise(level)), nearest == cell)
 
 
@@ -92,11 +89,7 @@ def labelled_statement(levels: int, k: int, *, tie_to_even: bool = True) -> Stat
     return Statement((*alternate, *ascending), (code == k) == inside)
 
 
-@proof(
-    "T1",
-    method="smt",
-    domain="2 to 16 codes whose labels alternate between even and odd (E2M1, E4M3)",
-)
+@proof("T1", method="smt", domain="2 to 16 codes whose labels alternate between even and odd (E2M1, E4M3)")
 def labelled_cells_are_intervals() -> None:
     """{v : code(v) = k} is (t_k, t_{k+1}) and both its ends if the label of k is even, neither if it is odd."""
     prove(*(labelled_statement(n, k) for n in CODEBOOK_SIZES for k in range(n)))
@@ -142,11 +135,7 @@ def integer_statement(rule: str, *, ends: str | None = None) -> Statement:
 INTEGER_RULES = ("half-even", "half-even, zero first", "half-up", "half-away")
 
 
-@proof(
-    "T1",
-    method="smt",
-    domain="integer grids of every number of bits, range and zero point; 4 rules for ties",
-)
+@proof("T1", method="smt", domain="integer grids of every number of bits, range and zero point; 4 rules for ties")
 def integer_cells_are_intervals() -> None:
     """{v : code(v) = k} = [k - z - 1/2, k - z + 1/2], end cells unbounded; which ends it holds depends on the rule.
 
@@ -161,13 +150,9 @@ def block_statement(block: int, *, same_statistic: bool = True) -> Statement:
     w, w_new, low, high = (reals(name, block) for name in ("w", "w_new", "low", "high"))
     absmax, absmax_new = (largest([size(x) for x in xs]) for xs in (w, w_new))
     divisor, s, s_new = z3.Reals("divisor s s_new")
-    codes = [
-        z3.And(a < x / s_new, x / s_new <= b) for x, a, b in zip(w_new, low, high, strict=True)
-    ]
+    codes = [z3.And(a < x / s_new, x / s_new <= b) for x, a, b in zip(w_new, low, high, strict=True)]
     product = [z3.And(a * s < x, x <= b * s) for x, a, b in zip(w_new, low, high, strict=True)]
-    given = (
-        divisor > 0, absmax > 0, absmax_new > 0, s == absmax / divisor, s_new == absmax_new / divisor,
-    )  # fmt: skip
+    given = (divisor > 0, absmax > 0, absmax_new > 0, s == absmax / divisor, s_new == absmax_new / divisor)
     if not same_statistic:
         return Statement(given, z3.Implies(z3.And(product), z3.And(codes)))
     return Statement(given, z3.And(s_new == s, *codes) == z3.And(absmax_new == absmax, *product))
@@ -206,21 +191,12 @@ def displacement_statement(block: int, *, both_errors: bool = True) -> Statement
     before = [size(a - x) for a, x in zip(q, w, strict=True)]
     after = [size(b - (x + d)) for b, x, d in zip(q_new, w, delta, strict=True)]
     kept = 1 if both_errors else 0
-    bounds = [
-        size(norm(moved) - norm(asked)) <= norm(before) + kept * norm(after)
-        for norm in (largest, z3.Sum)
-    ]
-    entries = [
-        size(m - d) <= e + kept * f for m, d, e, f in zip(moved, asked, before, after, strict=True)
-    ]
+    bounds = [size(norm(moved) - norm(asked)) <= norm(before) + kept * norm(after) for norm in (largest, z3.Sum)]
+    entries = [size(m - d) <= e + kept * f for m, d, e, f in zip(moved, asked, before, after, strict=True)]
     return Statement((), z3.And(*entries, *bounds))
 
 
-@proof(
-    "T3",
-    method="smt",
-    domain="any two reconstructions, blocks of 1 to 4; entries, max and sum norm",
-)
+@proof("T3", method="smt", domain="any two reconstructions, blocks of 1 to 4; entries, max and sum norm")
 def displacement_is_sandwiched() -> None:
     """| |D_i| - |delta_i| | <= |Q(w)_i - w_i| + |Q(w')_i - w'_i|, whatever Q does."""
     prove(*(displacement_statement(n) for n in BLOCK_SIZES))

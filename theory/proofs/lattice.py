@@ -19,9 +19,7 @@ HALF = Fraction(1, 2)
 
 def upper_factor(n: int) -> sp.Matrix:
     """U of every positive definite H: upper triangular symbols, positive on the diagonal."""
-    return sp.Matrix(
-        n, n, lambda i, j: sp.Symbol(f"u{i}{j}", positive=i == j, real=True) if i <= j else 0
-    )
+    return sp.Matrix(n, n, lambda i, j: sp.Symbol(f"u{i}{j}", positive=i == j, real=True) if i <= j else 0)
 
 
 def gptq_residuals(u: Any, weights: Any, values: Any) -> Any:
@@ -34,11 +32,7 @@ def gptq_residuals(u: Any, weights: Any, values: Any) -> Any:
     return v - values
 
 
-@proof(
-    "T17",
-    method="derivation",
-    domain="every positive definite H up to 4 columns, every code vector",
-)
+@proof("T17", method="derivation", domain="every positive definite H up to 4 columns, every code vector")
 def gptq_residuals_are_skewed_errors() -> None:
     """GPTQ leaves v - q = diag(U) U^-T (w - q), and sum_i ((v_i - q_i) / U_ii)^2 = (w - q)' H (w - q), H = (U'U)^-1."""
     for n in range(1, 5):
@@ -49,9 +43,7 @@ def gptq_residuals_are_skewed_errors() -> None:
         assert (residual - skewed).applyfunc(sp.cancel) == sp.zeros(n, 1), f"{n} columns"
         whitened = residual.applyfunc(sp.expand)
         scaled = sp.Matrix([whitened[i] / u[i, i] for i in range(n)])
-        assert (scaled - root * (w - q)).applyfunc(sp.cancel) == sp.zeros(n, 1), (
-            f"norm, {n} columns"
-        )
+        assert (scaled - root * (w - q)).applyfunc(sp.cancel) == sp.zeros(n, 1), f"norm, {n} columns"
 
 
 @proof("T17", method="derivation", domain="every H = xx' + damping up to 4 columns")
@@ -139,11 +131,7 @@ def gptq_is_babais_nearest_plane() -> None:
                 assert dot(image, image, weight) <= sum(weight) / 4
 
 
-@proof(
-    "T17",
-    method="exact",
-    domain="3 lattices of 2 columns, 81 updates each, the mean over a whole period",
-)
+@proof("T17", method="exact", domain="3 lattices of 2 columns, 81 updates each, the mean over a whole period")
 def the_mean_update_passes() -> None:
     """E[D | delta] = delta and E|delta - D|_H^2 = E sum_i weight_i phi_i (1 - phi_i), w uniform on a period.
 

@@ -39,11 +39,7 @@ def _moment(n: int, power: int) -> Any:
     return sp.expand(below + above)
 
 
-@proof(
-    "T6",
-    method="derivation",
-    domain="a uniform grid under U, any density; values at INT4, Gaussian",
-)
+@proof("T6", method="derivation", domain="a uniform grid under U, any density; values at INT4, Gaussian")
 def boundary_terms() -> None:
     """P(flip) = |delta| / Delta below a step, and d/d delta of sum_k [F(t_k) - F(t_k - delta)] at 0 is sum_k f(t_k)."""
     flips = sp.integrate(1, (u, 1 - phi, 1))
@@ -124,18 +120,12 @@ def concentration() -> None:
     assert sp.simplify(best[0] - 4 * n * (n + 1) / (2 * n + 1) ** 2) == 0  # rises with n
 
 
-@proof(
-    "T10",
-    method="derivation",
-    domain="two Laplace or Gaussian weights; symmetric integers of 2 to 8 bits",
-)
+@proof("T10", method="derivation", domain="two Laplace or Gaussian weights; symmetric integers of 2 to 8 bits")
 def order_statistics() -> None:
     """H(a) = (F(a) - F(-a))^B; E[max] and E[1/max] of two weights by integration; the ratio of bits."""
     b = sp.Symbol("b", positive=True)
     law = (1 - sp.exp(-x / b)) ** 2
-    agree(
-        float(absmax_cdf(1.5, Laplace(1.0), 2)), law.subs({b: 1 / sp.sqrt(2), x: sp.Rational(3, 2)})
-    )
+    agree(float(absmax_cdf(1.5, Laplace(1.0), 2)), law.subs({b: 1 / sp.sqrt(2), x: sp.Rational(3, 2)}))
     mean = sp.simplify(sp.integrate(sp.expand(x * sp.diff(law, x)), (x, 0, sp.oo)))
     assert sp.simplify(mean - sp.Rational(3, 2) * b) == 0
     assert math.isclose(expected_absmax(Laplace(1.0), 2), 1.5 / math.sqrt(2), rel_tol=1e-8)
@@ -156,9 +146,7 @@ def biased_regimes() -> None:
     t, c = sp.symbols("t c", positive=True)
     normal = sp.exp(-(x**2) / 2) / sp.sqrt(2 * sp.pi)
     assert sp.simplify(sp.integrate(x * normal, (x, t, sp.oo)) - normal.subs(x, t)) == 0
-    total = sum(
-        (2 * c * normal.subs(x, (k + sp.Rational(1, 2)) * c) for k in range(40)), sp.Integer(0)
-    )
+    total = sum((2 * c * normal.subs(x, (k + sp.Rational(1, 2)) * c) for k in range(40)), sp.Integer(0))
     for value in (sp.Rational(1, 2), sp.Integer(2), sp.Integer(6)):
         agree(on_grid_gain(1.0, float(value)), total.subs(c, value))
     hidden = 2 * sp.integrate(u**2, (u, sp.Rational(1, 2), 1)) * step**2
@@ -168,9 +156,7 @@ def biased_regimes() -> None:
     agree(hidden_wash_z(400, 0.25), z.subs({n: 400, p: sp.Rational(1, 4)}))
 
 
-@proof(
-    "T5", method="derivation", domain="stationary gradients; steps with normal noise, 8 spacings"
-)
+@proof("T5", method="derivation", domain="stationary gradients; steps with normal noise, 8 spacings")
 def rounded_steps() -> None:
     """E[rint(X)] = sum_k P(X > k - 1/2) - P(X < 1/2 - k), and m averages (1 + b1) / (1 - b1) gradients."""
     beta, j = sp.symbols("beta j", positive=True)

@@ -92,11 +92,7 @@ def adamw_bound_is_attained() -> None:
         check_equal(m**2, square_of_bound(t) * v, f"t={t}")
 
 
-@proof(
-    "T5",
-    method="derivation",
-    domain="every t and all betas with beta1^2 != beta2; p = beta1^t, q = beta2^t",
-)
+@proof("T5", method="derivation", domain="every t and all betas with beta1^2 != beta2; p = beta1^t, q = beta2^t")
 def adamw_limit_is_the_supremum() -> None:
     """(1-p)^2 - (1-q)(1-p^2/q) = (p-q)^2/q >= 0, so c_t <= c_inf = (1-b1)/sqrt((1-b2)(1-r)) where r < 1."""
     p, q = sp.symbols("p q", positive=True)
@@ -139,9 +135,7 @@ def adamw_code_is_the_closed_form() -> None:
     for (beta1, beta2), t in product(BETAS, STEPS):
         point = {B1: sp.Float(sp.Rational(beta1), DIGITS), B2: sp.Float(sp.Rational(beta2), DIGITS)}
         square = square_of_bound(t).subs(point)
-        check_code(
-            adamw_ratio_upper_bound(t, beta1, beta2), sp.sqrt(square), f"{beta1}, {beta2}, {t}"
-        )
+        check_code(adamw_ratio_upper_bound(t, beta1, beta2), sp.sqrt(square), f"{beta1}, {beta2}, {t}")
         plain = square * ((1 - B1**t) ** 2 / (1 - B2**t)).subs(point)
         bound = adam_uncorrected_step_upper_bound(1.0, t, beta1, beta2)
         check_code(bound, sp.sqrt(plain), f"uncorrected {beta1}, {beta2}, {t}")
@@ -188,6 +182,4 @@ def lora_change_expands() -> None:
         assert sp.expand(change - sum(dx * y + x * dy + dx * dy for x, y, dx, dy in terms)) == 0
         sizes = (0.25, 0.5, 0.125, 2.0)
         point = {v: sp.Rational(s) for vs, s in zip((b, a, db, da), sizes, strict=True) for v in vs}
-        check_code(
-            lora_change_upper_bound(*sizes, rank), sp.sympify(change).subs(point), f"rank {rank}"
-        )
+        check_code(lora_change_upper_bound(*sizes, rank), sp.sympify(change).subs(point), f"rank {rank}")

@@ -20,9 +20,7 @@ from unforgotten.theory.claims import proof
 from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, frozen_exponent
 
 Edge = Callable[[float, str], int]
-Rule = Callable[
-    [float, NDArray[Any], NDArray[Any]], None
-]  # of eta, what moves away, what moves toward 0
+Rule = Callable[[float, NDArray[Any], NDArray[Any]], None]  # of eta, what moves away, what moves toward 0
 
 
 @dataclass(frozen=True)
@@ -60,9 +58,7 @@ def storage(dtype: str) -> Storage:
     )
 
 
-def rounded_sum(
-    w: NDArray[Any], eta: float | NDArray[Any], significant_bits: int, smallest_step: int
-) -> NDArray[Any]:
+def rounded_sum(w: NDArray[Any], eta: float | NDArray[Any], significant_bits: int, smallest_step: int) -> NDArray[Any]:
     """W + eta, rounded once to nearest even, float64; no largest number.
 
     The float64 sum and its error are exact together (Knuth's two-sum); the error breaks what looks like a tie.
@@ -93,9 +89,7 @@ def moves(s: Storage, eta: float, *, saturate: bool = False) -> tuple[NDArray[An
     With `saturate` it becomes the largest number, as a saturating cast does.
     """
     sign = np.where(np.signbit(s.finite), -1.0, 1.0)
-    results = (
-        rounded_sum(s.finite, d * eta * sign, s.significant_bits, s.smallest_step) for d in (1, -1)
-    )
+    results = (rounded_sum(s.finite, d * eta * sign, s.significant_bits, s.smallest_step) for d in (1, -1))
     if saturate:
         results = (np.clip(r, -s.largest, s.largest) for r in results)
     away, toward = (r != s.finite for r in results)
@@ -203,11 +197,7 @@ def bfloat16_dead_zone() -> None:
     check(s, half_ulp_rule(s), dead_zone_rule(s))
 
 
-@proof(
-    "T4",
-    method="exhaustive",
-    domain="float8_e4m3fn and float8_e5m2, all finite values, every real eta > 0",
-)
+@proof("T4", method="exhaustive", domain="float8_e4m3fn and float8_e5m2, all finite values, every real eta > 0")
 def float8_dead_zone() -> None:
     """The same with p = 4 and p = 3; a sum beyond the largest number counts as moved.
 
@@ -218,11 +208,7 @@ def float8_dead_zone() -> None:
         check(s, half_ulp_rule(s), dead_zone_rule(s), saturation_rule(s))
 
 
-@proof(
-    "T4",
-    method="exhaustive",
-    domain="float32 sums stored in float16, bfloat16 or float8, all finite values",
-)
+@proof("T4", method="exhaustive", domain="float32 sums stored in float16, bfloat16 or float8, all finite values")
 def float32_sum_dead_zone() -> None:
     """A sum rounded to float32 first freezes every |w| > 2^e for eta < 2^(e-p) - 2^(e-24)."""
     for dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"):

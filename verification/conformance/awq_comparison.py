@@ -17,9 +17,7 @@ from unforgotten.theory.group_grids import decode_group, encode_group, fit_autoa
 from unforgotten.verification.chance import rng_for
 
 Array = NDArray[Any]
-CASES = [
-    (bits, size, symmetric) for bits in (2, 3, 4, 8) for size in (32, 64) for symmetric in (0, 1)
-]
+CASES = [(bits, size, symmetric) for bits in (2, 3, 4, 8) for size in (32, 64) for symmetric in (0, 1)]
 
 
 class Final(NamedTuple):

@@ -13,14 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.theory.gptq import (
-    GPTQ_RULES,
-    GptqRule,
-    Rounded,
-    column_order,
-    fit_groups,
-    round_columns,
-)
+from unforgotten.theory.gptq import GPTQ_RULES, GptqRule, Rounded, column_order, fit_groups, round_columns
 from unforgotten.theory.group_grids import GroupGrid
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import U32
@@ -45,14 +38,9 @@ class Library(NamedTuple):
     group: Array
 
 
-def rule_named(
-    name: str, bits: int, symmetric: bool, order: Any, static: bool, size: int | None
-) -> GptqRule:
+def rule_named(name: str, bits: int, symmetric: bool, order: Any, static: bool, size: int | None) -> GptqRule:
     """The rule of a library with these settings."""
-    return replace(
-        GPTQ_RULES[name],
-        bits=bits, symmetric=symmetric, order=order, static=static, group_size=size,
-    )  # fmt: skip
+    return replace(GPTQ_RULES[name], bits=bits, symmetric=symmetric, order=order, static=static, group_size=size)
 
 
 def problem(columns: int, case: object) -> Problem:
@@ -115,9 +103,7 @@ def assert_same(ours: Rounded, theirs: Library) -> None:
     assert np.array_equal(ours.zero, theirs.zero[:, theirs.group])
 
 
-def assert_same_up_to_ties(
-    ours: Rounded, order: Array, values: Array, h: Array, rule: GptqRule
-) -> float:
+def assert_same_up_to_ties(ours: Rounded, order: Array, values: Array, h: Array, rule: GptqRule) -> float:
     """In each row, the first code that differs is at a tie, and before it all values agree but for the roundings.
 
     A weight v is off by at most n u cond(H) max|v|, n columns: a backward error of n roundings, carried through the
@@ -127,9 +113,7 @@ def assert_same_up_to_ties(
         The share of codes that are compared: those up to the first that differs.
     """
     n, alive = len(h), np.flatnonzero(np.diag(h))  # a dead column is coupled to no other
-    damped = h[alive][:, alive].astype(float) + rule.damping * np.diag(h).mean() * np.eye(
-        len(alive)
-    )
+    damped = h[alive][:, alive].astype(float) + rule.damping * np.diag(h).mean() * np.eye(len(alive))
     slack = n * U32 * float(np.linalg.cond(damped)) * 2**rule.bits
     assert slack < 0.1, "the comparison must have power"
     off = (np.abs(values - ours.values) > 0.5 * ours.scale)[:, order]

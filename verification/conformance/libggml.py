@@ -32,9 +32,7 @@ def load_ggml() -> ctypes.CDLL:
         pytest.skip("no libggml: pip install llama-cpp-python, or set UNFORGOTTEN_GGML")
     library = ctypes.CDLL(path)
     pointer, size = ctypes.c_void_p, ctypes.c_int64
-    library.ggml_quantize_chunk.argtypes = [
-        ctypes.c_int, pointer, pointer, size, size, size, pointer,
-    ]  # fmt: skip
+    library.ggml_quantize_chunk.argtypes = [ctypes.c_int, pointer, pointer, size, size, size, pointer]
     library.ggml_quantize_chunk.restype = ctypes.c_size_t
     return library
 
@@ -43,6 +41,4 @@ def quantize_chunk(library: ctypes.CDLL, x: NDArray[Any], number: int, out: NDAr
     """The bytes that it says it wrote to `out` (uint8, large enough) of all rows of x (rows, columns) in a type."""
     rows, columns = x.shape
     x = np.ascontiguousarray(x, np.float32)
-    return int(
-        library.ggml_quantize_chunk(number, x.ctypes.data, out.ctypes.data, 0, rows, columns, None)
-    )
+    return int(library.ggml_quantize_chunk(number, x.ctypes.data, out.ctypes.data, 0, rows, columns, None))

@@ -33,18 +33,14 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "test_hqq.py": ("hqq",),
     "test_llmcompressor.py": ("llmcompressor", "compressed-tensors"),
     "test_torchao.py": ("torchao",),
-    "test_traps.py": (
-        "bitsandbytes", "gguf", "libggml", "gptqmodel", "hqq", "torchao", "transformers",
-    ),
+    "test_traps.py": ("bitsandbytes", "gguf", "libggml", "gptqmodel", "hqq", "torchao", "transformers"),
     "legacy/test_auto_gptq.py": ("auto-gptq",),
     "legacy/test_autoawq.py": ("autoawq",),
-}  # fmt: skip
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--conformance-record", type=Path, metavar="FILE.json", help="record the outcomes here"
-    )
+    parser.addoption("--conformance-record", type=Path, metavar="FILE.json", help="record the outcomes here")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -32,9 +32,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)  # all that quantize_4bit accepts
 KINDS = ("nf4", "fp4")
 FLOAT32_TINY = float(np.finfo(np.float32).tiny)
-NO_RECIPROCAL = (
-    np.float32(127) / np.finfo(np.float32).max
-)  # below it 127 / absmax is inf in float32
+NO_RECIPROCAL = np.float32(127) / np.finfo(np.float32).max  # below it 127 / absmax is inf in float32
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -115,9 +113,7 @@ def threshold_neighbours(fmt: Format, *, exponent: int) -> NDArray[Any]:
 @pytest.mark.parametrize("size", BLOCK_SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_quantize__is_bitsandbytes_on_weights_and_outliers(
-    kind: str, size: int, dtype: str
-) -> None:
+def test_quantize__is_bitsandbytes_on_weights_and_outliers(kind: str, size: int, dtype: str) -> None:
     rng = rng_for(kind, size, dtype)
     w = (0.02 * rng.normal(size=(6, 2 * size))).astype(np.float32)
     w[1] *= rng.standard_t(2, size=2 * size).astype(np.float32)
@@ -140,9 +136,7 @@ def test_quantize__is_bitsandbytes_at_every_tie(kind: str, exponent: int) -> Non
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
-def test_quantize__is_bitsandbytes_on_every_half_in_the_unit_interval(
-    kind: str, dtype: str
-) -> None:
+def test_quantize__is_bitsandbytes_on_every_half_in_the_unit_interval(kind: str, dtype: str) -> None:
     """Exhaustive: all numbers of the dtype in [-1, 1], in blocks that also hold a 1."""
     bits = torch.arange(-(2**15), 2**15, dtype=torch.int32).to(torch.int16)
     every = bits.view(getattr(torch, dtype)).float().numpy()
@@ -155,9 +149,7 @@ def test_quantize__is_bitsandbytes_on_every_half_in_the_unit_interval(
 @pytest.mark.parametrize("count", [1, 2, 5, 63, 64, 65, 127, 64 * 3 + 10, 64 * 3 + 7])
 @pytest.mark.parametrize("largest", [0.0, 1e-45, 1e-40, 1e-38, 1.0, 3e38])
 @pytest.mark.parametrize("kind", KINDS)
-def test_quantize__is_bitsandbytes_on_a_partial_last_block(
-    kind: str, largest: float, count: int
-) -> None:
+def test_quantize__is_bitsandbytes_on_a_partial_last_block(kind: str, largest: float, count: int) -> None:
     """It divides where full blocks multiply, and its absmax is stored as 1e-38 at least."""
     rng = rng_for(kind, largest, count)
     w = (largest * rng.uniform(-1, 1, count)).astype(np.float32)
@@ -181,9 +173,7 @@ def test_quantize__divides_in_a_partial_last_block_as_bitsandbytes_does(kind: st
 
 
 @given(st.data(), st.sampled_from(KINDS), st.sampled_from(DTYPES))
-def test_quantize__is_bitsandbytes_on_hard_blocks(
-    data: st.DataObject, kind: str, dtype: str
-) -> None:
+def test_quantize__is_bitsandbytes_on_hard_blocks(data: st.DataObject, kind: str, dtype: str) -> None:
     assert_4bit(data.draw(tensors(format_named(f"{kind}-b32"))), kind, 32, dtype)
 
 
@@ -228,15 +218,10 @@ def test_quantize__takes_the_reciprocal_of_llm_int8_in_two_roundings(dtype: str)
     assert_int8(np.minimum(w, absmax), dtype)
 
 
-@pytest.mark.skipif(
-    platform.machine() not in ("x86_64", "AMD64"),
-    reason="what C leaves undefined, as x86-64 does it",
-)
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="what C leaves undefined, as x86-64 does it")
 @pytest.mark.parametrize("columns", [1, 7, 16, 33, 64, 257])
 @pytest.mark.parametrize("largest", [0.0, 1e-45, 1e-40, 1e-38, 3e-37])
-def test_quantize__is_llm_int8_where_the_cast_is_undefined_but_observed(
-    largest: float, columns: int
-) -> None:
+def test_quantize__is_llm_int8_where_the_cast_is_undefined_but_observed(largest: float, columns: int) -> None:
     """127 / absmax = inf: 0 * inf = nan and w * inf = inf become int8, which C leaves undefined.
 
     torch gives 0 for both on x86-64 (through the int32 minimum, whose low byte is 0), scalar and vector code alike;

@@ -24,9 +24,7 @@ else:
     torch = pytest.importorskip("torch", reason="compressed-tensors runs on torch")
 library = pytest.importorskip("compressed_tensors.quantization", reason="defines these formats")
 helpers = pytest.importorskip("compressed_tensors.quantization.utils", reason="as above")
-forward = pytest.importorskip(
-    "compressed_tensors.quantization.lifecycle.forward", reason="as above"
-)
+forward = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward", reason="as above")
 
 INTEGERS = {
     f"int{bits}-{block}-ct{rule}": {"num_bits": bits, "type": "int", "symmetric": rule == ""}
@@ -113,9 +111,7 @@ def test_round_trip__is_compressed_tensors_on_subnormals(name: str) -> None:
     assert_same(w, name)
 
 
-@pytest.mark.parametrize(
-    "name", ["int4-g32-ct", "int4-g32-ct-asym", "fp8-g32", "mxfp4-b32-ct", "nvfp4"]
-)
+@pytest.mark.parametrize("name", ["int4-g32-ct", "int4-g32-ct-asym", "fp8-g32", "mxfp4-b32-ct", "nvfp4"])
 def test_compressed_tensors__refuses_partial_groups(name: str) -> None:
     """There is nothing to conform to: the reference pads them with zeros, which change no parameter."""
     fmt = format_named(name)
@@ -124,8 +120,6 @@ def test_compressed_tensors__refuses_partial_groups(name: str) -> None:
     scale = torch.ones(4, -(-40 // size))
     tensor_scale = torch.ones(1) if name == "nvfp4" else None
     with pytest.raises(ValueError, match="divis"):
-        forward.fake_quantize(
-            torch.from_numpy(w), scale, 0 * scale, arguments(name), global_scale=tensor_scale
-        )
+        forward.fake_quantize(torch.from_numpy(w), scale, 0 * scale, arguments(name), global_scale=tensor_scale)
     padded = np.pad(w, ((0, 0), (0, -40 % size)))
     assert np.array_equal(round_trip(w, fmt), round_trip(padded, fmt)[:, :40])

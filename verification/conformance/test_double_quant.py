@@ -36,22 +36,15 @@ if TYPE_CHECKING:
     import torch
 else:
     torch = pytest.importorskip("torch", reason="bitsandbytes runs on torch")
-functional = pytest.importorskip(
-    "bitsandbytes.functional", reason="the library that double quantization is from"
-)
+functional = pytest.importorskip("bitsandbytes.functional", reason="the library that double quantization is from")
 
 Array = NDArray[Any]
 KINDS = ("nf4", "fp4")
 DTYPES = ("float32", "float16", "bfloat16")
 BLOCK_SIZES = (32, 64, 128, 1024)
 SCALES = (1e-45, 1e-42, 1e-40, 2e-39, 1e-37, 1e-20, 0.02, 1.0, 3e30)
-FUSED = (
-    "AVX2",
-    "AVX512",
-)  # for which torch's own kernels are compiled with fused products and sums
-PARTS_ROUNDINGS = (
-    6  # of numbers below 1: ours once, torch's two of a product and a sum, twice in a vector
-)
+FUSED = ("AVX2", "AVX512")  # for which torch's own kernels are compiled with fused products and sums
+PARTS_ROUNDINGS = 6  # of numbers below 1: ours once, torch's two of a product and a sum, twice in a vector
 
 
 def library_parts(parts: int) -> Array:
@@ -81,9 +74,7 @@ class Library(NamedTuple):
 
 def library(x: torch.Tensor, kind: str, size: int) -> Library:
     """Values are read from whole blocks, `(-1, size)`: other shapes meet the trap of the AVX-512 kernel."""
-    packed, state = functional.quantize_4bit(
-        x, blocksize=size, quant_type=kind, compress_statistics=True
-    )
+    packed, state = functional.quantize_4bit(x, blocksize=size, quant_type=kind, compress_statistics=True)
     pairs = packed.reshape(-1).numpy()
     labels = np.stack([pairs >> 4, pairs & 15], axis=1).ravel()[: x.numel()]
     padded = np.pad(labels, (0, -x.numel() % size))
@@ -123,9 +114,7 @@ def assert_same(w: Array, kind: str, size: int, dtype: str, *, exact_sum: bool =
     assert np.array_equal(ours.values, theirs.values)
 
 
-def test_dynamic_map__is_bitsandbytes_given_the_parts(
-    table: Array, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_dynamic_map__is_bitsandbytes_given_the_parts(table: Array, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(double_quant, "_equal_parts", library_parts)
     assert np.array_equal(dynamic_map.__wrapped__(), table)
 
@@ -163,9 +152,7 @@ def test_quantize_dynamic__is_bitsandbytes_in_every_bin() -> None:
 
 @pytest.mark.parametrize("count", [1, 2, 255, 256, 257, 256 * 6 + 100])
 @pytest.mark.parametrize("scale", [0.0, *SCALES])
-def test_quantize_dynamic__is_bitsandbytes_on_subnormal_and_partial_blocks(
-    scale: float, count: int
-) -> None:
+def test_quantize_dynamic__is_bitsandbytes_on_subnormal_and_partial_blocks(scale: float, count: int) -> None:
     x = (scale * rng_for(scale, count).uniform(-1, 1, count)).astype(np.float32)
     x[::3] = 0
     codes, absmax, values = library_dynamic(x)
@@ -178,9 +165,7 @@ def test_quantize_dynamic__is_bitsandbytes_on_subnormal_and_partial_blocks(
 @pytest.mark.parametrize("size", BLOCK_SIZES)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_double_quantize__is_bitsandbytes_on_weights_and_outliers(
-    kind: str, size: int, dtype: str
-) -> None:
+def test_double_quantize__is_bitsandbytes_on_weights_and_outliers(kind: str, size: int, dtype: str) -> None:
     """More than 256 blocks: two of the second level, the last one partial."""
     rng = rng_for("double", kind, size, dtype)
     w = (0.02 * rng.normal(size=(300, size))).astype(np.float32)
@@ -202,9 +187,7 @@ def test_double_quantize__is_bitsandbytes_on_partial_and_subnormal_blocks(
 
 
 @given(st.data(), st.sampled_from(KINDS), st.sampled_from(DTYPES))
-def test_double_quantize__is_bitsandbytes_on_hard_blocks(
-    data: st.DataObject, kind: str, dtype: str
-) -> None:
+def test_double_quantize__is_bitsandbytes_on_hard_blocks(data: st.DataObject, kind: str, dtype: str) -> None:
     w = data.draw(tensors(format_named(f"{kind}-b32")))
     largest = torch.finfo(getattr(torch, dtype)).max / 2**17  # a sum of all absmaxes is finite
     assert_same(np.clip(w, -largest, largest), kind, 32, dtype)
@@ -212,9 +195,7 @@ def test_double_quantize__is_bitsandbytes_on_hard_blocks(
 
 @pytest.mark.parametrize("blocks", [1, 3, 256, 257, 700])
 @pytest.mark.parametrize("kind", KINDS)
-def test_double_quantize__has_the_bits_of_bitsandbytes_and_its_offset(
-    kind: str, blocks: int
-) -> None:
+def test_double_quantize__has_the_bits_of_bitsandbytes_and_its_offset(kind: str, blocks: int) -> None:
     """Absmaxes of 8 bits in one binade: their sum is exact in float32 whatever its order, so the mean has one value."""
     rng = rng_for("exact", kind, blocks)
     w = rng.uniform(-1, 1, (blocks, 64)).astype(np.float32)

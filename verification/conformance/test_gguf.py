@@ -61,9 +61,7 @@ def assert_same(w: NDArray[Any], name: str) -> None:
     header = np.concatenate([x.astype(np.float16) for x in stored], axis=1).view(np.uint8)
     assert np.array_equal(packed(w, name)[:, : HEADER[name]], header)
     assert np.array_equal(library_labels(w, name), np.asarray(fmt.labels)[codes.reshape(-1, 32)])
-    assert np.array_equal(
-        library_values(w, name).view(np.uint32), round_trip(w, fmt).view(np.uint32)
-    )
+    assert np.array_equal(library_values(w, name).view(np.uint32), round_trip(w, fmt).view(np.uint32))
 
 
 @pytest.mark.parametrize("size", [1e-6, 0.02, 30.0])

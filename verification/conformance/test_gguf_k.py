@@ -99,14 +99,10 @@ def test_k_bytes__are_those_of_libggml(ggml: ctypes.CDLL, kind: KType, name: str
 
 
 @pytest.mark.parametrize("kind", K_TYPES, ids=lambda k: k.name)
-def test_k_bytes__need_sums_from_left_to_right(
-    ggml: ctypes.CDLL, kind: KType, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_k_bytes__need_sums_from_left_to_right(ggml: ctypes.CDLL, kind: KType, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison has power: sums rounded once, not after every term, change about 2 % of the super-blocks."""
     x = rng_for("k-quants", "sums").normal(0, 0.02, (1024, 256)).astype(np.float32)
     expected = library_bytes(ggml, x, kind)
     assert np.array_equal(kind.pack(kind.quantize(x)), expected)
-    monkeypatch.setattr(
-        kquants, "_sum", lambda t: t.sum(axis=1, dtype=np.float64).astype(np.float32)
-    )
+    monkeypatch.setattr(kquants, "_sum", lambda t: t.sum(axis=1, dtype=np.float64).astype(np.float32))
     assert not np.array_equal(kind.pack(kind.quantize(x)), expected)

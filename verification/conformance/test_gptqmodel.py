@@ -109,9 +109,7 @@ def test_gptq__is_gptqmodels_within_a_block(
     [{"damping": 0.01}, {"block": 32}, {"static": True}, {"group_size": 32}],
     ids=lambda change: next(iter(change)),
 )
-def test_gptq__is_gptqmodels_by_its_own_rule_only(
-    change: dict[str, Any], order: str, symmetric: bool
-) -> None:
+def test_gptq__is_gptqmodels_by_its_own_rule_only(change: dict[str, Any], order: str, symmetric: bool) -> None:
     """The comparison has power: another damping, block, fit or group gives other values. (Static only beyond a block.)"""
     columns = 256 if "static" in change else 128
     rule = rule_of(4, symmetric, order, False, 64)
@@ -122,9 +120,7 @@ def test_gptq__is_gptqmodels_by_its_own_rule_only(
 
 
 @pytest.mark.parametrize("columns", [200, 256])
-@pytest.mark.parametrize(
-    ("bits", "symmetric", "order", "static", "size"), [c for c in CASES if c[4] != 32]
-)
+@pytest.mark.parametrize(("bits", "symmetric", "order", "static", "size"), [c for c in CASES if c[4] != 32])
 def test_gptq__agrees_with_gptqmodel_beyond_a_block(
     bits: int, symmetric: bool, order: str, static: bool, size: int | None, columns: int
 ) -> None:
@@ -160,9 +156,7 @@ def hard_groups(bits: int, symmetric: bool) -> Array:
 
 @pytest.mark.parametrize("symmetric", [True, False])
 @pytest.mark.parametrize("bits", [2, 3, 4, 8])
-def test_fit_gptq__is_gptqmodels_on_ties_and_on_zero_and_subnormal_groups(
-    bits: int, symmetric: bool
-) -> None:
+def test_fit_gptq__is_gptqmodels_on_ties_and_on_zero_and_subnormal_groups(bits: int, symmetric: bool) -> None:
     """Its Quantizer on whole groups, without a Hessian."""
     w, rule = hard_groups(bits, symmetric), rule_of(bits, symmetric, "natural", False, 32)
     grid = fit_groups(w, rule)
@@ -189,9 +183,15 @@ def packed(bits: int) -> tuple[dict[str, Array], Array, Array, Array, Array]:
     scales = rng.uniform(0.5, 1, (32, 4)).astype(np.float16).astype(np.float32)
     w = scales[:, group] * (codes - zeros[:, group]).astype(np.float32)
     module = layers.TorchLinear(
-        bits=bits, group_size=32, sym=False, desc_act=False, in_features=128, out_features=32,
-        bias=False, format=library.FORMAT.GPTQ,
-    )  # fmt: skip
+        bits=bits,
+        group_size=32,
+        sym=False,
+        desc_act=False,
+        in_features=128,
+        out_features=32,
+        bias=False,
+        format=library.FORMAT.GPTQ,
+    )
     tensors = [torch.from_numpy(a) for a in (scales, zeros.astype(np.float32), group.astype("i4"))]
     module.pack(linear(w), *tensors)
     values = module.eval().dequantize_weight().numpy()

@@ -14,12 +14,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.verification.conformance.awq_comparison import (
-    CASES,
-    hard_weights,
-    read_back,
-    reference,
-)
+from unforgotten.verification.conformance.awq_comparison import CASES, hard_weights, read_back, reference
 
 os.environ.setdefault("GPTQMODEL_CPU_WORKERS", "2")  # or it refuses two processors, see test_traps
 
@@ -43,9 +38,7 @@ def library_final(w: Array, bits: int, size: int, symmetric: bool) -> tuple[Arra
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(("bits", "size", "symmetric"), CASES)
-def test_fit_autoawq__is_the_final_grid_of_gptqmodel(
-    bits: int, size: int, symmetric: bool, dtype: str
-) -> None:
+def test_fit_autoawq__is_the_final_grid_of_gptqmodel(bits: int, size: int, symmetric: bool, dtype: str) -> None:
     """Ties, zero groups, groups far from 0 and subnormal ones; models in float16 are quantized in float16."""
     w = hard_weights(bits, dtype=dtype)
     ours = reference(w, bits, size, symmetric)
@@ -73,9 +66,14 @@ def packed(w: Array, size: int, symmetric: bool) -> tuple[dict[str, Array], Arra
     layer = torch.nn.Linear(w.shape[1], w.shape[0], bias=False)
     layer.weight.data = torch.from_numpy(values)
     module = layers.AwqTorchLinear(
-        bits=4, group_size=size, sym=symmetric, desc_act=False, in_features=w.shape[1],
-        out_features=w.shape[0], bias=False,
-    )  # fmt: skip
+        bits=4,
+        group_size=size,
+        sym=symmetric,
+        desc_act=False,
+        in_features=w.shape[1],
+        out_features=w.shape[0],
+        bias=False,
+    )
     module.pack(layer, torch.from_numpy(scale), torch.from_numpy(zero))
     parts = (module.qweight, module.qzeros, module.scales)
     read = packing.dequantize_gemm(*parts, 4, size).numpy()
@@ -84,9 +82,7 @@ def packed(w: Array, size: int, symmetric: bool) -> tuple[dict[str, Array], Arra
 
 @pytest.mark.parametrize("symmetric", [False, True])
 @pytest.mark.parametrize("size", [32, 64])
-def test_audit__reads_what_gptqmodel_packs_of_awq(
-    size: int, symmetric: bool, tmp_path: Path
-) -> None:
+def test_audit__reads_what_gptqmodel_packs_of_awq(size: int, symmetric: bool, tmp_path: Path) -> None:
     """The codes are the reference's, the values `fp16(scale) (q - zero)`."""
     w = hard_weights(4)
     ours = reference(w, 4, size, symmetric)
@@ -99,9 +95,7 @@ def test_audit__reads_what_gptqmodel_packs_of_awq(
     assert np.array_equal(piece.values.astype(np.float16), read)
 
 
-def test_packed__spills_a_code_into_the_next_where_float16_rounds_a_tiny_scale(
-    tmp_path: Path,
-) -> None:
+def test_packed__spills_a_code_into_the_next_where_float16_rounds_a_tiny_scale(tmp_path: Path) -> None:
     """Found here: codes are made again, as `value / fp16(scale)`, and not clipped: 15 becomes 16 at a range of 1e-5.
 
     Weights of a range below about 2e-5 in a whole group are not those of a model; nothing else is affected.

@@ -38,9 +38,15 @@ class Library(NamedTuple):
 
 def library_result(w: NDArray[Any], bits: int, size: int, *, optimize: bool) -> Library:
     codes, meta = library.Quantizer.quantize(
-        torch.from_numpy(w.copy()), nbits=bits, group_size=size, optimize=optimize, axis=1,
-        device="cpu", bitpack=False, compute_dtype=torch.float32,
-    )  # fmt: skip
+        torch.from_numpy(w.copy()),
+        nbits=bits,
+        group_size=size,
+        optimize=optimize,
+        axis=1,
+        device="cpu",
+        bitpack=False,
+        compute_dtype=torch.float32,
+    )
     meta["compute_dtype"] = torch.float32
     values = library.Quantizer.dequantize(codes, meta)
     parts = (codes, meta["scale"], meta["zero"], values)

@@ -44,9 +44,7 @@ CASES = [
 ]
 
 
-def problem(
-    columns: int, case: object, *, shared: float = 2.0
-) -> tuple[NDArray[Any], NDArray[Any]]:
+def problem(columns: int, case: object, *, shared: float = 2.0) -> tuple[NDArray[Any], NDArray[Any]]:
     """Weights and a Hessian, of inputs with a `shared` direction: the more, the worse conditioned."""
     rng = rng_for("llmcompressor", columns, case)
     x = rng.normal(size=(2 * columns, columns)) + shared * rng.normal(size=(2 * columns, 1))
@@ -98,9 +96,7 @@ def test_gptq__is_llmcompressors_within_a_block(bits: int, symmetric: bool, orde
 
 
 @pytest.mark.parametrize(("bits", "symmetric", "order"), CASES)
-def test_gptq__is_llmcompressors_at_its_own_damping_only(
-    bits: int, symmetric: bool, order: str
-) -> None:
+def test_gptq__is_llmcompressors_at_its_own_damping_only(bits: int, symmetric: bool, order: str) -> None:
     """The comparison has power: another damping gives other values."""
     rule = rule_of(bits, symmetric, order)
     w, h = problem(128, (bits, symmetric, order))
@@ -109,9 +105,7 @@ def test_gptq__is_llmcompressors_at_its_own_damping_only(
 
 
 @pytest.mark.parametrize(("bits", "symmetric", "order"), CASES)
-def test_gptq__agrees_with_llmcompressor_beyond_a_block(
-    bits: int, symmetric: bool, order: str
-) -> None:
+def test_gptq__agrees_with_llmcompressor_beyond_a_block(bits: int, symmetric: bool, order: str) -> None:
     """With its own factor, 256 columns: where a row differs, its first difference is a code at a tie."""
     rule = rule_of(bits, symmetric, order)
     w, h = problem(256, (bits, symmetric, order), shared=0.0)
@@ -119,9 +113,7 @@ def test_gptq__agrees_with_llmcompressor_beyond_a_block(
     differs = (result.values != library_values(w, h, rule))[:, result.order]
     ratio = (result.compensated / result.scale)[:, result.order]
     damped = h.astype(float) + (rule.damping * np.diag(h).mean() + result.dead) * np.eye(256)
-    slack = (
-        256 * U32 * np.linalg.cond(damped)
-    )  # a backward error of n roundings, through the inverse
+    slack = 256 * U32 * np.linalg.cond(damped)  # a backward error of n roundings, through the inverse
     at_tie = np.abs(np.abs(ratio - np.floor(ratio)) - 0.5) <= slack
     first = np.take_along_axis(at_tie, differs.argmax(axis=1)[:, None], axis=1)[:, 0]
     assert slack < 0.01

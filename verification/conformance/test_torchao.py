@@ -22,16 +22,9 @@ if TYPE_CHECKING:
     import torch
 else:
     torch = pytest.importorskip("torch", reason="torchao runs on torch")
-library = pytest.importorskip(
-    "torchao.quantization.quant_primitives", reason="defines these formats"
-)
+library = pytest.importorskip("torchao.quantization.quant_primitives", reason="defines these formats")
 
-NAMES = [
-    f"int{bits}-{block}-ao{rule}"
-    for bits in (2, 3, 4, 8)
-    for block in ("g32", "row")
-    for rule in ("", "-asym")
-]
+NAMES = [f"int{bits}-{block}-ao{rule}" for bits in (2, 3, 4, 8) for block in ("g32", "row") for rule in ("", "-asym")]
 FLOAT8 = ["fp8-g32", "fp8-row"]
 
 
@@ -41,9 +34,7 @@ def assert_same(w: NDArray[Any], name: str) -> None:
     block = (1, fmt.block_size or w.shape[1])
     kind = library.MappingType.ASYMMETRIC if fmt.zero_point else library.MappingType.SYMMETRIC
     x = torch.from_numpy(w.copy())
-    scale, zero = library.choose_qparams_affine(
-        x, kind, block, torch.int8, *ends, zero_point_dtype=torch.int8
-    )
+    scale, zero = library.choose_qparams_affine(x, kind, block, torch.int8, *ends, zero_point_dtype=torch.int8)
     labels = library.quantize_affine(x, block, scale, zero, torch.int8, *ends)
     values = library.dequantize_affine(labels, block, scale, zero, torch.int8, *ends)
     codes, grid = quantize(w, fmt)

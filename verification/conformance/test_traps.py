@@ -43,9 +43,7 @@ def relative(values: Array, w: Array) -> float:
     return float(np.linalg.norm(values.astype(float) - w) / np.linalg.norm(w))
 
 
-avx512 = pytest.mark.skipif(
-    torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the kernel is AVX-512's"
-)
+avx512 = pytest.mark.skipif(torch.backends.cpu.get_cpu_capability() != "AVX512", reason="the kernel is AVX-512's")
 
 
 @avx512
@@ -163,14 +161,10 @@ def test_bitsandbytes__rounds_weights_of_an_int8_layer_to_float16_first() -> Non
     functional, nn = needs("bitsandbytes.functional"), needs("bitsandbytes.nn")
     w = normal((64, 256), "int8")
     layer = nn.Linear8bitLt(256, 64, bias=False, has_fp16_weights=False)
-    layer.weight = nn.Int8Params(
-        torch.from_numpy(w.copy()), has_fp16_weights=False, requires_grad=False
-    )
+    layer.weight = nn.Int8Params(torch.from_numpy(w.copy()), has_fp16_weights=False, requires_grad=False)
     of_layer = layer.to("cpu").weight.data.numpy()
     assert np.array_equal(of_layer, functional.int8_vectorwise_quant(torch.from_numpy(w).half())[0])
-    codes = np.asarray(format_named("llmint8-row").labels)[
-        quantize(w, format_named("llmint8-row"))[0]
-    ]
+    codes = np.asarray(format_named("llmint8-row").labels)[quantize(w, format_named("llmint8-row"))[0]]
     assert not np.array_equal(of_layer, codes)
     adapter = bnb_int8()
     assert np.array_equal(adapter.quantize(w), round_trip(w, format_named("llmint8-row")))
@@ -244,15 +238,7 @@ def packed_layer(kind: str) -> tuple[Any, Array]:
     w = scales[:, group] * (codes - 8)
     source = torch.nn.Linear(128, 32, bias=False)
     source.weight.data = torch.from_numpy(w)
-    layer = layer_type(
-        bits=4,
-        group_size=32,
-        sym=True,
-        desc_act=False,
-        in_features=128,
-        out_features=32,
-        bias=False,
-    )
+    layer = layer_type(bits=4, group_size=32, sym=True, desc_act=False, in_features=128, out_features=32, bias=False)
     parts = (scales, np.full_like(scales, 8), group.astype(np.int32))
     layer.pack(source, *(torch.from_numpy(a) for a in parts))
     return layer, w
@@ -289,9 +275,14 @@ def test_gptqmodel__rounds_to_other_groups_grids_when_static_and_group_aware() -
     w[:, :32] *= 64
     x[:, 96:] *= 8  # the group that is moved to the front, where the large one stood
     config = quantization.QuantizeConfig(
-        bits=4, group_size=32, act_group_aware=True, desc_act=False, static_groups=True,
-        fallback=None, offload_to_disk=False,
-    )  # fmt: skip
+        bits=4,
+        group_size=32,
+        act_group_aware=True,
+        desc_act=False,
+        static_groups=True,
+        fallback=None,
+        offload_to_disk=False,
+    )
     layer = torch.nn.Linear(128, 8, bias=False)
     layer.weight.data = torch.from_numpy(w.copy())
     task = tasks.GPTQ(layer, config)
@@ -310,9 +301,8 @@ def test_hqq__packs_a_single_group_into_nothing() -> None:
     library = needs("hqq.core.quantize").Quantizer
     w = normal((1, 32))
     packed, meta = library.quantize(
-        torch.from_numpy(w.copy()),
-        nbits=4, group_size=32, optimize=False, axis=1, device="cpu",
-    )  # fmt: skip
+        torch.from_numpy(w.copy()), nbits=4, group_size=32, optimize=False, axis=1, device="cpu"
+    )
     assert packed.numel() == 0
     with pytest.raises(RuntimeError, match="invalid for input of size 0"):
         library.dequantize(packed, {**meta, "compute_dtype": torch.float32})

@@ -10,27 +10,18 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.verification.conformance.awq_comparison import (
-    CASES,
-    hard_weights,
-    read_back,
-    reference,
-)
+from unforgotten.verification.conformance.awq_comparison import CASES, hard_weights, read_back, reference
 
 if TYPE_CHECKING:
     import torch
 else:
     torch = pytest.importorskip("torch", reason="AutoAWQ runs on torch")
-library = pytest.importorskip(
-    "awq.quantize.quantizer", reason="needs `make conformance-legacy`", exc_type=ImportError
-)
+library = pytest.importorskip("awq.quantize.quantizer", reason="needs `make conformance-legacy`", exc_type=ImportError)
 
 Array = NDArray[Any]
 
 
-def library_final(
-    w: Array, bits: int, size: int, symmetric: bool
-) -> tuple[Array, Array, Array | None]:
+def library_final(w: Array, bits: int, size: int, symmetric: bool) -> tuple[Array, Array, Array | None]:
     """Values, scale and zero point of its last step, of which the method needs three settings alone."""
     settings = SimpleNamespace(group_size=size, zero_point=not symmetric, w_bit=bits)
     final = library.AwqQuantizer.pseudo_quantize_tensor
@@ -40,9 +31,7 @@ def library_final(
 
 @pytest.mark.parametrize("dtype", ["float32", "float16"])
 @pytest.mark.parametrize(("bits", "size", "symmetric"), CASES)
-def test_fit_autoawq__is_the_final_grid_of_autoawq(
-    bits: int, size: int, symmetric: bool, dtype: str
-) -> None:
+def test_fit_autoawq__is_the_final_grid_of_autoawq(bits: int, size: int, symmetric: bool, dtype: str) -> None:
     """Ties, zero groups, groups far from 0 and subnormal ones; models in float16 are quantized in float16."""
     w = hard_weights(bits, dtype=dtype)
     ours = reference(w, bits, size, symmetric)
@@ -73,9 +62,5 @@ def test_audit__reads_what_autoawq_packs(size: int, tmp_path: Path) -> None:
     ours = reference(w, 4, size, False)
     assert np.array_equal(piece.codes, ours.codes.T)
     stored = np.repeat(ours.scale.astype(np.float16).astype(np.float32), size, axis=1)
-    assert np.array_equal(
-        piece.values, (stored * (ours.codes - np.repeat(ours.zero, size, axis=1))).T
-    )
-    assert np.array_equal(
-        piece.values.astype(np.float16), packing.dequantize_gemm(*parts, 4, size).numpy()
-    )
+    assert np.array_equal(piece.values, (stored * (ours.codes - np.repeat(ours.zero, size, axis=1))).T)
+    assert np.array_equal(piece.values.astype(np.float16), packing.dequantize_gemm(*parts, 4, size).numpy())
