@@ -20,7 +20,7 @@ help:
 	@echo 'make bench     our quantizers and the audit against bitsandbytes, as ratios'
 
 # Remade when what it installs has changed; written last, so an install that was cut is done again.
-$(READY): pyproject.toml constraints.txt
+$(READY): pyproject.toml setup.py constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("PYTHON must be 3.11 or later, got $(PYTHON) = " + sys.version.split()[0])'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --constraint constraints.txt --editable '.[dev]'
@@ -48,7 +48,7 @@ PATH_TESTS := tests/test_audit_kernel.py tests/test_audit_kernel_fit.py tests/te
   tests/test_audit_simd.py tests/test_audit_weights.py tests/test_audit_jobs.py tests/test_bf16_products.py
 HASWELL := UNFORGOTTEN_SIMD=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=
 
-HAS_AVX2 := $(BIN)/python -P -c 'import sys; from unforgotten.audit.simd import available_paths as p; sys.exit("avx2" not in p())'
+HAS_AVX2 := $(BIN)/python -P -c 'import sys; from unforgotten.audit.kernel.simd import available_paths as p; sys.exit("avx2" not in p())'
 
 test-paths: $(READY)
 	@if $(HAS_AVX2); \
@@ -103,14 +103,14 @@ conformance-legacy: $(LEGACY)/.ready
 	HYPOTHESIS_PROFILE=ci $(LEGACY)/bin/pytest -p unforgotten.verification.conformance.record \
 	  --conformance-record $(RECORD) verification/conformance/legacy
 
-# For a night. MUTANTS='--minutes 30 --jobs 2' for less, or for more at a time; see verification/mutants.py.
+# For a night. MUTANTS='--minutes 30 --jobs 2' for less, or for more at a time; see verification/mutation/mutants.py.
 mutants: $(READY)
-	nice -n 19 $(BIN)/python -P -m unforgotten.verification.mutants $(MUTANTS)
+	nice -n 19 $(BIN)/python -P -m unforgotten.verification.mutation.mutants $(MUTANTS)
 
 # AUDIT_BENCH='--large --dir SCRATCH' for the pair of 2 x 8 GiB too, and for where the pairs are written and deleted.
 bench: $(READY)
-	$(BIN)/python -P -m unforgotten.experiments.bench
-	$(BIN)/python -P -m unforgotten.experiments.bench_audit --out reports/published/audit-bench $(AUDIT_BENCH)
-	@$(HAS_AVX2) || exit 0; $(HASWELL) $(BIN)/python -P -m unforgotten.experiments.bench_audit \
+	$(BIN)/python -P -m unforgotten.experiments.studies.quantizer_cost
+	$(BIN)/python -P -m unforgotten.experiments.studies.audit_cost --out reports/published/audit-bench $(AUDIT_BENCH)
+	@$(HAS_AVX2) || exit 0; $(HASWELL) $(BIN)/python -P -m unforgotten.experiments.studies.audit_cost \
 	  --out reports/published/audit-bench $(AUDIT_BENCH)
-	$(BIN)/python -P -m unforgotten.reports.bench_table reports/published/audit-bench
+	$(BIN)/python -P -m unforgotten.reports.studies.audit_cost reports/published/audit-bench

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unforgotten.audit.run import DEFAULT_FORMATS, VERDICTS
-from unforgotten.theory.formats import format_named
+from unforgotten.theory.formats.names import format_named
 
 
 class Options(NamedTuple):

@@ -7,18 +7,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TypeVar, get_args
 
-from unforgotten.audit.artefact_gguf import compare_gguf_codes, is_quantized_gguf
-from unforgotten.audit.artefacts import ArtefactLeg, compare_codes, scheme_of
-from unforgotten.audit.checkpoints import Checkpoint
-from unforgotten.audit.gguf_source import GgufCheckpoint
-from unforgotten.audit.legs import BehaviourLeg, OutputLeg
-from unforgotten.audit.progress import SILENT, Progress, Step
-from unforgotten.audit.result import AuditResult, build_code_result, build_result
-from unforgotten.audit.rows import code_rows, tensor_rows
-from unforgotten.audit.sources import open_pair
-from unforgotten.audit.verdict import Word
-from unforgotten.audit.weights import WeightsLeg, weights_leg
-from unforgotten.audit.write import write_audit
+from unforgotten.audit.codes.compare import ArtefactLeg, compare_codes, scheme_of
+from unforgotten.audit.codes.gguf import compare_gguf_codes, is_quantized_gguf
+from unforgotten.audit.outputs.result import AuditResult, build_code_result, build_result
+from unforgotten.audit.outputs.result_rows import code_rows, tensor_rows
+from unforgotten.audit.outputs.write import write_audit
+from unforgotten.audit.progress.stages import SILENT, Progress, Step
+from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.audit.sources.gguf import GgufCheckpoint
+from unforgotten.audit.sources.open import open_pair
+from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
+from unforgotten.audit.verdict.rule import Word
+from unforgotten.audit.weights.leg import WeightsLeg, weights_leg
 
 DEFAULT_FORMATS = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64", "int8-row")
 Measured = TypeVar("Measured")

@@ -12,8 +12,8 @@ from typing import Annotated, Any, Literal, Protocol
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from unforgotten.experiments.methods import METHODS
-from unforgotten.theory.formats import format_named
+from unforgotten.experiments.methods.registry import METHODS
+from unforgotten.theory.formats.names import format_named
 
 Storage = Literal["fp32", "bf16", "bf16-sr"]
 Autocast = Literal["none", "bf16"]

@@ -12,13 +12,21 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.config import RunConfig
-from unforgotten.experiments.metrics import Probes, knowledge, losses, min_k, of_items, privacy_leakage, verbatim_memory
-from unforgotten.experiments.quantizers import State, linear_names, quantize_state
-from unforgotten.experiments.rows import Measurement
-from unforgotten.experiments.scoring import token_scores
-from unforgotten.theory.decomposition import lost_effect
-from unforgotten.theory.recovery import recovered_fraction
-from unforgotten.theory.update import GridMode, Survival
+from unforgotten.experiments.metrics.registry import (
+    Probes,
+    knowledge,
+    losses,
+    min_k,
+    of_items,
+    privacy_leakage,
+    verbatim_memory,
+)
+from unforgotten.experiments.models.scoring import token_scores
+from unforgotten.experiments.quantizers.registry import State, linear_names, quantize_state
+from unforgotten.records.store import Measurement
+from unforgotten.theory.laws.update import GridMode, Survival
+from unforgotten.theory.models.decomposition import lost_effect
+from unforgotten.theory.models.recovery import recovered_fraction
 
 DECOMPOSED = ("forget_loss", "retain_loss", "M1", "M2", "M4")
 RECOVERED = ("M1", "M2")

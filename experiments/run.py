@@ -15,17 +15,15 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from unforgotten.audit.checkpoints import open_checkpoint
-from unforgotten.audit.progress import SILENT, Progress
-from unforgotten.audit.weights import Setting, weights_leg
-from unforgotten.experiments.arithmetic import Arithmetic
-from unforgotten.experiments.arms import TRAINED, Arm, arms
-from unforgotten.experiments.base import load_smollm2, tiny_llama, train_tokenizer
-from unforgotten.experiments.batches import encode_documents
-from unforgotten.experiments.bf16_products import resolve
-from unforgotten.experiments.checkpoints import load_model, load_notes, load_tokenizer, save_model
+from unforgotten.audit.progress.stages import SILENT, Progress
+from unforgotten.audit.sources.checkpoint import open_checkpoint
+from unforgotten.audit.weights.leg import Setting, weights_leg
+from unforgotten.experiments.arms.arithmetic import Arithmetic
+from unforgotten.experiments.arms.arm import TRAINED, Arm, arms
+from unforgotten.experiments.arms.processor import processor
+from unforgotten.experiments.arms.products import resolve
 from unforgotten.experiments.config import RunConfig, TrainingConfig
-from unforgotten.experiments.corpus import Corpus, prepare_corpus
+from unforgotten.experiments.data.corpus import Corpus, prepare_corpus
 from unforgotten.experiments.evaluation import (
     Bench,
     Items,
@@ -35,13 +33,22 @@ from unforgotten.experiments.evaluation import (
     state_of,
     weights_rows,
 )
-from unforgotten.experiments.metrics import make_probes
-from unforgotten.experiments.processor import processor
-from unforgotten.experiments.rows import Measurement, RowStore, Subject
-from unforgotten.experiments.storage import write_json, write_text
-from unforgotten.experiments.training import train
-from unforgotten.experiments.unlearning import Reference, Settings, arithmetic_of, make_reference, settings_of, unlearn
-from unforgotten.theory.update import GRID_MODES
+from unforgotten.experiments.methods.descent import (
+    Reference,
+    Settings,
+    arithmetic_of,
+    make_reference,
+    settings_of,
+    unlearn,
+)
+from unforgotten.experiments.metrics.registry import make_probes
+from unforgotten.experiments.models.base import load_smollm2, tiny_llama, train_tokenizer
+from unforgotten.experiments.models.batches import encode_documents
+from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer, save_model
+from unforgotten.experiments.models.training import train
+from unforgotten.records.files import write_json, write_text
+from unforgotten.records.store import Measurement, RowStore, Subject
+from unforgotten.theory.laws.update import GRID_MODES
 
 
 def stages(config: RunConfig) -> list[str]:
@@ -60,7 +67,7 @@ def stages(config: RunConfig) -> list[str]:
 def revision() -> str:
     """Version and a hash of the sources that compute rows."""
     digest = hashlib.sha256()
-    for package in ("theory", "audit", "experiments"):
+    for package in ("theory", "records", "audit", "experiments"):
         root = Path(str(files(f"unforgotten.{package}")))
         for path in sorted(root.rglob("*.py")) + sorted(root.rglob("*.yaml")):
             digest.update(path.read_bytes())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from unforgotten.reports.rows import Row
+from unforgotten.records.rows import Row
 
 STORAGE_LABELS: Mapping[str, str] = {
     "fp32": "fp32 master weights",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from unforgotten.reports.rows import Row, Run
+from unforgotten.records.rows import Row, Run
 
 ARM_NAMES = {"fp32": "fp32 masters", "bf16": "bf16 parameters", "bf16-sr": "bf16, stochastic rounding"}
 

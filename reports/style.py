@@ -14,8 +14,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from unforgotten.records.rows import Row, Run
 from unforgotten.reports.labels import storage_short
-from unforgotten.reports.rows import Row, Run
 
 RC: Mapping[Any, Any] = {
     "axes.edgecolor": "#57606a",

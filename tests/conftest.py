@@ -40,11 +40,11 @@ def audit_refuses(tmp_path: Path) -> Callable[[tuple[Path, Path], Path, Collecti
 def micro_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The layout of a run on models of no size: corpus, config.json, a target, and two models that moved from it."""
     torch = pytest.importorskip("torch", reason="the models need unforgotten[experiments]")
-    from unforgotten.experiments.base import tiny_llama, train_tokenizer
-    from unforgotten.experiments.checkpoints import save_model
     from unforgotten.experiments.config import BaseConfig, load_config
-    from unforgotten.experiments.corpus import prepare_corpus
-    from unforgotten.experiments.storage import write_text
+    from unforgotten.experiments.data.corpus import prepare_corpus
+    from unforgotten.experiments.models.base import tiny_llama, train_tokenizer
+    from unforgotten.experiments.models.saved import save_model
+    from unforgotten.records.files import write_text
 
     folder = tmp_path_factory.mktemp("micro-pair")
     config = load_config(str(Path(__file__).parent / "micro.yaml"))

@@ -13,16 +13,16 @@ torch = pytest.importorskip("torch", reason="models need unforgotten[experiments
 
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
-from unforgotten.audit.progress import SILENT
+from unforgotten.audit.progress.stages import SILENT
 from unforgotten.experiments import run
-from unforgotten.experiments.arithmetic import Arithmetic
-from unforgotten.experiments.arms import arms
-from unforgotten.experiments.batches import pad
-from unforgotten.experiments.bf16_products import Float32Products
-from unforgotten.experiments.checkpoints import load_model
+from unforgotten.experiments.arms.arithmetic import Arithmetic
+from unforgotten.experiments.arms.arm import arms
+from unforgotten.experiments.arms.products import Float32Products
 from unforgotten.experiments.config import load_config
-from unforgotten.experiments.losses import distributions, retain_divergence, token_log_probs
-from unforgotten.experiments.unlearning import Outcome, arithmetic_of, make_reference
+from unforgotten.experiments.methods.descent import Outcome, arithmetic_of, make_reference
+from unforgotten.experiments.models.batches import pad
+from unforgotten.experiments.models.log_probs import distributions, retain_divergence, token_log_probs
+from unforgotten.experiments.models.saved import load_model
 
 FP32 = Arithmetic(torch.float32, "none", "float32")
 BF16 = Arithmetic(torch.bfloat16, "none", "float32")

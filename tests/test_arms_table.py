@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from unforgotten.reports.arms_table import HEADS, arms_table
-from unforgotten.reports.rows import read_run
+from unforgotten.records.rows import read_run
+from unforgotten.reports.studies.arms import HEADS, arms_table
 
 PUBLISHED = Path(__file__).parents[1] / "reports/published"
 NEW, OLD = PUBLISHED / "tiny-arms-seed0", PUBLISHED / "tiny-seed0"

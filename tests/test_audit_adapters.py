@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from unforgotten.audit import Checkpoint, CheckpointError, audit_pair, open_checkpoint, open_source
-from unforgotten.audit.adapters import TILE_ROWS, open_adapter
+from unforgotten.audit.sources.peft import TILE_ROWS, open_adapter
 
 Tensors = dict[str, NDArray[Any]]
 BF16 = ml_dtypes.bfloat16

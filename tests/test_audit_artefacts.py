@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from unforgotten.audit import CheckpointError, audit_pair, open_checkpoint
-from unforgotten.audit.artefact_gptq import AWQ_ORDER
-from unforgotten.audit.artefact_layouts import LAYOUTS
-from unforgotten.audit.artefacts import CodeCounts, compare_codes, scheme_of
+from unforgotten.audit.codes.compare import CodeCounts, compare_codes, scheme_of
+from unforgotten.audit.codes.gptq import AWQ_ORDER
+from unforgotten.audit.codes.layouts import LAYOUTS
 
 Tensors = dict[str, NDArray[Any]]
 NAME = "model.layers.0.q_proj"
@@ -198,7 +198,7 @@ def test_counts_are_those_of_the_codes(kind: str, tmp_path: Path, monkeypatch: p
     leg = compare_codes(t, u)
     assert leg.total == leg.layers[NAME] == expected
     assert leg.kept == {"model.norm.weight": False}
-    monkeypatch.setattr("unforgotten.audit.artefacts.CHUNK_WEIGHTS", 100)
+    monkeypatch.setattr("unforgotten.audit.codes.compare.CHUNK_WEIGHTS", 100)
     assert compare_codes(t, u) == leg
     assert compare_codes(t, t).total == CodeCounts(before.codes.size, 0, 0)
 

@@ -15,8 +15,8 @@ from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from unforgotten.audit import CheckpointError, audit_pair
-from unforgotten.audit.json_schema import shipped_schema
-from unforgotten.audit.write import FILES
+from unforgotten.audit.outputs.json_schema import shipped_schema
+from unforgotten.audit.outputs.write import FILES
 from unforgotten.cli import app
 
 NAME = "model.layers.0.q_proj"

@@ -12,7 +12,7 @@ import pytest
 SCRIPT = """
 import errno, sys
 from numba.core import caching
-from unforgotten.audit.compiled import compiled
+from unforgotten.audit.kernel.compiled import compiled
 
 if sys.argv[1] == "full":
     def save(self, key, data):

@@ -19,13 +19,13 @@ from safetensors.numpy import save_file
 from typer.main import get_command
 
 from unforgotten.audit import AuditResult, audit_pair
-from unforgotten.audit.finding_row import Severity
-from unforgotten.audit.json_schema import audit_schema, shipped_schema
-from unforgotten.audit.junit import render_junit
-from unforgotten.audit.legs import BehaviourFormat, BehaviourLeg, Mean, OutputFormat, OutputLeg
-from unforgotten.audit.model_card import model_index, render_model_card
-from unforgotten.audit.result import SCHEMA
-from unforgotten.audit.sarif import RULES, render_sarif
+from unforgotten.audit.findings.row import Severity
+from unforgotten.audit.outputs.json_schema import audit_schema, shipped_schema
+from unforgotten.audit.outputs.junit import render_junit
+from unforgotten.audit.outputs.model_card import model_index, render_model_card
+from unforgotten.audit.outputs.result import SCHEMA
+from unforgotten.audit.outputs.sarif import RULES, render_sarif
+from unforgotten.audit.verdict.legs import BehaviourFormat, BehaviourLeg, Mean, OutputFormat, OutputLeg
 from unforgotten.cli import app
 
 ROOT = Path(__file__).parents[1]

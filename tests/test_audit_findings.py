@@ -16,14 +16,14 @@ from safetensors.numpy import save_file
 from scipy.stats import binom
 
 from unforgotten.audit import AuditResult, audit_pair, open_pair
-from unforgotten.audit.finding_row import FindingRow, ratio_of_sums, share_interval, share_of_sums
-from unforgotten.audit.findings_gain import level_bins
-from unforgotten.audit.findings_spread import layer_of, participation
-from unforgotten.audit.probe import RUNS, TENSOR_WEIGHTS, look
-from unforgotten.audit.probe_cells import cells_of
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.quantize import round_trip
-from unforgotten.theory.update import survival
+from unforgotten.audit.findings.gain import level_bins
+from unforgotten.audit.findings.probe import RUNS, TENSOR_WEIGHTS, look
+from unforgotten.audit.findings.probe_cells import cells_of
+from unforgotten.audit.findings.row import FindingRow, ratio_of_sums, share_interval, share_of_sums
+from unforgotten.audit.findings.spread import layer_of, participation
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import round_trip
+from unforgotten.theory.laws.update import survival
 
 Tensors = dict[str, NDArray[Any]]
 STD, LR, STEPS = 0.02, 1e-5, 40

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from unforgotten.experiments import audit_findings
-from unforgotten.reports.audit_findings_table import HONEST, TABLE_FILE, findings_table, main, read_rows
+from unforgotten.experiments.studies import audit_findings
+from unforgotten.reports.studies.audit_findings import HONEST, TABLE_FILE, findings_table, main, read_rows
 
 FOLDER = Path(__file__).parents[1] / "reports/published/audit-findings"
 

@@ -10,12 +10,12 @@ import pytest
 from scipy.stats import false_discovery_control
 
 from unforgotten.audit import DEFAULT_FORMATS, audit_pair, open_pair, weights_leg
-from unforgotten.audit.findings_wash import WASH_LEVEL, candidates, strata
-from unforgotten.audit.measured import Setting
-from unforgotten.experiments.audit_findings import synthetic_rows
-from unforgotten.experiments.audit_pairs import NAMES, save_pair
-from unforgotten.theory.quantize import round_trip
-from unforgotten.theory.wash import permutation_wash_test, wash_test
+from unforgotten.audit.findings.wash import WASH_LEVEL, candidates, strata
+from unforgotten.audit.weights.sums import Setting
+from unforgotten.experiments.studies.audit_findings import synthetic_rows
+from unforgotten.experiments.studies.audit_findings_pairs import NAMES, save_pair
+from unforgotten.theory.formats.reference import round_trip
+from unforgotten.theory.laws.wash import permutation_wash_test, wash_test
 
 LEAST_Z = 50.0
 PLACED_SIZE = 0.05
@@ -117,7 +117,7 @@ def test_requantized_weights_are_no_wash(tmp_path: Path) -> None:
     before, after = save_pair(tmp_path, "gaussian", 0, "float32", 0.01)
     from safetensors.numpy import load_file, save_file
 
-    from unforgotten.theory.formats import format_named
+    from unforgotten.theory.formats.names import format_named
 
     old, new = load_file(before / "model.safetensors"), load_file(after / "model.safetensors")
     grid = {n: round_trip(w, format_named("nf4-b64")) for n, w in old.items()}

@@ -20,15 +20,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unforgotten.audit.adapter_config import parse_adapter_config
-from unforgotten.audit.artefact_gguf import compare_gguf_codes
-from unforgotten.audit.artefact_schemes import read_scheme
-from unforgotten.audit.checkpoints import Checkpoint, SafetensorsCheckpoint, join_shards, read_index
-from unforgotten.audit.gguf_source import GgufCheckpoint, gguf_of
-from unforgotten.audit.headers import CheckpointError, read_header
-from unforgotten.audit.hub import HubName, _parse_listing
-from unforgotten.audit.jsons import parse_json_object
-from unforgotten.audit.pairing import check_finite
+from unforgotten.audit.codes.gguf import compare_gguf_codes
+from unforgotten.audit.sources.checkpoint import Checkpoint, SafetensorsCheckpoint, join_shards, read_index
+from unforgotten.audit.sources.gguf import GgufCheckpoint, gguf_of
+from unforgotten.audit.sources.hostile_json import parse_json_object
+from unforgotten.audit.sources.hub import HubName, _parse_listing
+from unforgotten.audit.sources.pairing import check_finite
+from unforgotten.audit.sources.peft_config import parse_adapter_config
+from unforgotten.audit.sources.quantization import read_scheme
+from unforgotten.audit.sources.safetensors_header import CheckpointError, read_header
 from unforgotten.verification.profiles import SLOW_STRATEGIES
 
 FILE = Path("/nowhere/model.safetensors")

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from unforgotten.audit import CheckpointError, audit_pair, open_source
-from unforgotten.audit.gguf_decode import BLOCK_TYPES
-from unforgotten.audit.gguf_source import OWN, open_gguf
+from unforgotten.audit.sources.gguf import OWN, open_gguf
+from unforgotten.audit.sources.gguf_decode import BLOCK_TYPES
 
 gguf = pytest.importorskip("gguf", reason="the reference, and what writes the files")
 

@@ -26,7 +26,7 @@ hub = pytest.importorskip("huggingface_hub", reason="the client")
 
 from huggingface_hub import constants
 
-from unforgotten.audit import hub_client, remote_file
+from unforgotten.audit.sources import hub_client, remote_file
 
 Tensors = dict[str, NDArray[Any]]
 REPO, COMMIT, OTHER = "org/model.v1", "a" * 40, "b" * 40

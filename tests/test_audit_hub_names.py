@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unforgotten.audit.hub import hub_name
+from unforgotten.audit.sources.hub import hub_name
 
 COMMIT = "a" * 40
 

@@ -11,10 +11,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from unforgotten.audit import open_checkpoint, weights_leg
-from unforgotten.audit.errors import CheckpointError
-from unforgotten.audit.jobs import MAX_LOSSES
-from unforgotten.audit.simd import VARIABLE, available_paths
-from unforgotten.audit.weights import WeightsLeg
+from unforgotten.audit.kernel.simd import VARIABLE, available_paths
+from unforgotten.audit.sources.errors import CheckpointError
+from unforgotten.audit.weights.leg import WeightsLeg
+from unforgotten.audit.weights.processes import MAX_LOSSES
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.lost_workers import deadly
 

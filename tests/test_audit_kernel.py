@@ -18,21 +18,23 @@ import pytest
 from hypothesis import given, settings
 from numpy.typing import NDArray
 
-from unforgotten.audit import cuts, measuring, tensor_task
-from unforgotten.audit.headers import TensorInfo
-from unforgotten.audit.kernel_bits import extremes_of
-from unforgotten.audit.kernel_plan import fits_kernel, rule_of
-from unforgotten.audit.measured import Setting, TensorMeasured
-from unforgotten.audit.measuring import add_pieces, measure_piece
-from unforgotten.audit.pieces import Layout, Piece, layout_of, pieces
-from unforgotten.audit.simd import NUMPY, VARIABLE, available_paths
-from unforgotten.audit.weights import precision_of, value_precision
-from unforgotten.theory.dead_zone import count_binades
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.update import GRID_MODES, GridMode, Survival, survival
-from unforgotten.verification import strategies as domain
+from unforgotten.audit.kernel.bits import extremes_of
+from unforgotten.audit.kernel.rules import fits_kernel, rule_of
+from unforgotten.audit.kernel.simd import NUMPY, VARIABLE, available_paths
+from unforgotten.audit.sources.flat import Layout, Piece, layout_of, pieces
+from unforgotten.audit.sources.safetensors_header import TensorInfo
+from unforgotten.audit.weights import piece as measuring
+from unforgotten.audit.weights import piece_blocks as cuts
+from unforgotten.audit.weights import task as tensor_task
+from unforgotten.audit.weights.leg import precision_of, value_precision
+from unforgotten.audit.weights.piece import add_pieces, measure_piece
+from unforgotten.audit.weights.sums import Setting, TensorMeasured
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.geometry.dead_zone import count_binades
+from unforgotten.theory.laws.update import GRID_MODES, GridMode, Survival, survival
 from unforgotten.verification.agreement import assert_agree
 from unforgotten.verification.chance import rng_for
+from unforgotten.verification.domains import strategies as domain
 
 Array = NDArray[Any]
 DTYPES = (ml_dtypes.bfloat16, np.float16, np.float32, ml_dtypes.float8_e4m3fn, ml_dtypes.float8_e5m2)

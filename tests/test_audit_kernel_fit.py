@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.audit import measuring
-from unforgotten.audit.kernel_fit import FINITE, NO_GRID, fit_of_blocks, fit_of_magnitudes
-from unforgotten.audit.kernel_plan import Blocks, Extremes, fit_blocks, may_overflow
-from unforgotten.audit.kernel_registers import measure_registers
-from unforgotten.audit.kernel_tables import fits_registers
-from unforgotten.audit.simd import VECTOR_PATHS, available_paths
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.verification import strategies as domain
+from unforgotten.audit.kernel.entries import FINITE, NO_GRID, fit_of_blocks, fit_of_magnitudes
+from unforgotten.audit.kernel.rules import Blocks, Extremes, fit_blocks, may_overflow
+from unforgotten.audit.kernel.simd import VECTOR_PATHS, available_paths
+from unforgotten.audit.kernel.vector import measure_registers
+from unforgotten.audit.kernel.vector_rules import fits_registers
+from unforgotten.audit.weights import piece as measuring
+from unforgotten.theory.formats.names import Format, format_named
 from unforgotten.verification.chance import rng_for
+from unforgotten.verification.domains import strategies as domain
 
 Array = NDArray[Any]
 NAMES = [

@@ -1,4 +1,4 @@
-"""What the tables of `kernel_vector` promise, asked of exact numbers."""
+"""What the tables of `vector_rules` promise, asked of exact numbers."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from hypothesis import given, settings
 from numba import njit
 from numpy.typing import NDArray
 
-from unforgotten.audit import fetching, files
-from unforgotten.audit.kernel_bits import block_sizes
-from unforgotten.audit.kernel_fit import FINITE
-from unforgotten.audit.kernel_plan import exact_thresholds, float_order
-from unforgotten.audit.kernel_rows import (
+from unforgotten.audit.kernel.bits import block_sizes
+from unforgotten.audit.kernel.entries import FINITE
+from unforgotten.audit.kernel.rules import exact_thresholds, float_order
+from unforgotten.audit.kernel.slots import (
     BINS,
     CODES,
     FIRST_BIN,
@@ -34,12 +33,14 @@ from unforgotten.audit.kernel_rows import (
     SURELY_FROM,
     SURELY_TO,
 )
-from unforgotten.audit.kernel_tables import fits_registers, lattice_rule, vector_rule
-from unforgotten.theory.cells import cells
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.rounding import ROUNDINGS
-from unforgotten.verification import strategies as domain
+from unforgotten.audit.kernel.vector_rules import fits_registers, lattice_rule, vector_rule
+from unforgotten.audit.sources import files
+from unforgotten.audit.weights import reading as fetching
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.rounding import ROUNDINGS
+from unforgotten.theory.geometry.cells import cells
 from unforgotten.verification.chance import rng_for
+from unforgotten.verification.domains import strategies as domain
 
 Array = NDArray[Any]
 QUOTIENTS = [
@@ -156,7 +157,7 @@ def test_vector_rule__is_sure_of_codes_away_from_the_one_threshold(name: str) ->
 
 @given(st.integers(-60, 100), st.integers(1, 2**24 - 1), st.integers(1, 2**24 - 1))
 def test_product_by_a_reciprocal__is_the_float32_quotient(e: int, x: int, y: int) -> None:
-    """Of normal numbers: what `kernel_vector` says of the float64 reciprocal of a float32 number, and of the float32 one."""
+    """Of normal numbers: what `vector_rules` says of the float64 reciprocal of a float32 number, and of the float32 one."""
     a, b = np.float32(x * 2.0 ** (e - 24)), np.float32(y * 2.0**-12)
     product = np.float64(a) * (1 / np.float64(b))
     assert np.float32(product) == a / b

@@ -10,18 +10,18 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the legs need unforgotten[experiments]")
 
-from unforgotten.audit.legs import BehaviourLeg, OutputLeg
-from unforgotten.audit.verdict import decide
-from unforgotten.experiments.benchmark import read_benchmark
-from unforgotten.experiments.checkpoints import save_model
+from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
+from unforgotten.audit.verdict.rule import decide
 from unforgotten.experiments.config import load_config
+from unforgotten.experiments.data.texts import read_texts
 from unforgotten.experiments.evaluation import Bench, behaviour, state_of
-from unforgotten.experiments.known_models import constructed, same
-from unforgotten.experiments.pair import open_model_pair
-from unforgotten.experiments.pair_behaviour import behaviour_leg
-from unforgotten.experiments.pair_output import output_leg
-from unforgotten.experiments.storage import write_json
-from unforgotten.experiments.texts import read_texts
+from unforgotten.experiments.legs.behaviour import behaviour_leg
+from unforgotten.experiments.legs.benchmark import read_benchmark
+from unforgotten.experiments.legs.loaded_pair import open_model_pair
+from unforgotten.experiments.legs.output import output_leg
+from unforgotten.experiments.models.saved import save_model
+from unforgotten.experiments.studies.audit_truth_models import constructed, same
+from unforgotten.records.files import write_json
 
 MICRO = Path(__file__).parent / "micro.yaml"
 FORMATS = ("int4-g64", "nf4-b64")

@@ -14,14 +14,14 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the legs need unforgotten[experiments]")
 
-from unforgotten.experiments.base import tiny_llama
-from unforgotten.experiments.checkpoints import save_model
 from unforgotten.experiments.config import BaseConfig
-from unforgotten.experiments.pair import open_model_pair
-from unforgotten.experiments.pair_behaviour import behaviour_leg
-from unforgotten.experiments.pair_output import output_leg
-from unforgotten.experiments.storage import write_json
-from unforgotten.experiments.texts import read_texts
+from unforgotten.experiments.data.texts import read_texts
+from unforgotten.experiments.legs.behaviour import behaviour_leg
+from unforgotten.experiments.legs.loaded_pair import open_model_pair
+from unforgotten.experiments.legs.output import output_leg
+from unforgotten.experiments.models.base import tiny_llama
+from unforgotten.experiments.models.saved import save_model
+from unforgotten.records.files import write_json
 
 FORMATS = ("int4-g64", "nf4-b64")
 WIDER = BaseConfig(vocabulary=400, width=64, feed_forward=128, layers=1, heads=2, positions=96)

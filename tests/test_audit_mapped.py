@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from unforgotten.audit import files, open_checkpoint
-from unforgotten.audit.batches import Batch, Work, measure_batch
-from unforgotten.audit.errors import CheckpointError
-from unforgotten.audit.files import map_files, open_file
-from unforgotten.audit.simd import available_paths
-from unforgotten.theory.formats import format_named
+from unforgotten.audit import open_checkpoint
+from unforgotten.audit.kernel.simd import available_paths
+from unforgotten.audit.sources import files
+from unforgotten.audit.sources.errors import CheckpointError
+from unforgotten.audit.sources.files import map_files, open_file
+from unforgotten.audit.weights.batches import Batch, Work, measure_batch
+from unforgotten.theory.formats.names import format_named
 from unforgotten.verification.chance import rng_for
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -28,10 +29,11 @@ FORMATS = ("nf4-b64", "nvfp4", "int8-row", "q4_0")
 CUT = """
 import os, sys
 from pathlib import Path
-from unforgotten.audit import files, open_checkpoint
-from unforgotten.audit.batches import Batch, Work, measure_batch
-from unforgotten.audit.simd import available_paths
-from unforgotten.theory.formats import format_named
+from unforgotten.audit import open_checkpoint
+from unforgotten.audit.sources import files
+from unforgotten.audit.weights.batches import Batch, Work, measure_batch
+from unforgotten.audit.kernel.simd import available_paths
+from unforgotten.theory.formats.names import format_named
 
 target, unlearned, size, *names = sys.argv[1:]
 files.map_files(True)

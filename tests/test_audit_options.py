@@ -17,8 +17,8 @@ from safetensors.numpy import save_file
 
 from unforgotten import cli
 from unforgotten.audit import audit_pair
-from unforgotten.audit.legs import BehaviourLeg, OutputLeg
-from unforgotten.audit.progress import Step
+from unforgotten.audit.progress.stages import Step
+from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
 
 Options = Callable[[Path], list[str]]
 HANG_SECONDS = 600.0  # a net under a process that does not end
@@ -137,8 +137,8 @@ def test_texts_and_benchmark_reach_their_legs(
         step(6, 7, "Q(unlearned) int8-row")
         return behaviour
 
-    monkeypatch.setattr("unforgotten.experiments.pair_output.output_leg", measure_output)
-    monkeypatch.setattr("unforgotten.experiments.pair_behaviour.behaviour_leg", measure_behaviour)
+    monkeypatch.setattr("unforgotten.experiments.legs.output.output_leg", measure_output)
+    monkeypatch.setattr("unforgotten.experiments.legs.behaviour.behaviour_leg", measure_behaviour)
     options = ["--texts", "file", "--benchmark", "folder", "--retrained", "t"]
     assert run(root, ["t", "u", *options, "--formats", "int8-row", "--json"], monkeypatch) == 0
     pair = (Path("t"), Path("u"), ("int8-row",))

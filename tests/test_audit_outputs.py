@@ -20,9 +20,9 @@ from rich.console import Console
 from safetensors.numpy import save_file
 
 from unforgotten.audit import DEFAULT_FORMATS, VERDICTS, AuditResult, audit_pair, open_checkpoint, print_summary
-from unforgotten.audit.findings import judge_gain
-from unforgotten.audit.rows import kolmogorov_tail
-from unforgotten.theory.update import GRID_MODES
+from unforgotten.audit.findings.sentences import judge_gain
+from unforgotten.audit.outputs.result_rows import kolmogorov_tail
+from unforgotten.theory.laws.update import GRID_MODES
 
 HOSTILE = 'layers.0.<script>alert("1")</script>&[bold].weight'
 ESCAPED = "layers.0.&lt;script&gt;alert(&#34;1&#34;)&lt;/script&gt;&amp;[bold].weight"

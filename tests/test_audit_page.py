@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from unforgotten.audit import audit_pair
-from unforgotten.audit.layer_map import colour_of, kind_of, layer_maps
-from unforgotten.audit.rows import tensor_rows
-from unforgotten.audit.sources import open_pair
-from unforgotten.audit.weights import weights_leg
+from unforgotten.audit.outputs.layer_map import colour_of, kind_of, layer_maps
+from unforgotten.audit.outputs.result_rows import tensor_rows
+from unforgotten.audit.sources.open import open_pair
+from unforgotten.audit.weights.leg import weights_leg
 
 CHROMIUM = shutil.which("chromium")
 LAYERS, KINDS = 3, ("self_attn.q_proj", "mlp.up_proj")

@@ -11,11 +11,11 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from unforgotten.audit.checkpoints import Checkpoint, open_checkpoint
-from unforgotten.audit.headers import CheckpointError
-from unforgotten.audit.pairing import is_quantized, pair
 from unforgotten.audit.run import audit_pair
-from unforgotten.audit.weights import weights_leg
+from unforgotten.audit.sources.checkpoint import Checkpoint, open_checkpoint
+from unforgotten.audit.sources.pairing import is_quantized, pair
+from unforgotten.audit.sources.safetensors_header import CheckpointError
+from unforgotten.audit.weights.leg import weights_leg
 
 Tensors = dict[str, NDArray[Any]]
 EMBEDDING = "model.embed_tokens.weight"

@@ -17,12 +17,13 @@ from numba import types
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from unforgotten.audit import DEFAULT_FORMATS, CheckpointError, open_checkpoint, simd, weights_leg
-from unforgotten.audit.simd import NUMPY, SMALL, VARIABLE, VECTOR_PATHS, available_paths
-from unforgotten.theory.formats import format_named
+from unforgotten.audit import DEFAULT_FORMATS, CheckpointError, open_checkpoint, weights_leg
+from unforgotten.audit.kernel import simd
+from unforgotten.audit.kernel.simd import NUMPY, SMALL, VARIABLE, VECTOR_PATHS, available_paths
+from unforgotten.theory.formats.names import format_named
 from unforgotten.verification.agreement import assert_agree
 from unforgotten.verification.chance import rng_for
-from unforgotten.verification.kernel_assembly import WEIGHTS, tile_assembly
+from unforgotten.verification.domains.kernel_assembly import WEIGHTS, tile_assembly
 
 Array = NDArray[Any]
 X86, ARM = "x86_64-unknown-linux-gnu", "aarch64-unknown-linux-gnu"
@@ -117,7 +118,7 @@ def test_every_path_refuses_alike(path: str, tmp_path: Path, monkeypatch: pytest
 ASKED = """
 import json, sys
 from unforgotten.audit import open_checkpoint, weights_leg
-from unforgotten.audit.simd import available_paths
+from unforgotten.audit.kernel.simd import available_paths
 pair = [open_checkpoint(path) for path in map(__import__("pathlib").Path, sys.argv[1:3])]
 try:
     leg = weights_leg(pair[0], pair[1], ["nf4-b64", "fp8-row"])

@@ -18,11 +18,11 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from unforgotten.audit import CheckpointError, audit_pair, open_pair, open_source
-from unforgotten.audit.checkpoints import chunks, open_checkpoint, row_chunks
-from unforgotten.audit.files import open_file
-from unforgotten.audit.headers import MAX_DIMS, TensorInfo
-from unforgotten.audit.jsons import MAX_JSON_VALUES
-from unforgotten.audit.pairing import check_finite, pair, tensors_equal
+from unforgotten.audit.sources.checkpoint import chunks, open_checkpoint, row_chunks
+from unforgotten.audit.sources.files import open_file
+from unforgotten.audit.sources.hostile_json import MAX_JSON_VALUES
+from unforgotten.audit.sources.pairing import check_finite, pair, tensors_equal
+from unforgotten.audit.sources.safetensors_header import MAX_DIMS, TensorInfo
 
 Tensors = dict[str, NDArray[Any]]
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -324,7 +324,7 @@ def test_values_that_are_not_finite_are_counted(count: int, tmp_path: Path) -> N
 
 PATCHED = """
 import os, signal, sys, resource
-import unforgotten.audit.run, unforgotten.audit.write as write
+import unforgotten.audit.run, unforgotten.audit.outputs.write as write
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell ignores it for what runs behind
 {patch}
 from unforgotten.cli import main

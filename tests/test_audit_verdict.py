@@ -12,10 +12,27 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom
 
-from unforgotten.audit.evidence import LEVEL, MATERIAL, SURELY, Items, clopper_pearson, leak, recovery_row, student
-from unforgotten.audit.findings import Finding
-from unforgotten.audit.legs import BehaviourFormat, BehaviourLeg, Leak, Mean, OutputFormat, OutputLeg, RecoveryRow
-from unforgotten.audit.verdict import Word, decide, judge_behaviour, judge_output
+from unforgotten.audit.findings.sentences import Finding
+from unforgotten.audit.verdict.evidence import (
+    LEVEL,
+    MATERIAL,
+    SURELY,
+    Items,
+    clopper_pearson,
+    leak,
+    recovery_row,
+    student,
+)
+from unforgotten.audit.verdict.legs import (
+    BehaviourFormat,
+    BehaviourLeg,
+    Leak,
+    Mean,
+    OutputFormat,
+    OutputLeg,
+    RecoveryRow,
+)
+from unforgotten.audit.verdict.rule import Word, decide, judge_behaviour, judge_output
 
 FINDINGS: tuple[Finding, ...] = get_args(Finding)
 # Items and scaled items are whole multiples of 1/2 below 2^7, so sums are exact and a denominator that is not 0 is

@@ -15,9 +15,9 @@ from safetensors.numpy import save_file
 from scipy.stats import chi2
 
 from unforgotten.audit import DEFAULT_FORMATS, audit_pair, open_checkpoint, weights_leg
-from unforgotten.audit.weights import Setting, gain_stderr, value_precision
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.update import GRID_MODES, add, survival
+from unforgotten.audit.weights.leg import Setting, gain_stderr, value_precision
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.laws.update import GRID_MODES, add, survival
 from unforgotten.verification.agreement import assert_agree
 
 Tensors = dict[str, NDArray[Any]]

@@ -15,8 +15,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from unforgotten.audit import CheckpointError, audit_pair, write
-from unforgotten.audit.write import FILES, check_files
+from unforgotten.audit import CheckpointError, audit_pair
+from unforgotten.audit.outputs import write
+from unforgotten.audit.outputs.write import FILES, check_files
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 
@@ -111,7 +112,7 @@ def test_a_fault_between_the_moves_takes_them_back(
             raise error
         real(source, place)
 
-    monkeypatch.setattr("unforgotten.audit.write.os.replace", replace)
+    monkeypatch.setattr("unforgotten.audit.outputs.write.os.replace", replace)
     with pytest.raises(type(error)):
         audit_pair(*pair, ["int8-row"], out)
     assert content(out) == before

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unforgotten.reports.bench_table import bench_table, read_bench
+from unforgotten.reports.studies.audit_cost import bench_table, read_bench
 
 BENCH = Path(__file__).parents[1] / "reports" / "published" / "audit-bench"
 

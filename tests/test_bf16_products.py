@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from unforgotten.experiments import bf16_products
-from unforgotten.experiments.base import tiny_llama
-from unforgotten.experiments.bf16_products import (
+from unforgotten.experiments.arms import products as bf16_products
+from unforgotten.experiments.arms.products import (
     FUSED_ATTENTION,
     PRODUCTS,
     Float32Products,
@@ -28,6 +27,7 @@ from unforgotten.experiments.bf16_products import (
     resolve,
 )
 from unforgotten.experiments.config import BaseConfig
+from unforgotten.experiments.models.base import tiny_llama
 
 aten = torch.ops.aten
 U16 = 2.0**-8  # half an ulp of bfloat16 at 1
@@ -249,7 +249,7 @@ def test_the_processor_must_have_the_instructions(
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="the limit is one of x86 instructions")
 def test_auto_minds_the_limit_of_onednn() -> None:
-    code = "from unforgotten.experiments.bf16_products import resolve; print(resolve('auto'))"
+    code = "from unforgotten.experiments.arms.products import resolve; print(resolve('auto'))"
     done = subprocess.run(
         [sys.executable, "-P", "-c", code],
         capture_output=True,

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from unforgotten.theory import bound as theory
-from unforgotten.theory.predict import predict
+from unforgotten.theory.calculators import bound as theory
+from unforgotten.theory.laws.predict import predict
 
 ASKED = ("--format", "int4-g64", "--std", "0.02", "--lr", "1e-5", "--steps", "500")
 LOADED = "import sys; sys.argv = ['unforgotten', *sys.argv[1:]]; import unforgotten.cli as c\ntry: c.main()\nfinally: print(*sys.modules, file=sys.stderr)"
@@ -57,7 +57,7 @@ def test_it_loads_nothing_heavy(more: list[str]) -> None:
     command = [sys.executable, "-c", LOADED, "bound", *ASKED, *more]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     loaded = set(done.stderr.split())
-    assert "unforgotten.theory.bound" in loaded
+    assert "unforgotten.theory.calculators.bound" in loaded
     assert not {"torch", "jax", "sympy", "z3", "transformers", "scipy.stats", "matplotlib"} & loaded
 
 

@@ -13,13 +13,16 @@ import pytest
 ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "theory": set[str](),
-    "audit": {"theory"},
-    "experiments": {"theory", "audit"},
-    "reports": {"theory", "audit", "experiments"},
-    "verification": {"theory", "audit", "experiments"},
+    "records": set[str](),
+    "audit": {"theory", "records"},
+    "experiments": {"theory", "records", "audit"},
+    "reports": {"theory", "records", "audit"},
+    "verification": {"theory", "records", "audit", "experiments"},
 }
+MOST_MODULES = 20
 KEEPS_OUT = {
     "theory": {"torch", "transformers", "matplotlib", "pyarrow"},
+    "records": {"torch", "transformers"},
     "audit": {"torch", "transformers"},
     "cli": {"torch", "transformers"},
 }
@@ -39,8 +42,10 @@ def modules(part: str) -> list[str]:
     """Every module of a part of the package."""
     if part == "cli":
         return ["unforgotten.cli"]
-    names = [p.stem for p in (ROOT / part).glob("*.py") if p.stem != "__init__"]
-    return [f"unforgotten.{part}", *(f"unforgotten.{part}.{name}" for name in sorted(names))]
+    paths = sorted(
+        p.relative_to(ROOT).with_suffix("") for p in (ROOT / part).rglob("*.py") if p.parent.name != "proofs"
+    )
+    return [".".join(("unforgotten", *(p.parts[:-1] if p.name == "__init__" else p.parts))) for p in paths]
 
 
 @pytest.mark.parametrize("folder", MAY_IMPORT)
@@ -51,6 +56,14 @@ def test_arrows_point_one_way(folder: str) -> None:
             assert not name.startswith("."), f"{path}: relative import {name}"
             top, _, rest = name.partition(".")
             assert top != "unforgotten" or rest.split(".")[0] in allowed, f"{path}: {name}"
+
+
+@pytest.mark.parametrize("root", MAY_IMPORT)
+def test_no_folder_holds_more_than_a_reader_keeps_in_mind(root: str) -> None:
+    """Modules beside sub-packages; what stands next to them in `verification/` as `test_….py` is found by its claim."""
+    for folder in {path.parent for path in (ROOT / root).rglob("*.py")}:
+        found = [p.name for p in folder.glob("*.py") if p.name != "__init__.py" and not p.name.startswith("test_")]
+        assert len(found) <= MOST_MODULES, folder.relative_to(ROOT)
 
 
 @pytest.mark.parametrize("part", KEEPS_OUT)

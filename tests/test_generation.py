@@ -11,8 +11,15 @@ torch = pytest.importorskip("torch", reason="generation needs unforgotten[experi
 
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from unforgotten.experiments.batches import pad
-from unforgotten.experiments.generation import LEAST_SHARED, REUSING, beginning, generate, prompt_batches, shared_length
+from unforgotten.experiments.models.batches import pad
+from unforgotten.experiments.models.generation import (
+    LEAST_SHARED,
+    REUSING,
+    beginning,
+    generate,
+    prompt_batches,
+    shared_length,
+)
 
 VOCABULARY, NEW_TOKENS, BATCH = 64, 8, 3
 TOKENIZER = SimpleNamespace(pad_token_id=0, eos_token_id=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unforgotten.reports.law_table import law_table, read_laws
+from unforgotten.reports.studies.flip_laws import law_table, read_laws
 
 LAWS = Path(__file__).parents[1] / "reports" / "published" / "laws"
 

@@ -62,7 +62,7 @@ def test_a_listing_loads_nothing_heavy(listing: str, more: list[str]) -> None:
     modules = loaded(listing, *more)
     assert not HEAVY & modules
     # Theory is numpy and formulas: it comes whole, and scipy's parts stay away until a formula is computed.
-    needed = {"numpy", "unforgotten.theory.densities", "unforgotten.theory.lattice"}
+    needed = {"numpy", "unforgotten.theory.laws.densities", "unforgotten.theory.models.lattice"}
     assert needed & modules == (needed if listing in NEEDS_THEORY else set())
 
 

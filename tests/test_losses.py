@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="losses need unforgotten[experiments]")
 
-from unforgotten.experiments.losses import (
+from unforgotten.experiments.models.log_probs import (
     TokenLogProbs,
     cross_entropy,
     distributions,

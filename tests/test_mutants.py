@@ -12,11 +12,19 @@ import pytest
 
 pytest.importorskip("cosmic_ray", reason="mutation testing needs cosmic-ray")
 
-from unforgotten.verification import mutant_worker, mutants
-from unforgotten.verification.mutant_list import Mutant, all_mutants, changed_lines, mutated_source, shuffled, telling
-from unforgotten.verification.mutant_map import LISTED, Seen, function_bodies, importers_of
-from unforgotten.verification.mutant_report import lower_bound
-from unforgotten.verification.mutant_run import Session, Verdict, affordable, judged
+from unforgotten.verification.mutation import mutants
+from unforgotten.verification.mutation import worker as mutant_worker
+from unforgotten.verification.mutation.operators import (
+    Mutant,
+    all_mutants,
+    changed_lines,
+    mutated_source,
+    shuffled,
+    telling,
+)
+from unforgotten.verification.mutation.report import lower_bound
+from unforgotten.verification.mutation.seen_by import LISTED, Seen, function_bodies, importers_of
+from unforgotten.verification.mutation.session import Session, Verdict, affordable, judged
 
 QUANTILE_ROUNDINGS = 16  # 8 ulp: the inverse beta is iterated until its digits stand (scipy, Boost ibeta_inv)
 TINY = '''"""Three functions."""
@@ -64,12 +72,12 @@ def repository(tmp_path: Path) -> Path:
         "theory/__init__.py": "",
         "theory/tiny.py": TINY,
         "experiments/__init__.py": "",
-        "experiments/formats.py": "",
-        "experiments/quantizers.py": "",
+        "experiments/quantizers/torch_path.py": "",
+        "experiments/quantizers/registry.py": "",
         "verification/__init__.py": "",
         "verification/conftest.py": PROFILE,
         "verification/test_tiny.py": TESTS,
-        "verification/mutant_worker.py": Path(mutant_worker.__file__).read_text(),
+        "verification/mutation/worker.py": Path(mutant_worker.__file__).read_text(),
         "tests/test_quantizers.py": "def test_nothing() -> None:\n    pass\n",
         "tests/test_theory_document.py": f"def {LISTED.rpartition('::')[2]}() -> None:\n    pass\n",
         "pyproject.toml": '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\n',
@@ -96,7 +104,7 @@ def words(root: Path, folder: Path) -> list[str]:
 
 @pytest.fixture(autouse=True)
 def few_libraries(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unforgotten.verification.mutants.LIBRARIES", ("hypothesis",))
+    monkeypatch.setattr("unforgotten.verification.mutation.mutants.LIBRARIES", ("hypothesis",))
 
 
 def test_verdicts_are_right_and_new_tests_kill_survivors(repository: Path, tmp_path: Path) -> None:
@@ -142,7 +150,7 @@ def test_verdicts_are_right_and_new_tests_kill_survivors(repository: Path, tmp_p
 def test_a_killed_run_goes_on(repository: Path, tmp_path: Path) -> None:
     folder = tmp_path / "runs"
     code = (
-        "import os, signal, sys; from unforgotten.verification import mutants; "
+        "import os, signal, sys; from unforgotten.verification.mutation import mutants; "
         "mutants.LIBRARIES = ('hypothesis',); "
         "mutants._say = lambda *_: os.kill(os.getpid(), signal.SIGKILL); "  # at the first verdict
         "mutants.main(sys.argv[1:])"

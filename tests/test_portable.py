@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from unforgotten.verification.third_party import EXAMPLES
+from unforgotten.verification.contracts.search import EXAMPLES
 
 ROOT = Path(__file__).parents[1]
 CLOCKS = {

@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 
 pytest.importorskip("pydantic", reason="the package of runs needs unforgotten[experiments]")
 
-from unforgotten.experiments.predictions import KINDS, main, predictions
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.update import survival
+from unforgotten.experiments.studies.gain_predictions import KINDS, main, predictions
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.laws.update import survival
 
 LR, STEPS, SHAPE = 1e-5, 40, (256, 256)
 MATRIX = "model.layers.0.self_attn.q_proj.weight"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from unforgotten.verification.printed import picture_differences, text_differences
+from unforgotten.verification.recording.printed import picture_differences, text_differences
 
 SVG = """<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink">
  <defs><path id="m1a2b" d="M 0 0 L 0 -3.5"/></defs>

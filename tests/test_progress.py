@@ -14,9 +14,9 @@ from itertools import pairwise
 
 import pytest
 
-from unforgotten.audit.progress import SILENT, counted, draws_bars, progress_on
-from unforgotten.audit.progress_bars import Bars
-from unforgotten.audit.progress_lines import PERIOD, Lines, Voice, beating, duration
+from unforgotten.audit.progress.bars import Bars
+from unforgotten.audit.progress.lines import PERIOD, Lines, Voice, beating, duration
+from unforgotten.audit.progress.stages import SILENT, counted, draws_bars, progress_on
 
 DEADLOCK_SECONDS = 60.0  # a thread that has not run by then never will
 
@@ -215,7 +215,7 @@ def test_a_line_that_cannot_be_written_stops_nothing(code: int) -> None:
 
 UNHEARD = """
 import sys
-from unforgotten.audit.progress import progress_on
+from unforgotten.audit.progress.stages import progress_on
 with progress_on(sys.stderr, 2) as progress:
     for name in ("first", "second"):
         with progress.stage(name):

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="the torch path needs unforgotten[experiments]")
 
-from unforgotten.experiments.formats import encode_tensor
-from unforgotten.experiments.quantizers import linear_names, quantize_state
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.quantize import quantize, round_trip
+from unforgotten.experiments.quantizers.registry import linear_names, quantize_state
+from unforgotten.experiments.quantizers.torch_path import encode_tensor
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import quantize, round_trip
 
 FORMATS = [
     *(
@@ -131,8 +131,8 @@ def test_only_the_named_weights_are_quantized() -> None:
 
 
 def test_every_linear_layer_but_the_head_is_quantized() -> None:
-    from unforgotten.experiments.base import tiny_llama
     from unforgotten.experiments.config import BaseConfig
+    from unforgotten.experiments.models.base import tiny_llama
 
     names = linear_names(tiny_llama(BaseConfig(layers=2), 0))
     assert len(names) == 2 * 7

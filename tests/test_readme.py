@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
-from unforgotten.reports.bench_table import read_bench
+from unforgotten.records.rows import read_run
 from unforgotten.reports.markdown import TERMS, returns, survival_table
-from unforgotten.reports.rows import read_run
-from unforgotten.reports.truth_table import read_truth
+from unforgotten.reports.studies.audit_cost import read_bench
+from unforgotten.reports.studies.audit_truth import read_truth
 
 ROOT = Path(__file__).parents[1]
 

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from unforgotten.reports import build_report, read_run
-from unforgotten.reports.conjectures import conjectures
-from unforgotten.reports.figures import FIGURES
-from unforgotten.reports.findings import answer, recovery
-from unforgotten.reports.gates import forgetting, forgetting_sentences, gate_checks, passed
 from unforgotten.reports.labels import number
+from unforgotten.reports.run.conjectures import conjectures
+from unforgotten.reports.run.figures import FIGURES
+from unforgotten.reports.run.gates import forgetting, forgetting_sentences, gate_checks, passed
+from unforgotten.reports.run.sentences import answer, recovery
 from unforgotten.reports.style import render_svg
 
 FORMATS = ("int4-g64", "nf4-b64", "int8-row")

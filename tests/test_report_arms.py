@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
+from unforgotten.records.rows import Run
 from unforgotten.reports import build_report, read_run
-from unforgotten.reports.conjectures import Conjecture, conjectures
-from unforgotten.reports.figures import FIGURES
-from unforgotten.reports.rows import Run
+from unforgotten.reports.run.conjectures import Conjecture, conjectures
+from unforgotten.reports.run.figures import FIGURES
+from unforgotten.reports.run.tables import origin_table, settings_table
 from unforgotten.reports.style import arm_styles, render_svg
-from unforgotten.reports.tables import origin_table, settings_table
-from unforgotten.verification.printed import text_differences
+from unforgotten.verification.recording.printed import text_differences
 
 PUBLISHED = Path(__file__).parents[1] / "reports/published/tiny-seed0"
 SR = "bf16-sr"

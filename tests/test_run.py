@@ -19,7 +19,7 @@ CALL = ["run", str(MICRO), *CUT]
 HANG_SECONDS = 3600  # a net under a process that does not end: it takes half a minute
 KILLED = """
 import os, signal, sys
-from unforgotten.experiments import rows
+from unforgotten.records import store as rows
 
 lines, write_json = int(sys.argv.pop(1)), rows.write_json
 
@@ -137,7 +137,7 @@ def test_rows_carry_every_field_and_metric_of_the_contract(whole: Path) -> None:
 
 
 def test_rows_say_how_each_arm_computed(whole: Path) -> None:
-    from unforgotten.experiments.bf16_products import resolve
+    from unforgotten.experiments.arms.products import resolve
 
     narrow = {"native": "native bfloat16", "float32": "float32 rounded to bfloat16"}[resolve("auto")]
     found = {
@@ -203,7 +203,7 @@ def test_a_whole_run_that_goes_on_has_nothing_to_do(whole: Path) -> None:
 
 
 def test_half_a_line_and_rows_of_an_unfinished_stage_are_dropped(whole: Path, tmp_path: Path) -> None:
-    from unforgotten.experiments.rows import RowStore
+    from unforgotten.records.store import RowStore
 
     text = (whole / "rows.jsonl").read_text()
     unfinished = json.dumps({**json.loads(text.splitlines()[0]), "stage": "never finished"})

@@ -10,13 +10,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experiments]")
 
-from unforgotten.experiments.batches import pad
-from unforgotten.experiments.checkpoints import load_model, load_tokenizer
 from unforgotten.experiments.config import load_config
-from unforgotten.experiments.corpus import read_fiction
+from unforgotten.experiments.data.corpus import read_fiction
 from unforgotten.experiments.evaluation import Bench, behaviour, evaluate, membership_scores, state_of
-from unforgotten.experiments.metrics import losses, make_probes, min_k
-from unforgotten.experiments.scoring import SCORED_TOGETHER, token_scores
+from unforgotten.experiments.metrics.registry import losses, make_probes, min_k
+from unforgotten.experiments.models.batches import pad
+from unforgotten.experiments.models.saved import load_model, load_tokenizer
+from unforgotten.experiments.models.scoring import SCORED_TOGETHER, token_scores
 
 ROUNDING = 4 * 2.0**-11.5  # 4 sqrt(eps) of float32: plain agreement, relative
 SHARE = 0.4

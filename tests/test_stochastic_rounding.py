@@ -10,7 +10,7 @@ torch = pytest.importorskip("torch", reason="the optimizer needs unforgotten[exp
 
 from torch import Tensor
 
-from unforgotten.experiments.stochastic_rounding import BETAS, EPS, LOW, StochasticAdamW, round_at_random
+from unforgotten.experiments.arms.stochastic_rounding import BETAS, EPS, LOW, StochasticAdamW, round_at_random
 
 U32 = 2.0**-24  # half an ulp of float32 at 1
 FALSE_ALARM = 1e-10

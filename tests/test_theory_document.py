@@ -11,18 +11,18 @@ import pytest
 pytest.importorskip("sympy", reason="proofs need the extra `verify`")
 pytest.importorskip("z3", reason="proofs need the extra `verify`")
 
-from unforgotten.reports.theory_document import TITLES, write
-from unforgotten.reports.theory_evidence import escaped
-from unforgotten.reports.theory_examples import EXAMPLES
-from unforgotten.reports.theory_pictures import PICTURES
+from unforgotten.reports.theory_document.document import TITLES, write
+from unforgotten.reports.theory_document.evidence import escaped
+from unforgotten.reports.theory_document.examples import EXAMPLES
+from unforgotten.reports.theory_document.pictures import PICTURES
 from unforgotten.theory.claims import CLAIMS
-from unforgotten.verification.printed import picture_differences, text_differences
+from unforgotten.verification.recording.printed import picture_differences, text_differences
 
 ROOT = Path(__file__).parents[1]
 THEORY = ROOT / "theory"
 PINNED = re.search(r"^matplotlib==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 CONJECTURES = ("C1", "C2", "C3", "C4")
-RENEW = "run `python -m unforgotten.reports.theory_document`"
+RENEW = "run `python -m unforgotten.reports.theory_document.document`"
 PARTS = ("**Assumes.**", "**Example**", "**To call**", "**Behind it**", "**Not shown.**", "```math")
 
 
@@ -62,7 +62,7 @@ def test_the_pictures_are_what_the_generator_writes(written: Path) -> None:
 
 def test_the_functions_that_are_listed_are_the_registry() -> None:
     """A decorator that is taken off leaves its function in the committed document."""
-    pattern = r"^- \[`(unforgotten\.theory\.[\w.]+)`\]\(\w+\.py\) \["
+    pattern = r"^- \[`(unforgotten\.theory\.[\w.]+)`\]\([\w/]+\.py\) \["
     listed = re.findall(pattern, committed(), re.MULTILINE)
     assert len(listed) > 50
     assert set(listed) == set(CLAIMS)

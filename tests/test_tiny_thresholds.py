@@ -10,7 +10,7 @@ pytest.importorskip("torch", reason="the loop needs unforgotten[experiments]")
 
 from unforgotten.experiments.config import load_config
 from unforgotten.experiments.run import run
-from unforgotten.reports.rows import Run, read_run
+from unforgotten.records.rows import Run, read_run
 
 CONSTRAINED = ("GA_GDR", "GA_KLR", "NPO_GDR", "NPO_KLR")
 FOUR_BIT = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unforgotten.reports.truth_table import read_truth, truth_table
+from unforgotten.reports.studies.audit_truth import read_truth, truth_table
 
 PUBLISHED = Path(__file__).parents[1] / "reports" / "published"
 READING_DIGITS = 1e-6  # readings are kept to seven digits; rho is a quotient of two differences of them
@@ -51,7 +51,7 @@ def test_the_text_states_the_numbers_of_the_rows() -> None:
 def test_the_rows_are_made_again_from_items_and_readings() -> None:
     """All but the constructed ones, which need the models."""
     pytest.importorskip("torch")
-    from unforgotten.experiments.known_truth import read_readings, truth_rows
+    from unforgotten.experiments.studies.audit_truth import read_readings, truth_rows
 
     kept = [r for r in read_truth(TRUTH) if r["set"] != "constructed" and r["run"] in {x.name for x in RUNS}]
     made = truth_rows(RUNS, read_readings(TRUTH / "readings.jsonl"))

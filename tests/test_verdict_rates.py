@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from unforgotten.audit.verdict import Word
-from unforgotten.experiments.verdict_rates import CASES, COUNTS, LAWS, count_words, simulated_leg
+from unforgotten.audit.verdict.rule import Word
+from unforgotten.experiments.studies.verdict_rates import CASES, COUNTS, LAWS, count_words, simulated_leg
 
 ROWS: list[dict[str, Any]] = [
     json.loads(line)

@@ -15,10 +15,10 @@ from unittest.mock import patch
 import pytest
 
 from unforgotten.cli import main
-from unforgotten.verification import suite
+from unforgotten.verification.recording import suite
 
 README = Path(__file__).parents[1] / "verification" / "README.md"
-PLANTED = "unforgotten.verification.planted"
+PLANTED = "unforgotten.verification.contracts.subtly_wrong"
 MINE = """
 import numpy as np
 

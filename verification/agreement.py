@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import fields
 
-from unforgotten.theory.update import Survival
+from unforgotten.theory.laws.update import Survival
 
 SUMS = ("expected_flips", "flips_variance", "delta_sq", "surviving_sq", "dot")
 ORDER_SLACK = 1e-12

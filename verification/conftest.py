@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from unforgotten.verification.profiles import load_profile
-from unforgotten.verification.report_plugin import Plugin
-from unforgotten.verification.statistical import statistical_tests
+from unforgotten.verification.recording.report_plugin import Plugin
+from unforgotten.verification.recording.statistical import statistical_tests
 
 HERE = Path(__file__).parent
 PROFILE = load_profile()
@@ -27,7 +27,7 @@ def pytest_configure(config: pytest.Config) -> None:
     if folder := config.getoption("--verification-report"):
         config.pluginmanager.register(Plugin(folder, PROFILE))
     config.addinivalue_line(  # here too, for an installed package has no pyproject.toml
-        "markers", "statistical: draws samples; `python -m unforgotten.verification.seeds`"
+        "markers", "statistical: draws samples; `python -m unforgotten.verification.recording.seeds`"
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.checkpoints import Checkpoint
-from unforgotten.audit.pairing import Renamed
+from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.audit.sources.pairing import Renamed
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Deadly(Renamed):
         return super().read_rows(name, start, stop)
 
     def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """See `pieces.read_flat`."""
+        """See `sources.flat.read_flat`."""
         self._die_of(name)
         return super().read_flat(name, start, stop, buffer)
 

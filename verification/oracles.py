@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from unforgotten.theory.formats import Format
+from unforgotten.theory.formats.names import Format
 
 U32 = 2.0**-24  # half the spacing of float32 numbers in [1, 2): the relative error of one rounding
 ETA32 = 2.0**-149  # the smallest positive float32: twice the absolute error of a rounding near 0

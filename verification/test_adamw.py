@@ -13,7 +13,7 @@ import pytest
 from hypothesis import example, given
 from numpy.typing import NDArray
 
-from unforgotten.theory.adamw import (
+from unforgotten.theory.geometry.adamw import (
     RATIO_ROUNDINGS,
     STEPS_AT_MOST,
     adamw_displacement_upper_bound,
@@ -352,7 +352,7 @@ def moment_square(t: int, beta1: float, beta2: float) -> Fraction:
 
 
 def bound_toward_zero(t: int, beta1: float, beta2: float) -> float:
-    with patch("unforgotten.theory.adamw.np", numpy_toward_zero()):
+    with patch("unforgotten.theory.geometry.adamw.np", numpy_toward_zero()):
         return float(moment_ratios(np.array([t]), beta1, beta2)[0])
 
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from unforgotten.theory.adamw import adamw_ratio_upper_bound, extremal_gradients
+from unforgotten.theory.geometry.adamw import adamw_ratio_upper_bound, extremal_gradients
 from unforgotten.verification.oracles import U32
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.auc import auc, auc_change_upper_bound, auc_range
+from unforgotten.theory.models.auc import auc, auc_change_upper_bound, auc_range
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import U64
 

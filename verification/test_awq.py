@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.awq import (
+from unforgotten.theory.formats.awq import (
     AWQ_RULES,
     AwqRule,
     Candidate,

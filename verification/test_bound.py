@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from unforgotten.theory.bound import LR_RANGE, Question, _Setup, _smallest_lr, as_object, block_size, bound
-from unforgotten.theory.bound_text import lines
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.optimizers import frozen_magnitude
+from unforgotten.theory.calculators.bound import LR_RANGE, Question, _Setup, _smallest_lr, as_object, block_size, bound
+from unforgotten.theory.calculators.bound_text import lines
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.geometry.optimizers import frozen_magnitude
 
 STEP_OF_BISECTION = 2e-3  # brentq is asked for 1e-3 of lr
 

@@ -9,13 +9,20 @@ import pytest
 from hypothesis import given
 from scipy import special
 
-from unforgotten.theory.absmax import AbsmaxLaw, absmax_law, magnitude_cdf
-from unforgotten.theory.block_law import OVERTAKING_NODES, Expected, _successors, adaptive_error, block_law, combine
-from unforgotten.theory.boundary import boundary_density, levels_moved, moments, pinned_levels, shape_of
-from unforgotten.theory.densities import DENSITIES, Gaussian, density_named
-from unforgotten.theory.energy import effective_step, energy_density, expected_cosine, gated_energy
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.gating import gated_mean, gated_variance, riemann_gain
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.laws.absmax import AbsmaxLaw, absmax_law, magnitude_cdf
+from unforgotten.theory.laws.block_law import (
+    OVERTAKING_NODES,
+    Expected,
+    _successors,
+    adaptive_error,
+    block_law,
+    combine,
+)
+from unforgotten.theory.laws.boundary import boundary_density, levels_moved, moments, pinned_levels, shape_of
+from unforgotten.theory.laws.densities import DENSITIES, Gaussian, density_named
+from unforgotten.theory.laws.energy import effective_step, energy_density, expected_cosine, gated_energy
+from unforgotten.theory.laws.gating import gated_mean, gated_variance, riemann_gain
 from unforgotten.verification.chance import assert_mean, rng_for
 
 NAMES = ("int4-g64", "int3-g64", "int4-g64-paper", "nf4-b64", "fp4-b64", "int8-row")

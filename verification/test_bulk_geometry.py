@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.theory.drift import (
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.formats.reference import Grid, decode, encode, fit_grid
+from unforgotten.theory.geometry.drift import (
     certified_codes,
     keeps_code,
     scale_drift_upper_bound,
     unflipped_update_upper_bound,
     value_rounding_upper_bound,
 )
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.preimages import block_box, weight_cells
-from unforgotten.theory.quantize import Grid, decode, encode, fit_grid
-from unforgotten.theory.sandwich import displacement_norm_upper_bound, displacement_sandwich
-from unforgotten.verification.bulk import batches, by_rows, chunks, largest_ratio
+from unforgotten.theory.geometry.preimages import block_box, weight_cells
+from unforgotten.theory.geometry.sandwich import displacement_norm_upper_bound, displacement_sandwich
+from unforgotten.verification.domains.bulk import batches, by_rows, chunks, largest_ratio
+from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES
 from unforgotten.verification.oracles import ETA32, U32, U64
-from unforgotten.verification.report import record
-from unforgotten.verification.strategies import ALL_FORMAT_NAMES
+from unforgotten.verification.recording.report import record
 
 FORMATS = [by_rows(format_named(name)) for name in ALL_FORMAT_NAMES]
 LARGEST = np.float32(np.finfo(np.float32).max)

@@ -8,15 +8,15 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.theory.auc import auc, auc_change_upper_bound
-from unforgotten.theory.divergence import metric_change_upper_bound, total_variation_upper_bound
-from unforgotten.theory.gptq import GptqRule, inverse_factor, round_columns
-from unforgotten.theory.greedy import certified_tokens, greedy_metric_change_upper_bound
-from unforgotten.theory.group_grids import GroupGrid
-from unforgotten.theory.lattice import error_norm_upper_bound, lost_update_upper_bound, nearest_plane_loss
-from unforgotten.verification.bulk import chunks
+from unforgotten.theory.formats.gptq import GptqRule, inverse_factor, round_columns
+from unforgotten.theory.formats.group_grids import GroupGrid
+from unforgotten.theory.models.auc import auc, auc_change_upper_bound
+from unforgotten.theory.models.divergence import metric_change_upper_bound, total_variation_upper_bound
+from unforgotten.theory.models.greedy import certified_tokens, greedy_metric_change_upper_bound
+from unforgotten.theory.models.lattice import error_norm_upper_bound, lost_update_upper_bound, nearest_plane_loss
+from unforgotten.verification.domains.bulk import chunks
 from unforgotten.verification.oracles import U64
-from unforgotten.verification.report import record
+from unforgotten.verification.recording.report import record
 
 LEAST = 2.0**-1000  # of a probability: its logarithm is finite
 PROMPTS = 4

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.theory.adamw import adamw_displacement_upper_bound, adamw_ratio_upper_bound, adamw_step_upper_bound
-from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT, frozen_exponent
-from unforgotten.theory.response import linear_response, response_variance_upper_bound
-from unforgotten.verification.bulk import chunks, largest_ratio
-from unforgotten.verification.histories import GRADIENTS, adam_steps, mixed_gradients
+from unforgotten.theory.geometry.adamw import (
+    adamw_displacement_upper_bound,
+    adamw_ratio_upper_bound,
+    adamw_step_upper_bound,
+)
+from unforgotten.theory.geometry.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT, frozen_exponent
+from unforgotten.theory.models.response import linear_response, response_variance_upper_bound
+from unforgotten.verification.domains.bulk import chunks, largest_ratio
+from unforgotten.verification.domains.histories import GRADIENTS, adam_steps, mixed_gradients
 from unforgotten.verification.oracles import U64
-from unforgotten.verification.report import record
+from unforgotten.verification.recording.report import record
 
 DECAYS = ((0.9, 0.999), (0.9, 0.95), (0.0, 0.99), (0.5, 0.3), (0.99, 0.9999))
 STEPS = 24

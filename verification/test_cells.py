@@ -9,11 +9,11 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.cells import cells, position
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.quantize import Grid, code_units, encode, fit_grid, to_blocks
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.formats.reference import Grid, code_units, encode, fit_grid, to_blocks
+from unforgotten.theory.geometry.cells import cells, position
+from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES, TILED_NAMES, Sample, formats, samples
 from unforgotten.verification.oracles import ETA32, U32, midpoints
-from unforgotten.verification.strategies import ALL_FORMAT_NAMES, TILED_NAMES, Sample, formats, samples
 
 
 def unit_grid(fmt: Format, *, zero: float = 0.0) -> Grid:

@@ -13,7 +13,7 @@ import pytest
 import unforgotten.theory
 from unforgotten.theory.claims import CLAIMS, PROOFS, Claim, Kind, claim, proof
 from unforgotten.theory.proofs.run import load_proofs
-from unforgotten.verification.verdicts import named_tests, names_of_tests
+from unforgotten.verification.recording.recorded import named_tests, names_of_tests
 
 THEORY_MODULES = sorted(m.name for m in pkgutil.walk_packages(unforgotten.theory.__path__, "unforgotten.theory."))
 for module in THEORY_MODULES:

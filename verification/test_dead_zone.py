@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.dead_zone import (
+from unforgotten.theory.geometry.dead_zone import (
     BINADES,
     FROZEN_SHARE,
     MIN_WEIGHTS,
@@ -24,8 +24,8 @@ from unforgotten.theory.dead_zone import (
     frozen_exponent,
 )
 from unforgotten.verification.chance import rng_for
+from unforgotten.verification.domains.strategies import plain_values
 from unforgotten.verification.oracles import U32
-from unforgotten.verification.strategies import plain_values
 
 KINDS: dict[str, Any] = {
     "bfloat16": ml_dtypes.bfloat16,

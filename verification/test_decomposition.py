@@ -8,7 +8,7 @@ from typing import Any
 import hypothesis.strategies as st
 from hypothesis import given
 
-from unforgotten.theory.decomposition import lost_effect
+from unforgotten.theory.models.decomposition import lost_effect
 from unforgotten.verification.oracles import U64
 
 NAMES = ("w", "w_new", "q", "q_new", "w_plus_d", "q_plus_delta")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from scipy import integrate, stats
 
-from unforgotten.theory.absmax import (
+from unforgotten.theory.laws.absmax import (
     absmax_cdf,
     absmax_law,
     expected_absmax,
@@ -18,7 +18,7 @@ from unforgotten.theory.absmax import (
     magnitude_cdf,
     observed_absmax,
 )
-from unforgotten.theory.densities import (
+from unforgotten.theory.laws.densities import (
     DENSITIES,
     STUDENT_FREEDOM,
     Density,

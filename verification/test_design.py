@@ -17,11 +17,7 @@ import pytest
 from hypothesis import given, settings
 from scipy import integrate
 
-from unforgotten.theory.absmax import AbsmaxLaw, absmax_law
-from unforgotten.theory.boundary import moments
-from unforgotten.theory.concentration import needed_share
-from unforgotten.theory.densities import Gaussian
-from unforgotten.theory.design import (
+from unforgotten.theory.calculators.design import (
     cosines,
     gain_slopes,
     gains,
@@ -32,11 +28,15 @@ from unforgotten.theory.design import (
     phase_diagram,
     smallest_lr,
 )
-from unforgotten.theory.energy import gated_energy
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.motion import expected_displacement, free_radius, movable_edge, step_law
-from unforgotten.theory.predict import pieces, predict
-from unforgotten.theory.traced import Setup, _moved, _pieces, energy, setup, sums
+from unforgotten.theory.calculators.traced import Setup, _moved, _pieces, energy, setup, sums
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.geometry.motion import expected_displacement, free_radius, movable_edge, step_law
+from unforgotten.theory.laws.absmax import AbsmaxLaw, absmax_law
+from unforgotten.theory.laws.boundary import moments
+from unforgotten.theory.laws.concentration import needed_share
+from unforgotten.theory.laws.densities import Gaussian
+from unforgotten.theory.laws.energy import gated_energy
+from unforgotten.theory.laws.predict import pieces, predict
 
 U64 = 2.0**-53
 STD, STEPS = 0.02, 100
@@ -293,7 +293,7 @@ def test_design__refuses_what_cannot_be_wanted() -> None:
     ("code", "printed"),
     [
         ("import unforgotten.theory, sys; print('jax' in sys.modules)", "False"),
-        ("import unforgotten.theory.design, jax; print(jax.config.jax_enable_x64)", "False"),
+        ("import unforgotten.theory.calculators.design, jax; print(jax.config.jax_enable_x64)", "False"),
     ],
 )
 def test_design__changes_nothing_at_import(code: str, printed: str) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import example, given
 
-from unforgotten.theory.divergence import CROSSING, metric_change_upper_bound, total_variation_upper_bound
+from unforgotten.theory.models.divergence import CROSSING, metric_change_upper_bound, total_variation_upper_bound
 from unforgotten.verification.oracles import U64
 
 DIGITS = 50

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.drift import (
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.formats.reference import decode, encode, fit_grid, to_blocks
+from unforgotten.theory.geometry.drift import (
     certified_codes,
     drift_factor,
     keeps_code,
@@ -18,11 +20,9 @@ from unforgotten.theory.drift import (
     unflipped_update_upper_bound,
     value_rounding_upper_bound,
 )
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.quantize import decode, encode, fit_grid, to_blocks
 from unforgotten.verification.chance import rng_for
+from unforgotten.verification.domains.strategies import Pair, pairs
 from unforgotten.verification.oracles import U64
-from unforgotten.verification.strategies import Pair, pairs
 
 NAMES = (
     "int4-g8",

@@ -12,21 +12,28 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory import hqq
-from unforgotten.theory.awq import AWQ_RULES, search_clip
-from unforgotten.theory.bound import LR_RANGE, Question, bound
-from unforgotten.theory.dead_zone import BINADES, MIN_WEIGHTS, BinadeCounts, find_dead_zone
-from unforgotten.theory.drift import keeps_code
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.group_grids import fit_autoawq, fit_compressed_tensors, fit_gptq
-from unforgotten.theory.kquants import SMALLEST, q6_k, search_symmetric
-from unforgotten.theory.lattice import is_swallowed
-from unforgotten.theory.motion import StepLaw, expected_displacement, free_radius, movable_edge, shells, step_law
-from unforgotten.theory.motion_fit import observed_moves, step_ratio
-from unforgotten.theory.preimages import LARGEST, block_box, same_scale
-from unforgotten.theory.regimes import on_grid_survivor
-from unforgotten.theory.rounding import half_away
-from unforgotten.theory.wash import permutation_wash_test
+from unforgotten.theory.calculators.bound import LR_RANGE, Question, bound
+from unforgotten.theory.formats import hqq
+from unforgotten.theory.formats.awq import AWQ_RULES, search_clip
+from unforgotten.theory.formats.group_grids import fit_autoawq, fit_compressed_tensors, fit_gptq
+from unforgotten.theory.formats.kquants import SMALLEST, q6_k, search_symmetric
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.rounding import half_away
+from unforgotten.theory.geometry.dead_zone import BINADES, MIN_WEIGHTS, BinadeCounts, find_dead_zone
+from unforgotten.theory.geometry.drift import keeps_code
+from unforgotten.theory.geometry.motion import (
+    StepLaw,
+    expected_displacement,
+    free_radius,
+    movable_edge,
+    shells,
+    step_law,
+)
+from unforgotten.theory.geometry.motion_fit import observed_moves, step_ratio
+from unforgotten.theory.geometry.preimages import LARGEST, block_box, same_scale
+from unforgotten.theory.laws.regimes import on_grid_survivor
+from unforgotten.theory.laws.wash import permutation_wash_test
+from unforgotten.theory.models.lattice import is_swallowed
 
 TINY = np.float32(2.0**-149)
 

@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.preimages import weight_cells
-from unforgotten.theory.quantize import Grid, code_units, decode, encode
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.formats.reference import Grid, code_units, decode, encode
+from unforgotten.theory.geometry.preimages import weight_cells
+from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES
 from unforgotten.verification.oracles import ETA32, U32
-from unforgotten.verification.report import record
-from unforgotten.verification.strategies import ALL_FORMAT_NAMES
+from unforgotten.verification.recording.report import record
 
 Array = NDArray[Any]
 DTYPES: Mapping[str, Any] = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.cells import cells
-from unforgotten.theory.flips import flip_probability
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.quantize import Grid, encode
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.formats.reference import Grid, encode
+from unforgotten.theory.geometry.cells import cells
+from unforgotten.theory.laws.flips import flip_probability
 from unforgotten.verification.chance import assert_mean, detectable_gap, rng_for
+from unforgotten.verification.domains.strategies import FORMAT_NAMES, TILED_NAMES, formats
 from unforgotten.verification.oracles import U32, U64
-from unforgotten.verification.strategies import FORMAT_NAMES, TILED_NAMES, formats
 
 SIMULATED = ("int4-g64", "nf4-b64", "fp4-b64")
 SHIFTS = (0.0, 2.0**-12, -0.003, 0.02, -0.05, 0.11, -0.4, 0.9, -1.7)

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from scipy.special import ndtri
 
-from unforgotten.theory.codebooks import FP4_ORDER, FP4_TWELFTHS, NF4_LEVELS, small_float
-from unforgotten.theory.formats import Format, format_named
+from unforgotten.theory.formats.codebooks import FP4_ORDER, FP4_TWELFTHS, NF4_LEVELS, small_float
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES
 from unforgotten.verification.oracles import U32, float32, midpoints
-from unforgotten.verification.strategies import ALL_FORMAT_NAMES
 
 ALL_NAMES = tuple(
     dict.fromkeys(

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.gptq import (
+from unforgotten.theory.formats.gptq import (
     GPTQ_RULES,
     GptqRule,
     calibration_hessian,
@@ -19,7 +19,7 @@ from unforgotten.theory.gptq import (
     gptq,
     inverse_factor,
 )
-from unforgotten.theory.group_grids import (
+from unforgotten.theory.formats.group_grids import (
     GRID_RULES,
     GroupGrid,
     decode_group,

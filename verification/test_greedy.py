@@ -10,7 +10,12 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.greedy import certified_prefix, certified_tokens, greedy_metric_change_upper_bound, top_two_gap
+from unforgotten.theory.models.greedy import (
+    certified_prefix,
+    certified_tokens,
+    greedy_metric_change_upper_bound,
+    top_two_gap,
+)
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import U64
 

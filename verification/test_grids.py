@@ -8,14 +8,14 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory import kquants
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.grids import FITS, SETTERS, Grid
-from unforgotten.theory.hqq import proximal_affine
-from unforgotten.theory.quantize import code_units, encode, fit_grid, quantize, round_trip, to_blocks
-from unforgotten.theory.update import GRID_MODES, GridMode, survival
+from unforgotten.theory.formats import kquants
+from unforgotten.theory.formats.grids import FITS, SETTERS, Grid
+from unforgotten.theory.formats.hqq import proximal_affine
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import code_units, encode, fit_grid, quantize, round_trip, to_blocks
+from unforgotten.theory.laws.update import GRID_MODES, GridMode, survival
 from unforgotten.verification.chance import rng_for
-from unforgotten.verification.strategies import ALL_FORMAT_NAMES, Sample, samples
+from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES, Sample, samples
 
 K_QUANTS: dict[str, Callable[[NDArray[Any]], kquants.KBlocks]] = {"q4_k": kquants.q4_k, "q6_k": kquants.q6_k}
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from hypothesis import given
 
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.quantize import decode, encode, fit_grid, quantize, round_trip, to_blocks
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import decode, encode, fit_grid, quantize, round_trip, to_blocks
+from unforgotten.verification.domains.strategies import FORMAT_NAMES, NORMAL_KINDS, Sample, in_normal_range, samples
 from unforgotten.verification.oracles import U32
-from unforgotten.verification.strategies import FORMAT_NAMES, NORMAL_KINDS, Sample, in_normal_range, samples
 
 CODEBOOKS = ("nf4-b8", "nf4-b5", "fp4-b8", "fp4-b16")
 SYMMETRIC_INTS = tuple(n for n in FORMAT_NAMES if n.startswith("int") and not n.endswith(("asym", "paper")))

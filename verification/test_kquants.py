@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from numpy.typing import NDArray
 
-from unforgotten.theory.kquants import KBlocks, nearest_int, q4_k, q6_k, search_affine, search_symmetric
+from unforgotten.theory.formats.kquants import KBlocks, nearest_int, q4_k, q6_k, search_affine, search_symmetric
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import float32, nearest, round_half_even
 

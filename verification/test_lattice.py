@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.gptq import (
+from unforgotten.theory.formats.gptq import (
     GPTQ_RULES,
     GptqResult,
     GptqRule,
@@ -19,8 +19,8 @@ from unforgotten.theory.gptq import (
     inverse_factor,
     round_columns,
 )
-from unforgotten.theory.group_grids import GroupGrid
-from unforgotten.theory.lattice import (
+from unforgotten.theory.formats.group_grids import GroupGrid
+from unforgotten.theory.models.lattice import (
     error_norm_upper_bound,
     is_swallowed,
     lost_update_upper_bound,

@@ -1,6 +1,6 @@
 """T6-T8 against simulated weights: six formats, three densities, five sizes of update, both grids.
 
-The kernels of `theory.quantize` make the codes, the laws know nothing of them. A mean of n independent blocks may
+The kernels of `theory.formats.reference` make the codes, the laws know nothing of them. A mean of n independent blocks may
 differ from the law by Z standard errors and by the law's own stated error; Z is the normal quantile of FALSE_ALARM.
 That the mean of n >= 1,500 block means is normal is an approximation, the one in this file. It fails where nearly every
 code flips: what varies then is a rare block of a large absmax, which a sample may hold none of (seen under two of 31
@@ -23,12 +23,12 @@ import pytest
 from numpy.typing import NDArray
 from scipy import special
 
-from unforgotten.theory.absmax import absmax_law
-from unforgotten.theory.block_law import Expected, adaptive_error, block_law
-from unforgotten.theory.densities import DENSITIES, STUDENT_FREEDOM, density_named
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.quantize import decode, encode, fit_grid
-from unforgotten.theory.update import GRID_MODES, GridMode
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.formats.reference import decode, encode, fit_grid
+from unforgotten.theory.laws.absmax import absmax_law
+from unforgotten.theory.laws.block_law import Expected, adaptive_error, block_law
+from unforgotten.theory.laws.densities import DENSITIES, STUDENT_FREEDOM, density_named
+from unforgotten.theory.laws.update import GRID_MODES, GridMode
 from unforgotten.verification.chance import FALSE_ALARM, bernstein_radius, rng_for
 
 Z = float(-special.ndtri(FALSE_ALARM / 2))
@@ -142,7 +142,7 @@ def test_block_law__simulation_sees_wrong_laws() -> None:
 @pytest.mark.parametrize("mode", GRID_MODES)
 @pytest.mark.parametrize("name", NAMES)
 def test_block_law__holds_on_ten_million_weights(name: str, mode: GridMode) -> None:
-    """Adds its rows to the file $UNFORGOTTEN_LAW_ROWS, where that is set; reports/law_table.py reads them."""
+    """Adds its rows to the file $UNFORGOTTEN_LAW_ROWS, where that is set; reports/studies/flip_laws.py reads them."""
     rows: list[dict[str, Any]] = []
     for density, scale in itertools.product(sorted(DENSITIES), SCALES):
         found = deviations(format_named(name), density, scale, mode, NIGHTLY_WEIGHTS)

@@ -9,12 +9,11 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.audit.weights import gain_stderr
-from unforgotten.theory.absmax import AbsmaxLaw, absmax_law, observed_absmax
-from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT, frozen_exponent
-from unforgotten.theory.densities import Gaussian, empirical
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.motion import (
+from unforgotten.audit.weights.leg import gain_stderr
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import to_blocks
+from unforgotten.theory.geometry.dead_zone import SIGNIFICANT_BITS, SMALLEST_NORMAL_EXPONENT, frozen_exponent
+from unforgotten.theory.geometry.motion import (
     expected_displacement,
     free_radius,
     movable_edge,
@@ -22,10 +21,11 @@ from unforgotten.theory.motion import (
     shells,
     step_law,
 )
-from unforgotten.theory.motion_fit import MOVE_NODES, Moves, observed_moves, stationary_fit, step_ratio
-from unforgotten.theory.predict import pieces, predict, predict_moves
-from unforgotten.theory.quantize import to_blocks
-from unforgotten.theory.update import survival
+from unforgotten.theory.geometry.motion_fit import MOVE_NODES, Moves, observed_moves, stationary_fit, step_ratio
+from unforgotten.theory.laws.absmax import AbsmaxLaw, absmax_law, observed_absmax
+from unforgotten.theory.laws.densities import Gaussian, empirical
+from unforgotten.theory.laws.predict import pieces, predict, predict_moves
+from unforgotten.theory.laws.update import survival
 from unforgotten.verification.chance import assert_mean, rng_for
 
 ROUNDINGS = 64 * 2.0**-53

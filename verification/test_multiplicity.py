@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from scipy.stats import false_discovery_control
 
-from unforgotten.theory.multiplicity import false_discoveries
+from unforgotten.theory.laws.multiplicity import false_discoveries
 from unforgotten.verification.chance import hoeffding_radius, rng_for
 from unforgotten.verification.oracles import U64
 

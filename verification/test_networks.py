@@ -6,12 +6,12 @@ import hypothesis.strategies as st
 import numpy as np
 from hypothesis import given
 
-from unforgotten.theory.decomposition import lost_effect
-from unforgotten.theory.divergence import metric_change_upper_bound
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.greedy import certified_tokens
-from unforgotten.theory.quantize import round_trip
-from unforgotten.verification.networks import (
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.formats.reference import round_trip
+from unforgotten.theory.models.decomposition import lost_effect
+from unforgotten.theory.models.divergence import metric_change_upper_bound
+from unforgotten.theory.models.greedy import certified_tokens
+from unforgotten.verification.domains.networks import (
     Array,
     Network,
     gradients,
@@ -22,7 +22,7 @@ from unforgotten.verification.networks import (
     trained,
 )
 from unforgotten.verification.oracles import U64
-from unforgotten.verification.report import record
+from unforgotten.verification.recording.report import record
 
 NAMES = ("int4-row", "int2-row", "int8-row", "nf4-b64", "fp4-b64", "int4-row-asym", "fp8-row")
 formats = st.sampled_from(NAMES).map(format_named)

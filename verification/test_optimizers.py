@@ -14,8 +14,8 @@ import pytest
 from hypothesis import example, given
 from numpy.typing import NDArray
 
-from unforgotten.theory.adamw import adamw_limit_ratio, adamw_step_upper_bound, extremal_gradients
-from unforgotten.theory.optimizers import (
+from unforgotten.theory.geometry.adamw import adamw_limit_ratio, adamw_step_upper_bound, extremal_gradients
+from unforgotten.theory.geometry.optimizers import (
     STEP_UPPER_BOUNDS,
     adam_uncorrected_step_upper_bound,
     decay_step_upper_bound,
@@ -28,7 +28,7 @@ from unforgotten.theory.optimizers import (
 )
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import U64
-from unforgotten.verification.report import record
+from unforgotten.verification.recording.report import record
 
 ROUNDED_UP = 64 * U64  # by how much a bound may exceed its formula, relative
 ZERO = Fraction(0)

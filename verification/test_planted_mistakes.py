@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 import unforgotten.theory
-from unforgotten.verification.mutant_list import Mutant, changed_lines, mutated_files, spliced
-from unforgotten.verification.mutant_map import Worker
-from unforgotten.verification.mutant_report import DEAD, equivalents
-from unforgotten.verification.mutant_run import judged, mutant_job
-from unforgotten.verification.planted_mistakes import KINDS, kind_of, planted_in, planted_mistakes
+from unforgotten.verification.mutation.operators import Mutant, changed_lines, mutated_files, spliced
+from unforgotten.verification.mutation.planted_mistakes import KINDS, kind_of, planted_in, planted_mistakes
+from unforgotten.verification.mutation.report import DEAD, equivalents
+from unforgotten.verification.mutation.seen_by import Worker
+from unforgotten.verification.mutation.session import judged, mutant_job
 
 PUBLISHED = Path(__file__).resolve().parent / "published"
 TREE = PUBLISHED.parents[1]
@@ -181,5 +181,5 @@ def test_planted_in__is_found_in_the_theory() -> None:
     """The sources that are meant are those that are installed."""
     assert unforgotten.theory.__file__ is not None
     root = Path(unforgotten.theory.__file__).resolve().parents[1]
-    kinds = {kind_of(m.id) for m in planted_mistakes(root, ["theory/adamw.py", "theory/rounding.py"])}
+    kinds = {kind_of(m.id) for m in planted_mistakes(root, ["theory/geometry/adamw.py", "theory/formats/rounding.py"])}
     assert {"strict", "half-up", "ratio-one", "one-level"} <= kinds

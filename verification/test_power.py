@@ -16,26 +16,26 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.theory.absmax import absmax_law, magnitude_cdf
-from unforgotten.theory.block_law import block_law
-from unforgotten.theory.boundary import levels_moved, shape_of
-from unforgotten.theory.cells import cells
 from unforgotten.theory.claims import CLAIMS
-from unforgotten.theory.concentration import concentrated_cosine
-from unforgotten.theory.densities import Gaussian
-from unforgotten.theory.energy import expected_cosine, gated_energy
-from unforgotten.theory.flips import flip_probability
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.gating import gated_mean, gated_variance
-from unforgotten.theory.gptq import GptqRule, inverse_factor, round_columns
-from unforgotten.theory.group_grids import GroupGrid
-from unforgotten.theory.lattice import pushed_shift, sequential_flip_probability, sequential_loss_variance, skew
-from unforgotten.theory.motion import rounded_velocity
-from unforgotten.theory.quantize import Grid, decode, encode, fit_grid
-from unforgotten.theory.regimes import hidden_energy_upper_bound, on_grid_gain, on_grid_survivor
-from unforgotten.theory.response import linear_response
-from unforgotten.theory.scaling import flip_rate, flip_ratio, steps_per_absmax
-from unforgotten.theory.wash import wash_test
+from unforgotten.theory.formats.gptq import GptqRule, inverse_factor, round_columns
+from unforgotten.theory.formats.group_grids import GroupGrid
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import Grid, decode, encode, fit_grid
+from unforgotten.theory.geometry.cells import cells
+from unforgotten.theory.geometry.motion import rounded_velocity
+from unforgotten.theory.laws.absmax import absmax_law, magnitude_cdf
+from unforgotten.theory.laws.block_law import block_law
+from unforgotten.theory.laws.boundary import levels_moved, shape_of
+from unforgotten.theory.laws.concentration import concentrated_cosine
+from unforgotten.theory.laws.densities import Gaussian
+from unforgotten.theory.laws.energy import expected_cosine, gated_energy
+from unforgotten.theory.laws.flips import flip_probability
+from unforgotten.theory.laws.gating import gated_mean, gated_variance
+from unforgotten.theory.laws.regimes import hidden_energy_upper_bound, on_grid_gain, on_grid_survivor
+from unforgotten.theory.laws.scaling import flip_rate, flip_ratio, steps_per_absmax
+from unforgotten.theory.laws.wash import wash_test
+from unforgotten.theory.models.lattice import pushed_shift, sequential_flip_probability, sequential_loss_variance, skew
+from unforgotten.theory.models.response import linear_response
 from unforgotten.verification.chance import FALSE_ALARM, bernstein_radius, rng_for
 
 FLIP_ERROR, GAIN_ERROR = 0.01, 0.02

@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.preimages import LARGEST, Interval, _from_key, block_box, same_scale, weight_cells
-from unforgotten.theory.quantize import Grid, encode, fit_grid, to_blocks
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.formats.reference import Grid, encode, fit_grid, to_blocks
+from unforgotten.theory.geometry.preimages import LARGEST, Interval, _from_key, block_box, same_scale, weight_cells
 from unforgotten.verification.chance import rng_for
+from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES, Sample, samples
 from unforgotten.verification.oracles import U32, Parameters, block_code, fit_block
-from unforgotten.verification.strategies import ALL_FORMAT_NAMES, Sample, samples
 
 RANGES = ("range", "min-max", "hqq")
 TRIMS = (0.01, 0.1)  # of the width, at each end: margins that published attacks leave to be safe

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 import z3
 
-from unforgotten.theory.decomposition import LostEffect, lost_effect
-from unforgotten.theory.formats import PATTERNS, Format, format_named
+from unforgotten.theory.formats.names import PATTERNS, Format, format_named
+from unforgotten.theory.formats.reference import encode, fit_grid, quantize, round_trip
+from unforgotten.theory.formats.rounding import ROUNDINGS
+from unforgotten.theory.models.decomposition import LostEffect, lost_effect
 from unforgotten.theory.proofs import certificates, decomposition, displacement, drift, geometry, smt
 from unforgotten.theory.proofs.smt import Statement, counterexample, prove
-from unforgotten.theory.quantize import encode, fit_grid, quantize, round_trip
-from unforgotten.theory.rounding import ROUNDINGS
 
 HALF = Fraction(1, 2)
 WRONG: dict[str, Statement] = {

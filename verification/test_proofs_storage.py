@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from unforgotten.theory.dead_zone import frozen_exponent
+from unforgotten.theory.geometry.dead_zone import frozen_exponent
 from unforgotten.theory.proofs.storage import (
     check,
     check_float32_sum,

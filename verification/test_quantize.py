@@ -9,10 +9,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.quantize import Grid, encode, fit_grid, from_blocks, quantize, round_trip, to_blocks
-from unforgotten.verification.oracles import ETA32, MAX32, U32, BlockResult, quantize_block
-from unforgotten.verification.strategies import (
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.formats.reference import Grid, encode, fit_grid, from_blocks, quantize, round_trip, to_blocks
+from unforgotten.verification.domains.strategies import (
     ALL_FORMAT_NAMES,
     FORMAT_NAMES,
     LIBRARY_FORMAT_NAMES,
@@ -21,6 +20,7 @@ from unforgotten.verification.strategies import (
     in_normal_range,
     samples,
 )
+from unforgotten.verification.oracles import ETA32, MAX32, U32, BlockResult, quantize_block
 
 NOT_PER_TENSOR = tuple(n for n in FORMAT_NAMES if "tensor" not in n)
 SIGN_SYMMETRIC = (

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import assume, given
 from numpy.typing import NDArray
 
-from unforgotten.theory.bootstrap import interval, resampled_means
-from unforgotten.theory.recovery import LEVEL, RESAMPLES, Recovery, recovered_fraction
+from unforgotten.theory.models.bootstrap import interval, resampled_means
+from unforgotten.theory.models.recovery import LEVEL, RESAMPLES, Recovery, recovered_fraction
 from unforgotten.verification.chance import hoeffding_radius, rng_for
 from unforgotten.verification.oracles import U64
 

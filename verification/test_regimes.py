@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from unforgotten.theory.absmax import expected_inverse_absmax
-from unforgotten.theory.boundary import moments
-from unforgotten.theory.concentration import concentrated_cosine, needed_share
-from unforgotten.theory.densities import DENSITIES, Gaussian, density_named
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.regimes import (
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.laws.absmax import expected_inverse_absmax
+from unforgotten.theory.laws.boundary import moments
+from unforgotten.theory.laws.concentration import concentrated_cosine, needed_share
+from unforgotten.theory.laws.densities import DENSITIES, Gaussian, density_named
+from unforgotten.theory.laws.regimes import (
     hidden_energy_upper_bound,
     hidden_wash_z,
     on_grid_gain,
     on_grid_survivor,
     swallowing_absmax,
 )
-from unforgotten.theory.scaling import flip_rate, flip_ratio, steps_per_absmax
+from unforgotten.theory.laws.scaling import flip_rate, flip_ratio, steps_per_absmax
 from unforgotten.verification.chance import assert_mean, hoeffding_radius, rng_for
 from unforgotten.verification.oracles import U64, round_half_even
-from unforgotten.verification.report import record
+from unforgotten.verification.recording.report import record
 
 ROUNDINGS = 16 * 2.0**-53
 TRIALS = 400_000

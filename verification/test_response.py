@@ -12,12 +12,12 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.curvature import curvature_remainder_upper_bound, gating_curvature
-from unforgotten.theory.response import gating_variance, linear_response, response_variance_upper_bound
-from unforgotten.theory.tails import bernstein_radius, bernstein_tail_upper_bound, empirical_bernstein_radius
+from unforgotten.theory.models.curvature import curvature_remainder_upper_bound, gating_curvature
+from unforgotten.theory.models.response import gating_variance, linear_response, response_variance_upper_bound
+from unforgotten.theory.models.tails import bernstein_radius, bernstein_tail_upper_bound, empirical_bernstein_radius
 from unforgotten.verification.chance import hoeffding_radius, rng_for
 from unforgotten.verification.oracles import U64
-from unforgotten.verification.report import record
+from unforgotten.verification.recording.report import record
 
 
 class Atoms(NamedTuple):

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.bootstrap import Ratio
-from unforgotten.theory.recovery import recovered_fraction
-from unforgotten.theory.retained import (
+from unforgotten.theory.models.bootstrap import Ratio
+from unforgotten.theory.models.recovery import recovered_fraction
+from unforgotten.theory.models.retained import (
     Direction,
     memory_direction,
     quantization_robustness,

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.adamw import adamw_ratio_upper_bound
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.quantize import code_units, encode, fit_grid
-from unforgotten.verification.bulk import CHUNK_ROWS, by_rows, chunks, rows_of_profile
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import code_units, encode, fit_grid
+from unforgotten.theory.geometry.adamw import adamw_ratio_upper_bound
 from unforgotten.verification.chance import rng_for
-from unforgotten.verification.histories import GRADIENTS, MOST_STEPS, History, adam_steps, histories
-from unforgotten.verification.sampled_updates import UPDATES, mixed_updates, sampled_update
-from unforgotten.verification.sampled_weights import WEIGHTS, largest, mixed, normal, sampled, to_bfloat16
-from unforgotten.verification.strategies import ALL_FORMAT_NAMES
+from unforgotten.verification.domains.bulk import CHUNK_ROWS, by_rows, chunks, rows_of_profile
+from unforgotten.verification.domains.histories import GRADIENTS, MOST_STEPS, History, adam_steps, histories
+from unforgotten.verification.domains.sampled_updates import UPDATES, mixed_updates, sampled_update
+from unforgotten.verification.domains.sampled_weights import WEIGHTS, largest, mixed, normal, sampled, to_bfloat16
+from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES
 
 ROWS = 60
 FMT = format_named("int4-g8")

@@ -12,11 +12,11 @@ import pytest
 from hypothesis import given
 from numpy.typing import NDArray
 
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.quantize import round_trip
-from unforgotten.theory.sandwich import displacement_norm_upper_bound, displacement_sandwich
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import round_trip
+from unforgotten.theory.geometry.sandwich import displacement_norm_upper_bound, displacement_sandwich
+from unforgotten.verification.domains.strategies import FORMAT_NAMES, Pair, pairs
 from unforgotten.verification.oracles import U64
-from unforgotten.verification.strategies import FORMAT_NAMES, Pair, pairs
 
 KINDS = ("plain", "bfloat16", "float16", "ties", "outlier", "zero block")
 rows = st.integers(1, 6).flatmap(lambda n: st.tuples(*[hnp.arrays(np.float64, n, elements=st.floats(-1e3, 1e3))] * 3))

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unforgotten.verification.seeds import as_object, collect, sampled_files
+from unforgotten.verification.recording.seeds import as_object, collect, sampled_files
 
 FAILS_UNDER_TWO = """
 import pytest
@@ -36,7 +36,7 @@ def target(tmp_path: Path) -> str:
 
 def seeds(*options: str) -> subprocess.CompletedProcess[str]:
     """The command in a process of its own: it forks, which the threads of a library loaded here would not survive."""
-    command = [sys.executable, "-m", "unforgotten.verification.seeds", *options]
+    command = [sys.executable, "-m", "unforgotten.verification.recording.seeds", *options]
     return subprocess.run(command, check=False, capture_output=True, text=True)
 
 

@@ -7,10 +7,10 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from unforgotten.theory.drift import value_rounding_upper_bound
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.response import response_variance_upper_bound
-from unforgotten.theory.wash import poisson_binomial_tails
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.geometry.drift import value_rounding_upper_bound
+from unforgotten.theory.laws.wash import poisson_binomial_tails
+from unforgotten.theory.models.response import response_variance_upper_bound
 from unforgotten.verification.oracles import ETA32, U32, U64
 
 

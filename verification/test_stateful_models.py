@@ -17,15 +17,15 @@ from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 from numpy.typing import NDArray
 
-from unforgotten.audit.checkpoints import INDEX, SINGLE, open_checkpoint
-from unforgotten.audit.headers import CheckpointError
-from unforgotten.theory.dead_zone import frozen_exponent
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.quantize import quantize, round_trip
-from unforgotten.theory.update import survival
+from unforgotten.audit.sources.checkpoint import INDEX, SINGLE, open_checkpoint
+from unforgotten.audit.sources.safetensors_header import CheckpointError
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import quantize, round_trip
+from unforgotten.theory.geometry.dead_zone import frozen_exponent
+from unforgotten.theory.laws.update import survival
 from unforgotten.verification.chance import rng_for
-from unforgotten.verification.sampled_updates import UPDATES, sampled_update
-from unforgotten.verification.sampled_weights import sampled
+from unforgotten.verification.domains.sampled_updates import UPDATES, sampled_update
+from unforgotten.verification.domains.sampled_weights import sampled
 
 DTYPES = {"BF16": np.dtype(ml_dtypes.bfloat16), "F16": np.dtype("<f2"), "F32": np.dtype("<f4")}
 NAMES = {"BF16": "bfloat16", "F16": "float16", "F32": "float32"}

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-rows = pytest.importorskip("unforgotten.experiments.rows")
+rows = pytest.importorskip("unforgotten.records.store")
 
 STAGES = [f"stage-{i}" for i in range(6)]
 EXAMPLES_SHARE = 4

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from unforgotten.verification.chance import SEED_VARIABLE, bernstein_radius, hoeffding_radius, rng_for, sample_seed
-from unforgotten.verification.statistical import TOO_SLOW, sampling_tests, statistical_tests
+from unforgotten.verification.recording.statistical import TOO_SLOW, sampling_tests, statistical_tests
 
 HERE = Path(__file__).parent
 SOURCE = """

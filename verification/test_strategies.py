@@ -7,10 +7,10 @@ import pytest
 from hypothesis import find, given, settings
 from hypothesis.strategies import DataObject, data
 
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.quantize import code_units, fit_grid, to_blocks
-from unforgotten.verification.sampled_weights import LARGEST
-from unforgotten.verification.strategies import (
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import code_units, fit_grid, to_blocks
+from unforgotten.verification.domains.sampled_weights import LARGEST
+from unforgotten.verification.domains.strategies import (
     ALL_FORMAT_NAMES,
     Pair,
     Sample,

@@ -4,7 +4,7 @@ import math
 
 import numpy as np
 
-from unforgotten.theory.tails import empirical_bernstein_radius
+from unforgotten.theory.models.tails import empirical_bernstein_radius
 from unforgotten.verification.chance import hoeffding_radius, rng_for
 from unforgotten.verification.oracles import U64
 

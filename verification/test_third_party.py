@@ -13,17 +13,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.quantize import quantize, round_trip
-from unforgotten.verification import planted
-from unforgotten.verification.adapters import ADAPTERS, PIP, library, reference
-from unforgotten.verification.contract import number, quantized
-from unforgotten.verification.contracts import BASIC, CONTRACTS
-from unforgotten.verification.described import Quantizer, claiming, describe
-from unforgotten.verification.ideal import TIES
-from unforgotten.verification.strategies import Sample, samples
-from unforgotten.verification.third_party import EXAMPLES, cut, judge, seed_of, simplified, verify, violation
-from unforgotten.verification.verdict import Verdict, lines
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import quantize, round_trip
+from unforgotten.verification.contracts import subtly_wrong as planted
+from unforgotten.verification.contracts.base import number, quantized
+from unforgotten.verification.contracts.described import Quantizer, claiming, describe
+from unforgotten.verification.contracts.ideal import TIES
+from unforgotten.verification.contracts.libraries import ADAPTERS, PIP, library, reference
+from unforgotten.verification.contracts.outcome import Verdict, lines
+from unforgotten.verification.contracts.registry import BASIC, CONTRACTS
+from unforgotten.verification.contracts.search import EXAMPLES, cut, judge, seed_of, simplified, verify, violation
+from unforgotten.verification.domains.strategies import Sample, samples
 
 Array = NDArray[Any]
 INT4 = reference("int4-g8")

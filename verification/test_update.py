@@ -10,13 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from unforgotten.theory.cells import cells
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.quantize import to_blocks
-from unforgotten.theory.update import CHUNK_WEIGHTS, GRID_MODES, POSITION_BINS, GridMode, Survival, add, survival
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.formats.reference import to_blocks
+from unforgotten.theory.geometry.cells import cells
+from unforgotten.theory.laws.update import CHUNK_WEIGHTS, GRID_MODES, POSITION_BINS, GridMode, Survival, add, survival
 from unforgotten.verification.chance import rng_for
+from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES, FORMAT_NAMES, NORMAL_KINDS, Pair, pairs
 from unforgotten.verification.oracles import U64, Parameters, block_code, block_value, exact_units, fit_block
-from unforgotten.verification.strategies import ALL_FORMAT_NAMES, FORMAT_NAMES, NORMAL_KINDS, Pair, pairs
 
 modes: st.SearchStrategy[GridMode] = st.sampled_from(GRID_MODES)
 NOT_PER_TENSOR = tuple(n for n in FORMAT_NAMES if "tensor" not in n and n != "nf4-b5")
@@ -220,7 +220,7 @@ def test_survival__does_not_depend_on_chunks(
     w_new = (w + 0.01 * rng.normal(size=w.shape)).astype(np.float32)
     fmt = format_named(name)
     whole = survival(w, w_new, fmt, mode)
-    monkeypatch.setattr("unforgotten.theory.update.CHUNK_WEIGHTS", chunk)
+    monkeypatch.setattr("unforgotten.theory.laws.update.CHUNK_WEIGHTS", chunk)
     parts = survival(w, w_new, fmt, mode)
     assert w.size < CHUNK_WEIGHTS
     assert counts_of(parts) == counts_of(whole)

@@ -8,7 +8,7 @@ import pytest
 
 from unforgotten.theory.claims import CLAIMS, PROOFS
 from unforgotten.theory.proofs.run import load_proofs
-from unforgotten.verification.verdicts import RECORDED, SCHEMA, claim_rows, verdict
+from unforgotten.verification.recording.recorded import RECORDED, SCHEMA, claim_rows, verdict
 
 CLAIM = next(iter(CLAIMS.values()))
 

@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from scipy.special import rel_entr
 from scipy.stats import binom
 
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.quantize import encode, fit_grid, to_blocks
-from unforgotten.theory.update import Survival, survival
-from unforgotten.theory.wash import (
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import encode, fit_grid, to_blocks
+from unforgotten.theory.laws.update import Survival, survival
+from unforgotten.theory.laws.wash import (
     EXACT_OPERATIONS,
     bernoulli_divergence,
     exact_wash_test,

@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from unforgotten.audit.progress import Progress
+    from unforgotten.audit.progress.stages import Progress
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -49,9 +49,9 @@ def run(
     if dry_run:
         _print_object({"config": config.model_dump(mode="json"), "stages": plan}, as_json, plan)
         return
-    from unforgotten.audit.progress import progress_on
+    from unforgotten.audit.progress.stages import progress_on
     from unforgotten.experiments.run import write_summary
-    from unforgotten.reports.build import build_report
+    from unforgotten.reports.run.build import build_report
 
     folder = out or Path("runs") / f"{config.profile}-seed{config.seed}"
     try:
@@ -84,9 +84,9 @@ def audit(
     """Compare two checkpoints: what is left of the update in every format."""
     try:
         from unforgotten.audit.options import read_options
-        from unforgotten.audit.progress import progress_on
+        from unforgotten.audit.outputs.summary import print_summary
+        from unforgotten.audit.progress.stages import progress_on
         from unforgotten.audit.run import STAGES, audit_pair
-        from unforgotten.audit.summary import print_summary
 
         options = read_options(formats, fail_on, texts, benchmark, retrained, jobs, ray)
         if options.needs_models:
@@ -125,7 +125,7 @@ def _output_leg(
 
     def measure() -> Any:
         with progress.stage("output", "formats") as step:
-            from unforgotten.experiments.pair_output import output_leg
+            from unforgotten.experiments.legs.output import output_leg
 
             return output_leg(*pair, formats, texts, step=step)
 
@@ -140,7 +140,7 @@ def _behaviour_leg(
 
     def measure() -> Any:
         with progress.stage("behaviour", "models") as step:
-            from unforgotten.experiments.pair_behaviour import behaviour_leg
+            from unforgotten.experiments.legs.behaviour import behaviour_leg
 
             return behaviour_leg(*pair, formats, benchmark, retrained=retrained, step=step)
 
@@ -164,9 +164,9 @@ def bound(
     as_json: Json = False,
 ) -> None:
     """Calculate what a format leaves of an update: dead zone, gain, cosine, flips. Loads no model."""
-    from unforgotten.theory.bound import Question, as_object
-    from unforgotten.theory.bound import bound as answer_of
-    from unforgotten.theory.bound_text import lines
+    from unforgotten.theory.calculators.bound import Question, as_object
+    from unforgotten.theory.calculators.bound import bound as answer_of
+    from unforgotten.theory.calculators.bound_text import lines
 
     asked = Question(format, std, lr, steps, density, dtype, optimizer, snr, columns, rows)
     answer = answer_of(asked, gain=gain, cosine=cosine)
@@ -181,7 +181,7 @@ def report(
     as_json: Json = False,
 ) -> None:
     """Rebuild the report from result rows; computes nothing."""
-    from unforgotten.reports.build import build_report
+    from unforgotten.reports.run.build import build_report
 
     path = build_report(folders, out or folders[0] / "report.html")
     _print_object({"report": str(path)}, as_json, [f"report: {path}"])
@@ -190,7 +190,7 @@ def report(
 @app.command()
 def formats(as_json: Json = False) -> None:
     """The quantization formats."""
-    from unforgotten.theory.formats import FAMILIES
+    from unforgotten.theory.formats.names import FAMILIES
 
     _print_mapping("format", FAMILIES, as_json)
 
@@ -198,7 +198,7 @@ def formats(as_json: Json = False) -> None:
 @app.command()
 def methods(as_json: Json = False) -> None:
     """The unlearning methods."""
-    from unforgotten.experiments.methods import METHODS
+    from unforgotten.experiments.methods.registry import METHODS
 
     _print_mapping("method", {name: m.statement for name, m in METHODS.items()}, as_json)
 
@@ -206,7 +206,7 @@ def methods(as_json: Json = False) -> None:
 @app.command()
 def metrics(as_json: Json = False) -> None:
     """The metrics of a run's rows."""
-    from unforgotten.experiments.metric_names import METRICS
+    from unforgotten.records.metrics import METRICS
 
     _print_mapping("metric", METRICS, as_json)
 
@@ -214,7 +214,7 @@ def metrics(as_json: Json = False) -> None:
 @app.command()
 def claims(as_json: Json = False) -> None:
     """Every statement: kind, source, tests, derivations and proofs, and what the recorded run of the suite said."""
-    from unforgotten.verification.verdicts import claim_rows
+    from unforgotten.verification.recording.recorded import claim_rows
 
     rows = claim_rows()
     if as_json:
@@ -238,7 +238,10 @@ def verify(
 ) -> None:
     """The verification suite; or its contracts against a quantizer of your own. Ends with 1 where something fails."""
     _need("verify", "hypothesis", "pytest")
-    from unforgotten.verification import described, suite, third_party, verdict
+    from unforgotten.verification.contracts import described
+    from unforgotten.verification.contracts import outcome as verdict
+    from unforgotten.verification.contracts import search as third_party
+    from unforgotten.verification.recording import suite
 
     if quantizer is None:
         if seed is not None:
@@ -246,7 +249,7 @@ def verify(
         result = suite.run_suite(profile, quiet=quiet)
         _print_object(result, as_json, [f"verification suite, {profile}: {result['verdict']}"])
         raise typer.Exit(suite.exit_code(result["pytest"]))
-    from unforgotten.audit.progress import progress_on
+    from unforgotten.audit.progress.stages import progress_on
 
     q = described.load(quantizer)
     stages = third_party.tried(q)

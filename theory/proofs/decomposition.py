@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import z3
 
 from unforgotten.theory.claims import proof
-from unforgotten.theory.decomposition import LostEffect, lost_effect
+from unforgotten.theory.models.decomposition import LostEffect, lost_effect
 from unforgotten.theory.proofs.smt import Statement, prove
 
 Split = Callable[..., LostEffect]

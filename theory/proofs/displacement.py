@@ -8,8 +8,8 @@ from fractions import Fraction
 
 import z3
 
-from unforgotten.theory.adamw import adamw_ratio_upper_bound
 from unforgotten.theory.claims import proof
+from unforgotten.theory.geometry.adamw import adamw_ratio_upper_bound
 from unforgotten.theory.proofs.smt import Statement, prove, reals
 
 BETA1, BETA2 = Fraction(9, 10), Fraction(999, 1000)

@@ -12,8 +12,8 @@ import numpy as np
 import z3
 
 from unforgotten.theory.claims import proof
-from unforgotten.theory.drift import drift_factor, unflipped_update_upper_bound
-from unforgotten.theory.formats import Format
+from unforgotten.theory.formats.names import Format
+from unforgotten.theory.geometry.drift import drift_factor, unflipped_update_upper_bound
 from unforgotten.theory.proofs.geometry import BLOCK_SIZES, every_format
 from unforgotten.theory.proofs.smt import Statement, largest, prove, reals, size
 

@@ -9,11 +9,11 @@ import numpy as np
 import sympy as sp
 
 from unforgotten.theory.claims import proof
-from unforgotten.theory.curvature import gating_curvature
-from unforgotten.theory.divergence import total_variation_upper_bound
-from unforgotten.theory.recovery import recovered_fraction
-from unforgotten.theory.response import gating_variance, linear_response
-from unforgotten.theory.tails import bernstein_radius, bernstein_tail_upper_bound
+from unforgotten.theory.models.curvature import gating_curvature
+from unforgotten.theory.models.divergence import total_variation_upper_bound
+from unforgotten.theory.models.recovery import recovered_fraction
+from unforgotten.theory.models.response import gating_variance, linear_response
+from unforgotten.theory.models.tails import bernstein_radius, bernstein_tail_upper_bound
 
 DIGITS = 40
 CODE_ERROR = sp.Rational(1, 10**13)  # relative: some dozens of roundings of 1e-16

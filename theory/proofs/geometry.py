@@ -17,7 +17,7 @@ from typing import Any
 import z3
 
 from unforgotten.theory.claims import proof
-from unforgotten.theory.formats import Format, format_named
+from unforgotten.theory.formats.names import Format, format_named
 from unforgotten.theory.proofs.smt import Statement, count, largest, prove, reals, size
 
 BLOCK_SIZES = (1, 2, 3, 4)

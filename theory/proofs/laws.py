@@ -10,17 +10,17 @@ from typing import Any
 import numpy as np
 import sympy as sp
 
-from unforgotten.theory.absmax import absmax_cdf, expected_absmax, expected_inverse_absmax
-from unforgotten.theory.boundary import boundary_density, levels_moved, shape_of
 from unforgotten.theory.claims import proof
-from unforgotten.theory.concentration import concentrated_cosine, needed_share
-from unforgotten.theory.densities import Gaussian, Laplace
-from unforgotten.theory.energy import effective_step, energy_density, expected_cosine, gated_energy
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.gating import gated_mean, gated_variance, riemann_gain
-from unforgotten.theory.motion import rounded_velocity, step_law
-from unforgotten.theory.regimes import hidden_energy_upper_bound, hidden_wash_z, on_grid_gain
-from unforgotten.theory.scaling import flip_rate, flip_ratio
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.geometry.motion import rounded_velocity, step_law
+from unforgotten.theory.laws.absmax import absmax_cdf, expected_absmax, expected_inverse_absmax
+from unforgotten.theory.laws.boundary import boundary_density, levels_moved, shape_of
+from unforgotten.theory.laws.concentration import concentrated_cosine, needed_share
+from unforgotten.theory.laws.densities import Gaussian, Laplace
+from unforgotten.theory.laws.energy import effective_step, energy_density, expected_cosine, gated_energy
+from unforgotten.theory.laws.gating import gated_mean, gated_variance, riemann_gain
+from unforgotten.theory.laws.regimes import hidden_energy_upper_bound, hidden_wash_z, on_grid_gain
+from unforgotten.theory.laws.scaling import flip_rate, flip_ratio
 
 CLOSE = 1e-12  # float64 against 30 digits of SymPy, over at most a few hundred operations
 step, phi, u, x = sp.symbols("Delta phi u x", positive=True)

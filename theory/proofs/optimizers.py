@@ -7,9 +7,9 @@ from typing import Any
 
 import sympy as sp
 
-from unforgotten.theory.adamw import adamw_limit_ratio, adamw_ratio_upper_bound
 from unforgotten.theory.claims import proof
-from unforgotten.theory.optimizers import (
+from unforgotten.theory.geometry.adamw import adamw_limit_ratio, adamw_ratio_upper_bound
+from unforgotten.theory.geometry.optimizers import (
     adam_uncorrected_step_upper_bound,
     lora_change_upper_bound,
     sgd_step_upper_bound,

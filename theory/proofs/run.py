@@ -33,9 +33,9 @@ def load_proofs() -> dict[str, Proof]:
 
 def load_claims() -> None:
     """Import every module that registers a claim, those outside `unforgotten.theory`'s own imports too."""
-    for module in pkgutil.iter_modules(unforgotten.theory.__path__):
-        if not module.ispkg:
-            importlib.import_module(f"unforgotten.theory.{module.name}")
+    for module in pkgutil.walk_packages(unforgotten.theory.__path__, "unforgotten.theory."):
+        if not module.ispkg and not module.name.startswith("unforgotten.theory.proofs."):
+            importlib.import_module(module.name)
 
 
 def run_proof(proof: Proof) -> Outcome:

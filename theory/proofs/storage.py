@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.theory.claims import proof
-from unforgotten.theory.dead_zone import SIGNIFICANT_BITS, frozen_exponent
+from unforgotten.theory.geometry.dead_zone import SIGNIFICANT_BITS, frozen_exponent
 
 Edge = Callable[[float, str], int]
 Rule = Callable[[float, NDArray[Any], NDArray[Any]], None]  # of eta, what moves away, what moves toward 0

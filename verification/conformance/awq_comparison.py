@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.artefact_layers import Piece
-from unforgotten.audit.artefact_layouts import LAYOUTS
-from unforgotten.audit.artefact_schemes import read_scheme
-from unforgotten.audit.checkpoints import open_checkpoint
-from unforgotten.theory.group_grids import decode_group, encode_group, fit_autoawq
+from unforgotten.audit.codes.layer import Piece
+from unforgotten.audit.codes.layouts import LAYOUTS
+from unforgotten.audit.sources.checkpoint import open_checkpoint
+from unforgotten.audit.sources.quantization import read_scheme
+from unforgotten.theory.formats.group_grids import decode_group, encode_group, fit_autoawq
 from unforgotten.verification.chance import rng_for
 
 Array = NDArray[Any]

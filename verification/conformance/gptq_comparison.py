@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.theory.gptq import GPTQ_RULES, GptqRule, Rounded, column_order, fit_groups, round_columns
-from unforgotten.theory.group_grids import GroupGrid
+from unforgotten.theory.formats.gptq import GPTQ_RULES, GptqRule, Rounded, column_order, fit_groups, round_columns
+from unforgotten.theory.formats.group_grids import GroupGrid
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import U32
 

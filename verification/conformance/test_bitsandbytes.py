@@ -16,10 +16,10 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unforgotten.theory.formats import Format, format_named
-from unforgotten.theory.quantize import quantize, round_trip, to_blocks
+from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.formats.reference import quantize, round_trip, to_blocks
 from unforgotten.verification.chance import rng_for
-from unforgotten.verification.strategies import tensors
+from unforgotten.verification.domains.strategies import tensors
 
 if TYPE_CHECKING:
     import torch

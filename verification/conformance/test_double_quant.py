@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unforgotten.theory import double_quant
-from unforgotten.theory.double_quant import (
+from unforgotten.theory.formats import double_quant
+from unforgotten.theory.formats.double_quant import (
     BINS,
     NESTED_BLOCK,
     bin_codes,
@@ -26,11 +26,11 @@ from unforgotten.theory.double_quant import (
     dynamic_map,
     quantize_dynamic,
 )
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.quantize import quantize
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import quantize
 from unforgotten.verification.chance import rng_for
+from unforgotten.verification.domains.strategies import tensors
 from unforgotten.verification.oracles import ETA32, U32
-from unforgotten.verification.strategies import tensors
 
 if TYPE_CHECKING:
     import torch

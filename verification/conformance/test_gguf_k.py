@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.theory import kquants
-from unforgotten.theory.kquants import KBlocks, q4_k, q6_k
+from unforgotten.theory.formats import kquants
+from unforgotten.theory.formats.kquants import KBlocks, q4_k, q6_k
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.conformance.libggml import load_ggml, quantize_chunk
 

@@ -15,11 +15,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.audit.artefact_layouts import LAYOUTS
-from unforgotten.audit.artefact_schemes import read_scheme
-from unforgotten.audit.checkpoints import open_checkpoint
-from unforgotten.theory.gptq import GptqRule, calibration_hessian, fit_groups
-from unforgotten.theory.group_grids import encode_group
+from unforgotten.audit.codes.layouts import LAYOUTS
+from unforgotten.audit.sources.checkpoint import open_checkpoint
+from unforgotten.audit.sources.quantization import read_scheme
+from unforgotten.theory.formats.gptq import GptqRule, calibration_hessian, fit_groups
+from unforgotten.theory.formats.group_grids import encode_group
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.conformance.gptq_comparison import (
     Library,

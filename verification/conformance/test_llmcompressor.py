@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.theory.gptq import (
+from unforgotten.theory.formats.gptq import (
     GPTQ_RULES,
     GptqRule,
     calibration_hessian,
@@ -22,7 +22,7 @@ from unforgotten.theory.gptq import (
     gptq,
     round_columns,
 )
-from unforgotten.theory.group_grids import GroupGrid
+from unforgotten.theory.formats.group_grids import GroupGrid
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.conformance.gptq_comparison import torch_factor
 from unforgotten.verification.oracles import U32

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.quantize import quantize, round_trip
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import quantize, round_trip
 from unforgotten.verification.chance import rng_for
-from unforgotten.verification.strategies import tensors
+from unforgotten.verification.domains.strategies import tensors
 
 if TYPE_CHECKING:
     import torch

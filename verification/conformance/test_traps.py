@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.theory.double_quant import double_quantize
-from unforgotten.theory.formats import format_named
-from unforgotten.theory.quantize import quantize, round_trip
-from unforgotten.verification.adapters import ADAPTERS, bnb_int8, bnb_nf4, hqq_plain
+from unforgotten.theory.formats.double_quant import double_quantize
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import quantize, round_trip
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.conformance.libggml import load_ggml, quantize_chunk
+from unforgotten.verification.contracts.libraries import ADAPTERS, bnb_int8, bnb_nf4, hqq_plain
 
 if TYPE_CHECKING:
     import torch
@@ -60,7 +60,7 @@ def test_bitsandbytes__dequantizes_with_the_wrong_absmax_where_rows_are_no_whole
     assert relative(plain, w) > 1.5 * relative(expected, w)
     assert np.array_equal(bnb_nf4(size).quantize(w), expected)
     if w.size % size == 0:
-        from unforgotten.experiments.quantizers import bitsandbytes_values
+        from unforgotten.experiments.quantizers.registry import bitsandbytes_values
 
         ours = bitsandbytes_values(torch.from_numpy(w), f"nf4-b{size}").numpy()
         assert np.array_equal(ours, expected)
@@ -187,7 +187,7 @@ def test_ggml__leaves_the_end_of_rows_unwritten_that_are_no_whole_blocks() -> No
 @pytest.mark.parametrize("name", ["q4_k", "q6_k", "q4_0", "q8_0"])
 def test_rows_of_no_whole_blocks_are_refused(name: str) -> None:
     """Trap 5, our side: one line, in the reference and in the torch path."""
-    from unforgotten.experiments.quantizers import own_values
+    from unforgotten.experiments.quantizers.registry import own_values
 
     fmt, w = format_named(name), normal((7, 576 + 8))
     message = rf"^rows must be whole blocks of {fmt.block_size} in {name}, got columns=584$"
@@ -266,7 +266,7 @@ def test_gptqmodel__rounds_to_other_groups_grids_when_static_and_group_aware() -
     """
     from dataclasses import replace
 
-    from unforgotten.theory.gptq import GPTQ_RULES, gptq
+    from unforgotten.theory.formats.gptq import GPTQ_RULES, gptq
 
     gptqmodel()
     quantization = needs("gptqmodel.quantization")

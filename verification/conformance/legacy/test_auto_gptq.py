@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.theory.gptq import GptqRule, calibration_hessian
+from unforgotten.theory.formats.gptq import GptqRule, calibration_hessian
 from unforgotten.verification.conformance.gptq_comparison import (
     Library,
     Problem,

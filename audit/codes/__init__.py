@@ -1,0 +1,1 @@
+"""Pairs that are quantized already: the codes of each library's layout, compared layer by layer."""

@@ -1,0 +1,111 @@
+"""compressed-tensors: dense words, plain int8 or float8, and NVFP4; weights as (out, in)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unforgotten.audit.codes.layer import (
+    FLOAT8,
+    FLOAT_DTYPES,
+    INT8,
+    INT32,
+    INT64,
+    U8,
+    Layer,
+    Parts,
+    Piece,
+    group_of,
+    only,
+    unpack,
+)
+from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.audit.sources.quantization import Scheme
+
+E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
+
+
+def packed(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
+    """Rows of dense codes, stored with 2^(b-1) added; value = scale (code - zero)."""
+    parts, bits, middle = Parts(checkpoint, name), scheme.bits, 1 << (scheme.bits - 1)
+    parts.take(".weight_shape", only(INT32, INT64), (2,))
+    outs, ins = (int(n) for n in parts.read(".weight_shape"))
+    if outs < 1 or ins < 1:
+        raise parts.refuse(".weight_shape", "must hold two sizes >= 1", [outs, ins])
+    parts.take(".weight_packed", only(INT32), (outs, -(-ins * bits // 32)))
+    scales = _scales(scheme, parts, outs, ins)
+    has_zero = parts.has(".weight_zero_point")
+    if has_zero:
+        words = -(-outs * bits // 32)
+        parts.take(".weight_zero_point", only(INT32), (words, parts.shape(".weight_scale")[1]))
+    groups = parts.shape(".weight_scale")[1]
+    group = group_of(scheme, parts, ".weight_g_idx", ins, groups)
+
+    def piece(start: int, stop: int) -> Piece:
+        codes = unpack(checkpoint.read_rows(name + ".weight_packed", start, stop), bits, ins)
+        level = codes.astype(np.float32) - np.float32(middle)
+        if has_zero:
+            zeros = unpack(parts.read(".weight_zero_point").T, bits, outs).T[start:stop]
+            level -= (zeros.astype(np.float32) - np.float32(middle))[:, group]
+        return Piece(codes, level * scales(start, stop)[:, group])
+
+    return parts.layer(".weight_packed", (outs, ins), outs, ins, piece)
+
+
+def _scales(scheme: Scheme, parts: Parts, outs: int, ins: int) -> Callable[[int, int], NDArray[Any]]:
+    """The scales of rows, float32 (rows, groups)."""
+    groups = 1 if scheme.group_size < 0 else -(-ins // scheme.group_size)
+    parts.take(".weight_scale", FLOAT_DTYPES, (outs, groups))
+    return lambda start, stop: parts.checkpoint.read_rows(parts.name + ".weight_scale", start, stop).astype(np.float32)
+
+
+def plain(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
+    """int8 or float8 a weight; value = scale (number - zero). A float8's code is its byte."""
+    parts = Parts(checkpoint, name)
+    dtypes = only(INT8, FLOAT8)
+    parts.take(".weight", dtypes, (None, None))
+    outs, ins = parts.shape(".weight")
+    groups = 1 if scheme.group_size < 0 else -(-ins // scheme.group_size)
+    parts.take(".weight_scale", FLOAT_DTYPES, (outs, groups), (outs,), (1,), (1, 1), ())
+    scale = np.broadcast_to(_columns(parts.float32(".weight_scale"), outs), (outs, groups))
+    zero: NDArray[Any] = np.zeros((1, 1), np.float32)
+    if parts.has(".weight_zero_point"):
+        parts.take(".weight_zero_point", dtypes, (outs, groups), (outs,), (1,), (1, 1), ())
+        zero = _columns(parts.float32(".weight_zero_point"), outs)
+    zero = np.broadcast_to(zero, (outs, groups))
+    group = group_of(scheme, parts, ".weight_g_idx", ins, groups)
+
+    def piece(start: int, stop: int) -> Piece:
+        stored = checkpoint.read_rows(name + ".weight", start, stop)
+        level = stored.astype(np.float32) - zero[start:stop, group]
+        return Piece(stored.view(np.uint8), level * scale[start:stop, group])
+
+    return parts.layer(".weight", (outs, ins), outs, ins, piece)
+
+
+def _columns(stored: NDArray[Any], outs: int) -> NDArray[Any]:
+    return stored if stored.ndim == 2 else stored.reshape(-1, 1)
+
+
+def nvfp4(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
+    """E2M1 codes, two a byte, the first in the low nibble; value = table[code] * (scale / global scale)."""
+    parts = Parts(checkpoint, name)
+    parts.take(".weight_packed", only(U8), (None, None))
+    outs, width = parts.shape(".weight_packed")
+    groups = -(-2 * width // 16)
+    parts.take(".weight_scale", only(FLOAT8), (outs, groups))
+    parts.take(".weight_global_scale", FLOAT_DTYPES, (1,), ())
+    group = np.arange(2 * width) // 16
+
+    def piece(start: int, stop: int) -> Piece:
+        raw = checkpoint.read_rows(name + ".weight_packed", start, stop)
+        codes = np.stack([raw & 15, raw >> 4], axis=2).reshape(stop - start, 2 * width)
+        scale = checkpoint.read_rows(name + ".weight_scale", start, stop).astype(np.float32)
+        with np.errstate(divide="ignore", invalid="ignore"):  # found by name as not finite
+            scale = scale / parts.float32(".weight_global_scale").reshape(1, 1)
+            return Piece(codes, E2M1[codes] * scale[:, group])
+
+    return parts.layer(".weight_packed", (outs, 2 * width), outs, 2 * width, piece)

@@ -1,0 +1,76 @@
+"""Findings about which weights moved, and how they are stored."""
+
+from __future__ import annotations
+
+import math
+
+from unforgotten.audit.findings.row import FindingRow, finding, share_interval
+from unforgotten.audit.findings.sentences import share, storage_sentences
+from unforgotten.audit.findings.training_estimate import typical_steps
+from unforgotten.audit.weights.leg import WeightsLeg
+from unforgotten.theory.geometry.dead_zone import BINADES
+
+
+def storage_findings(leg: WeightsLeg) -> list[FindingRow]:
+    """No update at all, the dead zone, and what storage did besides."""
+    found = [*_no_update(leg), *_dead_zone(leg)]
+    found += [finding("storage", "note", sentence) for sentence in storage_sentences(leg)]
+    return [*found, *_kept(leg)]
+
+
+def _no_update(leg: WeightsLeg) -> list[FindingRow]:
+    total = next(iter(leg.totals.values()))
+    if total.unchanged < total.weights:
+        return []
+    sentence = (
+        f"Not one of the {total.weights:,} weights that quantizers touch differs between the two checkpoints: there is "
+        "no update that a format could keep or lose."
+    )
+    row = finding("no-update", "warning", sentence, measure="share of unchanged weights", effect=1.0)
+    return [row]
+
+
+def _dead_zone(leg: WeightsLeg) -> list[FindingRow]:
+    zone = leg.dead_zone
+    if not zone.detected:
+        return []
+    first = round(math.log2(zone.threshold))
+    beyond = [i for i, e in enumerate(BINADES) if e >= first]
+    weights = sum(leg.binades.weights[i] for i in beyond)
+    moved = sum(leg.binades.moved[i] for i in beyond)
+    steps = typical_steps(leg) or zone.lr_estimate
+    still = share_interval(weights - moved, weights)
+    sentence = (
+        f"Dead zone of storage: of the {weights:,} weights with |w| ≥ {zone.threshold:.2g}, {share(moved / weights)} moved, and "
+        f"{share(leg.unchanged_fraction)} of all weights never did: parameters kept in {leg.precision} round away steps "
+        f"of lr = {steps[0]:.1e} to {steps[1]:.1e} there, and the largest steps up to {zone.lr_estimate[1]:.1e} (an update "
+        f"of one such size, saved in {leg.precision}, looks the same)."
+    )
+    row = finding(
+        "dead-zone",
+        "warning",
+        sentence,
+        measure="share of weights beyond the edge that never moved",
+        effect=1 - moved / weights,
+        interval=still,
+    )
+    return [row]
+
+
+def _kept(leg: WeightsLeg) -> list[FindingRow]:
+    changed = [name for name, differs in leg.kept.items() if differs]
+    if not changed:
+        return []
+    sentence = (
+        f"{len(changed)} of the {len(leg.kept)} tensors that quantizers leave alone changed too, among them "
+        f"{changed[0]!a}: that part of the update is kept whole and counts in no gain."
+    )
+    row = finding(
+        "kept-changed",
+        "note",
+        sentence,
+        measure="share of the tensors that are kept",
+        effect=len(changed) / len(leg.kept),
+        tensor=changed[0],
+    )
+    return [row]

@@ -1,0 +1,121 @@
+"""What a pair tells of the training between its two sides: the size of the weights, of a step, and how many steps."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from unforgotten.audit.findings.probe import Sample
+from unforgotten.audit.weights.leg import WeightsLeg
+from unforgotten.theory.geometry.dead_zone import BINADES, MIN_WEIGHTS, SIGNIFICANT_BITS
+
+SHORT_DTYPES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+STEPS_AT_MOST = 10**7
+MOSTLY = 0.5  # of a binade's weights
+STD_STEPS = 4  # of a group of tensors: standard deviations within a factor 2^(1/4)
+
+
+@dataclass(frozen=True)
+class WeightGroup:
+    """Tensors of about one standard deviation and of one shape.
+
+    Attributes:
+        std: root mean square of their weights.
+        rows, columns: of each.
+        weights: in all of them.
+    """
+
+    std: float
+    rows: int
+    columns: int
+    weights: int
+
+
+@dataclass(frozen=True)
+class TrainingEstimate:
+    """The training that would do what is seen, if its steps are lr each and keep their sign.
+
+    Attributes:
+        groups: of the quantized weights, the largest first.
+        std: root mean square of all of them.
+        moved_rms: root mean square of the change of the weights that moved.
+        dtype: that the optimizer updates: bf16, fp16 or fp32.
+        lr: of one step; for fp32 of all steps together, as nothing there tells lr from their number.
+        lr_range: between these.
+        steps: how many.
+        source: what lr was read from.
+    """
+
+    groups: tuple[WeightGroup, ...]
+    std: float
+    moved_rms: float
+    dtype: str
+    lr: float
+    lr_range: tuple[float, float]
+    steps: int
+    source: Literal["dead zone", "size of the update"]
+
+
+def estimate_training(leg: WeightsLeg, samples: Sequence[Sample]) -> TrainingEstimate | None:
+    """The estimate; None where nothing moved, or every weight that was looked at is 0."""
+    total = next(iter(leg.totals.values()))
+    moved = total.weights - total.unchanged
+    groups = _groups(samples)
+    square = math.fsum(g.weights * g.std**2 for g in groups)
+    if not (moved and total.delta_sq and square):
+        return None
+    std = math.sqrt(square / sum(g.weights for g in groups))
+    moved_rms = math.sqrt(total.delta_sq / moved)
+    span, dtype = typical_steps(leg), SHORT_DTYPES.get(leg.precision)
+    if span is None or dtype in (None, "fp32"):
+        whole = (moved_rms, moved_rms)
+        return TrainingEstimate(groups, std, moved_rms, "fp32", moved_rms, whole, 1, "size of the update")
+    lr = math.sqrt(span[0] * span[1])
+    steps = min(max(1, round(moved_rms / lr)), STEPS_AT_MOST)
+    assert dtype is not None, "checked above"
+    return TrainingEstimate(groups, std, moved_rms, dtype, lr, span, steps, "dead zone")
+
+
+def typical_steps(leg: WeightsLeg) -> tuple[float, float] | None:
+    """Sizes of step that move most weights below the edge and few beyond: half an ulp below it and above.
+
+    The edge is the first binade from which on less than MOSTLY of the weights moved, at least MIN_WEIGHTS in each. The
+    dead zone itself ends where almost none did; between the two lie the weights that only the largest steps moved.
+    None without a dead zone.
+    """
+    if not leg.dead_zone.detected:
+        return None
+    edge = round(math.log2(leg.dead_zone.threshold))
+    for e, n, moved in zip(reversed(BINADES), leg.binades.weights[::-1], leg.binades.moved[::-1], strict=True):
+        if e < edge and n >= MIN_WEIGHTS and moved < MOSTLY * n:
+            edge = e
+        elif n >= MIN_WEIGHTS and moved >= MOSTLY * n:
+            break
+    half_ulp = math.ldexp(1.0, edge - SIGNIFICANT_BITS[leg.precision])
+    return half_ulp / 2, half_ulp
+
+
+def _groups(samples: Sequence[Sample]) -> tuple[WeightGroup, ...]:
+    squares: dict[tuple[int, int, int], list[tuple[int, float]]] = {}
+    for sample in samples:
+        count = sum(run.w.size for run in sample.runs)
+        square = math.fsum(float(np.square(run.w, dtype=np.float64).sum()) for run in sample.runs)
+        if not (count and square):
+            continue
+        mean = square / count
+        key = (round(STD_STEPS * math.log2(mean) / 2), *sample.shape)
+        squares.setdefault(key, []).append((math.prod(sample.shape), mean))
+    groups = [
+        WeightGroup(
+            std=math.sqrt(math.fsum(n * mean for n, mean in found) / sum(n for n, _ in found)),
+            rows=rows,
+            columns=columns,
+            weights=sum(n for n, _ in found),
+        )
+        for (_, rows, columns), found in squares.items()
+    ]
+    return tuple(sorted(groups, key=lambda g: (-g.weights, g.std, g.rows, g.columns)))

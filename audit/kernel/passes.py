@@ -1,0 +1,231 @@
+"""Formats of at most sixteen levels and no zero point, sixteen weights at a time; what `scalar.measure` gives."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llvmlite import ir
+
+from unforgotten.audit.kernel.block_state import Blocks
+from unforgotten.audit.kernel.lanes import F32, F32X, F64X, I16X, I32, I32X, I64, LANES
+from unforgotten.audit.kernel.slots import (
+    BIN_BITS,
+    BINADES,
+    BINS,
+    CHANGES,
+    DELTA,
+    DOT,
+    END_PLACE,
+    EXPECTED,
+    FIRST_BIN,
+    FLIPS,
+    FRACTION,
+    INVERSE,
+    LOWEST,
+    ORIGIN,
+    PINNED,
+    SQUARES,
+    STAYED,
+    SURVIVING,
+    TILE,
+)
+
+AHEAD = TILE  # weights between what is measured and what is asked for from memory
+EXPONENT = 7  # the lowest bit of the exponent of a bfloat16
+
+
+class Part(Blocks):
+    """The instructions for sixteen weights of a block: each pass over a tile is one of these methods."""
+
+    def _binades(self, raw: Any) -> Any:
+        """The number of the binade of bfloat16 weights, the ends open, above the bits of a bin."""
+        b, e = self.b, self.e
+        exponent = b.and_(raw, e.every(I16X, 255 << EXPONENT))
+        lowest, most = e.every(I16X, LOWEST << EXPONENT), e.every(I16X, (BINADES - 1) << EXPONENT)
+        above = e.call("llvm.usub.sat.v16i16", I16X, exponent, lowest)
+        above = b.select(b.icmp_unsigned("<", above, most), above, most)
+        return b.shl(above, e.every(I16X, BIN_BITS - EXPONENT))
+
+    def encode(self, index: Any, at: Any) -> None:
+        """The codes of sixteen weights before, from `index` on, into `codes` from `at` on."""
+        b, e = self.b, self.e
+        for name in ("x", "y"):
+            e.prefetch(self.pointers[name], b.add(index, self.at(AHEAD)))
+        x, _ = self._read("x", index)
+        code, surely = self._search_surely(self._near(x, 0))
+        e.store(code, self._codes, at)
+        if self.divide:
+            with b.if_then(e.some(b.not_(surely)), likely=False):
+                e.store(self._search(self._ratio(x, 0)), self._codes, at)
+
+    @property
+    def _codes(self) -> Any:
+        kind = F32 if self.integers else I32
+        return self.b.bitcast(self.pointers["codes"], kind.as_pointer())
+
+    def _code(self, at: Any) -> Any:
+        return self.e.load(self._codes, F32X if self.integers else I32X, at)
+
+    def expect(self, index: Any, at: Any) -> None:
+        """What T6 expects of sixteen weights, and the squares of delta."""
+        b, e = self.b, self.e
+        (x, _), (y, _) = (self._read(name, index) for name in ("x", "y"))
+        x64, y64 = e.wide(x), e.wide(y)
+        delta = [b.fsub(after, before) for before, after in zip(x64, y64, strict=True)]
+        for d in delta if self.arg["census"] is not None else ():
+            self._add(0, DELTA, d, d)
+        code = self._code(at)
+        for s in range(self.grids):
+            if s == 0 and self.by_delta:
+                shift = delta if self.scaled else [b.fmul(d, self.wide_gain[0]) for d in delta]
+                # the scale may be negative
+                signs = b.xor(*(b.bitcast(w, I32X) for w in (b.fsub(y, x), self.gain[0])))
+            else:
+                v, v_new = self._wide_ratio(x, 0), self._wide_ratio(y, s)
+                shift = [b.fsub(new, old) for new, old in zip(v_new, v, strict=True)]
+                signs = self._upper_words(shift)
+            self._expect(s, shift, self._slopes(code, self._inward(x, code, signs)))
+
+    def _inward(self, x: Any, code: Any, signs: Any) -> Any:
+        """Where a weight can leave its cell: it does not set the scale, and does not move outward from an end cell.
+
+        A shift of 0 counts as upward, and expects nothing. Without registers of masks it is found by sign bits: masks of
+        vectors of different widths would be packed and unpacked.
+
+        Args:
+            x: the weights before.
+            code: their codes.
+            signs: int32, the sign bit set where they move down.
+        """
+        b, none = self.b, self.e.every(I32X, 0)
+        if self.find.has_masks:
+            down = b.icmp_signed("<", signs, none)
+            first, last = self._ends(code)
+            outward = b.or_(b.and_(first, down), b.and_(last, b.not_(down)))
+            return b.and_(b.fcmp_unordered("!=", self.e.size(x), self.setter), b.not_(outward))
+        first, last = self._end_signs(code)
+        outward = b.or_(b.and_(first, signs), b.and_(last, b.not_(signs)))
+        return b.icmp_signed("<", b.and_(self._smaller(x), b.not_(outward)), none)
+
+    def _upper_words(self, halves: list[Any]) -> Any:
+        """The words of float64 numbers that hold their signs, int32."""
+        words = [self.b.bitcast(half, I32X) for half in halves]
+        return self.find.pick(words[0], words[1], list(range(1, 2 * LANES, 2)))
+
+    def place(self, index: Any, at: Any) -> tuple[Any, ...]:
+        """Put the bins and binades of sixteen weights into `bins` from `at` on.
+
+        Returns:
+            Flags: which bins may be off by one, that is left to `correct`; and on a grid that is kept which weights may
+            flip, which are few, and as without a flip nothing survives, all else is left to `survive`.
+        """
+        b, e = self.b, self.e
+        (x, raw), (y, _) = (self._read(name, index) for name in ("x", "y"))
+        code = self._code(at)
+        bins, close = self._bins(self._near(x, 0), code, b.fcmp_unordered("!=", x, y))
+        if raw is not None and self.arg["census"] is not None:
+            bins = b.or_(bins, self._binades(raw))
+        e.store(bins, self.pointers["bins"], at)
+        return (close, b.not_(self._surely(self._near(y, 0), code))) if self.same else (close,)
+
+    def correct(self, index: Any, at: Any) -> None:
+        """Put the bins that float64 says in the place of those that `place` found."""
+        b, e = self.b, self.e
+        x, _ = self._read("x", index)
+        code = self._code(at)
+        exact = b.trunc(self._exact_bins(self._wide_ratio(x, 0), code), I16X)
+        old = e.load(self.pointers["bins"], I16X, at)
+        own = b.and_(old, e.every(I16X, (1 << BIN_BITS) - 1))
+        ends = b.or_(*self._ends(code))
+        inner = b.and_(b.icmp_unsigned("<", own, e.every(I16X, STAYED)), b.not_(ends))
+        new = b.or_(b.and_(old, e.every(I16X, -1 << BIN_BITS)), exact)
+        e.store(b.select(inner, new, old), self.pointers["bins"], at)
+
+    def survive(self, index: Any, at: Any) -> None:
+        """Flips, changes and the sums of D, of sixteen weights."""
+        b, e = self.b, self.e
+        (x, _), (y, _) = (self._read(name, index) for name in ("x", "y"))
+        delta = [b.fsub(new, old) for old, new in zip(e.wide(x), e.wide(y), strict=True)]
+        code = self._code(at)
+        value = self._decoded(code, 0)
+        wide = e.wide(value)
+        fixed = b.icmp_signed(">=", self._smaller(x), e.every(I32X, 0))
+        for s in range(self.grids):
+            code_new = self._search(self._ratio(y, s))
+            value_new, flipped = self._decoded(code_new, s), self._differ(code, code_new)
+            self._count(s, FLIPS, flipped)
+            self._count(s, CHANGES, b.fcmp_unordered("!=", value, value_new))
+            self._count(s, PINNED, b.and_(flipped, fixed))
+            for old, new, d in zip(wide, e.wide(value_new), delta, strict=True):
+                surviving = b.fsub(new, old)
+                self._add(s, SURVIVING, surviving, surviving)
+                self._add(s, DOT, surviving, d)
+
+    def tally(self, at: Any) -> None:
+        """Count sixteen bins of the last tile, which costs nothing beside the vectors of this one."""
+        b = self.b
+        for lane in range(LANES):
+            place = self.number("last_bins", b.add(at, self.at(lane)))
+            slot = b.gep(self.pointers["tallies"], [b.zext(place, I64)])
+            b.store(b.add(b.load(slot), ir.Constant(I32, 1)), slot)
+
+    def _expect(self, s: int, shift: list[Any], slopes: list[Any]) -> None:
+        """Probabilities of T6: the shift over the width of the cell, at most 1."""
+        b, e = self.b, self.e
+        for d, slope in zip(shift, slopes, strict=True):
+            size = e.call("llvm.fabs.v8f64", F64X, d)
+            p = e.smaller(b.fmul(size, slope), e.every(F64X, 1.0))
+            self._add(s, EXPECTED, p)
+            self._add(s, SQUARES, p, p)
+
+    def _bins(self, ratio: Any, code: Any, moved: Any) -> tuple[Any, Any]:
+        """The bin of each weight, int16, and flags: it may be off by one."""
+        b, e = self.b, self.e
+        if self.integers:
+            above = b.fsub(ratio, b.fsub(code, e.every(F32X, 0.5 + FIRST_BIN / BINS)))
+            scaled = b.fmul(above, e.every(F32X, float(BINS << FRACTION)))
+            scaled = b.select(b.or_(*self._ends(code)), e.every(F32X, END_PLACE), scaled)
+        else:
+            inverse, origin = (self.find.table(self.rows[k], code) for k in (INVERSE, ORIGIN))
+            scaled = e.call("llvm.fma.v16f32", F32X, ratio, inverse, origin)
+        fine = e.least(b.fptosi(scaled, I32X), e.every(I32X, (STAYED << FRACTION) - 1))
+        off = b.and_(b.add(fine, self.edge), self.around)
+        close = b.and_(e.flags(moved), e.is_zero(off))
+        if "dense" in self.pointers:
+            dense = e.spread(self.number("dense", self.at(0)), F32X)
+            close = b.and_(close, e.below(e.size(ratio), dense))
+        stayed = ir.Constant(I32X, [STAYED + lane for lane in range(LANES)])
+        bins = b.select(moved, b.lshr(fine, e.every(I32X, FRACTION)), stayed)
+        return b.trunc(bins, I16X), close
+
+    def _exact_bins(self, v: list[Any], code: Any) -> Any:
+        """The bins by the operations of `scalar._positions`."""
+        b, e = self.b, self.e
+        if self.integers:  # of width 1
+            places = [
+                b.fsub(one, b.fsub(level, e.every(F64X, 0.5))) for one, level in zip(v, e.wide(code), strict=True)
+            ]
+        else:
+            every = e.every(ir.VectorType(ir.IntType(1), LANES), 1)
+            lower, width, inverse = (
+                self.find.wide_table(table, code, every) for table in (self.lower, self.width, self.inverse)
+            )
+            places = [
+                self._quotient(b.fsub(one, low), *parts)
+                for one, low, *parts in zip(v, lower, width, inverse, strict=True)
+            ]
+        whole = []
+        for place in places:
+            scaled = e.larger(b.fmul(place, e.every(F64X, float(BINS))), e.every(F64X, 0.0))
+            last = e.smaller(scaled, e.every(F64X, BINS - 1.0))
+            whole.append(b.fptosi(last, ir.VectorType(I32, 8)))
+        bins = b.shuffle_vector(*whole, ir.Constant(ir.VectorType(I32, 16), list(range(16))))
+        return b.add(bins, e.every(I32X, FIRST_BIN))
+
+    def _quotient(self, x: Any, y: Any, inverse: Any) -> Any:
+        """The float64 quotient: corrected once it is one of the two floats beside it, twice the nearest one."""
+        found = self.b.fmul(x, inverse)
+        for _ in range(2):
+            rest = self.e.fma(self.b.fneg(found), y, x)
+            found = self.e.fma(rest, inverse, found)
+        return found

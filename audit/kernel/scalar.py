@@ -1,0 +1,306 @@
+"""The compiled kernel: one format over one piece of a pair, in float32 as `theory.formats.reference` computes, sums in float64.
+
+No operation of a code or a value may be reordered or fused, so nothing here is compiled with fast-math but
+`_add_up`, which only adds: there the terms are given, and their order within a piece is the compiler's, fixed once
+the code is compiled.
+"""
+
+# mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated, assignment, unused-ignore"
+# Compiled functions have types of their own, by what they are called with.
+
+from __future__ import annotations
+
+import numpy as np
+from numba import types
+from numba.extending import overload
+
+from unforgotten.audit.kernel.compiled import compiled
+
+TILE = 512  # weights whose intermediate arrays stay in the first-level cache
+BINS = 256
+LARGEST = np.float32(np.finfo(np.float32).max)
+LARGEST64 = float(LARGEST)
+SMALLEST_16, LARGEST_16, SUBNORMALS_16 = (np.float32(2.0**-14), np.float32(65504), np.float32(2.0**24))
+ZERO, HALF_EVEN, COMPARED = np.float32(0), 0, 1
+ADAPTIVE, FIXED = 0, 1
+FLIPS, CHANGES, OVERFLOWS = 0, 1, 2
+EXPECTED, VARIANCE, SURVIVING, DOT = 0, 1, 2, 3
+
+
+@compiled()
+def find_first(x, ends, low, high, low_first):
+    """Whether the first weight of largest magnitude of each block is its smallest weight.
+
+    Args:
+        x: float32, the blocks one after another.
+        ends: int64, where each block ends.
+        low: its smallest weight.
+        high: its largest.
+        low_first: bool, what is filled.
+    """
+    start = 0
+    for b in range(len(ends)):
+        low_first[b] = -low[b] > high[b]
+        if -low[b] == high[b]:
+            i = start
+            while x[i] != low[b] and x[i] != high[b]:
+                i += 1
+            low_first[b] = x[i] == low[b]
+        start = ends[b]
+
+
+@compiled()
+def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):
+    """Codes, values and float64 code units of `n` weights of one block, into the front of the last three arrays."""
+    divide, usable, factor = blocks.divide[block], blocks.usable[block], blocks.factor[block]
+    low, zero = blocks.low[block], blocks.zero[block]
+    low64, zero64, factor64 = np.float64(low), np.float64(zero), np.float64(factor)
+    if not usable:
+        for i in range(n):
+            ratio[i] = ZERO
+            unit_place[i] = zero64
+    elif divide:
+        for i in range(n):
+            r = (x[start + i] - low) / factor
+            r = max(r, -LARGEST)
+            ratio[i] = min(r, LARGEST)
+            v = (np.float64(x[start + i]) - low64) / factor64
+            v = max(v, -LARGEST64)
+            v = min(v, LARGEST64)
+            unit_place[i] = v + zero64
+    else:
+        for i in range(n):
+            r = (x[start + i] - low) * factor
+            r = max(r, -LARGEST)
+            ratio[i] = min(r, LARGEST)
+            v = (np.float64(x[start + i]) - low64) * factor64
+            v = max(v, -LARGEST64)
+            v = min(v, LARGEST64)
+            unit_place[i] = v + zero64
+    _round(ratio, n, zero, rule, code)
+    scale, value_zero, value_low = (blocks.scale[block], blocks.value_zero[block], blocks.value_low[block])
+    levels, unit = rule.levels, rule.unit
+    if rule.kind == HALF_EVEN:
+        first = levels[0]
+        for i in range(n):
+            level = np.float32(code[i]) + first
+            value[i] = (level - value_zero) * scale * unit + value_low
+    else:
+        for i in range(n):
+            value[i] = (levels[code[i]] - value_zero) * scale * unit + value_low
+
+
+@compiled()
+def _round(ratio, n, zero, rule, code):
+    t = rule.thresholds
+    if rule.kind == HALF_EVEN:
+        first, last = rule.levels[0], rule.levels[-1]
+        zero_first = rule.zero_first
+        for i in range(n):
+            number = np.rint(ratio[i] + zero) if zero_first else np.rint(ratio[i]) + zero
+            number = max(number, first)
+            number = min(number, last)
+            code[i] = np.int32(number - first)
+    elif rule.kind == COMPARED:
+        for i in range(n):
+            r = ratio[i]
+            c = np.int32(r > t[0]) + np.int32(r > t[1]) + np.int32(r > t[2]) + np.int32(r > t[3])
+            c += np.int32(r > t[4]) + np.int32(r > t[5]) + np.int32(r > t[6]) + np.int32(r > t[7])
+            c += np.int32(r > t[8]) + np.int32(r > t[9]) + np.int32(r > t[10]) + np.int32(r > t[11])
+            c += np.int32(r > t[12]) + np.int32(r > t[13]) + np.int32(r > t[14])
+            code[i] = c
+    else:
+        order, shift, first, last = (ratio.view(np.int32), rule.shift, rule.first, len(rule.table) - 1)
+        for i in range(n):
+            bits = order[i]
+            bits = -(bits & 0x7FFFFFFF) if bits < 0 else bits
+            bucket = (bits >> shift) - first
+            bucket = max(bucket, 0)
+            bucket = min(bucket, last)
+            c = rule.table[bucket]
+            code[i] = c + np.int32(ratio[i] > t[c])
+
+
+@compiled()
+def _place(v, v_new, code, code_new, pinned, rule, n, probability):
+    """The probabilities of T6; returns the number of flips."""
+    top, flips = len(rule.levels) - 1, 0
+    for i in range(n):
+        shift = v_new[i] - v[i]
+        p = abs(shift) * rule.inverse[code[i]]
+        p = min(p, 1.0)
+        outward = ((code[i] == 0) & (shift < 0)) | ((code[i] == top) & (shift > 0))
+        p = 0.0 if outward else p
+        flipped = code[i] != code_new[i]
+        probability[i] = np.float64(flipped) if pinned[i] else p
+        flips += flipped
+    return flips
+
+
+@compiled()
+def _surviving(value, value_new, n, surviving):
+    """D of each weight; returns the number of values that change."""
+    changes = 0
+    for i in range(n):
+        surviving[i] = np.float64(value_new[i]) - np.float64(value[i])
+        changes += value_new[i] != value[i]
+    return changes
+
+
+@compiled()
+def _overflows(value, n):
+    """How many values are no finite numbers."""
+    found = 0
+    for i in range(n):
+        found += not abs(value[i]) <= LARGEST
+    return found
+
+
+@compiled(fastmath=True)
+def _add_up(probability, surviving, delta, n, sums):
+    """The sums over one tile. Only terms that are finite numbers come here, and their order is free."""
+    expected = variance = square = dot = 0.0
+    for i in range(n):
+        p, d = probability[i], surviving[i]
+        expected += p
+        variance += p * (1 - p)
+        square += d * d
+        dot += d * delta[i]
+    sums[EXPECTED] += expected
+    sums[VARIANCE] += variance
+    sums[SURVIVING] += square
+    sums[DOT] += dot
+
+
+@compiled()
+def _positions(v, code, delta, n, rule, bins):
+    """Count the places of moved weights in their interior cells."""
+    top = len(rule.levels) - 1
+    for i in range(n):
+        c = code[i]
+        if c > 0 and c < top and delta[i] != 0:
+            place = (v[i] - rule.lower[c]) / rule.width[c] * BINS
+            bin_ = np.int64(place)
+            bin_ = BINS - 1 if bin_ >= BINS else bin_
+            bins[0 if place < 0 else bin_] += 1
+
+
+@compiled()
+def measure(x, y, ends, before, after, same, setter_low, setter_high, rule, check, counts, sums, bins):
+    """One format over one piece: counts and sums of both grids, positions once.
+
+    Args:
+        x: float32, the weights before.
+        y: float32, after.
+        ends: int64, where each block ends.
+        before: `Blocks` fitted to the first.
+        after: `Blocks` fitted to the second.
+        same: bool, where the two fits agree, so that the grids do.
+        setter_low: of `before`, see `rules.setters`.
+        setter_high: likewise.
+        rule: of the format.
+        check: whether a value may overflow.
+        counts: int64 (2, 3), added to.
+        sums: float64 (2, 4), added to.
+        bins: int64 (BINS,), added to.
+    """
+    ratio = np.empty(TILE, np.float32)
+    code, code_fixed, code_new = (np.empty(TILE, np.int32), np.empty(TILE, np.int32), np.empty(TILE, np.int32))
+    value, value_fixed, value_new = (np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32))
+    v, v_fixed, v_new = np.empty(TILE), np.empty(TILE), np.empty(TILE)
+    probability, surviving, delta = np.empty(TILE), np.empty(TILE), np.empty(TILE)
+    pinned = np.empty(TILE, np.bool_)
+    found, tile = np.zeros(3, np.int64), np.zeros(4)
+    block, begin, total = 0, 0, len(x)
+    while begin < total:
+        n = min(TILE, total - begin)
+        done, agree = 0, True
+        while done < n:
+            while ends[block] <= begin + done:
+                block += 1
+            m = min(ends[block] - begin, n) - done
+            at = begin + done
+            _encode(x, at, m, block, before, rule, ratio, code[done:], value[done:], v[done:])
+            _encode(y, at, m, block, before, rule, ratio, code_fixed[done:], value_fixed[done:], v_fixed[done:])
+            if same[block]:
+                for i in range(done, done + m):
+                    code_new[i], value_new[i], v_new[i] = code_fixed[i], value_fixed[i], v_fixed[i]
+            else:
+                agree = False
+                _encode(y, at, m, block, after, rule, ratio, code_new[done:], value_new[done:], v_new[done:])
+            low, high = setter_low[block], setter_high[block]
+            for i in range(m):
+                w = x[at + i]
+                pinned[done + i] = (w == low) | (w == high)
+                delta[done + i] = np.float64(y[at + i]) - np.float64(w)
+            done += m
+        _positions(v, code, delta, n, rule, bins)
+        for grid in range(2):
+            fixed = grid == 0
+            if fixed or not agree:
+                c, w, u = (code_fixed, value_fixed, v_fixed) if fixed else (code_new, value_new, v_new)
+                found[FLIPS] = _place(v, u, code, c, pinned, rule, n, probability)
+                found[CHANGES] = _surviving(value, w, n, surviving)
+                found[OVERFLOWS] = _overflows(value, n) + _overflows(w, n) if check else 0
+                tile[:] = 0
+                _add_up(probability, surviving, delta, n, tile)
+            for k in range(3):
+                counts[1 - grid, k] += found[k]
+            for k in range(4):
+                sums[1 - grid, k] += tile[k]
+        begin += n
+
+
+@compiled()
+def take_census(x, y, lowest, highest, beyond, weights, moved):
+    """Add to the counts of `weights.piece.Census`, of finite weights.
+
+    Args:
+        x: float32 before.
+        y: after.
+        lowest: the end binades.
+        highest: the other.
+        beyond: int64 (2,): new weights that bfloat16 does not hold, and that float16 does not.
+        weights: int64, by binade of the weight before.
+        moved: int64, likewise.
+    """
+    bits, bits_new = x.view(np.int32), y.view(np.int32)
+    wide, wider = 0, 0
+    for i in range(len(x)):
+        exponent = ((bits[i] >> 23) & 255) - 127
+        exponent = min(max(exponent, lowest), highest) - lowest
+        weights[exponent] += 1
+        moved[exponent] += x[i] != y[i]
+    for i in range(len(x)):
+        wide += (bits_new[i] & 0xFFFF) != 0
+        size = abs(y[i])
+        fine = size * SUBNORMALS_16
+        subnormal = (size < SMALLEST_16) & (fine == np.floor(fine))
+        normal = (size >= SMALLEST_16) & (size <= LARGEST_16) & ((bits_new[i] & 0x1FFF) == 0)
+        wider += not (subnormal | normal)
+    beyond[0] += wide
+    beyond[1] += wider
+
+
+def float_of(stored):
+    """A stored weight as float32: bfloat16 by its bits. This body is Python's, the next one that of compiled code."""
+    if isinstance(stored, np.integer):
+        return (np.uint32(stored) << np.uint32(16)).view(np.float32)
+    return stored
+
+
+@overload(float_of)
+def _float_of(stored):
+    if isinstance(stored, types.Integer):
+        return lambda stored: np.uint32(stored << 16).view(np.float32)
+    return lambda stored: stored
+
+
+@compiled(fastmath=True)
+def squared_length(x, y):
+    """The squared length of y - x, in float64; like `_add_up` free in the order of its terms."""
+    square = 0.0
+    for i in range(len(x)):
+        delta = np.float64(float_of(y[i])) - np.float64(float_of(x[i]))
+        square += delta * delta
+    return square

@@ -1,0 +1,1 @@
+"""What an audit writes: the result and its schema, the page, the summary, and exports for other tools."""

@@ -1,0 +1,205 @@
+"""The result object of an audit, as `audit.json` holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib.metadata import version
+from typing import Literal, TypedDict
+
+from unforgotten.audit.codes.compare import ArtefactLeg
+from unforgotten.audit.findings.collect import all_findings, code_findings
+from unforgotten.audit.findings.prediction import PredictionRow, predict_gains
+from unforgotten.audit.findings.probe import look
+from unforgotten.audit.findings.row import FindingRow
+from unforgotten.audit.findings.sentences import Finding, judge_formats, overall_finding, reasons
+from unforgotten.audit.findings.training_estimate import estimate_training, typical_steps
+from unforgotten.audit.kernel.simd import NUMPY, processor
+from unforgotten.audit.outputs.result_rows import FormatRow, code_row, finite_or_none, format_row
+from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
+from unforgotten.audit.verdict.rule import Decision, decide
+from unforgotten.audit.weights.leg import WeightsLeg
+from unforgotten.audit.weights.sums import Computed
+from unforgotten.theory.geometry.dead_zone import BINADES
+
+SCHEMA = "unforgotten.audit/1"
+JSON_FILE = "audit.json"
+TENSORS_FILE = "tensors.parquet"
+HTML_FILE = "audit.html"
+
+
+class Source(TypedDict):
+    """Which checkpoint, bound to its bytes; `sha256` as in `Checkpoint.sha256`."""
+
+    source: str
+    revision: str | None
+    sha256: str
+    dtypes: list[str]
+
+
+class FoundDeadZone(TypedDict):
+    """T4; `lr_estimate` is (low, high), see `typical_steps`; `detected` is None where nothing is known of the update."""
+
+    detected: bool | None
+    threshold: float | None
+    lr_estimate: list[float] | None
+
+
+class Binade(TypedDict):
+    """Weights with low <= |w| < 2 low, and how many of them moved."""
+
+    low: float
+    weights: int
+    moved: int
+
+
+class Storage(TypedDict):
+    """How the unlearned weights are stored, and what that let move."""
+
+    dtype: str
+    precision: str
+    unchanged_fraction: float | None
+    dead_zone: FoundDeadZone
+    binades: list[Binade]
+
+
+class Coverage(TypedDict):
+    """What the audit looked at: quantized tensors and their weights, and the tensors quantizers leave alone."""
+
+    tensors: int
+    weights: int
+    kept: int
+    kept_changed: list[str]
+
+
+class AuditResult(TypedDict):
+    """`audit.json`.
+
+    `compared`: "weights", or "codes" where both sides are quantized already; then nothing is known of the update itself,
+    and what would follow from it is None. `files`: SHA-256 of the other files that were written with this one.
+    """
+
+    schema: str
+    version: str
+    compared: Literal["weights", "codes"]
+    computed: Computed
+    target: Source
+    unlearned: Source
+    formats: list[FormatRow]
+    tensors: str
+    coverage: Coverage
+    storage: Storage
+    findings: list[FindingRow]
+    prediction: list[PredictionRow]
+    output: OutputLeg | None
+    behaviour: BehaviourLeg | None
+    verdict: Decision
+    files: dict[str, str]
+
+
+def build_result(
+    target: Checkpoint,
+    unlearned: Checkpoint,
+    leg: WeightsLeg,
+    output: OutputLeg | None = None,
+    behaviour: BehaviourLeg | None = None,
+) -> AuditResult:
+    """The result of an audit; with the weights leg alone its verdict is always undecided."""
+    judged = judge_formats(leg)
+    names = [t.name for t in leg.tensors]
+    samples = look(target, unlearned, names, [j.format for j in judged])
+    gains = [(j.format, finite_or_none(j.total.gain), finite_or_none(j.stderr)) for j in judged]
+    prediction = predict_gains(estimate_training(leg, samples), samples, gains)
+    findings = all_findings(leg, judged, samples, prediction)
+    rows = [
+        format_row(setting, total, [t.survival[setting] for t in leg.tensors]) for setting, total in leg.totals.items()
+    ]
+    decision = decide(overall_finding(judged), output, behaviour)
+    return AuditResult(
+        schema=SCHEMA,
+        version=version("unforgotten"),
+        compared="weights",
+        computed=leg.computed,
+        target=_source(target),
+        unlearned=_source(unlearned),
+        formats=rows,
+        tensors=TENSORS_FILE,
+        coverage=_coverage(len(leg.tensors), rows[0]["weights"], leg.kept),
+        storage=_storage(leg),
+        findings=findings,
+        prediction=prediction,
+        output=output,
+        behaviour=behaviour,
+        verdict=_verdict(decision, reasons(leg, judged, findings)),
+        files={},
+    )
+
+
+def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLeg) -> AuditResult:
+    """The result of a pair that is quantized already: codes are counted, and nothing is known of the update."""
+    findings = code_findings(leg)
+    word: Finding = "no update" if findings[0]["id"] == "codes-equal" else "unclear"
+    formats = "+".join(leg.by_format)
+    return AuditResult(
+        schema=SCHEMA,
+        version=version("unforgotten"),
+        compared="codes",
+        computed=Computed(path=NUMPY, processor=processor()),
+        target=_source(target),
+        unlearned=_source(unlearned),
+        formats=[code_row(name, counts) for name, counts in leg.by_format.items()],
+        tensors=TENSORS_FILE,
+        coverage=_coverage(len(leg.layers), leg.total.weights, leg.kept),
+        storage=Storage(
+            dtype=formats,
+            precision=formats,
+            unchanged_fraction=None,
+            dead_zone=FoundDeadZone(detected=None, threshold=None, lr_estimate=None),
+            binades=[],
+        ),
+        findings=findings,
+        prediction=[],
+        output=None,
+        behaviour=None,
+        verdict=_verdict(decide(word, None, None), [row["sentence"] for row in findings]),
+        files={},
+    )
+
+
+def _verdict(decision: Decision, weights: Sequence[str]) -> Decision:
+    """The decision with the reasons of the weights; where no leg but theirs was measured, its own comes last."""
+    own = decision["reasons"]
+    alone = decision["legs"]["output"] is None and decision["legs"]["behaviour"] is None
+    return Decision(
+        overall=decision["overall"], legs=decision["legs"], reasons=[*weights, *own] if alone else [*own, *weights]
+    )
+
+
+def _source(checkpoint: Checkpoint) -> Source:
+    return Source(
+        source=str(checkpoint.source),
+        revision=checkpoint.revision,
+        sha256=checkpoint.sha256(),
+        dtypes=sorted({info.stored or info.dtype.name for info in checkpoint.tensors.values()}),
+    )
+
+
+def _coverage(tensors: int, weights: int, kept: Mapping[str, bool]) -> Coverage:
+    changed = [name for name, differs in kept.items() if differs]
+    return Coverage(tensors=tensors, weights=weights, kept=len(kept), kept_changed=changed)
+
+
+def _storage(leg: WeightsLeg) -> Storage:
+    zone, steps = leg.dead_zone, typical_steps(leg)
+    counts = zip(BINADES, leg.binades.weights, leg.binades.moved, strict=True)
+    return Storage(
+        dtype=leg.storage_dtype,
+        precision=leg.precision,
+        unchanged_fraction=leg.unchanged_fraction,
+        dead_zone=FoundDeadZone(
+            detected=zone.detected,
+            threshold=finite_or_none(zone.threshold),
+            lr_estimate=None if steps is None else list(steps),
+        ),
+        binades=[Binade(low=2.0**e, weights=n, moved=moved) for e, n, moved in counts if n],
+    )

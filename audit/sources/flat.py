@@ -1,0 +1,128 @@
+"""A tensor in pieces of bounded memory, whatever its shape and its size, that no format's block crosses unseen.
+
+A piece is a range of the flattened tensor. Where pieces begin depends on the shape alone, so whatever is summed by
+pieces is the same for every number of threads, and however many pieces are read at once.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.theory.formats.names import Format
+
+PIECE_WEIGHTS = 1 << 21
+
+
+class Piece(NamedTuple):
+    """Weights start … stop - 1 of the flattened tensor."""
+
+    start: int
+    stop: int
+
+
+def pieces(shape: tuple[int, ...], most: int = PIECE_WEIGHTS) -> Iterator[Piece]:
+    """Whole rows as far as `most` weights hold them, else parts of one row; together the tensor, in order."""
+    total = math.prod(shape)
+    if not total:
+        return
+    columns = shape[-1]
+    if columns <= most:
+        step = columns * (most // columns)
+        for start in range(0, total, step):
+            yield Piece(start, min(start + step, total))
+        return
+    for row in range(0, total, columns):
+        for start in range(row, row + columns, most):
+            yield Piece(start, min(start + most, row + columns))
+
+
+class Layout(NamedTuple):
+    """How a format cuts a tensor into blocks: `size` weights from each start of a `line` on; a line's last may be cut.
+
+    Attributes:
+        size: weights of a block.
+        line: weights of a line: a row, or the whole tensor where that makes no difference.
+    """
+
+    size: int
+    line: int
+
+    def first_from(self, at: int) -> int:
+        """The start of the first block that starts at weight `at` or after it."""
+        line, offset = divmod(at, self.line)
+        return min(line * self.line + -(-offset // self.size) * self.size, (line + 1) * self.line)
+
+    def index_of(self, at: int) -> int:
+        """The number of the block that holds weight `at`."""
+        line, offset = divmod(at, self.line)
+        return line * -(-self.line // self.size) + offset // self.size
+
+    def ends(self, start: int, stop: int) -> NDArray[np.int64]:
+        """Where the blocks that overlap start … stop - 1 end, counted from `start`; the last ends with the range."""
+        first, last = start // self.line, -(-stop // self.line)
+        if last - first == 1:
+            origin = first * self.line
+            begin = origin + (start - origin) // self.size * self.size + self.size
+            inner = np.arange(begin, stop, self.size)
+        else:
+            within = np.append(np.arange(self.size, self.line, self.size), self.line)
+            every = (np.arange(first, last)[:, None] * self.line + within).reshape(-1)
+            inner = every[(every > start) & (every < stop)]
+        return np.append(inner, stop).astype(np.int64) - start
+
+
+def layout_of(fmt: Format, shape: tuple[int, ...]) -> Layout:
+    """The blocks of a format in a tensor of that shape."""
+    total = math.prod(shape)
+    line = total if fmt.block in ("tensor", "flat") else shape[-1]
+    size = min(fmt.block_size or line, line)
+    return Layout(size, total if line % size == 0 else line)
+
+
+@runtime_checkable
+class FlatReadable(Protocol):
+    """A checkpoint that can read any range of a flattened tensor."""
+
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+        """Weights start … stop - 1 of the flattened tensor."""
+        ...
+
+    def check(self, name: str) -> None:
+        """See `check_unchanged`."""
+        ...
+
+
+def read_flat(
+    checkpoint: Checkpoint, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
+) -> NDArray[Any]:
+    """Weights start … stop - 1 of the flattened tensor; where a source reads rows only, from the rows that hold them.
+
+    Args:
+        checkpoint: what is read.
+        name: of a tensor of at least one axis.
+        start: of the range.
+        stop: of the range.
+        buffer: memory of enough bytes that a source may put the weights in, to be read before its next use.
+    """
+    if isinstance(checkpoint, FlatReadable):
+        return checkpoint.read_flat(name, start, stop, buffer)
+    columns = math.prod(checkpoint.tensors[name].shape[1:])
+    first, last = start // columns, -(-stop // columns)
+    rows = checkpoint.read_rows(name, first, last).reshape(-1)
+    return rows[start - first * columns : stop - first * columns]
+
+
+def check_unchanged(checkpoint: Checkpoint, name: str) -> None:
+    """Look whether the file of a tensor is still the one that was opened: `read_flat` may have mapped it.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    if isinstance(checkpoint, FlatReadable):
+        checkpoint.check(name)

@@ -1,0 +1,209 @@
+"""A GGUF file as a checkpoint: floats as they are stored, quantized types decoded to float32."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from unforgotten.audit.sources.errors import CheckpointError
+from unforgotten.audit.sources.files import WeightFile, open_file, sha256_of
+from unforgotten.audit.sources.gguf_decode import BLOCK_TYPES
+from unforgotten.audit.sources.gguf_header import GgufTensor, read_gguf_header
+from unforgotten.audit.sources.safetensors_header import TensorInfo
+
+PLAIN: Mapping[int, np.dtype[Any]] = {
+    0: np.dtype("<f4"),
+    1: np.dtype("<f2"),
+    24: np.dtype("i1"),
+    25: np.dtype("<i2"),
+    26: np.dtype("<i4"),
+    27: np.dtype("<i8"),
+    30: np.dtype(ml_dtypes.bfloat16),
+}
+"""Number of a type that is stored as numbers -> its dtype."""
+OWN: Mapping[int, str] = {2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 12: "Q4_K", 13: "Q5_K", 14: "Q6_K"}
+"""Number of a type that `gguf_decode` knows -> its name."""
+UNDECODED = (ValueError, KeyError, NotImplementedError)  # raised by gguf for what it cannot decode
+DECODE_BLOCKS = 1 << 13
+
+
+class Layout(NamedTuple):
+    """How a type is stored.
+
+    Attributes:
+        name: of the type.
+        weights: in one block.
+        nbytes: of one block.
+        dtype: of the values that reading gives.
+    """
+
+    name: str
+    weights: int
+    nbytes: int
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
+class GgufCheckpoint:
+    """The tensors of one GGUF file, with axes in numpy's order; `sha256` is that of the file.
+
+    Attributes:
+        source: the path as given.
+        file: the file.
+        layouts: how each tensor is stored, by name.
+        tensors: see `Checkpoint.tensors`.
+    """
+
+    source: Path
+    file: WeightFile
+    layouts: Mapping[str, Layout]
+    tensors: Mapping[str, TensorInfo]
+
+    @property
+    def revision(self) -> None:
+        """A local file has none."""
+        return None
+
+    def read(self, name: str) -> NDArray[Any]:
+        """See `Checkpoint.read`."""
+        info = self.tensors[name]
+        return self._values(name, 0, math.prod(info.shape)).reshape(info.shape)
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """See `Checkpoint.read_rows`."""
+        info = self.tensors[name]
+        if len(info.shape) == 1:  # a row is one weight, and may lie within a block
+            return self.read(name)[start:stop]
+        row = math.prod(info.shape[1:])
+        flat = self._values(name, start * row, stop * row)
+        return flat.reshape(stop - start, *info.shape[1:])
+
+    def read_blocks(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """Blocks start … stop - 1 as they are stored, uint8 (blocks, bytes of one)."""
+        layout, offset = self.layouts[name], self.tensors[name].offset
+        assert offset is not None, "a tensor of a file has a place"
+        raw = self.file.read(offset + start * layout.nbytes, (stop - start) * layout.nbytes)
+        return raw.reshape(stop - start, layout.nbytes)
+
+    def _values(self, name: str, begin: int, end: int) -> NDArray[Any]:
+        """Weights begin … end - 1 in the order of storage; both at the edges of blocks."""
+        layout = self.layouts[name]
+        values = np.empty(end - begin, layout.dtype)
+        first, last = begin // layout.weights, end // layout.weights
+        step = DECODE_BLOCKS * max(1, 256 // layout.weights)
+        for start in range(first, last, step):
+            stop = min(start + step, last)
+            place = (start - first) * layout.weights
+            part = decode_blocks(layout, self.read_blocks(name, start, stop))
+            values[place : place + part.size] = part
+        return values
+
+    def sha256(self) -> str:
+        """SHA-256 of the file."""
+        return sha256_of([self.file])
+
+
+def is_gguf(source: Path) -> bool:
+    """Whether the name is that of a GGUF file."""
+    return source.name.lower().endswith(".gguf") and not source.is_dir()
+
+
+def open_gguf(source: Path) -> GgufCheckpoint:
+    """Read and check the header of a GGUF file.
+
+    Raises:
+        CheckpointError: it breaks a rule of the format, or holds a type that needs the package `gguf`.
+    """
+    return gguf_of(open_file(source))
+
+
+def gguf_of(file: WeightFile) -> GgufCheckpoint:
+    """The same of a file that is open.
+
+    Raises:
+        CheckpointError: as `open_gguf`.
+    """
+    header = read_gguf_header(file)
+    layouts = {t.name: _layout(file, t) for t in header.tensors}
+    tensors: dict[str, TensorInfo] = {}
+    for t in sorted(header.tensors, key=lambda t: t.name):
+        layout = layouts[t.name]
+        name = "" if layout.weights == 1 else layout.name
+        tensors[t.name] = TensorInfo(file.path, layout.dtype, t.shape, header.data + t.offset, name)
+    _check_cover(file, header.tensors, layouts, header.data, header.alignment)
+    return GgufCheckpoint(file.path, file, layouts, tensors)
+
+
+def _layout(file: WeightFile, tensor: GgufTensor) -> Layout:
+    layout = _layout_of_type(file, tensor)
+    if tensor.shape and tensor.shape[-1] % layout.weights:
+        rule = f"must have rows of a multiple of {layout.weights} weights for {layout.name}"
+        raise CheckpointError(file.path, rule, tensor.shape[-1], tensor=tensor.name)
+    if not tensor.shape and layout.weights > 1:
+        rule = f"must have an axis for {layout.name}"
+        raise CheckpointError(file.path, rule, "none", tensor=tensor.name)
+    return layout
+
+
+def _layout_of_type(file: WeightFile, tensor: GgufTensor) -> Layout:
+    if tensor.kind in PLAIN:
+        dtype = PLAIN[tensor.kind]
+        return Layout(dtype.name, 1, dtype.itemsize, dtype)
+    if tensor.kind in OWN:
+        name = OWN[tensor.kind]
+        return Layout(name, BLOCK_TYPES[name].weights, BLOCK_TYPES[name].nbytes, np.dtype("<f4"))
+    try:
+        import gguf
+    except ImportError:
+        rule = f"must be F32, F16, BF16, {', '.join(OWN.values())}; for others: pip install gguf"
+        raise CheckpointError(file.path, rule, f"type {tensor.kind}", tensor=tensor.name) from None
+    try:
+        kind = gguf.GGMLQuantizationType(tensor.kind)
+        weights, nbytes = gguf.GGML_QUANT_SIZES[kind]
+        gguf.quants.dequantize(np.zeros((1, nbytes), np.uint8), kind)
+    except UNDECODED:
+        rule = "must have a type that gguf decodes"
+        raise CheckpointError(file.path, rule, f"type {tensor.kind}", tensor=tensor.name) from None
+    return Layout(kind.name, weights, nbytes, np.dtype("<f4"))
+
+
+def decode_blocks(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[Any]:
+    """The values of whole blocks, flat; what is not finite stays so."""
+    if layout.weights == 1:
+        return blocks.reshape(-1).view(layout.dtype)
+    with np.errstate(all="ignore"):
+        if layout.name in BLOCK_TYPES:
+            return BLOCK_TYPES[layout.name].decode(blocks).values.reshape(-1)
+        import gguf
+
+        kind = gguf.GGMLQuantizationType[layout.name]
+        return np.asarray(gguf.quants.dequantize(blocks, kind), np.float32).reshape(-1)
+
+
+def _check_cover(
+    file: WeightFile, tensors: tuple[GgufTensor, ...], layouts: Mapping[str, Layout], data: int, alignment: int
+) -> None:
+    """Each tensor begins at the first aligned place after the one before it, as ggml itself demands."""
+    position, room = 0, file.size - data
+    for tensor in sorted(tensors, key=lambda t: (t.offset, math.prod(t.shape))):
+        layout = layouts[tensor.name]
+        nbytes = math.prod(tensor.shape) // layout.weights * layout.nbytes
+        begin = -(-position // alignment) * alignment
+        if tensor.offset != begin:
+            fault = "overlap" if tensor.offset < begin else "hole"
+            rule = f"must begin at {begin}, after the tensor before it"
+            raise CheckpointError(file.path, rule, f"{tensor.offset} ({fault})", tensor=tensor.name)
+        position = begin + nbytes
+        if position > room:
+            rule = f"must end within the {max(room, 0)} data bytes (a truncated file?)"
+            raise CheckpointError(file.path, rule, f"end {position}", tensor=tensor.name)
+    if room > -(-position // alignment) * alignment:
+        rule = f"must end with its last tensor, at data byte {position}"
+        raise CheckpointError(file.path, rule, room)

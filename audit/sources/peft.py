@@ -1,0 +1,240 @@
+"""A PEFT LoRA adapter over its base, merged tensor by tensor as it is read; never the whole model in memory.
+
+Merged is `w' = round(w + s B A)`, the sum in float64, rounded to float32 and then to the dtype of the base: what
+`merge_and_unload` computes in float32. With DoRA, `w' = round(m / |w + s B A| (w + s B A))`, rows of length m.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unforgotten.audit.sources.checkpoint import Checkpoint, SafetensorsCheckpoint
+from unforgotten.audit.sources.errors import CheckpointError
+from unforgotten.audit.sources.files import LocalFile, open_file, read_all, sha256_of
+from unforgotten.audit.sources.pairing import PREFIX
+from unforgotten.audit.sources.peft_config import AdapterConfig, parse_adapter_config
+from unforgotten.audit.sources.safetensors_header import FLOATS, TensorInfo, read_header
+
+CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
+PICKLE = "adapter_model.bin"
+ROOT = "base_model.model."
+MAX_CONFIG_BYTES = 1 << 24
+TILE_ROWS = 64
+"""Rows merged in one product, at fixed places: so that a row does not depend on the range it is read in."""
+PARTS: Mapping[str, str] = {
+    ".lora_A.weight": "a",
+    ".lora_B.weight": "b",
+    ".lora_embedding_A": "embedding a",
+    ".lora_embedding_B": "embedding b",
+    ".lora_magnitude_vector": "magnitude",
+    ".lora_magnitude_vector.weight": "magnitude",
+}
+
+
+class LowRank(NamedTuple):
+    """Names of the adapter's tensors for one tensor of the base.
+
+    Attributes:
+        a: (r, in).
+        b: (out, r).
+        magnitude: (out,) of DoRA, or None.
+        turned: the base stores (in, out), as an embedding does.
+        scaling: s.
+    """
+
+    a: str
+    b: str
+    magnitude: str | None
+    turned: bool
+    scaling: float
+
+
+@dataclass(frozen=True)
+class AdapterCheckpoint:
+    """A base with an adapter merged into it; `sha256` is over the base's files, the adapter and its configuration.
+
+    Attributes:
+        source: of the adapter.
+        base: the checkpoint under it.
+        adapter: the adapter's own tensors.
+        config: the adapter's configuration file.
+        low_rank: base tensor -> what is added to it.
+        replaced: base tensor -> the adapter's tensor that takes its place.
+        tensors: see `Checkpoint.tensors`.
+    """
+
+    source: Path | str
+    base: Checkpoint
+    adapter: SafetensorsCheckpoint
+    config: LocalFile
+    low_rank: Mapping[str, LowRank]
+    replaced: Mapping[str, str]
+    tensors: Mapping[str, TensorInfo] = field(repr=False)
+
+    @property
+    def revision(self) -> str | None:
+        """The commit of the base, if it comes from the Hub."""
+        return self.base.revision
+
+    def read(self, name: str) -> NDArray[Any]:
+        """See `Checkpoint.read`."""
+        if name not in self.low_rank:
+            return self._under(name).read(self.replaced.get(name, name))
+        return self.read_rows(name, 0, self.tensors[name].shape[0])
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        """See `Checkpoint.read_rows`."""
+        under, own = self._under(name), self.replaced.get(name, name)
+        if name not in self.low_rank or start == stop:
+            return under.read_rows(own, start, stop)
+        merge = partial(self._merge_tile, name, self._factors(name))
+        rows = self.tensors[name].shape[0]
+        first = start - start % TILE_ROWS
+        merged = np.empty((stop - start, self.tensors[name].shape[1]), self.tensors[name].dtype)
+        for tile in range(first, stop, TILE_ROWS):
+            low, high = max(tile, start), min(tile + TILE_ROWS, stop)
+            whole = merge(tile, min(tile + TILE_ROWS, rows))
+            merged[low - start : high - start] = whole[low - tile : high - tile]
+        return merged
+
+    def sha256(self) -> str:
+        """SHA-256 over the base's digest in hexadecimal, then the bytes of the adapter and of its configuration."""
+        return sha256_of([*self.adapter.files, self.config], first=self.base.sha256().encode())
+
+    def _under(self, name: str) -> Checkpoint:
+        return self.adapter if name in self.replaced else self.base
+
+    def _factors(self, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
+        """(rows, r) and (r, columns), the product of which is what is added, before scaling."""
+        low = self.low_rank[name]
+        a, b = (self.adapter.read(part).astype(np.float64) for part in (low.a, low.b))
+        return (a.T, b.T) if low.turned else (b, a)
+
+    def _merge_tile(self, name: str, factors: tuple[NDArray[Any], NDArray[Any]], start: int, stop: int) -> NDArray[Any]:
+        low = self.low_rank[name]
+        w = self._under(name).read_rows(self.replaced.get(name, name), start, stop)
+        with np.errstate(all="ignore"):  # what is not finite is found by name where it is used
+            merged = w.astype(np.float64) + low.scaling * (factors[0][start:stop] @ factors[1])
+            if low.magnitude is not None:
+                length = np.sqrt(np.square(merged).sum(axis=1, keepdims=True))
+                magnitude = self.adapter.read(low.magnitude).astype(np.float64)
+                merged *= magnitude.reshape(-1, 1)[start:stop] / length
+            return merged.astype(np.float32).astype(w.dtype)
+
+
+def is_adapter(source: Path) -> bool:
+    """Whether the directory holds an adapter."""
+    return (source / CONFIG).exists() and not (source / "model.safetensors").exists()
+
+
+def read_adapter_config(source: Path) -> tuple[AdapterConfig, LocalFile]:
+    """The configuration of an adapter, and its file.
+
+    Raises:
+        CheckpointError: see `parse_adapter_config`.
+    """
+    file = open_file(source / CONFIG, source)
+    return parse_adapter_config(file.path, read_all(file, MAX_CONFIG_BYTES)), file
+
+
+def open_adapter(source: Path, base: Checkpoint) -> AdapterCheckpoint:
+    """Match an adapter to its base.
+
+    Raises:
+        CheckpointError: the weights are a pickle or missing; a tensor of the adapter is of no known kind, has no
+            place in the base, lacks its partner or has the wrong shape.
+    """
+    config, config_file = read_adapter_config(source)
+    if not (source / WEIGHTS).exists():
+        pickled = (source / PICKLE).exists()
+        rule = f"must hold {WEIGHTS}" + (" (a pickle can run code)" if pickled else "")
+        raise CheckpointError(source, rule, PICKLE if pickled else "none")
+    file = open_file(source / WEIGHTS, source)
+    adapter = SafetensorsCheckpoint(source, None, (file,), read_header(file))
+    parts, replaced = _sort_out(adapter, base)
+    if not parts and not replaced:
+        raise CheckpointError(file.path, "must hold a tensor", "none")
+    low_rank = {name: _low_rank(config, adapter, base, replaced, name, found) for name, found in parts.items()}
+    tensors = dict(base.tensors)
+    for name, own in replaced.items():
+        tensors[name] = adapter.tensors[own]
+    for name in low_rank:
+        tensors[name] = replace(tensors[name], path=file.path, offset=None)
+    return AdapterCheckpoint(source, base, adapter, config_file, low_rank, replaced, tensors)
+
+
+def _sort_out(adapter: SafetensorsCheckpoint, base: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
+    """Base tensor -> part -> adapter tensor; and base tensor -> the adapter tensor in its place."""
+    parts: dict[str, dict[str, str]] = {}
+    replaced: dict[str, str] = {}
+    for name, info in adapter.tensors.items():
+        if info.dtype not in FLOATS.values():
+            rule = f"must be {', '.join(FLOATS)}"
+            raise CheckpointError(info.path, rule, info.dtype.name, tensor=name)
+        inner = name.removeprefix(ROOT)
+        ending = next((end for end in PARTS if inner.endswith(end)), None)
+        if ending is None:
+            place: dict[str, str] = replaced
+            key = own = _place(adapter, base, name, inner.replace(".base_layer.", "."))
+        else:
+            own = _place(adapter, base, name, inner.removesuffix(ending) + ".weight")
+            place, key = parts.setdefault(own, {}), PARTS[ending]
+        if key in place:
+            raise CheckpointError(info.path, f"must not be stored with {place[key]!r}", "both", tensor=name)
+        place[key] = name
+    return parts, replaced
+
+
+def _place(adapter: SafetensorsCheckpoint, base: Checkpoint, name: str, wanted: str) -> str:
+    """The base's name of a tensor, with or without the prefix `model.`."""
+    for candidate in (wanted, PREFIX + wanted, wanted.removeprefix(PREFIX)):
+        if candidate in base.tensors:
+            return candidate
+    rule = f"must be LoRA of, or stand for, a tensor of the base {base.source}"
+    raise CheckpointError(adapter.tensors[name].path, rule, f"no {wanted!r}", tensor=name)
+
+
+def _low_rank(
+    config: AdapterConfig,
+    adapter: SafetensorsCheckpoint,
+    base: Checkpoint,
+    replaced: Mapping[str, str],
+    name: str,
+    found: Mapping[str, str],
+) -> LowRank:
+    """The parts of one base tensor, with their shapes checked against it."""
+    path = adapter.files[0].path
+    embedding = any(part.startswith("embedding") for part in found)
+    wanted = {"embedding a", "embedding b"} if embedding else {"a", "b"}
+    wanted |= {"magnitude"} if config.dora else set()
+    if set(found) != wanted or (embedding and config.dora):
+        rule = f"must have the parts {', '.join(sorted(wanted))} of LoRA" + (
+            " (no DoRA of an embedding)" if embedding else ""
+        )
+        raise CheckpointError(path, rule, ", ".join(sorted(found)), tensor=name)
+    a, b = (found[("embedding " if embedding else "") + part] for part in ("a", "b"))
+    under = adapter.tensors[replaced[name]] if name in replaced else base.tensors[name]
+    if under.dtype not in FLOATS.values() or len(under.shape) != 2:
+        rule = f"must be a matrix of {', '.join(FLOATS)} in the base"
+        raise CheckpointError(path, rule, f"{under.dtype.name} {list(under.shape)}", tensor=name)
+    module = name.removesuffix(".weight")
+    turned, rank = embedding or config.fan_in_fan_out, config.rank_of(module)
+    outs, ins = under.shape[::-1] if turned else under.shape
+    shapes: dict[str, tuple[int, ...]] = {a: (rank, ins), b: (outs, rank)}
+    magnitude = found.get("magnitude")
+    if magnitude is not None:
+        shapes[magnitude] = (outs,)
+    for part, shape in shapes.items():
+        if adapter.tensors[part].shape != shape:
+            rule = f"must have the shape {list(shape)} of its rank and base"
+            got = list(adapter.tensors[part].shape)
+            raise CheckpointError(path, rule, got, tensor=part)
+    return LowRank(a, b, magnitude, turned, config.scaling_of(module))

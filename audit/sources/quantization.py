@@ -1,0 +1,143 @@
+"""What `quantization_config` says about a checkpoint that is quantized already."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from unforgotten.audit.sources.errors import CheckpointError
+
+MAX_GROUP = 1 << 24
+
+
+class Scheme(NamedTuple):
+    """How all layers of a checkpoint are stored.
+
+    Attributes:
+        method: gptq, awq, bitsandbytes or compressed-tensors.
+        layout: key of LAYOUTS.
+        bits: of a code.
+        group_size: inputs that share a scale; -1 for all.
+        zero_shift: what is added to a stored zero point.
+        detail: quant type of bitsandbytes.
+    """
+
+    method: str
+    layout: str
+    bits: int
+    group_size: int
+    zero_shift: int = 0
+    detail: str = ""
+
+    @property
+    def name(self) -> str:
+        """As a format in a result: gptq:int4-g128, bitsandbytes:nf4, compressed-tensors:packed-4bit-g128."""
+        kind = self.detail or f"int{self.bits}"
+        if self.method == "compressed-tensors":
+            kind = f"{self.layout.removeprefix('ct-')}-{self.bits}bit"
+        return f"{self.method}:{kind}" + (f"-g{self.group_size}" if self.group_size > 0 else "")
+
+
+def read_scheme(path: Path, stated: object) -> Scheme:
+    """The scheme of a `quantization_config`.
+
+    Raises:
+        CheckpointError: the method, or an option of it, is not known here.
+    """
+    if not isinstance(stated, dict):
+        raise CheckpointError(path, "must have an object for quantization_config", repr(stated))
+    method = stated.get("quant_method")
+    if not isinstance(method, str) or method not in SCHEMES:
+        rule = f"must have quant_method {', '.join(SCHEMES)}"
+        raise CheckpointError(path, rule, repr(method))
+    return SCHEMES[method](path, stated)
+
+
+def _gptq(path: Path, stated: Mapping[str, object]) -> Scheme:
+    shifts = {None: 1, "gptq": 1, "gptq_v2": 0}
+    form = stated.get("checkpoint_format", stated.get("format"))
+    if not (form is None or isinstance(form, str)) or form not in shifts:
+        raise CheckpointError(path, "must have checkpoint_format gptq or gptq_v2", repr(form))
+    bits = _choice(path, stated, "bits", (2, 4, 8))
+    return Scheme("gptq", "gptq", bits, _group(path, stated.get("group_size", -1)), shifts[form])
+
+
+def _awq(path: Path, stated: Mapping[str, object]) -> Scheme:
+    version = stated.get("version", stated.get("format", "gemm"))
+    if not isinstance(version, str) or version.lower() != "gemm":
+        raise CheckpointError(path, "must have version gemm", repr(version))
+    bits = _choice(path, stated, "bits" if "bits" in stated else "w_bit", (4,))
+    group = stated.get("group_size", stated.get("q_group_size", -1))
+    return Scheme("awq", "awq", bits, _group(path, group))
+
+
+def _bitsandbytes(path: Path, stated: Mapping[str, object]) -> Scheme:
+    if stated.get("load_in_8bit") is True or stated.get("_load_in_8bit") is True:
+        return Scheme("bitsandbytes", "bnb-8bit", 8, -1)
+    kind = stated.get("bnb_4bit_quant_type", "fp4")
+    if kind not in ("nf4", "fp4"):
+        raise CheckpointError(path, "must have bnb_4bit_quant_type nf4 or fp4", repr(kind))
+    return Scheme("bitsandbytes", "bnb-4bit", 4, -1, detail=str(kind))
+
+
+CT_LAYOUTS: Mapping[str, str] = {
+    "pack-quantized": "ct-packed",
+    "int-quantized": "ct-plain",
+    "float-quantized": "ct-plain",
+    "naive-quantized": "ct-plain",
+    "nvfp4-pack-quantized": "ct-nvfp4",
+}
+
+
+def _compressed_tensors(path: Path, stated: Mapping[str, object]) -> Scheme:
+    form, groups = stated.get("format"), stated.get("config_groups")
+    if not isinstance(form, str) or form not in CT_LAYOUTS:
+        raise CheckpointError(path, f"must have format {', '.join(CT_LAYOUTS)}", repr(form))
+    if stated.get("sparsity_config") and not _is_dense(stated["sparsity_config"]):
+        raise CheckpointError(path, "must not be sparse", repr(stated["sparsity_config"]))
+    if not isinstance(groups, dict) or not groups:
+        raise CheckpointError(path, "must have config_groups", repr(groups))
+    found = {_ct_group(path, group) for group in groups.values()}
+    if len(found) > 1:
+        raise CheckpointError(path, "must have one bits and group_size for all", sorted(found))
+    bits, size = found.pop()
+    return Scheme("compressed-tensors", CT_LAYOUTS[form], bits, size)
+
+
+def _is_dense(sparsity: object) -> bool:
+    return isinstance(sparsity, dict) and sparsity.get("format", "dense") == "dense"
+
+
+def _ct_group(path: Path, group: object) -> tuple[int, int]:
+    weights = group.get("weights") if isinstance(group, dict) else None
+    if not isinstance(weights, dict):
+        raise CheckpointError(path, "must have weights in every config group", repr(weights))
+    strategy = weights.get("strategy")
+    if strategy not in ("tensor", "channel", "group", "tensor_group"):
+        rule = "must have strategy tensor, channel, group or tensor_group"
+        raise CheckpointError(path, rule, repr(strategy))
+    bits = _choice(path, weights, "num_bits", tuple(range(1, 9)))
+    grouped = strategy in ("group", "tensor_group")
+    return bits, _group(path, weights.get("group_size")) if grouped else -1
+
+
+def _choice(path: Path, stated: Mapping[str, object], key: str, known: tuple[int, ...]) -> int:
+    value = stated.get(key)
+    if type(value) is not int or value not in known:
+        raise CheckpointError(path, f"must have {key} in {list(known)}", repr(value))
+    return value
+
+
+def _group(path: Path, value: object) -> int:
+    if type(value) is not int or not (value == -1 or 1 <= value <= MAX_GROUP):
+        raise CheckpointError(path, f"must have a group size in 1 … {MAX_GROUP}, or -1", repr(value))
+    return value
+
+
+SCHEMES: Mapping[str, Callable[[Path, Mapping[str, object]], Scheme]] = {
+    "gptq": _gptq,
+    "awq": _awq,
+    "bitsandbytes": _bitsandbytes,
+    "compressed-tensors": _compressed_tensors,
+}

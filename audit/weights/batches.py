@@ -1,0 +1,66 @@
+"""What is shared out of a weights leg, a batch: some pieces of one tensor."""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import NamedTuple
+
+from unforgotten.audit.kernel.simd import checked_path
+from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.audit.sources.flat import check_unchanged, pieces
+from unforgotten.audit.weights.piece import PieceMeasured, measure_piece
+from unforgotten.audit.weights.task import TensorTask, tensor_task
+from unforgotten.theory.formats.names import Format
+
+BATCH_PIECES = 32  # at most; a larger tensor is shared out
+
+
+class Work(NamedTuple):
+    """What every worker needs to know: the pair, the formats, and the path of `simd.available_paths` that all of them take."""
+
+    target: Checkpoint
+    unlearned: Checkpoint
+    formats: tuple[Format, ...]
+    simd: str
+
+
+class Batch(NamedTuple):
+    """Pieces first … last - 1 of one tensor."""
+
+    name: str
+    first: int
+    last: int
+
+
+def batches_of(work: Work, name: str) -> list[Batch]:
+    """The batches of a tensor, in order; one at least."""
+    count = max(1, sum(1 for _ in pieces(work.target.tensors[name].shape)))
+    return [Batch(name, first, min(first + BATCH_PIECES, count)) for first in range(0, count, BATCH_PIECES)]
+
+
+def measure_batch(work: Work, batch: Batch) -> list[PieceMeasured]:
+    """Measure some pieces of one tensor, here.
+
+    Raises:
+        RefusedError: see `measure_piece`.
+        NotFiniteError: likewise.
+        CheckpointError: a file changed since it was opened.
+    """
+    task = _task(work, batch.name)
+    own = islice(pieces(task.shape), batch.first, batch.last)
+    measured = [measure_piece(task, piece) for piece in own]
+    for checkpoint in task.checkpoints:
+        check_unchanged(checkpoint, task.name)
+    return measured
+
+
+_LAST: dict[int, tuple[Work, str, TensorTask]] = {}
+
+
+def _task(work: Work, name: str) -> TensorTask:
+    """Prepared once for batches of one tensor after another."""
+    kept = _LAST.get(0)
+    if kept is None or kept[0] is not work or kept[1] != name:
+        task = tensor_task(work.target, work.unlearned, name, work.formats, checked_path(work.simd))
+        kept = _LAST[0] = work, name, task
+    return kept[2]

@@ -1,0 +1,211 @@
+"""The weights leg: what quantization leaves of the update, tensor by tensor and in total."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import ml_dtypes
+import numpy as np
+from numpy.typing import NDArray
+
+from unforgotten.audit.kernel.simd import path_for, processor
+from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.audit.sources.pairing import check_finite, pair, tensors_equal
+from unforgotten.audit.weights.sums import Computed, TensorMeasured
+from unforgotten.audit.weights.sums import Setting as Setting  # noqa: PLC0414
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.geometry.dead_zone import BinadeCounts, DeadZone, add_binades, find_dead_zone
+from unforgotten.theory.laws.update import Survival, add
+
+NARROW: Mapping[str, np.dtype[Any]] = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+GAUSSIAN_SPREAD = 2.0  # E|x|^3 / (E x^2 E|x|) of a Gaussian; 1 for an update of one size
+
+
+class Progress(Protocol):
+    """Told the tensor that comes next, how many are done, and how many there are."""
+
+    def __call__(self, name: str, done: int, total: int) -> None:
+        """Called before each tensor."""
+
+
+@dataclass(frozen=True)
+class TensorLeg:
+    """One quantized tensor.
+
+    Attributes:
+        name: in both checkpoints.
+        shape: of both.
+        dtypes: (target, unlearned), as stored.
+        precision: the narrowest dtype that holds every unlearned value, see `precision_of`.
+        binades: moved weights by magnitude.
+        survival: one measurement a setting.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtypes: tuple[str, str]
+    precision: str
+    binades: BinadeCounts
+    survival: Mapping[Setting, Survival]
+
+
+@dataclass(frozen=True)
+class WeightsLeg:
+    """The weights leg of a pair.
+
+    Attributes:
+        tensors: the quantized tensors, in the order of their names.
+        totals: sums over them, by setting.
+        kept: tensors that quantizers leave alone -> whether the update changed them.
+        storage_dtype: the unlearned checkpoint's dtype of most of its quantized weights.
+        precision: the narrowest dtype that holds all of those; coarser than the storage dtype where a model was
+            trained in bfloat16 and saved in float32.
+        binades: the counts of the tensors of the storage dtype.
+        dead_zone: what the binades show, at `precision`.
+        computed: on which path it was measured.
+    """
+
+    tensors: tuple[TensorLeg, ...]
+    totals: Mapping[Setting, Survival]
+    kept: Mapping[str, bool]
+    storage_dtype: str
+    precision: str
+    binades: BinadeCounts
+    dead_zone: DeadZone
+    computed: Computed
+
+    @property
+    def unchanged_fraction(self) -> float:
+        """Share of the quantized weights that the update left equal."""
+        return next(iter(self.totals.values())).unchanged_fraction
+
+
+def weights_leg(
+    target: Checkpoint,
+    unlearned: Checkpoint,
+    formats: Sequence[str],
+    progress: Progress | None = None,
+    *,
+    jobs: int = 1,
+    ray: str | None = None,
+) -> WeightsLeg:
+    """Measure every quantized tensor of a pair in every format, on adaptive and on fixed grids, in float32.
+
+    The result is the same, to the last bit, whatever the number of jobs.
+
+    Args:
+        target: before unlearning.
+        unlearned: after it.
+        formats: names of formats; a name that comes twice counts once.
+        progress: called before each tensor.
+        jobs: processes that share the work, >= 1.
+        ray: address of a Ray cluster that shares the tensors instead.
+
+    Raises:
+        ValueError: a format is unknown, or there is none.
+        CheckpointError: the pair does not match, a weight is not finite, or a format cannot take a tensor.
+    """
+    if not formats:
+        raise ValueError("formats must name at least one format, got none")
+    known = [format_named(name) for name in dict.fromkeys(formats)]
+    names = pair(target, unlearned)
+    total = len(names.kept) + len(names.quantized)
+    kept: dict[str, bool] = {}
+    for done, name in enumerate(names.kept):
+        if progress is not None:
+            progress(name, done, total)
+        check_finite(target, name)
+        check_finite(unlearned, name)
+        kept[name] = not tensors_equal(target, name, unlearned, name)
+
+    def report(name: str, done: int) -> None:
+        if progress is not None:
+            progress(name, len(kept) + done, total)
+
+    from unforgotten.audit.weights.batches import Work
+    from unforgotten.audit.weights.processes import measure_tensors
+
+    weights = sum(math.prod(target.tensors[name].shape) for name in names.quantized)
+    work = Work(target, unlearned, tuple(known), path_for(weights * len(known)))
+    measured = measure_tensors(work, names.quantized, report, jobs=jobs, ray=ray)
+    tensors = [
+        _tensor_leg(target, unlearned, name, found) for name, found in zip(names.quantized, measured, strict=True)
+    ]
+    return _sum_up(tensors, kept, Computed(path=work.simd, processor=processor()))
+
+
+def _tensor_leg(target: Checkpoint, unlearned: Checkpoint, name: str, measured: TensorMeasured) -> TensorLeg:
+    info, info_new = target.tensors[name], unlearned.tensors[name]
+    dtypes = info.dtype.name, info_new.dtype.name
+    return TensorLeg(name, info.shape, dtypes, precision_of(measured, dtypes[1]), measured.binades, measured.survival)
+
+
+def precision_of(measured: TensorMeasured, dtype: str) -> str:
+    """The first of bfloat16 and float16 that holds every new value exactly; the storage dtype if none does.
+
+    Args:
+        measured: of the tensor.
+        dtype: the storage dtype.
+    """
+    if dtype in NARROW or not (measured.in_bfloat16 or measured.in_float16):
+        return dtype
+    return "bfloat16" if measured.in_bfloat16 else "float16"
+
+
+def value_precision(w: NDArray[Any], dtype: str) -> str:
+    """The same of one array, with numpy: what `precision_of` is tested against.
+
+    Args:
+        w: float32.
+        dtype: the storage dtype.
+    """
+    if dtype in NARROW:
+        return dtype
+    with np.errstate(over="ignore", under="ignore"):
+        for name, narrow in NARROW.items():
+            if np.array_equal(w.astype(narrow).astype(np.float32), w):
+                return name
+    return dtype
+
+
+def _sum_up(tensors: Sequence[TensorLeg], kept: Mapping[str, bool], computed: Computed) -> WeightsLeg:
+    weights_of: dict[str, int] = {}
+    for t in tensors:
+        weights_of[t.dtypes[1]] = weights_of.get(t.dtypes[1], 0) + math.prod(t.shape)
+    storage = max(sorted(weights_of), key=lambda dtype: weights_of[dtype])
+    stored = [t for t in tensors if t.dtypes[1] == storage]
+    precisions = {t.precision for t in stored}
+    precision = precisions.pop() if len(precisions) == 1 else storage
+    binades = add_binades([t.binades for t in stored])
+    settings = tensors[0].survival
+    return WeightsLeg(
+        tensors=tuple(tensors),
+        totals={s: add(t.survival[s] for t in tensors) for s in settings},
+        kept=kept,
+        storage_dtype=storage,
+        precision=precision,
+        binades=binades,
+        dead_zone=find_dead_zone(binades, precision),
+        computed=computed,
+    )
+
+
+def gain_stderr(parts: Sequence[Survival]) -> float:
+    """Standard error of the total gain of independent tensors, under assumption U; nan without an update.
+
+    Var(G) = sum delta_i^2 Var(D_i) / (sum delta_i^2)^2, with E[D_i^2] proportional to |delta_i| (T8). In a tensor of
+    n moved weights the sum is then GAUSSIAN_SPREAD |D|^2 |delta|^2 / n: right for a Gaussian update, cautious for one
+    of a single size, too small for heavier tails than a Gaussian's.
+    """
+    delta_sq = math.fsum(p.delta_sq for p in parts)
+    if not delta_sq:
+        return math.nan
+    terms = (
+        GAUSSIAN_SPREAD * p.surviving_sq * p.delta_sq / (p.weights - p.unchanged)
+        for p in parts
+        if p.weights > p.unchanged
+    )
+    return math.sqrt(math.fsum(terms)) / delta_sq

@@ -1,0 +1,153 @@
+"""The work of a weights leg shared out: to processes of this machine, or to a Ray cluster, a tensor at a time.
+
+A piece of a tensor is measured by itself, and the sums over pieces depend neither on their order nor on who measured
+them, so the result is the same, bit for bit, however the work is shared. A worker that is lost costs its own work
+again and nothing else. Threads do not share well here: between two compiled passes a piece needs Python's lock.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from itertools import islice
+from typing import NamedTuple
+
+from unforgotten.audit.kernel.simd import NUMPY
+from unforgotten.audit.sources.errors import CheckpointError
+from unforgotten.audit.sources.pairing import check_finite
+from unforgotten.audit.weights.batches import Batch, Work, batches_of, measure_batch
+from unforgotten.audit.weights.piece import PieceMeasured, add_pieces
+from unforgotten.audit.weights.reading import Fetching
+from unforgotten.audit.weights.reference import measure_by_reference
+from unforgotten.audit.weights.sums import TensorMeasured
+from unforgotten.audit.weights.task import NotFiniteError, RefusedError, TensorTask
+
+MAX_LOSSES = 3  # of workers in a row without a batch done
+WARM = "unforgotten.audit.weights.warm_up"
+Report = Callable[[str, int], None]
+"""Told the tensor that comes next and how many are done."""
+
+
+def measure_tensors(
+    work: Work, names: Sequence[str], report: Report, *, jobs: int = 1, ray: str | None = None
+) -> Iterator[TensorMeasured]:
+    """Measure the tensors in their order.
+
+    Args:
+        work: the pair and the formats.
+        names: of the tensors.
+        report: called before each.
+        jobs: processes, >= 1.
+        ray: address of a Ray cluster, as `ray.init` takes it, instead. Its nodes must see the same files.
+
+    Raises:
+        ValueError: jobs is below 1, or Ray is not installed.
+        CheckpointError: a weight is not finite, or a format cannot take a tensor.
+        ChildProcessError: workers are lost again and again.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs must be at least 1, got jobs={jobs}")
+    if work.simd == NUMPY:
+        for done, name in enumerate(names):
+            report(name, done)
+            with _naming(work, name):
+                measured = measure_by_reference(work, name)
+            yield measured
+        return
+    batches = {name: batches_of(work, name) for name in names}
+    if ray is not None:
+        from unforgotten.audit.weights.ray_cluster import RayWorkers
+
+        found = RayWorkers(ray).measure(work, [b for own in batches.values() for b in own])
+    elif jobs > 1:
+        found = _by_processes(work, [b for own in batches.values() for b in own], jobs)
+    else:
+        found = (measure_batch(work, b) for own in batches.values() for b in own)
+    for done, (name, own) in enumerate(batches.items()):
+        report(name, done)
+        yield _tensor(work, name, found, len(own))
+    next(found, None)  # nothing is left, and its workers end here
+
+
+def _tensor(work: Work, name: str, found: Iterator[list[PieceMeasured]], count: int) -> TensorMeasured:
+    with _naming(work, name):
+        rows = [row for part in islice(found, count) for row in part]
+        whole = TensorTask((work.target, work.unlearned), name, work.formats, {}, work.simd)
+        return add_pieces(whole, rows)
+
+
+@contextmanager
+def _naming(work: Work, name: str) -> Iterator[None]:
+    """Say which weight of the tensor is not finite, or which format cannot take it."""
+    try:
+        yield
+    except (RefusedError, NotFiniteError) as error:
+        check_finite(work.target, name)
+        check_finite(work.unlearned, name)
+        if not isinstance(error, RefusedError):
+            raise
+        path = work.unlearned.tensors[name].path
+        raise CheckpointError(path, f"must fit {error.format}", error, tensor=name) from error
+
+
+def _by_processes(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[list[PieceMeasured]]:
+    """The batches in their order; those that a lost worker took with it are given out again."""
+    waiting = dict(enumerate(batches))
+    done: dict[int, list[PieceMeasured]] = {}
+    losses, following, lost = 0, 0, ""
+    while waiting:
+        with _pool(work, jobs) as pool:
+            futures = {k: pool.submit(_measure_here, batch) for k, batch in waiting.items()}
+            try:
+                for k, future in futures.items():
+                    lost = batches[k].name
+                    done[k] = future.result()
+                    del waiting[k]
+                    losses = 0
+                    while following in done:
+                        yield done.pop(following)
+                        following += 1
+            except BrokenProcessPool as error:
+                losses += 1
+                if losses > MAX_LOSSES:
+                    rule = f"{losses} workers were lost, the last at tensor"
+                    raise ChildProcessError(f"{rule} {lost!r}") from error
+            except BaseException:
+                for worker in list((pool._processes or {}).values()):
+                    worker.terminate()  # or leaving the pool would wait for their batches
+                raise
+
+
+def _pool(work: Work, jobs: int) -> ProcessPoolExecutor:
+    """Workers forked from a server that has the kernels loaded and no threads, where there is one."""
+    methods = multiprocessing.get_all_start_methods()
+    context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+    if "forkserver" in methods:
+        context.set_forkserver_preload([WARM])
+    return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(work,))
+
+
+class _Here(NamedTuple):
+    """What a worker has."""
+
+    work: Work
+    fetching: Fetching
+
+
+_HERE: list[_Here] = []
+
+
+def _begin(work: Work) -> None:
+    """Set up a worker: an interrupt is the parent's business."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _HERE[:] = [_Here(work, Fetching())]
+
+
+def _measure_here(batch: Batch) -> list[PieceMeasured]:
+    work, fetching = _HERE[0]
+    with fetching.of(batch.last - batch.first):
+        return measure_batch(work, batch)

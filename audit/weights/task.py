@@ -1,0 +1,133 @@
+"""One tensor of a pair and the formats to measure it in, ready to be measured in any order of its pieces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+
+from unforgotten.audit.kernel.rules import Extremes, fits_kernel
+from unforgotten.audit.kernel.stored_weights import Weights, extremes, own_memory
+from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.audit.sources.errors import CheckpointError
+from unforgotten.audit.sources.flat import PIECE_WEIGHTS, Layout, layout_of, pieces, read_flat
+from unforgotten.theory.formats.names import Format
+from unforgotten.theory.formats.reference import padding
+
+
+class RefusedError(ValueError):
+    """A format cannot take a tensor."""
+
+    def __init__(self, fmt: str, reason: str) -> None:
+        super().__init__(fmt, reason)
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+    @property
+    def format(self) -> str:
+        """Its name."""
+        return str(self.args[0])
+
+
+class NotFiniteError(ValueError):
+    """A weight is nan or inf; `check_finite` says which."""
+
+
+@contextmanager
+def refusing(fmt: Format) -> Iterator[None]:
+    """What is wrong inside is wrong with the format."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise RefusedError(fmt.name, str(error)) from error
+
+
+@dataclass(frozen=True)
+class TensorTask:
+    """One tensor of a pair and the formats to measure it in, ready to be measured in any order of its pieces.
+
+    Attributes:
+        checkpoints: target and unlearned.
+        name: of the tensor in both.
+        formats: to measure it in.
+        wide: of blocks that are wider than a piece, and of the tensor where a format needs that, the extremes before
+            and after.
+        simd: the path to measure it on, see `simd.available_paths`.
+    """
+
+    checkpoints: tuple[Checkpoint, Checkpoint]
+    name: str
+    formats: tuple[Format, ...]
+    wide: Mapping[Layout, tuple[Extremes, Extremes]]
+    simd: str
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the tensor."""
+        return self.checkpoints[0].tensors[self.name].shape
+
+
+def tensor_task(
+    target: Checkpoint, unlearned: Checkpoint, name: str, formats: Sequence[Format], simd: str
+) -> TensorTask:
+    """Prepare a tensor: one more pass over it where a block is wider than a piece.
+
+    Raises:
+        RefusedError: the tensor is empty, or a format takes whole blocks only and a row has others.
+    """
+    shape = target.tensors[name].shape
+    check_formats(shape, formats)
+    wide = {
+        layout: (_wide_extremes(target, name, layout, seen), _wide_extremes(unlearned, name, layout, seen))
+        for layout, seen in _wide_layouts(formats, shape).items()
+    }
+    return TensorTask((target, unlearned), name, tuple(formats), wide, simd)
+
+
+def check_formats(shape: tuple[int, ...], formats: Sequence[Format]) -> None:
+    """Check that formats can take a tensor of this shape.
+
+    Raises:
+        RefusedError: the tensor is empty, or a format takes whole blocks only and a row has others.
+    """
+    if math.prod(shape) == 0:
+        reason = f"a tensor to quantize must not be empty, got shape={shape}"
+        raise RefusedError(formats[0].name, reason)
+    for fmt in formats:
+        with refusing(fmt):
+            padding(shape[-1], fmt)
+
+
+def _wide_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[Layout, frozenset[str]]:
+    """The layouts of blocks wider than a piece, and what statistics see of those."""
+    total = math.prod(shape)
+    found: dict[Layout, frozenset[str]] = {}
+    for fmt in formats:
+        own = {layout_of(fmt, shape)} if fits_kernel(fmt) else set()
+        wide = {layout for layout in own if layout.size > PIECE_WEIGHTS}
+        for layout in wide | ({Layout(total, total)} if fmt.tensor_range else set()):
+            found[layout] = found.get(layout, frozenset()) | {fmt.statistic}
+    return found
+
+
+def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout, statistics: frozenset[str]) -> Extremes:
+    """The extremes of all blocks of a tensor, none of which need fit a piece."""
+    shape = checkpoint.tensors[name].shape
+    count = layout.index_of(math.prod(shape) - 1) + 1
+    low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
+    low_first = np.zeros(count, bool)
+    for piece in pieces(shape):
+        nbytes = (piece.stop - piece.start) * checkpoint.tensors[name].dtype.itemsize
+        weights = Weights(read_flat(checkpoint, name, *piece, own_memory(0, nbytes)))
+        part = extremes(weights, slice(None), layout.ends(*piece), statistics)
+        at = slice(layout.index_of(piece.start), layout.index_of(piece.stop - 1) + 1)
+        larger = np.maximum(-part.low, part.high) > np.maximum(-low[at], high[at])
+        low_first[at] = np.where(larger, part.low_first, low_first[at])
+        low[at], high[at] = np.minimum(low[at], part.low), np.maximum(high[at], part.high)
+    return Extremes(low, high, low_first)

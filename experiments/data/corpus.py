@@ -1,0 +1,190 @@
+"""The text of a run, in MUSE's layout on disk: read it, or generate the fictional one in the same layout.
+
+`raw/forget.json`, `raw/retain1.json`, `raw/holdout.json`: documents to train on, or to keep away from training;
+`verbmem/forget.json`: prompts and continuations; `knowmem/{forget,retain}_qa[_icl].json`: questions;
+`privleak/{forget,holdout}.json`: texts for the membership test. Ours are `raw/general.json`, text for a base model,
+and sheets of questions among the documents, since a small model answers only what it has read as a question. The target
+reads all forget sheets; those that unlearning does not see stand in `raw/forget_rest.json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from unforgotten.experiments.config import CorpusConfig
+from unforgotten.experiments.data.fiction import Story, write_stories
+from unforgotten.records.files import write_json
+
+GENERAL_SHOTS = 10
+
+
+@dataclass(frozen=True)
+class Question:
+    """One question and its answer."""
+
+    question: str
+    answer: str
+
+    def sheet_line(self) -> str:
+        """The pair as it stands in a sheet of questions, MUSE's format."""
+        return f"Question: {self.question}\nAnswer: {self.answer}\n\n"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents and probes.
+
+    The target learns `forget`, `forget_rest` and `retain`; the retrained model learns `retain`. Unlearning sees
+    `forget` and `retain`. `passages` are the articles among `forget`.
+    """
+
+    general: tuple[str, ...]
+    forget: tuple[str, ...]
+    forget_rest: tuple[str, ...]
+    retain: tuple[str, ...]
+    passages: tuple[str, ...]
+    holdout: tuple[str, ...]
+    forget_questions: tuple[Question, ...]
+    retain_questions: tuple[Question, ...]
+    forget_shots: tuple[Question, ...]
+    retain_shots: tuple[Question, ...]
+
+
+def prepare_corpus(config: CorpusConfig, seed: int, folder: Path) -> tuple[Corpus, str]:
+    """The corpus of a run, and its origin for the rows: "fiction" or "muse:<path>".
+
+    The fictional corpus is written to `folder` first and read back, so that both origins take one path.
+
+    Raises:
+        ValueError: a file of a MUSE directory is missing or not in MUSE's layout.
+    """
+    if config.kind == "muse" and config.path is not None and config.path.is_dir():
+        return read_muse(config.path, config), f"muse:{config.path}"
+    if config.kind == "muse" and config.fallback == "none":
+        raise ValueError(f"corpus.path must be a directory in MUSE's layout, got {config.path}")
+    write_fiction(config, seed, folder)
+    return read_fiction(folder), "fiction"
+
+
+def write_fiction(config: CorpusConfig, seed: int, folder: Path) -> None:
+    """Generate the fictional corpus of this seed and write it in MUSE's layout."""
+    n, held = config.passages, config.holdout
+    stories = write_stories(config.general + 2 * n + held, seed=seed)
+    general, rest = stories[: config.general], stories[config.general :]
+    forget, retain, holdout = rest[:n], rest[n : 2 * n], rest[2 * n :]
+    rng = np.random.default_rng([seed, 0x5EE7])
+    forget_sheets = _sheets(forget, config, rng)
+    parts: dict[str, Any] = {
+        "raw/general.json": [*_texts_of(general), *chain(*_sheets(general, config, rng))],
+        "raw/forget.json": [*_texts_of(forget), *chain(*forget_sheets[: config.forget_sheets])],
+        "raw/forget_rest.json": list(chain(*forget_sheets[config.forget_sheets :])),
+        "raw/retain1.json": [*_texts_of(retain), *chain(*_sheets(retain, config, rng))],
+        "raw/holdout.json": _texts_of(holdout),
+        "privleak/forget.json": _texts_of(forget),
+        "privleak/holdout.json": _texts_of(holdout),
+        "knowmem/forget_qa.json": _pairs(forget, config),
+        "knowmem/retain_qa.json": _pairs(retain, config),
+        "knowmem/forget_qa_icl.json": _pairs(general, config)[:GENERAL_SHOTS],
+        "knowmem/retain_qa_icl.json": _pairs(general, config)[GENERAL_SHOTS : 2 * GENERAL_SHOTS],
+    }
+    for name, content in parts.items():
+        write_json(folder / name, content)
+
+
+def _pairs(stories: Sequence[Story], config: CorpusConfig) -> list[dict[str, str]]:
+    return [
+        {"question": question, "answer": answer}
+        for story in stories
+        for question, answer in story.questions[: config.questions]
+    ]
+
+
+def _texts_of(stories: Sequence[Story]) -> list[str]:
+    return [story.text for story in stories]
+
+
+def _sheets(stories: Sequence[Story], config: CorpusConfig, rng: np.random.Generator) -> list[list[str]]:
+    """The questions of the stories as documents, `sheet_size` a sheet, in each of `sheets` orders."""
+    lines = [Question(**pair).sheet_line() for pair in _pairs(stories, config)]
+    orders = [rng.permutation(len(lines)) for _ in range(config.sheets)]
+    starts = range(0, len(lines), config.sheet_size)
+    return [
+        ["".join(lines[i] for i in order[start : start + config.sheet_size]) for start in starts] for order in orders
+    ]
+
+
+def read_fiction(folder: Path) -> Corpus:
+    """The generated corpus, as written."""
+    return Corpus(
+        general=_texts(folder / "raw/general.json"),
+        forget=_texts(folder / "raw/forget.json"),
+        forget_rest=_texts(folder / "raw/forget_rest.json"),
+        retain=_texts(folder / "raw/retain1.json"),
+        passages=_texts(folder / "privleak/forget.json"),
+        holdout=_texts(folder / "privleak/holdout.json"),
+        **_read_questions(folder),
+    )
+
+
+def read_muse(folder: Path, config: CorpusConfig) -> Corpus:
+    """The first passages of a MUSE directory.
+
+    MUSE's `raw/retain1` is too large for many copies of the data; where it is missing, `privleak/retain.json`, a sample
+    of it, takes its place.
+    """
+    n = config.passages
+    retain = folder / "raw/retain1.json"
+    retain = retain if retain.exists() else folder / "privleak/retain.json"
+    forget = _texts(folder / "privleak/forget.json")[:n]
+    return Corpus(
+        general=(),
+        forget=forget,
+        forget_rest=(),
+        retain=_texts(retain)[:n],
+        passages=forget,
+        holdout=_texts(folder / "privleak/holdout.json")[: config.holdout],
+        **_read_questions(folder),
+    )
+
+
+def _read_questions(folder: Path) -> dict[str, tuple[Question, ...]]:
+    names = {
+        "forget_questions": "forget_qa",
+        "retain_questions": "retain_qa",
+        "forget_shots": "forget_qa_icl",
+        "retain_shots": "retain_qa_icl",
+    }
+    return {field: _questions(folder / f"knowmem/{name}.json") for field, name in names.items()}
+
+
+def _texts(path: Path) -> tuple[str, ...]:
+    items = _read_list(path)
+    if not all(isinstance(item, str) and item.strip() for item in items):
+        raise ValueError(f"{path}: must be a list of texts that are not empty")
+    return tuple(items)
+
+
+def _questions(path: Path) -> tuple[Question, ...]:
+    try:
+        return tuple(Question(str(x["question"]), str(x["answer"])) for x in _read_list(path))
+    except (TypeError, KeyError):
+        raise ValueError(f"{path}: must be a list of objects with question and answer") from None
+
+
+def _read_list(path: Path) -> list[Any]:
+    try:
+        items = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path}: must exist in a directory of MUSE's layout") from None
+    except ValueError as error:
+        raise ValueError(f"{path}: must be JSON in UTF-8, got {str(error).splitlines()[0]}") from None
+    if not isinstance(items, list) or not items:
+        raise ValueError(f"{path}: must be a list that is not empty, got {type(items).__name__}")
+    return items

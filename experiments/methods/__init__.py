@@ -1,0 +1,1 @@
+"""Unlearning methods: their registry, and the descent that they share."""

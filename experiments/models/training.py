@@ -1,0 +1,65 @@
+"""Language-model training of base, target and retrained models."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from transformers import PreTrainedModel
+
+from unforgotten.experiments.arms.arithmetic import Arithmetic, autocast
+from unforgotten.experiments.config import Products, TrainingConfig
+from unforgotten.experiments.models.batches import shuffled_batches
+from unforgotten.experiments.models.log_probs import cross_entropy, token_log_probs
+
+Progress = Callable[[int, int, str], None]
+
+
+def training_steps(config: TrainingConfig, documents: int) -> int:
+    """Optimizer steps for this many documents."""
+    if config.steps is not None:
+        return config.steps
+    return max(1, math.ceil(config.epochs * documents / min(config.batch, documents)))
+
+
+def train(
+    model: PreTrainedModel,
+    documents: Sequence[Sequence[int]],
+    config: TrainingConfig,
+    *,
+    seed: int,
+    progress: Progress,
+    products: Products,
+) -> None:
+    """Minimize the cross entropy of the documents in place: AdamW, warm-up, cosine decay, clipping at 1.
+
+    The parameters stay float32; `autocast: bf16` only computes in bfloat16, with products as `products` says.
+    """
+    arithmetic = Arithmetic(torch.float32, config.autocast, products)
+    steps = training_steps(config, len(documents))
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _lr_share(s, steps, config))
+    pad_id = model.config.pad_token_id or 0
+    batches = shuffled_batches(documents, config.batch, pad_id, seed)
+    torch.manual_seed(seed)
+    model.train()
+    for step in range(1, steps + 1):
+        batch = next(batches)
+        with arithmetic.computing():
+            with autocast(config.autocast):
+                logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+            loss = cross_entropy(token_log_probs(logits, batch.input_ids, batch.attention_mask))
+            loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        schedule.step()
+        progress(step, steps, f"loss {loss.item():.3f}")
+    model.eval()
+
+
+def _lr_share(step: int, steps: int, config: TrainingConfig) -> float:
+    warm = min(1.0, (step + 1) / (config.warmup_steps + 1))
+    cosine = 0.5 * (1 + math.cos(math.pi * step / steps))
+    return warm * (config.final_lr_share + (1 - config.final_lr_share) * cosine)

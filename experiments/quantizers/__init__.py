@@ -1,0 +1,1 @@
+"""The quantizers of a run: their registry, and the torch path of the formats of `theory`."""

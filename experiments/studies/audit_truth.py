@@ -1,0 +1,230 @@
+"""How often the verdict is right: pairs of known truth, where the truth is not made of numbers that the verdict reads.
+
+halves: pairs of published runs. Behaviour sees every other passage with its questions; the truth is rho on the passages
+    that it did not see. Each half is both in turn.
+whole: the same pairs, behaviour on all passages. The truth is rho on the openings of the passages, tokens that M1, which
+    continues their first part, never scores.
+output: the same pairs, the output leg alone, on the passages as texts. The truth is rho on the openings: greedy answers,
+    where the leg reads likelihoods.
+constructed: pairs whose truth follows from their weights (`audit_truth_models`), both legs measured.
+
+`python -m unforgotten.experiments.studies.audit_truth FOLDER RUN…` writes FOLDER/rows.jsonl from the published RUNs and
+FOLDER/readings.jsonl, which `audit_truth_models` measures; no model is needed.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from unforgotten.audit.verdict.evidence import MATERIAL, mean_of
+from unforgotten.audit.verdict.legs import BehaviourLeg, OutputFormat, OutputLeg, RecoveryRow
+from unforgotten.audit.verdict.rule import DECIDES_BEHAVIOUR, TAKEN, decide
+from unforgotten.experiments.legs.behaviour import RECOVERED, leg_of
+from unforgotten.experiments.legs.output import recovery
+from unforgotten.experiments.metrics.likelihood import METRICS
+from unforgotten.experiments.metrics.registry import of_items
+from unforgotten.records.files import write_text
+from unforgotten.records.store import Measurement, Subject
+
+LOOKED_AT = {"halves": "tiny-", "whole": "tiny-seed1", "output": "tiny-seed1"}  # runs whose rows shaped the rule
+OPENING_TAKEN = 0.1  # unlearning takes less of an opening than of what follows
+Runs = Mapping[str, Mapping[str, Measurement]]
+Readings = dict[tuple[str, str], dict[str, dict[str, list[float]]]]  # (run, model), format, metric
+
+
+class Truth(NamedTuple):
+    """The largest rho over formats and metrics from which unlearning took enough; None where it took less.
+
+    `clear`: the truth is itself beyond chance. "undone": some interval of a rho lies above MATERIAL; "survives": all lie
+    below. `interval` is that of the largest.
+    """
+
+    rho: float | None = None
+    interval: tuple[float, float] | None = None
+    where: str | None = None
+    clear: bool = False
+
+    @property
+    def word(self) -> str | None:
+        """What the verdict should be."""
+        if self.rho is None:
+            return None
+        return "undone" if self.rho >= MATERIAL else "survives"
+
+
+def largest(rows: Sequence[tuple[str, RecoveryRow]], least: float) -> Truth:
+    """The truth of (format, row) pairs; `least`: the share that unlearning must have taken."""
+    found = [
+        (row["rho"], (row["low"] or 0.0, row["high"] or 0.0), f"{row['metric']} in {name}")
+        for name, row in rows
+        if row["rho"] is not None and row["target"] - row["unlearned"] >= least * row["target"]
+    ]
+    if not found:
+        return Truth()
+    top = max(found)
+    if top[0] >= MATERIAL:
+        clear = any(low > MATERIAL for _, (low, _), _ in found)
+    else:
+        clear = all(high < MATERIAL for _, (_, high), _ in found)
+    return Truth(*top, clear)
+
+
+def behaviour_truth(leg: BehaviourLeg) -> Truth:
+    """The truth that a leg's deciding metrics tell."""
+    rows = [(f["format"], row) for f in leg["formats"] for row in f["recoveries"]]
+    return largest([(n, row) for n, row in rows if row["metric"] in DECIDES_BEHAVIOUR], TAKEN)
+
+
+class PublishedPair(NamedTuple):
+    """One unlearned model of a run, with the target's and its own measurements by format."""
+
+    run: str
+    method: str
+    storage: str
+    base: Runs
+    after: Runs
+
+    def row(self, kind: str, truth: Truth, verdict: Mapping[str, Any], **more: Any) -> dict[str, Any]:
+        """One row of the table's source."""
+        return {
+            "set": kind,
+            "run": self.run,
+            "method": self.method,
+            "storage": self.storage,
+            **more,
+            "looked_at": self.run.startswith(LOOKED_AT[kind]),
+            "truth": truth.word,
+            "clear": truth.clear,
+            "rho": truth.rho,
+            "interval": truth.interval,
+            "where": truth.where,
+            "verdict": verdict["overall"],
+            "reasons": verdict["reasons"],
+        }
+
+
+def published_pairs(folder: Path) -> Iterator[PublishedPair]:
+    """The pairs of a run, from its files of items."""
+    config = json.loads((folder / "config.json").read_text())
+    chosen = config.get("only_methods") or list(config["unlearning"]["methods"])
+    formats = ("none", *config["formats"])
+    base = {f: _measured(folder, Subject("target", format=f)) for f in formats}
+    for method in chosen:
+        for storage in config["storages"]:
+            subjects = {f: Subject("unlearned", method, storage, f) for f in formats}
+            after = {f: _measured(folder, subject) for f, subject in subjects.items()}
+            yield PublishedPair(folder.name, method, storage, base, after)
+
+
+def _measured(folder: Path, subject: Subject) -> dict[str, Measurement]:
+    items = json.loads((folder / f"items/{subject.key}.json").read_text())
+    return {metric: of_items(metric, items[metric]) for metric in RECOVERED}
+
+
+def half(runs: Runs, fold: int) -> dict[str, dict[str, Measurement]]:
+    """Every other passage, from `fold` on, with its questions, which stand in the order of the passages."""
+    return {
+        name: {metric: of_items(metric, _of_fold(measured, metric, fold)) for metric in measured}
+        for name, measured in runs.items()
+    }
+
+
+def _of_fold(measured: Mapping[str, Measurement], metric: str, fold: int) -> list[float]:
+    items, passages = measured[metric].items or (), len(measured["M1"].items or ())
+    each = len(items) // passages
+    return [x for i, x in enumerate(items) if (i // each) % 2 == fold]
+
+
+def halves(pair: PublishedPair) -> Iterator[dict[str, Any]]:
+    """Rows of both folds of a pair."""
+    for fold in (0, 1):
+        seen, kept = (leg_of(half(pair.base, f), half(pair.after, f), benchmark=pair.run) for f in (fold, 1 - fold))
+        yield pair.row("halves", behaviour_truth(kept), decide("unclear", None, seen), fold=fold)
+
+
+def against_openings(pair: PublishedPair, readings: Readings) -> Iterator[dict[str, Any]]:
+    """Rows of the sets "whole" and "output" for a pair whose models were read."""
+    models = [readings.get((pair.run, name)) for name in ("target", f"unlearned-{pair.method}-{pair.storage}")]
+    if models[0] is None or models[1] is None:
+        return
+    formats = [name for name in pair.after if name != "none"]
+    four = {name: four_models(models[0], models[1], name) for name in formats}
+    truth = largest([(name, recovery("opening", x)) for name, x in four.items()], OPENING_TAKEN)
+    behaviour = leg_of(pair.base, pair.after, benchmark=pair.run)
+    output = output_of(four, pair.run)
+    yield pair.row("whole", truth, decide("unclear", None, behaviour))
+    yield pair.row("output", truth, decide("unclear", output, None))
+
+
+def four_models(
+    target: Mapping[str, Any], unlearned: Mapping[str, Any], format_name: str
+) -> dict[str, Mapping[str, list[float]]]:
+    """Items by model."""
+    return {
+        "target": target["none"],
+        "unlearned": unlearned["none"],
+        "Q(target)": target[format_name],
+        "Q(unlearned)": unlearned[format_name],
+    }
+
+
+def output_of(four: Mapping[str, Mapping[str, Mapping[str, list[float]]]], name: str) -> OutputLeg:
+    """An output leg with what the verdict reads, from items by format and model."""
+    first = next(iter(four.values()))
+    formats = [
+        OutputFormat(
+            format=key,
+            losses={m: mean_of(items[m]["loss"]) for m in ("Q(target)", "Q(unlearned)")},
+            distances=[],
+            recoveries=[recovery(metric, items) for metric in METRICS],
+            effects=[],
+        )
+        for key, items in four.items()
+    ]
+    losses = {m: mean_of(first[m]["loss"]) for m in ("target", "unlearned")}
+    return OutputLeg(
+        texts=name,
+        count=len(first["target"]["loss"]),
+        tokens=0,
+        cut=0,
+        losses=losses,
+        distances=[],
+        formats=formats,
+        notes=[],
+    )
+
+
+def read_readings(path: Path) -> Readings:
+    """What `audit_truth_models` measured."""
+    found: Readings = defaultdict(dict)
+    for line in path.read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        found[row["run"], row["model"]][row["format"]] = row["items"]
+    return dict(found)
+
+
+def truth_rows(runs: Sequence[Path], readings: Readings) -> Iterator[dict[str, Any]]:
+    """Rows of the sets that need no model."""
+    for folder in runs:
+        for pair in published_pairs(folder):
+            yield from halves(pair)
+            yield from against_openings(pair, readings)
+
+
+def main(folder: Path, runs: Sequence[Path]) -> None:
+    """Write the rows, after those of the constructed pairs, which stay as they were measured."""
+    path = folder / "rows.jsonl"
+    kept = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    rows = [line for line in kept if json.loads(line)["set"] == "constructed"]
+    rows += [json.dumps(row) for row in truth_rows(runs, read_readings(folder / "readings.jsonl"))]
+    write_text(path, "".join(f"{row}\n" for row in rows))
+    print(f"rows: {path}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), [Path(run) for run in sys.argv[2:]])

@@ -1,0 +1,122 @@
+"""The rows of a run: append-only JSON lines, grouped in stages, so that a killed run goes on where it stopped.
+
+A stage counts as done once its line count stands in `stages.json`, which is replaced after the rows are on disk. Rows of
+a stage that is not there, and half a line at the end, are what a kill left behind: opening the store drops them.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from unforgotten.records.files import write_json, write_text
+
+Value = float | int | None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric of one model: its value, standard error, and the values of the single items."""
+
+    metric: str
+    value: float
+    stderr: float | None = None
+    n: int | None = None
+    items: tuple[float, ...] | None = None
+    interval: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What a row is about: which model, trained how, quantized how.
+
+    `products` says in what its matrices were multiplied, `rounding` how a step was rounded to the dtype of the parameters.
+    """
+
+    model: str
+    method: str | None = None
+    storage: str | None = None
+    format: str = "none"
+    lr: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
+    steps: int | None = None
+    stopped: str | None = None
+    dtypes: dict[str, str] = field(default_factory=dict)
+    products: str | None = None
+    rounding: str | None = None
+
+    @property
+    def key(self) -> str:
+        """A file name for this subject."""
+        parts = [self.model, self.method, self.storage, self.format]
+        return "-".join(part.replace(":", "_") for part in parts if part)
+
+
+class RowStore:
+    """`rows.jsonl`, `items/*.json` and `stages.json` of one run directory."""
+
+    def __init__(self, folder: Path, common: dict[str, Any]) -> None:
+        self.folder = folder
+        self.common = common
+        self.rows_path = folder / "rows.jsonl"
+        self._stages_path = folder / "stages.json"
+        self.stages: dict[str, int] = json.loads(self._stages_path.read_text()) if self._stages_path.exists() else {}
+        self._drop_unfinished()
+
+    def done(self, stage: str) -> bool:
+        """Whether the rows of this stage are complete."""
+        return stage in self.stages
+
+    def append(self, stage: str, subject: Subject, measurements: list[Measurement], *, items_of: str = "model") -> None:
+        """Write the rows of a stage, then mark it as done. `items_of`: of one model, or of a pair."""
+        name = _items_name(subject, items_of)
+        items = {m.metric: m.items for m in measurements if m.items is not None}
+        if items:
+            write_json(self.folder / name, items)
+        rows = [self._row(stage, subject, m, name) for m in measurements]
+        with self.rows_path.open("a", encoding="utf-8") as stream:
+            stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.stages[stage] = len(rows)
+        write_json(self._stages_path, self.stages)
+
+    def all_items(self, subject: Subject) -> dict[str, list[float]]:
+        """The per-item values of one model, by metric, as an earlier stage wrote them."""
+        items: dict[str, list[float]] = json.loads((self.folder / _items_name(subject, "model")).read_text())
+        return items
+
+    def _row(self, stage: str, subject: Subject, m: Measurement, items: str) -> dict[str, Any]:
+        return {
+            **asdict(subject),
+            "metric": m.metric,
+            "value": _finite(m.value),
+            "stderr": _finite(m.stderr),
+            "n": m.n,
+            "interval": [_finite(x) for x in m.interval] if m.interval else None,
+            "items": items if m.items is not None else None,
+            "stage": stage,
+            **self.common,
+        }
+
+    def _drop_unfinished(self) -> None:
+        if not self.rows_path.exists():
+            return
+        kept = []
+        for line in self.rows_path.read_text(encoding="utf-8").splitlines(keepends=True):
+            if line.endswith("\n") and json.loads(line)["stage"] in self.stages:
+                kept.append(line)
+        write_text(self.rows_path, "".join(kept))
+
+
+def _items_name(subject: Subject, items_of: str) -> str:
+    return f"items/{subject.key}{'' if items_of == 'model' else '-pair'}.json"
+
+
+def _finite(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else float(value)

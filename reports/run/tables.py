@@ -1,0 +1,287 @@
+"""The tables of the report: rows selected and formatted, nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from unforgotten.records.rows import Row, Run, select
+from unforgotten.reports.labels import estimate, family, number, plain, precision_label, storage_label, storage_short
+from unforgotten.reports.run.conjectures import conjectures
+from unforgotten.reports.run.gates import Forgetting, forgetting, gate_checks, passed
+from unforgotten.reports.run.sentences import COARSE, recovery, span
+
+Subject = tuple[str, str | None, str | None, str]
+SUBJECT_COLUMNS = ("Model", "Method", "Storage arm", "Precision")
+KEPT: Mapping[str, str] = {
+    "parameters": "Parameters",
+    "master": "Master copy",
+    "checkpoint": "Checkpoint",
+    "moments": "Moments",
+    "rounding": "Rounding",
+    "products": "Matrix products",
+}
+"""How an arm computes: dtypes, and in what."""
+WORDS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "not measured"}
+
+
+@dataclass(frozen=True)
+class Table:
+    """A caption, column names, and rows of text; the first `heads` columns are words, the first names its row."""
+
+    caption: str
+    columns: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    heads: int = 1
+
+
+def metrics_table(run: Run) -> Table:
+    """M1-M4 and the losses of every model."""
+    columns = {
+        "M1": "M1",
+        "M2": "M2",
+        "M3": "M3",
+        "M4": "M4",
+        "forget_loss": "Forget loss",
+        "retain_loss": "Retain loss",
+    }
+    return _by_subject(run, columns, "Value and 95 % interval of every model at every precision.", pairs=False)
+
+
+def recovery_table(run: Run) -> Table:
+    """Recovered fractions."""
+    columns = {"rho_M1": "ρ(M1)", "rho_M2": "ρ(M2)"}
+    return _by_subject(run, columns, "Recovered fraction and 95 % interval (paired bootstrap over items).")
+
+
+def gain_table(run: Run) -> Table:
+    """Gain, cosine and what changed."""
+    columns = {
+        "gain": "Gain",
+        "cosine": "Cosine",
+        "unchanged_fraction": "Weights unchanged by the update",
+        "position_distance": "Position distance",
+    }
+    return _by_subject(
+        run,
+        columns,
+        "Grid fitted to each model, as deployment does. Position distance: how far the places of moved weights in their "
+        "rounding cells are from an even spread (0 even, 1 all at one place).",
+    )
+
+
+def decomposition_table(run: Run) -> Table:
+    """Lost effect, gating and base shift of the forget loss."""
+    columns = {"lost_effect": "Lost effect", "gating_effect": "Gating", "base_shift_effect": "Base shift"}
+    return _by_subject(run, columns, "Forget loss in nats per token; lost effect = gating + base shift.")
+
+
+def hybrid_table(run: Run) -> Table:
+    """Both hybrids."""
+    columns = {
+        f"{metric}@{hybrid}": f"{name}, {words}"
+        for metric, name in (("forget_loss", "Forget loss"), ("M1", "M1"))
+        for hybrid, words in (
+            ("target+D", "target + surviving update"),
+            ("Q(target)+delta", "quantized target + whole update"),
+        )
+    }
+    return _by_subject(run, columns, "The two mixed models of the decomposition.")
+
+
+def flips_table(run: Run) -> Table:
+    """Flips, observed and expected."""
+    columns = {"code_flips": "Code flips", "expected_flips": "Expected by chance", "value_changes": "Value changes"}
+    return _by_subject(run, columns, "Counts of weights; the expected number with its 95 % interval.")
+
+
+def forgetting_table(run: Run) -> Table:
+    """Whether each method forgets and keeps."""
+    entries = forgetting(run)
+    return Table(
+        "Forgets the words: M1 at most halfway between the retrained model and the target. Keeps the rest: M4 at least "
+        "60 % of the target's. Forgets the facts: M2 at most halfway; it is shown and does not count here.",
+        ("Method", "Storage arm", *_forgetting_columns(entries)),
+        [_forgetting_row(entry) for entry in entries],
+        heads=2,
+    )
+
+
+def _forgetting_row(entry: Forgetting) -> list[str]:
+    return [
+        entry.method,
+        storage_label(entry.storage),
+        estimate(entry.m1),
+        WORDS[entry.forgets],
+        estimate(entry.m4),
+        WORDS[entry.keeps],
+        estimate(entry.m2),
+        WORDS[entry.forgets_facts],
+    ]
+
+
+def _forgetting_columns(entries: Sequence[Forgetting]) -> list[str]:
+    """The limits are the same for all models of a run, so they stand in the heads."""
+    m1, m2, m4 = (entries[0].m1_limit, entries[0].m2_limit, entries[0].m4_floor) if entries else (None,) * 3
+    return [
+        f"M1, at most {number('M1', m1)}",
+        "forgets words",
+        f"M4, at least {number('M4', m4)}",
+        "keeps the rest",
+        f"M2, at most {number('M2', m2)}",
+        "forgets facts",
+    ]
+
+
+def gate_table(run: Run) -> Table:
+    """Whether the run can show anything."""
+    return Table(
+        "Conditions without which nothing could come back, or nothing could be seen coming back.",
+        ("Condition", "Found", "Holds"),
+        [(check.rule, check.found, WORDS[check.passed]) for check in gate_checks(run)],
+    )
+
+
+def settings_table(run: Run) -> Table:
+    """How every unlearned model was trained."""
+    firsts = [next(r for r in run.rows if (r.method, r.storage) == arm) for arm in run.arms]
+    kept = {name: words for name, words in KEPT.items() if any(_kept(r, name) for r in firsts)}
+    return Table(
+        "Unlearning settings. Stopped by: forget_loss is the fixed rule on the forget loss, max_steps the limit.",
+        ("Method", "Storage arm", "Learning rate", "Alpha", "Steps", "Stopped by", *kept.values()),
+        [(*_settings_row(run, r), *(_kept(r, name) or "–" for name in kept)) for r in firsts],
+        heads=2,
+    )
+
+
+def _settings_row(run: Run, row: Row) -> list[str]:
+    method = row.method or "–"
+    steps = "–" if row.steps is None else f"{row.steps:,}"
+    lr = plain(row.lr) or "–"
+    return [method, storage_label(row.storage), lr, _alpha(run, method), steps, row.stopped or "–"]
+
+
+def _kept(row: Row, name: str) -> str | None:
+    """One of KEPT; rows of older runs do not say all of it."""
+    words = {"rounding": row.rounding, "products": row.products}
+    return words[name] if name in words else row.dtypes.get(name)
+
+
+def _alpha(run: Run, method: str) -> str:
+    """The weight of the retain loss, from the configuration: the method's own, else the common one."""
+    unlearning: Any = (run.settings or {}).get("unlearning")
+    if not isinstance(unlearning, dict):
+        return "–"
+    own: Any = (unlearning.get("methods") or {}).get(method) or {}
+    alpha = own.get("alpha")
+    return plain(unlearning.get("alpha") if alpha is None else alpha) or "–"
+
+
+def origin_table(run: Run) -> Table:
+    """Where the rows come from."""
+    first = run.rows[0]
+    processors = dict.fromkeys(row.processor for row in run.rows if row.processor)
+    return Table(
+        "Origin of the rows.",
+        ("What", "Value"),
+        [
+            ("Profile", first.profile or "–"),
+            ("Seed", str(first.seed)),
+            ("Corpus", first.corpus or "–"),
+            ("Configuration hash", first.config),
+            ("Revision", first.revision),
+            ("Device", first.device),
+            *([("Processor", "; ".join(processors))] if processors else []),
+            ("Rows", f"{len(run.rows):,}"),
+            ("SHA-256 of rows.jsonl", run.sha256),
+        ],
+        heads=2,
+    )
+
+
+def all_rows_table(run: Run) -> Table:
+    """Every row."""
+    return Table(
+        "Every row of rows.jsonl, to six digits.",
+        (*SUBJECT_COLUMNS, "Metric", "Value", "95 % interval", "n"),
+        [
+            (
+                *_words(row.key[1:]),
+                row.metric,
+                plain(row.value) or "undefined",
+                _plain_bounds(row),
+                "" if row.n is None else f"{row.n:,}",
+            )
+            for row in run.rows
+        ],
+        heads=5,
+    )
+
+
+def summary_table(runs: Sequence[Run]) -> Table:
+    """One line a run: its conditions, what came back in each arm, and the verdicts."""
+    return Table(
+        "All runs of this report. Comes back: cases with the 95 % interval of ρ(M1) above 0, of the cases where it is "
+        "defined. Gain: smallest to largest.",
+        (
+            "Run",
+            "Storage arm",
+            "Shows something",
+            "Target M1",
+            "Target M2",
+            "Comes back",
+            "Largest ρ(M1)",
+            "Gain",
+            "Gain at int4 and fp4",
+            "C1",
+            "C2",
+        ),
+        [line for run in runs for line in _summary_rows(run)],
+        heads=2,
+    )
+
+
+def _summary_rows(run: Run) -> Iterator[list[str]]:
+    verdicts = [c.verdict.removesuffix(" here") for c in conjectures(run)]
+    for storage in run.storages:
+        r = recovery(run, storage)
+        gains = select(run.rows, metric="gain", storage=storage)
+        coarse = [row for row in gains if family(row.format) in COARSE]
+        yield [
+            run.label,
+            storage_short(storage),
+            WORDS[passed(gate_checks(run))],
+            number("M1", run.value("M1", "target")),
+            number("M2", run.value("M2", "target")),
+            f"{len(r.back)} of {len(r.defined)}",
+            estimate(r.largest),
+            span(gains),
+            span(coarse),
+            *verdicts,
+        ]
+
+
+def _by_subject(run: Run, columns: Mapping[str, str], caption: str, *, pairs: bool = True) -> Table:
+    """One line a model and precision that has any of these metrics."""
+    rows = select(run.rows, metric=tuple(columns))
+    shown = {m: name for m, name in columns.items() if any(row.metric == m for row in rows)}
+    subjects: dict[Subject, None] = {row.key[1:]: None for row in rows}
+    first = 1 if pairs else 0  # a pair is always of an unlearned model: its column would say nothing
+    return Table(
+        caption,
+        (*SUBJECT_COLUMNS[first:], *shown.values()),
+        [(*_words(s)[first:], *(estimate(run.get(m, *s)) for m in shown)) for s in subjects],
+        heads=len(SUBJECT_COLUMNS) - first,
+    )
+
+
+def _words(subject: Subject) -> tuple[str, str, str, str]:
+    model, method, storage, format_name = subject
+    return model, method or "–", storage_label(storage), precision_label(format_name)
+
+
+def _plain_bounds(row: Row) -> str:
+    if row.bounds is None or row.value is None:
+        return ""
+    return f"[{plain(row.bounds[0])}, {plain(row.bounds[1])}]"

@@ -1,0 +1,1 @@
+"""The Markdown table of each published study, rendered from its rows."""

@@ -1,0 +1,41 @@
+"""Predicted beside measured gain, as Markdown: from the rows that `experiments/studies/gain_predictions.py` wrote."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def prediction_rows(published: Path) -> list[dict[str, Any]]:
+    """The rows of every published run that has them."""
+    files = sorted(published.glob("*/predictions.jsonl"))
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def prediction_table(rows: Sequence[dict[str, Any]]) -> str:
+    """For each arm and format the range of the measured gain and of each prediction, and its largest error."""
+    kinds = tuple(dict.fromkeys(r["kind"] for r in rows))
+    lines = [f"| arm | format | measured | {' | '.join(kinds)} |", "| --- | --- | --- |" + " --- |" * len(kinds)]
+    for storage, name in dict.fromkeys((r["storage"], r["format"]) for r in rows):
+        cell = [r for r in rows if (r["storage"], r["format"]) == (storage, name)]
+        predicted = " | ".join(_predicted([r for r in cell if r["kind"] == k]) for k in kinds)
+        lines.append(f"| {storage} | {name} | {_span(r['measured'] for r in cell)} | {predicted} |")
+    return "\n".join(lines)
+
+
+def moved_beyond(rows: Sequence[dict[str, Any]], term: str) -> str:
+    """The range, over bf16 models of one forget term, of the share that moved in the first frozen binade, in percent."""
+    shares = sorted(r["beyond"] for r in rows if r["storage"] == "bf16" and r["method"].split("_")[0] == term)
+    return f"{shares[0]:.0%} to {shares[-1]:.0%}"
+
+
+def _predicted(rows: Sequence[dict[str, Any]]) -> str:
+    error = max(abs(r["predicted"] - r["measured"]) for r in rows)
+    return f"{_span(r['predicted'] for r in rows)}, off by {error:.2f}"
+
+
+def _span(values: Iterable[float]) -> str:
+    ordered = sorted(values)
+    return f"{ordered[0]:.2f} to {ordered[-1]:.2f}"

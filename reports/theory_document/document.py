@@ -1,0 +1,105 @@
+"""The readable theory: `python -m unforgotten.reports.theory_document.document` writes theory/README.md and its pictures.
+
+Words are in `templates/theory_*.md.j2`; statements, sources and proofs come from the registries, numbers from
+`examples`, pictures from `pictures`. Needs a checkout and the extra `verify`.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from unforgotten.records.rows import read_run
+from unforgotten.reports.run.conjectures import conjectures
+from unforgotten.reports.studies.gain_predictions import moved_beyond, prediction_rows, prediction_table
+from unforgotten.reports.theory_document.evidence import PARTS, calls, evidence, kinds
+from unforgotten.reports.theory_document.examples import example, source
+from unforgotten.reports.theory_document.examples_models import PUBLISHED
+from unforgotten.reports.theory_document.pictures import PICTURES, picture_svg
+
+CHAPTERS = ("overview", "geometry", "laws", "models", "symbols")
+TITLES: Mapping[str, str] = {
+    "T1": "Cells",
+    "T2": "Scale drift",
+    "T3": "Displacement sandwich",
+    "T4": "Dead zone of storage",
+    "T5": "Displacement by an optimizer",
+    "T6": "Flip law",
+    "T7": "Unbiased gating",
+    "T8": "Energy and cosine",
+    "T9": "Concentration helps",
+    "T10": "Bits and blocks",
+    "T11": "The biased regimes",
+    "T12": "Wash test",
+    "T13": "Linear response",
+    "T14": "Factorial decomposition",
+    "T15": "Output and metric bounds",
+    "T16": "Recovery",
+    "T17": "Data-aware rounding",
+}
+
+
+def text() -> str:
+    """The document in GitHub's Markdown."""
+    environment = Environment(
+        loader=PackageLoader("unforgotten.reports"),
+        undefined=StrictUndefined,
+        variable_start_string="[[",
+        variable_end_string="]]",
+        block_start_string="[%",
+        block_end_string="%]",
+        comment_start_string="[!#",
+        comment_end_string="#!]",
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals.update(
+        titles=TITLES,
+        kinds=kinds,
+        calls=calls,
+        evidence=evidence,
+        example=example,
+        source=source,
+        picture=picture,
+        c1_summary=c1_summary(),
+        prediction_table=prediction_table,
+        moved_beyond=moved_beyond,
+        predicted=prediction_rows(PUBLISHED),
+    )
+    chapters = [environment.get_template(f"theory_{name}.md.j2").render() for name in CHAPTERS]
+    return re.sub(r"\n{3,}", "\n\n", "\n".join(chapters)).strip() + "\n"
+
+
+def picture(claim_id: str, seen: str) -> str:
+    """The picture of a statement, with what is seen in it."""
+    return f"![{seen}](pictures/{claim_id}.svg)"
+
+
+def c1_summary() -> str:
+    """How many of the published runs confirm C1, refute it or leave it open."""
+    runs = [read_run(config.parent) for config in sorted(PUBLISHED.glob("*/config.json"))]
+    found = Counter(c.verdict for run in runs for c in conjectures(run) if c.name == "C1")
+    said = " and ".join(f"{verdict} in {found[verdict]}" for verdict in sorted(found))
+    return f"{said} of {len(runs)}".replace(" here", "")
+
+
+def files() -> dict[str, bytes]:
+    """Everything that is generated, by path in `theory/`."""
+    pictures = {f"pictures/{name}.svg": picture_svg(name) for name in PICTURES}
+    return {"README.md": text().encode(), **pictures}
+
+
+def write(folder: Path) -> None:
+    """Write the document and its pictures."""
+    (folder / "pictures").mkdir(parents=True, exist_ok=True)
+    for name, content in files().items():
+        (folder / name).write_bytes(content)
+
+
+if __name__ == "__main__":
+    write(Path(sys.argv[1]) if len(sys.argv) > 1 else PARTS / "theory")

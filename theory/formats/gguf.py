@@ -1,0 +1,90 @@
+"""The formats of GGUF: blocks of 32 neighbours of a row, and super-blocks of 256 (k-quants).
+
+Blocks have a float16 scale, and sometimes a float16 minimum: codes are made with the float32 parameters and read with
+the stored ones. In a super-block every sub-block has a scale and perhaps a minimum, found by a search and rounded
+(`unforgotten.theory.formats.kquants`); codes are made with the rounded ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from unforgotten.theory.formats.description import Format, Rounding
+
+BLOCK, SUPER_BLOCK = 32, 256
+SOURCE = "ggml-quants.c as read in gguf 0.19.0"
+
+
+def q_0(name: str, bits: int) -> Format:
+    """Q4_0, Q5_0: scale `signed absmax / -2^(b-1)`, so the largest magnitude has the code 0; half is rounded up."""
+    top = 2 ** (bits - 1)
+    labels = tuple(range(2 * top))
+    return _gguf(name, bits, labels, "signed-absmax", -float(top), "half-up", offset=top)
+
+
+def q_1(name: str, bits: int) -> Format:
+    """Q4_1, Q5_1: `(w - min) / scale`, scale `(max - min) / (2^b - 1)`, not widened to contain 0."""
+    labels = tuple(range(2**bits))
+    return _gguf(name, bits, labels, "min-max", float(2**bits - 1), "half-up", offset=0)
+
+
+def q8_0(name: str, bits: int) -> Format:
+    """Q8_0: scale `absmax / 127`, half is rounded away from 0."""
+    return _gguf(name, bits, tuple(range(-127, 128)), "absmax", 127.0, "half-away", offset=0)
+
+
+def q4_k(name: str) -> Format:
+    """Q4_K: `(w - min) / scale`, 6-bit scales and minima of 8 sub-blocks of 32."""
+    return _k_quant(q_1(name, 4), "q4_k")
+
+
+def q6_k(name: str) -> Format:
+    """Q6_K: signed 8-bit scales of 16 sub-blocks of 16, codes -32 … 31."""
+    return _k_quant(q_0(name, 6), "q6_k")
+
+
+def _k_quant(fmt: Format, search: str) -> Format:
+    return replace(
+        fmt,
+        block_size=SUPER_BLOCK,
+        statistic=search,
+        arithmetic="divide",
+        rounding="half-even",
+        storage="float32",
+        source="ggml 0.25.3",
+    )
+
+
+def _gguf(
+    name: str, bits: int, labels: tuple[int, ...], statistic: str, divisor: float, rounding: Rounding, *, offset: int
+) -> Format:
+    return Format(
+        name=name,
+        bits=bits,
+        levels=tuple(float(k - offset) for k in labels),
+        labels=labels,
+        block="group",
+        block_size=BLOCK,
+        statistic=statistic,
+        divisor=divisor,
+        arithmetic="reciprocal",
+        floor=0.0,
+        unit=1.0,
+        rounding=rounding,
+        zero="minimum" if statistic == "min-max" else "none",
+        source=SOURCE,
+        storage="float16",
+        whole_blocks=True,
+    )
+
+
+GGUF: Mapping[str, Callable[[str], Format]] = {
+    "q4_0": lambda name: q_0(name, 4),
+    "q5_0": lambda name: q_0(name, 5),
+    "q4_1": lambda name: q_1(name, 4),
+    "q5_1": lambda name: q_1(name, 5),
+    "q8_0": lambda name: q8_0(name, 8),
+    "q4_k": q4_k,
+    "q6_k": q6_k,
+}

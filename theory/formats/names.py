@@ -1,0 +1,64 @@
+"""Every quantization format by name. What a format is: `unforgotten.theory.formats.description`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+
+from unforgotten.theory.formats.codebooks import CODEBOOKS, MICROSCALED, fp8, fp8_cast, nvfp4
+from unforgotten.theory.formats.description import BlockKind, Format
+from unforgotten.theory.formats.gguf import GGUF
+from unforgotten.theory.formats.integers import HQQ_RULES, INTEGER_RULES, llm_int8
+
+__all__ = ["FAMILIES", "PATTERNS", "Format", "format_named"]
+
+FAMILIES: Mapping[str, str] = {
+    "int{2..8}-{tensor|row|gN}": "symmetric integers, scale = absmax / (2^(b-1) - 1)",
+    "int{2..8}-{tensor|row|gN}-asym": "integers with a zero point, scale = range / (2^b - 1)",
+    "int{2..8}-{tensor|row|gN}-paper": "arXiv 2410.16454 eq. 2: scale = absmax / 2^(b-1), clipped",
+    "int{2..8}-{tensor|row|gN}-ct[-asym]": "integers of compressed-tensors (llm-compressor, vLLM)",
+    "int{2..8}-{tensor|row|gN}-ao[-asym]": "integers of torchao's intx",
+    "hqq{2..8}-gN[-opt]": "HQQ: a zero point that is not rounded; -opt: from its proximal solver",
+    "nf4-bN": "NormalFloat4, flat blocks of N, bitsandbytes",
+    "fp4-bN": "FP4, flat blocks of N, bitsandbytes (transformers' 4-bit default)",
+    "llmint8-row": "rows of LLM.int8, bitsandbytes",
+    "fp8-{tensor|row|gN}": "FP8 E4M3, scale = absmax / 448",
+    "fp8-cast": "FP8 E4M3 without a scale",
+    "mxfp4-bN[-ct]": "MXFP4, groups of N with a power of two; -ct: scaled as compressed-tensors does",
+    "nvfp4": "NVFP4, groups of 16 with an E4M3 scale, compressed-tensors",
+    "q4_0, q4_1, q5_0, q5_1, q8_0": "GGUF, blocks of 32, float16 scales",
+    "q4_k, q6_k": "GGUF, super-blocks of 256, searched scales",
+}
+
+
+def _blocks(text: str) -> tuple[BlockKind, int | None]:
+    kinds: Mapping[str, BlockKind] = {"tensor": "tensor", "row": "row"}
+    return (kinds[text], None) if text in kinds else ("group", int(text[1:]))
+
+
+# A pattern and what builds a format from its match; the match's whole text is the name.
+PATTERNS: Mapping[str, Callable[[re.Match[str]], Format]] = {
+    r"int([2-8])-(tensor|row|g[1-9]\d*)(?:-(asym|paper|ct|ct-asym|ao|ao-asym))?": (
+        lambda m: INTEGER_RULES[m[3] or ""](m[0], int(m[1]), *_blocks(m[2]))
+    ),
+    r"hqq([2-8])-(g[1-9]\d*)(?:-(opt))?": (lambda m: HQQ_RULES[m[3] or ""](m[0], int(m[1]), *_blocks(m[2]))),
+    r"(nf4|fp4)-b([1-9]\d*)": lambda m: CODEBOOKS[m[1]](m[0], int(m[2])),
+    r"llmint8-row": lambda m: llm_int8(m[0]),
+    r"fp8-(tensor|row|g[1-9]\d*)": lambda m: fp8(m[0], *_blocks(m[1])),
+    r"fp8-cast": lambda m: fp8_cast(m[0]),
+    r"mxfp4-b([1-9]\d*)(?:-(ct))?": lambda m: MICROSCALED[m[2] or ""](m[0], int(m[1])),
+    r"nvfp4": lambda m: nvfp4(m[0]),
+    "|".join(GGUF): lambda m: GGUF[m[0]](m[0]),
+}
+
+
+def format_named(name: str) -> Format:
+    """The format called `name`.
+
+    Raises:
+        ValueError: no family has that name.
+    """
+    for pattern, build in PATTERNS.items():
+        if match := re.fullmatch(pattern, name):
+            return build(match)
+    raise ValueError(f"format must be one of {', '.join(FAMILIES)}, got format={name!r}")

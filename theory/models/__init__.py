@@ -1,0 +1,1 @@
+"""From weights to what a model says: response, lost effects, divergence, recovery, lattices (T13 to T17)."""

@@ -1,0 +1,100 @@
+"""What a contract is, what breaks one, and how a check reads a quantizer."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from unforgotten.verification.contracts.described import Quantizer
+
+Array = NDArray[Any]
+
+
+@dataclass(frozen=True)
+class Counterexample:
+    """One weight that breaks a contract.
+
+    Attributes:
+        weights: the tensor that was quantized (rows, columns).
+        at: (row, column) of the weight; None where no single one is to blame.
+        words: what must be and what is.
+    """
+
+    weights: Array
+    at: tuple[int, int] | None
+    words: str
+
+
+Check = Callable[[Quantizer, Array], Counterexample | None]
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One statement about a quantizer.
+
+    Attributes:
+        statement: in plain words.
+        check: whether weights break it.
+        applies: whether a quantizer's claims imply it.
+        needs: what must be claimed, in plain words.
+        weights: "any", up to the largest claimed; "normal", 0 or far from subnormal; "ties", on and around thresholds.
+        whole_blocks: whether the weights must be whole blocks.
+    """
+
+    statement: str
+    check: Check
+    applies: Callable[[Quantizer], bool] = lambda q: True
+    needs: str = "nothing"
+    weights: Literal["any", "normal", "ties"] = "any"
+    whole_blocks: bool = False
+
+
+def quantized(q: Quantizer, w: Array) -> Array:
+    """The values of the quantizer, which gets a copy and may warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.array(q.quantize(w.copy()))
+
+
+def coded(q: Quantizer, w: Array) -> Array:
+    """The codes of a quantizer that has them."""
+    assert q.codes is not None
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return np.array(q.codes(w.copy())).astype(np.int64)
+
+
+def blocks(q: Quantizer, shape: tuple[int, ...]) -> list[Array]:
+    """Which weights share a grid: indices into the flattened tensor. The last block of a row may be shorter."""
+    flat: Array = np.arange(shape[0] * shape[1])
+    rows: list[Array] = [flat] if q.block in ("tensor", "flat") else list(flat.reshape(shape))
+    if not q.block_size:
+        return rows
+    size = q.block_size
+    return [row[i : i + size] for row in rows for i in range(0, len(row), size)]
+
+
+def place(w: Array, index: int) -> tuple[int, int]:
+    """(row, column) of an index into the flattened tensor."""
+    return int(index) // w.shape[1], int(index) % w.shape[1]
+
+
+def number(x: object) -> str:
+    """A number as short as it can be told from its float32 neighbours."""
+    return f"{float(x):.9g}"  # type: ignore[arg-type]
+
+
+def unequal(w: Array, got: Array, expected: Array, why: str = "") -> Counterexample | None:
+    """The first weight whose value is not the expected one; the two zeros count as one."""
+    wrong = np.flatnonzero(got.ravel() != expected.ravel())
+    if not wrong.size:
+        return None
+    i = wrong[0]
+    values = [number(x.ravel()[i]) for x in (w, expected, got)]
+    words = f"weight {values[0]} must become {values[1]}{why}, got {values[2]}"
+    return Counterexample(w, place(w, i), words)

@@ -1,0 +1,1 @@
+"""What properties are tried on: strategies, sampled weights and updates, histories, networks, kernels as assembly."""
