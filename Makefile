@@ -44,8 +44,8 @@ test: $(READY)
 
 # What an ordinary processor runs, imitated on one that has more: the variables take instructions away from our kernel,
 # Numba, torch and oneDNN. NUMBA_CPU_FEATURES is empty, or Numba would keep those of this processor.
-PATH_TESTS := tests/test_audit_kernel.py tests/test_audit_kernel_fit.py tests/test_audit_kernel_tables.py \
-  tests/test_audit_simd.py tests/test_audit_weights.py tests/test_audit_jobs.py tests/test_bf16_products.py
+PATH_TESTS := $(addprefix tests/audit/kernel/test_,kernel.py entries.py vector_rules.py simd.py) \
+  tests/audit/weights/test_weights.py tests/audit/weights/test_processes.py tests/experiments/test_products.py
 HASWELL := UNFORGOTTEN_SIMD=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=
 
 HAS_AVX2 := $(BIN)/python -P -c 'import sys; from unforgotten.audit.kernel.simd import available_paths as p; sys.exit("avx2" not in p())'

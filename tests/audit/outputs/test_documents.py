@@ -28,7 +28,7 @@ from unforgotten.audit.outputs.sarif import RULES, render_sarif
 from unforgotten.audit.verdict.legs import BehaviourFormat, BehaviourLeg, Mean, OutputFormat, OutputLeg
 from unforgotten.cli import app
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[3]
 Tensors = dict[str, NDArray[Any]]
 HOSTILE = "layers.0.`<b>|\x1b[31m\x00\n]]>{{x}}.weight"
 LEVELS: set[Severity] = {"error", "warning", "note"}

@@ -10,7 +10,7 @@ import pytest
 
 from unforgotten.verification.conformance.record import LIBRARIES, Recorder, version_of
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "verification/conformance"
 RECORD = ROOT / "verification/published/conformance.json"
 FILES: dict[str, dict[str, Any]] = json.loads(RECORD.read_text())["files"]

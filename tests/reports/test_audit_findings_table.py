@@ -10,7 +10,7 @@ import pytest
 from unforgotten.experiments.studies import audit_findings
 from unforgotten.reports.studies.audit_findings import HONEST, TABLE_FILE, findings_table, main, read_rows
 
-FOLDER = Path(__file__).parents[1] / "reports/published/audit-findings"
+FOLDER = Path(__file__).parents[2] / "reports/published/audit-findings"
 
 
 def test_table_is_rendered_from_its_rows(tmp_path: Path) -> None:

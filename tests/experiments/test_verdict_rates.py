@@ -14,7 +14,7 @@ from unforgotten.experiments.studies.verdict_rates import CASES, COUNTS, LAWS, c
 
 ROWS: list[dict[str, Any]] = [
     json.loads(line)
-    for line in (Path(__file__).parents[1] / "reports/published/audit-truth/rates.jsonl").read_text().splitlines()
+    for line in (Path(__file__).parents[2] / "reports/published/audit-truth/rates.jsonl").read_text().splitlines()
 ]
 WORDS: tuple[Word, ...] = ("survives", "undone", "undecided")
 

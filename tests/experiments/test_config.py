@@ -8,7 +8,7 @@ import pytest
 
 from unforgotten.experiments.config import load_config, profile_names
 
-MICRO = str(Path(__file__).parent / "micro.yaml")
+MICRO = str(Path(__file__).parents[1] / "micro.yaml")
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from unforgotten.reports.markdown import TERMS, returns, survival_table
 from unforgotten.reports.studies.audit_cost import read_bench
 from unforgotten.reports.studies.audit_truth import read_truth
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 RUNS = [read_run(ROOT / f"reports/published/tiny-seed{seed}") for seed in range(5)]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from unforgotten.reports.studies.flip_laws import law_table, read_laws
 
-LAWS = Path(__file__).parents[1] / "reports" / "published" / "laws"
+LAWS = Path(__file__).parents[2] / "reports" / "published" / "laws"
 
 
 def test_the_table_is_rendered_from_the_rows() -> None:

@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from unforgotten.verification.contracts.search import EXAMPLES
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CLOCKS = {
     "time",
     "time_ns",

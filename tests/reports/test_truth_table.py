@@ -9,7 +9,7 @@ import pytest
 
 from unforgotten.reports.studies.audit_truth import read_truth, truth_table
 
-PUBLISHED = Path(__file__).parents[1] / "reports" / "published"
+PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
 READING_DIGITS = 1e-6  # readings are kept to seven digits; rho is a quotient of two differences of them
 TRUTH = PUBLISHED / "audit-truth"
 RUNS = [PUBLISHED / f"tiny-seed{seed}" for seed in range(5)]

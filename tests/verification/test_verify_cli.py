@@ -17,7 +17,7 @@ import pytest
 from unforgotten.cli import main
 from unforgotten.verification.recording import suite
 
-README = Path(__file__).parents[1] / "verification" / "README.md"
+README = Path(__file__).parents[2] / "verification" / "README.md"
 PLANTED = "unforgotten.verification.contracts.subtly_wrong"
 MINE = """
 import numpy as np

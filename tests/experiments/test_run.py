@@ -13,7 +13,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the loop needs unforgotten[experiments]")
 
-MICRO = Path(__file__).parent / "micro.yaml"
+MICRO = Path(__file__).parents[1] / "micro.yaml"
 CUT = ["--set", "only_methods=[GA_KLR, NPO]"]
 CALL = ["run", str(MICRO), *CUT]
 HANG_SECONDS = 3600  # a net under a process that does not end: it takes half a minute

@@ -18,7 +18,7 @@ from unforgotten.reports.run.tables import origin_table, settings_table
 from unforgotten.reports.style import arm_styles, render_svg
 from unforgotten.verification.recording.printed import text_differences
 
-PUBLISHED = Path(__file__).parents[1] / "reports/published/tiny-seed0"
+PUBLISHED = Path(__file__).parents[2] / "reports/published/tiny-seed0"
 SR = "bf16-sr"
 FIGURE = re.compile(r"data:image/svg\+xml;base64,[^\"]*")
 COMPUTED = {

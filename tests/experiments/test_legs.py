@@ -23,7 +23,7 @@ from unforgotten.experiments.models.saved import save_model
 from unforgotten.experiments.studies.audit_truth_models import constructed, same
 from unforgotten.records.files import write_json
 
-MICRO = Path(__file__).parent / "micro.yaml"
+MICRO = Path(__file__).parents[1] / "micro.yaml"
 FORMATS = ("int4-g64", "nf4-b64")
 U32 = 2.0**-24
 EFFECT_ROUNDING = 10 * 100 * 2.0**-53  # ten sums of numbers up to 100 in float64, an item

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unforgotten.cli import main
 
-MICRO = str(Path(__file__).parent / "micro.yaml")
+MICRO = str(Path(__file__).parents[1] / "micro.yaml")
 
 
 @dataclass(frozen=True)

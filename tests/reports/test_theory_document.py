@@ -18,7 +18,7 @@ from unforgotten.reports.theory_document.pictures import PICTURES
 from unforgotten.theory.claims import CLAIMS
 from unforgotten.verification.recording.printed import picture_differences, text_differences
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 THEORY = ROOT / "theory"
 PINNED = re.search(r"^matplotlib==(\S+)", (ROOT / "constraints.txt").read_text(), re.MULTILINE)
 CONJECTURES = ("C1", "C2", "C3", "C4")

@@ -24,7 +24,7 @@ SHARE = 0.4
 
 @pytest.fixture(scope="module")
 def bench(micro_pair: Path) -> Bench:
-    config = load_config(str(Path(__file__).parent / "micro.yaml"))
+    config = load_config(str(Path(__file__).parents[1] / "micro.yaml"))
     tokenizer = load_tokenizer(micro_pair / "models/target")
     probes = make_probes(read_fiction(micro_pair / "corpus"), tokenizer, config)
     return Bench(load_model(micro_pair / "models/unlearned"), tokenizer, probes, config)
