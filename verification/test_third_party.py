@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.reference import quantize, round_trip
-from unforgotten.verification.contracts import subtly_wrong as planted
+from unforgotten.verification.contracts import subtly_wrong
 from unforgotten.verification.contracts.base import number, quantized
 from unforgotten.verification.contracts.described import Quantizer, claiming, describe
 from unforgotten.verification.contracts.ideal import TIES
@@ -87,8 +87,8 @@ def off_its_code(w: Array) -> Array:
 
 def dithered(group: Array) -> Array:
     """Rounds up or down by the digits of the weight, as a stochastic rounding that is seeded by it would."""
-    scale = planted._scale(group)
-    ratio = planted._ratio(group, scale)
+    scale = subtly_wrong._scale(group)
+    ratio = subtly_wrong._ratio(group, scale)
     return np.clip(np.floor(ratio + np.abs(ratio * 977) % 1), -7, 7) * scale
 
 
@@ -98,11 +98,11 @@ def shrinking(w: Array, got: Array) -> Array:
 
 
 TIE_BREAKERS = {
-    "half-even": planted.half_up,
-    "half-up": replace(planted.half_up, quantize=INT4.quantize, ties="half-up"),
-    "half-lower": replace(planted.half_up, ties="half-lower"),
-    "half-away": replace(planted.half_up, ties="half-away"),
-    "half-even-label": replace(planted.half_up, ties="half-even-label"),
+    "half-even": subtly_wrong.half_up,
+    "half-up": replace(subtly_wrong.half_up, quantize=INT4.quantize, ties="half-up"),
+    "half-lower": replace(subtly_wrong.half_up, ties="half-lower"),
+    "half-away": replace(subtly_wrong.half_up, ties="half-away"),
+    "half-even-label": replace(subtly_wrong.half_up, ties="half-even-label"),
 }
 # For each contract a quantizer that breaks it.
 BREAKERS: dict[str, Quantizer] = {
@@ -110,18 +110,18 @@ BREAKERS: dict[str, Quantizer] = {
     "same weights, same values": Quantizer(remembering()),
     "the weights are left alone": replace(INT4, quantize=overwriting),
     "a block of zeros stays zero": with_values(lambda w, got: got + np.float32(1) * (np.abs(w).max() == 0)),
-    "zero stays zero": planted.wrong_zero_code,
-    "blocks are independent": planted.stale_scale,
+    "zero stays zero": subtly_wrong.wrong_zero_code,
+    "blocks are independent": subtly_wrong.stale_scale,
     "values keep the order": with_values(zigzag, reference("int4-row")),
     "codes keep the order": replace(INT4, codes=lambda w: 14 - quantize(w, format_named("int4-g8"))[0]),
     "one value a code": replace(INT4, codes=lambda w: quantize(w, format_named("int2-g8"))[0]),
-    "signs mirror": planted.clipped_end_cell,
+    "signs mirror": subtly_wrong.clipped_end_cell,
     "powers of two scale": with_values(lambda w, got: np.maximum(got, np.float32(0.25)) * (got != 0)),
-    "end levels are used": planted.clipped_end_cell,
-    "the error is at most half a step": planted.stale_scale,
+    "end levels are used": subtly_wrong.clipped_end_cell,
+    "the error is at most half a step": subtly_wrong.stale_scale,
     "the nearest level is taken": with_values(lambda w, got: w),  # every error is 0, but on no grid
     "the code is the index of the value's level": replace(INT4, codes=off_its_code),
-    "cells are constant": replace(INT4, quantize=planted._by_group(dithered)),
+    "cells are constant": replace(INT4, quantize=subtly_wrong._by_group(dithered)),
     "requantizing changes nothing": with_values(shrinking),
     "bits equal the named format": replace(INT4, format="int4-g8-paper"),
     **{f"ties go {TIES[rule][0]}": q for rule, q in TIE_BREAKERS.items()},
@@ -151,7 +151,7 @@ PLANTED = {
 @pytest.mark.parametrize("fault", PLANTED)
 def test_planted__fails_the_right_contract_with_a_shrunk_example(fault: str) -> None:
     name, words = PLANTED[fault]
-    result = verify(getattr(planted, fault), profile="dev", seed=0)
+    result = verify(getattr(subtly_wrong, fault), profile="dev", seed=0)
     assert result["verdict"] == "fails"
     rows = {row["contract"]: row for row in result["contracts"]}
     assert rows[name]["outcome"] == "fails"
@@ -167,7 +167,7 @@ def test_planted__fails_the_right_contract_with_a_shrunk_example(fault: str) -> 
 
 def test_half_up__says_where_a_tie_went() -> None:
     """The whole message: nothing else is wrong with a half-integer at step 1."""
-    found = judged("ties go to the even level", planted.half_up).counterexample
+    found = judged("ties go to the even level", subtly_wrong.half_up).counterexample
     assert found is not None
     tie = float(found.weights[found.at or (0, 0)])
     even = float(np.rint(tie))
@@ -262,7 +262,7 @@ def test_cut__keeps_what_fails_and_leaves_out_the_rest(rows: int, blocks: int, u
 
 def test_judge__repeats_with_its_seed() -> None:
     name = "ties go to the even level"
-    first, second = (judge(name, planted.half_up, examples=50, seed=7) for _ in range(2))
+    first, second = (judge(name, subtly_wrong.half_up, examples=50, seed=7) for _ in range(2))
     assert first.examples == second.examples
     assert first.counterexample is not None
     assert second.counterexample is not None

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from unforgotten.audit.codes import bitsandbytes as artefact_bnb
-from unforgotten.audit.codes import compressed_tensors as artefact_ct
-from unforgotten.audit.codes import gptq as artefact_gptq
+from unforgotten.audit.codes import bitsandbytes, compressed_tensors, gptq
 from unforgotten.audit.codes.layer import Layout
 
 LAYOUTS: Mapping[str, Layout] = {
-    "gptq": Layout(".qweight", artefact_gptq.gptq),
-    "awq": Layout(".qweight", artefact_gptq.awq),
-    "bnb-4bit": Layout(".weight.absmax", artefact_bnb.bnb_4bit),
-    "bnb-8bit": Layout(".SCB", artefact_bnb.bnb_8bit),
-    "ct-packed": Layout(".weight_packed", artefact_ct.packed),
-    "ct-plain": Layout(".weight_scale", artefact_ct.plain),
-    "ct-nvfp4": Layout(".weight_packed", artefact_ct.nvfp4),
+    "gptq": Layout(".qweight", gptq.gptq),
+    "awq": Layout(".qweight", gptq.awq),
+    "bnb-4bit": Layout(".weight.absmax", bitsandbytes.bnb_4bit),
+    "bnb-8bit": Layout(".SCB", bitsandbytes.bnb_8bit),
+    "ct-packed": Layout(".weight_packed", compressed_tensors.packed),
+    "ct-plain": Layout(".weight_scale", compressed_tensors.plain),
+    "ct-nvfp4": Layout(".weight_packed", compressed_tensors.nvfp4),
 }
 """By `Scheme.layout`."""

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.kernel import bits as kernel_bits
-from unforgotten.audit.kernel import scalar as kernel
+from unforgotten.audit.kernel import scalar
 from unforgotten.audit.kernel.rules import Extremes
 
 Array = NDArray[Any]
@@ -74,5 +74,5 @@ def extremes(weights: Weights, at: slice, ends: Array, statistics: AbstractSet[s
         return Extremes(-high, high, low_first)
     low, high = kernel_bits.extremes_of(weights.stored[at], ends)
     if "signed-absmax" in statistics:
-        kernel.find_first(weights.float32[at], ends, low, high, low_first)
+        scalar.find_first(weights.float32[at], ends, low, high, low_first)
     return Extremes(low, high, low_first)

@@ -16,12 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.kernel import bits as kernel_bits
-from unforgotten.audit.kernel import block_state as kernel_blocks
-from unforgotten.audit.kernel import lanes as kernel_lanes
-from unforgotten.audit.kernel import lookups as kernel_lookups
-from unforgotten.audit.kernel import passes as kernel_vector
-from unforgotten.audit.kernel import slots as kernel_rows
-from unforgotten.audit.kernel import tile as kernel_tile
+from unforgotten.audit.kernel import block_state, lanes, lookups, passes, slots, tile
 from unforgotten.audit.kernel.bits import block_sizes
 from unforgotten.audit.kernel.compiled import compiled
 from unforgotten.audit.kernel.entries import NO_GRID, Fit
@@ -310,8 +305,7 @@ def _compiled(stamp: str, simd: str) -> Any:
 def _stamp() -> str:
     """A digest of the code that the driver inlines."""
     sources = (
-        Path(m.__file__ or "").read_bytes()
-        for m in (kernel_bits, kernel_blocks, kernel_lanes, kernel_lookups, kernel_rows, kernel_tile, kernel_vector)
+        Path(m.__file__ or "").read_bytes() for m in (kernel_bits, block_state, lanes, lookups, slots, tile, passes)
     )
     return hashlib.sha256(b"".join(sources)).hexdigest()
 

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.kernel import bits as kernel_bits
-from unforgotten.audit.kernel import scalar as kernel
+from unforgotten.audit.kernel import scalar
 from unforgotten.audit.kernel.entries import FINITE, Fit, fit_of_blocks, fit_of_magnitudes
 from unforgotten.audit.kernel.rules import (
     Blocks,
@@ -109,7 +109,7 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     delta_sq = next((square for square in added if not math.isnan(square)), math.nan)
     if math.isnan(delta_sq):
         size = piece.stop - piece.start
-        delta_sq = float(kernel.squared_length(x.stored[:size], y.stored[:size]))
+        delta_sq = float(scalar.squared_length(x.stored[:size], y.stored[:size]))
     return PieceMeasured(census, delta_sq, parts, searched)
 
 
@@ -164,7 +164,7 @@ def _largest(piece: Piece, stop: int, x: Weights, y: Weights, cuts: Iterable[Cut
 
 
 def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
-    part = Part(np.zeros((2, 3), np.int64), np.zeros((2, 4)), np.zeros(kernel.BINS, np.int64), math.nan)
+    part = Part(np.zeros((2, 3), np.int64), np.zeros((2, 4)), np.zeros(scalar.BINS, np.int64), math.nan)
     if not len(cut.ends):
         return part
     first = cut.whole_groups if _by_vectors(task, fmt) else 0
@@ -179,7 +179,7 @@ def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
         part = Part(found.counts, found.sums, found.bins, delta_sq)
     if first < len(cut.ends):
         _measure_rest(task, fmt, cut, first, part)
-    if part.counts[:, kernel.OVERFLOWS].any():
+    if part.counts[:, scalar.OVERFLOWS].any():
         raise ValueError(f"the values of {fmt.name} must be finite, got an overflow of float32")
     return part
 
@@ -205,7 +205,7 @@ def _measure_rest(task: TensorTask, fmt: Format, cut: Cut, first: int, part: Par
     fitted = _fit_both(task, fmt, cut)
     check = any(may_overflow(blocks, fmt) for blocks in fitted)
     before, after = (Blocks(*(p[first:] for p in blocks)) for blocks in fitted)
-    kernel.measure(
+    scalar.measure(
         *(w[skip:] for w in cut.float32),
         cut.ends[first:] - skip,
         before,
@@ -261,7 +261,7 @@ def take_census(x: Weights, y: Weights, size: int, largest: np.float32) -> Censu
         kernel_bits.count_bfloat16(before, after, top, *ends, weights, moved)
         return Census(weights, moved, True, False)
     beyond = np.zeros(2, np.int64)
-    kernel.take_census(before, after, *ends, beyond, weights, moved)
+    scalar.take_census(before, after, *ends, beyond, weights, moved)
     return Census(weights, moved, not beyond[0], not beyond[1])
 
 
@@ -290,14 +290,14 @@ def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMea
 
 def _survival(rows: Sequence[PieceMeasured], parts: Sequence[Part], grid: GridMode) -> Survival:
     census = [piece.census for piece in rows]
-    row = kernel.ADAPTIVE if grid == "adaptive" else kernel.FIXED
+    row = scalar.ADAPTIVE if grid == "adaptive" else scalar.FIXED
     counts = np.sum([part.counts[row] for part in parts], axis=0)
     expected, variance, surviving, dot = (math.fsum(part.sums[row, k] for part in parts) for k in range(4))
     return Survival(
         weights=sum(int(c.weights.sum()) for c in census),
         unchanged=sum(int((c.weights - c.moved).sum()) for c in census),
-        code_flips=int(counts[kernel.FLIPS]),
-        value_changes=int(counts[kernel.CHANGES]),
+        code_flips=int(counts[scalar.FLIPS]),
+        value_changes=int(counts[scalar.CHANGES]),
         expected_flips=expected,
         flips_variance=variance,
         delta_sq=math.fsum(piece.delta_sq for piece in rows),

@@ -238,9 +238,7 @@ def verify(
 ) -> None:
     """The verification suite; or its contracts against a quantizer of your own. Ends with 1 where something fails."""
     _need("verify", "hypothesis", "pytest")
-    from unforgotten.verification.contracts import described
-    from unforgotten.verification.contracts import outcome as verdict
-    from unforgotten.verification.contracts import search as third_party
+    from unforgotten.verification.contracts import described, outcome, search
     from unforgotten.verification.recording import suite
 
     if quantizer is None:
@@ -252,10 +250,10 @@ def verify(
     from unforgotten.audit.progress.stages import progress_on
 
     q = described.load(quantizer)
-    stages = third_party.tried(q)
+    stages = search.tried(q)
     with progress_on(sys.stderr, len(stages), quiet=quiet, transient=True) as progress:
-        result = third_party.verify(q, profile=profile, seed=seed, progress=progress)
-    _print_object(result, as_json, verdict.lines(result))
+        result = search.verify(q, profile=profile, seed=seed, progress=progress)
+    _print_object(result, as_json, outcome.lines(result))
     raise typer.Exit(int(result["verdict"] == "fails"))
 
 

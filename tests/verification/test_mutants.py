@@ -12,8 +12,7 @@ import pytest
 
 pytest.importorskip("cosmic_ray", reason="mutation testing needs cosmic-ray")
 
-from unforgotten.verification.mutation import mutants
-from unforgotten.verification.mutation import worker as mutant_worker
+from unforgotten.verification.mutation import mutants, worker
 from unforgotten.verification.mutation.operators import (
     Mutant,
     all_mutants,
@@ -77,7 +76,7 @@ def repository(tmp_path: Path) -> Path:
         "verification/__init__.py": "",
         "verification/conftest.py": PROFILE,
         "verification/test_tiny.py": TESTS,
-        "verification/mutation/worker.py": Path(mutant_worker.__file__).read_text(),
+        "verification/mutation/worker.py": Path(worker.__file__).read_text(),
         "tests/experiments/test_quantizers.py": "def test_nothing() -> None:\n    pass\n",
         "tests/reports/test_theory_document.py": f"def {LISTED.rpartition('::')[2]}() -> None:\n    pass\n",
         "pyproject.toml": '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\n',

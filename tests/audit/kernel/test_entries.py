@@ -14,7 +14,7 @@ from unforgotten.audit.kernel.rules import Blocks, Extremes, fit_blocks, may_ove
 from unforgotten.audit.kernel.simd import VECTOR_PATHS, available_paths
 from unforgotten.audit.kernel.vector import measure_registers
 from unforgotten.audit.kernel.vector_rules import fits_registers
-from unforgotten.audit.weights import piece as measuring
+from unforgotten.audit.weights import piece
 from unforgotten.theory.formats.names import Format, format_named
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.domains import strategies as domain
@@ -168,4 +168,4 @@ def test_a_table_for_each_tensor_is_for_large_ones(count: int) -> None:
     class Task:
         shape = (count, fmt.block_size)
 
-    assert measuring._has_many_blocks(Task(), fmt) == (count > FINITE)  # type: ignore[arg-type]
+    assert piece._has_many_blocks(Task(), fmt) == (count > FINITE)  # type: ignore[arg-type]

@@ -35,7 +35,7 @@ from unforgotten.audit.kernel.slots import (
 )
 from unforgotten.audit.kernel.vector_rules import fits_registers, lattice_rule, vector_rule
 from unforgotten.audit.sources import files
-from unforgotten.audit.weights import reading as fetching
+from unforgotten.audit.weights import reading
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.rounding import ROUNDINGS
 from unforgotten.theory.geometry.cells import cells
@@ -192,9 +192,9 @@ def test_block_sizes__are_those_of_numpy(groups: int, count: int, start: int, se
 def test_fetching__keeps_the_faster_way(mapped: float, read: float, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    ways = fetching.Fetching()
+    ways = reading.Fetching()
     seen = []
-    for size in (1, 8, 16, 8, fetching.LEAST - 1, 8, 8):
+    for size in (1, 8, 16, 8, reading.LEAST - 1, 8, 8):
         with ways.of(size):
             seen.append(files._MAPPING[0])
             clock[0] += size * (mapped if files._MAPPING[0] else read)
