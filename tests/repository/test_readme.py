@@ -52,20 +52,13 @@ def test_the_verdicts_counted_in_the_readme_are_those_of_the_rows() -> None:
 
 def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
-    first, _, large = read_bench(ROOT / "reports/published/audit-bench")
-    speed = median(large["weights"] / s / 1e6 for s in large["seconds"]["audit one/2"])
+    rows = read_bench(ROOT / "reports/published/audit-bench")
+    large = next(row for row in rows if row["gib"] == 8)
     peak = max(large["peak_mib"].values()) / 1024
-    seconds = first["seconds"]
-    scale = first["weights"] / first["yardstick_weights"]
-    times = median(
-        scale * bnb / one for bnb, one in zip(seconds["bitsandbytes/2"], seconds["audit one/2"], strict=True)
-    )
     assert f"A 2 x 8 GiB pair takes {peak:.1f} GiB of memory" in text
-    assert f"some {speed:.0f} million weights a second on two cores, {times:.0f} times" in text
-    shares = [
-        median(r / a for r, a in zip(b["seconds"]["read/1"], b["seconds"]["audit one/2"], strict=True))
-        for b in (first, large)
-    ]
-    assert all(0.22 < share < 0.28 for share in shares), "a quarter"
-    rates = [median(sum(b["file_bytes"]) / s / 1e9 for s in b["seconds"]["read/1"]) for b in (first, large)]
-    assert all(29.5 < rate < 30.5 for rate in rates), "30 GB a second"
+    for path in ("avx2", "avx512"):
+        row = next(r for r in rows if (r["path"], r["update"]) == (path, "small") and "EPYC" in r["machine"])
+        scale, ours = row["weights"] / row["yardstick_weights"], row["seconds"]["audit one/2"]
+        speed = median(row["weights"] / s / 1e6 for s in ours)
+        times = median(scale * b / a for a, b in zip(ours, row["seconds"]["bitsandbytes/2"], strict=True))
+        assert f"{times:.0f} times bitsandbytes ({speed:.0f} million weights a second)" in text
