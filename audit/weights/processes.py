@@ -25,6 +25,7 @@ from unforgotten.audit.weights.reading import Fetching
 from unforgotten.audit.weights.reference import measure_by_reference
 from unforgotten.audit.weights.sums import TensorMeasured
 from unforgotten.audit.weights.task import NotFiniteError, RefusedError, TensorTask
+from unforgotten.audit.weights.warming import compile_for
 
 MAX_LOSSES = 3  # of workers in a row without a batch done
 WARM = "unforgotten.audit.weights.warm_up"
@@ -96,6 +97,7 @@ def _naming(work: Work, name: str) -> Iterator[None]:
 
 def _by_processes(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[list[PieceMeasured]]:
     """The batches in their order; those that a lost worker took with it are given out again."""
+    compile_for(work, dict.fromkeys(batch.name for batch in batches))
     waiting = dict(enumerate(batches))
     done: dict[int, list[PieceMeasured]] = {}
     losses, following, lost = 0, 0, ""

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -113,3 +117,28 @@ def test_ray_measures_the_same_and_survives_a_lost_worker(
     killing = deadly(target, "b.weight", tmp_path, 1)
     assert weights_leg(killing, unlearned, FORMATS, ray="local") == alone
     assert len(list(tmp_path.iterdir())) == 1
+
+
+COMPILING = """
+import sys
+from pathlib import Path
+from unforgotten.audit import open_checkpoint, weights_leg
+if __name__ == "__main__":
+    weights_leg(*(open_checkpoint(Path(name)) for name in sys.argv[1:]), ("q4_k",), jobs=2)
+"""
+
+
+def test_what_workers_need_is_compiled_once(tmp_path: Path) -> None:
+    """In a format that they are not forked with, from an empty cache: no machine code is put into it twice."""
+    rng = rng_for("compiled once")
+    for name in "tu":
+        content = {k: (0.02 * rng.standard_normal((64, 256))).astype(np.float32) for k in ("a.weight", "b.weight")}
+        save_file(content, tmp_path / f"{name}.safetensors")
+    script = tmp_path / "compiling.py"
+    script.write_text(COMPILING)
+    own = {"NUMBA_CACHE_DIR": str(tmp_path / "cache"), "NUMBA_DEBUG_CACHE": "1", VARIABLE: "scalar"}
+    command = [sys.executable, "-P", str(script), *(str(tmp_path / f"{name}.safetensors") for name in "tu")]
+    said = subprocess.run(command, env=os.environ | own, check=True, capture_output=True, text=True).stdout
+    saved = re.findall(r"data saved to '(.*)'", said)
+    assert saved, said
+    assert len(saved) == len(set(saved)), sorted(path for path in saved if saved.count(path) > 1)
