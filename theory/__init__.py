@@ -1,147 +1,19 @@
 """The mathematics: formats as data, cells, flips, gating, dead zones, response, recovery. numpy and scipy only.
 
-`theory/README.md` is the readable form. A function that shares its name with its module (`cells`, `predict`,
-`bound`, `block_law`, `auc`, `gptq`) is not re-exported, nor is `quantize`: import it from there. `calculators.design`
-needs jax, and `proofs` sympy and z3.
+`theory/README.md` is the readable form. Re-exported is what a first script needs, ten names that load nothing of scipy;
+everything else is imported from its module, as `from unforgotten.theory.laws.gating import riemann_gain`.
+`calculators.design` needs jax, and `proofs` sympy and z3.
 Modules say `import scipy` and then `scipy.special.ndtr`, never `from scipy import special`: scipy loads a part of itself
-on its first use, so that what needs names alone, as `unforgotten formats` does, loads none.
+on its first use.
 """
 
-from unforgotten.theory.calculators.bound import Answer as Answer
-from unforgotten.theory.calculators.bound import Question as Question
-from unforgotten.theory.claims import CLAIMS as CLAIMS
-from unforgotten.theory.claims import PROOFS as PROOFS
 from unforgotten.theory.claims import Claim as Claim
-from unforgotten.theory.claims import Proof as Proof
-from unforgotten.theory.claims import claim as claim
-from unforgotten.theory.claims import proof as proof
-from unforgotten.theory.formats.awq import search_clip as search_clip
-from unforgotten.theory.formats.awq import search_scales as search_scales
-from unforgotten.theory.formats.gptq import GptqRule as GptqRule
-from unforgotten.theory.formats.gptq import calibration_hessian as calibration_hessian
+from unforgotten.theory.claims import load_claims as load_claims
 from unforgotten.theory.formats.names import FAMILIES as FAMILIES
 from unforgotten.theory.formats.names import Format as Format
 from unforgotten.theory.formats.names import format_named as format_named
-from unforgotten.theory.formats.reference import Grid as Grid
-from unforgotten.theory.formats.reference import round_trip as round_trip
-from unforgotten.theory.geometry.adamw import adamw_displacement_upper_bound as adamw_displacement_upper_bound
-from unforgotten.theory.geometry.adamw import adamw_limit_ratio as adamw_limit_ratio
-from unforgotten.theory.geometry.adamw import adamw_ratio_upper_bound as adamw_ratio_upper_bound
-from unforgotten.theory.geometry.adamw import adamw_step_upper_bound as adamw_step_upper_bound
-from unforgotten.theory.geometry.adamw import extremal_gradients as extremal_gradients
-from unforgotten.theory.geometry.cells import Cells as Cells
-from unforgotten.theory.geometry.cells import position as position
-from unforgotten.theory.geometry.dead_zone import BinadeCounts as BinadeCounts
-from unforgotten.theory.geometry.dead_zone import DeadZone as DeadZone
-from unforgotten.theory.geometry.dead_zone import add_binades as add_binades
-from unforgotten.theory.geometry.dead_zone import count_binades as count_binades
-from unforgotten.theory.geometry.dead_zone import find_dead_zone as find_dead_zone
-from unforgotten.theory.geometry.dead_zone import frozen_exponent as frozen_exponent
-from unforgotten.theory.geometry.drift import certified_codes as certified_codes
-from unforgotten.theory.geometry.drift import keeps_code as keeps_code
-from unforgotten.theory.geometry.drift import scale_drift_upper_bound as scale_drift_upper_bound
-from unforgotten.theory.geometry.drift import unflipped_update_upper_bound as unflipped_update_upper_bound
-from unforgotten.theory.geometry.motion import StepLaw as StepLaw
-from unforgotten.theory.geometry.motion import expected_displacement as expected_displacement
-from unforgotten.theory.geometry.motion import rounded_velocity as rounded_velocity
-from unforgotten.theory.geometry.motion import step_law as step_law
-from unforgotten.theory.geometry.motion_fit import observed_moves as observed_moves
-from unforgotten.theory.geometry.motion_fit import stationary_fit as stationary_fit
-from unforgotten.theory.geometry.optimizers import STEP_UPPER_BOUNDS as STEP_UPPER_BOUNDS
-from unforgotten.theory.geometry.optimizers import (
-    adam_uncorrected_step_upper_bound as adam_uncorrected_step_upper_bound,
-)
-from unforgotten.theory.geometry.optimizers import decay_step_upper_bound as decay_step_upper_bound
-from unforgotten.theory.geometry.optimizers import frozen_magnitude as frozen_magnitude
-from unforgotten.theory.geometry.optimizers import largest_step as largest_step
-from unforgotten.theory.geometry.optimizers import lion_step_upper_bound as lion_step_upper_bound
-from unforgotten.theory.geometry.optimizers import lora_change_upper_bound as lora_change_upper_bound
-from unforgotten.theory.geometry.optimizers import sgd_step_upper_bound as sgd_step_upper_bound
-from unforgotten.theory.geometry.optimizers import sign_step_upper_bound as sign_step_upper_bound
-from unforgotten.theory.geometry.preimages import Interval as Interval
-from unforgotten.theory.geometry.preimages import block_box as block_box
-from unforgotten.theory.geometry.preimages import weight_cells as weight_cells
-from unforgotten.theory.geometry.sandwich import Sandwich as Sandwich
-from unforgotten.theory.geometry.sandwich import displacement_norm_upper_bound as displacement_norm_upper_bound
-from unforgotten.theory.geometry.sandwich import displacement_sandwich as displacement_sandwich
-from unforgotten.theory.laws.absmax import AbsmaxLaw as AbsmaxLaw
-from unforgotten.theory.laws.absmax import absmax_cdf as absmax_cdf
-from unforgotten.theory.laws.absmax import absmax_law as absmax_law
-from unforgotten.theory.laws.absmax import expected_absmax as expected_absmax
-from unforgotten.theory.laws.absmax import expected_inverse_absmax as expected_inverse_absmax
-from unforgotten.theory.laws.absmax import observed_absmax as observed_absmax
-from unforgotten.theory.laws.block_law import Expected as Expected
-from unforgotten.theory.laws.boundary import Moments as Moments
-from unforgotten.theory.laws.boundary import boundary_density as boundary_density
-from unforgotten.theory.laws.boundary import levels_moved as levels_moved
-from unforgotten.theory.laws.boundary import pinned_levels as pinned_levels
-from unforgotten.theory.laws.concentration import concentrated_cosine as concentrated_cosine
-from unforgotten.theory.laws.concentration import needed_share as needed_share
-from unforgotten.theory.laws.densities import Density as Density
-from unforgotten.theory.laws.densities import Empirical as Empirical
-from unforgotten.theory.laws.densities import Gaussian as Gaussian
-from unforgotten.theory.laws.densities import Laplace as Laplace
-from unforgotten.theory.laws.densities import StudentT as StudentT
-from unforgotten.theory.laws.densities import density_named as density_named
-from unforgotten.theory.laws.densities import empirical as empirical
-from unforgotten.theory.laws.energy import effective_step as effective_step
-from unforgotten.theory.laws.energy import energy_density as energy_density
-from unforgotten.theory.laws.energy import expected_cosine as expected_cosine
-from unforgotten.theory.laws.energy import gated_energy as gated_energy
 from unforgotten.theory.laws.flips import flip_probability as flip_probability
-from unforgotten.theory.laws.gating import gated_mean as gated_mean
-from unforgotten.theory.laws.gating import gated_variance as gated_variance
-from unforgotten.theory.laws.gating import riemann_gain as riemann_gain
-from unforgotten.theory.laws.multiplicity import Discoveries as Discoveries
-from unforgotten.theory.laws.multiplicity import false_discoveries as false_discoveries
-from unforgotten.theory.laws.predict import Prediction as Prediction
-from unforgotten.theory.laws.predict import predict_moves as predict_moves
-from unforgotten.theory.laws.regimes import hidden_energy_upper_bound as hidden_energy_upper_bound
-from unforgotten.theory.laws.regimes import hidden_wash_z as hidden_wash_z
-from unforgotten.theory.laws.regimes import on_grid_gain as on_grid_gain
-from unforgotten.theory.laws.regimes import on_grid_survivor as on_grid_survivor
-from unforgotten.theory.laws.regimes import swallowing_absmax as swallowing_absmax
-from unforgotten.theory.laws.scaling import flip_rate as flip_rate
-from unforgotten.theory.laws.scaling import flip_ratio as flip_ratio
 from unforgotten.theory.laws.update import GRID_MODES as GRID_MODES
-from unforgotten.theory.laws.update import GridMode as GridMode
 from unforgotten.theory.laws.update import Survival as Survival
 from unforgotten.theory.laws.update import survival as survival
-from unforgotten.theory.laws.wash import WashTest as WashTest
-from unforgotten.theory.laws.wash import exact_wash_test as exact_wash_test
-from unforgotten.theory.laws.wash import permutation_wash_test as permutation_wash_test
-from unforgotten.theory.laws.wash import wash_test as wash_test
-from unforgotten.theory.models.auc import AucRange as AucRange
-from unforgotten.theory.models.auc import auc_change_upper_bound as auc_change_upper_bound
-from unforgotten.theory.models.auc import auc_range as auc_range
-from unforgotten.theory.models.curvature import curvature_remainder_upper_bound as curvature_remainder_upper_bound
-from unforgotten.theory.models.curvature import gating_curvature as gating_curvature
-from unforgotten.theory.models.decomposition import LostEffect as LostEffect
-from unforgotten.theory.models.decomposition import lost_effect as lost_effect
-from unforgotten.theory.models.divergence import metric_change_upper_bound as metric_change_upper_bound
-from unforgotten.theory.models.divergence import total_variation_upper_bound as total_variation_upper_bound
-from unforgotten.theory.models.greedy import certified_prefix as certified_prefix
-from unforgotten.theory.models.greedy import certified_tokens as certified_tokens
-from unforgotten.theory.models.greedy import greedy_metric_change_upper_bound as greedy_metric_change_upper_bound
-from unforgotten.theory.models.greedy import top_two_gap as top_two_gap
-from unforgotten.theory.models.lattice import error_norm_upper_bound as error_norm_upper_bound
-from unforgotten.theory.models.lattice import is_swallowed as is_swallowed
-from unforgotten.theory.models.lattice import lost_update_upper_bound as lost_update_upper_bound
-from unforgotten.theory.models.lattice import nearest_plane_loss as nearest_plane_loss
-from unforgotten.theory.models.lattice import one_feature_shift as one_feature_shift
-from unforgotten.theory.models.lattice import sequential_cell as sequential_cell
-from unforgotten.theory.models.lattice import sequential_flip_probability as sequential_flip_probability
-from unforgotten.theory.models.lattice import sequential_loss_variance as sequential_loss_variance
-from unforgotten.theory.models.recovery import Recovery as Recovery
 from unforgotten.theory.models.recovery import recovered_fraction as recovered_fraction
-from unforgotten.theory.models.response import Response as Response
-from unforgotten.theory.models.response import linear_response as linear_response
-from unforgotten.theory.models.response import response_variance_upper_bound as response_variance_upper_bound
-from unforgotten.theory.models.retained import Retained as Retained
-from unforgotten.theory.models.retained import memory_direction as memory_direction
-from unforgotten.theory.models.retained import quantization_robustness as quantization_robustness
-from unforgotten.theory.models.retained import retained_ratios as retained_ratios
-from unforgotten.theory.models.retained import symmetric_robustness as symmetric_robustness
-from unforgotten.theory.models.tails import bernstein_radius as bernstein_radius
-from unforgotten.theory.models.tails import bernstein_tail_upper_bound as bernstein_tail_upper_bound
-from unforgotten.theory.models.tails import empirical_bernstein_radius as empirical_bernstein_radius

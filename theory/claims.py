@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+import pkgutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -44,7 +46,20 @@ class Proof:
 
 
 CLAIMS: dict[str, Claim] = {}
+"""The claims of the modules that were imported so far; all of them after `load_claims`."""
 PROOFS: dict[str, Proof] = {}
+"""The proofs of the modules that were imported so far; all of them after `proofs.run.load_proofs`."""
+STATEMENTS = "geometry", "laws", "models"
+"""The sub-packages whose modules register claims. None of them needs an extra."""
+
+
+def load_claims() -> dict[str, Claim]:
+    """Import every module that registers a claim, and return all claims by the name of their function."""
+    for name in STATEMENTS:
+        package = importlib.import_module(f"unforgotten.theory.{name}")
+        for module in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module.name)
+    return CLAIMS
 
 
 def claim(id: str, *, kind: Kind, source: str) -> Callable[[F], F]:

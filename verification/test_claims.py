@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 
 import unforgotten.theory
-from unforgotten.theory.claims import CLAIMS, PROOFS, Claim, Kind, claim, proof
+from unforgotten.theory.claims import CLAIMS, PROOFS, Claim, Kind, claim, load_claims, proof
 from unforgotten.theory.proofs.run import load_proofs
 from unforgotten.verification.recording.recorded import named_tests, names_of_tests
 
@@ -20,12 +20,12 @@ for module in THEORY_MODULES:
     importlib.import_module(module)
 
 
-@pytest.mark.parametrize("registered", CLAIMS.values(), ids=lambda c: c.function)
+@pytest.mark.parametrize("registered", load_claims().values(), ids=lambda c: c.function)
 def test_claims__are_verified(registered: Claim) -> None:
     assert registered.function.rpartition(".")[2] in named_tests()
 
 
-@pytest.mark.parametrize("id", sorted({c.id for c in CLAIMS.values()}))
+@pytest.mark.parametrize("id", sorted({c.id for c in load_claims().values()}))
 def test_claims__have_a_derivation_or_a_proof(id: str) -> None:
     assert id in {p.claim for p in load_proofs().values()}
 
@@ -35,7 +35,7 @@ def test_claims__are_verified_by_a_rule_that_can_fail() -> None:
     assert list(names_of_tests("def test_a__b():\n    pass\ndef helper():\n    pass")) == ["test_a__b"]
 
 
-@pytest.mark.parametrize("registered", CLAIMS.values(), ids=lambda c: c.function)
+@pytest.mark.parametrize("registered", load_claims().values(), ids=lambda c: c.function)
 def test_claims__are_complete(registered: Claim) -> None:
     assert re.fullmatch(r"[TC]\d+", registered.id)
     assert registered.kind in get_args(Kind)
@@ -44,11 +44,18 @@ def test_claims__are_complete(registered: Claim) -> None:
     assert "\n" not in registered.statement
 
 
-@pytest.mark.parametrize("registered", CLAIMS.values(), ids=lambda c: c.function)
+@pytest.mark.parametrize("registered", load_claims().values(), ids=lambda c: c.function)
 def test_claims__name_functions_that_exist(registered: Claim) -> None:
     module, _, name = registered.function.rpartition(".")
     assert callable(getattr(importlib.import_module(module), name))
     assert registered.function == CLAIMS[registered.function].function
+
+
+def test_load_claims__misses_none() -> None:
+    """In a process that has imported nothing else, the claims that all modules together register."""
+    code = "from unforgotten.theory.claims import load_claims; print(*sorted(load_claims()))"
+    done = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.split() == sorted(name for name in CLAIMS if name.startswith("unforgotten.theory."))
 
 
 def test_claims__hold_the_core_of_the_theory() -> None:

@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 
-from unforgotten.theory.claims import CLAIMS, PROOFS, Claim, Proof
-from unforgotten.theory.proofs.run import load_claims, load_proofs
+from unforgotten.theory.claims import CLAIMS, PROOFS, Claim, Proof, load_claims
+from unforgotten.theory.proofs.run import load_proofs
 
 PARTS = Path(__file__).parents[2]  # of the package, and of a checkout
 PACKAGE = "unforgotten.theory."

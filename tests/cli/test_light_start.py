@@ -44,7 +44,11 @@ HEAVY = {
     "scipy.stats",
     "scipy.sparse",
 }
-NEEDS_THEORY = {"formats", "claims"}
+THEORY = {
+    "formats": {"numpy", "unforgotten.theory.formats.names"},
+    "claims": {"numpy", "unforgotten.theory.laws.densities", "unforgotten.theory.models.lattice"},
+}
+"""What a listing needs of the theory; the others need nothing of it."""
 COMMANDS = ("run", "audit", "bound", "report", "formats", "methods", "metrics", "claims", "verify")
 
 
@@ -61,9 +65,11 @@ def loaded(*arguments: str) -> set[str]:
 def test_a_listing_loads_nothing_heavy(listing: str, more: list[str]) -> None:
     modules = loaded(listing, *more)
     assert not HEAVY & modules
-    # Theory is numpy and formulas: it comes whole, and scipy's parts stay away until a formula is computed.
-    needed = {"numpy", "unforgotten.theory.laws.densities", "unforgotten.theory.models.lattice"}
-    assert needed & modules == (needed if listing in NEEDS_THEORY else set())
+    # All claims are all of the theory, and scipy's parts stay away until a formula is computed.
+    every = set().union(*THEORY.values())
+    assert THEORY.get(listing, set()) <= modules
+    if listing not in THEORY:
+        assert not every & modules
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])
@@ -71,3 +77,9 @@ def test_help_loads_nothing_heavy(command: str) -> None:
     modules = loaded(*([command] if command else []), "--help")
     assert "unforgotten.cli" in modules
     assert not (HEAVY | {"numpy", "unforgotten.theory"}) & modules
+
+
+def test_names_of_formats_load_no_scipy() -> None:
+    """Not even its root: what lists formats needs none of the laws."""
+    code = "import sys, unforgotten.theory.formats.names; sys.exit('scipy' in sys.modules)"
+    assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0

@@ -10,9 +10,8 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import NamedTuple
 
-import unforgotten.theory
 from unforgotten.theory import proofs
-from unforgotten.theory.claims import CLAIMS, PROOFS, Claim, Proof
+from unforgotten.theory.claims import PROOFS, Claim, Proof, load_claims
 
 
 class Outcome(NamedTuple):
@@ -29,13 +28,6 @@ def load_proofs() -> dict[str, Proof]:
         if not module.name.startswith("_") and module.name != "run":
             importlib.import_module(f"unforgotten.theory.proofs.{module.name}")
     return PROOFS
-
-
-def load_claims() -> None:
-    """Import every module that registers a claim, those outside `unforgotten.theory`'s own imports too."""
-    for module in pkgutil.walk_packages(unforgotten.theory.__path__, "unforgotten.theory."):
-        if not module.ispkg and not module.name.startswith("unforgotten.theory.proofs."):
-            importlib.import_module(module.name)
 
 
 def run_proof(proof: Proof) -> Outcome:
@@ -57,9 +49,8 @@ def run_proofs(chosen: Iterable[Proof]) -> Iterator[Outcome]:
 
 def only_tested() -> list[Claim]:
     """The claims whose statement has no proof, one a function."""
-    load_claims()
     proved = {p.claim for p in load_proofs().values()}
-    bare = (c for c in CLAIMS.values() if c.id not in proved)
+    bare = (c for c in load_claims().values() if c.id not in proved)
     return sorted(bare, key=lambda c: (c.id[0], int(c.id[1:]), c.function))
 
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from unforgotten.theory.claims import CLAIMS, Claim
+from unforgotten.theory.claims import Claim, load_claims
 
 VERIFICATION = Path(__file__).parents[1]
 RECORDED = VERIFICATION / "verification-report.json"
@@ -44,7 +44,7 @@ def claim_rows(path: Path = RECORDED) -> list[dict[str, Any]]:
         raise ValueError(f"{path}: schema must be {SCHEMA}, got {report['schema']!r}")
     outcomes = {row["function"]: row["tests"] for row in report["claims"]}
     tests = named_tests()
-    ordered = sorted(CLAIMS.values(), key=lambda c: (c.id[0], int(c.id[1:]), c.function))
+    ordered = sorted(load_claims().values(), key=lambda c: (c.id[0], int(c.id[1:]), c.function))
     return [
         {**_row(c, outcomes.get(c.function, {}), report["proofs"], tests), "profile": report["profile"]}
         for c in ordered

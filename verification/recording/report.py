@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.theory.claims import CLAIMS, PROOFS
+from unforgotten.theory.claims import CLAIMS, PROOFS, load_claims
 from unforgotten.theory.formats.description import Format
 from unforgotten.verification.chance import COUNTS, FALSE_ALARM, FAMILY_FALSE_ALARM, sample_seed
 from unforgotten.verification.recording.recorded import SCHEMA
@@ -117,7 +117,7 @@ def _short(value: object) -> str:
 
 def claim_names() -> dict[str, str]:
     """The registered function of each claim, by its bare name."""
-    return {function.rpartition(".")[2]: function for function in CLAIMS}
+    return {function.rpartition(".")[2]: function for function in load_claims()}
 
 
 def fingerprint(value: object) -> int | None:
