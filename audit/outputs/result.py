@@ -144,7 +144,7 @@ def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLe
         schema=SCHEMA,
         version=version("unforgotten"),
         compared="codes",
-        computed=Computed(path=NUMPY, processor=processor()),
+        computed=Computed(path=NUMPY, processor=processor(), ways={}),
         target=_source(target),
         unlearned=_source(unlearned),
         formats=[code_row(name, counts) for name, counts in leg.by_format.items()],

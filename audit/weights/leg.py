@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -127,6 +128,7 @@ def weights_leg(
 
     from unforgotten.audit.weights.batches import Work
     from unforgotten.audit.weights.processes import measure_tensors
+    from unforgotten.audit.weights.task import ways_in
 
     weights = sum(math.prod(target.tensors[name].shape) for name in names.quantized)
     work = Work(target, unlearned, tuple(known), path_for(weights * len(known)))
@@ -134,7 +136,9 @@ def weights_leg(
     tensors = [
         _tensor_leg(target, unlearned, name, found) for name, found in zip(names.quantized, measured, strict=True)
     ]
-    return _sum_up(tensors, kept, Computed(path=work.simd, processor=processor()))
+    taken = [ways_in((target, unlearned), name, known, work.simd) for name in names.quantized]
+    ways = {fmt.name: dict(sorted(Counter[str](each[fmt.name] for each in taken).items())) for fmt in known}
+    return _sum_up(tensors, kept, Computed(path=work.simd, processor=processor(), ways=ways))
 
 
 def _tensor_leg(target: Checkpoint, unlearned: Checkpoint, name: str, measured: TensorMeasured) -> TensorLeg:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -12,32 +12,20 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.kernel import bits as kernel_bits
 from unforgotten.audit.kernel import scalar
-from unforgotten.audit.kernel.entries import FINITE, Fit, fit_of_blocks, fit_of_magnitudes
-from unforgotten.audit.kernel.rules import (
-    Blocks,
-    Extremes,
-    fit_blocks,
-    fits_kernel,
-    grids_agree,
-    may_overflow,
-    rule_of,
-    setters,
-)
-from unforgotten.audit.kernel.simd import VECTOR_PATHS
+from unforgotten.audit.kernel.entries import Fit, fit_of_blocks, fit_of_magnitudes
+from unforgotten.audit.kernel.rules import Blocks, Extremes, fit_blocks, grids_agree, may_overflow, rule_of, setters
 from unforgotten.audit.kernel.stored_weights import Weights, own_memory
 from unforgotten.audit.kernel.vector import measure_registers
-from unforgotten.audit.kernel.vector_rules import fits_registers
 from unforgotten.audit.sources.flat import PIECE_WEIGHTS, Layout, Piece, layout_of, read_flat
 from unforgotten.audit.weights.piece_blocks import Cut, span_of
 from unforgotten.audit.weights.sums import Setting, TensorMeasured
 from unforgotten.audit.weights.task import NotFiniteError, TensorTask, refusing
+from unforgotten.audit.weights.ways import Way
 from unforgotten.theory.formats.names import Format
 from unforgotten.theory.geometry.dead_zone import BINADES, BinadeCounts
 from unforgotten.theory.laws.update import GRID_MODES, GridMode, Survival, add, survival
 
 Array = NDArray[Any]
-WHOLE = "hqq-proximal"
-"""The statistic whose search stops by a mean over the whole tensor, which is therefore read at once."""
 
 
 class Census(NamedTuple):
@@ -87,7 +75,7 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     for fmt in task.formats:
         key = layout_of(fmt, task.shape), spans[fmt.name]
         cut_of[fmt.name] = cuts.setdefault(key, Cut(task, *key, (x, y), piece))
-    parts, census = _by_magnitudes(task, cut_of)
+    parts, census = _look_up(task, cut_of)
     if census is None or stop > piece.stop:
         tops = _largest(piece, stop, x, y, cuts.values())
         if not np.isfinite(tops).all():
@@ -97,14 +85,12 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     for fmt in task.formats:
         if fmt.name in parts:
             continue
-        cut = cut_of[fmt.name]
         with refusing(fmt):
-            if fits_kernel(fmt):
-                parts[fmt.name] = _measure(task, fmt, cut)
-            elif fmt.statistic != WHOLE:
-                w, w_new = (z.reshape(-1, cut.layout.size) for z in cut.float32)
-                for grid in GRID_MODES:
-                    searched[Setting(fmt.name, grid)] = survival(w, w_new, fmt, grid)
+            found = MEASURE[task.ways[fmt.name]](task, fmt, cut_of[fmt.name])
+        if isinstance(found, Part):
+            parts[fmt.name] = found
+        else:
+            searched |= {Setting(fmt.name, grid): measured for grid, measured in found.items()}
     added = (p.delta_sq for name, p in parts.items() if spans[name] == piece)
     delta_sq = next((square for square in added if not math.isnan(square)), math.nan)
     if math.isnan(delta_sq):
@@ -113,18 +99,17 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     return PieceMeasured(census, delta_sq, parts, searched)
 
 
-def _by_magnitudes(task: TensorTask, cut_of: Mapping[str, Cut]) -> tuple[dict[str, Part], Census | None]:
-    """What needs no look at the weights before: formats whose scales follow from the bits of largest magnitudes.
+def _look_up(task: TensorTask, cut_of: Mapping[str, Cut]) -> tuple[dict[str, Part], Census | None]:
+    """Measure by magnitudes, which needs no look at the weights before.
 
-    The first of them takes the census on the way, where its blocks are the piece.
+    The first format takes the census on the way, where its blocks are the piece. Left out is what the tables are not
+    good for: that is measured like the others.
     """
     parts: dict[str, Part] = {}
     census: Census | None = None
     for fmt in task.formats:
         cut = cut_of[fmt.name]
-        if not (fmt.statistic == "absmax" and _by_vectors(task, fmt) and cut.is_whole):
-            continue
-        if not (cut.is_bfloat16 and _has_many_blocks(task, fmt)):
+        if task.ways[fmt.name] != "magnitudes" or not cut.is_whole:
             continue
         tops, size = _tensor_tops(task, fmt), cut.layout.size
         fit = fit_of_magnitudes(fmt, tops, cut.fit, size, cut.whole_groups)
@@ -136,10 +121,6 @@ def _by_magnitudes(task: TensorTask, cut_of: Mapping[str, Cut]) -> tuple[dict[st
             if counts_all:
                 census = Census(found.weights, found.moved, True, False)
     return parts, census
-
-
-def _by_vectors(task: TensorTask, fmt: Format) -> bool:
-    return task.simd in VECTOR_PATHS and fits_registers(fmt)
 
 
 def _read(task: TensorTask, piece: Piece) -> tuple[Weights, Weights]:
@@ -163,11 +144,38 @@ def _largest(piece: Piece, stop: int, x: Weights, y: Weights, cuts: Iterable[Cut
     return x.largest, y.largest
 
 
-def _measure(task: TensorTask, fmt: Format, cut: Cut) -> Part:
+def _by_vectors(task: TensorTask, fmt: Format, cut: Cut) -> Part:
+    return _compiled(task, fmt, cut, cut.whole_groups)
+
+
+def _one_by_one(task: TensorTask, fmt: Format, cut: Cut) -> Part:
+    return _compiled(task, fmt, cut, 0)
+
+
+def _by_reference(task: TensorTask, fmt: Format, cut: Cut) -> Mapping[GridMode, Survival]:
+    w, w_new = (z.reshape(-1, cut.layout.size) for z in cut.float32)
+    return {grid: survival(w, w_new, fmt, grid) for grid in GRID_MODES}
+
+
+def _later(task: TensorTask, fmt: Format, cut: Cut) -> Mapping[GridMode, Survival]:
+    """Leave it to `add_pieces`."""
+    return {}
+
+
+MEASURE: Mapping[Way, Callable[[TensorTask, Format, Cut], Part | Mapping[GridMode, Survival]]] = {
+    "magnitudes": _by_vectors,  # what `_look_up` left out
+    "vectors": _by_vectors,
+    "scalar": _one_by_one,
+    "reference": _by_reference,
+    "whole": _later,
+}
+
+
+def _compiled(task: TensorTask, fmt: Format, cut: Cut, first: int) -> Part:
+    """Measure the first blocks sixteen weights at a time, and the others one by one."""
     part = Part(np.zeros((2, 3), np.int64), np.zeros((2, 4)), np.zeros(scalar.BINS, np.int64), math.nan)
     if not len(cut.ends):
         return part
-    first = cut.whole_groups if _by_vectors(task, fmt) else 0
     fit = _fit_whole(task, fmt, cut, first) if first else None
     size = cut.layout.size
     x, y = (w[: first * size] for w in cut.stored)
@@ -192,11 +200,6 @@ def _fit_whole(task: TensorTask, fmt: Format, cut: Cut, first: int) -> Fit | Non
     ends = cut.extremes[0]
     one, two = (Blocks(*(p[:first] for p in blocks)) for blocks in (before, after))
     return fit_of_blocks(one, two, np.maximum(-ends.low[:first], ends.high[:first]))
-
-
-def _has_many_blocks(task: TensorTask, fmt: Format) -> bool:
-    """Whether a table of all magnitudes is worth its while: one for each tensor is not for a small one."""
-    return not fmt.tensor_range or math.prod(task.shape) // (fmt.block_size or 1) > FINITE
 
 
 def _measure_rest(task: TensorTask, fmt: Format, cut: Cut, first: int, part: Part) -> None:
@@ -275,7 +278,7 @@ def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMea
             setting = Setting(fmt.name, grid)
             if fmt.name in rows[0].parts:
                 found[setting] = _survival(rows, [row.parts[fmt.name] for row in rows], grid)
-            elif fmt.statistic == WHOLE:
+            elif task.ways[fmt.name] == "whole":
                 with refusing(fmt):
                     w, w_new = (np.asarray(c.read(task.name), np.float32) for c in task.checkpoints)
                     found[setting] = survival(w, w_new, fmt, grid)

@@ -81,8 +81,3 @@ class Cut:
     def is_whole(self) -> bool:
         """Whether all blocks are `whole_groups`, and there are any."""
         return self.whole_groups * self.layout.size == self.span.stop - self.span.start > 0
-
-    @property
-    def is_bfloat16(self) -> bool:
-        """Whether the kernels read bits of bfloat16."""
-        return self._pair[0].stored.itemsize == 2

@@ -24,7 +24,7 @@ from unforgotten.audit.weights.piece import PieceMeasured, add_pieces
 from unforgotten.audit.weights.reading import Fetching
 from unforgotten.audit.weights.reference import measure_by_reference
 from unforgotten.audit.weights.sums import TensorMeasured
-from unforgotten.audit.weights.task import NotFiniteError, RefusedError, TensorTask
+from unforgotten.audit.weights.task import NotFiniteError, RefusedError, TensorTask, ways_in
 from unforgotten.audit.weights.warming import compile_for
 
 MAX_LOSSES = 3  # of workers in a row without a batch done
@@ -77,7 +77,9 @@ def measure_tensors(
 def _tensor(work: Work, name: str, found: Iterator[list[PieceMeasured]], count: int) -> TensorMeasured:
     with _naming(work, name):
         rows = [row for part in islice(found, count) for row in part]
-        whole = TensorTask((work.target, work.unlearned), name, work.formats, {}, work.simd)
+        pair = work.target, work.unlearned
+        ways = ways_in(pair, name, work.formats, work.simd)
+        whole = TensorTask(pair, name, work.formats, {}, work.simd, ways)
         return add_pieces(whole, rows)
 
 

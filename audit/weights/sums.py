@@ -18,13 +18,17 @@ class Setting(NamedTuple):
 
 
 class Computed(TypedDict):
-    """How weights were measured: the path, one of `simd.available_paths`, and LLVM's name of the processor.
+    """How weights were measured. Counts are the same on every path and way, and sums to 1e-12 of what they add up.
 
-    Counts are the same on every path, and sums to 1e-12 of what they add up.
+    Attributes:
+        path: path of the kernel, one of `simd.available_paths`.
+        processor: LLVM's name of the processor.
+        ways: of each format, in how many tensors it was measured in which way, see `ways`.
     """
 
     path: str
     processor: str
+    ways: dict[str, dict[str, int]]
 
 
 @dataclass(frozen=True)

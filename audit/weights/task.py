@@ -14,6 +14,7 @@ from unforgotten.audit.kernel.stored_weights import Weights, extremes, own_memor
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.flat import PIECE_WEIGHTS, Layout, layout_of, pieces, read_flat
+from unforgotten.audit.weights.ways import Way, ways_of
 from unforgotten.theory.formats.names import Format
 from unforgotten.theory.formats.reference import padding
 
@@ -59,6 +60,7 @@ class TensorTask:
         wide: of blocks that are wider than a piece, and of the tensor where a format needs that, the extremes before
             and after.
         simd: the path to measure it on, see `simd.available_paths`.
+        ways: how each format is measured, by its name, see `ways`.
     """
 
     checkpoints: tuple[Checkpoint, Checkpoint]
@@ -66,10 +68,11 @@ class TensorTask:
     formats: tuple[Format, ...]
     wide: Mapping[Layout, tuple[Extremes, Extremes]]
     simd: str
+    ways: Mapping[str, Way]
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the tensor."""
+        """Shape of the tensor."""
         return self.checkpoints[0].tensors[self.name].shape
 
 
@@ -87,7 +90,15 @@ def tensor_task(
         layout: (_wide_extremes(target, name, layout, seen), _wide_extremes(unlearned, name, layout, seen))
         for layout, seen in _wide_layouts(formats, shape).items()
     }
-    return TensorTask((target, unlearned), name, tuple(formats), wide, simd)
+    return TensorTask(
+        (target, unlearned), name, tuple(formats), wide, simd, ways_in((target, unlearned), name, formats, simd)
+    )
+
+
+def ways_in(pair: tuple[Checkpoint, Checkpoint], name: str, formats: Sequence[Format], simd: str) -> Mapping[str, Way]:
+    """Return how each format is measured in a tensor of a pair, by the name of the format."""
+    before, after = (checkpoint.tensors[name] for checkpoint in pair)
+    return ways_of(formats, before.shape, (before.dtype.name, after.dtype.name), simd)
 
 
 def check_formats(shape: tuple[int, ...], formats: Sequence[Format]) -> None:

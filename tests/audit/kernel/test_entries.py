@@ -14,7 +14,6 @@ from unforgotten.audit.kernel.rules import Blocks, Extremes, fit_blocks, may_ove
 from unforgotten.audit.kernel.simd import VECTOR_PATHS, available_paths
 from unforgotten.audit.kernel.vector import measure_registers
 from unforgotten.audit.kernel.vector_rules import fits_registers
-from unforgotten.audit.weights import piece
 from unforgotten.theory.formats.names import Format, format_named
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.domains import strategies as domain
@@ -159,13 +158,3 @@ def test_fit_of_magnitudes__of_known_blocks_has_limits_too(path: str) -> None:
     assert fit is not None
     assert measure_registers((x, y), 64, first, fit, path) is not None
     assert fit_of_magnitudes(second, None, fit, 64, 1) is None
-
-
-@pytest.mark.parametrize("count", [1, FINITE + 1])
-def test_a_table_for_each_tensor_is_for_large_ones(count: int) -> None:
-    fmt = format_named("nvfp4")
-
-    class Task:
-        shape = (count, fmt.block_size)
-
-    assert piece._has_many_blocks(Task(), fmt) == (count > FINITE)  # type: ignore[arg-type]
