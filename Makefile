@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-paths check verify conformance conformance-legacy mutants bench
+.PHONY: help install demo test test-paths check format generated verify conformance conformance-legacy mutants bench
 
 help:
 	@echo 'make install   virtual environment in .venv, with everything for development'
@@ -13,6 +13,8 @@ help:
 	@echo 'make test      every test'
 	@echo 'make test-paths   some of them as on an older processor, by the AVX2 path, and by the scalar path'
 	@echo 'make check     ruff, mypy, pyright'
+	@echo 'make format    imports sorted, lines broken: what make check asks for'
+	@echo 'make generated every committed file that is made from others, made again'
 	@echo 'make verify    the verification suite alone'
 	@echo 'make conformance          our references against eight libraries, in an environment of 3 GB; writes the record'
 	@echo 'make conformance-legacy   the same, auto-gptq and AutoAWQ, in theirs'
@@ -61,6 +63,22 @@ check: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+format: $(READY)
+	$(BIN)/ruff check --select I --fix .
+	$(BIN)/ruff format .
+
+# `verification/verification-report.json` is left out: it records a night of tests, see CONTRIBUTING.md.
+STUDIES := reports/published
+generated: $(READY)
+	$(BIN)/python -P -m unforgotten.audit.outputs.json_schema > audit/schema/audit.schema.json.new
+	mv audit/schema/audit.schema.json.new audit/schema/audit.schema.json
+	$(BIN)/python -P -m unforgotten.reports.studies.audit_cost $(STUDIES)/audit-bench
+	$(BIN)/python -P -m unforgotten.reports.studies.audit_findings $(STUDIES)/audit-findings
+	$(BIN)/python -P -m unforgotten.reports.studies.audit_truth $(STUDIES)/audit-truth
+	$(BIN)/python -P -m unforgotten.reports.studies.flip_laws $(STUDIES)/laws
+	$(BIN)/python -P -m unforgotten.reports.studies.arms $(STUDIES)/tiny-arms-seed0 $(STUDIES)/tiny-seed0
+	$(BIN)/python -P -m unforgotten.reports.theory_document.document
 
 verify: $(READY)
 	$(BIN)/pytest verification

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 Z95 = 1.96
-# (types, may be null); the contract of a row in design/architecture.md, plus what `run` adds.
+# (types, may be null); the contract of a row, which other programs read, plus what `run` adds.
 REQUIRED: Mapping[str, tuple[tuple[type, ...], bool]] = {
     "model": ((str,), False),
     "method": ((str,), True),

@@ -29,7 +29,7 @@ def test_bound__smallest_lr_meets_the_wish_and_less_does_not(name: str) -> None:
 
 
 def test_bound__finds_the_cure_by_lr() -> None:
-    """bf16 at lr 1e-5 loses most of the update in INT4 rows; a few times the lr keeps it, as theory.md's C2 says."""
+    """bf16 at lr 1e-5 loses most of the update in INT4 rows; a few times the lr keeps it, as C2 says (`theory/README.md#conjectures`)."""
     question = Question("int4-row", 0.02, 1e-5, 500)
     answer = bound(question, gain=0.9)
     assert answer.gain is not None

@@ -113,7 +113,7 @@ def test_pinned_levels__moves_inward_only(name: str, sign: int, delta: float) ->
 
 
 def test_pinned_levels__can_leave_on_a_fixed_grid() -> None:
-    """theory.md said it cannot. It can, inward, from half a step on: 1/14 of the absmax at INT4."""
+    """One might think it cannot (`theory/README.md#t7`). It can, inward, from half a step on: 1/14 of the absmax at INT4."""
     fmt = format_named("int4-g64")
     assert pinned_levels(fmt, 7.0, -0.49, 1) == 0
     assert pinned_levels(fmt, 7.0, -0.51, 1) == 1

@@ -204,7 +204,7 @@ def test_unflipped_update_upper_bound__bounds_what_moves_without_a_flip(pair: Pa
 
 
 def test_unflipped_update_upper_bound__one_factor_for_all_formats_is_false() -> None:
-    """theory.md's |D_i| <= max|delta| fails on a range: zero point and codes stay, the top level moves by 2 max|delta|."""
+    """|D_i| <= max|delta| fails on a range (`theory/README.md#t2`): zero point and codes stay, the top level moves by 2 max|delta|."""
     fmt = format_named("int4-tensor-asym")
     w = np.array([[-0.25, 0.1, 15.0]], np.float32)  # zero point 0: -low / scale < 1/2
     moved = w + np.array([[-0.125, 0, 0.125]], np.float32)

@@ -137,7 +137,7 @@ def test_greedy_metric_change_upper_bound__holds_for_two_decoders(seeds: list[in
 
 
 def test_greedy_metric_change_upper_bound__share_of_tokens_is_not_enough() -> None:
-    """theory.md's bound by the share of certified tokens is false: one open token of ten, at the start, moves all of it."""
+    """The bound by the share of certified tokens is false: one open token of ten, at the start, moves all of it."""
     certified = np.array([[False] + [True] * 9])
     answers = [(0,) * 10, (1,) * 10]  # a second model that copies its first token
     score = [float(np.mean(np.array(a) == 0)) for a in answers]

@@ -1,4 +1,4 @@
-"""Proofs can fail: a wrong version of every statement is refuted, and where theory.md was loose, here is why."""
+"""Proofs can fail: a wrong version of every statement is refuted, and where an early draft was loose, here is why."""
 
 from __future__ import annotations
 

@@ -111,7 +111,7 @@ def test_concentrated_cosine__is_a_power_law_below_a_step(rms: float, share: flo
 
 
 def test_concentrated_cosine__saturates_and_dips() -> None:
-    """theory.md gave the power law without its end: at rho* = (rms / step)^2 the cosine is 1, then it oscillates."""
+    """The power law has an end (`theory/README.md#t9`): at rho* = (rms / step)^2 the cosine is 1, then it oscillates."""
     rms = 0.01
     assert concentrated_cosine(rms, rms**2, 1.0) == pytest.approx(1.0)
     shares = rms**2 / np.linspace(1, 4, 301) ** 2

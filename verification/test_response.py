@@ -99,7 +99,7 @@ def test_linear_response__is_the_law_of_a_real_grid() -> None:
 
 
 def test_linear_response__needs_independent_positions_for_its_variance() -> None:
-    """Two equal weights at the *same* position: the mean holds, the variance doubles. theory.md leaves this out."""
+    """Two equal weights at the *same* position: the mean holds, the variance doubles. `theory/README.md#t13` says both."""
     g, d = np.array([1.0, 1.0]), np.array([0.25, 0.25])
     want = linear_response(g, d, 1.0)
     one = gating_law([Fraction(1, 4)], [Fraction(1)])

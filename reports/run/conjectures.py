@@ -1,4 +1,4 @@
-"""Verdicts on the conjectures C1 and C2 of design/theory.md, as far as the rows of one run go, by fixed rules.
+"""Verdicts on the conjectures C1 and C2 (`theory/README.md#conjectures`), as far as the rows of one run go, by fixed rules.
 
 Three verdicts: "confirmed here", "refuted here", "open here". A universal statement is refuted by one clear
 counterexample. Where a rule compares an interval with a limit it is the row's 95 % interval; a counterexample has

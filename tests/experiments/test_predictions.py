@@ -22,7 +22,7 @@ MATRIX = "model.layers.0.self_attn.q_proj.weight"
 EDGE = 2.0**-8  # bfloat16 at lr 1e-5: 2^(e - 8) > lr (T4)
 SIGNS = np.random.default_rng(1).choice([-1.0, 1.0], SHAPE)
 FORMATS = ("int4-g64", "int8-row")
-MARGIN = 0.1  # of a predicted gain, theory.md C2
+MARGIN = 0.1  # of a predicted gain, `theory/README.md#conjectures`
 
 
 def save(folder: Path, w: np.ndarray[Any, Any]) -> None:

@@ -41,7 +41,7 @@ class Prediction:
     expected: Expected
 
 
-@claim("T11", kind="law", source="T4, T5, T6 and the law of absmax together; theory.md, C2")
+@claim("T11", kind="law", source="T4, T5, T6 and the law of absmax together; conjecture C2")
 def predict(
     fmt: Format, density: Density, absmax: AbsmaxLaw, steps_law: StepLaw, *, lr: float, steps: int, dtype: str
 ) -> Prediction:
