@@ -35,7 +35,7 @@ def read_options(
     jobs: int,
     ray: str | None,
 ) -> Options:
-    """The options of the command line.
+    """Return the options of the command line.
 
     Raises:
         ValueError: one breaks its rule.

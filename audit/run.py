@@ -83,7 +83,7 @@ def audit_pair(
 def _weights(
     before: Checkpoint, after: Checkpoint, formats: Sequence[str] | None, step: Step, *, jobs: int, ray: str | None
 ) -> ArtefactLeg | WeightsLeg:
-    """What the pair's weights show: the codes of one that is quantized already, otherwise the leg in each format."""
+    """Return what the weights show: the codes of a pair that is quantized already, else the leg in each format."""
     codes = _code_leg(before, after, formats)
     if codes is not None:
         return codes
@@ -108,7 +108,7 @@ def _check_out(out: Path) -> None:
 
 
 def _code_leg(before: Checkpoint, after: Checkpoint, formats: Sequence[str] | None) -> ArtefactLeg | None:
-    """The codes of a pair that is quantized already; None of one whose weights are compared."""
+    """Return the codes of a pair that is quantized already; None of one whose weights are compared."""
     if isinstance(before, GgufCheckpoint) and isinstance(after, GgufCheckpoint):
         quantized = is_quantized_gguf(before) or is_quantized_gguf(after)
         return compare_gguf_codes(before, after) if quantized and formats is None else None

@@ -239,7 +239,7 @@ class RunConfig(_Section):
 
 
 def load_config(source: str, *, seed: int | None = None, overrides: Iterable[str] = ()) -> RunConfig:
-    """A profile by name, or a YAML file, with `a.b=value` overrides.
+    """Return a profile by name, or a YAML file, with `a.b=value` overrides.
 
     Raises:
         ValueError: the profile or file is missing, or a value breaks a rule; one line that names it.
@@ -260,7 +260,7 @@ def load_config(source: str, *, seed: int | None = None, overrides: Iterable[str
 
 
 def profile_names() -> list[str]:
-    """The profiles that the package ships."""
+    """Return the profiles that the package ships."""
     return sorted(Path(str(entry)).stem for entry in PROFILES.iterdir() if str(entry).endswith(".yaml"))
 
 

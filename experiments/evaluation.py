@@ -43,7 +43,7 @@ class Bench:
     config: RunConfig
 
     def with_state(self, state: State) -> PreTrainedModel:
-        """The shell with these weights."""
+        """Return the shell with these weights."""
         self.model.load_state_dict(state)
         return self.model
 
@@ -61,7 +61,7 @@ def behaviour(bench: Bench, state: State) -> list[Measurement]:
 
 
 def _behaviour(bench: Bench, model: PreTrainedModel, passages: Sequence[Tensor]) -> list[Measurement]:
-    """The same, where the forget passages are scored already."""
+    """Return what `behaviour` does, where the forget passages are scored already."""
     config = bench.config
     answers = (knowledge(name, model, bench.probes, bench.tokenizer, config.evaluation) for name in ("M2", "M4"))
     return [
@@ -96,7 +96,7 @@ def evaluate(bench: Bench, state: State, retrained_scores: Sequence[float]) -> l
 
 
 def hybrids(bench: Bench, target: State, unlearned: State, format_name: str) -> dict[str, State]:
-    """The two mixed models of T14 under one format."""
+    """Return the two mixed models of T14 under one format."""
     q_target, q_unlearned = (bench.quantized(s, format_name) for s in (target, unlearned))
     return hybrid_states(linear_names(bench.model), target, unlearned, q_target, q_unlearned)
 
@@ -104,7 +104,7 @@ def hybrids(bench: Bench, target: State, unlearned: State, format_name: str) -> 
 def hybrid_states(
     names: Sequence[str], target: State, unlearned: State, q_target: State, q_unlearned: State
 ) -> dict[str, State]:
-    """The two mixed models of T14: the target with the surviving update, and Q(target) with the whole update.
+    """Return the two mixed models of T14: the target with the surviving update, and Q(target) with the whole update.
 
     What no quantizer touches, all but `names` (embeddings, norms), takes the whole update in both.
     """
@@ -168,7 +168,7 @@ def _recovery(metric: str, items: dict[str, Items], seed: int) -> Measurement:
 
 
 def weights_rows(survival: Survival, mode: GridMode) -> list[Measurement]:
-    """The weights leg of one unlearned model under one format; names end in @fixed for the fixed grid."""
+    """Return the weights leg of one unlearned model under one format; names end in @fixed for the fixed grid."""
     suffix = "" if mode == "adaptive" else f"@{mode}"
     spread = survival.flips_variance**0.5
     values: list[tuple[str, float, float | None]] = [
@@ -184,5 +184,5 @@ def weights_rows(survival: Survival, mode: GridMode) -> list[Measurement]:
 
 
 def state_of(model: PreTrainedModel) -> State:
-    """A copy of the weights, float32."""
+    """Return a copy of the weights, float32."""
     return {k: v.detach().clone().to(torch.float32) for k, v in model.state_dict().items()}

@@ -99,13 +99,13 @@ class Run:
     def get(
         self, metric: str, model: str, method: str | None = None, storage: str | None = None, format: str = "none"
     ) -> Row | None:
-        """The row of this measurement, or None where the run has none."""
+        """Return the row of this measurement, or None where the run has none."""
         return self._index.get((metric, model, method, storage, format))
 
     def value(
         self, metric: str, model: str, method: str | None = None, storage: str | None = None, format: str = "none"
     ) -> float | None:
-        """The value of that row; None without a row, and where the row says undefined."""
+        """Return the value of that row; None without a row, and where the row says undefined."""
         row = self.get(metric, model, method, storage, format)
         return None if row is None else row.value
 
@@ -143,7 +143,7 @@ def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """The rows of `folder/rows.jsonl`.
+    """Return the rows of `folder/rows.jsonl`.
 
     Raises:
         ValueError: the folder or file is missing, or a line breaks a rule; one line that names file, line and rule.
@@ -155,7 +155,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def read_run(folder: Path) -> Run:
-    """The rows with their SHA-256, and `config.json` where it is there.
+    """Return the rows with their SHA-256, and `config.json` where it is there.
 
     Raises:
         ValueError: as `read_rows`; or `config.json` is not a JSON object.
@@ -166,7 +166,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _only_recovery(rows: Sequence[Row]) -> list[Row]:
-    """The rows, a rho being undefined where the quantized target knows no more than the unlearned model.
+    """Return the rows, a rho being undefined where the quantized target knows no more than the unlearned model.
 
     Both the rise and its limit are then falls, and their quotient says nothing of memory coming back.
     """
@@ -249,7 +249,7 @@ def _checked(name: str, value: Any, types: tuple[type, ...], nullable: bool) -> 
 
 
 def _interval(pair: list[Any] | None) -> tuple[float, float] | None:
-    """An interval with an open end is no interval: the row is undefined."""
+    """Make a row undefined whose interval has an open end, which is no interval."""
     if pair is None:
         return None
     if len(pair) != 2:

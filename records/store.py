@@ -87,7 +87,7 @@ class RowStore:
         write_json(self._stages_path, self.stages)
 
     def all_items(self, subject: Subject) -> dict[str, list[float]]:
-        """The per-item values of one model, by metric, as an earlier stage wrote them."""
+        """Return the per-item values of one model, by metric, as an earlier stage wrote them."""
         items: dict[str, list[float]] = json.loads((self.folder / _items_name(subject, "model")).read_text())
         return items
 

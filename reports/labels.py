@@ -19,28 +19,28 @@ LONGEST_NAME = 24
 
 
 def storage_label(storage: str | None) -> str:
-    """A storage arm in words."""
+    """Return a storage arm in words."""
     return STORAGE_LABELS.get(storage, storage) if storage else "–"
 
 
 def storage_short(storage: str) -> str:
-    """A storage arm in two words, for legends."""
+    """Return a storage arm in two words, for legends."""
     return short(STORAGE_SHORT.get(storage, storage))
 
 
 def precision_label(format_name: str) -> str:
-    """A format's name; the model as it was trained is "unquantized"."""
+    """Return a format's name; the model as it was trained is "unquantized"."""
     return "unquantized" if format_name == "none" else format_name
 
 
 def short(name: str) -> str:
-    """A name for a figure: printable, and cut where it would run into its neighbour."""
+    """Return a name for a figure: printable, and cut where it would run into its neighbour."""
     clean = "".join(c if c.isprintable() else "?" for c in name)
     return clean if len(clean) <= LONGEST_NAME else clean[: LONGEST_NAME - 1] + "…"
 
 
 def family(format_name: str) -> str:
-    """Number type and bits, without back end and block: "bnb:nf4-b64" is of the family "nf4"."""
+    """Return number type and bits, without back end and block: "bnb:nf4-b64" is of the family "nf4"."""
     return format_name.rpartition(":")[2].partition("-")[0]
 
 
@@ -50,7 +50,7 @@ def is_four_bit(format_name: str) -> bool:
 
 
 def number(metric: str, value: float | None) -> str:
-    """A value with the digits that its metric deserves."""
+    """Return a value with the digits that its metric deserves."""
     if value is None:
         return "undefined" if metric.startswith("rho_") else "–"
     digits = _digits(metric)
@@ -59,7 +59,7 @@ def number(metric: str, value: float | None) -> str:
 
 
 def bounds(row: Row) -> str:
-    """The row's 95 % interval in square brackets, or nothing."""
+    """Return the row's 95 % interval in square brackets, or nothing."""
     if row.bounds is None or row.value is None:
         return ""
     low, high = (number(row.metric, end) for end in row.bounds)
@@ -74,7 +74,7 @@ def estimate(row: Row | None) -> str:
 
 
 def plain(value: float | None) -> str:
-    """A number of any size in at most six significant digits."""
+    """Return a number of any size in at most six significant digits."""
     return "" if value is None else f"{value:.6g}".replace("-", "−")
 
 

@@ -73,19 +73,19 @@ OTHER_ARMS = (ArmStyle("#8a3ffc", "D", False), ArmStyle(SOFT, "v", True))
 
 
 def arm_styles(storages: Sequence[str]) -> dict[str, ArmStyle]:
-    """A style for every storage arm of a run."""
+    """Return a style for every storage arm of a run."""
     others = [name for name in storages if name not in ARM_STYLES]
     spare = {name: OTHER_ARMS[i % len(OTHER_ARMS)] for i, name in enumerate(others)}
     return {name: ARM_STYLES.get(name) or spare[name] for name in storages}
 
 
 def render_svg(draw: Draw, run: Run) -> bytes | None:
-    """The figure as SVG, or None where the run has no rows for it."""
+    """Return the figure as SVG, or None where the run has no rows for it."""
     return _render(draw, run, "svg")
 
 
 def render_png(draw: Draw, run: Run) -> bytes | None:
-    """The figure as PNG, or None where the run has no rows for it."""
+    """Return the figure as PNG, or None where the run has no rows for it."""
     return _render(draw, run, "png")
 
 
@@ -108,7 +108,7 @@ def _render(draw: Draw, run: Run, kind: str) -> bytes | None:
 def panels(
     rows: int, columns: int, size: tuple[float, float], *, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """A figure with a grid of axes, row by row."""
+    """Return a figure with a grid of axes, row by row."""
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
     axes = [ax for line in grid for ax in line]

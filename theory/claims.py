@@ -81,7 +81,7 @@ def proof(claim_id: str, *, method: Method, domain: str) -> Callable[[F], F]:
 
 
 def _register(what: str, registry: dict[str, E], entry: Callable[[str, str], E]) -> Callable[[F], F]:
-    """A decorator that enters a function by its full name, with the first paragraph of its docstring."""
+    """Return a decorator that enters a function by its full name, with the first paragraph of its docstring."""
 
     def register(function: F) -> F:
         name = f"{function.__module__}.{function.__qualname__}"

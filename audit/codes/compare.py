@@ -74,7 +74,7 @@ class ArtefactLeg:
 
 
 def add_counts(parts: Iterable[CodeCounts]) -> CodeCounts:
-    """The sums of at least one part."""
+    """Return the sums of at least one part."""
     return CodeCounts(*(sum(column) for column in zip(*parts, strict=True)))
 
 
@@ -170,7 +170,7 @@ def _pieces(layer: Layer) -> Iterator[tuple[int, int]]:
 
 
 def kept_tensors(target: Checkpoint, unlearned: Checkpoint, parts: set[str]) -> dict[str, bool]:
-    """The tensors that are no part of a layer -> whether they differ.
+    """Return the tensors that are no part of a layer -> whether they differ.
 
     Raises:
         CheckpointError: one is in one checkpoint alone.

@@ -56,7 +56,7 @@ def packed(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
 
 
 def _scales(scheme: Scheme, parts: Parts, outs: int, ins: int) -> Callable[[int, int], NDArray[Any]]:
-    """The scales of rows, float32 (rows, groups)."""
+    """Return the scales of rows, float32 (rows, groups)."""
     groups = 1 if scheme.group_size < 0 else -(-ins // scheme.group_size)
     parts.take(".weight_scale", FLOAT_DTYPES, (outs, groups))
     return lambda start, stop: parts.checkpoint.read_rows(parts.name + ".weight_scale", start, stop).astype(np.float32)

@@ -69,7 +69,7 @@ class Parts:
         return self.name + ending in self.checkpoint.tensors
 
     def take(self, ending: str, dtypes: frozenset[np.dtype[Any]], *shapes: tuple[int | None, ...]) -> str:
-        """The name of a part whose dtype and shape are among these; None fits any size."""
+        """Return the name of a part whose dtype and shape are among these; None fits any size."""
         full = self.name + ending
         if full not in self.checkpoint.tensors:
             rule = f"must be there beside the other parts of {self.name!r}"
@@ -87,26 +87,26 @@ class Parts:
         return full
 
     def shape(self, ending: str) -> tuple[int, ...]:
-        """The shape of a part."""
+        """Return the shape of a part."""
         return self.checkpoint.tensors[self.name + ending].shape
 
     def read(self, ending: str) -> NDArray[Any]:
-        """A part whole, as it is stored."""
+        """Return a part whole, as it is stored."""
         return self.checkpoint.read(self.name + ending)
 
     def float32(self, ending: str) -> NDArray[Any]:
-        """A part whole, in float32."""
+        """Return a part whole, in float32."""
         return self.read(ending).astype(np.float32)
 
     def refuse(self, ending: str, rule: str, got: object) -> CheckpointError:
-        """The error of a part that breaks a rule."""
+        """Return the error of a part that breaks a rule."""
         full = self.name + ending
         return CheckpointError(self.checkpoint.tensors[full].path, rule, got, tensor=full)
 
     def layer(
         self, mark: str, shape: tuple[int, ...], units: int, unit_weights: int, piece: Callable[[int, int], Piece]
     ) -> Layer:
-        """The layer of the parts that were taken; `mark` is the part whose file messages name."""
+        """Return the layer of the parts that were taken; `mark` is the part whose file messages name."""
         path = self.checkpoint.tensors[self.name + mark].path
         parts = frozenset(self.taken.values())
         return Layer(self.name, path, shape, parts, units, unit_weights, piece)
@@ -131,12 +131,12 @@ def unpack(words: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:
 
 
 def only(*dtypes: np.dtype[Any]) -> frozenset[np.dtype[Any]]:
-    """The dtypes that a part may have."""
+    """Return the dtypes that a part may have."""
     return frozenset(dtypes)
 
 
 def group_of(scheme: Scheme, parts: Parts, ending: str, ins: int, groups: int) -> NDArray[np.intp]:
-    """The group of every input: stored, or in order."""
+    """Return the group of every input: stored, or in order."""
     if not parts.has(ending):
         size = ins if scheme.group_size < 0 else scheme.group_size
         return np.arange(ins, dtype=np.intp) // max(1, size)

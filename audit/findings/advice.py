@@ -28,7 +28,7 @@ def advice(leg: WeightsLeg, judged: Sequence[Judged], prediction: Sequence[Predi
 
 
 def needed_lr(leg: WeightsLeg, lost: Sequence[str], prediction: Sequence[PredictionRow]) -> float | None:
-    """The end of the dead zone's range, or what theory asks for a gain of WANTED_GAIN if that is more.
+    """Return the end of the dead zone's range, or what theory asks for a gain of WANTED_GAIN if that is more.
 
     None without a dead zone. Where the theory asks for less than the range that was found, it is the measurement that counts.
     """

@@ -22,7 +22,7 @@ ORDER = ("error", "warning", "note")
 def all_findings(
     leg: WeightsLeg, judged: Sequence[Judged], samples: Sequence[Sample], prediction: Sequence[PredictionRow]
 ) -> list[FindingRow]:
-    """The findings of the weights leg, by severity and then in the order of what explains what."""
+    """Return the findings of the weights leg, by severity and then in the order of what explains what."""
     found = [
         *gain_findings(judged, samples),
         *storage_findings(leg),
@@ -34,7 +34,7 @@ def all_findings(
 
 
 def code_findings(leg: ArtefactLeg) -> list[FindingRow]:
-    """What the codes of a pair that is quantized already show: whether the two deployed models differ at all."""
+    """Return what the codes of a pair that is quantized already show: whether the two deployed models differ at all."""
     changed = [name for name, differs in leg.kept.items() if differs]
     found = [_codes(name, counts) for name, counts in leg.by_format.items()]
     if not leg.total.value_changes and not leg.total.code_flips and not changed:

@@ -23,7 +23,7 @@ ON_GRID_BINS = 2  # of POSITION_BINS, on each side of a level: what rounding to 
 
 
 def gain_findings(judged: Sequence[Judged], samples: Sequence[Sample]) -> list[FindingRow]:
-    """What each format does to the update, as deployment quantizes, and why."""
+    """Return what each format does to the update, as deployment quantizes, and why."""
     found: list[FindingRow] = []
     for j in judged:
         if j.finding == "no update":
@@ -94,7 +94,7 @@ def _square(view: CellView, where: np.ndarray[tuple[int, ...], np.dtype[np.bool_
 
 
 def level_bins(fmt: Format) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
-    """The bins of the position histogram within ON_GRID_BINS of where a level lies in its inner cell."""
+    """Return the bins of the position histogram within ON_GRID_BINS of where a level lies in its inner cell."""
     levels, codes = np.asarray(fmt.levels, np.float64), np.arange(len(fmt.levels))
     width = cells(fmt).width
     inner = (codes > 0) & (codes < len(levels) - 1) & (width > 0)

@@ -48,7 +48,7 @@ class Motion:
 
 
 def observe(samples: Sequence[Sample]) -> list[Motion]:
-    """The motion of the tensors whose update is longest, MOST_TENSORS at most; not where all weights are equal."""
+    """Return the motion of the MOST_TENSORS tensors of longest update; none where all weights are equal."""
     chosen = sorted(samples, key=_square, reverse=True)[:MOST_TENSORS]
     return [_motion(sample) for sample in chosen if _square(sample) and _spread(sample)]
 

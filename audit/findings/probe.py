@@ -75,7 +75,7 @@ def _sample(target: Checkpoint, unlearned: Checkpoint, name: str, most: int, blo
 
 
 def _ranges(name: str, rows: int, columns: int, most: int, blocks: Sequence[int]) -> Iterator[tuple[int, int]]:
-    """RUNS ranges of rows, each at a random place of its own part of the tensor, none through a flat block."""
+    """Yield RUNS ranges of rows, each at a random place of its own part of the tensor, none through a flat block."""
     unit = math.lcm(*(block // math.gcd(columns, block) for block in blocks), 1)
     units = -(-rows // unit)
     runs = min(RUNS, units)

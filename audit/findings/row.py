@@ -83,7 +83,7 @@ def ratio_of_sums(top: Sequence[float], bottom: Sequence[float]) -> Ratio:
 
 
 def share_of_sums(top: Sequence[float], bottom: Sequence[float]) -> Ratio:
-    """The same of a share, its interval cut to [0, 1]."""
+    """Return a ratio of sums that is a share: its interval is cut to [0, 1]."""
     value, low, high = ratio_of_sums(top, bottom)
     return Ratio(value, max(0.0, low), min(1.0, high))
 
@@ -100,7 +100,7 @@ def finding(
     format: str | None = None,
     tensor: str | None = None,
 ) -> FindingRow:
-    """A finding; what is not given does not apply."""
+    """Return a finding; what is not given does not apply."""
     return FindingRow(
         id=id,
         severity=severity,

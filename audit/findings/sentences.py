@@ -45,7 +45,7 @@ def _judge(leg: WeightsLeg, name: str) -> Judged:
 
 
 def judge_gain(gain: float, stderr: float) -> Finding:
-    """The finding that the interval gain ± STDERRS · stderr allows.
+    """Return the finding that the interval gain ± STDERRS · stderr allows.
 
     Wholly below SWALLOWED_GAIN: swallowed. Wholly below PASSES_GAIN: partly swallowed. Wholly above SWALLOWED_GAIN:
     passes. Else too few codes flipped to tell: unclear. A gain of nan means that nothing was updated.
@@ -69,7 +69,7 @@ def overall_finding(judged: Sequence[Judged]) -> Finding:
 
 
 def reasons(leg: WeightsLeg, judged: Sequence[Judged], rows: Sequence[FindingRow]) -> list[str]:
-    """The findings as plain sentences with their numbers, the most important first."""
+    """Return the findings as plain sentences with their numbers, the most important first."""
     finding = overall_finding(judged)
     sentences = [*_no_update(leg)] if finding == "no update" else [gain_sentence(j) for j in judged]
     sentences += [*_of(rows, "zero-bin", "on-grid", "dead-zone"), *_wash(leg, rows)]
@@ -87,7 +87,7 @@ def _no_update(leg: WeightsLeg) -> list[str]:
 
 
 def gain_sentence(j: Judged) -> str:
-    """What one format does to the update."""
+    """Return what one format does to the update."""
     stay = 1 - j.total.code_flips / j.total.weights
     head = f"{j.format}: gain {j.total.gain:.2f} ± {STDERRS * j.stderr:.2f}"
     codes = f"{share(stay)} of the codes stay equal"
@@ -104,7 +104,7 @@ def gain_sentence(j: Judged) -> str:
 
 
 def _wash(leg: WeightsLeg, rows: Sequence[FindingRow]) -> list[str]:
-    """The totals of the first wash test, and whether the second one agrees."""
+    """Return the totals of the first wash test, and whether the second one agrees."""
     confirmed = {row["format"] for row in rows if row["id"] == "wash"}
     found = []
     for setting, total in leg.totals.items():
@@ -123,7 +123,7 @@ def _wash(leg: WeightsLeg, rows: Sequence[FindingRow]) -> list[str]:
 
 
 def storage_sentences(leg: WeightsLeg) -> list[str]:
-    """What differs in the storage of the two sides."""
+    """Return what differs in the storage of the two sides."""
     pairs = sorted({t.dtypes for t in leg.tensors if t.dtypes[1] not in ("float32", t.dtypes[0])})
     found = [
         f"The target is stored in {before} and the unlearned model in {after}: the update measured here holds the "
@@ -150,7 +150,7 @@ def _kept(leg: WeightsLeg) -> list[str]:
 
 
 def share(x: float) -> str:
-    """A share in per cent, never rounded up to 100 % or down to 0 %."""
+    """Return a share in per cent, never rounded up to 100 % or down to 0 %."""
     if 0 < x < 0.0005:
         return "under 0.1 %"
     return f"over {99.9} %" if 0.9995 < x < 1 else f"{100 * x:.1f} %"

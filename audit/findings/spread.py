@@ -74,7 +74,7 @@ def _bought(value: float) -> str:
 
 
 def _rows(samples: Sequence[Sample]) -> list[FindingRow]:
-    """The same of rows within their tensors: sum_t (sum e)^2 / n over sum_t sum e^2 of the rows that were looked at."""
+    """Return the spread over rows within tensors: sum_t (sum e)^2 / n over sum_t sum e^2 of the rows seen."""
     top, bottom, rows = [], [], 0
     for sample in samples:
         squares = np.concatenate([np.square(r.w_new.astype(np.float64) - r.w).sum(axis=1) for r in sample.runs])
@@ -105,7 +105,7 @@ def _rows(samples: Sequence[Sample]) -> list[FindingRow]:
 
 
 def layer_of(name: str) -> str:
-    """The number of the layer in a tensor's name, or the name itself."""
+    """Return the number of the layer in a tensor's name, or the name itself."""
     found = LAYER.search(name)
     return found[1] if found else name
 

@@ -61,7 +61,7 @@ class TrainingEstimate:
 
 
 def estimate_training(leg: WeightsLeg, samples: Sequence[Sample]) -> TrainingEstimate | None:
-    """The estimate; None where nothing moved, or every weight that was looked at is 0."""
+    """Return the estimate; None where nothing moved, or every weight that was looked at is 0."""
     total = next(iter(leg.totals.values()))
     moved = total.weights - total.unchanged
     groups = _groups(samples)

@@ -61,7 +61,7 @@ def wash_findings(leg: WeightsLeg, samples: Sequence[Sample]) -> list[FindingRow
 
 
 def confirmed(sample: Sample, fmt: Format) -> WashTest | None:
-    """The second test where no permutation flips as few codes, or as many; None else.
+    """Return the second test where no permutation flips as few codes, or as many; None else.
 
     It stops after FIRST_PERMUTATIONS, the first ones of the same draws, if one of those already does: that can only
     confirm less.
@@ -74,7 +74,7 @@ def confirmed(sample: Sample, fmt: Format) -> WashTest | None:
 
 
 def candidates(leg: WeightsLeg) -> list[Candidate]:
-    """What the first test flags, on the target's grid, in the order of the formats and tensors."""
+    """Return what the first test flags, on the target's grid, in the order of the formats and tensors."""
     rows: list[tuple[str, str, Survival, WashTest]] = []
     for setting in (s for s in leg.totals if s.grid == "fixed"):
         for t in leg.tensors:
@@ -96,7 +96,7 @@ def _is_large(m: Survival) -> bool:
 
 
 def permuted(sample: Sample, fmt: Format, permutations: int = PERMUTATIONS) -> WashTest | None:
-    """The second test on the probe's rows; None where the format cannot be told from them."""
+    """Return the second test on the probe's rows; None where the format cannot be told from them."""
     views = [cells_of(run, fmt) for run in sample.runs if fits(fmt, run)]
     if not views:
         return None

@@ -35,7 +35,7 @@ def _bytes(kind: Any) -> int:
 
 @intrinsic
 def _extremes(typing: Any, order: Any, start: Any, groups: Any) -> Any:
-    """The smallest and the largest of 64 bytes times `groups`, in the order of the numbers, as two int64."""
+    """Return the smallest and the largest of 64 bytes times `groups`, in the order of the numbers, as two int64."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         e, kind = Lanes(b), signature.args[0]
@@ -230,7 +230,7 @@ def block_sizes(
 
 @intrinsic
 def _largest(typing: Any, x: Any, start: Any, groups: Any) -> Any:
-    """The largest magnitude of 64 bytes times `groups` from `start` on, as bits."""
+    """Return the largest magnitude of 64 bytes times `groups` from `start` on, as bits."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         e, bits = Lanes(b), 8 * _bytes(signature.args[0])
@@ -250,7 +250,7 @@ def _largest(typing: Any, x: Any, start: Any, groups: Any) -> Any:
 
 @compiled()
 def find_largest(order, ends, shift, size):
-    """The bits, as of a float32, of the largest magnitude of each block.
+    """Return the bits, as of a float32, of the largest magnitude of each block.
 
     Args:
         order: int16 or int32, the bits of bfloat16 or float32 weights, blocks one after another.
@@ -271,13 +271,13 @@ def find_largest(order, ends, shift, size):
 
 
 def numbers_at(places: Array, bits: int) -> Array:
-    """The float32 numbers at places in the order of bfloat16 (16 bits) or float32 (32 bits)."""
+    """Return the float32 numbers at places in the order of bfloat16 (16 bits) or float32 (32 bits)."""
     raw = places ^ ((places >> (bits - 1)) & (2 ** (bits - 1) - 1))
     return (raw.astype(np.uint32) << (32 - bits)).astype(np.uint32).view(np.float32)
 
 
 def extremes_of(stored: Array, ends: Array) -> tuple[Array, Array]:
-    """The smallest and the largest weight of each block of `stored`, uint16 (bfloat16) or float32, as float32."""
+    """Return the smallest and the largest weight of each block of `stored` (bfloat16 as uint16, or float32)."""
     bits = 8 * stored.itemsize
     low, high = np.empty(len(ends), np.int64), np.empty(len(ends), np.int64)
     find_extremes(stored.view(np.int16 if bits == 16 else np.int32), ends, low, high)
@@ -285,7 +285,7 @@ def extremes_of(stored: Array, ends: Array) -> tuple[Array, Array]:
 
 
 def magnitudes_of(stored: Array, ends: Array) -> Array:
-    """The largest magnitude of each block of `stored`, uint16 (bfloat16) or float32, as float32."""
+    """Return the largest magnitude of each block of `stored`, uint16 (bfloat16) or float32, as float32."""
     bits = 8 * stored.itemsize
     size = np.empty(len(ends), np.int32)
     find_largest(stored.view(np.int16 if bits == 16 else np.int32), ends, 32 - bits, size)

@@ -59,11 +59,11 @@ class Blocks:
         self._load_sums()
 
     def at(self, k: int) -> Any:
-        """An index."""
+        """Return an index."""
         return ir.Constant(I64, k)
 
     def number(self, array: str, index: Any) -> Any:
-        """An element of an argument."""
+        """Return an element of an argument."""
         return self.b.load(self.b.gep(self.pointers[array], [index]))
 
     def _load_format(self) -> None:
@@ -88,7 +88,7 @@ class Blocks:
         self.end_slopes = [e.spread(self.number("wide", self.at(k)), F64X) for k in range(2 if self.integers else 0)]
 
     def load_block(self, k: Any) -> None:
-        """The parameters of a block of the tile, in every lane."""
+        """Load the parameters of a block of the tile into every lane."""
         b, e = self.b, self.e
         block = b.zext(self.number("blocks", k), I64)
         start, begin = b.mul(block, self.arg["size"]), self.arg["begin"]
@@ -177,7 +177,7 @@ class Blocks:
         return [e.fma(rest, self.wide_gain[s], guess) for rest, guess in zip(rests, found, strict=True)]
 
     def _value(self, level: Any, s: int) -> Any:
-        """The value of levels: in the order of operations of `theory.formats.reference.decode`."""
+        """Return the value of levels: in the order of operations of `theory.formats.reference.decode`."""
         return self.b.fmul(self.b.fmul(level, self.scales[s]), self.unit)
 
     def _search(self, ratio: Any) -> Any:
@@ -244,7 +244,7 @@ class Blocks:
         return [self.b.icmp_signed("==", code, end) for end in (self.first, self.last)]
 
     def _end_signs(self, code: Any) -> list[Any]:
-        """The sign bit set where codes are the first one, and where they are the last one, int32."""
+        """Return the sign bit set where codes are the first one, and where they are the last one, int32."""
         b = self.b
         if self.integers:
             inner = b.fsub(self.first, code), b.fsub(code, self.last)  # below 0, or 0
@@ -253,7 +253,7 @@ class Blocks:
         return [b.sub(code, one), b.sub(b.sub(self.last, one), code)]
 
     def _slopes(self, code: Any, inward: Any) -> list[Any]:
-        """The flips of a code unit, of both halves; 0 where the mask `inward` is not set."""
+        """Return the flips of a code unit, of both halves; 0 where the mask `inward` is not set."""
         b, e = self.b, self.e
         if not self.integers:
             return self.find.wide_table(self.slopes, code, inward)
@@ -266,7 +266,7 @@ class Blocks:
         ]
 
     def _surely(self, near: Any, code: Any) -> Any:
-        """Flags: a ratio near this one has this code for sure; where ratios are products, it has it.
+        """Flag where a ratio near this one has this code for sure; where ratios are products, it has it.
 
         A ratio that is no finite number may have none, which costs time alone.
         """

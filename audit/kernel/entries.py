@@ -106,7 +106,7 @@ def fit_of_magnitudes(
 
 @lru_cache(maxsize=32)
 def _table_of_magnitudes(fmt: Format, tops: tuple[float, float] | None) -> tuple[Table, tuple[int, int], int]:
-    """The table, the largest bits before and after that it is good for, and where the entries after begin."""
+    """Return the table, the largest bits before and after that it is good for, and where the entries after begin."""
     before, limit = _blocks_of_magnitudes(fmt, tops and tops[0])
     if tops is None or tops[0] == tops[1]:
         return _table(before, _grids(before)), (limit, limit), 0
@@ -145,7 +145,7 @@ def _blocks_of(sizes: Array, fmt: Format, top: float | None) -> Blocks | None:
 
 
 def _keys(blocks: Blocks) -> Array:
-    """A number (uint64) for the parameters of each block, by their bits."""
+    """Return a number (uint64) for the parameters of each block, by their bits."""
     factor = np.where(blocks.usable, blocks.factor.view(np.uint32), UNUSABLE).astype(np.uint64)
     return factor << np.uint64(32) | blocks.scale.view(np.uint32)
 

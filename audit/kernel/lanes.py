@@ -29,27 +29,27 @@ class Lanes:
         self.b, self.register_lanes, self.has_masks = builder, register_lanes, has_masks
 
     def call(self, name: str, result: Any, *args: Any) -> Any:
-        """A call of one of LLVM's own functions."""
+        """Return a call of one of LLVM's own functions."""
         kind = ir.FunctionType(result, [a.type for a in args])
         return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), args)
 
     def every(self, kind: Any, number: float) -> Any:
-        """A number in every lane."""
+        """Return a number in every lane."""
         return ir.Constant(kind, [number] * kind.count)
 
     def spread(self, scalar: Any, kind: Any) -> Any:
-        """A scalar in every lane."""
+        """Return a scalar in every lane."""
         none = ir.Constant(kind, ir.Undefined)
         one = self.b.insert_element(none, scalar, ir.Constant(I32, 0))
         return self.b.shuffle_vector(one, none, self.every(ir.VectorType(I32, kind.count), 0))
 
     def load(self, pointer: Any, kind: Any, offset: Any) -> Any:
-        """A vector from `offset` elements behind a pointer."""
+        """Return a vector from `offset` elements behind a pointer."""
         at = self.b.bitcast(self.b.gep(pointer, [offset]), kind.as_pointer())
         return self.b.load(at, align=BYTES[kind.element])
 
     def store(self, vector: Any, pointer: Any, offset: Any) -> None:
-        """The inverse of `load`."""
+        """Store a vector where `load` finds it."""
         at = self.b.bitcast(self.b.gep(pointer, [offset]), vector.type.as_pointer())
         self.b.store(vector, at, align=BYTES[vector.type.element])
 
@@ -61,7 +61,7 @@ class Lanes:
         self.b.call(function, [at, *(ir.Constant(I32, k) for k in (0, 3, 1))])
 
     def halves(self, vector: Any) -> list[Any]:
-        """The lower and the upper eight lanes."""
+        """Return the lower and the upper eight lanes."""
         none, pick = ir.Constant(vector.type, ir.Undefined), ir.VectorType(I32, 8)
         ranges = (range(8), range(8, 16))
         return [self.b.shuffle_vector(vector, none, ir.Constant(pick, list(r))) for r in ranges]
@@ -76,23 +76,23 @@ class Lanes:
         return self.b.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, 16), list(range(16))))
 
     def fma(self, x: Any, y: Any, z: Any) -> Any:
-        """The fused x y + z in float64."""
+        """Return the fused x y + z in float64."""
         return self.call("llvm.fma.v8f64", F64X, x, y, z)
 
     def larger(self, x: Any, y: Any) -> Any:
-        """The maximum of numbers."""
+        """Return the maximum of numbers."""
         return self.b.select(self.b.fcmp_ordered(">", x, y), x, y)
 
     def smaller(self, x: Any, y: Any) -> Any:
-        """The minimum of numbers."""
+        """Return the minimum of numbers."""
         return self.b.select(self.b.fcmp_ordered("<", x, y), x, y)
 
     def least(self, x: Any, y: Any) -> Any:
-        """The minimum of int32 lanes."""
+        """Return the minimum of int32 lanes."""
         return self.b.select(self.b.icmp_signed("<", x, y), x, y)
 
     def most(self, x: Any, y: Any) -> Any:
-        """The maximum of uint16 lanes."""
+        """Return the maximum of uint16 lanes."""
         return self.b.select(self.b.icmp_unsigned(">", x, y), x, y)
 
     def across(self, vectors: list[Any], combine: Callable[[Any, Any], Any]) -> Any:
@@ -103,7 +103,7 @@ class Lanes:
         return vectors[0]
 
     def deinterleaved(self, x: Any, y: Any) -> list[Any]:
-        """The lanes of even number of both, and those of odd number."""
+        """Return the lanes of even number of both, and those of odd number."""
         pick = ir.VectorType(I32, x.type.count)
         lanes = (range(k, 2 * x.type.count, 2) for k in (0, 1))
         return [self.b.shuffle_vector(x, y, ir.Constant(pick, list(r))) for r in lanes]
@@ -117,24 +117,24 @@ class Lanes:
         return self.b.zext(self.call("llvm.ctpop.i16", I16, self.b.bitcast(mask, I16)), I64)
 
     def total(self, x: Any) -> Any:
-        """The sum of sixteen int32 lanes, int64."""
+        """Return the sum of sixteen int32 lanes, int64."""
         return self.b.sext(self.call("llvm.vector.reduce.add.v16i32", I32, x), I64)
 
     def flags(self, mask: Any) -> Any:
-        """A mask as flags: itself where there are registers for masks, else int32 whose sign bit is the flag.
+        """Return a mask as flags: itself where there are registers for masks, else int32 whose sign bit is the flag.
 
         Masks of vectors of different widths would be packed and unpacked; signs are combined as they are.
         """
         return mask if self.has_masks else self.b.sext(mask, I32X)
 
     def below(self, x: Any, y: Any) -> Any:
-        """Flags: one float32 is below the other; where the two are the same infinity, none or all."""
+        """Flag where one float32 is below the other; where the two are the same infinity, none or all."""
         if self.has_masks:
             return self.b.fcmp_ordered("<", x, y)
         return self.b.bitcast(self.b.fsub(x, y), I32X)
 
     def is_zero(self, n: Any) -> Any:
-        """Flags: an int32 that is not negative is 0."""
+        """Flag where an int32 that is not negative is 0."""
         if self.has_masks:
             return self.b.icmp_signed("==", n, self.every(I32X, 0))
         return self.b.sub(n, self.every(I32X, 1))

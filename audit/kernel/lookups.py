@@ -29,7 +29,7 @@ class Lookups(Protocol):
     def __init__(self, builder: Any) -> None: ...
 
     def pick(self, one: Any, other: Any, lanes: list[int]) -> Any:
-        """Some lanes of two vectors, those of the second counted from the length of the first."""
+        """Pick lanes of two vectors, those of the second counted from the length of the first."""
         ...
 
     def joined(self, vectors: list[Any]) -> Any:
@@ -64,16 +64,16 @@ class _Emitter:
         return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), args)
 
     def pick(self, one: Any, other: Any, lanes: list[int]) -> Any:
-        """Some lanes of two vectors, those of the second counted from the length of the first."""
+        """Pick lanes of two vectors, those of the second counted from the length of the first."""
         return self.b.shuffle_vector(one, other, ir.Constant(ir.VectorType(I32, len(lanes)), lanes))
 
     def parts(self, vector: Any, count: int) -> list[Any]:
-        """A vector as several ones of `count` lanes."""
+        """Return a vector as several ones of `count` lanes."""
         starts = range(0, vector.type.count, count)
         return [self.pick(vector, vector, list(range(k, k + count))) for k in starts]
 
     def joined(self, vectors: list[Any]) -> Any:
-        """The inverse of `parts`, of a power of two of them."""
+        """Join what `parts` cut, a power of two of vectors."""
         while len(vectors) > 1:
             lanes = list(range(2 * vectors[0].type.count))
             pairs = zip(vectors[::2], vectors[1::2], strict=True)
@@ -145,7 +145,7 @@ class Avx2(_Emitter):
         return [b.bitcast(self.pick(low, high, part), ir.VectorType(F64, 8)) for part in lanes]
 
     def _found(self, eights: list[Any], index: Any) -> Any:
-        """The entries at eight indices, in one, two or four vectors of eight entries."""
+        """Return the entries at eight indices, in one, two or four vectors of eight entries."""
         b, bit = self.b, 3
         name = {F32: "ps", I32: "d"}[eights[0].type.element]
         found = [self.call(f"llvm.x86.avx2.perm{name}", e.type, e, index) for e in eights]

@@ -38,7 +38,7 @@ class Part(Blocks):
     """The instructions for sixteen weights of a block: each pass over a tile is one of these methods."""
 
     def _binades(self, raw: Any) -> Any:
-        """The number of the binade of bfloat16 weights, the ends open, above the bits of a bin."""
+        """Return the number of the binade of bfloat16 weights, the ends open, above the bits of a bin."""
         b, e = self.b, self.e
         exponent = b.and_(raw, e.every(I16X, 255 << EXPONENT))
         lowest, most = e.every(I16X, LOWEST << EXPONENT), e.every(I16X, (BINADES - 1) << EXPONENT)
@@ -47,7 +47,7 @@ class Part(Blocks):
         return b.shl(above, e.every(I16X, BIN_BITS - EXPONENT))
 
     def encode(self, index: Any, at: Any) -> None:
-        """The codes of sixteen weights before, from `index` on, into `codes` from `at` on."""
+        """Put the codes before of sixteen weights, from `index` on, into `codes` from `at` on."""
         b, e = self.b, self.e
         for name in ("x", "y"):
             e.prefetch(self.pointers[name], b.add(index, self.at(AHEAD)))
@@ -67,7 +67,7 @@ class Part(Blocks):
         return self.e.load(self._codes, F32X if self.integers else I32X, at)
 
     def expect(self, index: Any, at: Any) -> None:
-        """What T6 expects of sixteen weights, and the squares of delta."""
+        """Add up what T6 expects of sixteen weights, and the squares of delta."""
         b, e = self.b, self.e
         (x, _), (y, _) = (self._read(name, index) for name in ("x", "y"))
         x64, y64 = e.wide(x), e.wide(y)
@@ -108,7 +108,7 @@ class Part(Blocks):
         return b.icmp_signed("<", b.and_(self._smaller(x), b.not_(outward)), none)
 
     def _upper_words(self, halves: list[Any]) -> Any:
-        """The words of float64 numbers that hold their signs, int32."""
+        """Return the words of float64 numbers that hold their signs, int32."""
         words = [self.b.bitcast(half, I32X) for half in halves]
         return self.find.pick(words[0], words[1], list(range(1, 2 * LANES, 2)))
 
@@ -179,7 +179,7 @@ class Part(Blocks):
             self._add(s, SQUARES, p, p)
 
     def _bins(self, ratio: Any, code: Any, moved: Any) -> tuple[Any, Any]:
-        """The bin of each weight, int16, and flags: it may be off by one."""
+        """Return the bin of each weight, int16, and flags: it may be off by one."""
         b, e = self.b, self.e
         if self.integers:
             above = b.fsub(ratio, b.fsub(code, e.every(F32X, 0.5 + FIRST_BIN / BINS)))
@@ -199,7 +199,7 @@ class Part(Blocks):
         return b.trunc(bins, I16X), close
 
     def _exact_bins(self, v: list[Any], code: Any) -> Any:
-        """The bins by the operations of `scalar._positions`."""
+        """Return the bins by the operations of `scalar._positions`."""
         b, e = self.b, self.e
         if self.integers:  # of width 1
             places = [
@@ -223,7 +223,7 @@ class Part(Blocks):
         return b.add(bins, e.every(I32X, FIRST_BIN))
 
     def _quotient(self, x: Any, y: Any, inverse: Any) -> Any:
-        """The float64 quotient: corrected once it is one of the two floats beside it, twice the nearest one."""
+        """Return the float64 quotient: corrected once it is one of the two floats beside it, twice the nearest one."""
         found = self.b.fmul(x, inverse)
         for _ in range(2):
             rest = self.e.fma(self.b.fneg(found), y, x)

@@ -89,7 +89,7 @@ def fits_kernel(fmt: Format) -> bool:
 
 @lru_cache(maxsize=64)
 def rule_of(fmt: Format) -> Rule:
-    """The rule of a format.
+    """Return the rule of a format.
 
     Raises:
         ValueError: the format rounds around a zero point in a way other than to the nearest even integer.
@@ -155,13 +155,13 @@ def float_order(x: Array) -> Array:
 
 
 def from_float_order(n: Array) -> Array:
-    """The float32 at that place in the order."""
+    """Return the float32 at that place in the order."""
     bits = np.where(n < 0, 0x80000000 | -n, n).astype(np.uint32)
     return bits.view(np.float32)
 
 
 def lookup_table(thresholds: Array) -> tuple[Array, int, int]:
-    """The code of the smallest ratio of every bucket, the bits that do not count in a bucket, and the first bucket.
+    """Return each bucket's code of the smallest ratio, the bits that do not count in a bucket, and the first bucket.
 
     A bucket is `float_order(ratio) >> shift`; the shift is the largest that leaves one threshold to a bucket, so what
     is left of a search is one comparison.
@@ -180,7 +180,7 @@ def lookup_table(thresholds: Array) -> tuple[Array, int, int]:
 
 
 def fit_blocks(extremes: Extremes, fmt: Format, *, tensor_absmax: float, partial: bool) -> Blocks:
-    """The parameters that the format chooses for blocks of these extremes, by the rules of `theory.formats.grids`.
+    """Return the parameters that a format chooses for blocks of these extremes, by `theory.formats.grids`.
 
     A block of its two extremes has the parameters of the whole block, since the statistic sees nothing else.
 
@@ -235,7 +235,7 @@ def _column(values: Array, count: int) -> Array:
 
 
 def setters(extremes: Extremes, fmt: Format) -> tuple[Array, Array]:
-    """The two weights that set the parameters of each block, wherever they stand in it; nan for none."""
+    """Return the two weights that set the parameters of each block, wherever they stand in it; nan for none."""
     low, high = extremes.low, extremes.high
     nothing = np.full_like(low, np.nan)
     if fmt.statistic in ("absmax", "signed-absmax"):

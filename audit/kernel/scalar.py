@@ -123,7 +123,7 @@ def _round(ratio, n, zero, rule, code):
 
 @compiled()
 def _place(v, v_new, code, code_new, pinned, rule, n, probability):
-    """The probabilities of T6; returns the number of flips."""
+    """Fill in the probabilities of T6, and return the number of flips."""
     top, flips = len(rule.levels) - 1, 0
     for i in range(n):
         shift = v_new[i] - v[i]
@@ -158,7 +158,7 @@ def _overflows(value, n):
 
 @compiled(fastmath=True)
 def _add_up(probability, surviving, delta, n, sums):
-    """The sums over one tile. Only terms that are finite numbers come here, and their order is free."""
+    """Add to the sums those over one tile. Only terms that are finite numbers come here, and their order is free."""
     expected = variance = square = dot = 0.0
     for i in range(n):
         p, d = probability[i], surviving[i]
@@ -283,7 +283,7 @@ def take_census(x, y, lowest, highest, beyond, weights, moved):
 
 
 def float_of(stored):
-    """A stored weight as float32: bfloat16 by its bits. This body is Python's, the next one that of compiled code."""
+    """Return a stored weight as float32, bfloat16 by its bits. This body is Python's, the next one compiled code's."""
     if isinstance(stored, np.integer):
         return (np.uint32(stored) << np.uint32(16)).view(np.float32)
     return stored
@@ -298,7 +298,7 @@ def _float_of(stored):
 
 @compiled(fastmath=True)
 def squared_length(x, y):
-    """The squared length of y - x, in float64; like `_add_up` free in the order of its terms."""
+    """Return the squared length of y - x, in float64; like `_add_up` free in the order of its terms."""
     square = 0.0
     for i in range(len(x)):
         delta = np.float64(float_of(y[i])) - np.float64(float_of(x[i]))

@@ -54,7 +54,7 @@ NAMES = (
 
 
 def _emit(part: Part, unrolled: int) -> None:
-    """The passes over the blocks of a part: each is short, so that many groups are on their way at a time.
+    """Emit the passes over the blocks of a part, short ones, so that many groups are on their way at a time.
 
     `unrolled` is the number of groups of a block where it is known, else 0.
     """
@@ -177,7 +177,7 @@ def measure_tile(
     census: Any,
     simd: Any,
 ) -> Any:
-    """The blocks of a tile. What is None says at compile time which instructions there are.
+    """Measure the blocks of a tile. What is None says at compile time which instructions there are.
 
     x, y: uint16 (bfloat16) or float32. begin: where the tile begins.
     groups: of sixteen weights that each block has in the tile; a tuple has one element for each. size: of a block.

@@ -303,7 +303,7 @@ def _compiled(stamp: str, simd: str) -> Any:
 
 
 def _stamp() -> str:
-    """A digest of the code that the driver inlines."""
+    """Return a digest of the code that the driver inlines."""
     sources = (
         Path(m.__file__ or "").read_bytes() for m in (kernel_bits, block_state, lanes, lookups, slots, tile, passes)
     )

@@ -83,7 +83,7 @@ def _by_rounding(fmt: Format) -> bool:
 
 @lru_cache(maxsize=64)
 def vector_rule(fmt: Format) -> VectorRule:
-    """The tables of a format that `fits_registers`.
+    """Return the tables of a format that `fits_registers`.
 
     A bucket is `rint(steps ratio)` of a ratio cut to ± reach, a function that never falls: so the thresholds of lower
     buckets are below the ratio, those of higher ones above, and where no bucket has two, one comparison is left.
@@ -144,7 +144,7 @@ def _are_inside(found: _Buckets) -> bool:
 
 @lru_cache(maxsize=64)
 def lattice_rule(fmt: Format) -> VectorRule | None:
-    """The tables for ratios that are bfloat16 numbers times powers of two: few numbers, many of them on the ends of bins.
+    """Return the tables for ratios of bfloat16 by powers of two: few numbers, many of them on the ends of bins.
 
     Every place is moved up by `edge`, so that what is on the end of a bin stays in it. Whether all others do too is
     asked of every ratio; those nearer to 0 than `dense`, where they lie close, are left to float64.

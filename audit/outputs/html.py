@@ -25,7 +25,7 @@ PLOT_HEIGHT = 200.0
 
 
 def render(result: AuditResult, rows: Sequence[TensorRow]) -> str:
-    """The page. Every name in it is escaped: the tensors' names come from strangers."""
+    """Return the page. Every name in it is escaped: the tensors' names come from strangers."""
     environment = page_environment("unforgotten.audit")
     environment.filters |= {"share": share, "number": number, "p_value": p_value, "plain": plain, "short": short}
     script = environment.get_template("audit.js").render()
@@ -65,7 +65,7 @@ class GainChart:
 
 
 def gain_chart(rows: Sequence[FormatRow]) -> GainChart:
-    """The gain of every format that has one, deployment's grid only."""
+    """Return the gain of every format that has one, deployment's grid only."""
     shown = [
         (row["format"], row["gain"], STDERRS * (row["gain_stderr"] or 0.0))
         for row in rows
@@ -106,7 +106,7 @@ class BinadeChart:
 
 
 def binade_chart(storage: Storage) -> BinadeChart:
-    """The binades that hold enough weights to say something, evenly spaced in log |w|."""
+    """Return the binades that hold enough weights to say something, evenly spaced in log |w|."""
     seen = [b for b in storage["binades"] if b["weights"] >= MIN_WEIGHTS]
     if not seen:
         return BinadeChart([], None)
@@ -141,17 +141,17 @@ def _by_format(rows: Sequence[TensorRow]) -> list[tuple[str, list[tuple[TensorRo
 
 
 def plain(x: float | None) -> str:
-    """A number that a script can read; nothing where there is none."""
+    """Return a number that a script can read; nothing where there is none."""
     return "" if x is None else repr(x)
 
 
 def short(x: float | None) -> str:
-    """A number to three digits, or a dash."""
+    """Return a number to three digits, or a dash."""
     return "–" if x is None else f"{x:.3g}"
 
 
 def p_value(p: float | None) -> str:
-    """A p-value to two digits, or a dash."""
+    """Return a p-value to two digits, or a dash."""
     if p is None:
         return "–"
     return "< 1e-99" if p < 1e-99 else f"{p:.2g}"

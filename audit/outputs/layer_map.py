@@ -41,7 +41,7 @@ class LayerMap:
 
 
 def layer_maps(compared: str, rows: Sequence[TensorRow]) -> list[LayerMap]:
-    """Maps of the gain, or of the share of codes that differ; in the order of the page's tables."""
+    """Return maps of the gain, or of the share of codes that differ; in the order of the page's tables."""
     ordered = sorted((r for r in rows if r["grid"] == "adaptive"), key=lambda row: row["format"])
     return [
         _map(compared, name, number, list(group))
@@ -62,7 +62,7 @@ def _map(compared: str, name: str, number: int, rows: Sequence[TensorRow]) -> La
 
 
 def kind_of(name: str) -> str:
-    """The name without the number of its layer, up to which it says the same for all."""
+    """Return the name without the number of its layer, up to which it says the same for all."""
     found = LAYER.search(name)
     return name[found.end() :] if found else "weight"
 

@@ -33,7 +33,7 @@ COLUMNS = pa.schema(
 
 
 def table(rows: Sequence[TensorRow]) -> pa.Table:
-    """The rows as a table of COLUMNS; what has no value is null."""
+    """Return the rows as a table of COLUMNS; what has no value is null."""
     return pa.Table.from_pylist([_flat(row) for row in rows], schema=COLUMNS)
 
 

@@ -104,7 +104,7 @@ def build_result(
     output: OutputLeg | None = None,
     behaviour: BehaviourLeg | None = None,
 ) -> AuditResult:
-    """The result of an audit; with the weights leg alone its verdict is always undecided."""
+    """Return the result of an audit; with the weights leg alone its verdict is always undecided."""
     judged = judge_formats(leg)
     names = [t.name for t in leg.tensors]
     samples = look(target, unlearned, names, [j.format for j in judged])
@@ -136,7 +136,7 @@ def build_result(
 
 
 def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLeg) -> AuditResult:
-    """The result of a pair that is quantized already: codes are counted, and nothing is known of the update."""
+    """Return the result of a pair that is quantized already: codes are counted, and nothing is known of the update."""
     findings = code_findings(leg)
     word: Finding = "no update" if findings[0]["id"] == "codes-equal" else "unclear"
     formats = "+".join(leg.by_format)
@@ -167,7 +167,7 @@ def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLe
 
 
 def _verdict(decision: Decision, weights: Sequence[str]) -> Decision:
-    """The decision with the reasons of the weights; where no leg but theirs was measured, its own comes last."""
+    """Return the decision with the reasons of the weights; where no leg but theirs was measured, its own comes last."""
     own = decision["reasons"]
     alone = decision["legs"]["output"] is None and decision["legs"]["behaviour"] is None
     return Decision(

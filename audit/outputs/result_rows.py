@@ -71,7 +71,7 @@ def tensor_rows(leg: WeightsLeg) -> list[TensorRow]:
 
 
 def format_row(setting: Setting, total: Survival, parts: Sequence[Survival]) -> FormatRow:
-    """The row of a total; `parts` are the tensors that it sums."""
+    """Return the row of a total; `parts` are the tensors that it sums."""
     ks = total.position_distance
     wash = wash_test(total.code_flips, total.expected_flips, total.flips_variance, total.weights)
     return FormatRow(
@@ -105,7 +105,7 @@ def code_rows(leg: ArtefactLeg) -> list[TensorRow]:
 
 
 def code_row(name: str, counts: CodeCounts) -> FormatRow:
-    """The row of counted codes: what the update was is not in the files, so no ratio has a value."""
+    """Return the row of counted codes: what the update was is not in the files, so no ratio has a value."""
     return FormatRow(
         format=name,
         grid="adaptive",
@@ -128,5 +128,5 @@ def kolmogorov_tail(ks: float, n: int) -> float:
 
 
 def finite_or_none(x: float) -> float | None:
-    """A number for JSON, which has no nan and no inf."""
+    """Return a number for JSON, which has no nan and no inf."""
     return x if math.isfinite(x) else None

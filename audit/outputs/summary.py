@@ -69,7 +69,7 @@ def _coverage(result: AuditResult) -> str:
 
 
 def _predictions(rows: list[PredictionRow]) -> Table:
-    """What theory alone expects, beside the measured gain."""
+    """Return what theory alone expects, beside the measured gain."""
     table = Table(*PREDICTED)
     for column in table.columns[1:]:
         column.justify = "right"
@@ -86,5 +86,5 @@ def _predictions(rows: list[PredictionRow]) -> Table:
 
 
 def number(x: float | None, digits: int) -> str:
-    """A ratio with `digits` decimals, or a dash where there is none."""
+    """Return a ratio with `digits` decimals, or a dash where there is none."""
     return "–" if x is None else f"{x:,.{digits}f}"

@@ -90,5 +90,5 @@ def _sha256(path: Path) -> str:
 
 
 def to_json(result: Mapping[str, object]) -> str:
-    """The text of `audit.json`; no nan, no inf."""
+    """Return the text of `audit.json`; no nan, no inf."""
     return json.dumps(result, indent=2, allow_nan=False) + "\n"

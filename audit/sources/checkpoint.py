@@ -43,7 +43,7 @@ class Checkpoint(Protocol):
         ...
 
     def read(self, name: str) -> NDArray[Any]:
-        """The whole tensor, in the dtype and shape that `tensors` states.
+        """Return the whole tensor, in the dtype and shape that `tensors` states.
 
         Raises:
             CheckpointError: the file changed since it was opened.
@@ -77,7 +77,7 @@ def row_chunks(info: TensorInfo, most_bytes: int = CHUNK_BYTES) -> Iterator[tupl
 
 
 def chunks(checkpoint: Checkpoint, name: str) -> Iterator[NDArray[Any]]:
-    """The tensor from front to back, flat, in pieces of bounded memory."""
+    """Yield the tensor from front to back, flat, in pieces of bounded memory."""
     info = checkpoint.tensors[name]
     if not info.shape:
         yield checkpoint.read(name).reshape(-1)
@@ -209,7 +209,7 @@ def _open_sharded(source: Path) -> SafetensorsCheckpoint:
 
 
 def read_index(index: Path, text: bytes) -> dict[str, str]:
-    """The shard of every tensor, by the index.
+    """Return the shard of every tensor, by the index.
 
     Args:
         index: its name in messages.
@@ -235,7 +235,7 @@ def _is_plain_name(shard: str) -> bool:
 
 
 def join_shards(index: Path, shard_of: Mapping[str, str], files: Mapping[str, WeightFile]) -> dict[str, TensorInfo]:
-    """The tensors of all shards, which must be exactly those of the index.
+    """Return the tensors of all shards, which must be exactly those of the index.
 
     Raises:
         CheckpointError: a tensor is in another shard than the index says, in two, in none, or only in a shard.

@@ -45,7 +45,7 @@ class WeightFile(Protocol):
         ...
 
     def read(self, offset: int, nbytes: int) -> NDArray[np.uint8]:
-        """The bytes from `offset`, in memory of their own. The range must lie within `size`.
+        """Return the bytes from `offset`, in memory of their own. The range must lie within `size`.
 
         Raises:
             CheckpointError: the file is not the one that was opened.
@@ -63,7 +63,7 @@ class Identity(NamedTuple):
 
     @staticmethod
     def of(status: os.stat_result) -> Identity:
-        """The identity in a result of stat."""
+        """Return the identity in a result of stat."""
         return Identity(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
 
 
@@ -99,7 +99,7 @@ class LocalFile:
             self._check(descriptor)
 
     def look(self, offset: int, nbytes: int) -> NDArray[np.uint8] | None:
-        """The bytes from `offset` as the system holds them, not to be written to; None where they must be read.
+        """Return the bytes from `offset` as the system holds them, not to be written to; None where they must be read.
 
         Raises:
             CheckpointError: as `read`; what changes later, `check` finds.
@@ -120,7 +120,7 @@ class LocalFile:
 
     @contextmanager
     def _opened(self) -> Iterator[int]:
-        """A descriptor of the file that was opened first, and of no other."""
+        """Yield a descriptor of the file that was opened first, and of no other."""
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         descriptor = os.open(self.real, flags)
         try:
@@ -137,7 +137,7 @@ class LocalFile:
 
 
 def _mapped(descriptor: int, offset: int, nbytes: int) -> NDArray[np.uint8] | None:
-    """A range of a file, mapped; None where the system cannot, or cannot say that it did."""
+    """Return a range of a file, mapped; None where the system cannot, or cannot say that it did."""
     begin = offset % mmap.ALLOCATIONGRANULARITY
     try:
         # private, as kernels are compiled for arrays that could be written to
@@ -188,7 +188,7 @@ def _homes(root: Path) -> list[Path]:
 
 
 def read_all(file: WeightFile, most: int) -> bytes:
-    """A small file whole.
+    """Return a small file whole.
 
     Raises:
         CheckpointError: it has more than `most` bytes.

@@ -54,12 +54,12 @@ class Layout(NamedTuple):
     line: int
 
     def first_from(self, at: int) -> int:
-        """The start of the first block that starts at weight `at` or after it."""
+        """Return the start of the first block that starts at weight `at` or after it."""
         line, offset = divmod(at, self.line)
         return min(line * self.line + -(-offset // self.size) * self.size, (line + 1) * self.line)
 
     def index_of(self, at: int) -> int:
-        """The number of the block that holds weight `at`."""
+        """Return the number of the block that holds weight `at`."""
         line, offset = divmod(at, self.line)
         return line * -(-self.line // self.size) + offset // self.size
 
@@ -78,7 +78,7 @@ class Layout(NamedTuple):
 
 
 def layout_of(fmt: Format, shape: tuple[int, ...]) -> Layout:
-    """The blocks of a format in a tensor of that shape."""
+    """Return the blocks of a format in a tensor of that shape."""
     total = math.prod(shape)
     line = total if fmt.block in ("tensor", "flat") else shape[-1]
     size = min(fmt.block_size or line, line)

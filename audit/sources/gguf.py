@@ -125,7 +125,7 @@ def open_gguf(source: Path) -> GgufCheckpoint:
 
 
 def gguf_of(file: WeightFile) -> GgufCheckpoint:
-    """The same of a file that is open.
+    """Return the checkpoint of a GGUF file that is open.
 
     Raises:
         CheckpointError: as `open_gguf`.
@@ -175,7 +175,7 @@ def _layout_of_type(file: WeightFile, tensor: GgufTensor) -> Layout:
 
 
 def decode_blocks(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[Any]:
-    """The values of whole blocks, flat; what is not finite stays so."""
+    """Return the values of whole blocks, flat; what is not finite stays so."""
     if layout.weights == 1:
         return blocks.reshape(-1).view(layout.dtype)
     with np.errstate(all="ignore"):

@@ -50,7 +50,7 @@ class BlockType(NamedTuple):
 
 
 def _half(blocks: Bytes, start: int) -> NDArray[Any]:
-    """The float16 at a byte, as float32 (n, 1)."""
+    """Return the float16 at a byte, as float32 (n, 1)."""
     return blocks[:, start : start + 2].copy().view("<f2").astype(np.float32)
 
 

@@ -132,7 +132,7 @@ def _alignment(file: WeightFile, value: int | None) -> int:
 
 
 def _fields(cursor: _Cursor, count: int) -> dict[str, int | None]:
-    """The unsigned fields that are kept; None for another type of such a field."""
+    """Return the unsigned fields that are kept; None for another type of such a field."""
     kept: dict[str, int | None] = {}
     seen: set[str] = set()
     for _ in range(count):

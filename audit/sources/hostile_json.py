@@ -12,7 +12,7 @@ MAX_JSON_VALUES = 4_000_000  # some 400 MB of Python objects; 400,000 tensors in
 
 
 def parse_json_object(path: Path, text: bytes) -> dict[str, object]:
-    """A JSON object without duplicate keys, at any depth.
+    """Return a JSON object without duplicate keys, at any depth.
 
     Raises:
         CheckpointError: `text` is anything else, or has more than MAX_JSON_VALUES values.

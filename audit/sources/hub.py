@@ -158,7 +158,7 @@ def _home(name: HubName) -> Path:
 
 
 def _listing(name: HubName) -> Listing:
-    """The files of a revision: asked for and written down online, looked up offline."""
+    """Return the files of a revision: asked for and written down online, looked up offline."""
     record = _home(name) / "revisions" / (quote(name.revision or "main", safe="") + ".json")
     if is_offline():
         if record.is_file():
@@ -207,7 +207,7 @@ def _entries(name: HubName, siblings: list[object]) -> Iterable[tuple[str, HubEn
 
 
 def _cached_listing(name: HubName) -> Listing:
-    """The files of a snapshot in the Hub's own cache."""
+    """Return the files of a snapshot in the Hub's own cache."""
     from huggingface_hub import try_to_load_from_cache
 
     for file in (SINGLE, INDEX):

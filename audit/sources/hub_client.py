@@ -42,7 +42,7 @@ def is_offline() -> bool:
 
 
 def get_json(path: str, query: Mapping[str, str], shown: str) -> dict[str, object]:
-    """A JSON object of the Hub's API.
+    """Return a JSON object of the Hub's API.
 
     Args:
         path: after the endpoint.
@@ -89,7 +89,7 @@ def stream_range(path: str, start: int, stop: int, size: int, shown: str) -> Ite
 
 
 def again(once: Any, shown: str) -> Any:
-    """The result of `once`, tried up to ATTEMPTS times while its faults are passing ones.
+    """Return the result of `once`, tried up to ATTEMPTS times while its faults are passing ones.
 
     Raises:
         CheckpointError: the last attempt failed too.

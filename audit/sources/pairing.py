@@ -38,7 +38,7 @@ class Pairing:
 
 
 def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
-    """The matrices named `*.weight`, unless they are a head or the name holds a word of KEPT_WORDS.
+    """Return the matrices named `*.weight`, unless they are a head or the name holds a word of KEPT_WORDS.
 
     This is what bitsandbytes, GPTQ and AWQ replace in a transformers model: the linear layers without the head.
     Experts that are stored as one three-dimensional tensor are not among them.
@@ -72,7 +72,7 @@ def pair(target: Checkpoint, unlearned: Checkpoint) -> Pairing:
 
 
 def align(target: Checkpoint, unlearned: Checkpoint) -> Checkpoint:
-    """The unlearned checkpoint with the target's names, where the two differ by the prefix `model.` alone.
+    """Return the unlearned checkpoint with the target's names, where the two differ by the prefix `model.` alone.
 
     A tensor is renamed only if the target lacks its own name and has the other, and if nothing else takes that one.
     """

@@ -136,7 +136,7 @@ def is_adapter(source: Path) -> bool:
 
 
 def read_adapter_config(source: Path) -> tuple[AdapterConfig, LocalFile]:
-    """The configuration of an adapter, and its file.
+    """Return the configuration of an adapter, and its file.
 
     Raises:
         CheckpointError: see `parse_adapter_config`.
@@ -172,7 +172,7 @@ def open_adapter(source: Path, base: Checkpoint) -> AdapterCheckpoint:
 
 
 def _sort_out(adapter: SafetensorsCheckpoint, base: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Base tensor -> part -> adapter tensor; and base tensor -> the adapter tensor in its place."""
+    """Return base tensor -> part -> adapter tensor, and base tensor -> the adapter tensor in its place."""
     parts: dict[str, dict[str, str]] = {}
     replaced: dict[str, str] = {}
     for name, info in adapter.tensors.items():
@@ -194,7 +194,7 @@ def _sort_out(adapter: SafetensorsCheckpoint, base: Checkpoint) -> tuple[dict[st
 
 
 def _place(adapter: SafetensorsCheckpoint, base: Checkpoint, name: str, wanted: str) -> str:
-    """The base's name of a tensor, with or without the prefix `model.`."""
+    """Return the base's name of a tensor, with or without the prefix `model.`."""
     for candidate in (wanted, PREFIX + wanted, wanted.removeprefix(PREFIX)):
         if candidate in base.tensors:
             return candidate
@@ -210,7 +210,7 @@ def _low_rank(
     name: str,
     found: Mapping[str, str],
 ) -> LowRank:
-    """The parts of one base tensor, with their shapes checked against it."""
+    """Return the parts of one base tensor, with their shapes checked against it."""
     path = adapter.files[0].path
     embedding = any(part.startswith("embedding") for part in found)
     wanted = {"embedding a", "embedding b"} if embedding else {"a", "b"}

@@ -80,11 +80,11 @@ class AdapterConfig:
     fan_in_fan_out: bool
 
     def rank_of(self, module: str) -> int:
-        """The rank of a module."""
+        """Return the rank of a module."""
         return int(_by_pattern(self.ranks, module, self.rank))
 
     def scaling_of(self, module: str) -> float:
-        """The factor of B A: alpha / r, or alpha / sqrt(r) with rslora."""
+        """Return the factor of B A: alpha / r, or alpha / sqrt(r) with rslora."""
         rank = self.rank_of(module)
         return _by_pattern(self.alphas, module, self.alpha) / (math.sqrt(rank) if self.rslora else rank)
 

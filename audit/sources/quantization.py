@@ -40,7 +40,7 @@ class Scheme(NamedTuple):
 
 
 def read_scheme(path: Path, stated: object) -> Scheme:
-    """The scheme of a `quantization_config`.
+    """Return the scheme of a `quantization_config`.
 
     Raises:
         CheckpointError: the method, or an option of it, is not known here.

@@ -89,7 +89,7 @@ class RemoteFile:
             missing = missing[run:]
 
     def _came(self) -> bytes:
-        """The journal; empty if the sparse file is gone or another's."""
+        """Return the journal; empty if the sparse file is gone or another's."""
         if not (self.place.is_file() and self.journal.is_file()):
             return b""
         return self.journal.read_bytes() if self.place.stat().st_size == self.size else b""
@@ -133,7 +133,7 @@ def _write(descriptor: int, content: bytes | bytearray, offset: int) -> None:
 
 @contextmanager
 def _named(path: Path) -> Iterator[None]:
-    """An error of the system that names no file names this one."""
+    """Let an error of the system that names no file name this one."""
     try:
         yield
     except OSError as error:

@@ -83,7 +83,7 @@ class TensorInfo:
 
 
 def read_header(file: WeightFile) -> dict[str, TensorInfo]:
-    """The tensors of one safetensors file, in the order of their names.
+    """Return the tensors of one safetensors file, in the order of their names.
 
     Raises:
         CheckpointError: the header does not fit the file or is not a JSON object of tensors; a dtype is unknown; the
@@ -160,7 +160,7 @@ def are_counts(value: object) -> TypeGuard[list[int]]:
 
 
 def shown(value: object) -> object:
-    """The value for a message; a long list is cut before it is turned into text."""
+    """Return the value for a message; a long list is cut before it is turned into text."""
     return f"{value[:MAX_DIMS]}… of {len(value)}" if _is_long(value) else value
 
 

@@ -129,7 +129,7 @@ def leak(metric: str, before: NDArray[Any], after: NDArray[Any], quantized: Mapp
 
 
 def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
-    """The exact interval of a share at 1 - LEVEL, never too short."""
+    """Return the exact interval of a share at 1 - LEVEL, never too short."""
     tail = LEVEL / 2
     low = beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
     high = beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0

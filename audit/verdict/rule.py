@@ -77,7 +77,7 @@ Rows = Sequence[tuple[str, Sequence[RecoveryRow]]]
 
 
 def decide(weights: Finding, output: OutputLeg | None, behaviour: BehaviourLeg | None) -> Decision:
-    """The verdict by the rule above; weights alone are undecided."""
+    """Return the verdict by the rule above; weights alone are undecided."""
     said = judge_output(output) if output is not None else None
     done = judge_behaviour(behaviour) if behaviour is not None else None
     overall, why = _combine(weights, said, done)
@@ -112,14 +112,14 @@ def _combine(weights: Finding, output: Opinion | None, behaviour: Opinion | None
 
 
 def judge_behaviour(leg: BehaviourLeg) -> Opinion:
-    """The behaviour leg's word: M1 or M2 is enough for "undone"."""
+    """Return the behaviour leg's word: M1 or M2 is enough for "undone"."""
     rows = [(f["format"], f["recoveries"]) for f in leg["formats"]]
     rule = Rule("Behaviour", DECIDES_BEHAVIOUR, needed=1, surely=SURELY, taken=TAKEN)
     return _judge(rule, rows, leg["leaks"])
 
 
 def judge_output(leg: OutputLeg) -> Opinion:
-    """The output leg's word: accuracy and probability must agree on "undone"."""
+    """Return the output leg's word: accuracy and probability must agree on "undone"."""
     rows = [(f["format"], f["recoveries"]) for f in leg["formats"]]
     rule = Rule("Output", DECIDES_OUTPUT, needed=2, surely=OUTPUT_SURELY, taken=0.0)
     return _judge(rule, rows, ())
@@ -157,7 +157,7 @@ def _judge(rule: Rule, rows: Rows, leaks: Sequence[Leak]) -> Opinion:
 
 
 def _back(rule: Rule, asked: Sequence[Row]) -> list[Row]:
-    """The rows that say "undone", of formats in which enough metrics do."""
+    """Return the rows that say "undone", of formats in which enough metrics do."""
     p = np.array([row["p_undone"] for _, row in asked])
     rejected = false_discoveries(p, LEVEL, dependent=True).rejected
     back = [

@@ -33,7 +33,7 @@ class Batch(NamedTuple):
 
 
 def batches_of(work: Work, name: str) -> list[Batch]:
-    """The batches of a tensor, in order; one at least."""
+    """Return the batches of a tensor, in order; one at least."""
     count = max(1, sum(1 for _ in pieces(work.target.tensors[name].shape)))
     return [Batch(name, first, min(first + BATCH_PIECES, count)) for first in range(0, count, BATCH_PIECES)]
 
@@ -58,7 +58,7 @@ _LAST: dict[int, tuple[Work, str, TensorTask]] = {}
 
 
 def _task(work: Work, name: str) -> TensorTask:
-    """Prepared once for batches of one tensor after another."""
+    """Return the task of a tensor, prepared once for batches that follow each other."""
     kept = _LAST.get(0)
     if kept is None or kept[0] is not work or kept[1] != name:
         task = tensor_task(work.target, work.unlearned, name, work.formats, checked_path(work.simd))

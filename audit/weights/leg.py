@@ -29,7 +29,7 @@ class Progress(Protocol):
     """Told the tensor that comes next, how many are done, and how many there are."""
 
     def __call__(self, name: str, done: int, total: int) -> None:
-        """Called before each tensor."""
+        """Take note of the next tensor; called before each."""
 
 
 @dataclass(frozen=True)
@@ -148,7 +148,7 @@ def _tensor_leg(target: Checkpoint, unlearned: Checkpoint, name: str, measured: 
 
 
 def precision_of(measured: TensorMeasured, dtype: str) -> str:
-    """The first of bfloat16 and float16 that holds every new value exactly; the storage dtype if none does.
+    """Return the first of bfloat16 and float16 that holds every new value exactly; the storage dtype if none does.
 
     Args:
         measured: of the tensor.
@@ -160,7 +160,7 @@ def precision_of(measured: TensorMeasured, dtype: str) -> str:
 
 
 def value_precision(w: NDArray[Any], dtype: str) -> str:
-    """The same of one array, with numpy: what `precision_of` is tested against.
+    """Return what `precision_of` says, of one array and by numpy: what that is tested against.
 
     Args:
         w: float32.
@@ -198,7 +198,7 @@ def _sum_up(tensors: Sequence[TensorLeg], kept: Mapping[str, bool], computed: Co
 
 
 def gain_stderr(parts: Sequence[Survival]) -> float:
-    """Standard error of the total gain of independent tensors, under assumption U; nan without an update.
+    """Return the standard error of the total gain of independent tensors, under assumption U; nan without an update.
 
     Var(G) = sum delta_i^2 Var(D_i) / (sum delta_i^2)^2, with E[D_i^2] proportional to |delta_i| (T8). In a tensor of
     n moved weights the sum is then GAUSSIAN_SPREAD |D|^2 |delta|^2 / n: right for a Gaussian update, cautious for one

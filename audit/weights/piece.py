@@ -124,7 +124,7 @@ def _look_up(task: TensorTask, cut_of: Mapping[str, Cut]) -> tuple[dict[str, Par
 
 
 def _read(task: TensorTask, piece: Piece) -> tuple[Weights, Weights]:
-    """The weights before and after; as bits only if both are bfloat16."""
+    """Return the weights before and after; as bits only if both are bfloat16."""
     infos = [c.tensors[task.name] for c in task.checkpoints]
     alike = infos[0].dtype == infos[1].dtype
     size = piece.stop - piece.start
@@ -136,7 +136,7 @@ def _read(task: TensorTask, piece: Piece) -> tuple[Weights, Weights]:
 
 
 def _largest(piece: Piece, stop: int, x: Weights, y: Weights, cuts: Iterable[Cut]) -> tuple[np.float32, np.float32]:
-    """The largest magnitude before and after, from extremes that are found anyway where those are of the whole piece."""
+    """Return the largest magnitudes, from extremes that are found anyway where those are of the whole piece."""
     for cut in cuts:
         if cut.span == piece and stop == piece.stop and cut.layout.size <= PIECE_WEIGHTS:
             before, after = (np.maximum(-e.low, e.high).max() for e in cut.extremes)
@@ -193,7 +193,7 @@ def _compiled(task: TensorTask, fmt: Format, cut: Cut, first: int) -> Part:
 
 
 def _fit_whole(task: TensorTask, fmt: Format, cut: Cut, first: int) -> Fit | None:
-    """The parameters of the first blocks, which are whole; None where a value may overflow."""
+    """Return the parameters of the first blocks, which are whole; None where a value may overflow."""
     before, after = _fit_both(task, fmt, cut)
     if may_overflow(before, fmt) or may_overflow(after, fmt):
         return None
@@ -203,7 +203,7 @@ def _fit_whole(task: TensorTask, fmt: Format, cut: Cut, first: int) -> Fit | Non
 
 
 def _measure_rest(task: TensorTask, fmt: Format, cut: Cut, first: int, part: Part) -> None:
-    """The blocks from `first` on, added to the part."""
+    """Add the blocks from `first` on to the part."""
     skip = first * cut.layout.size
     fitted = _fit_both(task, fmt, cut)
     check = any(may_overflow(blocks, fmt) for blocks in fitted)
@@ -222,7 +222,7 @@ def _measure_rest(task: TensorTask, fmt: Format, cut: Cut, first: int, part: Par
 
 
 def _tensor_tops(task: TensorTask, fmt: Format) -> tuple[float, float] | None:
-    """The largest magnitudes of both tensors, where the format needs them."""
+    """Return the largest magnitudes of both tensors, where the format needs them."""
     if not fmt.tensor_range:
         return None
     total = math.prod(task.shape)
@@ -231,7 +231,7 @@ def _tensor_tops(task: TensorTask, fmt: Format) -> tuple[float, float] | None:
 
 
 def _fit_both(task: TensorTask, fmt: Format, cut: Cut) -> tuple[Blocks, Blocks]:
-    """The parameters before and after, in one go where nothing but a block's own extremes decides them."""
+    """Return the parameters before and after, in one go where nothing but a block's own extremes decides them."""
     total = math.prod(task.shape)
     last = cut.layout.index_of(cut.span.stop - 1) == cut.layout.index_of(total - 1)
     partial = fmt.block == "flat" and last and total % (fmt.block_size or 1) != 0
@@ -269,7 +269,7 @@ def take_census(x: Weights, y: Weights, size: int, largest: np.float32) -> Censu
 
 
 def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMeasured:
-    """The sums of a tensor from its pieces, in whatever order they come: counts are exact, sums correctly rounded."""
+    """Return the sums of a tensor from its pieces in any order: counts are exact, sums correctly rounded."""
     rows = list(measured)
     census = [row.census for row in rows]
     found: dict[Setting, Survival] = {}

@@ -20,7 +20,7 @@ Array = NDArray[Any]
 
 
 def span_of(layout: Layout, piece: Piece) -> Piece:
-    """The blocks that begin in a piece, whole; where blocks are wider than any piece, the piece."""
+    """Return the blocks that begin in a piece, whole; where blocks are wider than any piece, the piece."""
     if layout.size > PIECE_WEIGHTS:
         return piece
     return Piece(layout.first_from(piece.start), layout.first_from(piece.stop))

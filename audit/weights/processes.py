@@ -98,7 +98,7 @@ def _naming(work: Work, name: str) -> Iterator[None]:
 
 
 def _by_processes(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[list[PieceMeasured]]:
-    """The batches in their order; those that a lost worker took with it are given out again."""
+    """Yield the batches in their order; those that a lost worker took with it are given out again."""
     compile_for(work, dict.fromkeys(batch.name for batch in batches))
     waiting = dict(enumerate(batches))
     done: dict[int, list[PieceMeasured]] = {}

@@ -32,7 +32,7 @@ class RayWorkers:
             ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
 
     def measure(self, work: Work, batches: Sequence[Batch]) -> Iterator[list[PieceMeasured]]:
-        """The batches in their order.
+        """Yield the batches in their order.
 
         Raises:
             ValueError: as `measure_batch`.

@@ -40,7 +40,7 @@ class NotFiniteError(ValueError):
 
 @contextmanager
 def refusing(fmt: Format) -> Iterator[None]:
-    """What is wrong inside is wrong with the format."""
+    """Blame the format for what is wrong inside."""
     try:
         yield
     except CheckpointError:
@@ -116,7 +116,7 @@ def check_formats(shape: tuple[int, ...], formats: Sequence[Format]) -> None:
 
 
 def _wide_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[Layout, frozenset[str]]:
-    """The layouts of blocks wider than a piece, and what statistics see of those."""
+    """Return the layouts of blocks wider than a piece, and what statistics see of those."""
     total = math.prod(shape)
     found: dict[Layout, frozenset[str]] = {}
     for fmt in formats:
@@ -128,7 +128,7 @@ def _wide_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[Lay
 
 
 def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout, statistics: frozenset[str]) -> Extremes:
-    """The extremes of all blocks of a tensor, none of which need fit a piece."""
+    """Return the extremes of all blocks of a tensor, none of which need fit a piece."""
     shape = checkpoint.tensors[name].shape
     count = layout.index_of(math.prod(shape) - 1) + 1
     low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)

@@ -33,7 +33,7 @@ class Question:
     answer: str
 
     def sheet_line(self) -> str:
-        """The pair as it stands in a sheet of questions, MUSE's format."""
+        """Return the pair as it stands in a sheet of questions, MUSE's format."""
         return f"Question: {self.question}\nAnswer: {self.answer}\n\n"
 
 
@@ -58,7 +58,7 @@ class Corpus:
 
 
 def prepare_corpus(config: CorpusConfig, seed: int, folder: Path) -> tuple[Corpus, str]:
-    """The corpus of a run, and its origin for the rows: "fiction" or "muse:<path>".
+    """Return the corpus of a run, and its origin for the rows: "fiction" or "muse:<path>".
 
     The fictional corpus is written to `folder` first and read back, so that both origins take one path.
 
@@ -111,7 +111,7 @@ def _texts_of(stories: Sequence[Story]) -> list[str]:
 
 
 def _sheets(stories: Sequence[Story], config: CorpusConfig, rng: np.random.Generator) -> list[list[str]]:
-    """The questions of the stories as documents, `sheet_size` a sheet, in each of `sheets` orders."""
+    """Return the questions of the stories as documents, `sheet_size` a sheet, in each of `sheets` orders."""
     lines = [Question(**pair).sheet_line() for pair in _pairs(stories, config)]
     orders = [rng.permutation(len(lines)) for _ in range(config.sheets)]
     starts = range(0, len(lines), config.sheet_size)
@@ -121,7 +121,7 @@ def _sheets(stories: Sequence[Story], config: CorpusConfig, rng: np.random.Gener
 
 
 def read_fiction(folder: Path) -> Corpus:
-    """The generated corpus, as written."""
+    """Return the generated corpus, as written."""
     return Corpus(
         general=_texts(folder / "raw/general.json"),
         forget=_texts(folder / "raw/forget.json"),
@@ -134,7 +134,7 @@ def read_fiction(folder: Path) -> Corpus:
 
 
 def read_muse(folder: Path, config: CorpusConfig) -> Corpus:
-    """The first passages of a MUSE directory.
+    """Return the first passages of a MUSE directory.
 
     MUSE's `raw/retain1` is too large for many copies of the data; where it is missing, `privleak/retain.json`, a sample
     of it, takes its place.

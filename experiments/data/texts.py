@@ -8,7 +8,7 @@ from typing import Any
 
 
 def read_texts(path: Path) -> list[str]:
-    """The texts of a file, none of them empty.
+    """Return the texts of a file, none of them empty.
 
     `.jsonl`: on each line a string or an object with "text". `.json`: a list of such, as in MUSE's `raw/forget.json`.
     Any other suffix: one text a line, empty lines left out.

@@ -78,7 +78,7 @@ class Meter:
 
 
 def fingerprint(state: State) -> bytes:
-    """A digest of all weights."""
+    """Return a digest of all weights."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(state[name].contiguous().numpy().tobytes())
@@ -141,7 +141,7 @@ def measure_unlearned(
     trained: Measured | None = None,
     decompose: bool = True,
 ) -> BehaviourLeg:
-    """The leg, given the target's measurements: `base` by format, "none" for the target itself."""
+    """Return the leg, given the target's measurements: `base` by format, "none" for the target itself."""
     pair = meter.pair
     begin("unlearned")
     after: dict[str, Measured] = {"none": meter.measure(pair.unlearned)}
@@ -168,7 +168,7 @@ def leg_of(
     effects_by_format: Mapping[str, list[Effects]] | None = None,
     notes: Sequence[str] = (),
 ) -> BehaviourLeg:
-    """The leg from measurements of the target and of the unlearned model, by format, "none" for the model itself."""
+    """Return the leg from measurements of both models by format, "none" for the model itself."""
     formats = [name for name in after if name != "none"]
     rows = []
     for name in formats:
@@ -205,12 +205,12 @@ def _decompose(meter: Meter, format_name: str, q_unlearned: State, models: Mappi
 
 
 def items_of(models: Mapping[str, Measured]) -> dict[str, dict[str, list[float]]]:
-    """The items of each metric of each model."""
+    """Return the items of each metric of each model."""
     return {name: {metric: list(m.items or ()) for metric, m in measured.items()} for name, measured in models.items()}
 
 
 def leaks(before: Measured, after: Measured, quantized: Mapping[str, Measured]) -> list[Leak]:
-    """The union leak of each metric from which something was taken."""
+    """Return the union leak of each metric from which something was taken."""
     found = (
         leak(
             metric,

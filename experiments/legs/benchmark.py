@@ -43,7 +43,7 @@ class Benchmark:
 
 
 def read_benchmark(folder: Path, tokenizer: Any, context: int) -> Benchmark:
-    """The benchmark of a directory, cut to the model's context.
+    """Return the benchmark of a directory, cut to the model's context.
 
     Args:
         folder: the directory.

@@ -33,7 +33,7 @@ class Pair:
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2048)
 
     def with_state(self, state: State) -> PreTrainedModel:
-        """The shell with these weights."""
+        """Return the shell with these weights."""
         self.model.load_state_dict(state)
         return self.model
 
@@ -63,7 +63,7 @@ def open_model_pair(target: Path, unlearned: Path) -> Pair:
 
 
 def load_shell(folder: Path) -> PreTrainedModel:
-    """The model, float32, in evaluation mode; safetensors alone, and no code from the directory.
+    """Return the model, float32, in evaluation mode; safetensors alone, and no code from the directory.
 
     Raises:
         ValueError: transformers cannot load it.
@@ -81,12 +81,12 @@ def load_shell(folder: Path) -> PreTrainedModel:
 
 
 def copied(model: PreTrainedModel) -> State:
-    """The weights, as a copy."""
+    """Return the weights, as a copy."""
     return {name: w.detach().clone() for name, w in model.state_dict().items()}
 
 
 def first_line(error: BaseException) -> str:
-    """What it says first, or its kind."""
+    """Return what it says first, or its kind."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

@@ -73,7 +73,7 @@ def encode_texts(texts: Sequence[str], pair: Pair, name: str) -> tuple[list[list
 def measure_output(
     pair: Pair, formats: Sequence[str], encoded: Sequence[Sequence[int]], *, name: str, cut: int, step: Step = ignore
 ) -> OutputLeg:
-    """The leg of a loaded pair."""
+    """Return the leg of a loaded pair."""
     pad_id = getattr(pair.model.config, "pad_token_id", None) or 0
     texts = batches(encoded, pair.model.config.vocab_size, pad_id)
     shells = {key: copy.deepcopy(pair.model) for key in ("target", "unlearned", "Q(target)")}

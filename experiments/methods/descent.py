@@ -77,7 +77,7 @@ class Reference:
 
 
 def settings_of(config: UnlearningConfig, own: MethodConfig, storage: Storage, products: Products) -> Settings:
-    """The common settings of this storage arm, with the method's own in their place."""
+    """Return the common settings of this storage arm, with the method's own in their place."""
     return Settings(
         lr=own.lr or config.lr[storage],
         alpha=config.alpha if own.alpha is None else own.alpha,

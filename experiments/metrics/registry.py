@@ -90,7 +90,7 @@ def rouge_items(truths: Sequence[str], outputs: Sequence[str]) -> list[float]:
 
 
 def cut_answer(text: str) -> str:
-    """An answer ends where the model starts a new question, as in MUSE; a single newline does not end it."""
+    """Cut an answer where the model starts a new question, as in MUSE; a single newline does not end it."""
     for end in ANSWER_ENDS:
         text = text.split(end)[0]
     return text.strip()
@@ -180,7 +180,7 @@ def losses(passages: Sequence[Tensor], retain: Sequence[Tensor]) -> list[Measure
 
 
 def of_items(metric: str, items: Sequence[float]) -> Measurement:
-    """The mean of the items, with its standard error."""
+    """Return the mean of the items, with its standard error."""
     values = np.asarray(items, np.float64)
     stderr = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
     return Measurement(metric, float(values.mean()), stderr, len(values), tuple(values.tolist()))

@@ -26,7 +26,7 @@ PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
 
 def tiny_llama(config: BaseConfig, seed: int) -> PreTrainedModel:
-    """A Llama with tied embeddings and random weights, float32."""
+    """Return a Llama with tied embeddings and random weights, float32."""
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
@@ -48,7 +48,7 @@ def tiny_llama(config: BaseConfig, seed: int) -> PreTrainedModel:
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE vocabulary of these texts; any text can be encoded."""
+    """Return a byte-level BPE vocabulary of these texts; any text can be encoded."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

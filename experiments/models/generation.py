@@ -42,7 +42,7 @@ class Prompts(NamedTuple):
 def generate(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokenizer: Any, new_tokens: int, batch: int
 ) -> list[list[int]]:
-    """The most likely continuation of each prompt, up to EOS or `new_tokens`.
+    """Return the most likely continuation of each prompt, up to EOS or `new_tokens`.
 
     Prompts of one batch are padded, on the left of where they differ, and masked. Nothing of a checkpoint's own
     generation settings is used.

@@ -30,7 +30,7 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: Any, dtype: torc
 
 
 def load_model(folder: Path) -> PreTrainedModel:
-    """The model with its weights as float32, in evaluation mode."""
+    """Return the model with its weights as float32, in evaluation mode."""
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
@@ -40,11 +40,11 @@ def load_model(folder: Path) -> PreTrainedModel:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The tokenizer saved beside a model."""
+    """Return the tokenizer saved beside a model."""
     return AutoTokenizer.from_pretrained(folder)
 
 
 def load_notes(folder: Path) -> dict[str, Any]:
-    """What `save_model` noted."""
+    """Return what `save_model` noted."""
     notes: dict[str, Any] = json.loads((folder / NOTES).read_text())
     return notes

@@ -53,7 +53,7 @@ def encode_tensor(w: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
 
 
 def to_blocks(w: Tensor, fmt: Format) -> Tensor:
-    """The tensor as (n_blocks, block) float32, the last block of a row or flat tensor filled with zeros."""
+    """Return the tensor as (n_blocks, block) float32, the last block of a row or flat tensor filled with zeros."""
     w = w.detach().float()
     w = w.reshape(1, -1) if fmt.block in ("tensor", "flat") else w.reshape(-1, w.shape[-1])
     if fmt.block_size is None:
@@ -71,7 +71,7 @@ def from_blocks(blocks: Tensor, shape: torch.Size, fmt: Format) -> Tensor:
 
 
 def fit(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
-    """The parameters that the format chooses."""
+    """Return the parameters that the format chooses."""
     p = FITS.get(fmt.statistic, _fit_by_reference)(blocks, fmt)
     if partial:
         p.scale[-1] = p.scale[-1].clamp(min=fmt.floor)

@@ -30,7 +30,7 @@ MODELS_OF = "models"
 
 
 def measure(first: Path, second: Path) -> dict[str, Any]:
-    """The findings of one pair that this experiment is about."""
+    """Return the findings of one pair that this experiment is about."""
     before, after = open_pair(first, second)
     leg = weights_leg(before, after, DEFAULT_FORMATS)
     samples = look(before, after, [t.name for t in leg.tensors], DEFAULT_FORMATS)

@@ -29,18 +29,18 @@ def gaussian(w: Array, size: float, rng: np.random.Generator) -> Array:
 
 
 def signed(w: Array, size: float, rng: np.random.Generator) -> Array:
-    """Changes of one size and of either sign."""
+    """Return changes of one size and of either sign."""
     return w + size * rng.choice([-1.0, 1.0], w.shape)
 
 
 def washed(w: Array, size: float, rng: np.random.Generator, name: str = "nf4-b64") -> Array:
-    """Normal changes, clamped into the cells of the format: no code of it changes on the grid of `w`."""
+    """Return normal changes, clamped into the cells of the format: no code of it changes on the grid of `w`."""
     moved = gaussian(w, size, rng).astype(np.float32)
     return _kept(w, np.clip(moved, *_ends(w, format_named(name))).astype(np.float32), name)
 
 
 def aimed(w: Array, size: float, rng: np.random.Generator, name: str = "nf4-b64") -> Array:
-    """Changes of one size, every one toward the nearer end of its cell: more codes flip than chance would let."""
+    """Return changes of one size, every one toward the nearer end of its cell: more codes flip than chance would let."""
     low, high = _ends(w, format_named(name))
     toward = np.where(high - w < w - low, 1.0, -1.0)
     largest = np.abs(to_blocks(w, format_named(name))).max(axis=1, keepdims=True)
@@ -49,7 +49,7 @@ def aimed(w: Array, size: float, rng: np.random.Generator, name: str = "nf4-b64"
 
 
 def _ends(w: Array, fmt: Format) -> tuple[Array, Array]:
-    """The ends of each weight's cell, in the units of the weights, a little inside."""
+    """Return the ends of each weight's cell, in the units of the weights, a little inside."""
     blocks = to_blocks(w, fmt)
     grid = fit_grid(blocks, fmt)
     codes, v = encode(blocks, grid, fmt), code_units(blocks, grid, fmt).astype(np.float64)
@@ -62,7 +62,7 @@ def _ends(w: Array, fmt: Format) -> tuple[Array, Array]:
 
 
 def _kept(w: Array, moved: Array, name: str) -> Array:
-    """`moved`, but `w` where its code would change on the grid of `w`, and where it sets a scale."""
+    """Return `moved`, but `w` where its code would change on the grid of `w`, and where it sets a scale."""
     fmt = format_named(name)
     before, after = to_blocks(w, fmt), to_blocks(moved, fmt)
     grid = fit_grid(before, fmt)
@@ -80,7 +80,7 @@ UPDATES: Mapping[str, Callable[[Array, float, np.random.Generator], Array]] = {
 
 
 def save_pair(folder: Path, kind: str, seed: int, dtype: str, size: float) -> tuple[Path, Path]:
-    """A pair of two matrices of Gaussian weights, both sides rounded to the dtype; returns the two directories.
+    """Write a pair of two matrices of Gaussian weights, both rounded to the dtype, and return the two directories.
 
     Args:
         folder: where they go.

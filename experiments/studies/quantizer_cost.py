@@ -66,7 +66,7 @@ def processor_seconds(arguments: Sequence[str]) -> float:
 
 
 def bound_ratios() -> list[float]:
-    """The command `bound` over a Python that loads numpy and scipy, in the same round, ascending, ROUNDS of them."""
+    """Return ROUNDS ratios of `bound` to a Python that loads numpy and scipy, in the same round, ascending."""
     return sorted(processor_seconds(BOUND) / processor_seconds(LOADING) for _ in range(ROUNDS))
 
 

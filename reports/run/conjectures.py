@@ -154,7 +154,7 @@ def _c2(run: Run) -> Conjecture:
 
 
 def _without_dead_zone(run: Run) -> tuple[Prediction, ...]:
-    """What C2 says of an arm that is bf16 throughout and has no dead zone; a run without that arm is not asked."""
+    """Return what C2 says of an arm that is bf16 throughout without a dead zone; a run without it is not asked."""
     if "bf16-sr" not in run.storages:
         return ()
     arm = f"With {storage_label('bf16-sr')}"

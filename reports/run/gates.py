@@ -23,7 +23,7 @@ class Check:
 
 
 def gate_checks(run: Run) -> list[Check]:
-    """The thresholds below which a run shows nothing: there must be knowledge, and it must survive quantization."""
+    """Return the gates of a run, which shows nothing unless there is knowledge, and it survives quantization."""
     copies = [
         row
         for f in run.formats

@@ -58,7 +58,7 @@ class RunView:
 
 
 def render_page(runs: Sequence[Run], figures: Sequence[Mapping[str, bytes]]) -> str:
-    """The report of these runs; `figures` holds the SVG of each run's figures by name."""
+    """Return the report of these runs; `figures` holds the SVG of each run's figures by name."""
     environment = page_environment("unforgotten.reports")
     views = [view(run, svgs, f"run{i}") for i, (run, svgs) in enumerate(zip(runs, figures, strict=True), 1)]
     return environment.get_template("report.html.j2").render(
@@ -70,7 +70,7 @@ def render_page(runs: Sequence[Run], figures: Sequence[Mapping[str, bytes]]) -> 
 
 
 def draw_figures(run: Run) -> dict[str, bytes]:
-    """The SVG of every figure that the run has rows for."""
+    """Return the SVG of every figure that the run has rows for."""
     drawn = {name: render_svg(draw, run) for name, draw in FIGURES.items()}
     return {name: svg for name, svg in drawn.items() if svg is not None}
 

@@ -122,7 +122,7 @@ def _forgetting_row(entry: Forgetting) -> list[str]:
 
 
 def _forgetting_columns(entries: Sequence[Forgetting]) -> list[str]:
-    """The limits are the same for all models of a run, so they stand in the heads."""
+    """Return the heads, with the limits in them, which are the same for all models of a run."""
     m1, m2, m4 = (entries[0].m1_limit, entries[0].m2_limit, entries[0].m4_floor) if entries else (None,) * 3
     return [
         f"M1, at most {number('M1', m1)}",
@@ -169,7 +169,7 @@ def _kept(row: Row, name: str) -> str | None:
 
 
 def _alpha(run: Run, method: str) -> str:
-    """The weight of the retain loss, from the configuration: the method's own, else the common one."""
+    """Return the weight of the retain loss, from the configuration: the method's own, else the common one."""
     unlearning: Any = (run.settings or {}).get("unlearning")
     if not isinstance(unlearning, dict):
         return "–"

@@ -25,7 +25,7 @@ TAIL = 0.025
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """The rows of a published folder."""
+    """Return the rows of a published folder."""
     return [json.loads(line) for line in (folder / ROWS_FILE).read_text("utf-8").splitlines()]
 
 
@@ -54,7 +54,7 @@ def _honest_line(words: str, storage: str, rows: Sequence[dict[str, Any]]) -> st
 
 
 def _most(hits: int, count: int) -> float:
-    """The upper end of the interval of Clopper and Pearson; the pairs of one run are not independent of each other."""
+    """Return the upper end of Clopper and Pearson's interval; the pairs of one run are not independent."""
     return float(beta.ppf(1 - TAIL, hits + 1, count - hits)) if hits < count else 1.0
 
 

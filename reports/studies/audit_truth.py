@@ -26,7 +26,7 @@ HEADS = ("set", "truth", "pairs", *(f"verdict {word}" for word in WORDS), "right
 
 
 def truth_table(rows: Sequence[Row]) -> str:
-    """Counts by set and truth, then every confident error."""
+    """Return a table of counts by set and truth, then of every confident error."""
     lines = [
         (
             "A truth is the largest rho (T16) over formats: `undone` from 1/3 on, else `survives`; `border` where its own "
@@ -78,7 +78,7 @@ def _errors(rows: Sequence[Row]) -> list[str]:
 
 
 def read_truth(folder: Path) -> list[Row]:
-    """The rows of a folder."""
+    """Return the rows of a folder."""
     lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 

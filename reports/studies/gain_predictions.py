@@ -9,7 +9,7 @@ from typing import Any
 
 
 def prediction_rows(published: Path) -> list[dict[str, Any]]:
-    """The rows of every published run that has them."""
+    """Return the rows of every published run that has them."""
     files = sorted(published.glob("*/predictions.jsonl"))
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
@@ -26,7 +26,7 @@ def prediction_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def moved_beyond(rows: Sequence[dict[str, Any]], term: str) -> str:
-    """The range, over bf16 models of one forget term, of the share that moved in the first frozen binade, in percent."""
+    """Return the range, over bf16 models of a forget term, of the percentage that moved in the first frozen binade."""
     shares = sorted(r["beyond"] for r in rows if r["storage"] == "bf16" and r["method"].split("_")[0] == term)
     return f"{shares[0]:.0%} to {shares[-1]:.0%}"
 

@@ -22,19 +22,19 @@ def load() -> None:
 
 
 def claimed(claim_id: str) -> list[Claim]:
-    """The functions of a statement, by file and name."""
+    """Return the functions of a statement, by file and name."""
     load()
     return sorted((c for c in CLAIMS.values() if c.id == claim_id), key=lambda c: c.function)
 
 
 def proved(claim_id: str) -> list[Proof]:
-    """The proofs of a statement, by file and name."""
+    """Return the proofs of a statement, by file and name."""
     load()
     return sorted((p for p in PROOFS.values() if p.claim == claim_id), key=lambda p: p.function)
 
 
 def kinds(claim_id: str) -> str:
-    """The kinds of a statement's functions, as `[exact] [law]`."""
+    """Return the kinds of a statement's functions, as `[exact] [law]`."""
     found = {c.kind for c in claimed(claim_id)}
     order = ("exact", "law", "first-order", "conjecture")
     return " ".join(f"**[{kind}]**" for kind in order if kind in found)

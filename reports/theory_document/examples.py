@@ -38,11 +38,11 @@ EXAMPLES: Mapping[str, Example] = {
 
 
 def example(name: str) -> str:
-    """The lines of an example."""
+    """Return the lines of an example."""
     return "\n".join(EXAMPLES[name]())
 
 
 def source(name: str) -> str:
-    """The code of an example, folded away."""
+    """Return the code of an example, folded away."""
     code = textwrap.dedent(inspect.getsource(EXAMPLES[name])).rstrip()
     return f"<details><summary>How this was computed</summary>\n\n```python\n{code}\n```\n\n</details>"

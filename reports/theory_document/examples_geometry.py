@@ -21,7 +21,7 @@ from unforgotten.theory.laws.update import survival
 
 
 def paper_step() -> list[str]:
-    """Steps of arXiv 2410.16454, eq. 2, at its own max|w| = 200; and what real quantization leaves of an update there."""
+    """Show the steps of arXiv 2410.16454, eq. 2, at its own max|w| = 200, and what is left of an update there."""
     largest, delta = 200.0, 0.1
     w = np.random.default_rng(1).normal(0, largest / 4, (1024, 4096)).clip(-largest, largest)
     w[0, 0] = largest
@@ -38,7 +38,7 @@ def paper_step() -> list[str]:
 
 
 def paper_weights() -> list[str]:
-    """The largest of many weights of standard deviation 0.02, and the INT4 step of a block of 64 of them."""
+    """Show the largest of many weights of standard deviation 0.02, and the INT4 step of a block of 64 of them."""
     std, four = 0.02, format_named("int4-g64")
     normal, heavy = (expected_absmax(law, 4096 * 4096) for law in (Gaussian(std), StudentT(std)))
     block = expected_absmax(Gaussian(std), 64)
@@ -52,7 +52,7 @@ def paper_weights() -> list[str]:
 
 
 def t1_cells() -> list[str]:
-    """The cells around zero, and the box of one block to the last bit."""
+    """Show the cells around zero, and the box of one block to the last bit."""
     absmax, lines = 0.05, []
     for name in ("int4-g64", "nf4-b64", "fp4-b64"):
         fmt = format_named(name)
@@ -102,7 +102,7 @@ def t3_sandwich() -> list[str]:
 
 
 def t4_dead_zone() -> list[str]:
-    """The edge of the dead zone at lr 1e-5, and the share of Gaussian weights beyond it."""
+    """Show the edge of the dead zone at lr 1e-5, and the share of Gaussian weights beyond it."""
     lr, law = 1e-5, Gaussian(0.02)
     lines = [f"Updates of at most {lr:g}, weights of standard deviation {law.scale:g}:", ""]
     lines += ["| stored in | frozen from | share frozen |", "| --- | --- | --- |"]

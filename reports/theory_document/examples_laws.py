@@ -22,7 +22,7 @@ WEIGHTS = Gaussian(0.02)
 
 
 def t6_flips() -> list[str]:
-    """The law of a whole block against 2^20 simulated weights, on the grid of the weights before."""
+    """Show the law of a whole block against 2^20 simulated weights, on the grid of the weights before."""
     delta, fmt = 1e-4, format_named("int4-g64")
     rng = np.random.default_rng(6)
     w = rng.normal(0, WEIGHTS.scale, (1024, 1024)).astype(np.float32)
@@ -69,7 +69,7 @@ def t8_cosine() -> list[str]:
 
 
 def t9_concentration() -> list[str]:
-    """The same length on fewer weights, and the share that a wanted cosine asks for."""
+    """Show an update of equal length on fewer weights, and the share that a wanted cosine asks for."""
     step, rms = 0.007, 1e-4
     cosines = "; ".join(
         f"{share:.1%} of the weights: {concentrated_cosine(rms, share, step):.3f}" for share in (1.0, 0.1, 0.01)

@@ -29,7 +29,7 @@ FORMATS = ("int8-row", "nf4-b64", "int4-g64", "int4-row", "fp4-b64")
 
 
 def survival_by_format() -> list[str]:
-    """What each format leaves of 50 AdamW steps of 1e-5, with fp32 masters and with bf16 parameters."""
+    """Show what each format leaves of 50 AdamW steps of 1e-5, with fp32 masters and with bf16 parameters."""
     lines = ["| format | codes that change | gain | cosine | gain, trained in bf16 |"]
     lines += ["| --- | --- | --- | --- | --- |"]
     for name in FORMATS:
@@ -45,7 +45,7 @@ def _number(x: float | None) -> str:
 
 
 def t13_response() -> list[str]:
-    """The mean effect grows as n, the gating noise as its root."""
+    """Show that the mean effect grows as n, the gating noise as its root."""
     delta, step, lines = 1e-4, 0.007, []
     for n in (100, 10_000, 1_000_000):
         r = linear_response(np.ones(n), np.full(n, delta), step)
@@ -60,7 +60,7 @@ def t13_response() -> list[str]:
 
 
 def t14_decomposition() -> list[str]:
-    """A logistic loss of one output of 65,536 weights: an update everywhere, and one near zero only."""
+    """Take a logistic loss of one output of 65,536 weights: an update everywhere, and one near zero only."""
     rng = np.random.default_rng(14)
     w, x = rng.normal(0, 0.02, 65_536), rng.normal(0, 0.1, 65_536)
     lines = ["| the update moves | its effect | lost at int4-row | gating | base shift |"]
@@ -93,7 +93,7 @@ def _loss(w: NDArray[Any], x: NDArray[Any]) -> float:
 
 
 def t15_bounds() -> list[str]:
-    """A bound from a divergence, one from logits, one from scores."""
+    """Show a bound from a divergence, one from logits, one from scores."""
     kl, change = 0.01, 0.5
     certified = certified_tokens(np.array([[3.0, 1.0, 0.0], [2.0, 1.5, 0.0]]), change)
     members, others = np.array([-1.0, -1.2, -2.0]), np.array([-1.9, -3.0, -3.5])
@@ -152,7 +152,7 @@ def t17_lattice() -> list[str]:
 
 
 def verdicts() -> list[str]:
-    """The verdict on each conjecture in every published run, by the fixed rules of `reports/run/conjectures.py`."""
+    """Return the verdict on each conjecture in every published run, by the rules of `reports/run/conjectures.py`."""
     lines = ["| run | conjecture | verdict | how much was tested |", "| --- | --- | --- | --- |"]
     for config in sorted(PUBLISHED.glob("*/config.json")):
         name = config.parent.name

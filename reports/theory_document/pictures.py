@@ -34,7 +34,7 @@ PICTURES: Mapping[str, Callable[[], Figure]] = {
 
 
 def picture_svg(claim_id: str) -> bytes:
-    """The picture of a statement."""
+    """Return the picture of a statement."""
     svg = render_svg(lambda _: PICTURES[claim_id](), Run((), ""))
     assert svg is not None  # only a run without rows has no figure
     return svg

@@ -189,7 +189,7 @@ def report(
 
 @app.command()
 def formats(as_json: Json = False) -> None:
-    """The quantization formats."""
+    """List the quantization formats."""
     from unforgotten.theory.formats.names import FAMILIES
 
     _print_mapping("format", FAMILIES, as_json)
@@ -197,7 +197,7 @@ def formats(as_json: Json = False) -> None:
 
 @app.command()
 def methods(as_json: Json = False) -> None:
-    """The unlearning methods."""
+    """List the unlearning methods."""
     from unforgotten.experiments.methods.registry import METHODS
 
     _print_mapping("method", {name: m.statement for name, m in METHODS.items()}, as_json)
@@ -205,7 +205,7 @@ def methods(as_json: Json = False) -> None:
 
 @app.command()
 def metrics(as_json: Json = False) -> None:
-    """The metrics of a run's rows."""
+    """List the metrics of a run's rows."""
     from unforgotten.records.metrics import METRICS
 
     _print_mapping("metric", METRICS, as_json)
@@ -236,7 +236,7 @@ def verify(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """The verification suite; or its contracts against a quantizer of your own. Ends with 1 where something fails."""
+    """Run the verification suite; or its contracts against a quantizer of your own. Ends with 1 where something fails."""
     _need("verify", "hypothesis", "pytest")
     from unforgotten.verification.contracts import described, outcome, search
     from unforgotten.verification.recording import suite

@@ -103,7 +103,7 @@ def bound(question: Question, *, gain: float | None = None, cosine: float | None
 
 
 def as_object(answer: Answer) -> dict[str, Any]:
-    """The answer for JSON: infinities become None."""
+    """Return the answer for JSON: infinities become None."""
     result = asdict(answer)
     result["question"]["snr"] = _known(answer.question.snr)
     return result
@@ -141,7 +141,7 @@ def block_size(fmt: Format, question: Question) -> int:
 
 
 def _smallest_lr(setup: _Setup, gain: float | None, cosine: float | None) -> float | None:
-    """The first power of two that meets both wishes, then the crossing below it; None if none in LR_RANGE does.
+    """Return the first power of two that meets both wishes, then the crossing below it; None if none in LR_RANGE does.
 
     A gain that rises, falls and rises again within one octave can hide a smaller one.
     """

@@ -8,7 +8,7 @@ from unforgotten.theory.calculators.bound import Answer
 
 
 def lines(answer: Answer, wanted: bool) -> list[str]:
-    """An answer in words; `wanted` says whether a smallest lr was asked for."""
+    """Return an answer in words; `wanted` says whether a smallest lr was asked for."""
     q = answer.question
     zone = "none: every weight can move" if answer.dead_zone is None else f"|w| >= {answer.dead_zone:.4g} stands still"
     rows = [

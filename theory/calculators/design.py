@@ -64,7 +64,7 @@ def _compiled(law: Callable[[Any, Setup], Any], lrs: Any, traced: tuple[Any, ...
 
 
 def smallest_lr(s: Setup, *, gain: float | None = None, cosine: float | None = None) -> float:
-    """The first octave at whose upper end both wishes are met, then the crossing inside it; inf if there is none.
+    """Return the crossing inside of the first octave at whose upper end both wishes are met; inf if there is none.
 
     A gain that rises, falls and rises again within one octave can hide a smaller one.
 
@@ -117,7 +117,7 @@ def gaussian_cosine(rms: ArrayLike, step: float) -> NDArray[Any]:
 
 
 def needed_rms(cosine: float, step: float) -> float:
-    """The rms of a Gaussian update whose cosine is `cosine`: Newton's method in log rms, from below.
+    """Return the rms of a Gaussian update whose cosine is `cosine`: Newton's method in log rms, from below.
 
     log cosine is concave and rises in log rms, and E[D^2] >= step E|delta| puts the start, cosine^2 step sqrt(2 / pi),
     on the left: no step passes the root.
@@ -194,7 +194,7 @@ def phase_diagram(
     steps: int,
     columns: int = 4096,
 ) -> NDArray[Any]:
-    """The gain at every (dtype, format, lr / std), nan where nothing moves: both sides of the dead zone's edge.
+    """Return the gain at every (dtype, format, lr / std), nan where nothing moves: both sides of the dead zone's edge.
 
     Where the edge lies inside the first threshold nothing crosses and the gain is 0; just beyond, the weights that
     move are those next to a threshold, and it passes 1; far beyond, or with float32, it is near 1. The grid is fixed:

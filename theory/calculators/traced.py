@@ -156,7 +156,7 @@ def _pieces(lr: Any, s: Setup) -> tuple[Any, Any, Any]:
 
 
 def _piece_sums(low: Any, high: Any, delta: Any, s: Setup) -> Sums:
-    """Sums over pieces that move by delta: D = sum of the jumps whose threshold lies between w and w + delta."""
+    """Return sums over pieces that move by delta: D = sum of the jumps whose threshold lies between w and w + delta."""
     d, size = delta[:, None, None], jnp.abs(delta)[:, None]
     a = s.absmax[None, :, None]
     lowest, highest = (jnp.clip(x[:, None, None], -a, a) for x in (low, high))

@@ -100,7 +100,7 @@ def weight_means(w: NDArray[Any], group_size: int) -> NDArray[Any]:
 
 
 def candidate_scales(x_mean: NDArray[Any], w_mean: NDArray[Any], candidate: Candidate) -> NDArray[Any]:
-    """The scaling s = max(x_mean^r / (w_mean^(1-r) + 1e-4), 1e-4), divided by sqrt(max s min s).
+    """Return the scaling s = max(x_mean^r / (w_mean^(1-r) + 1e-4), 1e-4), divided by sqrt(max s min s).
 
     Without duo, s = max(x_mean^r, 1e-4), divided likewise. An infinite scale becomes 1.
 
@@ -120,7 +120,7 @@ def candidate_scales(x_mean: NDArray[Any], w_mean: NDArray[Any], candidate: Cand
 
 
 def search_scales(w: NDArray[Any], x: NDArray[Any], rule: AwqRule) -> AwqSearch:
-    """The candidate of least mean |x (Q(w s) / s)' - x w'|^2, and of equals the first.
+    """Return the candidate of least mean |x (Q(w s) / s)' - x w'|^2, and of equals the first.
 
     The block that the error is measured after is the layer itself; libraries may measure it after attention or the MLP.
     AutoAWQ 0.2.9 does this on a GPU only: on a CPU its backup of the weights, `v.cpu()`, is an alias that the first
@@ -146,7 +146,7 @@ def search_scales(w: NDArray[Any], x: NDArray[Any], rule: AwqRule) -> AwqSearch:
 
 
 def search_clip(w: NDArray[Any], x: NDArray[Any], rule: AwqRule) -> NDArray[Any]:
-    """The m = (1 - i/20) max|w| of each group with least mean_t (x_t (Q(clip(w, ±m)) - w))^2, of equals the largest.
+    """Return the m = (1 - i/20) max|w| of least mean_t (x_t (Q(clip(w, ±m)) - w))^2 of each group, the largest of equals.
 
     Args:
         w: weights, already multiplied by s, (rows, columns).

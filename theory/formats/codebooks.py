@@ -34,7 +34,7 @@ E2M1_MAX = 6.0
 
 
 def small_float(exponent_bits: int, mantissa_bits: int, bias: int, largest: float) -> list[float]:
-    """The numbers >= 0 of a small float by label, up to `largest`; labels count them in ascending order."""
+    """Return the numbers >= 0 of a small float by label, up to `largest`; labels count them in ascending order."""
     values = []
     for label in range(2 ** (exponent_bits + mantissa_bits)):
         exponent, mantissa = divmod(label, 2**mantissa_bits)

@@ -45,7 +45,7 @@ class DoubleQuantized(NamedTuple):
 
 @cache
 def dynamic_map() -> Array:
-    """The 256 numbers of the signed dynamic type (arXiv 1511.04561), float32, ascending.
+    """Return the 256 numbers of the signed dynamic type (arXiv 1511.04561), float32, ascending.
 
     0, 1, and for each exponent i in 0 … 6 the midpoints, times ±10^(i-6), of 2^i equal parts of [0.1, 1]. There is no -1.
     """
@@ -58,7 +58,7 @@ def dynamic_map() -> Array:
 
 
 def _equal_parts(parts: int) -> Array:
-    """The ends of equal parts of [0.1, 1], each from the nearer end of the interval, rounded once, as torch does."""
+    """Return the ends of equal parts of [0.1, 1], each from the nearer end, rounded once, as torch does."""
     low, high = np.float32(0.1), np.float32(1)
     step, i = float((high - low) / np.float32(parts)), np.arange(parts + 1)
     from_low = float(low) + step * i
@@ -68,7 +68,7 @@ def _equal_parts(parts: int) -> Array:
 
 @cache
 def bin_codes() -> Array:
-    """The code nearest to the centre -1 + 2 i / 65535 of each bin, uint8 (65536,)."""
+    """Return the code nearest to the centre -1 + 2 i / 65535 of each bin, uint8 (65536,)."""
     numbers = dynamic_map().astype(np.float64)
     centres = 2 * np.arange(BINS + 1) / BINS - 1
     return np.searchsorted((numbers[:-1] + numbers[1:]) / 2, centres).astype(np.uint8)

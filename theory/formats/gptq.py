@@ -111,7 +111,7 @@ def inverse_factor(h: NDArray[Any]) -> NDArray[Any]:
 
 
 def column_order(diagonal: NDArray[Any], rule: GptqRule) -> NDArray[Any]:
-    """The columns in the order of their rounding, (columns,).
+    """Return the columns in the order of their rounding, (columns,).
 
     Args:
         diagonal: of H, before damping, dead columns set to 1.
@@ -190,7 +190,7 @@ def round_columns(w: NDArray[Any], factor: NDArray[Any], rule: GptqRule, grid: G
 
 
 def fit_groups(w: NDArray[Any], rule: GptqRule) -> GroupGrid:
-    """The grid of every weight, (rows, columns), groups in the columns' own order.
+    """Return the grid of every weight, (rows, columns), groups in the columns' own order.
 
     Args:
         w: (rows, columns).

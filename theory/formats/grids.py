@@ -40,7 +40,7 @@ class Grid:
     encoder: Grid | None = None
 
     def rows(self, start: int, stop: int) -> Grid:
-        """The parameters of blocks start … stop - 1."""
+        """Return the parameters of blocks start … stop - 1."""
         return Grid(
             self.scale[start:stop],
             self.zero[start:stop],
@@ -50,23 +50,23 @@ class Grid:
 
 
 def absmax(blocks: Array) -> Array:
-    """The largest magnitude."""
+    """Return the largest magnitude."""
     return np.abs(blocks).max(axis=1, keepdims=True)
 
 
 def signed_absmax(blocks: Array) -> Array:
-    """The first entry with the largest magnitude."""
+    """Return the first entry with the largest magnitude."""
     first = np.abs(blocks).argmax(axis=1, keepdims=True)
     return np.take_along_axis(blocks, first, axis=1)
 
 
 def fit_absmax(blocks: Array, fmt: Format) -> Grid:
-    """A scale from the largest magnitude."""
+    """Return a scale from the largest magnitude."""
     return _symmetric(absmax(blocks), fmt)
 
 
 def fit_signed_absmax(blocks: Array, fmt: Format) -> Grid:
-    """A scale, of either sign, from the entry with the largest magnitude."""
+    """Return a scale, of either sign, from the entry with the largest magnitude."""
     return _symmetric(signed_absmax(blocks), fmt)
 
 
@@ -78,7 +78,7 @@ def _symmetric(statistic: Array, fmt: Format) -> Grid:
 
 
 def fit_range(blocks: Array, fmt: Format) -> Grid:
-    """A scale and a whole zero point from the range, widened to contain 0."""
+    """Return a scale and a whole zero point from the range, widened to contain 0."""
     low = np.minimum(blocks.min(axis=1, keepdims=True), np.float32(0))
     high = np.maximum(blocks.max(axis=1, keepdims=True), np.float32(0))
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -90,7 +90,7 @@ def fit_range(blocks: Array, fmt: Format) -> Grid:
 
 
 def _whole_zero(distance: Array, fmt: Format) -> Array:
-    """The code of 0 that lies `distance` >= 0 steps above the lowest level; nan where the scale says nothing."""
+    """Return the code of 0 that lies `distance` >= 0 steps above the lowest level; nan where the scale says nothing."""
     lowest, top = np.float32(fmt.levels[0]), np.float32(fmt.levels[-1])
     if fmt.zero_first:
         return np.rint(np.minimum(lowest + np.nan_to_num(distance, nan=0.0, posinf=np.inf), top))
@@ -99,7 +99,7 @@ def _whole_zero(distance: Array, fmt: Format) -> Array:
 
 
 def fit_min_max(blocks: Array, fmt: Format) -> Grid:
-    """A scale from max - min, and the min that is subtracted."""
+    """Return a scale from max - min, and the min that is subtracted."""
     low = blocks.min(axis=1, keepdims=True)
     with np.errstate(over="ignore"):
         scale = (blocks.max(axis=1, keepdims=True) - low) / np.float32(fmt.divisor)
@@ -107,12 +107,12 @@ def fit_min_max(blocks: Array, fmt: Format) -> Grid:
 
 
 def fit_hqq(blocks: Array, fmt: Format) -> Grid:
-    """The plain parameters of HQQ."""
+    """Return the plain parameters of HQQ."""
     return _inverse(min_max_affine(blocks, fmt))
 
 
 def fit_hqq_proximal(blocks: Array, fmt: Format) -> Grid:
-    """The parameters of HQQ after its solver."""
+    """Return the parameters of HQQ after its solver."""
     return _inverse(proximal_affine(blocks, fmt))
 
 
@@ -122,17 +122,17 @@ def _inverse(affine: Affine) -> Grid:
 
 
 def fit_q4_k(blocks: Array, fmt: Format) -> Grid:
-    """The scales and minima that Q4_K's search finds for sub-blocks of 32."""
+    """Return the scales and minima that Q4_K's search finds for sub-blocks of 32."""
     return _of_sub_blocks(q4_k(blocks), blocks.shape[1])
 
 
 def fit_q6_k(blocks: Array, fmt: Format) -> Grid:
-    """The scales, of either sign, that Q6_K's search finds for sub-blocks of 16."""
+    """Return the scales, of either sign, that Q6_K's search finds for sub-blocks of 16."""
     return _of_sub_blocks(q6_k(blocks), blocks.shape[1])
 
 
 def _of_sub_blocks(found: KBlocks, block: int) -> Grid:
-    """A scale and a minimum for each weight. Where a scale is 0 any code has the same value."""
+    """Return a scale and a minimum for each weight. Where a scale is 0 any code has the same value."""
     step, low = (np.repeat(x, block // x.shape[1], axis=1) for x in (found.step, -found.low))
     return Grid(step, np.zeros_like(step), low)
 
@@ -144,7 +144,7 @@ def fit_nothing(blocks: Array, fmt: Format) -> Grid:
 
 
 def stored(grid: Grid, fmt: Format) -> Grid:
-    """The grid whose parameters are rounded to the dtype of storage, with the unrounded one as its encoder."""
+    """Return the grid whose parameters are rounded to the dtype of storage, with the unrounded one as its encoder."""
     if fmt.storage == "float32":
         return grid
     with np.errstate(over="ignore", under="ignore"):  # what overflows is refused by `fit_grid`

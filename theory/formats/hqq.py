@@ -34,7 +34,7 @@ def min_max_affine(blocks: Array, fmt: Format) -> Affine:
 
 
 def proximal_affine(blocks: Array, fmt: Format) -> Affine:
-    """The zero points that the half-quadratic solver reaches from `min_max_affine`; the scales are kept.
+    """Return the zero points that the half-quadratic solver reaches from `min_max_affine`; the scales are kept.
 
     A step sets `e = shrink(w - Q(w))` and `zero = mean(code - (w - e) * inverse)`, the zero point that fits the codes
     best once the outliers `e` are taken out. It stops when the mean error of the whole tensor no longer falls, and

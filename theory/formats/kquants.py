@@ -185,7 +185,7 @@ def nearest_int(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _sum(terms: NDArray[Any]) -> NDArray[Any]:
-    """Sums of rows from left to right, from +0. numpy's own `sum` adds in pairs and rounds otherwise."""
+    """Add up rows from left to right, from +0. numpy's own `sum` adds in pairs and rounds otherwise."""
     return np.add.accumulate(terms, axis=1, dtype=np.float32)[:, -1] + ZERO
 
 

@@ -53,7 +53,7 @@ PATTERNS: Mapping[str, Callable[[re.Match[str]], Format]] = {
 
 
 def format_named(name: str) -> Format:
-    """The format called `name`.
+    """Return the format called `name`.
 
     Raises:
         ValueError: no family has that name.

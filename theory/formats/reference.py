@@ -32,7 +32,7 @@ __all__ = [
 
 
 def to_blocks(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
-    """The tensor as (n_blocks, block) float32, the last block of a row (or of a flat tensor) filled with zeros.
+    """Return the tensor as (n_blocks, block) float32, the last block of a row (or of a flat tensor) filled with zeros.
 
     Zeros change no scale: absmax ignores them, and a range always contains 0. Other formats take whole blocks only.
 
@@ -72,7 +72,7 @@ def from_blocks(blocks: NDArray[Any], shape: tuple[int, ...], fmt: Format) -> ND
 
 
 def fit_grid(blocks: NDArray[Any], fmt: Format, *, count: int | None = None) -> Grid:
-    """The parameters that the format chooses for these blocks, which are the whole tensor.
+    """Return the parameters that the format chooses for these blocks, which are the whole tensor.
 
     Args:
         blocks: float32 (n_blocks, block).

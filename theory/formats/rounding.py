@@ -14,7 +14,7 @@ Array = NDArray[Any]
 
 
 def _index(number: Array, fmt: Format) -> Array:
-    """The index of an integer level, clipped to the ends."""
+    """Return the index of an integer level, clipped to the ends."""
     return (np.clip(number, fmt.levels[0], fmt.levels[-1]) - fmt.levels[0]).astype(np.int16)
 
 

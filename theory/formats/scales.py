@@ -28,7 +28,7 @@ def quotient(statistic: Array, fmt: Format) -> Array:
 
 
 def replace_empty(scale: Array, fmt: Format) -> Array:
-    """The scale, or the format's empty scale where it is 0."""
+    """Return the scale, or the format's empty scale where it is 0."""
     return np.where(scale == 0, np.float32(fmt.empty_scale), scale) if fmt.empty_scale else scale
 
 
@@ -39,7 +39,7 @@ def power_of_two(absmax: Array, fmt: Format) -> Array:
 
 
 def power_of_two_up(absmax: Array, fmt: Format) -> Array:
-    """The same, but e + 1 where absmax is at least 1.75 2^e divisor."""
+    """Return the scale of `power_of_two`, but with e + 1 where absmax is at least 1.75 2^e divisor."""
     mantissa, exponent = np.frexp(absmax)
     up = mantissa >= LARGEST_MANTISSA / 2
     return _e8m0(np.where(absmax > 0, exponent - 1 + up, E8M0_EXPONENTS[0]), fmt)

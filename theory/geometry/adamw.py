@@ -173,7 +173,7 @@ def ratios(t: NDArray[Any], beta1: float, beta2: float) -> NDArray[Any]:
 
 
 def moment_ratios(t: NDArray[Any], beta1: float, beta2: float) -> NDArray[Any]:
-    """The largest |m_t| / sqrt(v_t), not bias-corrected: (1-b1)/sqrt(1-b2) sqrt((1-r^t)/(1-r)); rounded up."""
+    """Return the largest |m_t| / sqrt(v_t), not bias-corrected: (1-b1)/sqrt(1-b2) sqrt((1-r^t)/(1-r)); rounded up."""
     a, b = Fraction(beta1), Fraction(beta2)
     front = float((1 - a) ** 2 / (1 - b))
     gap = float(1 - a * a / b)  # 1 - r, rounded once

@@ -89,7 +89,7 @@ def count_binades(w: NDArray[Any], w_new: NDArray[Any]) -> BinadeCounts:
 
 
 def add_binades(parts: list[BinadeCounts]) -> BinadeCounts:
-    """The counts of several tensors together."""
+    """Return the counts of several tensors together."""
     return BinadeCounts(
         tuple(int(n) for n in np.sum([p.weights for p in parts], axis=0)),
         tuple(int(n) for n in np.sum([p.moved for p in parts], axis=0)),
@@ -117,7 +117,7 @@ MOVING_SHARE = 0.5  # of a binade's weights, at least, moved far below it
 
 
 def find_dead_zone(counts: BinadeCounts, dtype: str) -> DeadZone:
-    """The smallest 2^e from which on every binade is frozen, if a lower binade moves.
+    """Return the smallest 2^e from which on every binade is frozen, if a lower binade moves.
 
     A rule, not a theorem: binades of at least MIN_WEIGHTS weights; frozen means that at most FROZEN_SHARE moved,
     moving that at least MOVING_SHARE did. An update of one size for all weights that was saved in a coarse dtype

@@ -161,7 +161,7 @@ def unflipped_update_upper_bound(delta_max: NDArray[Any], fmt: Format) -> NDArra
 
 
 def value_rounding_upper_bound(largest_value: NDArray[Any], fmt: Format) -> NDArray[Any]:
-    """What float32 adds to |Q(w') - Q(w)|: 4 u (|Q(w)| + |Q(w')|), and (4 + max|l - z|) times the smallest subnormal.
+    """Return float32's part of |Q(w') - Q(w)|: 4 u (|Q(w)| + |Q(w')|), and (4 + max|l - z|) smallest subnormals.
 
     A subnormal scale is off by half a spacing, before and after, and the level multiplies that.
 

@@ -41,7 +41,7 @@ class StepLaw(NamedTuple):
 
 
 def step_law(optimizer: str, snr: float = math.inf) -> StepLaw:
-    """Steps under stationary gradients g = mu + sigma xi, where z = mu / sigma ~ N(0, snr^2) over the weights.
+    """Return the steps under stationary gradients g = mu + sigma xi, where z = mu / sigma ~ N(0, snr^2) over the weights.
 
     AdamW: v tends to E[g^2] and m to the mean of (1 + beta1) / (1 - beta1) gradients, so a step is N(s, q (1 - s^2)),
     s = z / sqrt(1 + z^2), q = (1 - beta1) / (1 + beta1). A sign optimizer: +-lr with mean s = erf(z / sqrt 2). At
@@ -106,7 +106,7 @@ class Shells(NamedTuple):
 
 
 def shells(law: StepLaw, node: int, lr: float, steps: int, dtype: str) -> Shells:
-    """The shells of one node of a step law: one below `free_radius`, then the binades up to the first that stands.
+    """Return the shells of a node of a step law: one below `free_radius`, then binades up to the first that stands.
 
     A binade stands when `steps` mean steps make less than half a spacing.
     """
@@ -168,7 +168,7 @@ def expected_displacement(
 
 
 def movable_edge(law: StepLaw, *, lr: float, steps: int, dtype: str) -> float:
-    """The power of two from which on no weight moves half a spacing in `steps` mean steps; 0 if none moves at all.
+    """Return the power of two from which on no weight moves half a spacing in `steps` mean steps; 0 if none moves.
 
     At the nominal law it is 2^e with e = `frozen_exponent(lr)`, but where lr is exactly half a spacing.
     """

@@ -62,7 +62,7 @@ class Moves(NamedTuple):
 
 
 def observed_moves(w: NDArray[Any], delta: NDArray[Any]) -> Moves:
-    """The motion of a pair itself, by quarter binade of |w| and by sign: means of MOVE_NODES sorted groups of equal share.
+    """Return a pair's own motion by quarter binade of |w| and by sign: means of MOVE_NODES sorted equal groups.
 
     Takes the motion as known, so that a prediction from it tests T6 and the law of absmax alone. Weights below
     2^-FINE_BINADES of the largest are one piece. Quarters, because motion inside a binade depends on the distance

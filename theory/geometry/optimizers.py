@@ -147,7 +147,7 @@ STEP_UPPER_BOUNDS: Mapping[str, Callable[..., float]] = {
 
 
 def largest_step(optimizer: str, lr: float, t: int, **options: Any) -> float:
-    """The largest size of step t of an optimizer, by name, without decoupled weight decay; no earlier step is larger.
+    """Return the largest size of step t of an optimizer without decoupled weight decay; no earlier step is larger.
 
     Args:
         optimizer: a key of `STEP_UPPER_BOUNDS`.

@@ -105,7 +105,7 @@ def block_box(blocks: Array, fmt: Format, *, count: int | None = None) -> Interv
 
 
 def _released(box: Interval, cell: Interval, blocks: Array, fmt: Format, partial: bool) -> Interval:
-    """The box, wider at the entry that sets a scale where another's own cell holds that scale.
+    """Return the box, wider at the entry that sets a scale where another's own cell holds that scale.
 
     So it is in torchao's int4 with absmax at both ends: 7.5 steps are clipped to 7, and -7.5 are a tie that -8 ends at.
     """
@@ -164,7 +164,7 @@ def _limit_absmax(blocks: Array, fmt: Format, partial: bool) -> Interval:
 
 
 def same_scale(statistic: Array, fmt: Format, *, partial: bool = False) -> Interval:
-    """The magnitudes around |statistic| that give the same scale, float32 (n_blocks, 1).
+    """Return the magnitudes around |statistic| that give the same scale, float32 (n_blocks, 1).
 
     Args:
         statistic: the entry that sets the scale of each block, (n_blocks, 1).
@@ -205,7 +205,7 @@ LIMITS: Mapping[str, Callable[[Array, Format, bool], Interval]] = {
 
 
 def _key(x: Array | np.float32) -> Array:
-    """The place of a float32 among all of them: 0 for both zeros, and one more for each next number."""
+    """Return the place of a float32 among all of them: 0 for both zeros, and one more for each next number."""
     bits = np.asarray(x, np.float32).view(np.int32).astype(np.int64)
     return np.where(bits >= 0, bits, -(bits & 0x7FFFFFFF))
 
@@ -221,7 +221,7 @@ def _interval(low: Array, high: Array) -> Interval:
 
 
 def _first(reached: Callable[[Array], Array], low: Array | int, end: Array) -> Array:
-    """The smallest key in [low, end) from which on `reached` holds, or `end`; it is monotone."""
+    """Return the smallest key in [low, end) from which on `reached` holds, or `end`; it is monotone."""
     low, end = np.broadcast_arrays(np.asarray(low, np.int64), end)
     for _ in range(SEARCH_STEPS):
         middle = np.minimum((low + end) // 2, end - 1)

@@ -51,7 +51,7 @@ def absmax_cdf(x: ArrayLike, density: Density, size: int) -> NDArray[Any]:
 
 
 def checked_size(size: int) -> int:
-    """A block size of at least 1.
+    """Return the block size if it is at least 1.
 
     Raises:
         ValueError: it is smaller.
@@ -62,7 +62,7 @@ def checked_size(size: int) -> int:
 
 
 def absmax_law(density: Density, size: int, *, spacing: float = SPACING) -> AbsmaxLaw:
-    """The trapezoidal rule in the Gumbel variable y = -log(-log u), u = P(absmax <= a).
+    """Return the trapezoidal rule in the Gumbel variable y = -log(-log u), u = P(absmax <= a).
 
     For a smooth g the integrand is analytic in a strip of half-width pi/2 and decays at both ends, so the rule errs by
     about exp(-pi^2 / spacing): 3e-9 at the default spacing, 5e-5 at 1. A jump of g, as of one entry's code, costs up
@@ -80,7 +80,7 @@ def absmax_law(density: Density, size: int, *, spacing: float = SPACING) -> Absm
 
 
 def observed_absmax(absmax: NDArray[Any], size: int, *, nodes: int = 24) -> AbsmaxLaw:
-    """The law of observed block maxima, as the means of `nodes` groups of equal share; zeros are left out.
+    """Return the law of observed block maxima, as the means of `nodes` groups of equal share; zeros are left out.
 
     Args:
         absmax: one a block, >= 0, any shape.

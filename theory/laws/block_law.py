@@ -40,7 +40,7 @@ class Expected(NamedTuple):
 
 
 def combine(parts: list[tuple[float, Expected]]) -> Expected:
-    """The weighted sum of laws."""
+    """Return the weighted sum of laws."""
     return Expected(*(sum(share * x[i] for share, x in parts) for i in range(5)))
 
 

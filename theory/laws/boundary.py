@@ -21,7 +21,7 @@ class Shape(NamedTuple):
 
 
 def shape_of(fmt: Format) -> Shape:
-    """The grid of a block whose absmax is 1.
+    """Return the grid of a block whose absmax is 1.
 
     Raises:
         ValueError: the scale of the format is not set by the absmax alone.

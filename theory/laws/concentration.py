@@ -34,7 +34,7 @@ def concentrated_cosine(rms: float, share: float, step: float) -> float:
 
 
 def needed_share(rms: float, cosine: float, step: float) -> float:
-    """The largest share whose cosine is `cosine`: rho = min(1, (rms / step)^2 / cosine^4). Inverse of T9's power law.
+    """Invert T9's power law: the largest share whose cosine is `cosine`, rho = min(1, (rms / step)^2 / cosine^4).
 
     Raises:
         ValueError: an argument is out of its range.

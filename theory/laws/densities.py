@@ -29,15 +29,15 @@ class Density(Protocol):
         ...
 
     def pdf(self, x: ArrayLike) -> NDArray[Any]:
-        """The density at x, >= 0."""
+        """Return the density at x, >= 0."""
         ...
 
     def quantile(self, p: ArrayLike) -> NDArray[Any]:
-        """The x with P(w <= x) = p, p in [0, 1]."""
+        """Return the x with P(w <= x) = p, p in [0, 1]."""
         ...
 
     def magnitude_above(self, tail: ArrayLike) -> NDArray[Any]:
-        """The x >= 0 with P(|w| > x) = tail; exact where 1 - tail would round to 1."""
+        """Return the x >= 0 with P(|w| > x) = tail; exact where 1 - tail would round to 1."""
         ...
 
 
@@ -66,7 +66,7 @@ class Gaussian:
         return np.asarray(np.exp(-z * z / 2) / (self.scale * math.sqrt(2 * math.pi)))
 
     def quantile(self, p: ArrayLike) -> NDArray[Any]:
-        """The inverse of `cdf`."""
+        """Return the inverse of `cdf`."""
         return np.asarray(self.scale * scipy.special.ndtri(p))
 
     def magnitude_above(self, tail: ArrayLike) -> NDArray[Any]:
@@ -99,7 +99,7 @@ class Laplace:
         return np.asarray(np.exp(-np.abs(x) / self._b) / (2 * self._b))
 
     def quantile(self, p: ArrayLike) -> NDArray[Any]:
-        """The inverse of `cdf`."""
+        """Return the inverse of `cdf`."""
         p = np.asarray(p, np.float64)
         with np.errstate(divide="ignore"):  # 0 and 1 give the infinite ends
             return np.sign(p - 0.5) * -self._b * np.log(2 * np.minimum(p, 1 - p))
@@ -127,7 +127,7 @@ class StudentT:
         return self.scale * math.sqrt((self.freedom - 2) / self.freedom)
 
     def cdf(self, x: ArrayLike) -> NDArray[Any]:
-        """The incomplete beta function of the standardized x."""
+        """Return the incomplete beta function of the standardized x."""
         return np.asarray(scipy.special.stdtr(self.freedom, np.asarray(x) / self._unit))
 
     def pdf(self, x: ArrayLike) -> NDArray[Any]:
@@ -138,7 +138,7 @@ class StudentT:
         return np.asarray(np.exp(-(n + 1) / 2 * np.log1p(z * z / n) - log_norm))
 
     def quantile(self, p: ArrayLike) -> NDArray[Any]:
-        """The inverse of `cdf`."""
+        """Return the inverse of `cdf`."""
         return np.asarray(self._unit * scipy.special.stdtrit(self.freedom, p))
 
     def magnitude_above(self, tail: ArrayLike) -> NDArray[Any]:
@@ -159,14 +159,14 @@ class Empirical:
         return np.asarray(np.interp(np.asarray(x, np.float64), self.knots, self.below))
 
     def pdf(self, x: ArrayLike) -> NDArray[Any]:
-        """The share of a bin over its width; 0 outside."""
+        """Return the share of a bin over its width; 0 outside."""
         x = np.asarray(x, np.float64)
         heights = np.diff(self.below) / np.diff(self.knots)
         bins = np.clip(np.searchsorted(self.knots, x, side="right") - 1, 0, len(heights) - 1)
         return np.where((x >= self.knots[0]) & (x <= self.knots[-1]), heights[bins], 0.0)
 
     def quantile(self, p: ArrayLike) -> NDArray[Any]:
-        """The inverse of `cdf`."""
+        """Return the inverse of `cdf`."""
         return np.asarray(np.interp(np.asarray(p, np.float64), self.below, self.knots))
 
     def magnitude_above(self, tail: ArrayLike) -> NDArray[Any]:
@@ -178,7 +178,7 @@ class Empirical:
 
 
 def empirical(w: NDArray[Any], bins: int = HISTOGRAM_BINS) -> Empirical:
-    """The histogram of a tensor between `bins + 1` quantiles: equal shares, so narrow where weights are many.
+    """Return the histogram of a tensor between `bins + 1` quantiles: equal shares, so narrow where weights are many.
 
     Args:
         w: weights, any shape, finite, at least two distinct values.
@@ -201,7 +201,7 @@ DENSITIES: Mapping[str, Callable[[float], Density]] = {"gaussian": Gaussian, "la
 
 
 def density_named(name: str, scale: float) -> Density:
-    """The density called `name` with standard deviation `scale`.
+    """Return the density called `name` with standard deviation `scale`.
 
     Raises:
         ValueError: there is no such density, or the scale is not positive and finite.

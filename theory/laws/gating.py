@@ -16,7 +16,7 @@ from unforgotten.theory.laws.densities import Density
 
 
 def checked_step(step: float) -> float:
-    """A positive, finite step.
+    """Return the step if it is positive and finite.
 
     Raises:
         ValueError: it is not.

@@ -125,7 +125,7 @@ def _piecewise(
     delta: NDArray[Any],
     share: NDArray[Any],
 ) -> Expected:
-    """Sums over pieces of which a share moves by `delta`, over the nodes of the law of absmax; the grid is fixed."""
+    """Add up pieces of which a share moves by `delta`, over the nodes of the law of absmax; the grid is fixed."""
     moving = delta != 0
     low, high, delta, share = interval[0][moving], interval[1][moving], delta[moving], share[moving]
     if len(fmt.levels) > FINE_LEVELS:

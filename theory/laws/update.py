@@ -76,7 +76,7 @@ class Survival:
 
 
 def add(parts: Iterable[Survival]) -> Survival:
-    """The sums of several tensors or chunks; exact for counts, correctly rounded for sums, in any order.
+    """Return the sums of several tensors or chunks; exact for counts, correctly rounded for sums, in any order.
 
     Raises:
         ValueError: there is nothing to add.
@@ -133,7 +133,7 @@ def survival(w: NDArray[Any], w_new: NDArray[Any], fmt: Format, mode: GridMode) 
 
 
 def _pinned(blocks: NDArray[Any], fmt: Format) -> NDArray[Any]:
-    """The entries that set their block's scale: their place in the cell is known, so no law is needed for them.
+    """Return the entries that set their block's scale: their place in the cell is known, so no law is needed for them.
 
     They would otherwise count as uniform in the end cell, at whose far end they sit: 1 weight in 64 of an int4-g64
     tensor, enough to make an honest pair look washed.

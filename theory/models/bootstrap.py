@@ -26,7 +26,7 @@ class Ratio(NamedTuple):
 
 
 def checked(*metrics: NDArray[Any]) -> tuple[NDArray[Any], ...]:
-    """The metrics as float64 (seeds, items); a vector is one seed.
+    """Return the metrics as float64 (seeds, items); a vector is one seed.
 
     Raises:
         ValueError: the shapes differ, there are fewer than two items, or a metric is not finite.
@@ -62,7 +62,7 @@ def resampled_means(*metrics: NDArray[Any], seed: int) -> NDArray[Any]:
 
 
 def interval(samples: NDArray[Any]) -> tuple[float, float]:
-    """The percentile interval at LEVEL."""
+    """Return the percentile interval at LEVEL."""
     tail = (1 - LEVEL) / 2
     low, high = np.quantile(samples, [tail, 1 - tail])
     return float(low), float(high)

@@ -13,7 +13,7 @@ U64 = 2.0**-53
 
 
 def top_two_gap(logits: NDArray[Any]) -> NDArray[Any]:
-    """The largest logit less the second largest, (…,); 0 for a tie.
+    """Return the largest logit less the second largest, (…,); 0 for a tie.
 
     Args:
         logits: (…, vocabulary), vocabulary >= 2, finite.

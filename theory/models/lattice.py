@@ -222,7 +222,7 @@ class _Column:
 
 
 def _last_held(cell: _Column, start: NDArray[Any], end: NDArray[Any]) -> NDArray[Any]:
-    """The float farthest from `start` towards `end` that the cell holds; it holds `start`."""
+    """Return the float farthest from `start` towards `end` that the cell holds; it holds `start`."""
     held, out = _ordinal(start), _ordinal(end)
     held = np.where(cell.holds(end), out, held)
     while True:
@@ -234,7 +234,7 @@ def _last_held(cell: _Column, start: NDArray[Any], end: NDArray[Any]) -> NDArray
 
 
 def _ordinal(x: NDArray[Any]) -> NDArray[Any]:
-    """Number of floats between 0 and x, with the sign of x: int64, ascending with x."""
+    """Count the floats between 0 and x, with the sign of x: int64, ascending with x."""
     magnitude = np.abs(x).view(f"i{x.dtype.itemsize}").astype(np.int64)
     return np.where(x < 0, -magnitude, magnitude)
 

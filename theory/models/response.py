@@ -70,7 +70,7 @@ def response_variance_upper_bound(gradient: NDArray[Any], delta: NDArray[Any], s
 def vectors(
     first: NDArray[Any], delta: NDArray[Any], step: NDArray[Any] | float
 ) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
-    """The arguments as float64 vectors of one length.
+    """Return the arguments as float64 vectors of one length.
 
     Raises:
         ValueError: shapes differ, a step is not positive, or a number is not finite.

@@ -30,7 +30,7 @@ def greedy_statement(vocabulary: int, *, factor: int = 2, strict: bool = True) -
 
 
 def spread_statement(vocabulary: int) -> Statement:
-    """The same with max - min of the logits' changes in place of 2r."""
+    """State that a lead of more than max - min of the logits' changes is kept."""
     before, after = reals("z", vocabulary), reals("z_new", vocabulary)
     change = [b - a for a, b in zip(before, after, strict=True)]
     spread = largest(change) + largest([-c for c in change])
@@ -153,7 +153,7 @@ def markov_statement(n: int, k: int, *, least_base: int = 1) -> Statement:
 
 
 def mean_statement(n: int, *, factor: Fraction = Fraction(1)) -> Statement:
-    """The product of a_i is at most (mean a)^n for a_i = 1 - p_i + p_i z >= 0: unequal coins spread less than equal ones."""
+    """State that the product of a_i = 1 - p_i + p_i z >= 0 is at most (mean a)^n: unequal coins spread less."""
     a = reals("a", n)
     mean = z3.Sum(a) / n * z3.Q(factor.numerator, factor.denominator)
     return Statement(tuple(x >= 0 for x in a), z3.Product(a) <= z3.Product([mean] * n))

@@ -65,7 +65,7 @@ def symmetric_statement(split: Split = lost_effect) -> Statement:
 
 
 def null_statement(split: Split = lost_effect) -> Statement:
-    """A replacement that changes nothing, alone or after the other, has the term 0."""
+    """State that a replacement that changes nothing, alone or after the other, has the term 0."""
     f = _values()
     e, s = _effects(f), split(**f)
     no_gating = z3.And(e.gated == e.neither, e.both == e.shifted)
@@ -74,12 +74,12 @@ def null_statement(split: Split = lost_effect) -> Statement:
 
 
 def _null_for_basis(g: list[Any], b: list[Any]) -> list[Any]:
-    """The null rules as equations in the coefficients of (neither, gated, shifted, both)."""
+    """Return the null rules as equations in the coefficients of (neither, gated, shifted, both)."""
     return [g[0] + g[1] == 0, g[2] + g[3] == 0, b[0] + b[2] == 0, b[1] + b[3] == 0]
 
 
 def unique_statement(*, symmetric: bool = True) -> Statement:
-    """A linear split without remainder, symmetric, and 0 for a null replacement has Shapley's coefficients."""
+    """Check that a linear split without remainder, symmetric, and 0 for a null replacement has Shapley's coefficients."""
     g, b = ([z3.Real(f"{name}{i}") for i in range(4)] for name in ("g", "b"))
     whole = [x + y == t for x, y, t in zip(g, b, (1, 0, 0, -1), strict=True)]
     swap = [g[0] == b[0], g[1] == b[2], g[2] == b[1], g[3] == b[3]] if symmetric else []

@@ -48,7 +48,7 @@ def _drift(block: int, statistic: Any, factor: Fraction) -> Statement:
 
 
 def divided_statement() -> Statement:
-    """A drift of the statistic by at most m is a drift of the scale by at most m / divisor."""
+    """State that a drift of the statistic by at most m is a drift of the scale by at most m / divisor."""
     old, new, m, divisor = z3.Reals("old new m divisor")
     given = (divisor > 0, size(new - old) <= m)
     return Statement(given, size(new / divisor - old / divisor) <= m / divisor)
@@ -92,7 +92,7 @@ def value_statement(*, factor: Fraction = Fraction(1)) -> Statement:
 
 
 def value_factor(fmt: Format) -> Fraction:
-    """The least k with |D_i| <= k max|delta| where no code and no zero point of the block changes, exact.
+    """Return the least k with |D_i| <= k max|delta| where no code and no zero point of the block changes, exact.
 
     The largest value that a format can hold per unit of its statistic, times the number of ends of the statistic.
     """

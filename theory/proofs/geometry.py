@@ -165,7 +165,7 @@ def block_preimage_is_a_product() -> None:
 
 
 def stored_threshold_gaps(fmt: Format) -> Iterator[tuple[Fraction, Fraction, Fraction]]:
-    """(stored threshold, midpoint, distance to the nearest level) between neighbouring levels, exact."""
+    """Yield (stored threshold, midpoint, distance to the nearest level) between neighbouring levels, exact."""
     for (a, b), t in zip(pairwise(fmt.levels), fmt.thresholds.tolist(), strict=True):
         low, high, stored = Fraction(a), Fraction(b), Fraction(t)
         yield stored, (low + high) / 2, min(stored - low, high - stored)

@@ -111,7 +111,7 @@ def babai(w: Vector, m: Matrix, weight: Vector) -> list[int]:
 
 
 def dot(a: Vector, b: Vector, weight: Vector) -> Fraction:
-    """The inner product of H in whitened coordinates."""
+    """Return the inner product of H in whitened coordinates."""
     return sum((x * y * z for x, y, z in zip(a, b, weight, strict=True)), Fraction(0))
 
 

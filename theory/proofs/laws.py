@@ -27,7 +27,7 @@ step, phi, u, x = sp.symbols("Delta phi u x", positive=True)
 
 
 def agree(value: float, expression: Any) -> None:
-    """The code's float and the derived expression, to CLOSE."""
+    """Assert that the code's float and the derived expression agree to CLOSE."""
     exact = float(sp.N(expression, 30))
     assert math.isclose(value, exact, rel_tol=CLOSE, abs_tol=1e-300), (value, exact)
 

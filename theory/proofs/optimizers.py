@@ -48,7 +48,7 @@ def check_equal(a: Any, b: Any, name: str) -> None:
 
 
 def check_code(got: float, expression: Any, name: str) -> None:
-    """A float lies at or above an expression, within CODE_ERROR.
+    """Assert that a float lies at or above an expression, within CODE_ERROR.
 
     Raises:
         AssertionError: it does not.

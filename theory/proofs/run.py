@@ -48,7 +48,7 @@ def run_proofs(chosen: Iterable[Proof]) -> Iterator[Outcome]:
 
 
 def only_tested() -> list[Claim]:
-    """The claims whose statement has no proof, one a function."""
+    """Return the claims whose statement has no proof, one a function."""
     proved = {p.claim for p in load_proofs().values()}
     bare = (c for c in load_claims().values() if c.id not in proved)
     return sorted(bare, key=lambda c: (c.id[0], int(c.id[1:]), c.function))
@@ -63,7 +63,7 @@ def entry(outcome: Outcome) -> str:
 
 
 def summary(outcomes: list[Outcome], bare: list[Claim]) -> str:
-    """A row a statement: how many proofs, by which methods, and whether all hold; then what is only tested."""
+    """Return a row a statement: how many proofs, by which methods, and whether all hold; then what is only tested."""
     lines = []
     for claim, group in groupby(outcomes, key=lambda o: o.proof.claim):
         found = list(group)

@@ -18,7 +18,7 @@ class Statement(NamedTuple):
 
 
 def reals(name: str, count: int) -> list[Any]:
-    """The variables name0 … name{count-1}."""
+    """Return the variables name0 … name{count-1}."""
     return [z3.Real(f"{name}{i}") for i in range(count)]
 
 

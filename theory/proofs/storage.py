@@ -76,7 +76,7 @@ def rounded_sum(w: NDArray[Any], eta: float | NDArray[Any], significant_bits: in
 
 
 def critical_updates(s: Storage) -> Iterator[float]:
-    """The sizes at which a verdict can change, and their neighbours in float64."""
+    """Yield the sizes at which a verdict can change, and their neighbours in float64."""
     for k in range(s.smallest_step - 3, math.frexp(s.largest)[1] + 2):
         low, high = 2.0**k, 2.0 ** (k + 1)
         yield from (low, math.nextafter(low, high), math.nextafter(high, low))
@@ -150,7 +150,7 @@ def half_ulp_rule(s: Storage, *, one_ulp_for_both_sides: bool = False) -> Rule:
 
 
 def saturation_rule(s: Storage) -> Rule:
-    """A saturating cast freezes the largest number away from 0, and moves every other weight as a plain cast does."""
+    """Return the rule that a saturating cast freezes the largest number away from 0 and moves all else as a plain one."""
     top, zero = np.abs(s.finite) == s.largest, s.finite == 0
 
     def rule(eta: float, away: NDArray[Any], toward: NDArray[Any]) -> None:
