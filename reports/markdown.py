@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from unforgotten.records.rows import Row, Run
 
@@ -12,24 +12,27 @@ ARM_NAMES = {"fp32": "fp32 masters", "bf16": "bf16 parameters", "bf16-sr": "bf16
 TERMS = ("GA", "NPO")  # forget terms; a method's name is one of them, or one and a retain term
 
 
-def survival_table(runs: Sequence[Run]) -> str:
-    """One line a format, one column an arm and forget term: the gain, and how often M1 came back or fell further.
+def survival_table(runs: Sequence[Run], what: str) -> str:
+    """Return a table of one number a cell: a line a format, a column an arm and forget term.
 
-    The gain is a range over runs and methods. Came back, fell further: the 95 % interval of rho_M1 (T16) lies above 0,
-    or below. Formats and arms are those of the first run.
+    The least gain is that over runs and methods. M1 came back, or fell further down, where the 95 % interval of rho_M1
+    (T16) lies above 0, or below. Formats and arms are those of the first run.
+
+    Args:
+        runs: runs of the same profile, of which each is a seed.
+        what: one of COUNTED.
     """
     columns = [(storage, term) for storage in runs[0].storages for term in TERMS]
     head = " | ".join(f"{ARM_NAMES.get(s, s)}, {term}" for s, term in columns)
-    lines = [f"| format | {head} |", "| --- |" + " --- |" * len(columns)]
+    lines = [f"| {what} | {head} |", "| --- |" + " ---: |" * len(columns)]
     for name in runs[0].formats:
-        cells = [f"{_gains(runs, *c, name)}; {_returns(runs, *c, name)}" for c in columns]
-        lines.append(f"| {name} | {' | '.join(cells)} |")
+        lines.append(f"| {name} | {' | '.join(COUNTED[what](runs, *c, name) for c in columns)} |")
     return "\n".join(lines)
 
 
 def returns(runs: Sequence[Run], storage: str, terms: Sequence[str], names: Sequence[str]) -> str:
-    """In how many cases M1 came back, "x of y", over these forget terms and formats."""
-    found = [_intervals(runs, storage, term, name) for term in terms for name in names]
+    """Return in how many cases M1 came back, "x of y", over these forget terms and formats."""
+    found = [intervals(runs, storage, term, name) for term in terms for name in names]
     return f"{sum(low > 0 for part in found for low, _ in part)} of {sum(map(len, found))}"
 
 
@@ -41,19 +44,28 @@ def _rows(runs: Sequence[Run], metric: str, storage: str, term: str, name: str) 
                 yield row
 
 
-def _gains(runs: Sequence[Run], storage: str, term: str, name: str) -> str:
-    rows = _rows(runs, "gain", storage, term, name)
-    values = [row.value for row in rows if row.value is not None]
-    return f"{min(values):.2f} to {max(values):.2f}" if values else "–"
+def _least_gain(runs: Sequence[Run], storage: str, term: str, name: str) -> str:
+    values = [row.value for row in _rows(runs, "gain", storage, term, name) if row.value is not None]
+    return f"{min(values):.2f}" if values else "–"
 
 
-def _returns(runs: Sequence[Run], storage: str, term: str, name: str) -> str:
-    intervals = _intervals(runs, storage, term, name)
-    back = sum(low > 0 for low, _ in intervals)
-    further = sum(high < 0 for _, high in intervals)
-    return f"{back} back, {further} down of {len(intervals)}"
-
-
-def _intervals(runs: Sequence[Run], storage: str, term: str, name: str) -> list[tuple[float, float]]:
+def intervals(runs: Sequence[Run], storage: str, term: str, name: str) -> list[tuple[float, float]]:
+    """Return the 95 % interval of rho_M1 of every run and method of a forget term, where it has one."""
     rows = _rows(runs, "rho_M1", storage, term, name)
     return [row.interval for row in rows if row.interval]
+
+
+def _back(runs: Sequence[Run], storage: str, term: str, name: str) -> str:
+    return str(sum(low > 0 for low, _ in intervals(runs, storage, term, name)))
+
+
+def _further_down(runs: Sequence[Run], storage: str, term: str, name: str) -> str:
+    return str(sum(high < 0 for _, high in intervals(runs, storage, term, name)))
+
+
+COUNTED: Mapping[str, Callable[[Sequence[Run], str, str, str], str]] = {
+    "least gain": _least_gain,
+    "M1 back": _back,
+    "M1 further down": _further_down,
+}
+"""What a table of `survival_table` holds, one number a cell, by its name."""

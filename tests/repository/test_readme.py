@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import median
 
 from unforgotten.records.rows import read_run
-from unforgotten.reports.markdown import TERMS, returns, survival_table
+from unforgotten.reports.markdown import COUNTED, TERMS, intervals, returns, survival_table
 from unforgotten.reports.studies.audit_cost import read_bench
 from unforgotten.reports.studies.audit_truth import read_truth
 
@@ -18,7 +18,11 @@ RUNS = [read_run(ROOT / f"reports/published/tiny-seed{seed}") for seed in range(
 
 def test_the_results_in_the_readme_come_from_the_published_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
-    assert " ".join(survival_table(RUNS).split()) in text
+    for what in COUNTED:
+        assert " ".join(survival_table(RUNS, what).split()) in text
+    counts = {len(list(intervals(RUNS, s, t, f))) for s in RUNS[0].storages for t in TERMS for f in RUNS[0].formats}
+    assert counts == {15}
+    assert "15 cases a cell" in text
     coarse = [name for name in RUNS[0].formats if name.startswith(("int4", "fp4"))]
     assert f"comes back in {returns(RUNS, 'fp32', TERMS, RUNS[0].formats)} cases" in text
     assert f"in {returns(RUNS, 'bf16', ['NPO'], coarse)} cases at int4 and fp4" in text
