@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypedDict
 
-from scipy.stats import beta
+from unforgotten.theory.models.shares import clopper_pearson
 
 Severity = Literal["error", "warning", "note"]
 FindingId = Literal[
@@ -57,9 +57,7 @@ class Ratio(NamedTuple):
 
 def share_interval(hits: int, count: int) -> list[float]:
     """Clopper-Pearson: holds the true share with probability at least 95 %; [0, 1] for no trial."""
-    low = float(beta.ppf(CONFIDENCE_TAIL, hits, count - hits + 1)) if hits else 0.0
-    high = float(beta.ppf(1 - CONFIDENCE_TAIL, hits + 1, count - hits)) if hits < count else 1.0
-    return [low, high]
+    return list(clopper_pearson(hits, count, CONFIDENCE_TAIL))
 
 
 def ratio_of_sums(top: Sequence[float], bottom: Sequence[float]) -> Ratio:

@@ -8,12 +8,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import beta, binom, t
+from scipy.stats import binom, t
 
 from unforgotten.audit.verdict.legs import Leak, Mean, RecoveryRow
 from unforgotten.theory.laws.multiplicity import false_discoveries
 from unforgotten.theory.models.bootstrap import checked, interval, resampled_means
 from unforgotten.theory.models.recovery import recovered_fraction
+from unforgotten.theory.models.shares import clopper_pearson
 
 MATERIAL = 1 / 3  # the share of the removed from which its return matters
 SURELY = 0.1  # the share whose return must be beyond chance to speak of a return
@@ -113,7 +114,7 @@ def leak(metric: str, before: NDArray[Any], after: NDArray[Any], quantized: Mapp
     back = {name: (np.asarray(q) - after)[asked] >= HALF * taken[asked] for name, q in quantized.items()}
     counts = {name: int(b.sum()) for name, b in back.items()}
     union = int(np.any(list(back.values()), axis=0).sum())
-    low, high = clopper_pearson(union, n)
+    low, high = clopper_pearson(union, n, LEVEL / 2)
     p = np.array([binom.sf(k - 1, n, MATERIAL) for k in counts.values()])
     rejected = false_discoveries(p, LEVEL, dependent=True).rejected
     return Leak(
@@ -126,14 +127,6 @@ def leak(metric: str, before: NDArray[Any], after: NDArray[Any], quantized: Mapp
         low=low,
         high=high,
     )
-
-
-def clopper_pearson(successes: int, trials: int) -> tuple[float, float]:
-    """Return the exact interval of a share at 1 - LEVEL, never too short."""
-    tail = LEVEL / 2
-    low = beta.ppf(tail, successes, trials - successes + 1) if successes else 0.0
-    high = beta.ppf(1 - tail, successes + 1, trials - successes) if successes < trials else 1.0
-    return float(low), float(high)
 
 
 def mean_of(items: Sequence[float] | NDArray[Any]) -> Mean:

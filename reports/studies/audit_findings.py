@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import beta
+from unforgotten.theory.models.shares import clopper_pearson
 
 ROWS_FILE, TABLE_FILE = "findings.jsonl", "table.md"
 HONEST: Mapping[str, str] = {
@@ -55,7 +55,7 @@ def _honest_line(words: str, storage: str, rows: Sequence[dict[str, Any]]) -> st
 
 def _most(hits: int, count: int) -> float:
     """Return the upper end of Clopper and Pearson's interval; the pairs of one run are not independent."""
-    return float(beta.ppf(1 - TAIL, hits + 1, count - hits)) if hits < count else 1.0
+    return clopper_pearson(hits, count, TAIL).high
 
 
 def _placed(rows: Sequence[dict[str, Any]]) -> str:

@@ -10,8 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import beta
-
+from unforgotten.theory.models.shares import clopper_pearson
 from unforgotten.verification.mutation.operators import Mutant
 from unforgotten.verification.mutation.session import NOT_RUN, Verdict
 
@@ -61,7 +60,7 @@ def place(mutant: Mutant, verdict: Verdict) -> Place:
 
 def lower_bound(killed: int, met: int) -> float:
     """One-sided Clopper-Pearson bound at CONFIDENCE: the share killed in the population is hardly below it."""
-    return float(beta.ppf(1 - CONFIDENCE, killed, met - killed + 1)) if killed else 0.0
+    return clopper_pearson(killed, met, 1 - CONFIDENCE).low
 
 
 def counts(sample: Sequence[tuple[Mutant, Verdict]], known: Mapping[Place, str]) -> dict[str, int | float]:

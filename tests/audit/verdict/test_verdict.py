@@ -10,19 +10,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom
 
 from unforgotten.audit.findings.sentences import Finding
-from unforgotten.audit.verdict.evidence import (
-    LEVEL,
-    MATERIAL,
-    SURELY,
-    Items,
-    clopper_pearson,
-    leak,
-    recovery_row,
-    student,
-)
+from unforgotten.audit.verdict.evidence import LEVEL, MATERIAL, SURELY, Items, leak, recovery_row, student
 from unforgotten.audit.verdict.legs import (
     BehaviourFormat,
     BehaviourLeg,
@@ -241,18 +231,6 @@ def test_a_destroyed_target_is_undecided() -> None:
 
 def test_student_of_constant_contrasts() -> None:
     assert [student(np.full(4, x)) for x in (-1.0, 0.0, 1.0)] == [1.0, 0.5, 0.0]
-
-
-@given(st.integers(1, 60), st.data())
-def test_clopper_pearson_covers(trials: int, data: st.DataObject) -> None:
-    """Its ends are where the binomial tail is LEVEL / 2."""
-    successes = data.draw(st.integers(0, trials))
-    low, high = clopper_pearson(successes, trials)
-    assert 0 <= low <= successes / trials <= high <= 1
-    if successes:
-        assert binom.sf(successes - 1, trials, low) == pytest.approx(LEVEL / 2)
-    if successes < trials:
-        assert binom.cdf(successes, trials, high) == pytest.approx(LEVEL / 2)
 
 
 def test_leak_counts_an_item_once() -> None:
