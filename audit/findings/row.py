@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Literal, NamedTuple, TypedDict
 
-from unforgotten.theory.models.shares import clopper_pearson
+from unforgotten.records.shares import clopper_pearson
 
 Severity = Literal["error", "warning", "note"]
 FindingId = Literal[

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from scipy.stats import binom, t
 
 from unforgotten.audit.verdict.legs import Leak, Mean, RecoveryRow
+from unforgotten.records.shares import clopper_pearson
 from unforgotten.theory.laws.multiplicity import false_discoveries
 from unforgotten.theory.models.bootstrap import checked, interval, resampled_means
 from unforgotten.theory.models.recovery import recovered_fraction
-from unforgotten.theory.models.shares import clopper_pearson
 
 MATERIAL = 1 / 3  # the share of the removed from which its return matters
 SURELY = 0.1  # the share whose return must be beyond chance to speak of a return

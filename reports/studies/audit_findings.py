@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unforgotten.theory.models.shares import clopper_pearson
+from unforgotten.records.shares import clopper_pearson
 
 ROWS_FILE, TABLE_FILE = "findings.jsonl", "table.md"
 HONEST: Mapping[str, str] = {

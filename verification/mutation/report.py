@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from unforgotten.theory.models.shares import clopper_pearson
+from unforgotten.records.shares import clopper_pearson
 from unforgotten.verification.mutation.operators import Mutant
 from unforgotten.verification.mutation.session import NOT_RUN, Verdict
 

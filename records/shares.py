@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import scipy
+from scipy.stats import beta
 
 
 class ShareInterval(NamedTuple):
@@ -31,7 +31,6 @@ def clopper_pearson(hits: int, count: int, tail: float) -> ShareInterval:
         raise ValueError(f"hits must be from 0 to count, got hits={hits} and count={count}")
     if not 0 < tail < 1:
         raise ValueError(f"tail must be in (0, 1), got tail={tail}")
-    beta = scipy.stats.beta
     low = float(beta.ppf(tail, hits, count - hits + 1)) if hits else 0.0
     high = float(beta.ppf(1 - tail, hits + 1, count - hits)) if hits < count else 1.0
     return ShareInterval(low, high)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from scipy.stats import binom
 
-from unforgotten.theory.models.shares import clopper_pearson
+from unforgotten.records.shares import clopper_pearson
 
 
 @given(st.integers(1, 60), st.floats(1e-6, 0.4), st.data())
