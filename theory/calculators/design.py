@@ -104,7 +104,7 @@ def smallest_lr(s: Setup, *, gain: float | None = None, cosine: float | None = N
 
 
 def gaussian_cosine(rms: ArrayLike, step: float) -> NDArray[Any]:
-    """Return rms / sqrt(E[D^2]), delta ~ N(0, rms^2), under U: ~ sqrt(rms/step) below a step, 1 - step^2/12 rms^2 above.
+    """Return rms / sqrt(E[D^2]), delta ~ N(0, rms^2), by U: ~ sqrt(rms/step) below a step, 1 - step^2/12 rms^2 above.
 
     Args:
         rms: root mean square of the update, > 0, any shape, in the units of the weights.

@@ -127,7 +127,7 @@ def _shells(lr: Any, s: Setup) -> tuple[Any, Any, Any]:
 
 
 def _moved(y: Any, lr: Any, s: Setup) -> tuple[Any, Any]:
-    """Return the displacement of weights y that drift upward, as `expected_displacement`, and the edge of what moves."""
+    """Return the displacement of weights y that drift upward, as `expected_displacement`, and where motion ends."""
     low, high, velocity = _shells(lr, s)
     speed = jnp.where(velocity > 0, velocity, 1.0)
     width = jnp.where(velocity > 0, high - low, 0.0)

@@ -146,7 +146,7 @@ def search_scales(w: NDArray[Any], x: NDArray[Any], rule: AwqRule) -> AwqSearch:
 
 
 def search_clip(w: NDArray[Any], x: NDArray[Any], rule: AwqRule) -> NDArray[Any]:
-    """Return the m = (1 - i/20) max|w| of each group of least mean_t (x_t (Q(clip(w, ±m)) - w))^2, of equals the largest.
+    """Return each group's m = (1 - i/20) max|w| of least mean_t (x_t (Q(clip(w, ±m)) - w))^2, of equals the largest.
 
     Args:
         w: weights, already multiplied by s, (rows, columns).

@@ -41,7 +41,7 @@ class StepLaw(NamedTuple):
 
 
 def step_law(optimizer: str, snr: float = math.inf) -> StepLaw:
-    """Return the law of steps under stationary gradients g = mu + sigma xi, z = mu / sigma ~ N(0, snr^2) over the weights.
+    """Return the law of steps under stationary gradients g = mu + sigma xi, mu / sigma ~ N(0, snr^2) over the weights.
 
     AdamW: v tends to E[g^2] and m to the mean of (1 + beta1) / (1 - beta1) gradients, so a step is N(s, q (1 - s^2)),
     s = z / sqrt(1 + z^2), q = (1 - beta1) / (1 + beta1). A sign optimizer: +-lr with mean s = erf(z / sqrt 2). At

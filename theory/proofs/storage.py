@@ -150,7 +150,7 @@ def half_ulp_rule(s: Storage, *, one_ulp_for_both_sides: bool = False) -> Rule:
 
 
 def saturation_rule(s: Storage) -> Rule:
-    """Return the rule that a cast with saturation freezes the largest number away from 0 and moves others as a plain one."""
+    """Return the rule that a saturating cast freezes the largest number away from 0, else moves as a plain one."""
     top, zero = np.abs(s.finite) == s.largest, s.finite == 0
 
     def rule(eta: float, away: NDArray[Any], toward: NDArray[Any]) -> None:
