@@ -78,6 +78,8 @@ generated: $(READY)
 	$(BIN)/python -P -m unforgotten.reports.studies.audit_truth $(STUDIES)/audit-truth
 	$(BIN)/python -P -m unforgotten.reports.studies.flip_laws $(STUDIES)/laws
 	$(BIN)/python -P -m unforgotten.reports.studies.arms $(STUDIES)/tiny-arms-seed0 $(STUDIES)/tiny-seed0
+	set -e; for run in $(dir $(wildcard $(STUDIES)/*/config.json)); do $(BIN)/unforgotten report $$run; done
+	cp $(STUDIES)/tiny-seed0/headline.svg $(STUDIES)/tiny-seed0/headline.png $(STUDIES)
 	$(BIN)/python -P -m unforgotten.reports.theory_document.document
 
 verify: $(READY)

@@ -33,9 +33,9 @@ class Proof:
         claim: id of the statement.
         method: "derivation": SymPy reaches the closed form from its definition; "smt": z3 finds no counterexample;
             "exact": rational arithmetic over a finite case list; "exhaustive": every value of a dtype.
-        domain: what it covers, in words; whatever lies outside is only tested.
-        function: runs the argument and raises AssertionError where it fails.
-        statement: what is shown.
+        domain: cases that it covers, in words; whatever lies outside is only tested.
+        function: name of the function that runs the argument and raises AssertionError where it fails.
+        statement: sentence that is shown.
     """
 
     claim: str

@@ -22,7 +22,7 @@ COUNTS: Counter[str] = Counter()  # "comparisons" made in this process
 
 
 def sample_seed() -> int:
-    """The seed of every sample, from the environment; 0 where it says nothing.
+    """Read the seed of every sample from the environment; 0 where it says nothing.
 
     Raises:
         ValueError: it is no number.
@@ -34,7 +34,7 @@ def sample_seed() -> int:
 
 
 def rng_for(*parameters: object) -> np.random.Generator:
-    """A generator seeded by the parameters, so that an example of Hypothesis always draws the same samples.
+    """Return a generator seeded by the parameters, so that an example of Hypothesis always draws the same samples.
 
     Another UNFORGOTTEN_SEED draws others: a test that passes under one seed by luck fails under the next.
     """
@@ -51,7 +51,7 @@ def hoeffding_radius(trials: int) -> float:
 
 
 def detectable_gap(trials: int) -> float:
-    """A gap that a test of size FALSE_ALARM sees with probability 1 - FALSE_ALARM: twice the radius."""
+    """Return a gap that a test of size FALSE_ALARM sees with probability 1 - FALSE_ALARM: twice the radius."""
     return 2 * hoeffding_radius(trials)
 
 
@@ -71,7 +71,7 @@ def bernstein_radius(variance: float, trials: int, *, looks: int = 1) -> float:
 
 
 def assert_mean(samples: NDArray[Any], expected: float, *, slack: float = 0.0) -> None:
-    """Samples in [0, 1] have mean `expected`, but for a named numerical `slack`."""
+    """Assert that samples in [0, 1] have mean `expected`, but for a named numerical `slack`."""
     gap = abs(float(np.mean(samples)) - expected)
     allowed = hoeffding_radius(samples.size) + slack
     assert gap <= allowed, f"mean is {gap:.3g} from {expected:.6g}, allowed {allowed:.3g}"

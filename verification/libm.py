@@ -22,7 +22,7 @@ REPLACED = ("log1p", "expm1")
 
 
 def toward_zero(exact: Callable[[Any], Any]) -> Callable[[ArrayLike], NDArray[Any]]:
-    """The function of arrays whose values are those of `exact`, cut off after float64's last digit; inf where they overflow."""
+    """Return a function of arrays with the values of `exact`, cut off to float64; inf where they overflow."""
 
     def rounded(x: float) -> float:
         with mpmath.workdps(DIGITS):
@@ -36,6 +36,6 @@ def toward_zero(exact: Callable[[Any], Any]) -> Callable[[ArrayLike], NDArray[An
 
 
 def numpy_toward_zero() -> SimpleNamespace:
-    """numpy with the functions of `REPLACED` taken from this library, to be put in place of a module's `np`."""
+    """Return numpy with its functions in `REPLACED` taken from here, to be put in place of a module's `np`."""
     own = {name: toward_zero(getattr(mpmath, name)) for name in REPLACED}
     return SimpleNamespace(**(vars(np) | own))

@@ -50,6 +50,6 @@ class Deadly(Renamed):
 
 
 def deadly(inner: Checkpoint, doomed: str, graves: Path, lives: int) -> Deadly:
-    """The checkpoint under its own names, and deadly."""
+    """Wrap a checkpoint, under its own names, in one that is deadly to its readers."""
     names = {name: name for name in inner.tensors}
     return Deadly(inner, names, doomed, graves, lives, os.getpid())

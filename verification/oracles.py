@@ -25,20 +25,20 @@ SMALL_FLOATS: Mapping[int, tuple[int, int]] = {4: (2, -1), 8: (4, -9)}  # E2M1, 
 
 
 def round_half_even(x: Fraction) -> int:
-    """The integer nearest to x, a tie going to the even one. (Python's rule for Fraction, stated here.)"""
+    """Return the integer nearest to x, a tie going to the even one: Python's rule for Fraction, stated here."""
     floor = x.numerator // x.denominator
     rest = x - floor
     return floor + int(rest > HALF or (rest == HALF and floor % 2 == 1))
 
 
 def binade(x: Fraction) -> int:
-    """e with 2^e <= |x| < 2^(e+1); x is not 0."""
+    """Return e with 2^e <= |x| < 2^(e+1); x is not 0."""
     e = abs(x.numerator).bit_length() - x.denominator.bit_length()
     return e if abs(x) >= Fraction(2) ** e else e - 1
 
 
 def nearest(x: Fraction, significant_bits: int, smallest_exponent: int) -> Fraction:
-    """x rounded once, to nearest even, to a binary format with gradual underflow and no largest number."""
+    """Round x once, to nearest even, to a binary format with gradual underflow and no largest number."""
     if x == 0:
         return x
     step = Fraction(2) ** max(binade(x) - significant_bits + 1, smallest_exponent)
@@ -46,7 +46,7 @@ def nearest(x: Fraction, significant_bits: int, smallest_exponent: int) -> Fract
 
 
 def float32(x: Fraction) -> Fraction | None:
-    """x rounded once to float32; None beyond its largest number."""
+    """Round x once to float32; None beyond its largest number."""
     rounded = nearest(x, 24, SMALLEST_EXPONENT)
     return rounded if abs(rounded) <= MAX32 else None
 
@@ -98,7 +98,7 @@ def quantize_block(
 def fit_block(
     weights: list[Fraction], fmt: Format, *, partial: bool, tensor_absmax: Fraction = Fraction(0)
 ) -> Parameters:
-    """The parameters of one block."""
+    """Return the parameters of one block."""
     low, high = min(weights), max(weights)
     absmax = max(high, -low)
     signed = next(w for w in weights if abs(w) == absmax)
@@ -175,7 +175,7 @@ def _stored(p: Parameters, fmt: Format) -> Parameters:
 
 
 def block_code(w: Fraction, p: Parameters, fmt: Format, *, partial: bool) -> int:
-    """The code of one weight."""
+    """Return the code of one weight."""
     ratio = _ratio(w, p, fmt, partial=partial)
     by_rounding: Mapping[str, Callable[[], int]] = {
         "half-lower": lambda: sum(t < ratio for t in midpoints(fmt)),
@@ -194,13 +194,13 @@ def _clipped(number: int, fmt: Format) -> int:
 
 
 def _small_float(x: Fraction, fmt: Format) -> float:
-    """x rounded as a float of the format's bits, saturated."""
+    """Round x as a float of the format's bits, saturated."""
     top = _exact(fmt.levels[-1])
     return float(nearest(min(max(x, -top), top), *SMALL_FLOATS[fmt.bits]))
 
 
 def reciprocal_scale(scale: Fraction, fmt: Format) -> Fraction | None:
-    """The factor that multiplies the weight: each step rounded; None where it overflows or says nothing."""
+    """Return the factor that multiplies the weight, each step rounded; None if it overflows or says nothing."""
     inverse = float32(1 / scale) if scale else None
     if fmt.arithmetic == "reciprocal":
         return inverse
@@ -208,7 +208,7 @@ def reciprocal_scale(scale: Fraction, fmt: Format) -> Fraction | None:
 
 
 def block_value(code: int, p: Parameters, fmt: Format) -> Fraction | None:
-    """The value of one code, None where it overflows."""
+    """Return the value of one code, None where it overflows."""
     value = float32(_checked(_exact(fmt.levels[code]) - p.zero) * p.read_scale)
     if value is not None and fmt.unit != 1.0:
         value = float32(value * _constant(fmt.unit))
@@ -228,7 +228,7 @@ def exact_units(w: Fraction, p: Parameters, fmt: Format, *, partial: bool) -> Fr
 
 
 def _factor(scale: Fraction, fmt: Format, *, partial: bool) -> Fraction | None:
-    """What the weight is multiplied by; a division is exact here. None where the scale says nothing."""
+    """Return what the weight is multiplied by; a division is exact here. None where the scale says nothing."""
     floor = _constant(fmt.floor)
     if fmt.arithmetic == "divide" or partial:
         return 1 / max(scale, floor) if max(scale, floor) else None
@@ -252,7 +252,7 @@ def _exact(x: float) -> Fraction:
 
 
 def _constant(x: float) -> Fraction:
-    """A constant of a kernel, which is a float32."""
+    """Return a constant of a kernel, which is a float32, exactly."""
     return Fraction(float(np.float32(x)))
 
 

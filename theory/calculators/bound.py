@@ -31,13 +31,13 @@ class Question:
         format: name of an absmax format.
         std: standard deviation of the weights, > 0.
         lr: learning rate > 0, in the units of the weights.
-        steps: >= 1.
+        steps: number of steps, >= 1.
         density: a key of `DENSITIES`.
         dtype: storage of the parameters that the optimizer updates, a key of `DTYPES`.
         optimizer: "adamw" or "sign".
         snr: spread of the gradients' signal-to-noise ratios, > 0; inf: every step is lr, always with the same sign.
         columns: weights in a row, the block of a "row" format.
-        rows: of the tensor, for a "tensor" format.
+        rows: rows of the tensor, for a "tensor" format.
     """
 
     format: str
@@ -57,14 +57,14 @@ class Answer:
     """What the theory expects.
 
     Attributes:
-        question: what was asked.
+        question: the question that was asked.
         dead_zone: weights of this magnitude and above do not move in the mean; None where all move.
         certain_dead_zone: weights above it cannot move at all, whatever the gradients (T5's largest step).
         moved: share of the weights that move by at least half a spacing.
         rms_update: sqrt(E[delta^2]) over all weights, in the units of the weights.
-        gain, cosine: of the surviving update; None where nothing moves, or nothing survives.
+        gain, cosine: gain and cosine of the surviving update; None where nothing moves, or nothing survives.
         flips: share of the codes that change.
-        smallest_lr: the smallest that meets the wanted gain and cosine at the same steps; None if not asked, or if none does.
+        smallest_lr: smallest lr with the wanted gain and cosine in `steps` steps; None if not asked or if none has.
     """
 
     question: Question

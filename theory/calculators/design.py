@@ -30,17 +30,17 @@ LEAST_SHARE = 1e-7  # of the blocks: rarer absmax values are left out of a diagr
 
 
 def gains(lrs: ArrayLike, s: Setup) -> NDArray[Any]:
-    """E[D delta] / E[delta^2] at every lr, (n,); nan where nothing moves."""
+    """Return the gain E[D delta] / E[delta^2] at every lr, (n,); nan where nothing moves."""
     return _every(gain_of, lrs, s)
 
 
 def cosines(lrs: ArrayLike, s: Setup) -> NDArray[Any]:
-    """E[D delta] / sqrt(E[D^2] E[delta^2]) at every lr, (n,); nan where nothing moves or survives."""
+    """Return the cosine E[D delta] / sqrt(E[D^2] E[delta^2]) at every lr, (n,); nan where nothing moves or survives."""
     return _every(cosine_of, lrs, s)
 
 
 def gain_slopes(lrs: ArrayLike, s: Setup) -> NDArray[Any]:
-    """D gain / d log lr, (n,), where no binade starts or stops to move: how much a larger lr would buy."""
+    """Return d gain / d log lr, (n,), where no binade starts or stops to move: how much a larger lr would buy."""
     return _every(_slope_of, lrs, s)
 
 
@@ -59,7 +59,7 @@ def _every(law: Callable[[Any, Setup], Any], lrs: ArrayLike, s: Setup) -> NDArra
 
 @partial(jax.jit, static_argnums=(0, 3))
 def _compiled(law: Callable[[Any, Setup], Any], lrs: Any, traced: tuple[Any, ...], fixed: tuple[Any, ...]) -> Any:
-    """Compiled once for each law, number of levels, storage and number of learning rates."""
+    """Evaluate a law at every lr; compiled once for each law, number of levels, storage and number of lr."""
     return jax.vmap(lambda lr: law(lr, Setup(*traced, *fixed)))(lrs)
 
 
@@ -69,9 +69,9 @@ def smallest_lr(s: Setup, *, gain: float | None = None, cosine: float | None = N
     A gain that rises, falls and rises again within one octave can hide a smaller one.
 
     Args:
-        s: from `setup`.
-        gain: wanted, in (0, 1).
-        cosine: wanted, in (0, 1).
+        s: result of `setup`.
+        gain: least gain wanted, in (0, 1).
+        cosine: least cosine wanted, in (0, 1).
 
     Raises:
         ValueError: nothing is wanted, or a wish is out of its range.
@@ -104,10 +104,10 @@ def smallest_lr(s: Setup, *, gain: float | None = None, cosine: float | None = N
 
 
 def gaussian_cosine(rms: ArrayLike, step: float) -> NDArray[Any]:
-    """Rms / sqrt(E[D^2]) for delta ~ N(0, rms^2) under U: ~ sqrt(rms / step) below a step, 1 - step^2/12 rms^2 above.
+    """Return rms / sqrt(E[D^2]), delta ~ N(0, rms^2), by U: ~ sqrt(rms/step) below a step, 1 - step^2/12 rms^2 above.
 
     Args:
-        rms: > 0, any shape, in the units of the weights.
+        rms: root mean square of the update, > 0, any shape, in the units of the weights.
         step: Delta > 0; on a non-uniform grid the effective step.
     """
     size = np.asarray(rms, np.float64)
@@ -123,7 +123,7 @@ def needed_rms(cosine: float, step: float) -> float:
     on the left: no step passes the root.
 
     Args:
-        cosine: wanted, in (0, 1).
+        cosine: cosine wanted, in (0, 1).
         step: Delta > 0.
 
     Raises:
@@ -143,18 +143,18 @@ def needed_rms(cosine: float, step: float) -> float:
 @jax.jit
 @jax.value_and_grad
 def _log_cosine_and_slope(log_rms: Any) -> Any:
-    """Of a Gaussian update, in steps."""
+    """Return the log cosine of a Gaussian update and its slope, at a log rms in steps."""
     return log_rms - jnp.log(gaussian_energy(jnp.exp(log_rms), 1.0)) / 2
 
 
 def largest_share(rms: float, cosine: float, step: float) -> float:
-    """Rho = min(1, (rms / needed_rms)^2): the share of weights on which a Gaussian update of this length has the cosine.
+    """Return rho = min(1, (rms / needed_rms)^2), the share on which a Gaussian update of this length has the cosine.
 
     T9 with Gaussian entries: on a share rho they have rms / sqrt(rho). A smaller share has a larger cosine.
 
     Args:
         rms: |delta|_2 / sqrt(N) over all weights, > 0.
-        cosine: wanted, in (0, 1).
+        cosine: cosine wanted, in (0, 1).
         step: Delta > 0.
 
     Raises:
@@ -165,17 +165,17 @@ def largest_share(rms: float, cosine: float, step: float) -> float:
 
 
 def largest_rank(cosine: float, step: float, *, alpha: float, b_moved: float, a_rms: float) -> int:
-    """floor((alpha b a / needed_rms)^2): the largest LoRA rank with the cosine; 0 if not even rank 1 has it.
+    """Return floor((alpha b a / needed_rms)^2), the largest LoRA rank with the cosine; 0 if not even rank 1 has it.
 
     delta = alpha / r B A, B's entries +-b (sign-like steps from 0) and A's independent Gaussian: every entry of delta is
     N(0, (alpha b a)^2 / r). At fixed alpha a larger rank makes a smaller, noisier update; with rsLoRA's
     alpha / sqrt(r) its size does not depend on the rank, and every rank or none will do.
 
     Args:
-        cosine: wanted, in (0, 1).
+        cosine: cosine wanted, in (0, 1).
         step: Delta > 0, of the merged weights' format.
         alpha: lora_alpha, > 0.
-        b_moved: b, what each entry of B has moved, about lr times steps, > 0.
+        b_moved: b, distance that each entry of B has moved, about lr times steps, > 0.
         a_rms: a, root mean square of A, > 0.
 
     Raises:
@@ -201,11 +201,11 @@ def phase_diagram(
     an update of the size of the absmax is clipped, and its gain falls again, where an adaptive grid would follow it.
 
     Args:
-        lr_over_std: ascending, (n,).
+        lr_over_std: ratios lr / std, ascending, (n,).
         formats: names of absmax formats of blocks.
-        dtypes: of the storage.
-        std: of Gaussian weights, > 0. It matters where a dtype has few binades.
-        steps: T >= 1.
+        dtypes: names of storage dtypes.
+        std: standard deviation of Gaussian weights, > 0. It matters where a dtype has few binades.
+        steps: number of steps T >= 1.
         columns: weights in a row, for formats without a block size.
 
     Returns:

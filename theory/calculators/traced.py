@@ -30,11 +30,11 @@ class Setup(NamedTuple):
     """What stays the same while lr varies. The last three are known when the laws are traced.
 
     Attributes:
-        thresholds, jumps: of the format over its absmax, (K - 1,): t_k and Delta_k.
+        thresholds, jumps: thresholds and jumps of the format over its absmax, (K - 1,): t_k and Delta_k.
         absmax, share: nodes of the law of absmax, (m,).
-        steps: T.
-        std: of the Gaussian weights.
-        significant_bits, smallest_normal: of the storage.
+        steps: number of steps T.
+        std: standard deviation of the Gaussian weights.
+        significant_bits, smallest_normal: precision and exponent of the smallest normal number of the storage.
     """
 
     thresholds: Any
@@ -56,13 +56,13 @@ class Sums(NamedTuple):
 
 
 def setup(fmt: Format, absmax: AbsmaxLaw, *, std: float, steps: int, dtype: str) -> Setup:
-    """Gaussian weights of standard deviation `std`, `steps` equal steps of size lr of one sign, a storage dtype.
+    """Describe Gaussian weights, `steps` equal steps of size lr of one sign, and a storage dtype, for tracing.
 
     Args:
         fmt: an absmax format.
         absmax: law of the block's absmax, in the units of the weights.
-        std: > 0.
-        steps: T >= 1.
+        std: standard deviation of the weights, > 0.
+        steps: number of steps T >= 1.
         dtype: a key of SIGNIFICANT_BITS.
 
     Raises:
@@ -97,13 +97,13 @@ def sums(lr: Any, s: Setup) -> Sums:
 
 
 def gain_of(lr: Any, s: Setup) -> Any:
-    """E[D delta] / E[delta^2]; nan where nothing moves."""
+    """Return the gain E[D delta] / E[delta^2] at one lr; nan where nothing moves."""
     e = sums(lr, s)
     return e.dot / e.delta_sq
 
 
 def cosine_of(lr: Any, s: Setup) -> Any:
-    """E[D delta] / sqrt(E[D^2] E[delta^2]); nan where nothing moves or survives."""
+    """Return the cosine E[D delta] / sqrt(E[D^2] E[delta^2]) at one lr; nan where nothing moves or survives."""
     e = sums(lr, s)
     return e.dot / jnp.sqrt(e.delta_sq * e.surviving_sq)
 
@@ -127,7 +127,7 @@ def _shells(lr: Any, s: Setup) -> tuple[Any, Any, Any]:
 
 
 def _moved(y: Any, lr: Any, s: Setup) -> tuple[Any, Any]:
-    """(displacement of weights y that drift upward, the edge from which on nothing moves), as `expected_displacement`."""
+    """Return the displacement of weights y that drift upward, as `expected_displacement`, and where motion ends."""
     low, high, velocity = _shells(lr, s)
     speed = jnp.where(velocity > 0, velocity, 1.0)
     width = jnp.where(velocity > 0, high - low, 0.0)

@@ -30,13 +30,13 @@ class AwqRule:
     """One variant of AWQ's search.
 
     Attributes:
-        candidates: in the order they are tried; the first of equals wins.
+        candidates: exponents and forms, in the order they are tried; the first of equals wins.
         grid: key of `GRID_RULES`.
         bits: bits of a code.
         group_size: columns that share a grid; divides the columns.
         symmetric: whether the zero point is fixed at half the codes.
         clip_steps: shrinkings of 5 % that the clip search tries, 1 for none.
-        clip_tokens: about how many inputs it looks at.
+        clip_tokens: number of inputs that the clip search looks at, about.
     """
 
     candidates: tuple[Candidate, ...]
@@ -61,7 +61,7 @@ class AwqSearch(NamedTuple):
 
     Attributes:
         scales: s, (columns,).
-        candidate: which one gave it.
+        candidate: candidate that gave them.
         losses: mean squared output error of every candidate, (candidates,).
         values: Q(w s) / s, (rows, columns).
     """
@@ -73,7 +73,7 @@ class AwqSearch(NamedTuple):
 
 
 def round_groups(w: NDArray[Any], rule: AwqRule) -> NDArray[Any]:
-    """Q(w): every group rounded to its own grid, shape of `w`.
+    """Return Q(w), every group rounded to its own grid, shape of `w`.
 
     Raises:
         ValueError: the group size does not divide the columns.
@@ -88,12 +88,12 @@ def round_groups(w: NDArray[Any], rule: AwqRule) -> NDArray[Any]:
 
 
 def input_means(x: NDArray[Any]) -> NDArray[Any]:
-    """Mean |x| of each column, (columns,), of inputs (tokens, columns)."""
+    """Return the mean |x| of each column, (columns,), of inputs (tokens, columns)."""
     return np.abs(x).mean(axis=0)
 
 
 def weight_means(w: NDArray[Any], group_size: int) -> NDArray[Any]:
-    """Mean over rows of |w| / (max|w| of the group + 1e-6), (columns,)."""
+    """Return the mean over rows of |w| / (max|w| of the group + 1e-6), (columns,)."""
     groups = np.abs(w).reshape(-1, group_size)
     relative = groups / (groups.max(axis=1, keepdims=True) + w.dtype.type(1e-6))
     return relative.reshape(w.shape).mean(axis=0)
@@ -102,7 +102,7 @@ def weight_means(w: NDArray[Any], group_size: int) -> NDArray[Any]:
 def candidate_scales(x_mean: NDArray[Any], w_mean: NDArray[Any], candidate: Candidate) -> NDArray[Any]:
     """Return the scaling s = max(x_mean^r / (w_mean^(1-r) + 1e-4), 1e-4), divided by sqrt(max s min s).
 
-    Without duo, s = max(x_mean^r, 1e-4), divided likewise. An infinite scale becomes 1.
+    Without duo, s = max(x_mean^r, 1e-4), divided by the root above. An infinite scale becomes 1.
 
     Args:
         x_mean: `input_means`, (columns,).
@@ -127,7 +127,7 @@ def search_scales(w: NDArray[Any], x: NDArray[Any], rule: AwqRule) -> AwqSearch:
     candidate scales in place, and every later candidate is judged on weights that are off by that scale.
 
     Args:
-        w: (rows, columns).
+        w: weights, (rows, columns).
         x: inputs, (tokens, columns), in the dtype of `w`.
         rule: the variant.
 
@@ -146,7 +146,7 @@ def search_scales(w: NDArray[Any], x: NDArray[Any], rule: AwqRule) -> AwqSearch:
 
 
 def search_clip(w: NDArray[Any], x: NDArray[Any], rule: AwqRule) -> NDArray[Any]:
-    """Return the m = (1 - i/20) max|w| of least mean_t (x_t (Q(clip(w, ±m)) - w))^2 of each group, the largest of equals.
+    """Return each group's m = (1 - i/20) max|w| of least mean_t (x_t (Q(clip(w, ±m)) - w))^2, of equals the largest.
 
     Args:
         w: weights, already multiplied by s, (rows, columns).

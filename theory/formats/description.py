@@ -24,16 +24,16 @@ class Format:
     """One quantization format.
 
     Attributes:
-        name: as on the command line, e.g. "int4-g64".
+        name: name as on the command line, e.g. "int4-g64".
         bits: bits of one code.
         levels: the values of the codes in code units, ascending; a code is an index into them.
-        labels: what a library stores for each code.
-        block: which weights share a scale. "group": `block_size` neighbours in a row; "flat": `block_size`
+        labels: number that a library stores for each code.
+        block: weights that share a scale. "group": `block_size` neighbours in a row; "flat": `block_size`
             neighbours of the flattened tensor, across rows, as bitsandbytes does.
-        block_size: None for "tensor" and "row".
-        statistic: what sets the parameters, a name in `grids.FITS`: "absmax", the largest magnitude; "signed-absmax",
-            the entry that has it (the first of several); "range", min and max widened to contain 0; "min-max", as they
-            are; "none"; or a search by name.
+        block_size: weights in a block; None for "tensor" and "row".
+        statistic: number that sets the parameters, a name in `grids.FITS`: "absmax", the largest magnitude;
+            "signed-absmax", the entry that has it (the first of several); "range", min and max widened to contain 0;
+            "min-max", as they are; "none"; or a search by name.
         divisor: scale = statistic / divisor, where the scale is stored divided.
         arithmetic: how `w / scale` is computed, every operation in float32, as the kernels do. "divide": a quotient;
             "multiply": `w * ((1 / statistic) * divisor)`, the scale stored being the statistic itself (torch computes
@@ -54,7 +54,7 @@ class Format:
             "float8 of tensor": the quotient times `tensor_range / absmax of the tensor`, rounded to E4M3, and back.
         storage: dtype of the stored parameters. With "float16" codes are made with the float32 parameters, values
             with the stored ones.
-        tensor_range: what the largest magnitude of the tensor becomes before scales are rounded to E4M3.
+        tensor_range: size to which the largest magnitude of the tensor is scaled before scales are rounded to E4M3.
         least_scale: a smaller scale is replaced by it (torchao).
         empty_scale: a scale that is 0 is replaced by it (compressed-tensors), in the units of the stored scale.
         overhang: |v| of a block's largest magnitude reaches `divisor * overhang`, where the scale is rounded.

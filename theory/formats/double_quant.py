@@ -30,9 +30,9 @@ class DoubleQuantized(NamedTuple):
         codes: indices into the levels of the format, int16 in the shape of the weights.
         offset: the mean absmax, float32.
         nested_codes: indices into `dynamic_map`, uint8 (n_blocks,).
-        nested_absmax: float32, one for 256 blocks.
-        absmax: what blocks are read with, float32 (n_blocks,).
-        values: float32 in the shape of the weights.
+        nested_absmax: largest |absmax - offset| of every 256 blocks, float32.
+        absmax: absmax that blocks are read with, float32 (n_blocks,).
+        values: dequantized weights, float32 in the shape of the weights.
     """
 
     codes: Array
@@ -81,7 +81,7 @@ def quantize_dynamic(x: Array) -> tuple[Array, Array]:
     reciprocal overflows, x > 0 has the highest code and the rest, nan from 0 inf with them, the lowest.
 
     Args:
-        x: float32 (n,), finite.
+        x: numbers, float32 (n,), finite.
 
     Returns:
         Codes uint8 (n,), absmax float32 (ceil(n / 256),).
@@ -106,9 +106,9 @@ def double_quantize(w: Array, fmt: Format, *, offset: np.float32 | None = None) 
     Where blocks differ much the absmax read back can be negative, and then every sign in the block is turned.
 
     Args:
-        w: any shape, any float dtype.
+        w: weights, any shape, any float dtype.
         fmt: nf4-bN or fp4-bN.
-        offset: of a library, float32; without one the mean is summed in float64 and rounded once.
+        offset: mean absmax of a library, float32; without one the mean is summed in float64 and rounded once.
 
     Raises:
         ValueError: the format stores no absmax of flat blocks, or as `quantize`.

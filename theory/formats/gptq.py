@@ -30,14 +30,14 @@ class GptqRule:
         bits: bits of a code.
         group_size: columns that share a grid; None: the row.
         symmetric: whether the zero point is fixed at half the codes.
-        static: fit all grids before the first column moves; else each group is fitted when its first column comes, to
-            weights that hold the corrections of earlier blocks only.
-        order: of the columns: as they are; by falling diagonal of H; or by falling diagonal within a group, groups by
-            their largest (arXiv 2505.14638). Groups of a static grid are those of the natural order.
+        static: whether all grids are fitted before the first column moves; else each group is fitted when
+            its first column comes, to weights that hold the corrections of earlier blocks only.
+        order: order of the columns: as they are; by falling diagonal of H; or by falling diagonal within a group,
+            groups by their largest (arXiv 2505.14638). Groups of a static grid are those of the natural order.
         damping: share of the mean diagonal that is added to the diagonal.
         block: columns between two refreshes of the weights that groups are fitted to.
         grid: key of `GRID_RULES`.
-        fit_dead: fit static grids before dead columns are set to zero.
+        fit_dead: whether static grids are fitted before dead columns are set to zero.
     """
 
     bits: int = 4
@@ -62,7 +62,7 @@ class GptqResult(NamedTuple):
     """What GPTQ makes of a matrix; all but `order` in the columns' own order.
 
     Attributes:
-        codes: int16 (rows, columns).
+        codes: codes of the weights, int16 (rows, columns).
         values: the dequantized weights, same shape.
         scale: step of every weight, same shape.
         zero: zero point of every weight, same shape.
@@ -95,7 +95,7 @@ def inverse_factor(h: NDArray[Any]) -> NDArray[Any]:
     """U upper triangular with H^-1 = U'U, by Cholesky, inversion and Cholesky, as the libraries do.
 
     Args:
-        h: symmetric (n, n).
+        h: matrix H, symmetric (n, n).
 
     Raises:
         ValueError: H is not positive definite.
@@ -114,7 +114,7 @@ def column_order(diagonal: NDArray[Any], rule: GptqRule) -> NDArray[Any]:
     """Return the columns in the order of their rounding, (columns,).
 
     Args:
-        diagonal: of H, before damping, dead columns set to 1.
+        diagonal: diagonal of H, before damping, dead columns set to 1.
         rule: its `order`, `group_size`. A last partial group stays last in the group-aware order.
     """
     if rule.order == "natural":
@@ -132,8 +132,8 @@ def gptq(w: NDArray[Any], hessian: NDArray[Any], rule: GptqRule) -> GptqResult:
     """Quantize a matrix.
 
     Args:
-        w: float32 or float64 (rows, columns).
-        hessian: symmetric (columns, columns), not damped.
+        w: weights, float32 or float64 (rows, columns).
+        hessian: matrix H, symmetric (columns, columns), not damped.
         rule: the variant.
 
     Raises:
@@ -193,7 +193,7 @@ def fit_groups(w: NDArray[Any], rule: GptqRule) -> GroupGrid:
     """Return the grid of every weight, (rows, columns), groups in the columns' own order.
 
     Args:
-        w: (rows, columns).
+        w: weights, (rows, columns).
         rule: its `group_size`, `grid`, `bits`, `symmetric`.
     """
     size = _group(rule, w)

@@ -30,7 +30,7 @@ class Grid:
     Attributes:
         scale: the step, or the absmax where the format stores that.
         zero: the zero point in code units; zeros where the format has none.
-        low: what is subtracted from the weights; None for nothing.
+        low: number that is subtracted from the weights; None for nothing.
         encoder: the parameters that make the codes, where they are not those that are stored.
     """
 
@@ -50,23 +50,23 @@ class Grid:
 
 
 def absmax(blocks: Array) -> Array:
-    """Return the largest magnitude."""
+    """Return the largest magnitude of each block."""
     return np.abs(blocks).max(axis=1, keepdims=True)
 
 
 def signed_absmax(blocks: Array) -> Array:
-    """Return the first entry with the largest magnitude."""
+    """Return the first entry of each block that has its largest magnitude."""
     first = np.abs(blocks).argmax(axis=1, keepdims=True)
     return np.take_along_axis(blocks, first, axis=1)
 
 
 def fit_absmax(blocks: Array, fmt: Format) -> Grid:
-    """Return a scale from the largest magnitude."""
+    """Return the grid whose scale comes from the largest magnitude of each block."""
     return _symmetric(absmax(blocks), fmt)
 
 
 def fit_signed_absmax(blocks: Array, fmt: Format) -> Grid:
-    """Return a scale, of either sign, from the entry with the largest magnitude."""
+    """Return the grid whose scale, of either sign, comes from the entry of each block with the largest magnitude."""
     return _symmetric(signed_absmax(blocks), fmt)
 
 
@@ -78,7 +78,7 @@ def _symmetric(statistic: Array, fmt: Format) -> Grid:
 
 
 def fit_range(blocks: Array, fmt: Format) -> Grid:
-    """Return a scale and a whole zero point from the range, widened to contain 0."""
+    """Return the grid of a scale and a whole zero point from the range of each block, widened to contain 0."""
     low = np.minimum(blocks.min(axis=1, keepdims=True), np.float32(0))
     high = np.maximum(blocks.max(axis=1, keepdims=True), np.float32(0))
     with np.errstate(over="ignore", divide="ignore", invalid="ignore"):
@@ -99,7 +99,7 @@ def _whole_zero(distance: Array, fmt: Format) -> Array:
 
 
 def fit_min_max(blocks: Array, fmt: Format) -> Grid:
-    """Return a scale from max - min, and the min that is subtracted."""
+    """Return the grid of a scale from max - min of each block, and the min that is subtracted."""
     low = blocks.min(axis=1, keepdims=True)
     with np.errstate(over="ignore"):
         scale = (blocks.max(axis=1, keepdims=True) - low) / np.float32(fmt.divisor)
@@ -107,12 +107,12 @@ def fit_min_max(blocks: Array, fmt: Format) -> Grid:
 
 
 def fit_hqq(blocks: Array, fmt: Format) -> Grid:
-    """Return the plain parameters of HQQ."""
+    """Return the grid of HQQ from the min and max of each block, without its solver."""
     return _inverse(min_max_affine(blocks, fmt))
 
 
 def fit_hqq_proximal(blocks: Array, fmt: Format) -> Grid:
-    """Return the parameters of HQQ after its solver."""
+    """Return the grid of HQQ with the zero points of its half-quadratic solver."""
     return _inverse(proximal_affine(blocks, fmt))
 
 
@@ -122,12 +122,12 @@ def _inverse(affine: Affine) -> Grid:
 
 
 def fit_q4_k(blocks: Array, fmt: Format) -> Grid:
-    """Return the scales and minima that Q4_K's search finds for sub-blocks of 32."""
+    """Return the grid of scales and minima that Q4_K's search finds for sub-blocks of 32."""
     return _of_sub_blocks(q4_k(blocks), blocks.shape[1])
 
 
 def fit_q6_k(blocks: Array, fmt: Format) -> Grid:
-    """Return the scales, of either sign, that Q6_K's search finds for sub-blocks of 16."""
+    """Return the grid of scales, of either sign, that Q6_K's search finds for sub-blocks of 16."""
     return _of_sub_blocks(q6_k(blocks), blocks.shape[1])
 
 
@@ -138,7 +138,7 @@ def _of_sub_blocks(found: KBlocks, block: int) -> Grid:
 
 
 def fit_nothing(blocks: Array, fmt: Format) -> Grid:
-    """Scale 1: the weights are their own code units."""
+    """Return the grid of scale 1: the weights are their own code units."""
     scale = np.ones((len(blocks), 1), np.float32)
     return Grid(scale, np.zeros_like(scale))
 

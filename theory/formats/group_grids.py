@@ -26,7 +26,7 @@ class GridRule(NamedTuple):
     """How a library fits a group's grid and rounds to it.
 
     Attributes:
-        fit: (weights (rows, group), bits, symmetric) -> GroupGrid.
+        fit: function (weights (rows, group), bits, symmetric) -> GroupGrid.
         zero_first: code = round(w / scale + zero); else round(w / scale) + zero. They differ at ties.
     """
 
@@ -93,10 +93,10 @@ def encode_group(w: NDArray[Any], grid: GroupGrid, bits: int, *, zero_first: boo
     """Codes in 0 … 2^bits - 1, in the dtype of the weights, shape of `w`.
 
     Args:
-        w: (rows, columns), or any shape that broadcasts with the grid.
+        w: weights, (rows, columns), or any shape that broadcasts with the grid.
         grid: scale and zero point.
         bits: bits of a code.
-        zero_first: as in `GridRule`.
+        zero_first: order of the sum and the rounding, as in `GridRule`.
     """
     with np.errstate(over="ignore"):
         ratio = w / grid.scale

@@ -42,19 +42,19 @@ def compressed_tensors_int(name: str, bits: int, block: BlockKind, block_size: i
 
 
 def compressed_tensors_asymmetric_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
-    """Return such integers with a zero point that is added before the code is rounded."""
+    """Return compressed-tensors' integers with a zero point, which is added before the code is rounded."""
     fmt = compressed_tensors_int(name, bits, block, block_size)
     return replace(fmt, statistic="range", zero="whole", divisor=float(2**bits - 1))
 
 
 def torchao_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
-    """Return the integers of compressed-tensors, by the reciprocal of the scale, which is at least 2^-126."""
+    """Return torchao's integers: weights times the reciprocal of the scale `absmax / ((2^b - 1) / 2)` >= 2^-126."""
     fmt = _half_step(name, bits, block, block_size)
     return replace(fmt, arithmetic="reciprocal", least_scale=FLOAT32_TINY, source="torchao 0.18.0, intx")
 
 
 def torchao_asymmetric_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
-    """Return integers of compressed-tensors with a zero point that is added after the code is rounded."""
+    """Return torchao's integers with a zero point, which is added after the code is rounded."""
     fmt = torchao_int(name, bits, block, block_size)
     return replace(fmt, statistic="range", zero="whole", divisor=float(2**bits - 1))
 
@@ -107,7 +107,7 @@ def _integers(
 
 
 def llm_int8(name: str) -> Format:
-    """Return the weights of LLM.int8 (arXiv 2208.07339): int8 rows, by reciprocal; no outlier activations."""
+    """Return the format of the weights of LLM.int8 (arXiv 2208.07339): int8 rows, by reciprocal; outliers left out."""
     fmt = symmetric_int(name, 8, "row", None)
     return replace(fmt, arithmetic="multiply", unit=7.874015718698502e-3, source="bitsandbytes 0.50.2, CPU")
 

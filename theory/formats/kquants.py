@@ -25,7 +25,7 @@ class KBlocks:
     """Quantized super-blocks; a weight is `step * (code - offset) - low` of its sub-block.
 
     Attributes:
-        codes: uint8 (n, 256).
+        codes: codes of the weights, uint8 (n, 256).
         scales: the rounded sub-scales, int16 (n, 8) in 0 … 63 (Q4_K) or (n, 16) in -128 … 127 (Q6_K).
         mins: the rounded minima, int16 in 0 … 63, same shape; zeros in Q6_K.
         d: float16 (n,), the unit of `scales`.
@@ -70,7 +70,7 @@ def q4_k(blocks: NDArray[Any]) -> KBlocks:
     """Quantize super-blocks to Q4_K: 8 sub-blocks of 32, each with a scale and a minimum of 6 bits.
 
     Args:
-        blocks: float32 (n, 256).
+        blocks: super-blocks, float32 (n, 256).
 
     Raises:
         ValueError: the shape is not (n, 256), a weight is not finite, or a scale overflows float16.
@@ -88,7 +88,7 @@ def q6_k(blocks: NDArray[Any]) -> KBlocks:
     """Quantize super-blocks to Q6_K: 16 sub-blocks of 16, each with a signed scale of 8 bits.
 
     Args:
-        blocks: float32 (n, 256).
+        blocks: super-blocks, float32 (n, 256).
 
     Raises:
         ValueError: the shape is not (n, 256), a weight is not finite, or a scale overflows float16.
@@ -116,7 +116,7 @@ def search_affine(x: NDArray[Any]) -> Search:
     accepted candidate, also in the range `max - min` from which the next one takes its step.
 
     Args:
-        x: float32 (m, 32).
+        x: sub-blocks, float32 (m, 32).
     """
     weight = np.sqrt(_sum(x * x) / np.float32(32))[:, None] + np.abs(x)
     sum_w, sum_x = _sum(weight), _sum(weight * x)
@@ -154,7 +154,7 @@ def search_symmetric(x: NDArray[Any]) -> Search:
     the longer side, -32, goes to m. Candidate 0 comes first; another must beat it.
 
     Args:
-        x: float32 (m, 16).
+        x: sub-blocks, float32 (m, 16).
     """
     largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
     empty = np.abs(largest) < SMALLEST
@@ -178,7 +178,7 @@ def nearest_int(x: NDArray[Any]) -> NDArray[Any]:
     """Round x to the nearest integer, ties to even, for |x| <= 2^22 - 1; beyond, ggml's wrapped bits.
 
     Args:
-        x: float32, any shape.
+        x: numbers, float32, any shape.
     """
     shifted = x + np.float32(12582912.0)
     return (shifted.astype(np.float32).view(np.int32) & 0x007FFFFF) - 0x00400000

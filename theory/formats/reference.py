@@ -75,7 +75,7 @@ def fit_grid(blocks: NDArray[Any], fmt: Format, *, count: int | None = None) -> 
     """Return the parameters that the format chooses for these blocks, which are the whole tensor.
 
     Args:
-        blocks: float32 (n_blocks, block).
+        blocks: weights by block, float32 (n_blocks, block).
         fmt: the format.
         count: weights of the tensor. bitsandbytes stores at least `fmt.floor` for a last partial flat block.
 
@@ -96,7 +96,7 @@ def code_units(blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | No
     """`v = (w - low) / scale + zero` in float32, not rounded; 0 + zero where a zero scale says nothing.
 
     Args:
-        blocks: float32 (n_blocks, block).
+        blocks: weights by block, float32 (n_blocks, block).
         grid: the parameters of the blocks; those that make the codes are used.
         fmt: the format.
         count: weights of the tensor. A last partial flat block divides where full ones multiply.
@@ -167,7 +167,7 @@ def quantize(w: NDArray[Any], fmt: Format) -> tuple[NDArray[Any], Grid]:
     """Codes in the shape of `w` (int16, indices into `fmt.levels`) and the grid that was fitted to it.
 
     Args:
-        w: any shape, any float dtype; computed in float32.
+        w: weights, any shape, any float dtype; computed in float32.
         fmt: the format.
 
     Raises:

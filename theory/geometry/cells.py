@@ -44,7 +44,7 @@ def position(v: NDArray[Any], codes: NDArray[Any], fmt: Format) -> NDArray[Any]:
     """Where `v` lies in its cell: 0 at the lower end, 1 at the upper. NaN in a cell of no width.
 
     Args:
-        v: float64 code units, any shape.
+        v: weights in code units, float64, any shape.
         codes: the codes of `v`, same shape.
         fmt: the format.
     """

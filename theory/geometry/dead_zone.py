@@ -45,7 +45,7 @@ def frozen_exponent(eta: float, dtype: str) -> int:
 
     Args:
         eta: largest size of one update, > 0.
-        dtype: one of SIGNIFICANT_BITS, with p significant bits: "float32", "float16", "bfloat16",
+        dtype: dtype of the weights, one of SIGNIFICANT_BITS, with p significant bits: "float32", "float16", "bfloat16",
             "float8_e4m3fn" or "float8_e5m2".
 
     Raises:
@@ -124,7 +124,7 @@ def find_dead_zone(counts: BinadeCounts, dtype: str) -> DeadZone:
     looks the same; then the estimate is the size of the whole update and not of one step.
 
     Args:
-        counts: from `count_binades`.
+        counts: result of `count_binades`.
         dtype: storage dtype of the pair.
     """
     nothing = DeadZone(False, math.nan, (math.nan, math.nan))

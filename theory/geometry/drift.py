@@ -71,8 +71,8 @@ def keeps_code(
         w: weights, float64, (n_blocks, block).
         delta: updates, exact, same shape.
         scales: s and s' > 0 in the units of the thresholds, (n_blocks, 1) each.
-        thresholds: ascending, in units of w / s, (K - 1,), K >= 2.
-        relative_error: of the kernel's w / s, >= 0.
+        thresholds: thresholds of the format, ascending, in units of w / s, (K - 1,), K >= 2.
+        relative_error: relative error of the kernel's w / s, >= 0.
 
     Returns:
         bool, the shape of w; rounded to the safe side.

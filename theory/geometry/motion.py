@@ -41,7 +41,7 @@ class StepLaw(NamedTuple):
 
 
 def step_law(optimizer: str, snr: float = math.inf) -> StepLaw:
-    """Return the steps under stationary gradients g = mu + sigma xi, where z = mu / sigma ~ N(0, snr^2) over the weights.
+    """Return the law of steps under stationary gradients g = mu + sigma xi, mu / sigma ~ N(0, snr^2) over the weights.
 
     AdamW: v tends to E[g^2] and m to the mean of (1 + beta1) / (1 - beta1) gradients, so a step is N(s, q (1 - s^2)),
     s = z / sqrt(1 + z^2), q = (1 - beta1) / (1 + beta1). A sign optimizer: +-lr with mean s = erf(z / sqrt 2). At
@@ -146,11 +146,11 @@ def expected_displacement(
 
     Args:
         w: weights, any shape.
-        law: of the steps.
-        node: which of its drifts these weights have.
+        law: law of the steps.
+        node: index of the drift of the law that these weights have.
         lr: learning rate > 0.
-        steps: T >= 0.
-        dtype: of the stored weights, "float32", "float16" or "bfloat16".
+        steps: number of steps T >= 0.
+        dtype: dtype of the stored weights, "float32", "float16" or "bfloat16".
 
     Raises:
         ValueError: lr is not positive, steps is negative, or the dtype is unknown.

@@ -27,8 +27,8 @@ def step_ratio(w: NDArray[Any], delta: NDArray[Any], *, lr: float, steps: int, d
         w: weights before, (n,).
         delta: their change, (n,).
         lr: learning rate > 0.
-        steps: T >= 1.
-        dtype: of the stored weights.
+        steps: number of steps T >= 1.
+        dtype: dtype of the stored weights.
 
     Raises:
         ValueError: an argument is out of its domain, or fewer than MIN_WEIGHTS weights move freely.

@@ -53,9 +53,9 @@ def sgd_step_upper_bound(
         lr: learning rate, >= 0.
         t: number of the step, from 1.
         clip: bound of |g|, entrywise, >= 0.
-        momentum: in [0, 1).
-        dampening: in [0, 1]; the first gradient is not damped, as in torch.
-        nesterov: needs dampening 0, as in torch.
+        momentum: factor of the buffer, in [0, 1).
+        dampening: share of a gradient that the buffer leaves out, in [0, 1]; 0 for the first gradient, as in torch.
+        nesterov: whether to use Nesterov's step; needs dampening 0, as in torch.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -183,10 +183,10 @@ def frozen_magnitude(
     Args:
         optimizer: a key of `STEP_UPPER_BOUNDS`.
         lr: learning rate, > 0; the largest of a schedule.
-        steps: how many, >= 1.
+        steps: number of steps, >= 1.
         dtype: storage of the weights, "float32", "float16" or "bfloat16", with p significant bits.
         weight_decay: decoupled lambda, >= 0.
-        **options: of the optimizer.
+        **options: options of the optimizer, as of `largest_step`.
 
     Raises:
         ValueError: an argument is out of its range.

@@ -83,7 +83,7 @@ def block_box(blocks: Array, fmt: Format, *, count: int | None = None) -> Interv
     their value, and the others stay between them, though a range that grows by an ulp may round to the same scale.
 
     Args:
-        blocks: float32 (n_blocks, block), the whole tensor.
+        blocks: weights by block, float32 (n_blocks, block), the whole tensor.
         fmt: the format; its parameters must not come from a search.
         count: weights of a flat tensor, as in `fit_grid`.
 
@@ -141,7 +141,7 @@ def _limit_range(blocks: Array, fmt: Format, partial: bool) -> Interval:
 
 
 def _limit_absmax(blocks: Array, fmt: Format, partial: bool) -> Interval:
-    """Magnitudes up to the largest that gives the same scale, and one that is at least the smallest."""
+    """Bound magnitudes by the largest that gives the scale of the block, one of them from below by the smallest."""
     size = np.abs(blocks)
     setter = size.argmax(axis=1)[:, None]
     statistic = np.take_along_axis(blocks, setter, axis=1)
@@ -164,7 +164,7 @@ def _limit_absmax(blocks: Array, fmt: Format, partial: bool) -> Interval:
 
 
 def same_scale(statistic: Array, fmt: Format, *, partial: bool = False) -> Interval:
-    """Return the magnitudes around |statistic| that give the same scale, float32 (n_blocks, 1).
+    """Return the magnitudes around |statistic| that give its scale, float32 (n_blocks, 1).
 
     Args:
         statistic: the entry that sets the scale of each block, (n_blocks, 1).

@@ -69,9 +69,9 @@ def absmax_law(density: Density, size: int, *, spacing: float = SPACING) -> Absm
     to half a node's weight times the jump, which is below 0.19 spacing times it.
 
     Args:
-        density: of the weights.
+        density: density of the weights.
         size: B >= 1.
-        spacing: of the rule, > 0.
+        spacing: spacing of the nodes of the rule, > 0.
     """
     y = np.arange(GUMBEL_ENDS[0], GUMBEL_ENDS[1], spacing)
     weights = np.exp(-y - np.exp(-y))
@@ -83,9 +83,9 @@ def observed_absmax(absmax: NDArray[Any], size: int, *, nodes: int = 24) -> Absm
     """Return the law of observed block maxima, as the means of `nodes` groups of equal share; zeros are left out.
 
     Args:
-        absmax: one a block, >= 0, any shape.
+        absmax: largest magnitude of each block, >= 0, any shape.
         size: weights in a block.
-        nodes: most groups.
+        nodes: largest number of groups.
 
     Raises:
         ValueError: no block has a positive absmax.

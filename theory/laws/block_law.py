@@ -67,7 +67,7 @@ def block_law(fmt: Format, density: Density, law: AbsmaxLaw, delta: float, mode:
     Args:
         fmt: an absmax format.
         density: F; symmetric in its tails, or the sign of the pinned entry weighs by the density there.
-        law: of the absmax of blocks of B.
+        law: law of the absmax of blocks of B.
         delta: size of the update, the same for every weight, > 0.
         mode: "fixed" or "adaptive".
 

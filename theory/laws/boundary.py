@@ -65,9 +65,9 @@ def moments(
         fmt: an absmax format.
         density: F.
         absmax: a before the update, > 0, (n,).
-        absmax_new: after it; equal to `absmax` on a fixed grid, (n,).
+        absmax_new: a after the update; equal to `absmax` on a fixed grid, (n,).
         delta: the update, (n,).
-        interval: (lower, upper) of w, scalars or (n,).
+        interval: ends (lower, upper) of w, scalars or (n,).
     """
     shape = shape_of(fmt)
     a, a_new, d = (np.asarray(x, np.float64)[:, None] for x in (absmax, absmax_new, delta))

@@ -182,7 +182,7 @@ def empirical(w: NDArray[Any], bins: int = HISTOGRAM_BINS) -> Empirical:
 
     Args:
         w: weights, any shape, finite, at least two distinct values.
-        bins: most bins; ties merge bins.
+        bins: largest number of bins; ties merge bins.
 
     Raises:
         ValueError: a weight is not finite, or all are equal.

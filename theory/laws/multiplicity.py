@@ -27,7 +27,7 @@ def false_discoveries(p: NDArray[Any], level: float, *, dependent: bool = False)
 
     Args:
         p: p-values in [0, 1], (m,), m >= 1; a tensor in which nothing can flip has p = 1.
-        level: of the false discovery rate, in (0, 1).
+        level: bound of the false discovery rate, in (0, 1).
         dependent: whether to allow for any dependence.
 
     Raises:

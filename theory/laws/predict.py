@@ -54,10 +54,10 @@ def predict(
         fmt: an absmax format.
         density: F, in the units of lr.
         absmax: law of the block's absmax, from F or from a tensor.
-        steps_law: of the optimizer.
+        steps_law: law of the optimizer's steps.
         lr: learning rate > 0.
-        steps: T >= 0.
-        dtype: of the stored weights.
+        steps: number of steps T >= 0.
+        dtype: dtype of the stored weights.
 
     Raises:
         ValueError: an argument is out of its domain.
@@ -151,7 +151,7 @@ def _uniform(
     delta: NDArray[Any],
     share: NDArray[Any],
 ) -> Expected:
-    """T6-T8 under U in every piece, for grids of many equal steps."""
+    """Apply T6-T8 under U in every piece, for grids of many equal steps."""
     share = share * (density.cdf(interval[1]) - density.cdf(interval[0]))
     step = (absmax.values / fmt.divisor * (fmt.levels[-1] - fmt.levels[-2]))[:, None]
     size = np.abs(delta) / step

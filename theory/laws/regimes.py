@@ -57,7 +57,7 @@ def swallowing_absmax(fmt: Format, edge: float) -> float:
 
     Args:
         fmt: an absmax format.
-        edge: > 0, in the units of the weights.
+        edge: magnitude that the weights stay below, > 0, in the units of the weights.
 
     Returns:
         The smallest such absmax.
@@ -89,7 +89,7 @@ def hidden_wash_z(weights: int, flip_probability: float) -> float:
     """(c) z = -sqrt(n p / (1 - p)): what the wash test gives for n weights that hide an update of flip probability p.
 
     Args:
-        weights: n >= 1.
+        weights: number of weights n >= 1.
         flip_probability: p in [0, 1).
 
     Raises:

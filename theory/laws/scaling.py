@@ -27,8 +27,8 @@ def flip_rate(delta: float, bits: int, density: Density, size: int) -> float:
 
     Args:
         delta: the update.
-        bits: 2 ... 8, symmetric.
-        density: of the weights.
+        bits: bits of a code of symmetric integers, 2 ... 8.
+        density: density of the weights.
         size: B >= 2.
     """
     return abs(delta) * steps_per_absmax(bits) * expected_inverse_absmax(density, size)

@@ -27,14 +27,14 @@ class Survival:
     """Sums over weights. Sums of two tensors add up; ratios are properties.
 
     Attributes:
-        weights: how many.
+        weights: number of weights.
         unchanged: weights that the update left bit-identical.
         code_flips: codes that differ.
         value_changes: values that differ; more than code flips where a scale moved.
         expected_flips: sum of the flip probabilities of T6; the entries that set a scale count what they did.
         flips_variance: sum of p (1 - p).
         delta_sq, surviving_sq: squared lengths of delta and of D.
-        dot: <D, delta>.
+        dot: inner product <D, delta>.
         positions: counts of the position of w in its cell, over interior cells and moved weights, (POSITION_BINS,).
     """
 

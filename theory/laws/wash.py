@@ -77,7 +77,7 @@ def poisson_binomial_tails(count: int, probabilities: NDArray[Any]) -> tuple[flo
     """(P[S <= count], P[S >= count]) for independent Bernoulli(p_i), each rounded up: sums of non-negative terms only.
 
     Args:
-        count: 0 … n.
+        count: number of successes, 0 … n.
         probabilities: p_i in [0, 1], (n,).
     """
     p = np.asarray(probabilities, np.float64)
@@ -124,11 +124,11 @@ def permutation_wash_test(
     Args:
         v: weights in code units, (n,), n >= 1.
         shift: their updates in code units, (n,).
-        strata: integers, (n,).
-        thresholds: of the format in code units, ascending; a tie goes to the lower level.
-        seed: of the permutations.
-        permutations: how many, >= 1.
-        step: of each weight, (n,), not 0; then `shift` is in the units of the weights and its place takes this step.
+        strata: stratum of each weight, integers, (n,).
+        thresholds: thresholds of the format in code units, ascending; a tie goes to the lower level.
+        seed: seed of the permutations.
+        permutations: number of permutations, >= 1.
+        step: step of each weight, (n,), not 0; `shift` is then in the units of the weights, its place takes this step.
 
     Returns:
         z, against the permutations' mean and spread (nan where no permutation differs), and p.

@@ -50,8 +50,8 @@ def resampled_means(*metrics: NDArray[Any], seed: int) -> NDArray[Any]:
     than the truth's in the mean (Owen 2007, the pigeonhole bootstrap), but few seeds tell little of seeds.
 
     Args:
-        *metrics: (seeds, items) each, from `checked`.
-        seed: of the resampling.
+        *metrics: metrics of the items, (seeds, items) each, from `checked`.
+        seed: seed of the resampling.
     """
     seeds, items = metrics[0].shape
     rng = np.random.default_rng(seed)
@@ -72,9 +72,9 @@ def ratio_of_means(numerator: NDArray[Any], denominator: NDArray[Any], *, seed: 
     """mean(numerator) / mean(denominator), undefined while the denominator's interval holds 0.
 
     Args:
-        numerator: (seeds, items), from `checked`.
-        denominator: same items.
-        seed: of the resampling.
+        numerator: metric of each item, (seeds, items), from `checked`.
+        denominator: metric of the items of `numerator`, same shape.
+        seed: seed of the resampling.
     """
     bottom = float(denominator.mean())
     value = float(numerator.mean()) / bottom if bottom else math.nan

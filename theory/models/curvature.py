@@ -22,7 +22,7 @@ def gating_curvature(hessian_diagonal: NDArray[Any], delta: NDArray[Any], step: 
     independent between weights; R is bounded by `curvature_remainder_upper_bound`.
 
     Args:
-        hessian_diagonal: of F at Q(w), (n,).
+        hessian_diagonal: diagonal of the Hessian of F at Q(w), (n,).
         delta: the update, (n,).
         step: Delta > 0, one number or (n,).
 

@@ -16,7 +16,7 @@ def top_two_gap(logits: NDArray[Any]) -> NDArray[Any]:
     """Return the largest logit less the second largest, (…,); 0 for a tie.
 
     Args:
-        logits: (…, vocabulary), vocabulary >= 2, finite.
+        logits: logits of each token, (…, vocabulary), vocabulary >= 2, finite.
 
     Raises:
         ValueError: there are fewer than two tokens, or a logit is not finite.
@@ -38,7 +38,7 @@ def certified_tokens(logits: NDArray[Any], change: NDArray[Any] | float) -> NDAr
     is never larger, and ignores a common shift of all logits.
 
     Args:
-        logits: (…, vocabulary) of the first model.
+        logits: logits of the first model, (…, vocabulary).
         change: c, >= 0, one number or (…,).
 
     Returns:
@@ -62,7 +62,7 @@ def certified_prefix(certified: NDArray[Any]) -> NDArray[Any]:
     of certified tokens says nothing: with 9 tokens of 10 certified, all but the first, all 10 can change.
 
     Args:
-        certified: bool (answers, tokens), from `certified_tokens`; padding after the end of an answer is True.
+        certified: verdicts of `certified_tokens`, bool (answers, tokens); padding after the end of an answer is True.
 
     Returns:
         int (answers,).
@@ -84,7 +84,7 @@ def greedy_metric_change_upper_bound(certified: NDArray[Any], low: float = 0.0, 
     `low` for one answer and `high` for every other.
 
     Args:
-        certified: bool (answers, tokens), the token that ends the answer included, padding True.
+        certified: verdicts, bool (answers, tokens), the token that ends the answer included, padding True.
         low: smallest score.
         high: largest score; 100 for a ROUGE in percent.
 

@@ -55,7 +55,7 @@ def error_norm_upper_bound(step: NDArray[Any], factor: NDArray[Any]) -> NDArray[
     Attained at the corners of the cell. Clipping voids it: a clipped column leaves a residual of any size.
 
     Args:
-        step: of each column in the order of rounding, (..., n).
+        step: step of each column in the order of rounding, (..., n).
         factor: U, (n, n).
     """
     return np.sqrt(np.square(step / np.diag(factor)).sum(axis=-1)) / 2
@@ -78,7 +78,7 @@ def sequential_cell(w: NDArray[Any], result: GptqResult, rule: GptqRule) -> Inte
 
     Args:
         w: the weights that were quantized, (rows, columns).
-        result: of `gptq(w, ...)`; its grid is kept.
+        result: result of `gptq(w, ...)`; its grid is kept.
         rule: the rule that was used.
 
     Returns:
@@ -114,7 +114,7 @@ def is_swallowed(residual: NDArray[Any], delta: NDArray[Any], step: NDArray[Any]
     Args:
         residual: `v - q` before the update, columns in the order of rounding, (..., n).
         delta: the update, same order, (..., n).
-        step: same shape or (n,).
+        step: step of each column, same shape or (n,).
         factor: U, (n, n).
 
     Returns:
@@ -131,14 +131,14 @@ def lost_update_upper_bound(step: NDArray[Any], factor: NDArray[Any]) -> NDArray
     norm, <D, delta>_H / |delta|_H^2, is within bound / |delta|_H of 1. Twice the error bound: two roundings.
 
     Args:
-        step: of each column in the order of rounding, (..., n).
+        step: step of each column in the order of rounding, (..., n).
         factor: U, (n, n).
     """
     return 2 * error_norm_upper_bound(step, factor)
 
 
 def pushed_shift(delta: NDArray[Any], survived: NDArray[Any], factor: NDArray[Any]) -> NDArray[Any]:
-    """s_i = delta_i + sum_{j<i} M_ij (delta_j - D_j): the shift that column i sees once the columns before it are rounded.
+    """Return s_i = delta_i + sum_{j<i} M_ij (delta_j - D_j), the shift of column i once the columns before are rounded.
 
     Args:
         delta: the update, columns in the order of rounding, (..., n).
@@ -158,7 +158,7 @@ def sequential_flip_probability(shift: NDArray[Any], step: NDArray[Any]) -> NDAr
 
     Args:
         shift: s_i of `pushed_shift`, any shape.
-        step: same shape, > 0.
+        step: step of each column, same shape, > 0.
     """
     return np.minimum(np.abs(shift) / step, 1.0)
 
@@ -173,7 +173,7 @@ def sequential_loss_variance(shift: NDArray[Any], step: NDArray[Any], factor: ND
 
     Args:
         shift: s_i, columns in the order of rounding, (..., n).
-        step: same shape or (n,).
+        step: step of each column, same shape or (n,).
         factor: U, (n, n).
     """
     phi = np.mod(np.abs(shift) / step, 1.0)
@@ -191,7 +191,7 @@ def one_feature_shift(x: NDArray[Any], delta: NDArray[Any], damping: float) -> N
     Args:
         x: the input, (n,).
         delta: the update, columns in the order of rounding, (..., n).
-        damping: > 0, in the units of x^2.
+        damping: number added to the diagonal of H, > 0, in the units of x^2.
 
     Raises:
         ValueError: the damping is not positive.
@@ -213,7 +213,7 @@ class _Column:
     rule: GptqRule
 
     def holds(self, x: NDArray[Any]) -> NDArray[Any]:
-        """Whether weights `x` (rows,) have the codes, in the kernel's order of operations."""
+        """Tell whether weights `x` (rows,) have the codes, in the kernel's order of operations."""
         with np.errstate(over="ignore"):
             for k in range(self.pushed.shape[1]):
                 x = x - self.pushed[:, k]

@@ -34,9 +34,9 @@ def recovered_fraction(
 
     Args:
         unlearned: the metric of each item on w', (n,), n >= 2, or (seeds, n).
-        quantized: on Q(w'), the same items.
-        quantized_target: on Q(w), the same items.
-        seed: of the resampling.
+        quantized: metric of these items on Q(w'), same shape.
+        quantized_target: metric of these items on Q(w), same shape.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: the shapes differ, there are fewer than two items, or a metric is not finite.

@@ -30,7 +30,7 @@ def linear_response(gradient: NDArray[Any], delta: NDArray[Any], step: NDArray[A
     F(Q(w) + D) - F(Q(w)) is g·D to first order; `curvature` holds the second.
 
     Args:
-        gradient: of F at Q(w), (n,).
+        gradient: gradient of F at Q(w), (n,).
         delta: the update, (n,).
         step: Delta > 0, one number or (n,).
 
@@ -54,7 +54,7 @@ def response_variance_upper_bound(gradient: NDArray[Any], delta: NDArray[Any], s
     The first branch is near equality for |delta| << Delta; the second holds however large the update.
 
     Args:
-        gradient: of F at Q(w), (n,).
+        gradient: gradient of F at Q(w), (n,).
         delta: the update, (n,).
         step: Delta > 0, one number or (n,).
 

@@ -34,10 +34,10 @@ def retained_ratios(
 
     Args:
         quantized: the metric of each item on Q(w'), (n,), n >= 2, or (seeds, n).
-        target: on w, the same items.
-        quantized_target: on Q(w).
-        retrained: on the model trained without the forget split, at full precision.
-        seed: of the resampling.
+        target: metric of these items on w, same shape.
+        quantized_target: metric of these items on Q(w), same shape.
+        retrained: metric of these items on the model trained without the forget split, at full precision.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: the shapes differ, there are fewer than two items, or a metric is not finite.
@@ -47,12 +47,12 @@ def retained_ratios(
 
 
 def memory_direction(target: NDArray[Any], retrained: NDArray[Any], *, seed: int) -> Direction:
-    """Whether a metric rises or falls with memory: the sign of m(w) - m(retrained), where its interval excludes 0.
+    """Tell whether a metric rises or falls with memory: the sign of m(w) - m(retrained), where its interval excludes 0.
 
     Args:
         target: the metric of each item on the model that saw the data, (n,), n >= 2, or (seeds, n).
-        retrained: on the model that did not, the same items.
-        seed: of the resampling.
+        retrained: metric of these items on the model that did not see the data, same shape.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: the shapes differ, there are fewer than two items, or a metric is not finite.
@@ -74,9 +74,9 @@ def quantization_robustness(
 
     Args:
         unlearned: the metric of each item before, on w', >= 0, (n,), n >= 2, or (seeds, n).
-        quantized: after, on Q(w'), the same items.
-        direction: from `memory_direction`.
-        seed: of the resampling.
+        quantized: metric of these items after, on Q(w'), same shape.
+        direction: result of `memory_direction`.
+        seed: seed of the resampling.
 
     Raises:
         ValueError: the shapes differ, there are fewer than two items, or a metric is negative or not finite.

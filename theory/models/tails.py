@@ -68,7 +68,7 @@ def empirical_bernstein_radius(samples: NDArray[Any], low: float, high: float, a
     may have different means.
 
     Args:
-        samples: (n,), n >= 2, such as n g_i D_i, whose mean is g·D.
+        samples: independent samples, (n,), n >= 2, such as n g_i D_i, whose mean is g·D.
         low: smallest possible sample.
         high: largest possible sample.
         alpha: probability in (0, 1).

@@ -30,7 +30,7 @@ def greedy_statement(vocabulary: int, *, factor: int = 2, strict: bool = True) -
 
 
 def spread_statement(vocabulary: int) -> Statement:
-    """State that a lead of more than max - min of the logits' changes is kept."""
+    """State that token 0 still leads if it led all others by more than max - min of the logits' changes."""
     before, after = reals("z", vocabulary), reals("z_new", vocabulary)
     change = [b - a for a, b in zip(before, after, strict=True)]
     spread = largest(change) + largest([-c for c in change])

@@ -79,7 +79,7 @@ def _null_for_basis(g: list[Any], b: list[Any]) -> list[Any]:
 
 
 def unique_statement(*, symmetric: bool = True) -> Statement:
-    """Check that a linear split without remainder, symmetric, and 0 for a null replacement has Shapley's coefficients."""
+    """State that a linear split without remainder, symmetric, 0 for a null replacement, has Shapley's coefficients."""
     g, b = ([z3.Real(f"{name}{i}") for i in range(4)] for name in ("g", "b"))
     whole = [x + y == t for x, y, t in zip(g, b, (1, 0, 0, -1), strict=True)]
     swap = [g[0] == b[0], g[1] == b[2], g[2] == b[1], g[3] == b[3]] if symmetric else []

@@ -103,7 +103,7 @@ def value_factor(fmt: Format) -> Fraction:
 
 
 def drifting_formats() -> Iterator[Format]:
-    """Those whose scale is proportional to absmax or range, up to one rounding: T2 has no bound for the others."""
+    """Yield the formats whose scale is absmax or range over a number, once rounded: T2 has no bound for the others."""
     for fmt in every_format():
         if fmt.statistic in ("absmax", "range") and (fmt.scale_rule, fmt.storage) == LINEAR:
             yield fmt

@@ -36,7 +36,7 @@ FORMATS = (
 
 
 def every_format() -> Iterator[Format]:
-    """One member of every family of formats, at every number of bits."""
+    """Yield one member of every family of formats, at every number of bits."""
     return (format_named(name) for name in FORMATS)
 
 
@@ -72,7 +72,7 @@ def counted_cells_are_intervals() -> None:
 
 
 def labelled_statement(levels: int, k: int, *, tie_to_even: bool = True) -> Statement:
-    """As `counted_statement`, but a tie goes to the level whose label is even, as floats are rounded."""
+    """State `counted_statement`, but a tie goes to the level whose label is even, as floats are rounded."""
     threshold, v = reals("threshold", levels - 1), z3.Real("v")
     even = [z3.Bool(f"even{i}") for i in range(levels)]
     below, up_to = (count([c(t, v) for t in threshold]) for c in (operator.lt, operator.le))
@@ -96,7 +96,7 @@ def labelled_cells_are_intervals() -> None:
 
 
 def _rounded(rule: str, v: Any, n: Any) -> Any:
-    """N is v rounded to an integer by a rule."""
+    """State that n is v rounded to an integer by a rule."""
     twice_v, twice_n = 2 * v, 2 * z3.ToReal(n)
     up = z3.And(twice_n <= twice_v + 1, twice_v + 1 < twice_n + 2)
     down = z3.And(-twice_n <= 1 - twice_v, 1 - twice_v < 2 - twice_n)
@@ -106,7 +106,7 @@ def _rounded(rule: str, v: Any, n: Any) -> Any:
 
 
 def _closed(rule: str, k: Any, zero: Any) -> tuple[Any, Any]:
-    """Whether the cell of code k holds its lower and its upper end."""
+    """Tell whether the cell of code k holds its lower and its upper end."""
     even, even_code = (k - zero) % 2 == 0, k % 2 == 0
     return {
         "half-even": (even, even),

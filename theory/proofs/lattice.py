@@ -89,7 +89,7 @@ def nearest_plane(w: Vector, m: Matrix) -> tuple[list[int], Vector]:
 
 
 def babai(w: Vector, m: Matrix, weight: Vector) -> list[int]:
-    """Babai 1986 on the basis of unit vectors, norm |T e|^2 = sum weight_i (M e)_i^2, by Gram–Schmidt, last vector first.
+    """Run Babai 1986 on unit vectors, norm |T e|^2 = sum weight_i (M e)_i^2, by Gram–Schmidt, last vector first.
 
     The basis is taken from the last column of the order back to the first, so that the first column is rounded first.
     """

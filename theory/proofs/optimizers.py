@@ -39,7 +39,7 @@ def recursion(gradients: list[Any]) -> tuple[Any, Any]:
 
 
 def check_equal(a: Any, b: Any, name: str) -> None:
-    """Two rational expressions are one.
+    """Assert that two rational expressions are one.
 
     Raises:
         AssertionError: their difference is not 0.

@@ -55,7 +55,7 @@ def only_tested() -> list[Claim]:
 
 
 def entry(outcome: Outcome) -> str:
-    """One proof in two lines: statement, method, verdict and seconds; what is shown; for which domain."""
+    """Describe one proof in two lines: statement, method, verdict and seconds; what is shown; for which domain."""
     p = outcome.proof
     verdict = f"FAILS: {outcome.error}" if outcome.error else "holds"
     head = f"{p.claim:4} {p.method:10} {outcome.seconds:5.1f} s  {verdict}"

@@ -23,12 +23,12 @@ def reals(name: str, count: int) -> list[Any]:
 
 
 def size(x: Any) -> Any:
-    """|x|."""
+    """Return |x|."""
     return z3.If(x >= 0, x, -x)
 
 
 def largest(xs: Sequence[Any]) -> Any:
-    """max(xs)."""
+    """Return max(xs)."""
     found = xs[0]
     for x in xs[1:]:
         found = z3.If(x > found, x, found)
@@ -36,12 +36,12 @@ def largest(xs: Sequence[Any]) -> Any:
 
 
 def count(conditions: Sequence[Any]) -> Any:
-    """How many of the conditions hold."""
+    """Count the conditions that hold."""
     return z3.Sum([z3.If(c, z3.RealVal(1), z3.RealVal(0)) for c in conditions])
 
 
 def counterexample(statement: Statement) -> dict[str, str] | None:
-    """Values that satisfy the assumptions and break the conclusion; None if there are none.
+    """Find values that satisfy the assumptions and break the conclusion; None if there are none.
 
     Raises:
         AssertionError: z3 gives up, or the assumptions exclude one another and the statement says nothing.
@@ -63,7 +63,7 @@ def _solve(constraints: list[Any]) -> dict[str, str] | None:
 
 
 def prove(*statements: Statement) -> None:
-    """Every statement holds.
+    """Assert that every statement holds.
 
     Raises:
         AssertionError: one is refuted, void or undecided.

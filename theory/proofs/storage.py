@@ -59,7 +59,7 @@ def storage(dtype: str) -> Storage:
 
 
 def rounded_sum(w: NDArray[Any], eta: float | NDArray[Any], significant_bits: int, smallest_step: int) -> NDArray[Any]:
-    """W + eta, rounded once to nearest even, float64; no largest number.
+    """Return w + eta, rounded once to nearest even, as float64 without a largest number.
 
     The float64 sum and its error are exact together (Knuth's two-sum); the error breaks what looks like a tie.
     """
@@ -83,7 +83,7 @@ def critical_updates(s: Storage) -> Iterator[float]:
 
 
 def moves(s: Storage, eta: float, *, saturate: bool = False) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Which weights an update of size eta moves: (away from 0, toward 0).
+    """Find which weights an update of size eta moves: (away from 0, toward 0).
 
     A sum beyond the largest number counts as moved: it becomes inf, or NaN in float8_e4m3fn, which has no inf.
     With `saturate` it becomes the largest number, as a saturating cast does.
@@ -97,7 +97,7 @@ def moves(s: Storage, eta: float, *, saturate: bool = False) -> tuple[NDArray[An
 
 
 def check(s: Storage, *rules: Rule) -> None:
-    """Every rule holds at every critical update.
+    """Assert that every rule holds at every critical update.
 
     Raises:
         AssertionError: one does not.
@@ -109,7 +109,7 @@ def check(s: Storage, *rules: Rule) -> None:
 
 
 def dead_zone_rule(s: Storage, edge_of: Edge = frozen_exponent) -> Rule:
-    """Sound, with the stated exception, and smallest: what moves at one eta, against the edge that is said."""
+    """Return the rule that `edge_of` says the smallest edge above which nothing moves, with the stated exception."""
     size = np.abs(s.finite)
 
     def rule(eta: float, away: NDArray[Any], toward: NDArray[Any]) -> None:
@@ -150,7 +150,7 @@ def half_ulp_rule(s: Storage, *, one_ulp_for_both_sides: bool = False) -> Rule:
 
 
 def saturation_rule(s: Storage) -> Rule:
-    """Return the rule that a saturating cast freezes the largest number away from 0 and moves all else as a plain one."""
+    """Return the rule that a saturating cast freezes the largest number away from 0, else moves as a plain one."""
     top, zero = np.abs(s.finite) == s.largest, s.finite == 0
 
     def rule(eta: float, away: NDArray[Any], toward: NDArray[Any]) -> None:

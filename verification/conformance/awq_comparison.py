@@ -30,7 +30,7 @@ class Final(NamedTuple):
 
 
 def reference(w: Array, bits: int, size: int, symmetric: bool) -> Final:
-    """The final grid in the dtype of the weights, whose columns are whole groups."""
+    """Return our reference's final grid, in the dtype of the weights, whose columns are whole groups."""
     groups = w.reshape(-1, size)
     grid = fit_autoawq(groups, bits, symmetric)
     codes = encode_group(groups, grid, bits)
@@ -62,7 +62,7 @@ def hard_weights(bits: int, *, dtype: str = "float32") -> Array:
 
 
 def read_back(tensors: Mapping[str, Array], size: int, folder: Path) -> Piece:
-    """What the audit reads from a checkpoint with these 4-bit tensors: codes and values, (columns, rows).
+    """Return what the audit reads from a checkpoint of these 4-bit tensors: codes and values, (columns, rows).
 
     Args:
         tensors: qweight, qzeros, scales as the library stores them.

@@ -39,12 +39,12 @@ class Library(NamedTuple):
 
 
 def rule_named(name: str, bits: int, symmetric: bool, order: Any, static: bool, size: int | None) -> GptqRule:
-    """The rule of a library with these settings."""
+    """Return the GPTQ rule of a library with these settings."""
     return replace(GPTQ_RULES[name], bits=bits, symmetric=symmetric, order=order, static=static, group_size=size)
 
 
 def problem(columns: int, case: object) -> Problem:
-    """Inputs of unequal sizes with a direction that they share, as those of language models have."""
+    """Draw inputs of unequal sizes with a direction that they share, as those of language models have."""
     rng = rng_for("gptq", columns, case)
     x = rng.normal(size=(2 * columns, columns)) + 2 * rng.normal(size=(2 * columns, 1))
     return _problem(rng, x * np.exp(0.3 * rng.normal(size=columns)))
@@ -75,7 +75,7 @@ def torch_factor(h: Array, damping: float) -> Array:
 
 
 def given_factor(w: Array, h: Array, rule: GptqRule) -> tuple[Rounded, Array]:
-    """The reference on torch's factor, in the columns' own order, and the order of rounding.
+    """Round by the reference on torch's factor: the result in the columns' own order, and the order of rounding.
 
     Args:
         w: float32 (rows, columns).

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 
 def find_ggml() -> str | None:
-    """The path of the library; None where there is none."""
+    """Find the path of the library libggml; None where there is none."""
     if named := os.environ.get("UNFORGOTTEN_GGML"):
         return named
     spec = importlib.util.find_spec("llama_cpp")
@@ -27,7 +27,7 @@ def find_ggml() -> str | None:
 
 
 def load_ggml() -> ctypes.CDLL:
-    """The library, with `ggml_quantize_chunk` typed; skips the test where there is none."""
+    """Load libggml, with `ggml_quantize_chunk` typed; skip the test where there is none."""
     if not (path := find_ggml()):
         pytest.skip("no libggml: pip install llama-cpp-python, or set UNFORGOTTEN_GGML")
     library = ctypes.CDLL(path)
@@ -38,7 +38,7 @@ def load_ggml() -> ctypes.CDLL:
 
 
 def quantize_chunk(library: ctypes.CDLL, x: NDArray[Any], number: int, out: NDArray[Any]) -> int:
-    """The bytes that it says it wrote to `out` (uint8, large enough) of all rows of x (rows, columns) in a type."""
+    """Quantize x (rows, columns) to a ggml type, into `out` (uint8, large enough); return how many bytes it says."""
     rows, columns = x.shape
     x = np.ascontiguousarray(x, np.float32)
     return int(library.ggml_quantize_chunk(number, x.ctypes.data, out.ctypes.data, 0, rows, columns, None))

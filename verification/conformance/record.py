@@ -61,7 +61,7 @@ class Recorder:
             self._count(report.nodeid, report.outcome)
 
     def pytest_collectreport(self, report: pytest.CollectReport) -> None:
-        """A module that is skipped or cannot be collected counts as one."""
+        """Count a module that is skipped or cannot be collected as one test."""
         if report.outcome != "passed":
             self._count(report.nodeid, report.outcome)
 
@@ -90,7 +90,7 @@ class Recorder:
 
 
 def version_of(name: str) -> str | None:
-    """The release of a distribution, or of libggml, which says it itself; None where it is missing."""
+    """Return the release of a distribution, or of libggml, which says it itself; None where it is missing."""
     if name == "libggml":
         path = find_ggml()
         return None if path is None else _ggml_version(path)
@@ -107,7 +107,7 @@ def _ggml_version(path: str) -> str:
 
 
 def machine() -> dict[str, str | None]:
-    """What the bits may depend on besides: the processor's instructions, torch, numpy, Python; and the day."""
+    """Describe what the bits may depend on besides: the processor's instructions, torch, numpy, Python; and the day."""
     import torch
 
     return {

@@ -55,14 +55,14 @@ class Contract:
 
 
 def quantized(q: Quantizer, w: Array) -> Array:
-    """The values of the quantizer, which gets a copy and may warn."""
+    """Return the values of the quantizer, which gets a copy of the weights and may warn."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         return np.array(q.quantize(w.copy()))
 
 
 def coded(q: Quantizer, w: Array) -> Array:
-    """The codes of a quantizer that has them."""
+    """Return the codes of a quantizer that has them."""
     assert q.codes is not None
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -85,12 +85,12 @@ def place(w: Array, index: int) -> tuple[int, int]:
 
 
 def number(x: object) -> str:
-    """A number as short as it can be told from its float32 neighbours."""
+    """Print a number as short as it can be told from its float32 neighbours."""
     return f"{float(x):.9g}"  # type: ignore[arg-type]
 
 
 def unequal(w: Array, got: Array, expected: Array, why: str = "") -> Counterexample | None:
-    """The first weight whose value is not the expected one; the two zeros count as one."""
+    """Return the first weight whose value is not the expected one; the two zeros count as one."""
     wrong = np.flatnonzero(got.ravel() != expected.ravel())
     if not wrong.size:
         return None

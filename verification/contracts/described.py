@@ -128,7 +128,7 @@ def _one_of(name: str, value: object, known: tuple[object, ...]) -> None:
 
 
 def claims_of(fmt: Format) -> dict[str, Any]:
-    """What a format of ours claims, as fields of `Quantizer`; no levels where no contract knows its scale rule."""
+    """Return the claims of our format, as fields of `Quantizer`; no levels where no contract knows its scale rule."""
     smallest_reciprocal = 2 * abs(fmt.divisor) / float(MAX32)  # below it 1 / scale overflows
     floor = max(fmt.floor, fmt.least_scale * fmt.divisor, smallest_reciprocal)
     claims: dict[str, Any] = {
@@ -164,12 +164,12 @@ def claims_of(fmt: Format) -> dict[str, Any]:
 
 
 def claiming(name: str, fmt: str, quantize: Callable[[Array], Array], **claims: Any) -> Quantizer:
-    """A quantizer that claims to be our format `fmt`, but for what `claims` replace."""
+    """Return a quantizer that claims to be our format `fmt`, but for what `claims` replace."""
     return Quantizer(quantize, name, **(claims_of(format_named(fmt)) | claims))
 
 
 def describe(thing: object, *, name: str) -> Quantizer:
-    """What an author gives as a `Quantizer`: one, an object or class with `quantize`, a function of weights, or a factory.
+    """Turn what an author gives into a `Quantizer`: one, an object or class with `quantize`, a function, or a factory.
 
     Raises:
         ValueError: it is none of these.
@@ -187,7 +187,7 @@ def describe(thing: object, *, name: str) -> Quantizer:
 
 
 def load(path: str) -> Quantizer:
-    """The quantizer at `module:object`; modules of the working directory are found too.
+    """Load the quantizer at `module:object`; modules of the working directory are found too.
 
     Raises:
         ValueError: there is no such module or object, it cannot be imported, or it is no quantizer.

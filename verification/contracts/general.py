@@ -41,7 +41,7 @@ def answers(q: Quantizer, w: Array) -> Counterexample | None:
 
 
 def leaves_its_input(q: Quantizer, w: Array) -> Counterexample | None:
-    """The array that was given is the same afterwards."""
+    """Check that a quantizer leaves the array that it was given unchanged."""
     given = w.copy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -63,7 +63,7 @@ def repeats(q: Quantizer, w: Array) -> Counterexample | None:
 
 
 def keeps_zero_blocks(q: Quantizer, w: Array) -> Counterexample | None:
-    """A block of zeros becomes zeros; where no block is claimed, a tensor of zeros."""
+    """Check that a block of zeros becomes zeros; where no block is claimed, a tensor of zeros."""
     zeroed = w.copy()
     first = blocks(q, w.shape)[0] if q.block else np.arange(w.size)
     zeroed.ravel()[first] = 0
@@ -74,13 +74,13 @@ def keeps_zero_blocks(q: Quantizer, w: Array) -> Counterexample | None:
 
 
 def keeps_zero(q: Quantizer, w: Array) -> Counterexample | None:
-    """A weight of 0 becomes 0."""
+    """Check that a weight of 0 becomes 0."""
     got = quantized(q, w)
     return unequal(w, got, np.where(w == 0, np.zeros_like(got), got))
 
 
 def blocks_are_independent(q: Quantizer, w: Array) -> Counterexample | None:
-    """A block has the values that it has alone. So blocks may be permuted, and tensors concatenated."""
+    """Check that a block has the values that it has alone: blocks may be permuted, and tensors concatenated."""
     together = quantized(q, w)
     alone = together.copy()
     for block in blocks(q, w.shape):

@@ -26,7 +26,7 @@ Rule = Callable[[Ideal, Array, Array, float], Judgement]  # grid, weights, value
 
 
 def _nearest(ideal: Ideal, w: Array) -> Array:
-    """The index of a nearest level, and by how much others are further away."""
+    """Return the index of a level nearest to each weight."""
     return np.abs(w[:, None] - ideal.values[None, :]).argmin(axis=1)
 
 
@@ -51,7 +51,7 @@ def nearest_level(ideal: Ideal, w: Array, got: Array, allowed: float) -> Judgeme
 
 
 def end_levels(ideal: Ideal, w: Array, got: Array, allowed: float) -> Judgement:
-    """What is nearest to the last level on either side has it: an end cell is not cut off."""
+    """Give the last level on either side to all that is nearest to it: an end cell is not cut off."""
     values = np.sort(ideal.values)
     top = w > (values[-1] + values[-2]) / 2 + allowed
     bottom = w < (values[0] + values[1]) / 2 - allowed
@@ -60,7 +60,7 @@ def end_levels(ideal: Ideal, w: Array, got: Array, allowed: float) -> Judgement:
 
 
 def ties(rule: str) -> Rule:
-    """A weight exactly between two levels goes where the rule says, where the step is a power of two."""
+    """Return the rule that a weight halfway between two levels goes where `rule` says, where the step is 2^k."""
 
     def judge(ideal: Ideal, w: Array, got: Array, allowed: float) -> Judgement:
         below = tied(ideal, w)
@@ -72,7 +72,7 @@ def ties(rule: str) -> Rule:
 
 
 def on_the_grid(rule: Rule, *, readable: bool = True) -> Callable[[Quantizer, Array], Counterexample | None]:
-    """The check that every block obeys a rule on its exact grid, or on one of two where its zero point may be either.
+    """Return the check that every block obeys a rule on its exact grid, or on one of a few with the zero point unsure.
 
     Args:
         rule: what a block must obey.
@@ -109,7 +109,7 @@ def _off(w: Array, index: int, expected: float, got: float, ideal: Ideal) -> Cou
 
 
 def codes_are_indices(q: Quantizer, w: Array) -> Counterexample | None:
-    """The code of a weight is the index of the level that is its value."""
+    """Check that the code of a weight is the index of the level that is its value."""
     got, codes = quantized(q, w).astype(np.float64).ravel(), coded(q, w).ravel()
     count = len(q.levels or ())
     for block, x in _blocks_of(q, w):
@@ -126,7 +126,7 @@ def codes_are_indices(q: Quantizer, w: Array) -> Counterexample | None:
 
 
 def cells_are_constant(q: Quantizer, w: Array) -> Counterexample | None:
-    """Moving weights half of the way to their values, but for those that set the grid, changes no value."""
+    """Check that weights moved half of the way to their values, but for those that set the grid, keep their values."""
     got = quantized(q, w)
     moved = w.copy()
     for block, x in _blocks_of(q, w):

@@ -54,7 +54,7 @@ class Ideal:
 
 
 def statistic(q: Quantizer, w: Array) -> float:
-    """The number that sets the step of a block."""
+    """Return the number that sets the step of a block."""
     if q.statistic == "signed-absmax":
         return float(w[np.abs(w).argmax()])
     if q.statistic == "absmax":
@@ -64,7 +64,7 @@ def statistic(q: Quantizer, w: Array) -> float:
 
 
 def ends(q: Quantizer, w: Array) -> tuple[float, float]:
-    """The ends of what the grid of a block must hold."""
+    """Return the ends of what the grid of a block must hold."""
     low, high = float(w.min()), float(w.max())
     if q.statistic == "range":
         return min(low, 0.0), max(high, 0.0)
@@ -89,7 +89,7 @@ def slack(q: Quantizer, w: Array) -> float:
 
 
 def ideals(q: Quantizer, w: Array) -> list[Ideal]:
-    """The exact grids of a block: one, or a few where the zero point is within `slack` of a tie.
+    """Return the exact grids of a block: one, or a few where the zero point is within `slack` of a tie.
 
     Args:
         q: claims `levels`.
@@ -128,7 +128,7 @@ TIES: Mapping[str, tuple[str, Upper]] = {
 
 
 def tied(ideal: Ideal, w: Array) -> Array:
-    """The lower of the two levels that a weight lies exactly between, as an index; -1 where it does not."""
+    """Return the index of the lower of the two levels that a weight lies exactly between; -1 where it does not."""
     if np.frexp(ideal.step)[0] not in (0.5, -0.5):
         return np.full(w.shape, -1)  # not exact
     v = ideal.in_units(w)

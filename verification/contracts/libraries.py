@@ -27,7 +27,7 @@ PIP: Mapping[str, str] = {
 
 
 def library(module: str) -> Any:
-    """The module of a library.
+    """Import a module of a library.
 
     Raises:
         ValueError: the library is missing.
@@ -106,7 +106,7 @@ def _nibbles(packed: Any) -> Array:
 
 
 def bnb_int8() -> Quantizer:
-    """The weights of LLM.int8 in bitsandbytes, row by row; activations, with their outliers, are not in it."""
+    """Return the weights of LLM.int8 in bitsandbytes as a quantizer, row by row; activations are not in it."""
     torch, functional = library("torch"), library("bitsandbytes.functional")
 
     def values(w: Array) -> Array:

@@ -36,7 +36,7 @@ class Verdict:
 
 
 def as_object(v: Verdict) -> dict[str, Any]:
-    """A verdict for JSON."""
+    """Return a verdict for JSON."""
     contract = CONTRACTS[v.contract]
     row: dict[str, Any] = {"contract": v.contract, "statement": contract.statement, "outcome": v.outcome}
     if v.outcome == "not claimed":
@@ -60,7 +60,7 @@ def _finite(x: Any) -> float:
 
 
 def lines(result: Mapping[str, Any]) -> list[str]:
-    """The result in plain words."""
+    """Say the result in plain words, line by line."""
     text = [f"{result['quantizer']}: profile {result['profile']}, seed {result['seed']}"]
     rows = [row for row in result["contracts"] if row["outcome"] != "not claimed"]
     for row in rows:

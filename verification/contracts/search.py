@@ -33,7 +33,7 @@ NORMAL = 2.0**60  # weights of a contract on exact scaling, at most
 
 
 def violation(contract: Contract, q: Quantizer, w: Array) -> Counterexample | None:
-    """What is wrong, where an exception of the quantizer is wrong too."""
+    """Return what a quantizer does wrong on these weights; raising an exception is wrong too."""
     try:
         return contract.check(q, w)
     except Exception as error:  # noqa: BLE001 - a stranger's code may raise anything
@@ -41,7 +41,7 @@ def violation(contract: Contract, q: Quantizer, w: Array) -> Counterexample | No
 
 
 def drawn_as(q: Quantizer) -> Format:
-    """A format whose blocks and thresholds are those of the quantizer, for the strategies."""
+    """Return a format whose blocks and thresholds are those of the quantizer, for the strategies."""
     levels = q.levels or tuple(float(k) for k in range(-127, 128))
     ranged = q.statistic in ("range", "min-max")
     shifted = tuple(x - levels[0] for x in levels) if ranged else levels
@@ -75,7 +75,7 @@ def dense(q: Quantizer, *, whole_blocks: bool) -> st.SearchStrategy[Array]:
 
 
 def weights_for(contract: Contract, q: Quantizer) -> st.SearchStrategy[Array]:
-    """The weights that a contract is tried on. Shrinks to one 0, or to one block of zeros."""
+    """Draw the weights that a contract is tried on. Shrinks to one 0, or to one block of zeros."""
     whole = q.whole_blocks or contract.whole_blocks
     if contract.weights == "ties":
         drawn = tensors(drawn_as(q), kinds=("ties",), whole_blocks=whole)
@@ -146,7 +146,7 @@ def judge(name: str, q: Quantizer, *, examples: int, seed: int) -> Verdict:
 
 
 def seed_of(name: str, seed: int) -> int:
-    """The seed of one contract's search."""
+    """Return the seed of one contract's search."""
     return int.from_bytes(hashlib.sha256(f"{seed} {name}".encode()).digest()[:4], "big")
 
 

@@ -19,7 +19,7 @@ SIZE = 8
 
 
 def _groups(w: Array) -> list[Array]:
-    """The groups of every row, the last of a row shorter; views, so that a value can be written back."""
+    """Return the groups of every row, the last of a row shorter; views, so that a value can be written back."""
     return [row[i : i + SIZE] for row in w for i in range(0, len(row), SIZE)]
 
 
@@ -71,7 +71,7 @@ def _stale_scale(w: Array) -> Array:
 
 
 def _claiming(fmt: str, name: str, quantize: Callable[[Array], Array]) -> Quantizer:
-    """The claims of a format, but not that it is ours: the contracts must say what is wrong."""
+    """Return a quantizer with the claims of a format, but not that it is ours: contracts must say what is wrong."""
     claims: dict[str, Any] = {**claims_of(format_named(fmt)), "format": None}
     return Quantizer(quantize, name, **claims)
 

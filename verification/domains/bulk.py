@@ -33,7 +33,7 @@ def rows_of_profile() -> int:
 
 
 def chunks(*parameters: object) -> Iterator[tuple[np.random.Generator, int]]:
-    """A generator and a number of rows for each chunk."""
+    """Yield a generator and a number of rows for each chunk."""
     left = rows_of_profile()
     while left > 0:
         rows = min(left, CHUNK_ROWS)
@@ -42,7 +42,7 @@ def chunks(*parameters: object) -> Iterator[tuple[np.random.Generator, int]]:
 
 
 def by_rows(fmt: Format) -> Format:
-    """The format with a row for its block where that is the tensor: the same arithmetic, and rows stay apart."""
+    """Return the format with a row for its block where that is the tensor: equal arithmetic, and rows stay apart."""
     return replace(fmt, block="row") if fmt.block == "tensor" else fmt
 
 
@@ -54,6 +54,6 @@ def batches(claim: str, fmt: Format) -> Iterator[Batch]:
 
 
 def largest_ratio(actual: NDArray[Any], bound: NDArray[Any]) -> float:
-    """The largest actual / bound where the bound is not 0."""
+    """Return the largest actual / bound where the bound is not 0."""
     some = bound > 0
     return float((actual[some] / bound[some]).max()) if some.any() else 0.0

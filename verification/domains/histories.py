@@ -17,7 +17,7 @@ MOST_STEPS = 40
 
 
 def gaussian(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
-    """A mean and noise, at a ratio of its own for each row."""
+    """Draw gradients of a mean and noise, at a ratio of its own for each row."""
     mean = rng.standard_normal((rows, 1)) * 2.0 ** rng.uniform(-6, 6, (rows, 1))
     return np.asarray(mean + rng.standard_normal((rows, steps)))
 
@@ -52,7 +52,7 @@ def scaled(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2:
 
 
 def extremal(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
-    """The gradients whose last step is the largest that AdamW can take, disturbed a little: above lr."""
+    """Draw the gradients whose last step is the largest that AdamW can take, disturbed a little: above lr."""
     noise = 2.0 ** rng.uniform(-30, -2, (rows, 1)) * rng.standard_normal((rows, steps))
     exact = extremal_gradients(steps, beta1, beta2) if beta1 else np.eye(steps)[-1] + 2.0**-40
     return np.asarray(exact * (1 + noise))
@@ -98,7 +98,7 @@ class History(NamedTuple):
 
 @st.composite
 def histories(draw: st.DrawFn, *, weights: int = 3, most_steps: int = MOST_STEPS) -> History:
-    """A history of one kind, with a schedule and AdamW's decays. Shrinks to one step of a Gaussian gradient."""
+    """Draw a history of one kind, with a schedule and AdamW's decays. Shrinks to one step of a Gaussian gradient."""
     kind = draw(st.sampled_from(sorted(GRADIENTS)))
     steps = draw(st.integers(1, most_steps))
     beta1 = draw(st.sampled_from([0.9, 0.0, 0.5, 0.99]))

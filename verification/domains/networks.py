@@ -28,7 +28,7 @@ class Network(NamedTuple):
     labels: NDArray[np.int64]
 
     def with_layers(self, layers: tuple[Array, ...]) -> Network:
-        """The same data, other weights."""
+        """Return a network of the same data with other weights."""
         return self._replace(layers=layers)
 
 
@@ -48,7 +48,7 @@ def log_probabilities(net: Network) -> Array:
 
 
 def loss(net: Network) -> float:
-    """The mean cross-entropy in nats: F of the theory."""
+    """Return the mean cross-entropy of a network in nats: F of the theory."""
     return float(-log_probabilities(net)[np.arange(len(net.labels)), net.labels].mean())
 
 
@@ -77,7 +77,7 @@ def trained(net: Network, *, steps: int, rate: float) -> Network:
 
 @st.composite
 def networks(draw: st.DrawFn, *, most_width: int = 16) -> Network:
-    """A network of one to three layers that was trained for up to 20 steps. Shrinks to one untrained layer."""
+    """Draw a network of one to three layers, trained for up to 20 steps. Shrinks to one untrained layer."""
     widths = draw(st.lists(st.integers(2, most_width), min_size=2, max_size=4))
     examples, steps = draw(st.integers(1, 12)), draw(st.integers(0, 20))
     rng = rng_for("network", widths, examples, draw(st.integers(0, 2**32 - 1)))

@@ -17,7 +17,7 @@ JUST_ACROSS = 2.0**-8  # of the distance to a threshold
 
 
 def sampled_update(kind: str, rng: np.random.Generator, fmt: Format, w: Weights) -> Weights:
-    """w' = w + delta, float32, for a delta of one of `UPDATES`; magnitudes up to `largest`."""
+    """Draw w' = w + delta, float32, for a delta of one of `UPDATES`; magnitudes up to `largest`."""
     top = np.float32(largest(fmt))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         moved = UPDATES[kind](rng, fmt, w)
@@ -25,7 +25,7 @@ def sampled_update(kind: str, rng: np.random.Generator, fmt: Format, w: Weights)
 
 
 def size_of(rng: np.random.Generator, w: Weights) -> NDArray[Any]:
-    """A size for each row, (rows, 1): from 2^-16 to 2 times its largest weight, and 1 for a row of zeros."""
+    """Draw a size for each row, (rows, 1): from 2^-16 to 2 times its largest weight, or times 1 for a row of zeros."""
     absmax = np.abs(w).max(axis=1, keepdims=True).astype(np.float64)
     return np.asarray(np.where(absmax > 0, absmax, 1) * 2.0 ** rng.uniform(-16, 1, absmax.shape))
 
@@ -77,7 +77,7 @@ def aimed(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
 
 
 def weight_of_unit(grid: Grid, fmt: Format) -> NDArray[Any]:
-    """The change of a weight that moves it by one code unit, (n_blocks, 1)."""
+    """Return the change of a weight that moves it by one code unit, (n_blocks, 1)."""
     scale = (grid.encoder or grid).scale.astype(np.float64)
     if fmt.arithmetic == "inverse":
         return np.asarray(1 / scale)
@@ -85,7 +85,7 @@ def weight_of_unit(grid: Grid, fmt: Format) -> NDArray[Any]:
 
 
 def setter(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
-    """The largest weight of each row alone, by up to half of it: the grid moves under the others."""
+    """Move the largest weight of each row alone, by up to half of it: the grid moves under the others."""
     at = np.arange(len(w)), np.abs(w).argmax(axis=1)
     moved = w.astype(np.float64)
     moved[at] *= 1 + rng.uniform(-0.5, 0.5, len(w))

@@ -40,7 +40,7 @@ def normal(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
 
 
 def sizes(rng: np.random.Generator, rows: int) -> Weights:
-    """A typical size for each row, (rows, 1)."""
+    """Draw a typical size for each row, (rows, 1)."""
     return (2.0 ** rng.uniform(-12, 4, (rows, 1))).astype(np.float32)
 
 
@@ -112,7 +112,7 @@ def bfloat16(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
 
 
 def to_bfloat16(w: Weights) -> Weights:
-    """Rounded to nearest even in bfloat16, as float32."""
+    """Round to nearest even in bfloat16, as float32."""
     return np.asarray(w.astype(ml_dtypes.bfloat16).astype(np.float32))
 
 

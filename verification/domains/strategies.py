@@ -96,7 +96,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 
 def formats(*, names: Sequence[str] = ALL_FORMAT_NAMES) -> st.SearchStrategy[Format]:
-    """A format, with small blocks. Shrinks to the first name."""
+    """Draw a format, with small blocks. Shrinks to the first name."""
     return st.sampled_from(names).map(format_named)
 
 
@@ -135,7 +135,7 @@ def tensor_shapes(fmt: Format) -> st.SearchStrategy[tuple[int, ...]]:
 
 @st.composite
 def tensors(draw: st.DrawFn, fmt: Format, *, kinds: Sequence[str] = ALL_KINDS, whole_blocks: bool = False) -> Weights:
-    """A float32 tensor (rows, columns) of one of `kinds`; magnitudes up to `largest`. Shrinks to one 0.
+    """Draw a float32 tensor (rows, columns) of one of `kinds`; magnitudes up to `largest`. Shrinks to one 0.
 
     "ties" lie on and around the thresholds of `fmt` at a step of a power of two; "outlier" has one weight that
     dwarfs the others; "zero block" has rows of zeros. SAMPLED_KINDS are those of `sampled_weights`, by a drawn seed.
@@ -179,7 +179,7 @@ ALL_UPDATES = (*UPDATES, *SAMPLED_UPDATES)
 
 @st.composite
 def updated(draw: st.DrawFn, w: Weights, fmt: Format, *, updates: Sequence[str] = ALL_UPDATES) -> Weights:
-    """w' for a w: unchanged, moved by one size, relatively, by an ulp, anywhere, to zero, or rounded to bfloat16.
+    """Draw w' for a w: unchanged, moved by one size, relatively, by an ulp, anywhere, to zero, or rounded to bfloat16.
 
     Or as `sampled_updates` moves it, by a drawn seed. Shrinks to w itself.
     """
@@ -212,7 +212,7 @@ class Pair(NamedTuple):
 
 @st.composite
 def pairs(draw: st.DrawFn, *, names: Sequence[str] = ALL_FORMAT_NAMES, kinds: Sequence[str] = ALL_KINDS) -> Pair:
-    """A format with weights and updated weights. Shrinks to one 0, not updated."""
+    """Draw a format with weights and updated weights. Shrinks to one 0, not updated."""
     fmt = draw(formats(names=names))
     w = draw(tensors(fmt, kinds=kinds))
     return Pair(fmt, w, draw(updated(w, fmt)))
@@ -239,7 +239,7 @@ def samples(
     kinds: Sequence[str] = ALL_KINDS,
     whole_blocks: bool = False,
 ) -> Sample:
-    """A format with weights. Shrinks to one 0."""
+    """Draw a format with weights. Shrinks to one 0."""
     fmt = draw(formats(names=names))
     return Sample(fmt, draw(tensors(fmt, kinds=kinds, whole_blocks=whole_blocks)))
 

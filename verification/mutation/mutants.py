@@ -69,7 +69,7 @@ def arguments(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def wanted(seed: int, size: int, mutants: Sequence[Mutant], session: Session) -> list[Mutant]:
-    """The sample: the first `size` mutants of the order, not counting those whose change changes nothing."""
+    """Choose the sample: the first `size` mutants of the order, not counting those whose change changes nothing."""
     empty = {job for job, verdict in session.verdicts().items() if verdict.outcome == "nothing"}
     order = shuffled(mutants, seed)
     if not size:
@@ -214,7 +214,7 @@ def _again(
     tree: Path,
     revision: str,
 ) -> None:
-    """The survivors of the session meet every test of the named files."""
+    """Let the survivors of the session meet every test of the named files."""
     _refuse_failing(workers[0], asked.again)
     known = session.verdicts()
 

@@ -67,7 +67,7 @@ def telling(operator: str) -> bool:
 
 
 def annotation_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]]]:
-    """The spans of the source that are annotations, and so never run."""
+    """Find the spans of the source that are annotations, and so never run."""
     spans = []
     for node in ast.walk(ast.parse(source)):
         found = [getattr(node, name, None) for name in ("annotation", "returns")]
@@ -105,7 +105,7 @@ def all_mutants(tree: Path, files: Iterable[str]) -> list[Mutant]:
 
 
 def shuffled(mutants: Sequence[Mutant], seed: int) -> list[Mutant]:
-    """The mutants in an order that depends on nothing but their ids and the seed: any prefix is a random sample.
+    """Put mutants in an order that depends on nothing but their ids and the seed: any prefix is a random sample.
 
     A mutant of an unchanged file keeps its place among the others, so that two nights with one seed meet the same ones.
     """
@@ -113,7 +113,7 @@ def shuffled(mutants: Sequence[Mutant], seed: int) -> list[Mutant]:
 
 
 def mutated_source(mutant: Mutant, source: str) -> str | None:
-    """The whole source with the change in it; None where the change changes nothing that runs, or does not compile."""
+    """Return the whole source with the change in it; None if it changes nothing that runs, or does not compile."""
     changed = by_operator(mutant, source) if mutant.text is None else spliced(mutant, source)
     if changed is None:
         return None
@@ -126,7 +126,7 @@ def mutated_source(mutant: Mutant, source: str) -> str | None:
 
 
 def by_operator(mutant: Mutant, source: str) -> str | None:
-    """The source as cosmic-ray changes it."""
+    """Return the source as cosmic-ray changes it."""
     from cosmic_ray.mutating import mutate_code
     from cosmic_ray.plugins import get_operator
 
@@ -135,7 +135,7 @@ def by_operator(mutant: Mutant, source: str) -> str | None:
 
 
 def spliced(mutant: Mutant, source: str) -> str:
-    """The source with the mutant's own text in its place."""
+    """Return the source with the mutant's own text in its place."""
     assert mutant.text is not None
     lines = source.encode().splitlines(keepends=True)
     (first, left), (last, right) = mutant.start, mutant.end
@@ -145,7 +145,7 @@ def spliced(mutant: Mutant, source: str) -> str:
 
 
 def changed_lines(before: str, after: str) -> tuple[int, str, str]:
-    """The number, from 1, of the first line that changes, and the old and new text of all that do, without margins."""
+    """Return the number, from 1, of the first changed line, and all changed lines, old and new, without margins."""
     old, new = before.splitlines(), after.splitlines()
     changes = [o for o in SequenceMatcher(None, old, new, autojunk=False).get_opcodes() if o[0] != "equal"]
     first, last = changes[0], changes[-1]

@@ -83,7 +83,7 @@ def ratio_one(node: ast.expr) -> Iterator[ast.expr]:
 
 
 def swapped(node: ast.expr) -> Iterator[ast.expr]:
-    """min becomes max; `clamp(min=…)` becomes `clamp(max=…)`."""
+    """Swap min for max, or max for min; `clamp(min=…)` becomes `clamp(max=…)`."""
     match node:
         case ast.Call(func=ast.Name(id=name)) if name in SWAPPED:
             yield ast.Call(ast.Name(SWAPPED[name], ast.Load()), node.args, node.keywords)

@@ -80,7 +80,7 @@ def counts(sample: Sequence[tuple[Mutant, Verdict]], known: Mapping[Place, str])
 
 
 def result(run: Run, known: Mapping[Place, str]) -> dict[str, Any]:
-    """The result object."""
+    """Return the result of a run as an object for JSON."""
     total = counts(run.sample, known)
     first = [(m, v) for m, v in run.sample if not (v.once_survived and v.outcome in DEAD)]
     newly = len(run.sample) - len(first)
@@ -113,7 +113,7 @@ def result(run: Run, known: Mapping[Place, str]) -> dict[str, Any]:
 
 
 def survivors_page(run: Run, known: Mapping[Place, str]) -> str:
-    """The survivors in Markdown: alive, killed since by new tests, equivalent."""
+    """List the survivors in Markdown: alive, killed since by new tests, equivalent."""
     total = result(run, known)
     alive, equivalent, since = [], [], []
     for m, v in run.sample:

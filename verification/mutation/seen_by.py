@@ -90,7 +90,7 @@ class Seen:
         return frozenset().union(*(of.get(line, frozenset()) for line in lines))
 
     def _body(self, mutant: Mutant) -> tuple[int, int]:
-        """The lines of the innermost function around the mutant, without its `def`; (0, 0) where there is none."""
+        """Return the lines of the innermost function around the mutant, without its `def`; (0, 0) if there is none."""
         around = [body for body in self.bodies.get(mutant.path, {}).values() if body[0] <= mutant.start[0] <= body[1]]
         return max(around, default=(0, 0))
 
@@ -113,7 +113,7 @@ def git(root: Path, *words: str) -> bytes:
 
 
 def copy_of_tree(root: Path, folder: Path) -> tuple[Path, str]:
-    """The last commit of the repository at `root`, unpacked under `folder`, and its revision.
+    """Unpack the last commit of the repository at `root` under `folder`; return the copy and its revision.
 
     What is not committed is not tested. An unfinished copy has no mark, and is unpacked again.
     """
@@ -198,7 +198,7 @@ def what_tests_see(tree: Path, worker: Worker, files: Iterable[str], to: Path) -
 
 
 def read_map(tree: Path, files: Iterable[str], found: Mapping[str, Any]) -> Seen:
-    """The map from what the traced run wrote: absolute paths, and lines as the keys of JSON."""
+    """Read the map from what the traced run wrote: absolute paths, and lines as the keys of JSON."""
     lines = {
         str(Path(file).relative_to(tree.resolve())): {int(line): frozenset(tests) for line, tests in of.items()}
         for file, of in found["lines"].items()
@@ -209,7 +209,7 @@ def read_map(tree: Path, files: Iterable[str], found: Mapping[str, Any]) -> Seen
 
 
 def near_tests(tree: Path, path: str) -> list[str]:
-    """The test files that name the mutated module where they import: what a new module can be met with at once, unmapped."""
+    """List the test files that import the mutated module by name: what a new module can be met with at once."""
     module = module_name(path)
     package, _, name = module.rpartition(".")
     files = [*sorted((tree / "verification").rglob("test_*.py")), tree / "tests/experiments/test_quantizers.py"]

@@ -71,14 +71,14 @@ def limit(seconds: float) -> float:
 
 
 def mutant_job(mutant: Mutant, tree: Path) -> dict[str, Any]:
-    """What the worker must know of a mutant."""
+    """Return what the worker must know of a mutant."""
     path = tree / mutant.path
     changed = mutated_source(mutant, path.read_text("utf-8"))
     return {"module": module_name(mutant.path), "path": str(path), "source": changed}
 
 
 def affordable(tests: Sequence[str], seen: Seen, budget: float) -> list[str]:
-    """The first tests that take `budget` CPU seconds in profile `ci`, if every one scales with its examples."""
+    """Return the first tests that take `budget` CPU seconds in profile `ci`, if every one scales with its examples."""
     total = accumulate(seen.seconds[t] * CI_EXAMPLES / MAP_EXAMPLES for t in tests)
     return [t for t, until in zip(tests, total, strict=True) if until <= budget or t == tests[0]]
 
@@ -123,7 +123,7 @@ def meet_near(mutant: Mutant, tree: Path, worker: Worker) -> Verdict:
 
 
 def judged(told: Mapping[str, Any]) -> tuple[Outcome, str | None, str | None]:
-    """What a fork's ending says of the mutant: outcome, killer, how."""
+    """Return what a fork's ending says of the mutant: outcome, killer, how."""
     ended, failed = told["outcome"], told["failed"]
     if failed and ended in (1, 2):  # 2: a test file cannot be imported
         killer, how = next(iter(failed.items()))
@@ -212,7 +212,7 @@ def meet_all(
 
 
 def false_killers(verdicts: Iterable[Verdict], seen: Seen, worker: Worker) -> frozenset[str]:
-    """The killers that fail, or do not end, without a mutant under the same limits: their kills say nothing."""
+    """Find the killers that fail, or do not end, without a mutant under equal limits: their kills say nothing."""
     killers = sorted({v.killer for v in verdicts if v.killer and v.killer in seen.seconds})
     bad: set[str] = set()
     while rest := [k for k in killers if k not in bad]:

@@ -205,7 +205,7 @@ def fork(job: dict[str, Any], log: str) -> dict[str, Any]:
 
 
 def _listen(pipe: int) -> tuple[list[dict[str, Any]], bool]:
-    """What the fork says until it closes the pipe; True if it fell silent."""
+    """Read what the fork says until it closes the pipe; also return True if it fell silent."""
     data, silent = b"", 0
     while silent < SILENCES:
         if not select.select([pipe], [], [], WAIT)[0]:

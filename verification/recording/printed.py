@@ -22,13 +22,13 @@ PICTURE_UNIT = Decimal("1e-6")
 
 
 def text_differences(made: str, kept: str) -> list[str]:
-    """The places where two texts differ by more than the last printed digit of a number, line by line."""
+    """List where two texts differ by more than the last printed digit of a number, line by line."""
     lines = zip_longest(made.splitlines(), kept.splitlines(), fillvalue="")
     return [f"{one!r} and {other!r}" for one, other in lines if not alike(one, other)]
 
 
 def picture_differences(made: bytes, kept: bytes) -> list[str]:
-    """The places where two SVG pictures differ: in elements, names of attributes, texts, or a unit of a coordinate."""
+    """List where two SVG pictures differ: in elements, names of attributes, texts, or a unit of a coordinate."""
     pairs = zip_longest(_parts(made), _parts(kept), fillvalue=("end", ""))
     return [
         f"{kind} {one!r} and {other_kind} {other!r}"
@@ -59,7 +59,7 @@ def _near(one: str, other: str, unit: Decimal | None) -> bool:
 
 
 def _exponent(x: Decimal) -> int:
-    """The power of ten of the last printed digit."""
+    """Return the power of ten of the last printed digit."""
     exponent = x.as_tuple().exponent
     assert isinstance(exponent, int)
     return exponent
@@ -75,7 +75,7 @@ def _parts(picture: bytes) -> Iterator[tuple[str, str]]:
 
 
 def _renamed(picture: str) -> str:
-    """The picture with its names replaced by their numbers, where they are given and where they are used."""
+    """Replace the names of a picture by their numbers, where they are given and where they are used."""
     names = re.findall(r'(?<= id=")[^"]*', picture)
     number = {name: f"name{i}" for i, name in enumerate(dict.fromkeys(names))}
     return re.sub(

@@ -27,7 +27,7 @@ def named_tests() -> dict[str, list[str]]:
 
 
 def names_of_tests(source: str) -> Iterator[str]:
-    """The functions `test_…` of a module, methods of classes too."""
+    """Yield the names of the functions `test_…` of a module, methods of classes too."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             yield node.name

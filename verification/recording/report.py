@@ -67,7 +67,7 @@ class Report:
         self.records = 0
 
     def of(self, name: str) -> Tally:
-        """The tally of a name."""
+        """Return the tally of a name."""
         return self.tallies.setdefault(name, Tally())
 
 
@@ -116,7 +116,7 @@ def _short(value: object) -> str:
 
 
 def claim_names() -> dict[str, str]:
-    """The registered function of each claim, by its bare name."""
+    """Map the bare name of each claim's function to its full name."""
     return {function.rpartition(".")[2]: function for function in load_claims()}
 
 
@@ -162,7 +162,7 @@ def fingerprints(rows: Sequence[NDArray[Any]], common: int) -> NDArray[np.uint64
 
 
 def as_object(report: Report, profile: str, seconds: float) -> dict[str, Any]:
-    """The object of `verification-report.json`."""
+    """Return the object of `verification-report.json`."""
     claims = claim_names()
     rows = [
         {

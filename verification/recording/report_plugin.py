@@ -36,7 +36,7 @@ class Plugin:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_call(self, item: Any) -> Iterator[None]:
-        """A test without a property is one configuration by its name, where it records none itself."""
+        """Count a test without a property as one configuration by its name, where it records none itself."""
         before = self.report.records
         yield
         name = name_of(item.nodeid)
@@ -62,18 +62,18 @@ class Plugin:
         write_text(self.folder / HTML, page(content))
 
     def pytest_unconfigure(self) -> None:
-        """The run is over."""
+        """Stop recording: the run is over."""
         ACTIVE.remove(self.report)
 
 
 def name_of(nodeid: str) -> str | None:
-    """What a test `test_x__property` is named for."""
+    """Return what a test `test_x__property` is named for."""
     match = TEST.search(nodeid)
     return match[1] if match else None
 
 
 def watched(inner: Callable[..., Any], report: Report, name: str) -> Callable[..., Any]:
-    """The body of a property, which notes each example that it was not told to reject."""
+    """Wrap the body of a property to note each example that it was not told to reject."""
 
     @functools.wraps(inner)
     def body(*args: Any, **kwargs: Any) -> Any:
@@ -90,6 +90,6 @@ def watched(inner: Callable[..., Any], report: Report, name: str) -> Callable[..
 
 
 def page(content: dict[str, Any]) -> str:
-    """The object as one page that needs nothing but itself."""
+    """Render the object as one page that needs nothing but itself."""
     environment = page_environment("unforgotten.verification")
     return environment.get_template("verification-report.html.j2").render(r=content)

@@ -36,7 +36,7 @@ class Collected:
         self.failed: list[str] = []
 
     def pytest_collection_finish(self, session: Any) -> None:
-        """The files that hold a selected test."""
+        """Note the files that hold a selected test."""
         self.files = sorted({str(item.path) for item in session.items})
 
     def pytest_runtest_logreport(self, report: Any) -> None:
@@ -142,7 +142,7 @@ def run(seeds: range, targets: list[str], log: Path) -> dict[str, Any]:
 
 
 def as_object(runs: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the log holds: the sums, then every seed."""
+    """Return what the log holds: the sums, then every seed."""
     comparisons = sum(r["comparisons"] for r in runs)
     return {
         "schema": SCHEMA,
@@ -158,7 +158,7 @@ def as_object(runs: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(prog="python -m unforgotten.verification.recording.seeds", description=__doc__)
     parser.add_argument("--seeds", type=int, default=200, help="how many, from --first on")
     parser.add_argument("--first", type=int, default=0)
@@ -168,7 +168,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def sampled_files() -> list[str]:
-    """The files of `verification/` itself that draw samples. Those of `conformance` draw inputs only, and need other libraries."""
+    """List the files of `verification/` itself that draw samples, without `conformance`, which draws inputs only."""
     return sorted(str(path) for path in VERIFICATION.glob("test_*.py") if statistical_tests(path))
 
 

@@ -22,7 +22,7 @@ HOLDS, FAILS, USAGE = 0, 1, 2  # of `unforgotten verify`
 
 
 def command(profile: str, report: Path) -> list[str]:
-    """The call of pytest, which says the same with and without our pyproject.toml around the package."""
+    """Return the call of pytest, equal with and without our pyproject.toml around the package."""
     return [
         sys.executable,
         "-m",
@@ -94,7 +94,7 @@ def exit_code(pytest_code: int) -> int:
 
 
 def counted(report: Path) -> dict[str, Any]:
-    """Tests, failures, errors, skipped and seconds, from a JUnit file."""
+    """Read tests, failures, errors, skipped and seconds from a JUnit file."""
     suite = next(ElementTree.parse(report).iter("testsuite"))
     names = ("tests", "failures", "errors", "skipped")
     return {name: int(suite.get(name, 0)) for name in names} | {"seconds": float(suite.get("time", 0))}
