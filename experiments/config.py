@@ -1,16 +1,19 @@
-"""The configuration of a run: one YAML profile, dotted overrides, validated as a whole before anything starts."""
+"""The configuration of a run, validated as a whole before anything starts.
+
+In goes the tree of a profile (`load_config.py` reads it), out comes one frozen `RunConfig`, which is echoed into
+`config.json` and hashed into every row:
+
+    RunConfig.model_validate(yaml.safe_load(text)).unlearning.lr["bf16"]
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, Any, Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from unforgotten.experiments.methods.registry import METHODS
 from unforgotten.theory.formats.names import format_named
@@ -19,7 +22,6 @@ Storage = Literal["fp32", "bf16", "bf16-sr"]
 Autocast = Literal["none", "bf16"]
 Products = Literal["native", "float32"]
 Bf16Products = Literal["auto", "native", "float32"]
-PROFILES = files("unforgotten.experiments").joinpath("profiles")
 
 
 class _Section(BaseModel):
@@ -236,62 +238,3 @@ class RunConfig(_Section):
         """First 12 digits of the SHA-256 of the canonical JSON."""
         text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def load_config(source: str, *, seed: int | None = None, overrides: Iterable[str] = ()) -> RunConfig:
-    """Return a profile by name, or a YAML file, with `a.b=value` overrides.
-
-    Raises:
-        ValueError: the profile or file is missing, or a value breaks a rule; one line that names it.
-    """
-    tree = _read_tree(source)
-    for override in overrides:
-        _set_dotted(tree, override)
-    if seed is not None:
-        tree["seed"] = seed
-    try:
-        return RunConfig.model_validate(tree)
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if "got" in message else f", got {place}={first['input']!r}"
-        raise ValueError(f"{source}: {place}: {message}{given}") from None
-
-
-def profile_names() -> list[str]:
-    """Return the profiles that the package ships."""
-    return sorted(Path(str(entry)).stem for entry in PROFILES.iterdir() if str(entry).endswith(".yaml"))
-
-
-def _read_tree(source: str) -> dict[str, Any]:
-    if source in profile_names():
-        text = PROFILES.joinpath(f"{source}.yaml").read_text()
-    elif source.endswith((".yaml", ".yml")) and Path(source).is_file():
-        text = Path(source).read_text()
-    else:
-        known = ", ".join(profile_names())
-        raise ValueError(f"profile must be one of {known} or an existing .yaml file, got {source!r}")
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{source}: must be valid YAML, got {str(error).splitlines()[0]}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{source}: must be a mapping of sections, got {type(tree).__name__}")
-    return tree
-
-
-def _set_dotted(tree: dict[str, Any], override: str) -> None:
-    path, equals, value = override.partition("=")
-    *parents, leaf = path.split(".")
-    if not equals or not leaf:
-        raise ValueError(f"an override must read a.b=value, got {override!r}")
-    node = tree
-    for parent in parents:
-        node = node.setdefault(parent, {})
-        if not isinstance(node, dict):
-            raise ValueError(f"an override must name a section of the profile, got {override!r}")
-    try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f"an override must hold a YAML value, got {override!r}") from None

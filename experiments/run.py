@@ -6,6 +6,7 @@ write. A run that was killed goes on with the first stage that is not finished, 
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from importlib.metadata import version
 from importlib.resources import files
@@ -24,28 +25,19 @@ from unforgotten.experiments.arms.processor import processor
 from unforgotten.experiments.arms.products import resolve
 from unforgotten.experiments.config import RunConfig, TrainingConfig
 from unforgotten.experiments.data.corpus import Corpus, prepare_corpus
-from unforgotten.experiments.evaluation import (
-    Bench,
-    Items,
-    decompose,
-    evaluate,
-    membership_scores,
-    state_of,
-    weights_rows,
-)
-from unforgotten.experiments.methods.descent import (
-    Reference,
-    Settings,
-    arithmetic_of,
-    make_reference,
-    settings_of,
-    unlearn,
-)
-from unforgotten.experiments.metrics.registry import make_probes
+from unforgotten.experiments.evaluation import decompose, weights_rows
+from unforgotten.experiments.methods.descent import arithmetic_of, unlearn
+from unforgotten.experiments.methods.reference import Reference, make_reference
+from unforgotten.experiments.methods.settings import Settings, settings_of
+from unforgotten.experiments.metrics.effects import Items
+from unforgotten.experiments.metrics.meter import Meter
+from unforgotten.experiments.metrics.probes import make_probes
 from unforgotten.experiments.models.base import load_smollm2, tiny_llama, train_tokenizer
 from unforgotten.experiments.models.batches import encode_documents
 from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer, save_model
+from unforgotten.experiments.models.shell import Shell, state_of
 from unforgotten.experiments.models.training import train
+from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.records.files import write_json, write_text
 from unforgotten.records.store import Measurement, RowStore, Subject
 from unforgotten.theory.laws.update import GRID_MODES
@@ -95,13 +87,12 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
     store = RowStore(folder, common)
     models = folder / "models"
     _train_models(config, corpus, models, progress)
-    bench = _make_bench(config, corpus, models)
-    scores = _evaluate_trained(bench, models, store, progress)
+    meter = _evaluate_trained(config, _meter(config, corpus, models), models, store, progress)
     references: dict[Arithmetic, Reference] = {}
     ahead = [arithmetic_of(_settings(config, arm), arm.storage) for arm in arms(config)]
     for arm in arms(config):
-        _unlearn_arm(bench, arm, models, references, progress)
-        _evaluate_arm(bench, arm, models, store, scores, progress)
+        _unlearn_arm(config, meter, arm, models, references, progress)
+        _evaluate_arm(config, meter, arm, models, store, progress)
         del ahead[0]
         references = {a: r for a, r in references.items() if a in ahead}
     return store.rows_path
@@ -184,20 +175,20 @@ def _train_base(config: RunConfig, corpus: Corpus, progress: Progress) -> tuple[
     return model, tokenizer
 
 
-def _make_bench(config: RunConfig, corpus: Corpus, models: Path) -> Bench:
+def _meter(config: RunConfig, corpus: Corpus, models: Path) -> Meter:
     tokenizer = load_tokenizer(models / "base")
-    probes = make_probes(corpus, tokenizer, config)
-    return Bench(load_model(models / "target"), tokenizer, probes, config)
+    shell = Shell(load_model(models / "target"), tokenizer)
+    return Meter(shell, make_probes(corpus, tokenizer, config), config)
 
 
-def _evaluate_trained(bench: Bench, models: Path, store: RowStore, progress: Progress) -> list[float]:
-    """Rows of retrained, target and base; returns the retrained model's scores for M3."""
+def _evaluate_trained(config: RunConfig, meter: Meter, models: Path, store: RowStore, progress: Progress) -> Meter:
+    """Write the rows of retrained, target and base; return the meter that knows the retrained model's scores, for M3."""
     retrained = state_of(load_model(models / "retrained"))
-    scores = membership_scores(bench, retrained)
+    meter = dataclasses.replace(meter, retrained_scores=meter.membership(retrained))
     for name in ("retrained", "target", "base"):
         notes = load_notes(models / name)
         state = retrained if name == "retrained" else state_of(load_model(models / name))
-        formats = ("none",) if name == "base" else ("none", *bench.config.formats)
+        formats = ("none",) if name == "base" else ("none", *config.formats)
         for format_name in formats:
             subject = Subject(name, format=format_name, **_recorded(notes))
             stage = f"evaluate {name} {format_name}"
@@ -205,9 +196,12 @@ def _evaluate_trained(bench: Bench, models: Path, store: RowStore, progress: Pro
                 progress.skip()
                 continue
             with progress.stage(stage):
-                rows = evaluate(bench, bench.quantized(state, format_name), scores)
-                store.append(stage, subject, rows)
-    return scores
+                store.append(stage, subject, _measured(meter, state, format_name))
+    return meter
+
+
+def _measured(meter: Meter, state: State, format_name: str) -> list[Measurement]:
+    return list(meter.measure(meter.shell.quantized(state, format_name)).values())
 
 
 def _settings(config: RunConfig, arm: Arm) -> Settings:
@@ -216,14 +210,13 @@ def _settings(config: RunConfig, arm: Arm) -> Settings:
 
 
 def _unlearn_arm(
-    bench: Bench, arm: Arm, models: Path, references: dict[Arithmetic, Reference], progress: Progress
+    config: RunConfig, meter: Meter, arm: Arm, models: Path, references: dict[Arithmetic, Reference], progress: Progress
 ) -> None:
     """Train and save one unlearned model. A reference is made on first need and kept for arms of its arithmetic."""
     if (models / arm.name).exists():
         progress.skip()
         return
-    config, target = bench.config, load_model(models / "target")
-    probes = bench.probes
+    target, probes = load_model(models / "target"), meter.probes
     documents = (probes.forget, probes.retain)
     settings = _settings(config, arm)
     arithmetic = arithmetic_of(settings, arm.storage)
@@ -248,31 +241,28 @@ def _unlearn_arm(
         "products": arithmetic.products_name,
         "rounding": arm.kept.rounding,
     }
-    save_model(models / arm.name, target, bench.tokenizer, arm.kept.dtype, notes)
+    save_model(models / arm.name, target, meter.shell.tokenizer, arm.kept.dtype, notes)
 
 
-def _evaluate_arm(
-    bench: Bench, arm: Arm, models: Path, store: RowStore, scores: list[float], progress: Progress
-) -> None:
+def _evaluate_arm(config: RunConfig, meter: Meter, arm: Arm, models: Path, store: RowStore, progress: Progress) -> None:
     """Rows of one unlearned model: M1-M4 in every format, then the pair with the target."""
-    own = _arm_stages(bench.config, arm)
+    own = _arm_stages(config, arm)
     if all(store.done(s) for s in own):
         for _ in own:
             progress.skip()
         return
     target, unlearned = (state_of(load_model(models / n)) for n in ("target", arm.name))
-    subjects = _arm_subjects(bench.config, arm, load_notes(models / arm.name))
+    subjects = _arm_subjects(config, arm, load_notes(models / arm.name))
     for format_name, subject in subjects.items():
         stage = f"evaluate {arm.name} {format_name}"
         if store.done(stage):
             progress.skip()
             continue
         with progress.stage(f"evaluate {arm.title} {format_name}"):
-            state = bench.quantized(unlearned, format_name)
-            store.append(stage, subject, evaluate(bench, state, scores))
-    undone = [f for f in bench.config.formats if not store.done(f"decompose {arm.name} {f}")]
+            store.append(stage, subject, _measured(meter, unlearned, format_name))
+    undone = [f for f in config.formats if not store.done(f"decompose {arm.name} {f}")]
     weights: dict[str, list[Measurement]] = {}
-    for format_name in bench.config.formats:
+    for format_name in config.formats:
         stage = f"decompose {arm.name} {format_name}"
         if format_name not in undone:
             progress.skip()
@@ -280,7 +270,7 @@ def _evaluate_arm(
         with progress.stage(f"decompose {arm.title} {format_name}"):
             weights = weights or _weights(models, arm, undone)
             known = _known_items(store, subjects, format_name)
-            rows = decompose(bench, (target, unlearned), format_name, known)
+            rows = decompose(meter, (target, unlearned), format_name, known)
             rows = [*weights[format_name], *rows]
             store.append(stage, subjects[format_name], rows, items_of="pair")
 

@@ -40,8 +40,9 @@ def audit_refuses(tmp_path: Path) -> Callable[[tuple[Path, Path], Path, Collecti
 def micro_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The layout of a run on models of no size: corpus, config.json, a target, and two models that moved from it."""
     torch = pytest.importorskip("torch", reason="the models need unforgotten[experiments]")
-    from unforgotten.experiments.config import BaseConfig, load_config
+    from unforgotten.experiments.config import BaseConfig
     from unforgotten.experiments.data.corpus import prepare_corpus
+    from unforgotten.experiments.load_config import load_config
     from unforgotten.experiments.models.base import tiny_llama, train_tokenizer
     from unforgotten.experiments.models.saved import save_model
     from unforgotten.records.files import write_text

@@ -14,7 +14,7 @@ from typing import Any
 
 from unforgotten.experiments.config import CorpusConfig, EvaluationConfig, RunConfig
 from unforgotten.experiments.data.corpus import read_fiction, read_muse
-from unforgotten.experiments.metrics.registry import Probes, make_probes
+from unforgotten.experiments.metrics.probes import Probes, make_probes
 
 MANY = 10**6  # more than any benchmark holds: all of it
 MUSE_PASSAGE_TOKENS = 2048

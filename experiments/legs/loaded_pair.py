@@ -6,40 +6,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
-from transformers.utils import logging
+from transformers import AutoTokenizer
 
-from unforgotten.experiments.quantizers.registry import State, linear_names, quantize_state
-
-logging.set_verbosity_error()
-logging.disable_progress_bar()
+from unforgotten.experiments.models.saved import first_line, load_model
+from unforgotten.experiments.models.shell import Shell, state_of
+from unforgotten.experiments.quantizers.quantizer import State
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Both states, float32; `model` is a shell that takes the weights of the moment, `names` what quantizers touch."""
+    """Both states, float32, and the shell that runs them."""
 
-    model: PreTrainedModel
-    tokenizer: Any
-    names: list[str]
+    shell: Shell
     target: State
     unlearned: State
-
-    @property
-    def context(self) -> int:
-        """Longest input in tokens."""
-        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2048)
-
-    def with_state(self, state: State) -> PreTrainedModel:
-        """Return the shell with these weights."""
-        self.model.load_state_dict(state)
-        return self.model
-
-    def quantized(self, state: State, format_name: str) -> State:
-        """Q(state)."""
-        return quantize_state(state, self.names, format_name)
 
 
 def open_model_pair(target: Path, unlearned: Path) -> Pair:
@@ -55,40 +35,11 @@ def open_model_pair(target: Path, unlearned: Path) -> Pair:
         raise ValueError(f"{target}: must hold a tokenizer, as must {unlearned} or either")
     if len(known) == 2 and known[0].get_vocab() != known[1].get_vocab():
         raise ValueError(f"{unlearned}: must have the vocabulary of {target}, got another tokenizer")
-    model = load_shell(target)
-    before = copied(model)
-    after = load_shell(unlearned).state_dict()
+    model = load_model(target, attention=None)
+    before = state_of(model)
+    after = load_model(unlearned, attention=None).state_dict()
     _check_shapes(unlearned, before, after)
-    return Pair(model, known[0], linear_names(model), before, dict(after))
-
-
-def load_shell(folder: Path) -> PreTrainedModel:
-    """Return the model, float32, in evaluation mode; safetensors alone, and no code from the directory.
-
-    Raises:
-        ValueError: transformers cannot load it.
-    """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: must be a directory that transformers loads, for --texts or --benchmark")
-    try:
-        config = AutoConfig.from_pretrained(folder)
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, config=config, dtype=torch.float32, use_safetensors=True, local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
-        raise ValueError(f"{folder}: must be a model that transformers loads, got {first_line(error)}") from None
-    return model.eval()
-
-
-def copied(model: PreTrainedModel) -> State:
-    """Return the weights, as a copy."""
-    return {name: w.detach().clone() for name, w in model.state_dict().items()}
-
-
-def first_line(error: BaseException) -> str:
-    """Return what it says first, or its kind."""
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return Pair(Shell(model, known[0]), before, dict(after))
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -5,20 +5,17 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from transformers import PreTrainedModel
 
 from unforgotten.audit.progress.stages import Step, counted, ignore
-from unforgotten.audit.verdict.evidence import Items as FourItems
-from unforgotten.audit.verdict.evidence import mean_of, recovery_row
-from unforgotten.audit.verdict.legs import Effects, OutputFormat, OutputLeg, RecoveryRow
+from unforgotten.audit.verdict.evidence import mean_of
+from unforgotten.audit.verdict.legs import OutputFormat, OutputLeg
 from unforgotten.experiments.data.texts import read_texts
-from unforgotten.experiments.evaluation import hybrid_states
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
-from unforgotten.experiments.metrics.likelihood import METRICS, Items, batches, measure
+from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
+from unforgotten.experiments.metrics.likelihood import METRICS, batches, measure
 from unforgotten.experiments.models.batches import Batch
-from unforgotten.theory.models.decomposition import lost_effect
 
 FULL = ("target", "unlearned")
 PAIRS = (
@@ -61,23 +58,23 @@ def encode_texts(texts: Sequence[str], pair: Pair, name: str) -> tuple[list[list
     """
     if len(texts) < LEAST_TEXTS:
         raise ValueError(f"{name}: must hold at least {LEAST_TEXTS} texts, got {len(texts)}")
-    tokenizer = pair.tokenizer
+    tokenizer = pair.shell.tokenizer
     start, end = ([x] if x is not None else [] for x in (tokenizer.bos_token_id, tokenizer.eos_token_id))
     rows = [start + tokenizer.encode(t, add_special_tokens=False) + end for t in texts]
     for i, row in enumerate(rows, 1):
         if len(row) < LEAST_TOKENS:
             raise ValueError(f"{name}: text {i}: must have at least {LEAST_TOKENS} tokens, got {len(row)}")
-    return [row[: pair.context] for row in rows], sum(len(row) > pair.context for row in rows)
+    return [row[: pair.shell.context] for row in rows], sum(len(row) > pair.shell.context for row in rows)
 
 
 def measure_output(
     pair: Pair, formats: Sequence[str], encoded: Sequence[Sequence[int]], *, name: str, cut: int, step: Step = ignore
 ) -> OutputLeg:
     """Return the leg of a loaded pair."""
-    pad_id = getattr(pair.model.config, "pad_token_id", None) or 0
-    texts = batches(encoded, pair.model.config.vocab_size, pad_id)
-    shells = {key: copy.deepcopy(pair.model) for key in ("target", "unlearned", "Q(target)")}
-    shells["Q(unlearned)"] = pair.model
+    pad_id = getattr(pair.shell.model.config, "pad_token_id", None) or 0
+    texts = batches(encoded, pair.shell.model.config.vocab_size, pad_id)
+    shells = {key: copy.deepcopy(pair.shell.model) for key in ("target", "unlearned", "Q(target)")}
+    shells["Q(unlearned)"] = pair.shell.model
     shells["target"].load_state_dict(pair.target)
     shells["unlearned"].load_state_dict(pair.unlearned)
     begin = counted(step, 1 + len(formats))
@@ -104,11 +101,11 @@ def measure_output(
 def _format(
     pair: Pair, shells: Mapping[str, PreTrainedModel], format_name: str, texts: Sequence[Batch]
 ) -> OutputFormat:
-    q_target, q_unlearned = (pair.quantized(s, format_name) for s in (pair.target, pair.unlearned))
+    q_target, q_unlearned = (pair.shell.quantized(s, format_name) for s in (pair.target, pair.unlearned))
     shells["Q(target)"].load_state_dict(q_target)
     shells["Q(unlearned)"].load_state_dict(q_unlearned)
     items, distances = measure(shells, PAIRS, texts)
-    mixed = hybrid_states(pair.names, pair.target, pair.unlearned, q_target, q_unlearned)
+    mixed = hybrid_states(pair.shell.names, pair.target, pair.unlearned, q_target, q_unlearned)
     for key, state in mixed.items():
         shells["Q(unlearned)"].load_state_dict(state)
         items |= measure({key: shells["Q(unlearned)"]}, (), texts)[0]
@@ -117,27 +114,5 @@ def _format(
         losses={k: mean_of(items[k]["loss"]) for k in items if k not in FULL},
         distances=distances,
         recoveries=[recovery(metric, items) for metric in METRICS],
-        effects=[effects(metric, items) for metric in METRICS],
-    )
-
-
-def recovery(metric: str, items: Mapping[str, Mapping[str, Any]]) -> RecoveryRow:
-    """T16 of one metric from the items of the four models."""
-    names = ("target", "unlearned", "Q(target)", "Q(unlearned)")
-    four = FourItems(*(items[name][metric] for name in names))
-    return recovery_row(metric, four, loss=metric.endswith("loss"))
-
-
-def effects(metric: str, items: Mapping[str, Items]) -> Effects:
-    """T14 of one metric: linear in the items, so each effect has a standard error."""
-    names = ("target", "unlearned", "Q(target)", "Q(unlearned)", "target+D", "Q(target)+delta")
-    found = [
-        lost_effect(w=w, w_new=u, q=q, q_new=qu, w_plus_d=d, q_plus_delta=qd)
-        for w, u, q, qu, d, qd in zip(*(items[name][metric] for name in names), strict=True)
-    ]
-    return Effects(
-        metric=metric,
-        lost=mean_of([e.total for e in found]),
-        gating=mean_of([e.gating for e in found]),
-        base_shift=mean_of([e.base_shift for e in found]),
+        effects=[effects(metric, items).as_row(metric) for metric in METRICS],
     )

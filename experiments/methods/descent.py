@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,39 +17,18 @@ from transformers import PreTrainedModel
 from unforgotten.experiments.arms.arithmetic import Arithmetic, autocast
 from unforgotten.experiments.arms.arm import KEPT
 from unforgotten.experiments.arms.stochastic_rounding import StochasticAdamW
-from unforgotten.experiments.config import Autocast, MethodConfig, Products, Storage, UnlearningConfig
-from unforgotten.experiments.methods.registry import METHODS, Method
-from unforgotten.experiments.models.batches import Batch, in_order, shuffled_batches
-from unforgotten.experiments.models.log_probs import (
-    TokenLogProbs,
-    cross_entropy,
-    distributions,
-    gradient_ascent,
-    negative_preference,
-    retain_divergence,
-    sequence_log_probs,
-    token_log_probs,
-)
+from unforgotten.experiments.config import Storage
+from unforgotten.experiments.methods.ga import gradient_ascent
+from unforgotten.experiments.methods.method import Method
+from unforgotten.experiments.methods.npo import negative_preference
+from unforgotten.experiments.methods.reference import Reference
+from unforgotten.experiments.methods.registry import METHODS
+from unforgotten.experiments.methods.retain import retain_divergence
+from unforgotten.experiments.methods.settings import Settings
+from unforgotten.experiments.models.batches import Batch, Documents, shuffled_batches
+from unforgotten.experiments.models.log_probs import cross_entropy, distributions
+from unforgotten.experiments.models.scoring import mean_loss, next_logits, score_batch
 from unforgotten.experiments.models.training import Progress
-
-Documents = Sequence[Sequence[int]]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What one method runs with, after its own settings have replaced the common ones."""
-
-    lr: float
-    alpha: float
-    beta: float
-    batch: int
-    retain_batch: int
-    max_grad_norm: float
-    stop_forget_loss: float
-    check_every: int
-    max_steps: int
-    autocast: Autocast
-    products: Products
 
 
 @dataclass(frozen=True)
@@ -62,62 +40,9 @@ class Outcome:
     forget_loss: float
 
 
-@dataclass(frozen=True)
-class Reference:
-    """What the losses need of the target, computed once.
-
-    Attributes:
-        sequences: log p of each forget document, (n,).
-        distributions: of each retain document, the normalized log-probabilities at every position, float32
-            (length - 1, vocabulary).
-    """
-
-    sequences: Tensor
-    distributions: tuple[Tensor, ...]
-
-
-def settings_of(config: UnlearningConfig, own: MethodConfig, storage: Storage, products: Products) -> Settings:
-    """Return the common settings of this storage arm, with the method's own in their place."""
-    return Settings(
-        lr=own.lr or config.lr[storage],
-        alpha=config.alpha if own.alpha is None else own.alpha,
-        beta=config.beta,
-        batch=config.batch,
-        retain_batch=config.retain_batch,
-        max_grad_norm=config.max_grad_norm,
-        stop_forget_loss=own.stop_forget_loss or config.stop_forget_loss,
-        check_every=config.check_every,
-        max_steps=own.max_steps or config.max_steps[storage],
-        autocast=config.autocast if storage == "fp32" else "none",
-        products=products,
-    )
-
-
 def arithmetic_of(settings: Settings, storage: Storage) -> Arithmetic:
     """How an arm of these settings computes."""
     return Arithmetic(KEPT[storage].dtype, settings.autocast, settings.products)
-
-
-@torch.no_grad()
-def make_reference(
-    target: PreTrainedModel, documents: tuple[Documents, Documents], batch: int, arithmetic: Arithmetic
-) -> Reference:
-    """Run the target once over both sets, in the arithmetic of the arm, to which it is converted in place.
-
-    Before the first step, then, model and reference agree: of one batch they give equal log-probabilities, so that the
-    divergence is 0 and no preference comes from rounding the weights.
-    """
-    arithmetic.cast(target)
-    sequences: list[Tensor] = []
-    rows: list[Tensor] = []
-    with arithmetic.computing(), autocast(arithmetic.autocast):
-        for b in _pass(target, documents[0], batch):
-            sequences.append(sequence_log_probs(_forward(target, b)))
-        for b in _pass(target, documents[1], batch):
-            lengths = (b.attention_mask.sum(-1) - 1).tolist()
-            normalized = distributions(_logits(target, b))
-            rows += [d[:n].clone() for d, n in zip(normalized, lengths, strict=True)]
-    return Reference(torch.cat(sequences), tuple(rows))
 
 
 def unlearn(
@@ -188,7 +113,7 @@ def _optimizer(model: PreTrainedModel, lr: float, storage: Storage, seed: int) -
 
 
 def _loss(model: PreTrainedModel, method: Method, settings: Settings, batch: Batch, reference: Reference) -> Tensor:
-    scored = _forward(model, batch)
+    scored = score_batch(model, batch)
     if method.forget == "GA":
         return gradient_ascent(scored)
     return negative_preference(scored, reference.sequences[list(batch.documents)], settings.beta)
@@ -196,36 +121,8 @@ def _loss(model: PreTrainedModel, method: Method, settings: Settings, batch: Bat
 
 def _retain_loss(model: PreTrainedModel, method: Method, batch: Batch, reference: Reference) -> Tensor:
     if method.retain == "GDR":
-        return cross_entropy(_forward(model, batch))
+        return cross_entropy(score_batch(model, batch))
     rows = [reference.distributions[i] for i in batch.documents]
     padded = torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
     mask = batch.attention_mask[:, 1:].bool()
-    return retain_divergence(distributions(_logits(model, batch)), mask, padded)
-
-
-@torch.no_grad()
-def document_losses(model: PreTrainedModel, documents: Documents, batch: int) -> Tensor:
-    """Mean negative log-probability per token of each document, float32 (n,)."""
-    losses = []
-    for b in _pass(model, documents, batch):
-        scored = _forward(model, b)
-        losses.append(-scored.label.sum(-1) / scored.mask.sum(-1))
-    return torch.cat(losses)
-
-
-def mean_loss(model: PreTrainedModel, documents: Documents, batch: int) -> float:
-    """Mean over documents of `document_losses`."""
-    return float(document_losses(model, documents, batch).mean())
-
-
-def _pass(model: PreTrainedModel, documents: Documents, batch: int) -> list[Batch]:
-    return list(in_order(documents, batch, model.config.pad_token_id or 0))
-
-
-def _forward(model: PreTrainedModel, batch: Batch) -> TokenLogProbs:
-    return token_log_probs(_logits(model, batch), batch.input_ids, batch.attention_mask)
-
-
-def _logits(model: PreTrainedModel, batch: Batch) -> Tensor:
-    logits: Tensor = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
-    return logits
+    return retain_divergence(distributions(next_logits(model, batch)), mask, padded)

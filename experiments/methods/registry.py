@@ -3,21 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Literal
 
-ForgetTerm = Literal["GA", "NPO"]
-RetainTerm = Literal["GDR", "KLR"] | None
-
-
-@dataclass(frozen=True)
-class Method:
-    """loss = forget term + alpha * retain term."""
-
-    forget: ForgetTerm
-    retain: RetainTerm
-    statement: str
-
+from unforgotten.experiments.methods.method import Method
 
 METHODS: Mapping[str, Method] = {
     "GA": Method("GA", None, "gradient ascent on the forget text"),

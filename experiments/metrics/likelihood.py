@@ -15,6 +15,7 @@ from transformers import PreTrainedModel
 from unforgotten.audit.verdict.evidence import mean_of
 from unforgotten.audit.verdict.legs import Distance
 from unforgotten.experiments.models.batches import Batch, pad
+from unforgotten.experiments.models.scoring import next_logits
 from unforgotten.theory.models.divergence import U64, metric_change_upper_bound
 from unforgotten.theory.models.greedy import certified_tokens
 
@@ -54,7 +55,7 @@ def batches(texts: Sequence[Sequence[int]], vocabulary: int, pad_id: int) -> lis
 @torch.no_grad()
 def logits_of(model: PreTrainedModel, batch: Batch) -> list[Tensor]:
     """Next-token logits, float64 (tokens, vocabulary), one tensor a text."""
-    logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+    logits = next_logits(model, batch)
     lengths = batch.attention_mask.sum(-1).tolist()
     return [row[: n - 1].double() for row, n in zip(logits, lengths, strict=True)]
 

@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+Documents = Sequence[Sequence[int]]
+"""Token ids of each document."""
+
 
 class Batch(NamedTuple):
     """Padded token ids and their mask, (batch, length), and which documents they are."""
@@ -37,7 +40,7 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, docum
     return Batch(ids, mask, tuple(documents))
 
 
-def shuffled_batches(documents: Sequence[Sequence[int]], size: int, pad_id: int, seed: int) -> Iterator[Batch]:
+def shuffled_batches(documents: Documents, size: int, pad_id: int, seed: int) -> Iterator[Batch]:
     """Batches without end; every document comes once before any comes again."""
     rng = np.random.default_rng(seed)
     queue: list[int] = []
@@ -49,7 +52,7 @@ def shuffled_batches(documents: Sequence[Sequence[int]], size: int, pad_id: int,
         yield pad([documents[i] for i in chosen], pad_id, documents=chosen)
 
 
-def in_order(documents: Sequence[Sequence[int]], size: int, pad_id: int) -> Iterator[Batch]:
+def in_order(documents: Documents, size: int, pad_id: int) -> Iterator[Batch]:
     """Every document once, in order."""
     for start in range(0, len(documents), size):
         index = range(start, min(start + size, len(documents)))

@@ -1,7 +1,6 @@
-"""The unlearning losses as plain functions of log-probabilities (paper/spec: the formulas, not the released code).
+"""Log-probabilities of tokens, sequences and whole distributions, as plain functions of logits.
 
-GA and GDR use mean token log-probabilities, NPO the log-probability of the whole sequence, and KLR the divergence
-KL(reference || model) of normalized distributions. The released code uses raw logits in NPO and KLR.
+They are the normalized ones of the paper's formulas; the released code of MUSE uses raw logits in NPO and KLR.
 """
 
 from __future__ import annotations
@@ -50,35 +49,6 @@ def cross_entropy(batch: TokenLogProbs) -> Tensor:
     return -batch.label.sum() / batch.mask.sum()
 
 
-def gradient_ascent(forget: TokenLogProbs) -> Tensor:
-    """GA: minus the cross entropy. Unbounded below."""
-    return -cross_entropy(forget)
-
-
 def sequence_log_probs(batch: TokenLogProbs) -> Tensor:
     """Log p(y) of each sequence, (batch,)."""
     return batch.label.sum(-1)
-
-
-def negative_preference(forget: TokenLogProbs, reference: Tensor, beta: float) -> Tensor:
-    """NPO: -(2 / beta) E log sigmoid(-beta [log p_theta(y) - log p_ref(y)]), arXiv 2404.05868.
-
-    Args:
-        forget: the batch under the model.
-        reference: log p_ref(y) of each sequence, (batch,).
-        beta: inverse temperature, > 0; beta -> 0 is GA.
-    """
-    ratio = sequence_log_probs(forget) - reference
-    return -(2.0 / beta) * functional.logsigmoid(-beta * ratio).mean()
-
-
-def retain_divergence(model: Tensor, mask: Tensor, reference: Tensor) -> Tensor:
-    """KLR: KL(reference || model), mean over the real tokens; >= 0 and 0 at the reference.
-
-    Args:
-        model: `distributions` of the batch under the model.
-        mask: True on real tokens, (batch, length - 1).
-        reference: `distributions` under the reference.
-    """
-    divergence = (reference.exp() * (reference - model)).sum(-1)
-    return divergence.masked_fill(~mask, 0.0).sum() / mask.sum()

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging
 
 from unforgotten.records.files import write_folder, write_json
@@ -29,14 +30,38 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: Any, dtype: torc
     write_folder(folder, fill)
 
 
-def load_model(folder: Path) -> PreTrainedModel:
-    """Return the model with its weights as float32, in evaluation mode."""
-    model = AutoModelForCausalLM.from_pretrained(
-        folder,
-        dtype=torch.float32,
-        attn_implementation="eager",  # its backward is the faster on CPUs
-    )
+def load_model(folder: Path, *, attention: str | None = "eager") -> PreTrainedModel:
+    """Return the model with its weights as float32, in evaluation mode; safetensors alone, no code from the directory.
+
+    Args:
+        folder: directory that transformers reads.
+        attention: how attention is computed, by transformers' name: "eager" has the faster backward pass on CPUs. None
+            is what a user of the model gets.
+
+    Raises:
+        ValueError: transformers cannot load it.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: must be a directory that transformers loads, for --texts or --benchmark")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        model = AutoModelForCausalLM.from_pretrained(
+            folder,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention,
+            use_safetensors=True,
+            local_files_only=True,
+        )
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+        raise ValueError(f"{folder}: must be a model that transformers loads, got {first_line(error)}") from None
     return model.eval()
+
+
+def first_line(error: BaseException) -> str:
+    """Return what it says first, or its kind."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
 
 
 def load_tokenizer(folder: Path) -> Any:

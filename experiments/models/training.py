@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.arms.arithmetic import Arithmetic, autocast
 from unforgotten.experiments.config import Products, TrainingConfig
-from unforgotten.experiments.models.batches import shuffled_batches
+from unforgotten.experiments.models.batches import Documents, shuffled_batches
 from unforgotten.experiments.models.log_probs import cross_entropy, token_log_probs
+from unforgotten.experiments.models.scoring import next_logits
 
 Progress = Callable[[int, int, str], None]
 
@@ -25,7 +26,7 @@ def training_steps(config: TrainingConfig, documents: int) -> int:
 
 def train(
     model: PreTrainedModel,
-    documents: Sequence[Sequence[int]],
+    documents: Documents,
     config: TrainingConfig,
     *,
     seed: int,
@@ -48,7 +49,7 @@ def train(
         batch = next(batches)
         with arithmetic.computing():
             with autocast(config.autocast):
-                logits = model(input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False).logits
+                logits = next_logits(model, batch)
             loss = cross_entropy(token_log_probs(logits, batch.input_ids, batch.attention_mask))
             loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)

@@ -25,9 +25,9 @@ from unforgotten.audit.verdict.evidence import MATERIAL, mean_of
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputFormat, OutputLeg, RecoveryRow
 from unforgotten.audit.verdict.rule import DECIDES_BEHAVIOUR, TAKEN, decide
 from unforgotten.experiments.legs.behaviour import RECOVERED, leg_of
-from unforgotten.experiments.legs.output import recovery
+from unforgotten.experiments.metrics.effects import recovery
+from unforgotten.experiments.metrics.items import of_items
 from unforgotten.experiments.metrics.likelihood import METRICS
-from unforgotten.experiments.metrics.registry import of_items
 from unforgotten.records.files import write_text
 from unforgotten.records.store import Measurement, Subject
 

@@ -20,11 +20,12 @@ from safetensors.torch import save_file
 
 from unforgotten.audit.run import audit_pair
 from unforgotten.experiments.data.texts import read_texts
-from unforgotten.experiments.legs.behaviour import Meter, measure_unlearned
+from unforgotten.experiments.legs.behaviour import measure_unlearned
 from unforgotten.experiments.legs.benchmark import read_benchmark
-from unforgotten.experiments.legs.loaded_pair import open_model_pair
+from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
 from unforgotten.experiments.legs.output import encode_texts, measure_output
-from unforgotten.experiments.quantizers.registry import State
+from unforgotten.experiments.metrics.meter import Meter
+from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.experiments.studies.audit_truth_models import Constructed, constructed, read_run
 from unforgotten.records.files import write_text
 
@@ -38,20 +39,19 @@ def constructed_rows(run: Path) -> Iterator[dict[str, Any]]:
     """One row a constructed pair of a run, in each of its formats."""
     config = json.loads((run / "config.json").read_text())
     pair = open_model_pair(run / "models/target", run / f"models/{ARM}")
-    benchmark = read_benchmark(run / "corpus", pair.tokenizer, pair.context)
-    meter = Meter(pair, benchmark, known={})
+    benchmark = read_benchmark(run / "corpus", pair.shell.tokenizer, pair.shell.context)
+    meter = Meter(pair.shell, benchmark.probes, benchmark.settings, known={})
     for format_name in config["formats"]:
         for made in constructed(pair, format_name):
-            yield {"set": "constructed", "run": run.name, **_audit(meter, made, run)}
+            yield {"set": "constructed", "run": run.name, **_audit(meter, pair, made, run, benchmark.notes)}
 
 
-def _audit(meter: Meter, made: Constructed, run: Path) -> dict[str, Any]:
-    own = dataclasses.replace(meter.pair, target=made.target, unlearned=made.unlearned)
-    meter = dataclasses.replace(meter, pair=own)
+def _audit(meter: Meter, pair: Pair, made: Constructed, run: Path, notes: Sequence[str]) -> dict[str, Any]:
+    own = dataclasses.replace(pair, target=made.target, unlearned=made.unlearned)
     formats = [made.format]
     texts, cut = encode_texts(read_texts(run / TEXTS), own, TEXTS)
     base = {"none": meter.measure(own.target)}
-    base[made.format] = meter.measure(own.quantized(own.target, made.format))
+    base[made.format] = meter.measure(own.shell.quantized(own.target, made.format))
     with tempfile.TemporaryDirectory() as scratch:
         folders = [
             _saved(Path(scratch) / name, state, run)
@@ -62,7 +62,7 @@ def _audit(meter: Meter, made: Constructed, run: Path) -> dict[str, Any]:
             folders[1],
             formats,
             output=measure_output(own, formats, texts, name=TEXTS, cut=cut),
-            behaviour=measure_unlearned(meter, base, formats, benchmark="corpus", decompose=False),
+            behaviour=measure_unlearned(meter, own, base, formats, benchmark="corpus", notes=notes, decompose=False),
         )
     word, rho = TRUTHS[made.kind]
     verdict = result["verdict"]

@@ -16,12 +16,14 @@ import torch
 from torch import Tensor
 
 from unforgotten.experiments.legs.benchmark import read_benchmark
-from unforgotten.experiments.legs.loaded_pair import Pair, copied, load_shell, open_model_pair
+from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
 from unforgotten.experiments.metrics.likelihood import Items, batches, measure
-from unforgotten.experiments.metrics.registry import rouge_items
+from unforgotten.experiments.metrics.rouge import rouge_items
 from unforgotten.experiments.models.batches import Batch
 from unforgotten.experiments.models.generation import generate
-from unforgotten.experiments.quantizers.registry import State
+from unforgotten.experiments.models.saved import load_model
+from unforgotten.experiments.models.shell import state_of
+from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.experiments.quantizers.torch_path import from_blocks, to_blocks
 from unforgotten.theory.formats.names import format_named
 
@@ -44,12 +46,12 @@ def constructed(pair: Pair, format_name: str) -> Iterator[Constructed]:
     Raises:
         ValueError: the format moves a weight that is on its grid, or flipped weights cannot be put back.
     """
-    q_target = pair.quantized(pair.target, format_name)
+    q_target = pair.shell.quantized(pair.target, format_name)
     clamped = clamp(pair, format_name, q_target)
     yield Constructed("clamped", format_name, pair.target, clamped)
-    on_grid = [q_target, pair.quantized(pair.unlearned, format_name)]
+    on_grid = [q_target, pair.shell.quantized(pair.unlearned, format_name)]
     for state in on_grid:
-        if not same(pair.quantized(state, format_name), state):
+        if not same(pair.shell.quantized(state, format_name), state):
             raise ValueError(f"format must keep its own grid, got format={format_name!r}")
     yield Constructed("on grid", format_name, on_grid[0], on_grid[1])
 
@@ -57,13 +59,13 @@ def constructed(pair: Pair, format_name: str) -> Iterator[Constructed]:
 def clamp(pair: Pair, format_name: str, q_target: State) -> State:
     """Return the unlearned weights, where they flip no code of the target; all else as in the target."""
     state = dict(pair.target)
-    for name in pair.names:
+    for name in pair.shell.names:
         state[name] = _inside_block(pair.target[name], pair.unlearned[name], format_name)
     for _ in range(ROUNDS):
-        quantized = pair.quantized(state, format_name)
+        quantized = pair.shell.quantized(state, format_name)
         if same(quantized, q_target):
             return state
-        for name in pair.names:
+        for name in pair.shell.names:
             flipped = quantized[name] != q_target[name]
             state[name] = torch.where(flipped, pair.target[name], state[name])
     raise ValueError(f"flipped weights must go back to their codes, got format={format_name!r}")
@@ -94,7 +96,7 @@ class Reader:
 
     def read(self, state: State) -> Items:
         """Loss, accuracy and probability of every passage, and ROUGE-L F1 x 100 of its opening."""
-        model, tokenizer = self.pair.with_state(state), self.pair.tokenizer
+        model, tokenizer = self.pair.shell.with_state(state), self.pair.shell.tokenizer
         items = measure({"": model}, (), self.texts)[0][""]
         longest = max(len(t) for t in self.truths)
         outputs = generate(model, self.prompts, tokenizer, longest, len(self.prompts))
@@ -107,13 +109,13 @@ class Reader:
 
 def reader_of(folder: Path, pair: Pair) -> Reader:
     """Return the reader of a run's directory."""
-    bench = read_benchmark(folder / "corpus", pair.tokenizer, pair.context)
+    bench = read_benchmark(folder / "corpus", pair.shell.tokenizer, pair.shell.context)
     passages = bench.probes.passages
     ends = [len(prompt) for prompt in bench.probes.verbatim_prompts]
-    pad_id = pair.model.config.pad_token_id or 0
+    pad_id = pair.shell.model.config.pad_token_id or 0
     return Reader(
         pair=pair,
-        texts=batches(passages, pair.model.config.vocab_size, pad_id),
+        texts=batches(passages, pair.shell.model.config.vocab_size, pad_id),
         prompts=[p[:OPENING_PROMPT] for p in passages],
         truths=[p[OPENING_PROMPT:end] for p, end in zip(passages, ends, strict=True)],
     )
@@ -127,8 +129,8 @@ def read_run(folder: Path, arms: Sequence[tuple[str, str]], formats: Sequence[st
             pair = open_model_pair(folder / "models/target", folder / f"models/{name}")
             read, state = (pair, reader_of(folder, pair)), pair.target
         else:
-            state = copied(load_shell(folder / f"models/{name}"))
+            state = state_of(load_model(folder / f"models/{name}", attention=None))
         pair, reader = read
         for format_name in ("none", *formats):
-            quantized = state if format_name == "none" else pair.quantized(state, format_name)
+            quantized = state if format_name == "none" else pair.shell.quantized(state, format_name)
             yield name, format_name, reader.read(quantized)

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from unforgotten.experiments.quantizers.registry import bitsandbytes_values, own_values
+from unforgotten.experiments.quantizers.bitsandbytes import bitsandbytes_values
+from unforgotten.experiments.quantizers.registry import own_values
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.reference import round_trip
 

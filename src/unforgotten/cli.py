@@ -40,7 +40,7 @@ def run(
 ) -> None:
     """Train, unlearn, quantize, evaluate M1-M4, decompose, and report."""
     _need("experiments", "torch", "transformers", "accelerate", "rouge_score", "sklearn")
-    from unforgotten.experiments.config import load_config
+    from unforgotten.experiments.load_config import load_config
     from unforgotten.experiments.run import run as run_all
     from unforgotten.experiments.run import stages
 

@@ -18,10 +18,12 @@ from unforgotten.experiments import run
 from unforgotten.experiments.arms.arithmetic import Arithmetic
 from unforgotten.experiments.arms.arm import arms
 from unforgotten.experiments.arms.products import Float32Products
-from unforgotten.experiments.config import load_config
-from unforgotten.experiments.methods.descent import Outcome, arithmetic_of, make_reference
+from unforgotten.experiments.load_config import load_config
+from unforgotten.experiments.methods.descent import Outcome, arithmetic_of
+from unforgotten.experiments.methods.reference import make_reference
+from unforgotten.experiments.methods.retain import retain_divergence
 from unforgotten.experiments.models.batches import pad
-from unforgotten.experiments.models.log_probs import distributions, retain_divergence, token_log_probs
+from unforgotten.experiments.models.log_probs import distributions, token_log_probs
 from unforgotten.experiments.models.saved import load_model
 
 FP32 = Arithmetic(torch.float32, "none", "float32")
@@ -110,10 +112,10 @@ def test_every_arm_is_given_the_reference_of_its_own_arithmetic(
 
     monkeypatch.setattr(run, "make_reference", make)
     monkeypatch.setattr(run, "unlearn", unlearn)
-    bench = SimpleNamespace(config=config, probes=MagicMock(), tokenizer=None)
+    meter = SimpleNamespace(probes=MagicMock(), shell=MagicMock())
     references: dict[Arithmetic, Any] = {}
     for arm in arms(config):
-        run._unlearn_arm(bench, arm, tmp_path, references, SILENT)  # type: ignore[arg-type]
+        run._unlearn_arm(config, meter, arm, tmp_path, references, SILENT)  # type: ignore[arg-type]
     assert len(given) == 3 * len(config.methods)
     assert [a.parameters for a in made] == [torch.float32, torch.bfloat16]
     assert {storage for storage, name in given if name == "float32"} == {"fp32"}

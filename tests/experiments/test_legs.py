@@ -12,14 +12,15 @@ torch = pytest.importorskip("torch", reason="the legs need unforgotten[experimen
 
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
 from unforgotten.audit.verdict.rule import decide
-from unforgotten.experiments.config import load_config
 from unforgotten.experiments.data.texts import read_texts
-from unforgotten.experiments.evaluation import Bench, behaviour, state_of
 from unforgotten.experiments.legs.behaviour import behaviour_leg
 from unforgotten.experiments.legs.benchmark import read_benchmark
 from unforgotten.experiments.legs.loaded_pair import open_model_pair
 from unforgotten.experiments.legs.output import output_leg
+from unforgotten.experiments.load_config import load_config
+from unforgotten.experiments.metrics.meter import ITEMWISE, Meter
 from unforgotten.experiments.models.saved import save_model
+from unforgotten.experiments.models.shell import state_of
 from unforgotten.experiments.studies.audit_truth_models import constructed, same
 from unforgotten.records.files import write_json
 
@@ -105,15 +106,15 @@ def test_output_losses_are_the_models_own(run: Path, pair: tuple[Path, Path], wr
     texts = read_texts(run / "corpus/privleak/forget.json")
     losses = []
     for text in texts:
-        ids = loaded.tokenizer.encode(text, add_special_tokens=False)
-        ids = torch.tensor([[1, *ids, 2][: loaded.context]])
+        ids = loaded.shell.tokenizer.encode(text, add_special_tokens=False)
+        ids = torch.tensor([[1, *ids, 2][: loaded.shell.context]])
         with torch.no_grad():
-            losses.append(float(loaded.with_state(loaded.unlearned)(ids, labels=ids).loss))
+            losses.append(float(loaded.shell.with_state(loaded.unlearned)(ids, labels=ids).loss))
     # float32 logits of a batch, padded or not: sums of width 64 and vocabulary 400 in another order
     slack = 64 * U32 * (1 + max(losses)) * 16
     assert written["losses"]["unlearned"]["value"] == pytest.approx(np.mean(losses), abs=slack)
     assert written["cut"] == sum(
-        len(loaded.tokenizer.encode(t, add_special_tokens=False)) + 2 > loaded.context for t in texts
+        len(loaded.shell.tokenizer.encode(t, add_special_tokens=False)) + 2 > loaded.shell.context for t in texts
     )
     assert written["cut"] > 0
     assert written["notes"]
@@ -123,9 +124,10 @@ def test_behaviour_is_what_a_run_measures(run: Path, pair: tuple[Path, Path], do
     """M1, M2, M4 and forget_loss of the run's own evaluation, to the last bit."""
     loaded = open_model_pair(*pair)
     config = load_config(str(MICRO))
-    bench_of_audit = read_benchmark(run / "corpus", loaded.tokenizer, loaded.context)
-    bench = Bench(loaded.model, loaded.tokenizer, bench_of_audit.probes, config)
-    own = {m.metric: m.value for m in behaviour(bench, state_of(loaded.with_state(loaded.unlearned)))}
+    bench_of_audit = read_benchmark(run / "corpus", loaded.shell.tokenizer, loaded.shell.context)
+    meter = Meter(loaded.shell, bench_of_audit.probes, config)
+    measured = meter.measure(state_of(loaded.shell.with_state(loaded.unlearned)), ITEMWISE)
+    own = {name: m.value for name, m in measured.items()}
     seen = done["metrics"]["unlearned"]
     assert {m: seen[m]["value"] for m in own} == own
     assert seen["M3"]["n"] == 12
@@ -174,10 +176,10 @@ def test_constructed_pairs_are_what_they_claim(pair: tuple[Path, Path]) -> None:
     loaded = open_model_pair(*pair)
     for name in FORMATS:
         clamped, on_grid = constructed(loaded, name)
-        assert same(loaded.quantized(clamped.unlearned, name), loaded.quantized(loaded.target, name))
+        assert same(loaded.shell.quantized(clamped.unlearned, name), loaded.shell.quantized(loaded.target, name))
         assert not same(clamped.unlearned, loaded.target)
-        assert same(loaded.quantized(on_grid.unlearned, name), on_grid.unlearned)
-        assert same(loaded.quantized(on_grid.target, name), on_grid.target)
+        assert same(loaded.shell.quantized(on_grid.unlearned, name), on_grid.unlearned)
+        assert same(loaded.shell.quantized(on_grid.target, name), on_grid.target)
         assert not same(on_grid.unlearned, on_grid.target)
 
 
@@ -186,8 +188,8 @@ def test_a_clamped_pair_gives_back_everything(run: Path, pair: tuple[Path, Path]
     loaded = open_model_pair(*pair)
     made = next(constructed(loaded, FORMATS[0]))
     folder = run / "models/clamped"
-    loaded.model.load_state_dict(made.unlearned)
-    save_model(folder, loaded.model, loaded.tokenizer, torch.float32, {})
+    loaded.shell.model.load_state_dict(made.unlearned)
+    save_model(folder, loaded.shell.model, loaded.shell.tokenizer, torch.float32, {})
     leg = output_leg(pair[0], folder, FORMATS[:1], run / "corpus/privleak/forget.json")
     (only,) = leg["formats"]
     between = next(d for d in only["distances"] if d["first"] == "Q(target)")

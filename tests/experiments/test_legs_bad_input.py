@@ -161,7 +161,7 @@ def test_one_tokenizer_is_enough_and_none_is_not(tmp_path: Path, run: Path, pair
 
 
 def test_other_shapes_end_in_one_line(tmp_path: Path, run: Path, pair: tuple[Path, Path]) -> None:
-    tokenizer = open_model_pair(*pair).tokenizer
+    tokenizer = open_model_pair(*pair).shell.tokenizer
     save_model(tmp_path / "wide", tiny_llama(WIDER, 0), tokenizer, torch.float32, {})
     with one_line(tmp_path / "wide"):
         output_leg(pair[0], tmp_path / "wide", FORMATS, run / "corpus/privleak/forget.json")
@@ -178,8 +178,8 @@ def test_models_that_are_not_finite_are_refused(tmp_path: Path, run: Path, pair:
     loaded = open_model_pair(*pair)
     state: dict[str, Any] = dict(loaded.target)
     state["model.norm.weight"] = torch.full_like(state["model.norm.weight"], float("nan"))
-    loaded.model.load_state_dict(state)
-    save_model(tmp_path / "nan", loaded.model, loaded.tokenizer, torch.float32, {})
+    loaded.shell.model.load_state_dict(state)
+    save_model(tmp_path / "nan", loaded.shell.model, loaded.shell.tokenizer, torch.float32, {})
     with pytest.raises(ValueError, match="finite"):
         output_leg(pair[0], tmp_path / "nan", FORMATS, run / "corpus/privleak/forget.json")
 

@@ -9,13 +9,13 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="losses need unforgotten[experiments]")
 
+from unforgotten.experiments.methods.ga import gradient_ascent
+from unforgotten.experiments.methods.npo import negative_preference
+from unforgotten.experiments.methods.retain import retain_divergence
 from unforgotten.experiments.models.log_probs import (
     TokenLogProbs,
     cross_entropy,
     distributions,
-    gradient_ascent,
-    negative_preference,
-    retain_divergence,
     sequence_log_probs,
     token_log_probs,
 )

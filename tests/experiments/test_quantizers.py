@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 torch = pytest.importorskip("torch", reason="the torch path needs unforgotten[experiments]")
 
-from unforgotten.experiments.quantizers.registry import linear_names, quantize_state
+from unforgotten.experiments.models.shell import linear_names
+from unforgotten.experiments.quantizers.registry import quantize_state
 from unforgotten.experiments.quantizers.torch_path import encode_tensor
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.reference import quantize, round_trip

@@ -70,7 +70,7 @@ def ends(said: list[str]) -> list[tuple[int, int, str]]:
 
 
 def test_a_log_has_one_line_a_stage(whole_and_said: tuple[Path, list[str]]) -> None:
-    from unforgotten.experiments.config import load_config
+    from unforgotten.experiments.load_config import load_config
     from unforgotten.experiments.run import stages
 
     out, said = whole_and_said

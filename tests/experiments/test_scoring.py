@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -10,29 +11,32 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experiments]")
 
-from unforgotten.experiments.config import load_config
 from unforgotten.experiments.data.corpus import read_fiction
-from unforgotten.experiments.evaluation import Bench, behaviour, evaluate, membership_scores, state_of
-from unforgotten.experiments.metrics.registry import losses, make_probes, min_k
+from unforgotten.experiments.load_config import load_config
+from unforgotten.experiments.metrics.losses import losses
+from unforgotten.experiments.metrics.meter import ITEMWISE, Meter
+from unforgotten.experiments.metrics.privacy import min_k
+from unforgotten.experiments.metrics.probes import make_probes
 from unforgotten.experiments.models.batches import pad
 from unforgotten.experiments.models.saved import load_model, load_tokenizer
 from unforgotten.experiments.models.scoring import SCORED_TOGETHER, token_scores
+from unforgotten.experiments.models.shell import Shell, state_of
 
 ROUNDING = 4 * 2.0**-11.5  # 4 sqrt(eps) of float32: plain agreement, relative
 SHARE = 0.4
 
 
 @pytest.fixture(scope="module")
-def bench(micro_pair: Path) -> Bench:
+def meter(micro_pair: Path) -> Meter:
     config = load_config(str(Path(__file__).parents[1] / "micro.yaml"))
     tokenizer = load_tokenizer(micro_pair / "models/target")
     probes = make_probes(read_fiction(micro_pair / "corpus"), tokenizer, config)
-    return Bench(load_model(micro_pair / "models/unlearned"), tokenizer, probes, config)
+    return Meter(Shell(load_model(micro_pair / "models/unlearned"), tokenizer), probes, config)
 
 
-def documents(bench: Bench) -> list[list[int]]:
+def documents(meter: Meter) -> list[list[int]]:
     """More than two batches, of eleven lengths in no order."""
-    texts = bench.probes.retain
+    texts = meter.probes.retain
     chosen = [texts[i % len(texts)] for i in range(2 * SCORED_TOGETHER + 3)]
     return [text[: 40 - 7 * i % 11] for i, text in enumerate(chosen)]
 
@@ -47,10 +51,10 @@ def formula(model: Any, texts: list[list[int]]) -> list[Any]:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 64])
-def test_token_scores_are_the_labels_of_log_softmax_in_the_order_given(bench: Bench, batch: int) -> None:
-    texts = documents(bench)
-    expected = formula(bench.model, texts)
-    scores = token_scores(bench.model, texts, batch)
+def test_token_scores_are_the_labels_of_log_softmax_in_the_order_given(meter: Meter, batch: int) -> None:
+    texts = documents(meter)
+    expected = formula(meter.shell.model, texts)
+    scores = token_scores(meter.shell.model, texts, batch)
     assert [len(s) for s in scores] == [len(t) - 1 for t in texts]
     for score, log_p in zip(scores, expected, strict=True):
         assert float((score / log_p - 1).abs().max()) <= ROUNDING
@@ -59,24 +63,24 @@ def test_token_scores_are_the_labels_of_log_softmax_in_the_order_given(bench: Be
     assert min(float((a / b - 1).abs().max()) for a, b in alike) > 2 * ROUNDING
 
 
-def test_no_pass_reads_more_than_its_share_of_documents(bench: Bench) -> None:
+def test_no_pass_reads_more_than_its_share_of_documents(meter: Meter) -> None:
     seen: list[int] = []
-    hook = bench.model.register_forward_pre_hook(
+    hook = meter.shell.model.register_forward_pre_hook(
         lambda _, __, given: seen.append(len(given["input_ids"])), with_kwargs=True
     )
-    texts = documents(bench)
-    token_scores(bench.model, texts, 64)
+    texts = documents(meter)
+    token_scores(meter.shell.model, texts, 64)
     assert sum(seen) == len(texts)
     assert max(seen) == SCORED_TOGETHER
     seen.clear()
-    token_scores(bench.model, texts, 2)
+    token_scores(meter.shell.model, texts, 2)
     assert max(seen) == 2
     hook.remove()
 
 
-def test_losses_and_min_k_are_read_from_the_same_scores(bench: Bench) -> None:
-    texts = documents(bench)
-    scores, expected = token_scores(bench.model, texts, 64), formula(bench.model, texts)
+def test_losses_and_min_k_are_read_from_the_same_scores(meter: Meter) -> None:
+    texts = documents(meter)
+    scores, expected = token_scores(meter.shell.model, texts, 64), formula(meter.shell.model, texts)
     forget, retain = losses(scores[:5], scores[5:])
     assert (forget.metric, forget.n, retain.metric, retain.n) == ("forget_loss", 5, "retain_loss", len(texts) - 5)
     means = [-float(x.mean()) for x in expected]
@@ -85,20 +89,20 @@ def test_losses_and_min_k_are_read_from_the_same_scores(bench: Bench) -> None:
     assert min_k(scores, SHARE) == pytest.approx(least, rel=ROUNDING)
 
 
-def test_each_text_is_scored_once_and_the_retrained_model_leaks_nothing(bench: Bench) -> None:
+def test_each_text_is_scored_once_and_the_retrained_model_leaks_nothing(meter: Meter) -> None:
     """M3 of the retrained model against itself is 0, not a rounding: both ways give the same scores."""
-    state, probes = state_of(bench.model), bench.probes
+    state, probes = state_of(meter.shell.model), meter.probes
     passes: list[int] = []
-    hook = bench.model.register_forward_pre_hook(
+    hook = meter.shell.model.register_forward_pre_hook(
         lambda _, __, given: passes.append(len(given["input_ids"])) if not given["use_cache"] else None,
         with_kwargs=True,
     )
-    scores = membership_scores(bench, state)
+    scores = meter.membership(state)
     passes.clear()
-    rows = {m.metric: m for m in evaluate(bench, state, scores)}
+    rows = dataclasses.replace(meter, retrained_scores=scores).measure(state)
     assert sum(passes) == len(probes.passages) + len(probes.retain) + len(probes.holdout)
     hook.remove()
     assert rows["auc"].items == tuple(scores)
     assert rows["M3"].value == 0
-    again = {m.metric: m for m in behaviour(bench, state)}
+    again = meter.measure(state, ITEMWISE)
     assert again == {name: rows[name] for name in again}

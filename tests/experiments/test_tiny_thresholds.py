@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the loop needs unforgotten[experiments]")
 
-from unforgotten.experiments.config import load_config
+from unforgotten.experiments.load_config import load_config
 from unforgotten.experiments.run import run
 from unforgotten.records.rows import Run, read_run
 

@@ -60,7 +60,7 @@ def test_bitsandbytes__dequantizes_with_the_wrong_absmax_where_rows_are_no_whole
     assert relative(plain, w) > 1.5 * relative(expected, w)
     assert np.array_equal(bnb_nf4(size).quantize(w), expected)
     if w.size % size == 0:
-        from unforgotten.experiments.quantizers.registry import bitsandbytes_values
+        from unforgotten.experiments.quantizers.bitsandbytes import bitsandbytes_values
 
         ours = bitsandbytes_values(torch.from_numpy(w), f"nf4-b{size}").numpy()
         assert np.array_equal(ours, expected)

@@ -1,0 +1,55 @@
+"""One model that takes the weights of many: what is measured of a state is measured in a shell."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from unforgotten.experiments.quantizers.quantizer import State
+from unforgotten.experiments.quantizers.registry import quantize_state
+
+
+@dataclass(frozen=True)
+class Shell:
+    """A model that takes the weights of the moment, and its tokenizer."""
+
+    model: PreTrainedModel
+    tokenizer: Any
+
+    @cached_property
+    def names(self) -> list[str]:
+        """Names of the weights that quantizers touch."""
+        return linear_names(self.model)
+
+    @property
+    def context(self) -> int:
+        """Longest input in tokens."""
+        return int(getattr(self.model.config, "max_position_embeddings", 0) or 2048)
+
+    def with_state(self, state: State) -> PreTrainedModel:
+        """Return the model with these weights."""
+        self.model.load_state_dict(state)
+        return self.model
+
+    def quantized(self, state: State, format_name: str) -> State:
+        """Return Q(state), or the state itself for "none"."""
+        return state if format_name == "none" else quantize_state(state, self.names, format_name)
+
+
+def linear_names(model: nn.Module) -> list[str]:
+    """Return the weights that quantizers touch: of every linear layer but the output head."""
+    return sorted(
+        f"{name}.weight"
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] != "lm_head"
+    )
+
+
+def state_of(model: PreTrainedModel) -> State:
+    """Return a copy of the weights, float32."""
+    return {k: v.detach().clone().to(torch.float32) for k, v in model.state_dict().items()}
