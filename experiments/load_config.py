@@ -9,6 +9,7 @@ from typing import Any
 
 import yaml
 from pydantic import ValidationError
+from pydantic_core import ErrorDetails
 
 from unforgotten.experiments.config import RunConfig
 
@@ -29,11 +30,21 @@ def load_config(source: str, *, seed: int | None = None, overrides: Iterable[str
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        first = error.errors()[0]
+        first = _first(error)
         place = ".".join(str(part) for part in first["loc"])
         message = first["msg"].removeprefix("Value error, ")
         given = "" if "got" in message else f", got {place}={first['input']!r}"
         raise ValueError(f"{source}: {place}: {message}{given}") from None
+
+
+def _first(error: ValidationError) -> ErrorDetails:
+    """Return the first complaint, with its whole place, where a section was read in a validator of another."""
+    first = error.errors()[0]
+    inner = first.get("ctx", {}).get("error")
+    if not isinstance(inner, ValidationError):
+        return first
+    complaint = _first(inner)
+    return {**complaint, "loc": (*first["loc"], *complaint["loc"])}
 
 
 def profile_names() -> list[str]:

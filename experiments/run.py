@@ -26,9 +26,9 @@ from unforgotten.experiments.arms.products import resolve
 from unforgotten.experiments.config import RunConfig, TrainingConfig
 from unforgotten.experiments.data.corpus import Corpus, prepare_corpus
 from unforgotten.experiments.evaluation import decompose, weights_rows
-from unforgotten.experiments.methods.descent import arithmetic_of, unlearn
-from unforgotten.experiments.methods.reference import Reference, make_reference
-from unforgotten.experiments.methods.settings import Settings, settings_of
+from unforgotten.experiments.methods.method import Task
+from unforgotten.experiments.methods.reference import References
+from unforgotten.experiments.methods.registry import METHODS
 from unforgotten.experiments.metrics.effects import Items
 from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.metrics.probes import make_probes
@@ -88,13 +88,11 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
     models = folder / "models"
     _train_models(config, corpus, models, progress)
     meter = _evaluate_trained(config, _meter(config, corpus, models), models, store, progress)
-    references: dict[Arithmetic, Reference] = {}
-    ahead = [arithmetic_of(_settings(config, arm), arm.storage) for arm in arms(config)]
-    for arm in arms(config):
+    references = References(meter.probes.forget, meter.probes.retain, config.evaluation.batch)
+    for done, arm in enumerate(arms(config), 1):
         _unlearn_arm(config, meter, arm, models, references, progress)
         _evaluate_arm(config, meter, arm, models, store, progress)
-        del ahead[0]
-        references = {a: r for a, r in references.items() if a in ahead}
+        references.keep({ahead.arithmetic(config) for ahead in arms(config)[done:]})
     return store.rows_path
 
 
@@ -204,44 +202,37 @@ def _measured(meter: Meter, state: State, format_name: str) -> list[Measurement]
     return list(meter.measure(meter.shell.quantized(state, format_name)).values())
 
 
-def _settings(config: RunConfig, arm: Arm) -> Settings:
-    own = config.unlearning.methods[arm.method]
-    return settings_of(config.unlearning, own, arm.storage, resolve(config.bf16_products))
-
-
 def _unlearn_arm(
-    config: RunConfig, meter: Meter, arm: Arm, models: Path, references: dict[Arithmetic, Reference], progress: Progress
+    config: RunConfig, meter: Meter, arm: Arm, models: Path, references: References, progress: Progress
 ) -> None:
-    """Train and save one unlearned model. A reference is made on first need and kept for arms of its arithmetic."""
+    """Train and save one unlearned model."""
     if (models / arm.name).exists():
         progress.skip()
         return
-    target, probes = load_model(models / "target"), meter.probes
-    documents = (probes.forget, probes.retain)
-    settings = _settings(config, arm)
-    arithmetic = arithmetic_of(settings, arm.storage)
-    if arithmetic not in references:
-        references[arithmetic] = make_reference(target, documents, config.evaluation.batch, arithmetic)
+    model, arithmetic = load_model(models / "target"), arm.arithmetic(config)
     with progress.stage(f"unlearn {arm.title}") as step:
-        outcome = unlearn(
-            target,
-            arm.method,
-            settings,
-            documents,
-            references[arithmetic],
-            watched=probes.passages,
+        task = Task(
+            forget=meter.probes.forget,
+            retain=meter.probes.retain,
+            watched=meter.probes.passages,
+            common=config.unlearning,
             storage=arm.storage,
+            arithmetic=arithmetic,
+            reference=lambda target: references.of(target, arithmetic),
             seed=config.seed + 2,
             progress=step,
         )
+        outcome = METHODS[arm.method].unlearn(model, task, config.unlearning.methods[arm.method])
     notes = {
-        **vars(settings),
-        **vars(outcome),
+        **outcome.settings,
+        "steps": outcome.steps,
+        "stopped": outcome.stopped,
+        "forget_loss": outcome.forget_loss,
         "dtypes": arm.kept.dtypes,
         "products": arithmetic.products_name,
         "rounding": arm.kept.rounding,
     }
-    save_model(models / arm.name, target, meter.shell.tokenizer, arm.kept.dtype, notes)
+    save_model(models / arm.name, model, meter.shell.tokenizer, arm.kept.dtype, notes)
 
 
 def _evaluate_arm(config: RunConfig, meter: Meter, arm: Arm, models: Path, store: RowStore, progress: Progress) -> None:
@@ -286,9 +277,9 @@ def _arm_subjects(config: RunConfig, arm: Arm, notes: dict[str, Any]) -> dict[st
             arm.method,
             arm.storage,
             format_name,
-            lr=notes["lr"],
-            alpha=notes["alpha"],
-            beta=notes["beta"],
+            lr=notes.get("lr"),
+            alpha=notes.get("alpha"),
+            beta=notes.get("beta"),
             steps=notes["steps"],
             stopped=notes["stopped"],
             **_recorded(notes),

@@ -8,6 +8,8 @@ from typing import Literal
 
 import torch
 
+from unforgotten.experiments.arms.arithmetic import Arithmetic
+from unforgotten.experiments.arms.products import resolve
 from unforgotten.experiments.config import RunConfig, Storage
 
 Rounding = Literal["nearest", "stochastic"]
@@ -59,6 +61,11 @@ class Arm:
     def kept(self) -> Kept:
         """What its storage arm keeps."""
         return KEPT[self.storage]
+
+    def arithmetic(self, config: RunConfig) -> Arithmetic:
+        """Return how the arm computes; mixed precision is for float32 parameters alone."""
+        autocast = config.unlearning.autocast if self.storage == "fp32" else "none"
+        return Arithmetic(self.kept.dtype, autocast, resolve(config.bf16_products))
 
 
 def arms(config: RunConfig) -> list[Arm]:

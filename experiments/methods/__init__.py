@@ -1,1 +1,1 @@
-"""Unlearning methods: their registry, and the descent that they share."""
+"""Unlearning methods, one file each: `method.py` says what one is, `registry.py` finds them, `descent.py` is the usual loop."""

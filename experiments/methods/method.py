@@ -1,18 +1,102 @@
-"""What an unlearning method is."""
+"""What an unlearning method is, and what it is given.
+
+A method is a file of this folder with a module-level `METHODS`; `registry.py` finds it there, a profile sets it by its name
+under `unlearning.methods`, and a run hands it a copy of the target and a `Task`. One made of losses needs its term alone, see
+`terms.py`; any other has a class of its own with the fields of `Method`.
+
+`unforgotten methods` lists them where torch is missing, so a file of this folder imports what is heavy inside of its
+functions.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
-ForgetTerm = Literal["GA", "NPO"]
-RetainTerm = Literal["GDR", "KLR"] | None
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from unforgotten.experiments.arms.arithmetic import Arithmetic
+    from unforgotten.experiments.config import Storage, UnlearningConfig
+    from unforgotten.experiments.methods.reference import Reference
+    from unforgotten.experiments.models.batches import Documents
+    from unforgotten.experiments.models.training import Progress
 
 
 @dataclass(frozen=True)
-class Method:
-    """loss = forget term + alpha * retain term."""
+class Task:
+    """What a method is given beside the model.
 
-    forget: ForgetTerm
-    retain: RetainTerm
-    statement: str
+    Attributes:
+        forget: token ids of the documents to forget.
+        retain: token ids of the documents to keep.
+        watched: documents of the stopping rule.
+        common: settings of all methods of the run.
+        storage: arm in which the model is kept from step to step.
+        arithmetic: how that arm computes.
+        reference: what gives log-probabilities of the target, from a model that still has its weights.
+        seed: seed of the order of documents, and of the random bits of stochastic rounding.
+        progress: told of each step.
+    """
+
+    forget: Documents
+    retain: Documents
+    watched: Documents
+    common: UnlearningConfig
+    storage: Storage
+    arithmetic: Arithmetic
+    reference: Callable[[PreTrainedModel], Reference]
+    seed: int
+    progress: Progress
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a method ended.
+
+    Attributes:
+        steps: steps that it took.
+        stopped: why: by the rule of the run ("forget_loss"), or at the limit ("max_steps").
+        forget_loss: mean loss of the watched documents at the end.
+        settings: what it ran with; "lr", "alpha" and "beta" go to the rows.
+    """
+
+    steps: int
+    stopped: str
+    forget_loss: float
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Method(Protocol):
+    """One way to unlearn."""
+
+    @property
+    def name(self) -> str:
+        """Name in profiles and rows."""
+        ...
+
+    @property
+    def statement(self) -> str:
+        """What it does, in a few words."""
+        ...
+
+    @property
+    def source(self) -> str:
+        """Where it is from."""
+        ...
+
+    @property
+    def settings(self) -> type[Any]:
+        """Type of what a profile may set for it: a `Section`, or a dataclass."""
+        ...
+
+    def unlearn(self, model: PreTrainedModel, task: Task, settings: Any) -> Outcome:
+        """Unlearn in place, starting from the target's weights.
+
+        Args:
+            model: copy of the target, float32.
+            task: documents, and how to compute.
+            settings: what the profile sets, of the type `settings`.
+        """
+        ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
@@ -48,3 +49,27 @@ def make_reference(
             normalized = distributions(next_logits(target, b))
             rows += [d[:n].clone() for d, n in zip(normalized, lengths, strict=True)]
     return Reference(torch.cat(sequences), tuple(rows))
+
+
+class References:
+    """References of the target by arithmetic, made on first need, and kept as long as `keep` says.
+
+    Args:
+        forget: token ids of the documents to forget.
+        retain: token ids of the documents to keep.
+        batch: documents of one pass.
+    """
+
+    def __init__(self, forget: Documents, retain: Documents, batch: int) -> None:
+        self._documents, self._batch = (forget, retain), batch
+        self._made: dict[Arithmetic, Reference] = {}
+
+    def of(self, target: PreTrainedModel, arithmetic: Arithmetic) -> Reference:
+        """Return the reference of this arithmetic, from a model with the target's weights."""
+        if arithmetic not in self._made:
+            self._made[arithmetic] = make_reference(target, self._documents, self._batch, arithmetic)
+        return self._made[arithmetic]
+
+    def keep(self, ahead: Collection[Arithmetic]) -> None:
+        """Drop the references that no arm ahead needs."""
+        self._made = {a: r for a, r in self._made.items() if a in ahead}

@@ -1,10 +1,26 @@
-"""What one method runs with, after its own settings have replaced the common ones."""
+"""What a method made of losses runs with: the common settings of a run, and what a profile sets for it alone."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from unforgotten.experiments.config import Autocast, MethodConfig, Products, Storage, UnlearningConfig
+from pydantic import Field
+
+from unforgotten.experiments.section import Section
+
+if TYPE_CHECKING:
+    from unforgotten.experiments.config import Autocast, Products
+    from unforgotten.experiments.methods.method import Task
+
+
+class MethodConfig(Section):
+    """What one method may set differently from `UnlearningConfig`; None keeps the common value."""
+
+    alpha: float | None = Field(default=None, ge=0)
+    lr: float | None = Field(default=None, gt=0)
+    stop_forget_loss: float | None = Field(default=None, gt=0)
+    max_steps: int | None = Field(default=None, ge=1)
 
 
 @dataclass(frozen=True)
@@ -24,18 +40,19 @@ class Settings:
     products: Products
 
 
-def settings_of(config: UnlearningConfig, own: MethodConfig, storage: Storage, products: Products) -> Settings:
+def settings_of(task: Task, own: MethodConfig) -> Settings:
     """Return the common settings of this storage arm, with the method's own in their place."""
+    common, storage = task.common, task.storage
     return Settings(
-        lr=own.lr or config.lr[storage],
-        alpha=config.alpha if own.alpha is None else own.alpha,
-        beta=config.beta,
-        batch=config.batch,
-        retain_batch=config.retain_batch,
-        max_grad_norm=config.max_grad_norm,
-        stop_forget_loss=own.stop_forget_loss or config.stop_forget_loss,
-        check_every=config.check_every,
-        max_steps=own.max_steps or config.max_steps[storage],
-        autocast=config.autocast if storage == "fp32" else "none",
-        products=products,
+        lr=own.lr or common.lr[storage],
+        alpha=common.alpha if own.alpha is None else own.alpha,
+        beta=common.beta,
+        batch=common.batch,
+        retain_batch=common.retain_batch,
+        max_grad_norm=common.max_grad_norm,
+        stop_forget_loss=own.stop_forget_loss or common.stop_forget_loss,
+        check_every=common.check_every,
+        max_steps=own.max_steps or common.max_steps[storage],
+        autocast=task.arithmetic.autocast,
+        products=task.arithmetic.products,
     )

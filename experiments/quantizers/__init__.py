@@ -1,1 +1,1 @@
-"""The quantizers of a run: their registry, and the torch path of the formats of `theory`."""
+"""The quantizers of a run, one file a library: `quantizer.py` says what one is, `registry.py` finds them."""

@@ -1,34 +1,124 @@
-"""Formats by bitsandbytes on the CPU: NF4, FP4 and LLM.int8."""
+"""Formats by bitsandbytes on the CPU: nf4-bN, fp4-bN, llmint8-row, one function for each thing that a caller may want.
+
+A run takes `QUANTIZERS`, which takes whole blocks alone; `verification` wraps `values_4bit` and `values_int8` and their codes,
+which take any tensor.
+
+    bitsandbytes_values(torch.randn(8, 64), "nf4-b64")
+"""
 
 from __future__ import annotations
 
 import importlib.util
+from typing import TYPE_CHECKING, Any
 
-from torch import Tensor
+from unforgotten.experiments.quantizers.quantizer import by_tensor
 
-from unforgotten.theory.formats.names import format_named
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def bitsandbytes_values(w: Tensor, name: str) -> Tensor:
-    """Q(w) by bitsandbytes on the CPU: nf4-bN, fp4-bN, llmint8-row.
-
-    The weight goes in as rows of one block: with other shapes the AVX-512 dequantizer reads wrong scales.
+    """Return Q(w).
 
     Raises:
         ValueError: bitsandbytes is missing, or has no such format, or the tensor is no multiple of the block.
     """
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ValueError(f"format bnb:{name} needs bitsandbytes: pip install 'unforgotten[quantizers]'")
-    from bitsandbytes import functional
-
-    fmt, w = format_named(name), w.detach().float()
+    w = w.detach().float()
     if name == "llmint8-row":
-        codes, scales, _ = functional.int8_vectorwise_quant(w.clone())
-        return functional.int8_vectorwise_dequant(codes, scales)
+        return values_int8(w)
+    kind, size = _kind_and_size(name)
+    if w.numel() % size:
+        raise ValueError(f"bnb:{name} takes whole blocks of {size}, got {w.numel()} weights")
+    return values_4bit(w, kind, size)
+
+
+def bitsandbytes_codes(w: Tensor, name: str) -> Tensor:
+    """Return the codes of w, indices into the format's levels.
+
+    Raises:
+        ValueError: bitsandbytes has no such format.
+    """
+    if name == "llmint8-row":
+        return codes_int8(w)
+    return codes_4bit(w, *_kind_and_size(name))
+
+
+def _kind_and_size(name: str) -> tuple[str, int]:
+    from unforgotten.theory.formats.names import format_named
+
+    fmt = format_named(name)
     if fmt.block != "flat" or fmt.block_size is None:
         raise ValueError(f"format must be nf4-bN, fp4-bN or llmint8-row for bitsandbytes, got {name!r}")
-    if w.numel() % fmt.block_size:
-        raise ValueError(f"bnb:{name} takes whole blocks of {fmt.block_size}, got {w.numel()} weights")
-    rows = w.reshape(-1, fmt.block_size).contiguous()
-    packed, state = functional.quantize_4bit(rows, blocksize=fmt.block_size, quant_type=name.split("-")[0])
-    return functional.dequantize_4bit(packed, state).reshape(w.shape)
+    return name.split("-")[0], fmt.block_size
+
+
+def values_4bit(w: Tensor, kind: str, size: int) -> Tensor:
+    """Return Q(w) of NF4 or FP4 by flat blocks, the last of which may be a part of one.
+
+    The library sees and reads rows of one block: with other shapes the AVX-512 dequantizer reads wrong scales.
+
+    Args:
+        w: float32 weights.
+        kind: "nf4" or "fp4".
+        size: weights of a block.
+    """
+    import torch
+    from bitsandbytes import functional
+
+    count = w.numel()
+    if count % size == 0:
+        rows = w.reshape(-1, size).contiguous()
+        packed, state = functional.quantize_4bit(rows, blocksize=size, quant_type=kind)
+        return functional.dequantize_4bit(packed, state).reshape(w.shape)
+    packed, state = _packed(w, kind, size)
+    labels = torch.nn.functional.pad(_nibbles(packed)[:count], (0, -count % size))
+    whole = (labels[::2] << 4 | labels[1::2]).reshape(-1, 1)
+    state.shape, state.dtype = torch.Size((len(labels) // size, size)), torch.float32
+    return functional.dequantize_4bit(whole, state).reshape(-1)[:count].reshape(w.shape)
+
+
+def codes_4bit(w: Tensor, kind: str, size: int) -> Tensor:
+    """Return the codes of NF4 or FP4 by flat blocks, indices into the format's levels; arguments as of `values_4bit`."""
+    import numpy as np
+    import torch
+
+    from unforgotten.theory.formats.names import format_named
+
+    index = torch.from_numpy(np.argsort(format_named(f"{kind}-b{size}").labels))
+    labels = _nibbles(_packed(w, kind, size)[0])[: w.numel()]
+    return index[labels.long()].reshape(w.shape)
+
+
+def _packed(w: Tensor, kind: str, size: int) -> tuple[Tensor, Any]:
+    from bitsandbytes import functional
+
+    packed, state = functional.quantize_4bit(w.reshape(1, -1), blocksize=size, quant_type=kind)
+    return packed, state
+
+
+def _nibbles(packed: Tensor) -> Tensor:
+    import torch
+
+    pairs = packed.reshape(-1)
+    return torch.stack([pairs >> 4, pairs & 15], dim=1).ravel()
+
+
+def values_int8(w: Tensor) -> Tensor:
+    """Return Q(w) of the weights of LLM.int8, float32, row by row; activations are not in it."""
+    from bitsandbytes import functional
+
+    codes, scales, _ = functional.int8_vectorwise_quant(w.clone())
+    return functional.int8_vectorwise_dequant(codes, scales)
+
+
+def codes_int8(w: Tensor) -> Tensor:
+    """Return the codes of the weights of LLM.int8, indices into the format's levels."""
+    from bitsandbytes import functional
+
+    codes: Tensor = functional.int8_vectorwise_quant(w.clone())[0]
+    return codes.long() + 127
+
+
+QUANTIZERS = (by_tensor("bnb", "quantizers", bitsandbytes_values, bitsandbytes_codes),)

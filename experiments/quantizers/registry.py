@@ -1,4 +1,4 @@
-"""Quantizers of a model's linear layers: our formats, and real libraries by prefix.
+"""Quantizers of a model's linear layers by name, found in the modules beside this one: our formats, and real libraries.
 
 A quantized model here computes with the dequantized weights in float32, so a result speaks of the weights alone, not of
 a kernel's activations.
@@ -6,30 +6,40 @@ a kernel's activations.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from unforgotten.experiments.declared import by_name, declared
+from unforgotten.experiments.quantizers.quantizer import Quantizer, State
 
-from unforgotten.experiments.quantizers.bitsandbytes import bitsandbytes_values
-from unforgotten.experiments.quantizers.quantizer import State
-from unforgotten.experiments.quantizers.torch_path import encode_tensor
-from unforgotten.theory.formats.names import format_named
-
-
-def own_values(w: Tensor, name: str) -> Tensor:
-    """Q(w) by our torch path."""
-    return encode_tensor(w, format_named(name))[1]
+if TYPE_CHECKING:
+    from unforgotten.experiments.models.batches import Documents
 
 
-QUANTIZERS: Mapping[str, Callable[[Tensor, str], Tensor]] = {"": own_values, "bnb": bitsandbytes_values}
+def find_quantizers() -> Mapping[str, Quantizer]:
+    """Return the quantizers that the modules of this package declare in `QUANTIZERS`."""
+    return by_name(declared("unforgotten.experiments.quantizers", "QUANTIZERS"))
 
 
-def quantize_state(state: State, names: list[str], format_name: str) -> State:
-    """Return the state with Q(w) in place of the named weights; the others are shared, not copied."""
+QUANTIZERS: Mapping[str, Quantizer] = find_quantizers()
+
+
+def quantize_state(state: State, names: Sequence[str], format_name: str, calibration: Documents | None = None) -> State:
+    """Return the state with Q(w) in place of the named weights; the others are shared, not copied.
+
+    Args:
+        state: weights by name.
+        names: names of the weights to quantize.
+        format_name: name of a format, after the name of a library and a colon if it is not ours to compute.
+        calibration: token ids of text, for a library that wants to see some.
+
+    Raises:
+        ValueError: the library or the format is unknown, or the library is missing.
+    """
     prefix, _, name = format_name.rpartition(":")
     try:
         quantizer = QUANTIZERS[prefix]
     except KeyError:
         known = ", ".join(f"{p}:" for p in QUANTIZERS if p)
         raise ValueError(f"back end must be one of {known}, got format={format_name!r}") from None
-    return {k: quantizer(v, name).to(v.dtype) if k in set(names) else v for k, v in state.items()}
+    return quantizer.values(state, names, name, calibration)

@@ -61,8 +61,10 @@ def _audit(meter: Meter, pair: Pair, made: Constructed, run: Path, notes: Sequen
             folders[0],
             folders[1],
             formats,
-            output=measure_output(own, formats, texts, name=TEXTS, cut=cut),
-            behaviour=measure_unlearned(meter, own, base, formats, benchmark="corpus", notes=notes, decompose=False),
+            output=lambda: measure_output(own, formats, texts, name=TEXTS, cut=cut),
+            behaviour=lambda: measure_unlearned(
+                meter, own, base, formats, benchmark="corpus", notes=notes, decompose=False
+            ),
         )
     word, rho = TRUTHS[made.kind]
     verdict = result["verdict"]

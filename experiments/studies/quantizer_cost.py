@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from unforgotten.experiments.quantizers.bitsandbytes import bitsandbytes_values
-from unforgotten.experiments.quantizers.registry import own_values
+from unforgotten.experiments.quantizers.own import own_values
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.reference import round_trip
 

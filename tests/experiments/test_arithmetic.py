@@ -19,8 +19,9 @@ from unforgotten.experiments.arms.arithmetic import Arithmetic
 from unforgotten.experiments.arms.arm import arms
 from unforgotten.experiments.arms.products import Float32Products
 from unforgotten.experiments.load_config import load_config
-from unforgotten.experiments.methods.descent import Outcome, arithmetic_of
-from unforgotten.experiments.methods.reference import make_reference
+from unforgotten.experiments.methods import descent, reference
+from unforgotten.experiments.methods.method import Outcome, Task
+from unforgotten.experiments.methods.reference import References, make_reference
 from unforgotten.experiments.methods.retain import retain_divergence
 from unforgotten.experiments.models.batches import pad
 from unforgotten.experiments.models.log_probs import distributions, token_log_probs
@@ -105,15 +106,17 @@ def test_every_arm_is_given_the_reference_of_its_own_arithmetic(
         made.append(arithmetic)
         return arithmetic
 
-    def unlearn(*args: Any, storage: Any, **more: Any) -> Outcome:
-        assert args[4] == arithmetic_of(args[2], storage)
-        given.append((storage, args[4].products_name))
+    def descend(model: Any, forget: Any, retain: Any, settings: Any, task: Task) -> Outcome:
+        given_reference: Any = task.reference(model)
+        kept = torch.float32 if task.storage == "fp32" else torch.bfloat16
+        assert given_reference == task.arithmetic == Arithmetic(kept, settings.autocast, settings.products)
+        given.append((task.storage, given_reference.products_name))
         return Outcome(1, "max_steps", 0.0)
 
-    monkeypatch.setattr(run, "make_reference", make)
-    monkeypatch.setattr(run, "unlearn", unlearn)
+    monkeypatch.setattr(reference, "make_reference", make)
+    monkeypatch.setattr(descent, "descend", descend)
     meter = SimpleNamespace(probes=MagicMock(), shell=MagicMock())
-    references: dict[Arithmetic, Any] = {}
+    references = References([], [], 1)
     for arm in arms(config):
         run._unlearn_arm(config, meter, arm, tmp_path, references, SILENT)  # type: ignore[arg-type]
     assert len(given) == 3 * len(config.methods)

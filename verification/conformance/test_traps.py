@@ -187,7 +187,7 @@ def test_ggml__leaves_the_end_of_rows_unwritten_that_are_no_whole_blocks() -> No
 @pytest.mark.parametrize("name", ["q4_k", "q6_k", "q4_0", "q8_0"])
 def test_rows_of_no_whole_blocks_are_refused(name: str) -> None:
     """Trap 5, our side: one line, in the reference and in the torch path."""
-    from unforgotten.experiments.quantizers.registry import own_values
+    from unforgotten.experiments.quantizers.own import own_values
 
     fmt, w = format_named(name), normal((7, 576 + 8))
     message = rf"^rows must be whole blocks of {fmt.block_size} in {name}, got columns=584$"

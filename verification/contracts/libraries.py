@@ -47,29 +47,14 @@ def reference(name: str) -> Quantizer:
 
 
 def bnb_4bit(kind: str, size: int = 64) -> Quantizer:
-    """NF4 or FP4 of bitsandbytes, by flat blocks.
-
-    The tensor is quantized as (blocks, size): where the columns are no multiple of the block, `dequantize_4bit` uses
-    the wrong absmax on AVX-512.
-    """
-    torch, functional = library("torch"), library("bitsandbytes.functional")
-
-    def values(w: Array) -> Array:
-        packed, state, count = _bnb_packed(torch, functional, w, kind, size)
-        pad = -count % size
-        codes = np.pad(_nibbles(packed)[:count], (0, pad))
-        whole = torch.from_numpy(codes[::2] << 4 | codes[1::2]).reshape(-1, 1)
-        state.shape, state.dtype = torch.Size((len(codes) // size, size)), torch.float32
-        return functional.dequantize_4bit(whole, state).numpy().reshape(-1)[:count].reshape(w.shape)
-
-    fmt = format_named(f"{kind}-b{size}")
-    index = np.argsort(fmt.labels)
-
-    def codes(w: Array) -> Array:
-        packed, _, count = _bnb_packed(torch, functional, w, kind, size)
-        return index[_nibbles(packed)[:count]].reshape(w.shape)
-
-    return claiming(f"bitsandbytes {kind}, blocks of {size}", fmt.name, values, codes=codes)
+    """NF4 or FP4 of bitsandbytes, by flat blocks: the functions with which a run quantizes."""
+    torch, bnb = library("torch"), _bitsandbytes()
+    return claiming(
+        f"bitsandbytes {kind}, blocks of {size}",
+        f"{kind}-b{size}",
+        lambda w: bnb.values_4bit(torch.from_numpy(w), kind, size).numpy(),
+        codes=lambda w: bnb.codes_4bit(torch.from_numpy(w), kind, size).numpy(),
+    )
 
 
 def bnb_double(kind: str, size: int = 64) -> Quantizer:
@@ -94,29 +79,23 @@ def bnb_double(kind: str, size: int = 64) -> Quantizer:
     )
 
 
-def _bnb_packed(torch: Any, functional: Any, w: Array, kind: str, size: int) -> tuple[Any, Any, int]:
-    flat = torch.from_numpy(w.reshape(1, -1))
-    packed, state = functional.quantize_4bit(flat, blocksize=size, quant_type=kind)
-    return packed, state, w.size
-
-
-def _nibbles(packed: Any) -> Array:
-    pairs = packed.numpy().reshape(-1)
-    return np.stack([pairs >> 4, pairs & 15], axis=1).ravel()
-
-
 def bnb_int8() -> Quantizer:
     """Return the weights of LLM.int8 in bitsandbytes as a quantizer, row by row; activations are not in it."""
-    torch, functional = library("torch"), library("bitsandbytes.functional")
+    torch, bnb = library("torch"), _bitsandbytes()
+    return claiming(
+        "bitsandbytes int8, rows",
+        "llmint8-row",
+        lambda w: bnb.values_int8(torch.from_numpy(w)).numpy(),
+        codes=lambda w: bnb.codes_int8(torch.from_numpy(w)).numpy(),
+    )
 
-    def values(w: Array) -> Array:
-        codes, absmax, _ = functional.int8_vectorwise_quant(torch.from_numpy(w))
-        return functional.int8_vectorwise_dequant(codes, absmax).numpy()
 
-    def codes(w: Array) -> Array:
-        return functional.int8_vectorwise_quant(torch.from_numpy(w))[0].numpy().astype(int) + 127
+def _bitsandbytes() -> Any:
+    """Return our functions of bitsandbytes, once the library is known to be there."""
+    from unforgotten.experiments.quantizers import bitsandbytes
 
-    return claiming("bitsandbytes int8, rows", "llmint8-row", values, codes=codes)
+    library("bitsandbytes.functional")
+    return bitsandbytes
 
 
 def torchao_intx(bits: int = 4, size: int = 32, *, symmetric: bool = True) -> Quantizer:

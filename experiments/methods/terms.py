@@ -1,0 +1,102 @@
+"""Methods made of losses: a forget term and a retain term under one loop.
+
+def _loss(view: View, settings: Settings) -> Tensor:
+return view.scored.label.sum(-1).sigmoid().mean()
+
+FL = ForgetTerm("FL", "forget less", "forget less", _loss, SOURCE)
+METHODS = tuple(by_loss(FL, retain) for retain in RETAIN_TERMS)  # FL, FL_GDR and FL_KLR
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import PreTrainedModel
+
+    from unforgotten.experiments.methods.method import Outcome, Task
+    from unforgotten.experiments.methods.settings import MethodConfig, Settings
+    from unforgotten.experiments.methods.view import View
+
+Term = Callable[["View", "Settings"], "Tensor"]
+"""A loss: of one batch, as the model and the target see it, and of what the method runs with."""
+
+
+@dataclass(frozen=True)
+class ForgetTerm:
+    """A loss on forget batches.
+
+    Attributes:
+        name: name of the method that has no retain term, and first part of the others' names.
+        statement: what it does alone.
+        beside: what it does, before what a retain term does.
+        loss: the loss.
+        source: where it is from.
+    """
+
+    name: str
+    statement: str
+    beside: str
+    loss: Term
+    source: str
+
+
+@dataclass(frozen=True)
+class RetainTerm:
+    """A loss on retain batches, `alpha` times of which is added.
+
+    Attributes:
+        name: last part of a method's name.
+        statement: what it does.
+        loss: the loss.
+    """
+
+    name: str
+    statement: str
+    loss: Term
+
+
+@dataclass(frozen=True)
+class LossMethod:
+    """loss = forget term + alpha * retain term, descended by AdamW. A `Method`."""
+
+    forget: ForgetTerm
+    retain: RetainTerm | None
+
+    @property
+    def name(self) -> str:
+        """The names of its terms."""
+        return self.forget.name if self.retain is None else f"{self.forget.name}_{self.retain.name}"
+
+    @property
+    def statement(self) -> str:
+        """What its terms do."""
+        return self.forget.statement if self.retain is None else f"{self.forget.beside}, {self.retain.statement}"
+
+    @property
+    def source(self) -> str:
+        """Where its forget term is from; the retain terms are MUSE's."""
+        return self.forget.source
+
+    @property
+    def settings(self) -> type[MethodConfig]:
+        """Type of what a profile may set for it."""
+        from unforgotten.experiments.methods.settings import MethodConfig
+
+        return MethodConfig
+
+    def unlearn(self, model: PreTrainedModel, task: Task, settings: MethodConfig) -> Outcome:
+        """Descend the loss, see `descent.py`."""
+        from unforgotten.experiments.methods.descent import descend
+        from unforgotten.experiments.methods.settings import settings_of
+
+        kept = None if self.retain is None else self.retain.loss
+        return descend(model, self.forget.loss, kept, settings_of(task, settings), task)
+
+
+def by_loss(forget: ForgetTerm, retain: RetainTerm | None) -> LossMethod:
+    """Return the method of a forget term, and of a retain term or none."""
+    return LossMethod(forget, retain)
