@@ -1,9 +1,9 @@
 """What the modules of a package declare: a method, a metric or a quantizer is added by adding its file.
 
-# experiments/methods/mine.py
-METHODS = (by_loss(MINE, None),)
+    # experiments/methods/mine.py
+    METHODS = (by_loss(MINE, None),)
 
-list(declared("unforgotten.experiments.methods", "METHODS"))  # those of ga.py, of mine.py, of npo.py
+is found beside those of `ga.py` and `npo.py` by `declared("unforgotten.experiments.methods", "METHODS")`.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from unforgotten.experiments.metrics.effects import Items, effects, hybrid_states, recovered
-from unforgotten.experiments.metrics.meter import ITEMWISE, Meter
+from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.records.store import Measurement
 from unforgotten.theory.laws.update import GridMode, Survival
@@ -27,7 +27,7 @@ def decompose(
     """
     shell = meter.shell
     mixed = hybrid_states(shell.names, *states, *(shell.quantized(s, format_name) for s in states))
-    measured = {name: meter.measure(state, ITEMWISE) for name, state in mixed.items()}
+    measured = {name: meter.measure(state, DECOMPOSED) for name, state in mixed.items()}
     rows = [
         Measurement(f"{m.metric}@{name}", m.value, m.stderr, m.n, m.items)
         for name, ms in measured.items()

@@ -15,7 +15,7 @@ from unforgotten.experiments.legs.benchmark import read_benchmark
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.metrics.items import as_mean
-from unforgotten.experiments.metrics.meter import ITEMWISE, Measured, Meter
+from unforgotten.experiments.metrics.meter import Measured, Meter
 from unforgotten.experiments.models.saved import load_model
 from unforgotten.experiments.quantizers.quantizer import State
 
@@ -151,7 +151,7 @@ def _decompose(
 ) -> list[Effects]:
     q_target = pair.shell.quantized(pair.target, format_name)
     mixed = hybrid_states(pair.shell.names, pair.target, pair.unlearned, q_target, q_unlearned)
-    items = items_of({**models, **{name: meter.measure(state, ITEMWISE) for name, state in mixed.items()}})
+    items = items_of({**models, **{name: meter.measure(state, DECOMPOSED) for name, state in mixed.items()}})
     return [effects(metric, items).as_row(metric) for metric in DECOMPOSED]
 
 

@@ -14,7 +14,7 @@ from unforgotten.audit.verdict.legs import OutputFormat, OutputLeg
 from unforgotten.experiments.data.texts import read_texts
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
-from unforgotten.experiments.metrics.likelihood import METRICS, batches, measure
+from unforgotten.experiments.metrics.likelihood import LIKELIHOODS, batches, measure
 from unforgotten.experiments.models.batches import Batch
 
 FULL = ("target", "unlearned")
@@ -113,6 +113,6 @@ def _format(
         format=format_name,
         losses={k: mean_of(items[k]["loss"]) for k in items if k not in FULL},
         distances=distances,
-        recoveries=[recovery(metric, items) for metric in METRICS],
-        effects=[effects(metric, items).as_row(metric) for metric in METRICS],
+        recoveries=[recovery(metric, items) for metric in LIKELIHOODS],
+        effects=[effects(metric, items).as_row(metric) for metric in LIKELIHOODS],
     )

@@ -1,10 +1,12 @@
-"""Methods made of losses: a forget term and a retain term under one loop.
+"""Methods made of losses: a forget term and a retain term under one loop, see `descent.py`.
 
-def _loss(view: View, settings: Settings) -> Tensor:
-return view.scored.label.sum(-1).sigmoid().mean()
+    def _loss(view: View, settings: Settings) -> Tensor:
+        return view.scored.label.sum(-1).sigmoid().mean()
 
-FL = ForgetTerm("FL", "forget less", "forget less", _loss, SOURCE)
-METHODS = tuple(by_loss(FL, retain) for retain in RETAIN_TERMS)  # FL, FL_GDR and FL_KLR
+    FL = ForgetTerm("FL", "forget less", "forget less", _loss, SOURCE)
+    METHODS = tuple(by_loss(FL, retain) for retain in RETAIN_TERMS)
+
+makes FL, FL_GDR and FL_KLR.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The metrics of a run: their registry, and likelihood on a pair of models."""
+"""The metrics, one file each: `metric.py` says what one is, `registry.py` finds them, `meter.py` measures a model by all."""

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel
-
-from unforgotten.experiments.config import EvaluationConfig
-from unforgotten.experiments.metrics.items import of_items
-from unforgotten.experiments.metrics.probes import Probes
+from unforgotten.experiments.metrics.metric import by_items
 from unforgotten.experiments.metrics.rouge import rouge_items
-from unforgotten.experiments.models.generation import generate
-from unforgotten.records.store import Measurement
+from unforgotten.records.metrics import METRICS as MEANINGS
+
+if TYPE_CHECKING:
+    from unforgotten.experiments.config import Measuring
+    from unforgotten.experiments.metrics.examined import Examined
+    from unforgotten.experiments.metrics.probes import Probes
 
 ANSWER_ENDS = ("\n\n", "\nQuestion", "Question:")
 
@@ -23,15 +24,19 @@ def cut_answer(text: str) -> str:
     return text.strip()
 
 
-def knowledge(
-    name: str, model: PreTrainedModel, probes: Probes, tokenizer: Any, config: EvaluationConfig
-) -> Measurement:
-    """M2 on the forget questions, M4 on the retain questions."""
-    prompts, answers = (
-        (probes.forget_prompts, probes.forget_answers)
-        if name == "M2"
-        else (probes.retain_prompts, probes.retain_answers)
-    )
-    outputs = generate(model, prompts, tokenizer, config.answer_tokens, config.batch)
-    texts = [cut_answer(tokenizer.decode(tokens, skip_special_tokens=True)) for tokens in outputs]
-    return of_items(name, rouge_items(answers, texts))
+def _knowledge(
+    model: Examined, prompts: Sequence[Sequence[int]], answers: Sequence[str], settings: Measuring
+) -> list[float]:
+    said = model.continuations(prompts, settings.evaluation.answer_tokens)
+    return rouge_items(answers, [cut_answer(text) for text in said])
+
+
+def _of_forget(model: Examined, probes: Probes, settings: Measuring) -> list[float]:
+    return _knowledge(model, probes.forget_prompts, probes.forget_answers, settings)
+
+
+def _of_retain(model: Examined, probes: Probes, settings: Measuring) -> list[float]:
+    return _knowledge(model, probes.retain_prompts, probes.retain_answers, settings)
+
+
+METRICS = (by_items("M2", MEANINGS["M2"], _of_forget), by_items("M4", MEANINGS["M4"], _of_retain))

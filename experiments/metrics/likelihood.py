@@ -19,7 +19,7 @@ from unforgotten.experiments.models.scoring import next_logits
 from unforgotten.theory.models.divergence import U64, metric_change_upper_bound
 from unforgotten.theory.models.greedy import certified_tokens
 
-METRICS = ("loss", "accuracy", "probability")
+LIKELIHOODS = ("loss", "accuracy", "probability")
 Items = dict[str, list[float]]
 BATCH_BYTES = 2**27  # of one model's logits in float64
 
@@ -101,7 +101,7 @@ def measure(
     Raises:
         ValueError: a model gives logits that are not finite.
     """
-    items: dict[str, Items] = {name: {m: [] for m in METRICS} for name in models}
+    items: dict[str, Items] = {name: {m: [] for m in LIKELIHOODS} for name in models}
     apart = {pair: Apart() for pair in pairs}
     for batch in texts:
         logits = {name: logits_of(model, batch) for name, model in models.items()}

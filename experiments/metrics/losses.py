@@ -1,23 +1,39 @@
-"""forget_loss and retain_loss: mean negative log-probability per token of each document."""
+"""forget_loss and retain_loss: mean negative log-probability per token of each document, nats."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-from torch import Tensor
+from unforgotten.experiments.metrics.metric import by_items
+from unforgotten.records.metrics import METRICS as MEANINGS
 
-from unforgotten.experiments.metrics.items import of_items
-from unforgotten.records.store import Measurement
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unforgotten.experiments.config import Measuring
+    from unforgotten.experiments.metrics.examined import Examined
+    from unforgotten.experiments.metrics.probes import Probes
 
 
-def losses(passages: Sequence[Tensor], retain: Sequence[Tensor]) -> list[Measurement]:
-    """forget_loss of the passages and retain_loss of the retain documents, one item a document.
+def loss_items(scores: Sequence[Tensor]) -> list[float]:
+    """Return the loss of each document.
 
     Args:
-        passages: `token_scores` of `Probes.passages`.
-        retain: those of `Probes.retain`.
+        scores: `token_scores` of the documents.
     """
-    return [
-        of_items(name, [-float(text.double().mean()) for text in texts])
-        for name, texts in (("forget_loss", passages), ("retain_loss", retain))
-    ]
+    return [-float(text.double().mean()) for text in scores]
+
+
+def _of_passages(model: Examined, probes: Probes, settings: Measuring) -> list[float]:
+    return loss_items(model.token_scores("passages"))
+
+
+def _of_retain(model: Examined, probes: Probes, settings: Measuring) -> list[float]:
+    return loss_items(model.token_scores("retain"))
+
+
+METRICS = (
+    by_items("forget_loss", MEANINGS["forget_loss"], _of_passages),
+    by_items("retain_loss", MEANINGS["retain_loss"], _of_retain),
+)

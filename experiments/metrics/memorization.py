@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
-from transformers import PreTrainedModel
-
-from unforgotten.experiments.config import Measuring
-from unforgotten.experiments.metrics.items import of_items
-from unforgotten.experiments.metrics.probes import Probes
+from unforgotten.experiments.metrics.metric import by_items
 from unforgotten.experiments.metrics.rouge import rouge_items
-from unforgotten.experiments.models.generation import generate
-from unforgotten.records.store import Measurement
+from unforgotten.records.metrics import METRICS as MEANINGS
+
+if TYPE_CHECKING:
+    from unforgotten.experiments.config import Measuring
+    from unforgotten.experiments.metrics.examined import Examined
+    from unforgotten.experiments.metrics.probes import Probes
 
 
-def verbatim_memory(model: PreTrainedModel, probes: Probes, tokenizer: Any, config: Measuring) -> Measurement:
-    """M1."""
-    outputs = generate(model, probes.verbatim_prompts, tokenizer, config.corpus.probe_tokens, config.evaluation.batch)
-    texts = [tokenizer.decode(tokens, skip_special_tokens=True) for tokens in outputs]
-    return of_items("M1", rouge_items(probes.verbatim_truths, texts))
+def _verbatim(model: Examined, probes: Probes, settings: Measuring) -> list[float]:
+    return rouge_items(
+        probes.verbatim_truths, model.continuations(probes.verbatim_prompts, settings.corpus.probe_tokens)
+    )
+
+
+METRICS = (by_items("M1", MEANINGS["M1"], _verbatim),)

@@ -10,25 +10,18 @@ In goes a state; out come its measurements by name. Every text is scored once, w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from torch import Tensor
-from transformers import PreTrainedModel
-
 from unforgotten.experiments.config import Measuring
-from unforgotten.experiments.metrics.knowledge import knowledge
-from unforgotten.experiments.metrics.losses import losses
-from unforgotten.experiments.metrics.memorization import verbatim_memory
-from unforgotten.experiments.metrics.privacy import min_k, privacy_leakage
+from unforgotten.experiments.metrics.examined import Examined
+from unforgotten.experiments.metrics.privacy import membership_scores
 from unforgotten.experiments.metrics.probes import Probes
-from unforgotten.experiments.models.scoring import token_scores
+from unforgotten.experiments.metrics.registry import METRICS
 from unforgotten.experiments.models.shell import Shell
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.records.store import Measurement
 
-ITEMWISE = ("M1", "M2", "M4", "forget_loss", "retain_loss")
-"""Metrics whose value is the mean of their items; of the others, M3 has a value with a retrained model only."""
 Measured = Mapping[str, Measurement]
 
 
@@ -60,28 +53,21 @@ class Meter:
         return self.known[key]
 
     def _measure(self, state: State, only: Collection[str] | None) -> Measured:
-        model, probes = self.shell.with_state(state), self.probes
-        settings, tokenizer = self.settings, self.shell.tokenizer
-        passages, retain = (self._scores(model, d) for d in (probes.passages, probes.retain))
-        found = [
-            verbatim_memory(model, probes, tokenizer, settings),
-            *(knowledge(m, model, probes, tokenizer, settings.evaluation) for m in ("M2", "M4")),
-            *losses(passages, retain),
-        ]
-        if only is None:
-            scores = min_k([*passages, *self._scores(model, probes.holdout)], settings.evaluation.min_k)
-            leak = privacy_leakage(scores, self.retrained_scores or scores, len(passages), seed=settings.seed)
-            found += [m for m in leak if m.metric != "M3" or self.retrained_scores is not None]
-        return {m.metric: m for m in found if only is None or m.metric in only}
+        model = self._examined(state)
+        there = frozenset() if self.retrained_scores is None else frozenset({"retrained"})
+        return {
+            name: metric.measure(model, self.probes, self.settings)
+            for name, metric in METRICS.items()
+            if metric.needs <= there and (only is None or name in only)
+        }
 
     def membership(self, state: State) -> list[float]:
         """Return Min-K % of the forget passages, then of the holdout texts."""
-        model, probes = self.shell.with_state(state), self.probes
-        scores = [s for texts in (probes.passages, probes.holdout) for s in self._scores(model, texts)]
-        return min_k(scores, self.settings.evaluation.min_k)
+        return membership_scores(self._examined(state), self.settings)
 
-    def _scores(self, model: PreTrainedModel, documents: Sequence[Sequence[int]]) -> list[Tensor]:
-        return token_scores(model, documents, self.settings.evaluation.batch)
+    def _examined(self, state: State) -> Examined:
+        model, tokenizer = self.shell.with_state(state), self.shell.tokenizer
+        return Examined(model, tokenizer, self.probes, self.settings, self.retrained_scores)
 
 
 def fingerprint(state: State) -> bytes:

@@ -1,63 +1,40 @@
-"""M3, privacy leakage: 100 (AUC - AUC_retrained) / AUC_retrained, AUC = P[MinK(holdout) > MinK(forget)]."""
+"""auc and M3, privacy leakage: 100 (AUC - AUC_retrained) / AUC_retrained, AUC = P[MinK(holdout) > MinK(forget)]."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
-from torch import Tensor
+from unforgotten.experiments.metrics.metric import Metric
+from unforgotten.records.metrics import METRICS as MEANINGS
 
-from unforgotten.records.store import Measurement
-
-BOOTSTRAPS = 1_000
-
-
-def min_k(scores: Sequence[Tensor], share: float) -> list[float]:
-    """Return the mean of the `share` least likely token log-probabilities of each text; `scores` as of `token_scores`."""
-    ordered = (text.sort().values for text in scores)
-    return [float(text[: max(1, int(share * len(text)))].double().mean()) for text in ordered]
+if TYPE_CHECKING:
+    from unforgotten.experiments.config import Measuring
+    from unforgotten.experiments.metrics.examined import Examined
+    from unforgotten.experiments.metrics.probes import Probes
+    from unforgotten.records.store import Measurement
 
 
-def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
-    """P[score(holdout) > score(forget)], ties half."""
-    truth = [0] * len(forget) + [1] * len(holdout)
-    return float(roc_auc_score(truth, [*forget, *holdout]))
+def membership_scores(model: Examined, settings: Measuring) -> list[float]:
+    """Return Min-K % of the forget passages, then of the holdout texts."""
+    from unforgotten.experiments.metrics.membership import min_k
+
+    scores = [*model.token_scores("passages"), *model.token_scores("holdout")]
+    return min_k(scores, settings.evaluation.min_k)
 
 
-def privacy_leakage(
-    scores: Sequence[float], retrained: Sequence[float], forget_count: int, *, seed: int
-) -> list[Measurement]:
-    """AUC, and M3 against the retrained model's scores on the same texts.
+def _leakage(model: Examined, probes: Probes, settings: Measuring) -> list[Measurement]:
+    from unforgotten.experiments.metrics.membership import privacy_leakage
 
-    Args:
-        scores: Min-K % of the forget texts, then of the holdout texts.
-        retrained: the same of the retrained model.
-        forget_count: how many of them are forget texts.
-        seed: of the bootstrap, which draws the same texts for both models.
-    """
-    n, m = forget_count, len(scores) - forget_count
-    wins, base_wins = (_wins(np.asarray(x), n) for x in (scores, retrained))
-    rng = np.random.default_rng(seed)
-    aucs, leaks = [], []
-    for _ in range(BOOTSTRAPS):
-        drawn = np.ix_(rng.integers(n, size=n), rng.integers(m, size=m))
-        auc, base = wins[drawn].mean(), base_wins[drawn].mean()
-        aucs.append(auc)
-        if base:  # M3 has no value against an AUC of 0
-            leaks.append(100.0 * (auc - base) / base)
-    auc = membership_auc(scores[:n], scores[n:])
-    base = membership_auc(retrained[:n], retrained[n:])
-    leak = 100.0 * (auc - base) / base if base else float("nan")
-    spread = float(np.std(leaks, ddof=1)) if len(leaks) > 1 else None
-    return [
-        Measurement("auc", auc, float(np.std(aucs, ddof=1)), len(scores), tuple(scores)),
-        Measurement("M3", leak, spread, len(scores)),
-    ]
+    scores = membership_scores(model, settings)
+    return privacy_leakage(scores, model.retrained_scores or scores, len(probes.passages), seed=settings.seed)
 
 
-def _wins(scores: NDArray[np.float64], forget_count: int) -> NDArray[np.float64]:
-    """Who wins each pair (forget, holdout): 1 the holdout text, 0.5 a tie; its mean is the AUC."""
-    forget, holdout = scores[:forget_count, None], scores[None, forget_count:]
-    return np.where(holdout == forget, 0.5, holdout > forget)
+def _auc(model: Examined, probes: Probes, settings: Measuring) -> Measurement:
+    return _leakage(model, probes, settings)[0]
+
+
+def _leak(model: Examined, probes: Probes, settings: Measuring) -> Measurement:
+    return _leakage(model, probes, settings)[1]
+
+
+METRICS = (Metric("auc", MEANINGS["auc"], _auc), Metric("M3", MEANINGS["M3"], _leak, needs=frozenset({"retrained"})))

@@ -27,7 +27,7 @@ from unforgotten.audit.verdict.rule import DECIDES_BEHAVIOUR, TAKEN, decide
 from unforgotten.experiments.legs.behaviour import RECOVERED, leg_of
 from unforgotten.experiments.metrics.effects import recovery
 from unforgotten.experiments.metrics.items import of_items
-from unforgotten.experiments.metrics.likelihood import METRICS
+from unforgotten.experiments.metrics.likelihood import LIKELIHOODS
 from unforgotten.records.files import write_text
 from unforgotten.records.store import Measurement, Subject
 
@@ -181,7 +181,7 @@ def output_of(four: Mapping[str, Mapping[str, Mapping[str, list[float]]]], name:
             format=key,
             losses={m: mean_of(items[m]["loss"]) for m in ("Q(target)", "Q(unlearned)")},
             distances=[],
-            recoveries=[recovery(metric, items) for metric in METRICS],
+            recoveries=[recovery(metric, items) for metric in LIKELIHOODS],
             effects=[],
         )
         for key, items in four.items()

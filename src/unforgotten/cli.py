@@ -206,9 +206,10 @@ def methods(as_json: Json = False) -> None:
 @app.command()
 def metrics(as_json: Json = False) -> None:
     """List the metrics of a run's rows."""
+    from unforgotten.experiments.metrics.registry import METRICS as MEASURED
     from unforgotten.records.metrics import METRICS
 
-    _print_mapping("metric", METRICS, as_json)
+    _print_mapping("metric", {**METRICS, **{name: m.meaning for name, m in MEASURED.items()}}, as_json)
 
 
 @app.command()

@@ -13,12 +13,12 @@ torch = pytest.importorskip("torch", reason="the legs need unforgotten[experimen
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
 from unforgotten.audit.verdict.rule import decide
 from unforgotten.experiments.data.texts import read_texts
-from unforgotten.experiments.legs.behaviour import behaviour_leg
+from unforgotten.experiments.legs.behaviour import DECOMPOSED, behaviour_leg
 from unforgotten.experiments.legs.benchmark import read_benchmark
 from unforgotten.experiments.legs.loaded_pair import open_model_pair
 from unforgotten.experiments.legs.output import output_leg
 from unforgotten.experiments.load_config import load_config
-from unforgotten.experiments.metrics.meter import ITEMWISE, Meter
+from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.models.saved import save_model
 from unforgotten.experiments.models.shell import state_of
 from unforgotten.experiments.studies.audit_truth_models import constructed, same
@@ -126,7 +126,7 @@ def test_behaviour_is_what_a_run_measures(run: Path, pair: tuple[Path, Path], do
     config = load_config(str(MICRO))
     bench_of_audit = read_benchmark(run / "corpus", loaded.shell.tokenizer, loaded.shell.context)
     meter = Meter(loaded.shell, bench_of_audit.probes, config)
-    measured = meter.measure(state_of(loaded.shell.with_state(loaded.unlearned)), ITEMWISE)
+    measured = meter.measure(state_of(loaded.shell.with_state(loaded.unlearned)), DECOMPOSED)
     own = {name: m.value for name, m in measured.items()}
     seen = done["metrics"]["unlearned"]
     assert {m: seen[m]["value"] for m in own} == own

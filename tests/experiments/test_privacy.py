@@ -8,7 +8,7 @@ import pytest
 
 pytest.importorskip("torch", reason="the metrics of the experiments need torch")
 
-from unforgotten.experiments.metrics.privacy import privacy_leakage
+from unforgotten.experiments.metrics.membership import privacy_leakage
 
 SCORES = [-3.0, -2.0, -1.0, -4.0]  # two forget texts, then two holdout texts
 RETRAINED = [-2.0, -3.0, -1.0, -2.5]

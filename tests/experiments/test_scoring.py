@@ -12,10 +12,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experiments]")
 
 from unforgotten.experiments.data.corpus import read_fiction
+from unforgotten.experiments.evaluation import DECOMPOSED
 from unforgotten.experiments.load_config import load_config
-from unforgotten.experiments.metrics.losses import losses
-from unforgotten.experiments.metrics.meter import ITEMWISE, Meter
-from unforgotten.experiments.metrics.privacy import min_k
+from unforgotten.experiments.metrics.losses import loss_items
+from unforgotten.experiments.metrics.membership import min_k
+from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.metrics.probes import make_probes
 from unforgotten.experiments.models.batches import pad
 from unforgotten.experiments.models.saved import load_model, load_tokenizer
@@ -81,10 +82,8 @@ def test_no_pass_reads_more_than_its_share_of_documents(meter: Meter) -> None:
 def test_losses_and_min_k_are_read_from_the_same_scores(meter: Meter) -> None:
     texts = documents(meter)
     scores, expected = token_scores(meter.shell.model, texts, 64), formula(meter.shell.model, texts)
-    forget, retain = losses(scores[:5], scores[5:])
-    assert (forget.metric, forget.n, retain.metric, retain.n) == ("forget_loss", 5, "retain_loss", len(texts) - 5)
     means = [-float(x.mean()) for x in expected]
-    assert (*(forget.items or ()), *(retain.items or ())) == pytest.approx(means, rel=ROUNDING)
+    assert loss_items(scores) == pytest.approx(means, rel=ROUNDING)
     least = [float(x.sort().values[: max(1, int(SHARE * len(x)))].mean()) for x in expected]
     assert min_k(scores, SHARE) == pytest.approx(least, rel=ROUNDING)
 
@@ -104,5 +103,6 @@ def test_each_text_is_scored_once_and_the_retrained_model_leaks_nothing(meter: M
     hook.remove()
     assert rows["auc"].items == tuple(scores)
     assert rows["M3"].value == 0
-    again = meter.measure(state, ITEMWISE)
+    assert (rows["forget_loss"].n, rows["retain_loss"].n) == (len(probes.passages), len(probes.retain))
+    again = meter.measure(state, DECOMPOSED)
     assert again == {name: rows[name] for name in again}

@@ -1,0 +1,56 @@
+"""What a metric is: a number that a model shows on the probes of a run.
+
+A metric is a file of this folder with a module-level `METRICS`; `registry.py` finds it there, and every model of a run and of
+an audit's behaviour leg is measured by it, in every format. One that is the mean of its items needs their function alone:
+
+    def _lengths(model: Examined, probes: Probes, settings: Measuring) -> list[float]:
+        return [float(len(text)) for text in model.continuations(probes.forget_prompts, settings.evaluation.answer_tokens)]
+
+    METRICS = (by_items("length", "mean length of answers, characters", _lengths),)
+
+`unforgotten metrics` lists them where torch is missing, so a file of this folder imports what is heavy inside of its
+functions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from unforgotten.experiments.config import Measuring
+    from unforgotten.experiments.metrics.examined import Examined
+    from unforgotten.experiments.metrics.probes import Probes
+    from unforgotten.records.store import Measurement
+
+Need = Literal["retrained"]
+"""What there may not be: "retrained", scores of the model that never saw the forget texts."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a model.
+
+    Attributes:
+        name: name in the rows.
+        meaning: what it says, with its unit and range.
+        measure: measurement of a model by the probes, as the settings say.
+        needs: what must be there; without it the metric is left out.
+    """
+
+    name: str
+    meaning: str
+    measure: Callable[[Examined, Probes, Measuring], Measurement]
+    needs: frozenset[Need] = frozenset()
+
+
+def by_items(name: str, meaning: str, items: Callable[[Examined, Probes, Measuring], Sequence[float]]) -> Metric:
+    """Return the metric that is the mean of its items, with the standard error of the mean."""
+
+    def measure(model: Examined, probes: Probes, settings: Measuring) -> Measurement:
+        from unforgotten.experiments.metrics.items import of_items
+
+        return of_items(name, items(model, probes, settings))
+
+    return Metric(name, meaning, measure)
