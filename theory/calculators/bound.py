@@ -134,7 +134,7 @@ class _Setup:
 
 
 def block_size(fmt: Format, question: Question) -> int:
-    """Weights that share a scale."""
+    """Return how many weights share a scale."""
     if fmt.block_size:
         return fmt.block_size
     return question.columns * (question.rows if fmt.block == "tensor" else 1)

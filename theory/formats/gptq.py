@@ -83,7 +83,7 @@ class GptqResult(NamedTuple):
 
 
 def calibration_hessian(x: NDArray[Any]) -> NDArray[Any]:
-    """H = 2/n X'X, the second derivative of the mean squared output error. Its scale changes no code.
+    """Return H = 2/n X'X, the second derivative of the mean squared output error. Its scale changes no code.
 
     Args:
         x: inputs of the layer, (tokens, columns).
@@ -92,7 +92,7 @@ def calibration_hessian(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def inverse_factor(h: NDArray[Any]) -> NDArray[Any]:
-    """U upper triangular with H^-1 = U'U, by Cholesky, inversion and Cholesky, as the libraries do.
+    """Return U, upper triangular with H^-1 = U'U, by Cholesky, inversion and Cholesky, as the libraries do.
 
     Args:
         h: matrix H, symmetric (n, n).

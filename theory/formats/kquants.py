@@ -201,7 +201,7 @@ def _affine_error(
 
 
 def _six_bits(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Sub-scales in 0 … 63 and their float16 unit, `max / 63`."""
+    """Return sub-scales in 0 … 63 and their float16 unit, `max / 63`."""
     largest = np.maximum(x.max(axis=1, keepdims=True), ZERO)
     inverse = np.where(largest > 0, np.float32(63) / largest, ZERO)
     wrapped = nearest_int(inverse * x).astype(np.uint8)  # a C cast: modulo 256

@@ -51,7 +51,7 @@ def to_blocks(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
 
 
 def padding(columns: int, fmt: Format) -> int:
-    """Zeros that fill the last block of a row (or of a flat tensor).
+    """Return how many zeros fill the last block of a row (or of a flat tensor).
 
     Raises:
         ValueError: the format takes whole blocks only, and the row has others.
@@ -93,7 +93,7 @@ def fit_grid(blocks: NDArray[Any], fmt: Format, *, count: int | None = None) -> 
 
 
 def code_units(blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None = None) -> NDArray[Any]:
-    """`v = (w - low) / scale + zero` in float32, not rounded; 0 + zero where a zero scale says nothing.
+    """Return `v = (w - low) / scale + zero` in float32, not rounded; 0 + zero where a zero scale says nothing.
 
     Args:
         blocks: weights by block, float32 (n_blocks, block).
@@ -106,7 +106,7 @@ def code_units(blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | No
 
 
 def encode(blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None = None) -> NDArray[Any]:
-    """Codes, int16 (n_blocks, block): indices into `fmt.levels`."""
+    """Return the codes, int16 (n_blocks, block): indices into `fmt.levels`."""
     grid = grid.encoder or grid
     ratio = _ratio(blocks, grid, fmt, count)
     with np.errstate(over="ignore"):  # a clipped ratio plus a zero point of its sign is inf: an end level
@@ -114,7 +114,7 @@ def encode(blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None =
 
 
 def decode(codes: NDArray[Any], grid: Grid, fmt: Format) -> NDArray[Any]:
-    """Values, float32 (n_blocks, block), that the deployed model computes with."""
+    """Return the values that the deployed model computes with, float32 (n_blocks, block)."""
     levels = np.asarray(fmt.levels, np.float32)
     with np.errstate(under="ignore", over="ignore"):
         value = (levels[codes] - grid.zero) * grid.scale
@@ -164,7 +164,7 @@ ARITHMETICS: Mapping[str, Callable[[NDArray[Any], NDArray[Any], Format], Ratio]]
 
 
 def quantize(w: NDArray[Any], fmt: Format) -> tuple[NDArray[Any], Grid]:
-    """Codes in the shape of `w` (int16, indices into `fmt.levels`) and the grid that was fitted to it.
+    """Return the codes in the shape of `w` (int16, indices into `fmt.levels`) and the grid that was fitted to it.
 
     Args:
         w: weights, any shape, any float dtype; computed in float32.
@@ -179,7 +179,7 @@ def quantize(w: NDArray[Any], fmt: Format) -> tuple[NDArray[Any], Grid]:
 
 
 def round_trip(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
-    """Q(w): quantize and dequantize, float32 in the shape of `w`."""
+    """Return Q(w): quantize and dequantize, float32 in the shape of `w`."""
     blocks, count = to_blocks(w, fmt), _flat_count(w, fmt)
     grid = fit_grid(blocks, fmt, count=count)
     codes = encode(blocks, grid, fmt, count=count)

@@ -128,7 +128,7 @@ def shells(law: StepLaw, node: int, lr: float, steps: int, dtype: str) -> Shells
 
 
 def free_radius(lr: float, dtype: str) -> float:
-    """Weights below this power of two have a spacing of at most lr / FREE_SPACINGS; 0 if not even the subnormals."""
+    """Return the power of two below which the spacing is at most lr / FREE_SPACINGS; 0 if not even subnormals are."""
     _, exponent = math.frexp(lr / FREE_SPACINGS)
     exponent += SIGNIFICANT_BITS[dtype] - 1
     return math.ldexp(1.0, exponent) if exponent > SMALLEST_NORMAL_EXPONENT[dtype] else 0.0

@@ -124,7 +124,7 @@ def _limit_nothing(blocks: Array, fmt: Format, partial: bool) -> Interval:
 
 
 def _limit_range(blocks: Array, fmt: Format, partial: bool) -> Interval:
-    """Between min and max, widened to contain 0 where the statistic is; the first min and the first max stay."""
+    """Keep weights between min and max, widened to contain 0 where the statistic is; the first of each stays."""
     low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
     lowest, highest = low, high
     if fmt.statistic == "range":
@@ -176,7 +176,7 @@ def same_scale(statistic: Array, fmt: Format, *, partial: bool = False) -> Inter
     bare = replace(fmt, empty_scale=0.0, storage="float32")
 
     def scale(magnitude: Array) -> Array:
-        """Of blocks of one weight, beside one that holds the tensor's largest magnitude."""
+        """Return the scales of blocks of one weight, beside one that holds the tensor's largest magnitude."""
         blocks = np.concatenate([sign * magnitude, [[tensor_absmax]]]).astype(np.float32)
         with np.errstate(over="ignore"):
             found = FITS[fmt.statistic](blocks, bare).scale[:-1]
@@ -216,7 +216,7 @@ def _from_key(key: Array) -> Array:
 
 
 def _interval(low: Array, high: Array) -> Interval:
-    """From keys; one key beyond the largest float32 stands for inf."""
+    """Turn keys into an interval of float32; one key beyond the largest float32 stands for inf."""
     return Interval(_from_key(low), _from_key(high))
 
 

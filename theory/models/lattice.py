@@ -23,7 +23,7 @@ SOURCE = "Babai 1986 (nearest plane); Chen et al. 2025, arXiv 2507.18553 (GPTQ i
 
 
 def skew(factor: NDArray[Any]) -> NDArray[Any]:
-    """M = diag(U) U^-T, unit lower triangular: how the errors of earlier columns reach a later one.
+    """Return M = diag(U) U^-T, unit lower triangular: how the errors of earlier columns reach a later one.
 
     Args:
         factor: U, (n, n) upper triangular with a positive diagonal.

@@ -33,7 +33,7 @@ def agree(value: float, expression: Any) -> None:
 
 
 def _moment(n: int, power: int) -> Any:
-    """E[D^power] for u uniform on (0, 1), |delta| = (n + phi) Delta: D = Delta floor(u + n + phi)."""
+    """Return E[D^power] for u uniform on (0, 1), |delta| = (n + phi) Delta: D = Delta floor(u + n + phi)."""
     below = sp.integrate((n * step) ** power, (u, 0, 1 - phi))
     above = sp.integrate(((n + 1) * step) ** power, (u, 1 - phi, 1))
     return sp.expand(below + above)

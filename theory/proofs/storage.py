@@ -130,7 +130,7 @@ def dead_zone_rule(s: Storage, edge_of: Edge = frozen_exponent) -> Rule:
 
 
 def half_ulp_rule(s: Storage, *, one_ulp_for_both_sides: bool = False) -> Rule:
-    """|eta| < gap/2, or = gap/2 and w even, iff w + eta rounds to w: gap is the distance to the neighbour on that side.
+    """State: w + eta rounds to w iff |eta| < gap/2, or = gap/2 and w even; gap: distance to the neighbour on that side.
 
     Toward 0 from a power of two the gap is half of the ulp, so "|eta| < ulp(w)/2 returns w" needs the side.
     """
@@ -164,7 +164,7 @@ def saturation_rule(s: Storage) -> Rule:
 
 
 def check_float32_sum(dtype: str, *, units: float = 1.0) -> None:
-    """Adding in float32 and then rounding still freezes |w| > 2^e if eta < 2^(e-p) - units * 2^(e-24).
+    """Check that adding in float32 and then rounding still freezes |w| > 2^e if eta < 2^(e-p) - units * 2^(e-24).
 
     Raises:
         AssertionError: a weight above the edge moves.

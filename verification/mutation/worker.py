@@ -83,7 +83,7 @@ class Told:
         os.write(self.say, (json.dumps(what) + "\n").encode())
 
     def pytest_sessionstart(self) -> None:
-        """As profile `ci`, but a failing example is not shrunk: that it fails is enough."""
+        """Load a profile like `ci` that does not shrink a failing example: that it fails is enough."""
         from hypothesis import Phase, settings
 
         ci = settings.get_profile("ci")
@@ -152,7 +152,7 @@ def clear_caches() -> None:
 
 
 def run_tests(job: dict[str, Any], say: int) -> int:
-    """In the fork: pytest's exit code."""
+    """Run the tests in the fork, and return pytest's exit code."""
     if job.get("module"):
         sys.meta_path.insert(0, Mutated(job["module"], job["path"], job["source"]))
     limits = job.get("limits", {}), job.get("each", 0.0)
