@@ -1,6 +1,12 @@
 """Float32 arithmetic in exact rationals: an implementation of the formats that shares no code with `theory`.
 
 One number at a time, one correctly rounded operation at a time, in `fractions.Fraction`.
+
+Takes a block as a list of fractions, with its format; gives codes and values as fractions.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> float32(Fraction(1, 3)) - Fraction(1, 3)
+Fraction(1, 100663296)
 """
 
 from __future__ import annotations

@@ -2,6 +2,12 @@
 
 Call under `jax.enable_x64(True)`, as `design` does; importing this module changes no setting. Needs jax:
 `pip install 'unforgotten[verify]'`.
+
+Takes a `Setup` and a learning rate as a jax scalar; gives sums over the weights, and from them a gain or a cosine.
+
+>>> with jax.enable_x64(True): float(energy(0.25, 1.0))
+...
+0.25
 """
 
 from __future__ import annotations

@@ -1,4 +1,11 @@
-"""Formats with levels from a table: NF4 and FP4 of bitsandbytes, and the small floats E2M1 and E4M3."""
+"""Formats with levels from a table: NF4 and FP4 of bitsandbytes, and the small floats E2M1 and E4M3.
+
+Takes a name and a block size; gives a `Format`; `format_named` calls these functions by the name of a family.
+
+>>> fmt = nf4("nf4-b64", 64)
+>>> fmt.bits, len(fmt.levels), round(fmt.levels[1], 4)
+(4, 16, -0.6962)
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,16 @@
 
 Everything is float32, in the order of operations of the library that the format names. Slow and plain on
 purpose: faster paths are tested against this one.
+
+Takes a tensor and a `Format`; gives its codes and its `Grid`, or the values that the deployed model computes with.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> w = np.array([[7, -2, 0.4, 0]], np.float32)
+>>> codes, grid = quantize(w, format_named("int4-row"))
+>>> codes.tolist()
+[[14, 5, 7, 7]]
+>>> round_trip(w, format_named("int4-row")).tolist()
+[[7.0, -2.0, 0.0, 0.0]]
 """
 
 from __future__ import annotations

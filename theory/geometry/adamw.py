@@ -1,4 +1,13 @@
-"""T5: how far one step of AdamW can move a weight, and many steps. The folk bound "at most lr" is false."""
+"""T5: how far one step of AdamW can move a weight, and many steps. The folk bound "at most lr" is false.
+
+Takes a learning rate, the number of a step and the two decays; gives bounds of that step, and of the whole
+displacement of a weight, both rounded up.
+
+>>> round(adamw_step_upper_bound(lr=1e-5, t=1) / 1e-5, 6)
+1.0
+>>> round(adamw_limit_ratio(), 2)
+7.27
+"""
 
 from __future__ import annotations
 

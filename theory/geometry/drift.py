@@ -1,4 +1,13 @@
-"""T2: a changed block moves its own grid. How far, when no code can change for it, and what then is left of the update."""
+"""T2: a changed block moves its own grid. How far, when no code can change for it, and what then is left of the update.
+
+Takes sizes of updates, or a tensor before and after, and a format; gives bounds of how far a scale moves, and which
+codes are certain to stay.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> w = np.array([[7, -2, 0.4, 0]], np.float32)
+>>> certified_codes(w, w + np.float32(0.01), format_named("int4-row")).tolist()
+[[True, True, True, True]]
+"""
 
 from __future__ import annotations
 

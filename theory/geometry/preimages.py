@@ -1,4 +1,12 @@
-"""T1 in the arithmetic of the kernel: which float32 weights have a code, exactly, and which keep a whole block."""
+"""T1 in the arithmetic of the kernel: which float32 weights have a code, exactly, and which keep a whole block.
+
+Takes codes and a grid, or the blocks of a tensor; gives `Interval`s of float32 weights, (n_blocks, m).
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> box = block_box(np.array([[7, 1]], np.float32), format_named("int4-row"))
+>>> box.lower.tolist(), box.upper.tolist()
+([[7.0, 0.5000000596046448]], [[7.0, 1.4999998807907104]])
+"""
 
 from __future__ import annotations
 

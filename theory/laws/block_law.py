@@ -1,4 +1,15 @@
-"""T6-T8 for whole blocks: flips, gain and cosine of an update of one size, on fixed and on adaptive grids."""
+"""T6-T8 for whole blocks: flips, gain and cosine of an update of one size, on fixed and on adaptive grids.
+
+Takes a format, a density, the law of the absmax of blocks and the size of an update; gives `Expected`.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> from unforgotten.theory.laws.absmax import absmax_law
+>>> from unforgotten.theory.laws.densities import Gaussian
+>>> law = absmax_law(Gaussian(1.0), 64)
+>>> found = block_law(format_named("int4-g64"), Gaussian(1.0), law, delta=0.01, mode="fixed")
+>>> round(found.gain, 2), round(found.cosine, 2)
+(0.98, 0.16)
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,17 @@
-"""T11 and C2: gain, flips and cosine of a format from the weights' law, the learning rate, the steps and the dtype."""
+"""T11 and C2: gain, flips and cosine of a format from the weights' law, the learning rate, the steps and the dtype.
+
+Takes a format, the densities of weights and absmax, the law of the steps and the training run; gives a `Prediction`.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> from unforgotten.theory.geometry.motion import step_law
+>>> from unforgotten.theory.laws.absmax import absmax_law
+>>> from unforgotten.theory.laws.densities import Gaussian
+>>> density = Gaussian(0.02)
+>>> law, steps = absmax_law(density, 64), step_law("sign")
+>>> found = predict(format_named("int4-g64"), density, law, steps, lr=1e-5, steps=500, dtype="bfloat16")
+>>> round(found.moved, 2), round(found.expected.gain, 2)
+(0.15, 0.75)
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""T15 and T12 over the reals: greedy stability, the AUC's margin, total variation, and a tail for unequal coins."""
+"""T15 and T12 over the reals: greedy stability, the AUC's margin, total variation, and a tail for unequal coins.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+A `…_statement` takes what a wrong version would have instead, and returns a formula for z3.
+
+>>> greedy_choice_is_stable()
+"""
 
 # pyright: reportOperatorIssue=false
 # z3 declares unions of every kind of expression, and sums of those that have no sum.

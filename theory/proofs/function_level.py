@@ -1,4 +1,9 @@
-"""T13, T15 and T16 by SymPy: gating noise in a function's value, the two bounds of total variation, and recovery."""
+"""T13, T15 and T16 by SymPy: gating noise in a function's value, the two bounds of total variation, and recovery.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+
+>>> gating_moments()
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,10 @@
 
 Each statement is built by a function whose keywords hold what a wrong version would have instead, so that the tests
 can ask z3 to refute the wrong one.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+
+>>> nearest_level_cells_are_intervals()
 """
 
 # pyright: reportOperatorIssue=false

@@ -1,4 +1,9 @@
-"""T17 in symbols and in rationals: GPTQ is Babai's nearest plane, and what follows from it."""
+"""T17 in symbols and in rationals: GPTQ is Babai's nearest plane, and what follows from it.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+
+>>> gptq_residuals_are_skewed_errors()
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,9 @@
-"""T6-T11 derived with SymPy from their definitions, and the code's functions checked against the result."""
+"""T6-T11 derived with SymPy from their definitions, and the code's functions checked against the result.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+
+>>> unbiased_gating()
+"""
 
 # pyright: reportOperatorIssue=false, reportIndexIssue=false
 # SymPy declares Basic where it returns expressions.

@@ -1,4 +1,9 @@
-"""T5 by SymPy: AdamW's closed form from its recursion, its case of equality, its limit, its monotony; SGD and LoRA."""
+"""T5 by SymPy: AdamW's closed form from its recursion, its case of equality, its limit, its monotony; SGD and LoRA.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+
+>>> decay_unrolls()
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,10 @@
 That a finite list of updates is enough: a rounded sum changes only at midpoints of the format, and those around a
 weight lie at a power of two from it. So what happens for all real eta > 0 is decided at 2^k, just above it, and just
 below 2^(k+1), for every k from below half the smallest number to above the largest.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+
+>>> float8_dead_zone()
 """
 
 from __future__ import annotations

@@ -1,4 +1,11 @@
-"""A quantizer of somebody else, with what its author claims of it. What is not claimed is not tested."""
+"""A quantizer of somebody else, with what its author claims of it. What is not claimed is not tested.
+
+Takes what an author gives, a function, a class, an object or `module:object`; gives a `Quantizer`, whose fields
+say which contracts it is held to.
+
+>>> describe(lambda w: w, name="identity").name
+'identity'
+"""
 
 from __future__ import annotations
 

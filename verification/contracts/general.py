@@ -1,4 +1,11 @@
-"""Contracts that need no grid: order, zeros, signs, blocks, memory; and equality with a format of ours."""
+"""Contracts that need no grid: order, zeros, signs, blocks, memory; and equality with a format of ours.
+
+Takes a described quantizer and weights (rows, columns); gives a `Counterexample`, or None where the contract holds.
+
+>>> from unforgotten.verification.contracts.libraries import reference
+>>> mirrors(reference("int4-g32"), np.ones((1, 32), np.float32)) is None
+True
+"""
 
 from __future__ import annotations
 

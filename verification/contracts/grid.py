@@ -1,4 +1,12 @@
-"""Contracts of a quantizer that claims its levels: where on the exact grid of its block a weight must land."""
+"""Contracts of a quantizer that claims its levels: where on the exact grid of its block a weight must land.
+
+Takes a described quantizer and weights (rows, columns); gives a `Counterexample`, or None where the contract holds.
+A `Rule` judges one block on its exact grid, and `on_the_grid` makes a contract of it.
+
+>>> from unforgotten.verification.contracts.libraries import reference
+>>> on_the_grid(nearest_level)(reference("int4-g32"), np.ones((1, 32), np.float32)) is None
+True
+"""
 
 from __future__ import annotations
 

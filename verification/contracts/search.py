@@ -1,4 +1,12 @@
-"""Contracts against somebody else's quantizer: Hypothesis looks for weights that break one, and shrinks them."""
+"""Contracts against somebody else's quantizer: Hypothesis looks for weights that break one, and shrinks them.
+
+Takes a described quantizer; gives an object for JSON: the verdict on every contract that its claims imply, and the
+smallest weights that break one.
+
+>>> from unforgotten.verification.contracts.libraries import reference
+>>> judge(next(iter(CONTRACTS)), reference("int4-g32"), examples=5, seed=0).outcome
+'holds'
+"""
 
 from __future__ import annotations
 

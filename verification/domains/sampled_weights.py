@@ -2,6 +2,12 @@
 
 Hypothesis draws the kind and a seed, `strategies.tensors` calls the kind with `rng_for` of them; vectorized tests
 draw thousands of rows at once.
+
+Takes a generator, a format and a shape (rows, block); gives float32 weights of that shape.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> normal(np.random.default_rng(0), format_named("int4-g32"), (2, 32)).shape
+(2, 32)
 """
 
 from __future__ import annotations

@@ -1,4 +1,9 @@
-"""Domains: formats, tensors that are hard to quantize, and updates of them."""
+"""Domains: formats, tensors that are hard to quantize, and updates of them.
+
+Takes the names of formats and kinds, keyword-only; gives a Hypothesis strategy, which says what it shrinks to.
+
+>>> formats(names=["int4-g64"]).validate()
+"""
 
 from __future__ import annotations
 

@@ -3,6 +3,11 @@
 An operator is only exchanged for one of its own kind: `a * b` becomes `a / b`, never `a << b`, which on floats raises
 TypeError in whatever test comes first and would only raise the score. Annotations are left alone: nothing runs them.
 `theory/proofs/` is left out: a proof is a test, and `test_proofs_refute.py` plants what each must refuse.
+
+Takes the files of a tree; gives `Mutant`s, and the source of each with its change in it.
+
+>>> telling("core/ReplaceBinaryOperator_Mul_Div"), telling("core/ReplaceBinaryOperator_Mul_LShift")
+(True, False)
 """
 
 from __future__ import annotations

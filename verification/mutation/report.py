@@ -1,4 +1,10 @@
-"""What the mutants say of the suite: `mutants.json` for machines, `mutants-survivors.md` for those who read survivors."""
+"""What the mutants say of the suite: `mutants.json` for machines, `mutants-survivors.md` for those who read survivors.
+
+Takes the mutants of a `Run` with their verdicts, and why some are equivalent; gives an object for JSON and a page.
+
+>>> round(lower_bound(99, 100), 3)
+0.953
+"""
 
 from __future__ import annotations
 

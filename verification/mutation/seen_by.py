@@ -1,4 +1,11 @@
-"""Which tests can see a mutant: a copy of the tree, and what every test of it runs and takes."""
+"""Which tests can see a mutant: a copy of the tree, and what every test of it runs and takes.
+
+Takes a repository; gives a copy of its last commit, a worker that runs tests there, and `Seen`: which tests run which
+line, and how long each takes.
+
+>>> module_name("theory/laws/flips.py")
+'unforgotten.theory.laws.flips'
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,11 @@
 
 The session is cosmic-ray's (`cr-report`, `cr-html` read it): one transaction a verdict, so `kill -9` loses at most the
 mutants that were running.
+
+Takes a mutant and a worker; gives a `Verdict`, which a `Session` keeps in a file.
+
+>>> judged({"outcome": 1, "failed": {"test_x": "E"}, "last": "test_x"})
+('killed', 'test_x', 'E')
 """
 
 from __future__ import annotations

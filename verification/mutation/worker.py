@@ -3,6 +3,12 @@
 A script of its own, started by `mutants.py` in a copy of the tree: it imports nothing of the project, so that every fork
 imports the project afresh, the mutated module from the source it is handed and the rest from the copy. No file is ever
 mutated, so nothing is left behind by `kill -9`. One JSON object a line in, one out.
+
+A job names the tests or files and, for a mutant, the module and its source; the answer says how the fork ended, which
+tests failed, and what each took:
+
+    {"tests": ["verification/test_flips.py::test_a"], "module": "unforgotten.theory.laws.flips", "source": "…", …}
+    {"outcome": 1, "failed": {"verification/test_flips.py::test_a": "E   assert …"}, "seconds": {…}, …}
 """
 
 from __future__ import annotations

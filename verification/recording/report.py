@@ -1,6 +1,11 @@
 """What a run of the suite tried: distinct configurations, tightness of bounds, violations and time, claim by claim.
 
 `pytest verification --verification-report DIR` writes it; without that option `record` does nothing.
+
+Takes the configurations that tests `record`; gives an object for JSON, claim by claim.
+
+>>> fingerprint(("int4-g64", 1.0)) == fingerprint(("int4-g64", 1.0))
+True
 """
 
 from __future__ import annotations
