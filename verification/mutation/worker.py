@@ -1,8 +1,8 @@
-"""Runs tests in forks of a process that has the libraries loaded: against a mutant, or to learn which test runs which line.
+"""Runs tests in forks of a process with the libraries loaded: against a mutant, or to learn which test runs which line.
 
-A script of its own, started by `mutants.py` in a copy of the tree: it imports nothing of the project, so that every fork
-imports the project afresh, the mutated module from the source it is handed and the rest from the copy. No file is ever
-mutated, so nothing is left behind by `kill -9`. One JSON object a line in, one out.
+A script of its own, started by `mutants.py` in a copy of the tree: it imports nothing of the project, so that every
+fork imports the project afresh, the mutated module from the source it is handed and the rest from the copy. No file is
+ever mutated, so nothing is left behind by `kill -9`. One JSON object a line in, one out.
 
 A job names the tests or files and, for a mutant, the module and its source; the answer says how the fork ended, which
 tests failed, and what each took:
