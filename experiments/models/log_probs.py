@@ -1,4 +1,4 @@
-"""The unlearning losses as plain functions of log-probabilities (paper/spec: the formulas, not the released code).
+"""The unlearning losses as plain functions of log-probabilities (the papers' formulas, not the released code).
 
 GA and GDR use mean token log-probabilities, NPO the log-probability of the whole sequence, and KLR the divergence
 KL(reference || model) of normalized distributions. The released code uses raw logits in NPO and KLR.

@@ -1,4 +1,6 @@
-"""Libraries, and our own reference, as described quantizers: `unforgotten verify --quantizer unforgotten.verification.contracts.libraries:NAME`.
+"""Libraries, and our own reference, as described quantizers.
+
+`unforgotten verify --quantizer unforgotten.verification.contracts.libraries:NAME` judges one.
 
 Every adapter is a factory, so that a library is imported when it is asked for and named when it is missing.
 

@@ -1,4 +1,4 @@
-"""Weights by the kind of tensor that they imitate, drawn in batches: every row is a block of its own, with its own size.
+"""Weights by the kind of tensor that they imitate, drawn in batches: every row is a block with a size of its own.
 
 Hypothesis draws the kind and a seed, `strategies.tensors` calls the kind with `rng_for` of them; vectorized tests
 draw thousands of rows at once.
