@@ -53,7 +53,7 @@ def nearest_plane_loss(residual: NDArray[Any], factor: NDArray[Any]) -> NDArray[
 
     Returns:
         e'He, (...).
-    """
+    """  # noqa: D401
     return np.square(residual / np.diag(factor)).sum(axis=-1)
 
 

@@ -46,7 +46,7 @@ def spread_statement(vocabulary: int) -> Statement:
 
 @proof("T15", method="smt", domain="vocabularies of 2 to 4; one rival at a time, so any vocabulary")
 def greedy_choice_is_stable() -> None:
-    """A top-two gap above 2 max|logit change|, or above the change's spread, keeps the greedy token; at exactly 2 max|change| a tie is possible."""
+    """A top-two gap above 2 max|logit change|, or above the change's spread, keeps the greedy token; at exactly 2 max|change| a tie is possible."""  # noqa: D401
     prove(*(greedy_statement(n) for n in SIZES[1:]), *(spread_statement(n) for n in SIZES[1:]))
 
 

@@ -147,7 +147,7 @@ def order_statistics() -> None:
 
 @proof("T11", method="derivation", domain="(a) Gaussian updates; (c) uniform places")
 def biased_regimes() -> None:
-    """(a) E[delta; delta > t] = phi(t), so G = 2 c sum_k phi((k - 1/2) c); (c) E[max(u, 1 - u)^2] = 7/12."""
+    """(a) E[delta; delta > t] = phi(t), so G = 2 c sum_k phi((k - 1/2) c); (c) E[max(u, 1 - u)^2] = 7/12."""  # noqa: D401
     t, c = sp.symbols("t c", positive=True)
     normal = sp.exp(-(x**2) / 2) / sp.sqrt(2 * sp.pi)
     assert sp.simplify(sp.integrate(x * normal, (x, t, sp.oo)) - normal.subs(x, t)) == 0

@@ -206,7 +206,7 @@ def float8_dead_zone() -> None:
     """The same with p = 4 and p = 3; a sum beyond the largest number counts as moved.
 
     A saturating cast freezes the largest number itself away from 0 at every eta, and changes nothing else.
-    """
+    """  # noqa: D401
     for dtype in ("float8_e4m3fn", "float8_e5m2"):
         s = storage(dtype)
         check(s, half_ulp_rule(s), dead_zone_rule(s), saturation_rule(s))
@@ -214,6 +214,6 @@ def float8_dead_zone() -> None:
 
 @proof("T4", method="exhaustive", domain="float32 sums stored in float16, bfloat16 or float8, all finite values")
 def float32_sum_dead_zone() -> None:
-    """A sum rounded to float32 first freezes every |w| > 2^e for eta < 2^(e-p) - 2^(e-24)."""
+    """A sum rounded to float32 first freezes every |w| > 2^e for eta < 2^(e-p) - 2^(e-24)."""  # noqa: D401
     for dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"):
         check_float32_sum(dtype)
