@@ -88,7 +88,7 @@ def innocent(worker: Worker) -> frozenset[str]:
     """The tests that are to catch something and pass where nothing is planted; files too, for what keeps them out."""
     killers = sorted({m["killer"] for m in representatives()})
     told = worker(tests=[k for k in killers if "::" in k], stop=False)
-    files = {k for k in killers if "::" not in k and not worker(**meeting(k), stop=False)["failed"]}
+    files = frozenset(k for k in killers if "::" not in k and not worker(**meeting(k), stop=False)["failed"])
     return files | frozenset(told["seconds"]) - frozenset(told["failed"])
 
 
