@@ -59,8 +59,8 @@ def widened(raw: Array) -> Array:
 def extremes(weights: Weights, at: slice, ends: Array, statistics: AbstractSet[str]) -> Extremes:
     """Return the extremes of each block: magnitudes for absmax formats, signed extremes otherwise.
 
-    Where the statistics see magnitudes only, the extremes are those of the magnitudes; which comes first is found only for
-    signed ones.
+    Where the statistics see magnitudes only, the extremes are those of the magnitudes; which comes first is found only
+    for signed ones.
 
     Args:
         weights: weights of a piece.

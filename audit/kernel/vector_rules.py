@@ -50,7 +50,7 @@ class VectorRule(NamedTuple):
         wide: tables, float64 (3, 16): inverse widths of the cells, that is flips a code unit; their lower ends, and
             widths. Of integers the inverse widths of the first cell and the last.
         two: thresholds that are compared with beside, float32 (2,), inf for none; None if there is none.
-        dense: number, float32 (1,), see `lattice_rule`; None where the ends of bins are left to float64 whatever the ratio.
+        dense: table, float32 (1,), see `lattice_rule`; None where the ends of bins are left to float64 for all ratios.
         constants: constants, float32 (8,), see `slots`.
     """
 

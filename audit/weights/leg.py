@@ -66,7 +66,7 @@ class WeightsLeg:
             trained in bfloat16 and saved in float32.
         binades: the counts of the tensors of the storage dtype.
         dead_zone: dead zone that the binades show, at `precision`.
-        computed: path and processor that it was measured on.
+        computed: path, processor and ways of the measurement.
     """
 
     tensors: tuple[TensorLeg, ...]
