@@ -40,7 +40,7 @@ def decompose(
 
 
 def weights_rows(survival: Survival, mode: GridMode) -> list[Measurement]:
-    """Return the weights leg of one unlearned model under one format; names end in @fixed for the fixed grid."""
+    """Return what survives in the weights under one format, as measurements; names end in @fixed for the fixed grid."""
     suffix = "" if mode == "adaptive" else f"@{mode}"
     spread = survival.flips_variance**0.5
     values: list[tuple[str, float, float | None]] = [

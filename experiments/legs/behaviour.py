@@ -41,12 +41,12 @@ def behaviour_leg(
 
     Args:
         target: directory of the model before unlearning.
-        unlearned: of the one after.
+        unlearned: directory of the model after unlearning.
         formats: names of formats, at least one.
         benchmark: directory, see `read_benchmark`.
-        retrained: the model that never saw the forget texts, for M3.
-        decompose: whether to measure the two mixed models of T14 too, which doubles the time.
-        step: told which model comes next.
+        retrained: directory of the model that never saw the forget texts, for M3.
+        decompose: switch for measuring the two mixed models of T14 too, which doubles the time.
+        step: callback that is told which model comes next.
 
     Raises:
         ValueError: the input breaks a rule; one line.
@@ -119,7 +119,7 @@ def leg_of(
     effects_by_format: Mapping[str, list[Effects]] | None = None,
     notes: Sequence[str] = (),
 ) -> BehaviourLeg:
-    """Return the leg from measurements of both models by format, "none" for the model itself."""
+    """Build the behaviour leg from measurements of both models by format, "none" for the model itself."""
     formats = [name for name in after if name != "none"]
     rows = []
     for name in formats:
@@ -156,12 +156,12 @@ def _decompose(
 
 
 def items_of(models: Mapping[str, Measured]) -> dict[str, dict[str, list[float]]]:
-    """Return the items of each metric of each model."""
+    """Return the per-item values of each metric, by model and metric."""
     return {name: {metric: list(m.items or ()) for metric, m in measured.items()} for name, measured in models.items()}
 
 
 def leaks(before: Measured, after: Measured, quantized: Mapping[str, Measured]) -> list[Leak]:
-    """Return the union leak of each metric from which something was taken."""
+    """Return the union leak over formats of each metric from which unlearning took something."""
     found = (
         leak(
             metric,

@@ -36,10 +36,10 @@ def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Pat
 
     Args:
         target: directory of the model before unlearning.
-        unlearned: of the one after.
+        unlearned: directory of the model after unlearning.
         formats: names of formats, at least one.
-        texts: see `read_texts`.
-        step: told which format comes next.
+        texts: file of texts, as `read_texts` reads it.
+        step: callback that is told which format comes next.
 
     Raises:
         ValueError: the input breaks a rule; one line.

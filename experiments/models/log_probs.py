@@ -18,7 +18,7 @@ class TokenLogProbs(NamedTuple):
 
     Attributes:
         label: log-probability of the token that follows, float32 (batch, length - 1), 0 on padding.
-        mask: True on real tokens, (batch, length - 1).
+        mask: mask with True on real tokens, (batch, length - 1).
     """
 
     label: Tensor

@@ -65,11 +65,11 @@ def first_line(error: BaseException) -> str:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer saved beside a model."""
+    """Load the tokenizer saved beside a model."""
     return AutoTokenizer.from_pretrained(folder)
 
 
 def load_notes(folder: Path) -> dict[str, Any]:
-    """Return what `save_model` noted."""
+    """Read the notes that `save_model` wrote beside a model."""
     notes: dict[str, Any] = json.loads((folder / NOTES).read_text())
     return notes
