@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.resources import files
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -14,27 +15,43 @@ from pydantic_core import ErrorDetails
 from unforgotten.experiments.config import RunConfig
 
 PROFILES = files("unforgotten.experiments").joinpath("profiles")
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def load_config(source: str, *, seed: int | None = None, overrides: Iterable[str] = ()) -> RunConfig:
-    """Return a profile by name, or a YAML file, with `a.b=value` overrides.
+def load_config(
+    source: str, *, seed: int | None = None, overrides: Iterable[str] = (), settings: Mapping[str, Any] = NOTHING
+) -> RunConfig:
+    """Return the configuration of a profile, with some of its settings replaced.
+
+    Args:
+        source: name of a profile, or a YAML file.
+        seed: seed in place of the profile's.
+        overrides: settings in place of the profile's, as texts `a.b=value`.
+        settings: settings in place of the profile's, by dotted name.
 
     Raises:
         ValueError: the profile or file is missing, or a value breaks a rule; one line that names it.
     """
-    tree = _read_tree(source)
+    tree = read_tree(_profile_text(source), source)
+    for name, value in settings.items():
+        _put(tree, name, value)
     for override in overrides:
-        _set_dotted(tree, override)
+        set_dotted(tree, override)
     if seed is not None:
         tree["seed"] = seed
     try:
         return RunConfig.model_validate(tree)
     except ValidationError as error:
-        first = _first(error)
-        place = ".".join(str(part) for part in first["loc"])
-        message = first["msg"].removeprefix("Value error, ")
-        given = "" if "got" in message else f", got {place}={first['input']!r}"
-        raise ValueError(f"{source}: {place}: {message}{given}") from None
+        raise ValueError(complaint(source, error)) from None
+
+
+def complaint(source: str, error: ValidationError) -> str:
+    """Return one line that says which setting of a source breaks which rule, and what was given."""
+    first = _first(error)
+    place = ".".join(str(part) for part in first["loc"])
+    message = first["msg"].removeprefix("Value error, ")
+    given = "" if "got" in message else f", got {place}={first['input']!r}"
+    return f"{source}: {place}: {message}{given}"
 
 
 def _first(error: ValidationError) -> ErrorDetails:
@@ -52,14 +69,21 @@ def profile_names() -> list[str]:
     return sorted(Path(str(entry)).stem for entry in PROFILES.iterdir() if str(entry).endswith(".yaml"))
 
 
-def _read_tree(source: str) -> dict[str, Any]:
+def _profile_text(source: str) -> str:
     if source in profile_names():
-        text = PROFILES.joinpath(f"{source}.yaml").read_text()
-    elif source.endswith((".yaml", ".yml")) and Path(source).is_file():
-        text = Path(source).read_text()
-    else:
-        known = ", ".join(profile_names())
-        raise ValueError(f"profile must be one of {known} or an existing .yaml file, got {source!r}")
+        return PROFILES.joinpath(f"{source}.yaml").read_text()
+    if source.endswith((".yaml", ".yml")) and Path(source).is_file():
+        return Path(source).read_text()
+    known = ", ".join(profile_names())
+    raise ValueError(f"profile must be one of {known} or an existing .yaml file, got {source!r}")
+
+
+def read_tree(text: str, source: str) -> dict[str, Any]:
+    """Return the mapping of a YAML text.
+
+    Raises:
+        ValueError: it is none; one line that names the source.
+    """
     try:
         tree = yaml.safe_load(text)
     except yaml.YAMLError as error:
@@ -69,17 +93,27 @@ def _read_tree(source: str) -> dict[str, Any]:
     return tree
 
 
-def _set_dotted(tree: dict[str, Any], override: str) -> None:
-    path, equals, value = override.partition("=")
-    *parents, leaf = path.split(".")
-    if not equals or not leaf:
+def set_dotted(tree: dict[str, Any], override: str) -> None:
+    """Put the value of an override `a.b=value`, which is YAML, in its place in a tree.
+
+    Raises:
+        ValueError: it does not read so, or names no section.
+    """
+    path, equals, text = override.partition("=")
+    if not equals or path.endswith(".") or not path:
         raise ValueError(f"an override must read a.b=value, got {override!r}")
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"an override must hold a YAML value, got {override!r}") from None
+    _put(tree, path, value)
+
+
+def _put(tree: dict[str, Any], name: str, value: Any) -> None:
+    *parents, leaf = name.split(".")
     node = tree
     for parent in parents:
         node = node.setdefault(parent, {})
         if not isinstance(node, dict):
-            raise ValueError(f"an override must name a section of the profile, got {override!r}")
-    try:
-        node[leaf] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise ValueError(f"an override must hold a YAML value, got {override!r}") from None
+            raise ValueError(f"an override must name a section of the profile, got {name}={value!r}")
+    node[leaf] = value

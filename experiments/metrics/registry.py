@@ -1,4 +1,4 @@
-"""The metrics by name, found in the modules beside this one. M1-M4 of MUSE: paper/spec section 3; every departure is a setting.
+"""The metrics by name, found in the modules beside this one. M1-M4 are MUSE's, and every departure is a setting.
 
 M1 verbatim memory, M2 and M4 knowledge of the forget and retain split, M3 privacy leakage.
 """

@@ -8,7 +8,6 @@ The rows name the processor and the path of the kernel; those of another process
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import math
@@ -22,14 +21,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import llvmlite.binding
 import ml_dtypes
 import numpy as np
+from pydantic import Field
 
 from unforgotten.audit import open_checkpoint, weights_leg
 from unforgotten.audit.kernel import simd
+from unforgotten.audit.progress.stages import Progress
+from unforgotten.experiments.section import Section
+from unforgotten.experiments.studies.study import Study
 from unforgotten.records.audit_cost import COLD
 from unforgotten.records.files import write_text
 
@@ -209,9 +212,9 @@ def bench_pair(folder: Path, gib: int, update: str, rounds: int, *, whole: bool)
     cores = os.cpu_count() or 1
     paths = write_pair(folder, gib * GIB, UPDATES[update])
     try:
-        script = [sys.executable, "-P", "-m", "unforgotten.experiments.studies.audit_cost", "--dir", str(folder)]
+        script = [sys.executable, "-P", "-m", "unforgotten.experiments.studies.audit_cost", *map(str, paths)]
         peaks = {
-            f"audit {group}/{jobs}": round(peak_mib([*script, "--only", f"{group}/{jobs}"]))
+            f"audit {group}/{jobs}": round(peak_mib([*script, group, str(jobs)]))
             for group, jobs in (("one", 1), ("one", cores), ("defaults", cores))
         }
         seconds = time_rounds(paths, rounds, cores, whole=whole)
@@ -254,38 +257,35 @@ def kept_rows(path: Path, new: Sequence[Row]) -> list[Row]:
     return [row for row in rows if (row["machine"], row["path"]) not in again]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Write the rows; `reports.studies.audit_cost` makes a table of them."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dir", type=Path, help="Where the pairs are written and deleted. Default: a temporary one.")
-    parser.add_argument("--out", type=Path, default=Path("audit-bench"), help="Where the rows go.")
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
-    parser.add_argument(
-        "--large", action="store_true", help="A pair of 2 x 8 GiB too: 16 GiB of disk and of page cache."
-    )
-    parser.add_argument(
-        "--updates",
-        default=",".join(UPDATES),
-        help="Which updates of the pair of 2 x 2 GiB, with commas. Default: both.",
-    )
-    parser.add_argument("--only", help="Of a pair that is there: run one group of formats on some processes.")
-    asked = parser.parse_args(argv)
-    if asked.only:
-        group, _, jobs = asked.only.partition("/")
-        audit([asked.dir / f"{name}.safetensors" for name in ("target", "unlearned")], GROUPS[group], int(jobs))
-        return
-    with tempfile.TemporaryDirectory(dir=asked.dir) as folder:
-        here = Path(folder)
-        cases = [(2, update, True) for update in asked.updates.split(",")]
-        cases += [(8, "small", False)] if asked.large else []
-        rows: list[Row] = []
-        asked.out.mkdir(parents=True, exist_ok=True)
+class CostSettings(Section):
+    """What is timed.
+
+    Attributes:
+        updates: updates of the pair of 2 x 2 GiB, of UPDATES.
+        large: whether a pair of 2 x 8 GiB is timed, too, which takes 16 GiB of disk and of page cache.
+        rounds: rounds of each pair.
+        scratch: folder in which the pairs are written and deleted; None for a temporary one.
+    """
+
+    updates: tuple[Literal["small", "large"], ...] = ("small", "large")
+    large: bool = False
+    rounds: int = Field(default=ROUNDS, ge=1)
+    scratch: Path | None = None
+
+
+def _measure(settings: CostSettings, folder: Path, progress: Progress) -> None:
+    written, rows = folder / "rows.jsonl", list[Row]()
+    cases = [(2, update, True) for update in settings.updates] + [(8, "small", False)] * settings.large
+    with tempfile.TemporaryDirectory(dir=settings.scratch) as scratch:
         for gib, update, whole in cases:
-            rows.append(bench_pair(here, gib, update, asked.rounds, whole=whole))
-            written = asked.out / "rows.jsonl"
+            with progress.stage(f"time a pair of 2 x {gib} GiB after a {update} update"):
+                rows.append(bench_pair(Path(scratch), gib, update, settings.rounds, whole=whole))
             every = [*kept_rows(written, rows), *rows]
             write_text(written, "".join(json.dumps(row) + "\n" for row in every))
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(CostSettings, lambda settings: len(settings.updates) + settings.large, _measure)
+
+if __name__ == "__main__":  # in a process of its own, whose memory is watched
+    before, after, group, jobs = sys.argv[1:]
+    audit((Path(before), Path(after)), GROUPS[group], int(jobs))

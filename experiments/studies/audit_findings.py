@@ -1,16 +1,15 @@
 """How often the audit's findings are right: dead zones of runs whose storage is known, wash on honest and on placed pairs.
 
-`python -m unforgotten.experiments.studies.audit_findings OUT.jsonl RUN…` writes one row a pair. The runs' pairs: the target
-against each of its unlearned models (for the dead zone), and any two models of one run (for false alarms: all come
-from training, and no update was aimed at a grid). Synthetic ones come from `audit_findings_pairs`.
+Settings: the folders of runs, with their models. `findings.jsonl` gets one row a pair. The runs' pairs: the target against
+each of its unlearned models (for the dead zone), and any two models of one run (for false alarms: all come from training,
+and no update was aimed at a grid). Synthetic ones come from `audit_findings_pairs`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,11 @@ from unforgotten.audit import DEFAULT_FORMATS, open_pair, weights_leg
 from unforgotten.audit.findings.probe import look
 from unforgotten.audit.findings.training_estimate import typical_steps
 from unforgotten.audit.findings.wash import candidates, wash_findings
+from unforgotten.audit.progress.stages import Progress
+from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.audit_findings_pairs import DTYPES, SIZES, save_pair
+from unforgotten.experiments.studies.study import Study
+from unforgotten.records.files import write_text
 
 HONEST_SEEDS = 120  # of each kind and dtype
 PLACED_SEEDS = 10
@@ -91,15 +94,28 @@ def _size(seed: int, count: int) -> float:
     return float(np.geomspace(*SIZES, count)[seed])
 
 
-def main(out: Path, folders: Sequence[Path]) -> None:
-    """Write the rows of the runs and of the synthetic pairs."""
-    with out.open("w", encoding="utf-8") as file:
-        for folder in folders:
-            for row in run_rows(folder):
-                file.write(json.dumps(row, allow_nan=False) + "\n")
-        for row in synthetic_rows():
-            file.write(json.dumps(row, allow_nan=False) + "\n")
+class FindingsSettings(Section):
+    """What is audited.
+
+    Attributes:
+        runs: folders of runs, with their models.
+        honest: synthetic pairs of each honest kind and dtype.
+        placed: synthetic pairs of each placed kind.
+    """
+
+    runs: tuple[Path, ...]
+    honest: int = HONEST_SEEDS
+    placed: int = PLACED_SEEDS
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(name) for name in sys.argv[2:]])
+def _measure(settings: FindingsSettings, folder: Path, progress: Progress) -> None:
+    rows: list[dict[str, Any]] = []
+    for run in settings.runs:
+        with progress.stage(f"audit pairs of {run.name}"):
+            rows += run_rows(run)
+    with progress.stage("audit synthetic pairs"):
+        rows += synthetic_rows(settings.honest, settings.placed)
+    write_text(folder / "findings.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+STUDY = Study(FindingsSettings, lambda settings: len(settings.runs) + 1, _measure)

@@ -6,21 +6,22 @@ whole: the same pairs, behaviour on all passages. The truth is rho on the openin
     continues their first part, never scores.
 output: the same pairs, the output leg alone, on the passages as texts. The truth is rho on the openings: greedy answers,
     where the leg reads likelihoods.
-constructed: pairs whose truth follows from their weights (`audit_truth_models`), both legs measured.
+constructed: pairs whose truth follows from their weights (`audit_truth_models`), all legs measured.
 
-`python -m unforgotten.experiments.studies.audit_truth FOLDER RUN…` writes FOLDER/rows.jsonl from the published RUNs and
-FOLDER/readings.jsonl, which `audit_truth_models` measures; no model is needed.
+Settings: `published` runs, of which no model is needed, for the first three sets; and `models`, folders of runs with their
+models, of which the constructed pairs are made, and the readings that "whole" and "output" take their truth from. Rows and
+readings of runs that are not in `models` stay as they were measured.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unforgotten.audit.progress.stages import Progress
 from unforgotten.audit.verdict.evidence import MATERIAL, mean_of
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputFormat, OutputLeg, RecoveryRow
 from unforgotten.audit.verdict.rule import DECIDES_BEHAVIOUR, TAKEN, decide
@@ -28,6 +29,9 @@ from unforgotten.experiments.legs.behaviour import RECOVERED, leg_of
 from unforgotten.experiments.metrics.effects import recovery
 from unforgotten.experiments.metrics.items import of_items
 from unforgotten.experiments.metrics.likelihood import LIKELIHOODS
+from unforgotten.experiments.section import Section
+from unforgotten.experiments.studies.audit_truth_rates import TRIALS, rates
+from unforgotten.experiments.studies.study import Study
 from unforgotten.records.files import write_text
 from unforgotten.records.store import Measurement, Subject
 
@@ -216,15 +220,43 @@ def truth_rows(runs: Sequence[Path], readings: Readings) -> Iterator[dict[str, A
             yield from against_openings(pair, readings)
 
 
-def main(folder: Path, runs: Sequence[Path]) -> None:
-    """Write the rows, after those of the constructed pairs, which stay as they were measured."""
-    path = folder / "rows.jsonl"
-    kept = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    rows = [line for line in kept if json.loads(line)["set"] == "constructed"]
-    rows += [json.dumps(row) for row in truth_rows(runs, read_readings(folder / "readings.jsonl"))]
-    write_text(path, "".join(f"{row}\n" for row in rows))
-    print(f"rows: {path}")
+class TruthSettings(Section):
+    """What verdicts are compared with what.
+
+    Attributes:
+        published: folders of published runs, with rows and items.
+        models: folders of runs with their models, which are measured now.
+        trials: simulated legs of each case of `rates.jsonl`.
+    """
+
+    published: tuple[Path, ...]
+    models: tuple[Path, ...] = ()
+    trials: int = TRIALS
 
 
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(run) for run in sys.argv[2:]])
+def _measure(settings: TruthSettings, folder: Path, progress: Progress) -> None:
+    rows, read = folder / "rows.jsonl", folder / "readings.jsonl"
+    constructed = [row for row in _lines(rows) if row["set"] == "constructed"]
+    for run in settings.models:
+        from unforgotten.experiments.studies.audit_truth_constructed import constructed_rows, readings
+
+        with progress.stage(f"audit constructed pairs of {run.name}"):
+            constructed = [*(row for row in constructed if row["run"] != run.name), *constructed_rows(run)]
+        with progress.stage(f"read the models of {run.name}"):
+            _write(read, [*(row for row in _lines(read) if row["run"] != run.name), *readings(run)])
+        _write(rows, constructed)
+    with progress.stage("compare verdicts with the truth"):
+        _write(rows, [*constructed, *truth_rows(settings.published, read_readings(read))])
+    with progress.stage("simulate items"):
+        _write(folder / "rates.jsonl", rates(settings.trials))
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+STUDY = Study(TruthSettings, lambda settings: 2 * len(settings.models) + 2, _measure)

@@ -1,7 +1,6 @@
 """Audits of pairs whose truth is certain by construction, all three legs, from checkpoints on disk.
 
-`python -m unforgotten.experiments.studies.audit_truth_constructed FOLDER RUN…` appends rows of the set "constructed" to
-FOLDER/rows.jsonl, and what `audit_truth_models` reads of the runs' models to FOLDER/readings.jsonl.
+They are the set "constructed" of the study `audit-truth`, whose readings of the runs' models are made here, too.
 """
 
 from __future__ import annotations
@@ -9,13 +8,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 
 from unforgotten.audit.run import audit_pair
@@ -27,7 +24,6 @@ from unforgotten.experiments.legs.output import encode_texts, measure_output
 from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.experiments.studies.audit_truth_models import Constructed, constructed, read_run
-from unforgotten.records.files import write_text
 
 ARM = "unlearned-NPO-fp32"
 TRUTHS = {"clamped": ("undone", 1.0), "on grid": ("survives", 0.0)}
@@ -100,18 +96,3 @@ def readings(run: Path) -> Iterator[dict[str, Any]]:
     for model, format_name, items in read_run(run, arms, config["formats"]):
         kept = {m: [float(f"{x:.{DIGITS}g}") for x in values] for m, values in items.items()}
         yield {"run": run.name, "model": model, "format": format_name, "items": kept}
-
-
-def main(folder: Path, runs: Sequence[Path]) -> None:
-    """Measure, and append to both files."""
-    torch.set_num_threads(1)
-    for run in runs:
-        for name, rows in (("rows", constructed_rows(run)), ("readings", readings(run))):
-            path = folder / f"{name}.jsonl"
-            before = path.read_text(encoding="utf-8") if path.exists() else ""
-            write_text(path, before + "".join(json.dumps(row) + "\n" for row in rows))
-        print(f"measured: {run}")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]), [Path(run) for run in sys.argv[2:]])

@@ -7,14 +7,13 @@ displacements by quarter binade, which leaves T6 and the law of the absmax alone
 `beyond` is the share of weights that moved in the first binade that steps of lr cannot move (T4): each of them has had a
 step larger than lr, which AdamW takes while gradients grow (T5).
 
-`python -m unforgotten.experiments.studies.gain_predictions RUN…` writes `RUN/predictions.jsonl`.
+Settings: the folders of the runs, with their models. The rows of all of them go to `rows.jsonl`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -24,8 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unforgotten.audit.progress.stages import Progress
 from unforgotten.audit.sources.checkpoint import open_checkpoint
 from unforgotten.audit.sources.pairing import is_quantized
+from unforgotten.experiments.section import Section
+from unforgotten.experiments.studies.study import Study
 from unforgotten.records.files import write_text
 from unforgotten.theory.formats.names import Format, format_named
 from unforgotten.theory.formats.reference import to_blocks
@@ -140,13 +142,18 @@ def predictions(folder: Path) -> Iterator[dict[str, Any]]:
                 }
 
 
-def main(folders: Sequence[str]) -> None:
-    """Predict for each run, and write the rows beside its own."""
-    for folder in map(Path, folders):
-        path = folder / "predictions.jsonl"
-        write_text(path, "".join(json.dumps(row) + "\n" for row in predictions(folder)))
-        print(f"predictions: {path}")
+class RunFolders(Section):
+    """Folders of runs, with their models."""
+
+    runs: tuple[Path, ...]
 
 
-if __name__ == "__main__":
-    main(sys.argv[1:])
+def _measure(settings: RunFolders, folder: Path, progress: Progress) -> None:
+    rows: list[dict[str, Any]] = []
+    for run in settings.runs:
+        with progress.stage(f"predict {run.name}"):
+            rows += predictions(run)
+    write_text(folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+
+
+STUDY = Study(RunFolders, lambda settings: len(settings.runs), _measure)

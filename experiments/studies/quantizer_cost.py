@@ -1,23 +1,31 @@
 """What Q costs, side by side: the numpy reference and the torch path against bitsandbytes on the CPU.
 
 Every round times all three in turn, in one process, and gives ratios; seconds of one machine would say little elsewhere.
-So does the last line, on the command `bound`: it is to take little more than Python does to load what it computes with.
+The last row is of the command `bound`, which is to take little more than Python does to load what it computes with.
 """
 
 from __future__ import annotations
 
+import json
 import resource
-import statistics
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
+from unforgotten.audit.progress.stages import Progress
+from unforgotten.experiments.arms.processor import processor
 from unforgotten.experiments.quantizers.bitsandbytes import bitsandbytes_values
 from unforgotten.experiments.quantizers.own import own_values
+from unforgotten.experiments.section import Section
+from unforgotten.experiments.studies.study import Study
+from unforgotten.records.files import write_text
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.reference import round_trip
 
@@ -44,8 +52,8 @@ def time_paths(w: Tensor, name: str) -> dict[str, float]:
     return seconds
 
 
-def ratios(w: Tensor, name: str) -> dict[str, list[float]]:
-    """For each path its time over that of bitsandbytes in the same round, ascending, ROUNDS of them.
+def ratios(w: Tensor, name: str, rounds: int) -> dict[str, list[float]]:
+    """For each path its time over that of bitsandbytes in the same round, ascending.
 
     Raises:
         ValueError: the paths disagree on a value, so their times must not be compared.
@@ -54,8 +62,8 @@ def ratios(w: Tensor, name: str) -> dict[str, list[float]]:
     for path, values in PATHS.items():
         if not torch.equal(values(w, name), expected):
             raise ValueError(f"{path} must equal {YARDSTICK} in every value of {name}, got a difference")
-    rounds = [time_paths(w, name) for _ in range(ROUNDS)]
-    return {path: sorted(r[path] / r[YARDSTICK] for r in rounds) for path in PATHS}
+    seconds = [time_paths(w, name) for _ in range(rounds)]
+    return {path: sorted(s[path] / s[YARDSTICK] for s in seconds) for path in PATHS}
 
 
 def processor_seconds(arguments: Sequence[str]) -> float:
@@ -66,27 +74,37 @@ def processor_seconds(arguments: Sequence[str]) -> float:
     return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-def bound_ratios() -> list[float]:
-    """Return ROUNDS ratios of processor time, ascending: `bound` to a Python that only loads numpy and scipy."""
-    return sorted(processor_seconds(BOUND) / processor_seconds(LOADING) for _ in range(ROUNDS))
+def bound_ratios(rounds: int) -> list[float]:
+    """Return ratios of processor time, ascending: `bound` to a Python that only loads numpy and scipy."""
+    return sorted(processor_seconds(BOUND) / processor_seconds(LOADING) for _ in range(rounds))
 
 
-def spread(values: Sequence[float]) -> str:
-    """Median, lowest and highest of ascending values."""
-    return f"{statistics.median(values):6.2f} ({values[0]:.2f} to {values[-1]:.2f})"
+class CostSettings(Section):
+    """What is timed.
+
+    Attributes:
+        formats: formats of bitsandbytes.
+        shape: shape of the weights.
+        rounds: rounds of each format.
+    """
+
+    formats: tuple[str, ...] = FORMATS
+    shape: tuple[int, int] = SHAPE
+    rounds: int = Field(default=ROUNDS, ge=1)
 
 
-def main() -> None:
-    """Print one line for each format and path, and one for `bound`."""
-    w = 0.02 * torch.randn(SHAPE, generator=torch.Generator().manual_seed(0))
-    print(f"quantize and dequantize {SHAPE[0]} x {SHAPE[1]} float32, {torch.get_num_threads()} threads of torch")
-    print(f"time as a multiple of {YARDSTICK}: median (lowest to highest) of {ROUNDS} rounds")
-    for name in FORMATS:
-        for path, values in ratios(w, name).items():
-            if path != YARDSTICK:
-                print(f"{name:12} {path:16} {spread(values)}")
-    print(f"`unforgotten bound` as a multiple of a Python that loads scipy: {spread(bound_ratios())}")
+def _measure(settings: CostSettings, folder: Path, progress: Progress) -> None:
+    w = 0.02 * torch.randn(settings.shape, generator=torch.Generator().manual_seed(0))
+    common = {"processor": processor(), "threads": torch.get_num_threads(), "shape": list(settings.shape)}
+    rows: list[dict[str, Any]] = []
+    for name in settings.formats:
+        with progress.stage(f"time {name}"):
+            found = ratios(w, name, settings.rounds)
+        rows += [{"of": path, "over": YARDSTICK, "format": name, "ratios": values} for path, values in found.items()]
+    with progress.stage("time the command bound"):
+        rows.append({"of": "bound", "over": "scipy", "format": None, "ratios": bound_ratios(settings.rounds)})
+    text = "".join(json.dumps(row | common) + "\n" for row in rows if row["of"] != YARDSTICK)
+    write_text(folder / "rows.jsonl", text)
 
 
-if __name__ == "__main__":
-    main()
+STUDY = Study(CostSettings, lambda settings: len(settings.formats) + 1, _measure)

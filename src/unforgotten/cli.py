@@ -188,6 +188,40 @@ def report(
 
 
 @app.command()
+def study(
+    name: Annotated[str | None, typer.Argument(help="Name of a study. Without it: what there is.")] = None,
+    overrides: Annotated[
+        list[str] | None, typer.Option("--set", help="Replace one setting: a.b=value, in YAML.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Default: reports/published/NAME.")] = None,
+    render: Annotated[bool, typer.Option("--render", help="Measure nothing: make its files from its rows.")] = False,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Measure a study of this project and make its files from the rows; or list the studies."""
+    from unforgotten.experiments.studies.registry import load_study, study_questions
+
+    if name is None:
+        _print_mapping("study", study_questions(), as_json)
+        return
+    asked = load_study(name, overrides or ())
+    folder = out or Path("reports/published") / name
+    if not render:
+        from unforgotten.audit.progress.stages import progress_on
+
+        try:
+            with progress_on(sys.stderr, asked.stages, quiet=quiet) as progress:
+                asked.measure(folder, progress)
+        except KeyboardInterrupt:
+            print("interrupted; the same command goes on", file=sys.stderr)
+            raise typer.Exit(130) from None
+    from unforgotten.reports.studies.registry import write_study
+
+    written = write_study(name, folder)
+    _print_object({"study": name, "files": [str(p) for p in written]}, as_json, [f"written: {p}" for p in written])
+
+
+@app.command()
 def formats(as_json: Json = False) -> None:
     """List the quantization formats."""
     from unforgotten.theory.formats.names import FAMILIES

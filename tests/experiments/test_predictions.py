@@ -13,7 +13,8 @@ from safetensors.numpy import save_file
 
 pytest.importorskip("pydantic", reason="the package of runs needs unforgotten[experiments]")
 
-from unforgotten.experiments.studies.gain_predictions import KINDS, main, predictions
+from unforgotten.experiments.studies.gain_predictions import KINDS, predictions
+from unforgotten.experiments.studies.registry import load_study
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.laws.update import survival
 
@@ -88,7 +89,7 @@ def test_predictions_differ_by_what_they_know(run: Path) -> None:
     assert motion["predicted"] != nominal["predicted"]
 
 
-def test_rows_are_written_beside_the_run(run: Path) -> None:
-    main([str(run)])
-    written = (run / "predictions.jsonl").read_text().splitlines()
+def test_rows_of_the_runs_are_written_beside_the_study(run: Path, tmp_path: Path) -> None:
+    load_study("gain-predictions", [f"runs=[{run}]"]).measure(tmp_path)
+    written = (tmp_path / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in written] == list(predictions(run))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from unforgotten.reports.studies.audit_cost import bench_table, read_bench
 
-BENCH = Path(__file__).parents[2] / "reports" / "published" / "audit-bench"
+BENCH = Path(__file__).parents[2] / "reports" / "published" / "audit-cost"
 
 
 def test_table_is_rendered_from_its_rows() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from unforgotten.audit.verdict.rule import Word
-from unforgotten.experiments.studies.verdict_rates import CASES, COUNTS, LAWS, count_words, simulated_leg
+from unforgotten.experiments.studies.audit_truth_rates import CASES, COUNTS, LAWS, count_words, simulated_leg
 
 ROWS: list[dict[str, Any]] = [
     json.loads(line)

@@ -1,17 +1,14 @@
-"""How often the rule errs on simulated items whose rho is known: `python -m unforgotten.experiments.studies.verdict_rates FOLDER`.
+"""How often the rule errs on simulated items whose rho is known: `rates.jsonl` of the study `audit-truth`.
 
 Items are like M1's of the tiny runs: the target near 100, the unlearned model between 5 and 35, noise of 8 points where
 quantization changes an answer. What comes back is all or nothing of an item, a beta-distributed part, or the same part
-of each. Writes FOLDER/rates.jsonl: the share of each verdict by number of items, law and rho of each format.
+of each. A row has the share of each verdict, by number of items, law and rho of each format.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +17,6 @@ from numpy.typing import NDArray
 from unforgotten.audit.verdict.evidence import MATERIAL, SURELY, Items, recovery_row
 from unforgotten.audit.verdict.legs import BehaviourFormat, BehaviourLeg
 from unforgotten.audit.verdict.rule import Word, judge_behaviour
-from unforgotten.records.files import write_text
 
 Rng = np.random.Generator
 NOISE = 8.0
@@ -83,7 +79,3 @@ def rates(trials: int = TRIALS) -> Iterator[dict[str, Any]]:
                     "trials": trials,
                     **{word: words[word] / trials for word in ("survives", "undone", "undecided")},
                 }
-
-
-if __name__ == "__main__":
-    write_text(Path(sys.argv[1]) / "rates.jsonl", "".join(json.dumps(row) + "\n" for row in rates()))

@@ -1,0 +1,115 @@
+"""The rows of a study that asks for runs: one run for each combination of levels, and each seed.
+
+    runs:
+      profile: tiny
+      seeds: [0, 1]
+      set: {only_methods: [NPO_GDR]}
+      vary:
+        storage: {fp32: {storages: [fp32]}, bf16: {storages: [bf16]}}
+        lr: {low: {unlearning.lr.bf16: 1.0e-5}, high: {unlearning.lr.bf16: 5.0e-5}}
+      show: [M1, M4]
+
+makes the runs fp32-low-seed0, fp32-low-seed1, fp32-high-seed0 and so on. Each goes to `work`, with its models, and is
+resumed where it was cut; its rows, items and configuration then go to a folder of its name beside the study's.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from pydantic import Field, field_validator
+
+from unforgotten.audit.progress.stages import Progress
+from unforgotten.experiments.config import RunConfig
+from unforgotten.experiments.load_config import load_config
+from unforgotten.experiments.section import Section
+from unforgotten.experiments.studies.study import Study
+from unforgotten.records.files import write_folder
+
+KEPT = ("config.json", "rows.jsonl", "items")
+LEVEL = re.compile(r"[A-Za-z0-9.+]+")
+
+
+class RunsSettings(Section):
+    """The runs of a study.
+
+    Attributes:
+        profile: name of a profile, or a YAML file.
+        seeds: seeds of each combination.
+        set: overrides of all runs, by dotted name.
+        vary: factors; each has levels, and each level has overrides.
+        show: metrics of the unlearned models that the table has a column for.
+        work: folder for the runs with their models.
+    """
+
+    profile: str
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    set: dict[str, Any] = Field(default_factory=dict)
+    vary: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
+    show: tuple[str, ...] = Field(default=("M1", "M4"), min_length=1)
+    work: Path = Path("runs/studies")
+
+    @field_validator("vary")
+    @classmethod
+    def _can_be_folders(cls, vary: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        for factor, levels in vary.items():
+            for level in levels:
+                if not LEVEL.fullmatch(level):
+                    raise ValueError(f"a level must be letters, digits, '.' and '+', got {factor}={level!r}")
+        return vary
+
+
+class PlannedRun(NamedTuple):
+    """One run of a study: its folder's name and its configuration."""
+
+    name: str
+    config: RunConfig
+
+
+def planned_runs(settings: RunsSettings) -> Iterator[PlannedRun]:
+    """Yield every run, in the order of the factors, the seeds last."""
+    for levels in itertools.product(*(by_level.items() for by_level in settings.vary.values())):
+        replaced = dict(settings.set)
+        for _, overrides in levels:
+            replaced |= overrides
+        for seed in settings.seeds:
+            config = load_config(settings.profile, seed=seed, settings=replaced)
+            yield PlannedRun("-".join([*(level for level, _ in levels), f"seed{seed}"]), config)
+
+
+def _stages(settings: RunsSettings) -> int:
+    from unforgotten.experiments.run import stages
+
+    return sum(len(stages(config)) for _, config in planned_runs(settings))
+
+
+def _measure(settings: RunsSettings, folder: Path, progress: Progress) -> None:
+    from unforgotten.experiments.run import run, stages
+
+    for name, config in list(planned_runs(settings)):
+        if (folder / name).exists():
+            _same(folder / name, config)
+            for _ in stages(config):
+                progress.skip()
+            continue
+        place = settings.work / folder.name / name
+        run(config, place, resume=True, progress=progress)
+
+        def keep(there: Path, place: Path = place) -> None:
+            for part in KEPT:
+                (shutil.copytree if (place / part).is_dir() else shutil.copy)(place / part, there / part)
+
+        write_folder(folder / name, keep)
+
+
+def _same(folder: Path, config: RunConfig) -> None:
+    if (folder / "config.json").read_text() != config.model_dump_json(indent=1):
+        raise ValueError(f"{folder}: must hold the run that the study asks for, got another configuration")
+
+
+STUDY = Study(RunsSettings, _stages, _measure)
