@@ -162,7 +162,7 @@ class Measuring(Protocol):
 
     @property
     def seed(self) -> int:
-        """Of the bootstrap of M3."""
+        """Seed of the bootstrap of M3."""
         ...
 
     @property

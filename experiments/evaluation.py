@@ -20,7 +20,7 @@ def decompose(
     """Return rows of T14 and T16 for one unlearned model under one format.
 
     Args:
-        meter: what measures the two mixed models.
+        meter: meter of the two mixed models.
         states: (target, unlearned).
         format_name: name of the format.
         known: items of "target", "unlearned", "Q(target)" and "Q(unlearned)".

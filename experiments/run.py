@@ -2,6 +2,8 @@
 
 Every stage is a function of the configuration, the seed and files that earlier stages wrote, and ends with an atomic
 write. A run that was killed goes on with the first stage that is not finished, and ends with the same rows.
+
+    rows = run(load_config("tiny", seed=1), Path("runs/tiny-seed1"), resume=True)
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ from unforgotten.theory.laws.update import GRID_MODES
 
 
 def stages(config: RunConfig) -> list[str]:
-    """Every stage of a run, in order."""
+    """Return every stage of a run, in order."""
     trained = ["base", "target", "retrained"]
     names = [f"train {name}" for name in trained]
     names += [f"evaluate {m} {f}" for m in ("retrained", "target") for f in ("none", *config.formats)]
@@ -57,7 +59,7 @@ def stages(config: RunConfig) -> list[str]:
 
 
 def revision() -> str:
-    """Version and a hash of the sources that compute rows."""
+    """Return the version and a hash of the sources that compute rows."""
     digest = hashlib.sha256()
     for package in ("theory", "records", "audit", "experiments"):
         root = Path(str(files(f"unforgotten.{package}")))
@@ -67,7 +69,7 @@ def revision() -> str:
 
 
 def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = SILENT) -> Path:
-    """Do everything that is not done yet; returns the path of the rows.
+    """Do everything that is not done yet; return the path of the rows.
 
     Raises:
         ValueError: the folder holds a run and `resume` is False, or it holds the run of another configuration.
@@ -138,7 +140,7 @@ def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pro
 
 
 def _base_notes(config: RunConfig) -> dict[str, Any]:
-    """How the base was trained; of one that came in a package this is not known."""
+    """Return how the base was trained; of one that came in a package this is not known."""
     dtypes = TRAINED | {"checkpoint": "float32"}
     if config.base.kind == "smollm2" or config.pretraining is None:
         return {"dtypes": dtypes, "products": None, "rounding": None}
@@ -146,7 +148,7 @@ def _base_notes(config: RunConfig) -> dict[str, Any]:
 
 
 def _trained_notes(config: RunConfig, training: TrainingConfig) -> dict[str, Any]:
-    """How a model was trained: dtypes, products, rounding."""
+    """Return how a model was trained: dtypes, products, rounding."""
     arithmetic = Arithmetic(torch.float32, training.autocast, resolve(config.bf16_products))
     return {"dtypes": TRAINED, "products": arithmetic.products_name, "rounding": "nearest"}
 
@@ -236,7 +238,7 @@ def _unlearn_arm(
 
 
 def _evaluate_arm(config: RunConfig, meter: Meter, arm: Arm, models: Path, store: RowStore, progress: Progress) -> None:
-    """Rows of one unlearned model: M1-M4 in every format, then the pair with the target."""
+    """Write the rows of one unlearned model: M1-M4 in every format, then the pair with the target."""
     own = _arm_stages(config, arm)
     if all(store.done(s) for s in own):
         for _ in own:
@@ -289,7 +291,7 @@ def _arm_subjects(config: RunConfig, arm: Arm, notes: dict[str, Any]) -> dict[st
 
 
 def _recorded(notes: dict[str, Any]) -> dict[str, Any]:
-    """How a model was computed, as it was noted when it was: a run may go on on another processor."""
+    """Return how a model was computed, as it was noted when it was: a run may go on on another processor."""
     return {name: notes[name] for name in ("dtypes", "products", "rounding")}
 
 
@@ -319,7 +321,7 @@ def _known_items(store: RowStore, subjects: dict[str, Subject], format_name: str
 
 
 def write_summary(folder: Path, report: Path | None) -> dict[str, Any]:
-    """`run.json`: where everything is."""
+    """Write `run.json`, which says where everything is."""
     summary = {
         "schema": "unforgotten.run/1",
         "rows": str(folder / "rows.jsonl"),

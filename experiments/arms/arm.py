@@ -69,5 +69,5 @@ class Arm:
 
 
 def arms(config: RunConfig) -> list[Arm]:
-    """All unlearned models of a run, in order."""
+    """Return the unlearned models of a run, in order."""
     return [Arm(m, s) for m in config.methods for s in config.storages]

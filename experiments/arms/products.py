@@ -93,7 +93,7 @@ def products(computed: Products) -> contextlib.AbstractContextManager[object]:
 
 
 def native_is_fast() -> bool:
-    """Whether torch multiplies bfloat16 matrices by instructions made for it.
+    """Tell whether torch multiplies bfloat16 matrices by instructions made for it.
 
     Both must hold: oneDNN takes bfloat16 products, within the limit that ONEDNN_MAX_CPU_ISA sets; and the processor has
     the instructions, for with AVX-512 alone oneDNN takes them too, and emulates.

@@ -5,6 +5,9 @@
 `privleak/{forget,holdout}.json`: texts for the membership test. Ours are `raw/general.json`, text for a base model,
 and sheets of questions among the documents, since a small model answers only what it has read as a question. The target
 reads all forget sheets; those that unlearning does not see stand in `raw/forget_rest.json`.
+
+    corpus, origin = prepare_corpus(config.corpus, config.seed, folder / "corpus")
+    corpus.forget[0], corpus.forget_questions[0].answer
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ class Story:
 
 
 def write_stories(count: int, *, seed: int) -> list[Story]:
-    """`count` stories, the same for the same `seed`; a prefix of a longer draw with that seed."""
+    """Return `count` stories, the same for the same `seed`; a prefix of a longer draw with that seed."""
     rng = np.random.default_rng([seed, 0x11E5])
     names = _UniqueNames(rng)
     kinds = sorted(_grammar()["stories"])

@@ -1,4 +1,11 @@
-"""The behaviour leg of an audit: M1-M4 of target, unlearned model and both quantized, on a benchmark."""
+"""The behaviour leg of an audit: M1-M4 of target, unlearned model and both quantized, on a benchmark.
+
+In go the directories of both models, the formats and a benchmark in MUSE's layout; out comes the leg as `audit.json` holds
+it, on which the verdict is built first of all:
+
+    leg = behaviour_leg(target, unlearned, ["int4-g64"], Path("benchmark"))
+    leg["formats"][0]["recoveries"][0]["rho"]
+"""
 
 from __future__ import annotations
 
@@ -37,7 +44,7 @@ def behaviour_leg(
     decompose: bool = True,
     step: Step = ignore,
 ) -> BehaviourLeg:
-    """M1-M4 of both models in every format, T14, T16, and the union leak over formats.
+    """Measure M1-M4 of both models in every format, T14, T16, and the union leak over formats.
 
     Args:
         target: directory of the model before unlearning.
@@ -175,5 +182,5 @@ def leaks(before: Measured, after: Measured, quantized: Mapping[str, Measured]) 
 
 
 def means(measured: Measured) -> dict[str, Mean]:
-    """Values with their standard errors, as in the rows of a run; a metric without a value is left out."""
+    """Return values with their standard errors, as in the rows of a run; a metric without a value is left out."""
     return {name: as_mean(m) for name, m in measured.items() if np.isfinite(m.value)}

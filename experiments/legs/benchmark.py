@@ -102,7 +102,7 @@ def _official_prompts(path: Path, probes: Probes, settings: Settings, tokenizer:
 
 
 def _fitted(probes: Probes, settings: Settings, context: int) -> tuple[Probes, Settings, list[str]]:
-    """Prompts cut on the left so that the answer fits, documents on the right."""
+    """Cut prompts on the left so that the answer fits, and documents on the right."""
     notes: list[str] = []
     rooms = {
         "verbatim_prompts": context - settings.corpus.probe_tokens,

@@ -29,7 +29,7 @@ LEAST_TOKENS = 2
 
 
 def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Path, *, step: Step = ignore) -> OutputLeg:
-    """Likelihoods of the texts under six models a format, distances between them, T14, T15 and T16.
+    """Measure likelihoods of the texts under six models a format, distances between them, T14, T15 and T16.
 
     Up to ten float32 copies of the model are in memory: for a laptop, models of up to about half a billion weights. A text
     longer than the context is cut and counted.
@@ -51,7 +51,7 @@ def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Pat
 
 
 def encode_texts(texts: Sequence[str], pair: Pair, name: str) -> tuple[list[list[int]], int]:
-    """Token ids between BOS and EOS, where there are such, at most a context long; and how many texts were cut.
+    """Return token ids between BOS and EOS, where there are such, at most a context long; and how many texts were cut.
 
     Raises:
         ValueError: there are fewer than two texts, or one has nothing to predict.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def gradient_ascent(forget: TokenLogProbs) -> Tensor:
-    """GA: minus the cross entropy. Unbounded below."""
+    """Return the loss of GA: minus the cross entropy. Unbounded below."""
     from unforgotten.experiments.models.log_probs import cross_entropy
 
     return -cross_entropy(forget)

@@ -34,10 +34,10 @@ class Task:
         watched: documents of the stopping rule.
         common: settings of all methods of the run.
         storage: arm in which the model is kept from step to step.
-        arithmetic: how that arm computes.
-        reference: what gives log-probabilities of the target, from a model that still has its weights.
+        arithmetic: arithmetic of that arm.
+        reference: function that gives log-probabilities of the target, from a model that still has its weights.
         seed: seed of the order of documents, and of the random bits of stochastic rounding.
-        progress: told of each step.
+        progress: function that is told of each step.
     """
 
     forget: Documents
@@ -57,9 +57,9 @@ class Outcome:
 
     Attributes:
         steps: steps that it took.
-        stopped: why: by the rule of the run ("forget_loss"), or at the limit ("max_steps").
+        stopped: reason: the rule of the run ("forget_loss"), or the limit ("max_steps").
         forget_loss: mean loss of the watched documents at the end.
-        settings: what it ran with; "lr", "alpha" and "beta" go to the rows.
+        settings: settings that it ran with; "lr", "alpha" and "beta" go to the rows.
     """
 
     steps: int
@@ -97,6 +97,6 @@ class Method(Protocol):
         Args:
             model: copy of the target, float32.
             task: documents, and how to compute.
-            settings: what the profile sets, of the type `settings`.
+            settings: settings of the profile, of the type `settings`.
         """
         ...

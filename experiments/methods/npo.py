@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 def negative_preference(forget: TokenLogProbs, reference: Tensor, beta: float) -> Tensor:
-    """NPO: -(2 / beta) E log sigmoid(-beta [log p_theta(y) - log p_ref(y)]), arXiv 2404.05868.
+    """Return the loss of NPO: -(2 / beta) E log sigmoid(-beta [log p_theta(y) - log p_ref(y)]).
 
     Args:
-        forget: the batch under the model.
+        forget: log-probabilities of the batch under the model.
         reference: log p_ref(y) of each sequence, (batch,).
         beta: inverse temperature, > 0; beta -> 0 is GA.
     """

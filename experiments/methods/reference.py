@@ -21,7 +21,7 @@ class Reference:
 
     Attributes:
         sequences: log p of each forget document, (n,).
-        distributions: of each retain document, the normalized log-probabilities at every position, float32
+        distributions: normalized log-probabilities at every position of each retain document, float32
             (length - 1, vocabulary).
     """
 

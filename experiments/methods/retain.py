@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def retain_divergence(model: Tensor, mask: Tensor, reference: Tensor) -> Tensor:
-    """KLR: KL(reference || model), mean over the real tokens; >= 0 and 0 at the reference.
+    """Return the loss of KLR: KL(reference || model), mean over the real tokens; >= 0 and 0 at the reference.
 
     Args:
         model: `distributions` of the batch under the model.

@@ -33,10 +33,10 @@ class ForgetTerm:
 
     Attributes:
         name: name of the method that has no retain term, and first part of the others' names.
-        statement: what it does alone.
-        beside: what it does, before what a retain term does.
-        loss: the loss.
-        source: where it is from.
+        statement: description of the method that has it alone.
+        beside: description before that of a retain term.
+        loss: function that gives the loss.
+        source: paper that it is from.
     """
 
     name: str
@@ -52,8 +52,8 @@ class RetainTerm:
 
     Attributes:
         name: last part of a method's name.
-        statement: what it does.
-        loss: the loss.
+        statement: description.
+        loss: function that gives the loss.
     """
 
     name: str

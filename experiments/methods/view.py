@@ -21,7 +21,7 @@ class View:
     Attributes:
         model: model of the moment; every look at it is a forward pass.
         batch: token ids and mask.
-        reference: what the target says of all documents.
+        reference: log-probabilities of all documents under the target.
     """
 
     model: PreTrainedModel

@@ -54,7 +54,7 @@ def batches(texts: Sequence[Sequence[int]], vocabulary: int, pad_id: int) -> lis
 
 @torch.no_grad()
 def logits_of(model: PreTrainedModel, batch: Batch) -> list[Tensor]:
-    """Next-token logits, float64 (tokens, vocabulary), one tensor a text."""
+    """Return next-token logits, float64 (tokens, vocabulary), one tensor a text."""
     logits = next_logits(model, batch)
     lengths = batch.attention_mask.sum(-1).tolist()
     return [row[: n - 1].double() for row, n in zip(logits, lengths, strict=True)]
@@ -91,7 +91,7 @@ def compare(apart: Apart, first: Sequence[Tensor], second: Sequence[Tensor]) -> 
 def measure(
     models: Mapping[str, PreTrainedModel], pairs: Sequence[tuple[str, str]], texts: Sequence[Batch]
 ) -> tuple[dict[str, Items], list[Distance]]:
-    """Items of each model and the distance of each pair, in one pass over the texts.
+    """Return the items of each model and the distance of each pair, in one pass over the texts.
 
     Args:
         models: models by name.

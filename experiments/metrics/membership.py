@@ -21,7 +21,7 @@ def min_k(scores: Sequence[Tensor], share: float) -> list[float]:
 
 
 def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
-    """P[score(holdout) > score(forget)], ties half."""
+    """Return P[score(holdout) > score(forget)], ties half."""
     truth = [0] * len(forget) + [1] * len(holdout)
     return float(roc_auc_score(truth, [*forget, *holdout]))
 
@@ -29,13 +29,13 @@ def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
 def privacy_leakage(
     scores: Sequence[float], retrained: Sequence[float], forget_count: int, *, seed: int
 ) -> list[Measurement]:
-    """AUC, and M3 against the retrained model's scores on the same texts.
+    """Return the AUC, and M3 against the retrained model's scores on the same texts.
 
     Args:
         scores: Min-K % of the forget texts, then of the holdout texts.
-        retrained: the same of the retrained model.
-        forget_count: how many of them are forget texts.
-        seed: of the bootstrap, which draws the same texts for both models.
+        retrained: Min-K % of the same texts under the retrained model.
+        forget_count: number of the forget texts.
+        seed: seed of the bootstrap, which draws the same texts for both models.
     """
     n, m = forget_count, len(scores) - forget_count
     wins, base_wins = (_wins(np.asarray(x), n) for x in (scores, retrained))
@@ -58,6 +58,6 @@ def privacy_leakage(
 
 
 def _wins(scores: NDArray[np.float64], forget_count: int) -> NDArray[np.float64]:
-    """Who wins each pair (forget, holdout): 1 the holdout text, 0.5 a tie; its mean is the AUC."""
+    """Return who wins each pair (forget, holdout): 1 the holdout text, 0.5 a tie; its mean is the AUC."""
     forget, holdout = scores[:forget_count, None], scores[None, forget_count:]
     return np.where(holdout == forget, 0.5, holdout > forget)

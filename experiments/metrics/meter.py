@@ -32,8 +32,8 @@ class Meter:
     Attributes:
         shell: shell that takes the states.
         probes: documents, prompts and answers.
-        settings: how they are measured.
-        retrained_scores: what `membership` gives for the model that never saw the forget texts; None without it.
+        settings: settings of the measurement.
+        retrained_scores: `membership` of the model that never saw the forget texts; None without it.
         known: measurements by fingerprint, where no state is to be measured twice.
     """
 

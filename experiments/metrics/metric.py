@@ -34,9 +34,9 @@ class Metric:
 
     Attributes:
         name: name in the rows.
-        meaning: what it says, with its unit and range.
+        meaning: meaning, with its unit and range.
         measure: measurement of a model by the probes, as the settings say.
-        needs: what must be there; without it the metric is left out.
+        needs: things that must be there; without one of them the metric is left out.
     """
 
     name: str

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 
 def rouge_items(truths: Sequence[str], outputs: Sequence[str]) -> list[float]:
-    """ROUGE-L F1 of each output against its truth, x 100, no stemmer."""
+    """Return the ROUGE-L F1 of each output against its truth, x 100, no stemmer."""
     from rouge_score.rouge_scorer import RougeScorer
 
     scorer = RougeScorer(["rougeL"], use_stemmer=False)

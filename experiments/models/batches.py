@@ -22,14 +22,14 @@ class Batch(NamedTuple):
 
 
 def encode_documents(texts: Sequence[str], tokenizer: Any, longest: int) -> list[list[int]]:
-    """Token ids of each document between BOS and EOS, cut to `longest`; the cut ones keep no EOS."""
+    """Return token ids of each document between BOS and EOS, cut to `longest`; the cut ones keep no EOS."""
     start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     end = [tokenizer.eos_token_id]
     return [(start + tokenizer.encode(text, add_special_tokens=False) + end)[:longest] for text in texts]
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, documents: Sequence[int] = ()) -> Batch:
-    """One batch; padding goes to the right, or to the left for generation."""
+    """Return one batch; padding goes to the right, or to the left for generation."""
     length = max(len(row) for row in rows)
     ids = torch.full((len(rows), length), pad_id, dtype=torch.long)
     mask = torch.zeros_like(ids)
@@ -41,7 +41,7 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, docum
 
 
 def shuffled_batches(documents: Documents, size: int, pad_id: int, seed: int) -> Iterator[Batch]:
-    """Batches without end; every document comes once before any comes again."""
+    """Yield batches without end; every document comes once before any comes again."""
     rng = np.random.default_rng(seed)
     queue: list[int] = []
     size = min(size, len(documents))
@@ -53,7 +53,7 @@ def shuffled_batches(documents: Documents, size: int, pad_id: int, seed: int) ->
 
 
 def in_order(documents: Documents, size: int, pad_id: int) -> Iterator[Batch]:
-    """Every document once, in order."""
+    """Yield every document once, in order."""
     for start in range(0, len(documents), size):
         index = range(start, min(start + size, len(documents)))
         yield pad([documents[i] for i in index], pad_id, documents=index)

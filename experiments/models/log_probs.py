@@ -45,7 +45,7 @@ def distributions(logits: Tensor) -> Tensor:
 
 
 def cross_entropy(batch: TokenLogProbs) -> Tensor:
-    """Mean negative log-probability over the real tokens of the batch."""
+    """Return the mean negative log-probability over the real tokens of the batch."""
     return -batch.label.sum() / batch.mask.sum()
 
 

@@ -35,7 +35,7 @@ def load_model(folder: Path, *, attention: str | None = "eager") -> PreTrainedMo
 
     Args:
         folder: directory that transformers reads.
-        attention: how attention is computed, by transformers' name: "eager" has the faster backward pass on CPUs. None
+        attention: implementation of attention, by transformers' name: "eager" has the faster backward pass on CPUs. None
             is what a user of the model gets.
 
     Raises:

@@ -22,7 +22,7 @@ def token_scores(model: PreTrainedModel, documents: Documents, batch: int) -> li
     Documents of like length stand in one batch, so that little is padded.
 
     Args:
-        model: the model, in evaluation mode.
+        model: model in evaluation mode.
         documents: token ids.
         batch: documents of one batch, if fewer than SCORED_TOGETHER.
     """

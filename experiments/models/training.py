@@ -18,7 +18,7 @@ Progress = Callable[[int, int, str], None]
 
 
 def training_steps(config: TrainingConfig, documents: int) -> int:
-    """Optimizer steps for this many documents."""
+    """Return the number of optimizer steps for this many documents."""
     if config.steps is not None:
         return config.steps
     return max(1, math.ceil(config.epochs * documents / min(config.batch, documents)))

@@ -29,7 +29,7 @@ class Quantizer:
     """One library, or our own path.
 
     Attributes:
-        name: what stands before the colon in a format's name; "" for our own path.
+        name: part of a format's name before the colon; "" for our own path.
         extra: extra of this package that installs the library; None if it needs none.
         values: Q of a state: from the state, the names of the weights to quantize, the format's name without the
             library's, and token ids of text for a quantizer that wants to see some; the other weights are shared, not

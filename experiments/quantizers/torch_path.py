@@ -2,6 +2,8 @@
 
 Bit-equal to that reference, which says what each rule does. Rules are chosen by the same names; a statistic that torch
 has no rule for is a search, and is fitted by the reference on the CPU.
+
+    codes, values = encode_tensor(torch.randn(8, 64), format_named("nf4-b64"))
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ class Parameters(NamedTuple):
 
 
 def encode_tensor(w: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
-    """Codes (indices into `fmt.levels`, int64) and values (float32), both in the shape of `w`.
+    """Return codes (indices into `fmt.levels`, int64) and values (float32), both in the shape of `w`.
 
     Raises:
         ValueError: a weight is not finite, a parameter overflows, or the format cannot take the shape.

@@ -4,6 +4,8 @@ Every round times all of it in turn, on one pair of bfloat16 checkpoints in the 
 weights leg of one format and of several, on one process and on all cores; and what one would do without it, with
 bitsandbytes: quantize both, dequantize both, compare. Seconds of one machine say little elsewhere, their ratios more.
 The rows name the processor and the path of the kernel; those of another processor or path are kept where they are.
+
+    unforgotten study audit-cost --set rounds=1 --out runs/audit-cost
 """
 
 from __future__ import annotations
@@ -55,7 +57,7 @@ Row = dict[str, Any]
 
 
 def write_pair(folder: Path, nbytes: int, size: float) -> tuple[Path, Path]:
-    """Two checkpoints of `nbytes` bytes of weights each: Gaussian weights, and the same after a Gaussian update."""
+    """Write two checkpoints of `nbytes` bytes of weights each: Gaussian ones, and those after a Gaussian update."""
     each = 2 * math.prod(SHAPE)
     count = nbytes // each
     entries = {
@@ -127,7 +129,7 @@ def yardstick(paths: Sequence[Path]) -> None:
 
 
 def hash_files(paths: Sequence[Path]) -> None:
-    """SHA-256 of both files, which an audit binds its result to: a cost of its own, and not in the leg."""
+    """Compute SHA-256 of both files, which an audit binds its result to: a cost of its own, and not in the leg."""
     for path in paths:
         with path.open("rb") as file:
             hashlib.file_digest(file, "sha256")
@@ -150,7 +152,7 @@ def tasks(paths: Sequence[Path], cores: int, *, whole: bool) -> dict[str, Callab
 
 
 def time_rounds(paths: Sequence[Path], rounds: int, cores: int, *, whole: bool) -> dict[str, list[float]]:
-    """Seconds of every task in every round; all are run once before.
+    """Return the seconds of every task in every round; all are run once before.
 
     From disk comes last, as what is read again lies otherwise in the page cache than what was written.
     """
@@ -208,7 +210,7 @@ def _resident(pid: int) -> int:
 
 
 def bench_pair(folder: Path, gib: int, update: str, rounds: int, *, whole: bool) -> Row:
-    """One row: a pair is written, measured and deleted."""
+    """Return one row: a pair is written, measured and deleted."""
     cores = os.cpu_count() or 1
     paths = write_pair(folder, gib * GIB, UPDATES[update])
     try:
@@ -262,7 +264,7 @@ class CostSettings(Section):
 
     Attributes:
         updates: updates of the pair of 2 x 2 GiB, of UPDATES.
-        large: whether a pair of 2 x 8 GiB is timed, too, which takes 16 GiB of disk and of page cache.
+        large: True to time a pair of 2 x 8 GiB, too, which takes 16 GiB of disk and of page cache.
         rounds: rounds of each pair.
         scratch: folder in which the pairs are written and deleted; None for a temporary one.
     """

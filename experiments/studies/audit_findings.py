@@ -57,7 +57,7 @@ def measure(first: Path, second: Path) -> dict[str, Any]:
 
 
 def run_rows(folder: Path) -> Iterator[dict[str, Any]]:
-    """Every pair of models of one run, the target first where it is one of them."""
+    """Yield a row for every pair of models of one run, the target first where it is one of them."""
     lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     arm_of = {f"unlearned-{r['method']}-{r['storage']}": (r["storage"], r["lr"]) for r in lines if r["lr"] is not None}
     names = sorted(p.name for p in (folder / MODELS_OF).iterdir() if p.is_dir())
@@ -77,7 +77,7 @@ def run_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def synthetic_rows(honest: int = HONEST_SEEDS, placed: int = PLACED_SEEDS) -> Iterator[Any]:
-    """Pairs of `audit_findings_pairs`: honest ones of many sizes, and placed ones."""
+    """Yield a row for each of the pairs of `audit_findings_pairs`: honest ones of many sizes, and placed ones."""
     kinds = {"gaussian": honest, "sign": honest, "washed": placed, "aimed": placed}
     for kind, count in kinds.items():
         for dtype in DTYPES if kind in ("gaussian", "sign") else ("float32",):
@@ -90,7 +90,7 @@ def synthetic_rows(honest: int = HONEST_SEEDS, placed: int = PLACED_SEEDS) -> It
 
 
 def _size(seed: int, count: int) -> float:
-    """Evenly spread in the logarithm over SIZES."""
+    """Return the size of an update, evenly spread in the logarithm over SIZES."""
     return float(np.geomspace(*SIZES, count)[seed])
 
 

@@ -24,7 +24,7 @@ Array = NDArray[Any]
 
 
 def gaussian(w: Array, size: float, rng: np.random.Generator) -> Array:
-    """Independent normal changes."""
+    """Move each weight by a normal change, independent of the others."""
     return w + rng.normal(0, size, w.shape)
 
 
@@ -84,9 +84,9 @@ def save_pair(folder: Path, kind: str, seed: int, dtype: str, size: float) -> tu
 
     Args:
         folder: folder that the two directories go to.
-        kind: a key of UPDATES.
+        kind: key of UPDATES.
         seed: seed of weights and update.
-        dtype: a key of DTYPES.
+        dtype: key of DTYPES.
         size: size of the update, in standard deviations of the weights.
     """
     rng = np.random.default_rng([seed, *kind.encode()])

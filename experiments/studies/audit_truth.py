@@ -94,7 +94,7 @@ class PublishedPair(NamedTuple):
     after: Runs
 
     def row(self, kind: str, truth: Truth, verdict: Mapping[str, Any], **more: Any) -> dict[str, Any]:
-        """One row of the table's source."""
+        """Return one row of the table's source."""
         return {
             "set": kind,
             "run": self.run,
@@ -131,7 +131,7 @@ def _measured(folder: Path, subject: Subject) -> dict[str, Measurement]:
 
 
 def half(runs: Runs, fold: int) -> dict[str, dict[str, Measurement]]:
-    """Every other passage, from `fold` on, with its questions, which stand in the order of the passages."""
+    """Return every other passage, from `fold` on, with its questions, which stand in the order of the passages."""
     return {
         name: {metric: of_items(metric, _of_fold(measured, metric, fold)) for metric in measured}
         for name, measured in runs.items()
@@ -145,14 +145,14 @@ def _of_fold(measured: Mapping[str, Measurement], metric: str, fold: int) -> lis
 
 
 def halves(pair: PublishedPair) -> Iterator[dict[str, Any]]:
-    """Rows of both folds of a pair."""
+    """Yield the rows of both folds of a pair."""
     for fold in (0, 1):
         seen, kept = (leg_of(half(pair.base, f), half(pair.after, f), benchmark=pair.run) for f in (fold, 1 - fold))
         yield pair.row("halves", behaviour_truth(kept), decide("unclear", None, seen), fold=fold)
 
 
 def against_openings(pair: PublishedPair, readings: Readings) -> Iterator[dict[str, Any]]:
-    """Rows of the sets "whole" and "output" for a pair whose models were read."""
+    """Yield the rows of the sets "whole" and "output" for a pair whose models were read."""
     models = [readings.get((pair.run, name)) for name in ("target", f"unlearned-{pair.method}-{pair.storage}")]
     if models[0] is None or models[1] is None:
         return
@@ -168,7 +168,7 @@ def against_openings(pair: PublishedPair, readings: Readings) -> Iterator[dict[s
 def four_models(
     target: Mapping[str, Any], unlearned: Mapping[str, Any], format_name: str
 ) -> dict[str, Mapping[str, list[float]]]:
-    """Items by model."""
+    """Return the items of the four models, by model."""
     return {
         "target": target["none"],
         "unlearned": unlearned["none"],
@@ -213,7 +213,7 @@ def read_readings(path: Path) -> Readings:
 
 
 def truth_rows(runs: Sequence[Path], readings: Readings) -> Iterator[dict[str, Any]]:
-    """Rows of the sets that need no model."""
+    """Yield the rows of the sets that need no model."""
     for folder in runs:
         for pair in published_pairs(folder):
             yield from halves(pair)

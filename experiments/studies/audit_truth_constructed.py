@@ -32,7 +32,7 @@ DIGITS = 7  # of what is kept of a reading
 
 
 def constructed_rows(run: Path) -> Iterator[dict[str, Any]]:
-    """One row a constructed pair of a run, in each of its formats."""
+    """Yield one row a constructed pair of a run, in each of its formats."""
     config = json.loads((run / "config.json").read_text())
     pair = open_model_pair(run / "models/target", run / f"models/{ARM}")
     benchmark = read_benchmark(run / "corpus", pair.shell.tokenizer, pair.shell.context)

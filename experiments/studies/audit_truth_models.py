@@ -41,7 +41,7 @@ class Constructed(NamedTuple):
 
 
 def constructed(pair: Pair, format_name: str) -> Iterator[Constructed]:
-    """Both kinds, from a target and a model unlearned from it.
+    """Yield both kinds, from a target and a model unlearned from it.
 
     Raises:
         ValueError: the format moves a weight that is on its grid, or flipped weights cannot be put back.
@@ -81,7 +81,7 @@ def _inside_block(before: Tensor, after: Tensor, format_name: str) -> Tensor:
 
 
 def same(a: State, b: State) -> bool:
-    """Bit for bit."""
+    """Tell whether two states are equal bit for bit."""
     return all(torch.equal(a[name], b[name]) for name in a)
 
 
@@ -95,7 +95,7 @@ class Reader:
     truths: list[list[int]]
 
     def read(self, state: State) -> Items:
-        """Loss, accuracy and probability of every passage, and ROUGE-L F1 x 100 of its opening."""
+        """Return loss, accuracy and probability of every passage, and ROUGE-L F1 x 100 of its opening."""
         model, tokenizer = self.pair.shell.with_state(state), self.pair.shell.tokenizer
         items = measure({"": model}, (), self.texts)[0][""]
         longest = max(len(t) for t in self.truths)
@@ -122,7 +122,7 @@ def reader_of(folder: Path, pair: Pair) -> Reader:
 
 
 def read_run(folder: Path, arms: Sequence[tuple[str, str]], formats: Sequence[str]) -> Iterator[tuple[str, str, Items]]:
-    """(model, format, items) of the target and of each (method, storage), "none" for the model itself."""
+    """Yield (model, format, items) of the target and of each (method, storage), "none" for the model itself."""
     read: tuple[Pair, Reader] | None = None
     for name in ("target", *(f"unlearned-{method}-{storage}" for method, storage in arms)):
         if read is None:

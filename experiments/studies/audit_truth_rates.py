@@ -60,13 +60,13 @@ def simulated_leg(rng: Rng, law: str, rhos: Sequence[float], n: int) -> Behaviou
 
 
 def count_words(law: str, rhos: Sequence[float], n: int, trials: int, seed: int) -> Counter[Word]:
-    """Verdicts of `trials` legs."""
+    """Count the verdicts of `trials` legs."""
     rng = np.random.default_rng([seed, n, len(law), len(rhos)])
     return Counter(judge_behaviour(simulated_leg(rng, law, rhos, n)).word for _ in range(trials))
 
 
 def rates(trials: int = TRIALS) -> Iterator[dict[str, Any]]:
-    """One row a number of items, law and case."""
+    """Yield one row a number of items, law and case."""
     for n in COUNTS:
         for law in LAWS:
             for case, rhos in CASES.items():

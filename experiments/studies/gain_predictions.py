@@ -8,6 +8,8 @@ displacements by quarter binade, which leaves T6 and the law of the absmax alone
 step larger than lr, which AdamW takes while gradients grow (T5).
 
 Settings: the folders of the runs, with their models. The rows of all of them go to `rows.jsonl`.
+
+    unforgotten study gain-predictions --set runs=[runs/tiny-seed0] --out runs/predictions
 """
 
 from __future__ import annotations
@@ -114,7 +116,7 @@ class Update:
 
 
 def predictions(folder: Path) -> Iterator[dict[str, Any]]:
-    """One row for each unlearned model, format and kind, in the order of the run's rows."""
+    """Yield one row for each unlearned model, format and kind, in the order of the run's rows."""
     rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
     target = {
         name: Tensor(w, empirical(w, HISTOGRAM_BINS)) for name, w in read_tensors(folder / "models/target").items()

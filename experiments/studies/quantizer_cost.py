@@ -43,7 +43,7 @@ LOADING = ("-c", "import numpy, scipy.optimize, scipy.special")
 
 
 def time_paths(w: Tensor, name: str) -> dict[str, float]:
-    """Seconds of one call of each path."""
+    """Return the seconds of one call of each path."""
     seconds = {}
     for path, values in PATHS.items():
         start = time.perf_counter()
@@ -53,7 +53,7 @@ def time_paths(w: Tensor, name: str) -> dict[str, float]:
 
 
 def ratios(w: Tensor, name: str, rounds: int) -> dict[str, list[float]]:
-    """For each path its time over that of bitsandbytes in the same round, ascending.
+    """Return for each path its time over that of bitsandbytes in the same round, ascending.
 
     Raises:
         ValueError: the paths disagree on a value, so their times must not be compared.
@@ -67,7 +67,7 @@ def ratios(w: Tensor, name: str, rounds: int) -> dict[str, list[float]]:
 
 
 def processor_seconds(arguments: Sequence[str]) -> float:
-    """Seconds of processor, user and system, of a Python of its own: other jobs of the machine do not count."""
+    """Return the seconds of processor, user and system, of a Python of its own: other jobs do not count."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run([sys.executable, *arguments], check=True, stdout=subprocess.DEVNULL)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)

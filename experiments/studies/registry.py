@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib import import_module
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,9 +32,9 @@ class LoadedStudy:
 
     Attributes:
         name: name of the study.
-        question: what it asks.
+        question: question that it asks.
         settings: settings that the rows are measured with.
-        study: how they are measured.
+        study: function that measures them.
     """
 
     name: str
@@ -58,13 +57,12 @@ class LoadedStudy:
 
 def study_questions() -> Mapping[str, str]:
     """Return what each study asks, by name. Nothing heavy is loaded."""
-    return {name: str(_tree(name).get("question", "")) for name in study_names()}
+    return {name: str(_tree(path, name).get("question", "")) for name, path in _files().items()}
 
 
 def study_names() -> list[str]:
     """Return the names of the YAML files, which are the studies."""
-    found = (Path(str(entry)) for entry in files(PACKAGE).iterdir())
-    return sorted(path.stem.replace("_", "-") for path in found if path.suffix == ".yaml")
+    return list(_files())
 
 
 def load_study(name: str, overrides: Iterable[str] = ()) -> LoadedStudy:
@@ -73,9 +71,9 @@ def load_study(name: str, overrides: Iterable[str] = ()) -> LoadedStudy:
     Raises:
         ValueError: there is none of this name, or a setting breaks a rule; one line that names it.
     """
-    if name not in study_names():
+    if name not in _files():
         raise ValueError(f"study must be one of {', '.join(study_names())}, got {name!r}")
-    tree = _tree(name)
+    tree = _tree(_files()[name], name)
     part = next((key for key in SETTINGS if key in tree), None)
     if part is None or set(tree) != {"question", part}:
         raise ValueError(f"{name}: must have the keys question and settings, or question and runs, got {list(tree)}")
@@ -90,9 +88,13 @@ def load_study(name: str, overrides: Iterable[str] = ()) -> LoadedStudy:
     return LoadedStudy(name, tree["question"], settings, study)
 
 
-def _tree(name: str) -> dict[str, Any]:
-    source = files(PACKAGE).joinpath(f"{name.replace('-', '_')}.yaml")
-    return read_tree(source.read_text(encoding="utf-8"), name)
+def _files() -> Mapping[str, Path]:
+    folders = map(Path, import_module(PACKAGE).__path__)
+    return {path.stem.replace("_", "-"): path for folder in folders for path in sorted(folder.glob("*.yaml"))}
+
+
+def _tree(path: Path, name: str) -> dict[str, Any]:
+    return read_tree(path.read_text(encoding="utf-8"), name)
 
 
 def _study_of(name: str, part: str) -> Study:

@@ -32,7 +32,7 @@ from unforgotten.experiments.studies.study import Study
 from unforgotten.records.files import write_folder
 
 KEPT = ("config.json", "rows.jsonl", "items")
-LEVEL = re.compile(r"[A-Za-z0-9.+]+")
+LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 
 class RunsSettings(Section):
@@ -60,7 +60,7 @@ class RunsSettings(Section):
         for factor, levels in vary.items():
             for level in levels:
                 if not LEVEL.fullmatch(level):
-                    raise ValueError(f"a level must be letters, digits, '.' and '+', got {factor}={level!r}")
+                    raise ValueError(f"a level must be letters, digits, '.', '+' and '-', got {factor}={level!r}")
         return vary
 
 

@@ -1,0 +1,66 @@
+"""The table of a study that asks for runs, as Markdown.
+
+Read are `study.json`, in which `experiments/studies/runs.py` left the settings, and the runs in the folders beside it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unforgotten.records.rows import Run, read_run
+from unforgotten.reports.labels import number, precision_label
+
+
+def render(folder: Path) -> Mapping[str, str]:
+    """Return the files made of the study's rows: `table.md`."""
+    study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
+    return {"table.md": runs_table(folder, study)}
+
+
+def runs_table(folder: Path, study: Mapping[str, Any]) -> str:
+    """Return a line for each combination of levels, method, arm and format, a column for each metric shown.
+
+    A cell has the mean over the seeds, and with several seeds the lowest and the highest value. Undefined values are left
+    out, and how many seeds have one is said.
+
+    Args:
+        folder: folder of the study.
+        study: question and settings, as in `study.json`.
+    """
+    settings = study["settings"]
+    shown, seeds = settings["show"], settings["seeds"]
+    heads = [*settings["vary"], "method", "storage", "format", *shown]
+    lines = [f"{study['question']} Seeds: {', '.join(map(str, seeds))}.", "", _line(heads), _line(["---"] * len(heads))]
+    for levels in itertools.product(*settings["vary"].values()):
+        runs = [read_run(folder / "-".join([*levels, f"seed{seed}"])) for seed in seeds]
+        lines += [_line([*levels, *cells]) for cells in _cells(runs, shown)]
+    return "\n".join(lines) + "\n"
+
+
+def _cells(runs: Sequence[Run], shown: Sequence[str]) -> Iterator[list[str]]:
+    for method, storage in runs[0].arms:
+        for name in ("none", *runs[0].formats):
+            values = ([run.value(metric, "unlearned", method, storage, name) for run in runs] for metric in shown)
+            cells = [
+                _value(metric, [v for v in of if v is not None], len(runs))
+                for metric, of in zip(shown, values, strict=True)
+            ]
+            yield [method, storage, precision_label(name), *cells]
+
+
+def _value(metric: str, values: Sequence[float], runs: int) -> str:
+    if not values:
+        return "–"
+    mean = number(metric, sum(values) / len(values))
+    if runs == 1:
+        return mean
+    spread = f"{mean} ({number(metric, min(values))} to {number(metric, max(values))})"
+    return spread if len(values) == runs else f"{spread}, {len(values)} of {runs}"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
