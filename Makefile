@@ -73,11 +73,9 @@ STUDIES := reports/published
 generated: $(READY)
 	$(BIN)/python -P -m unforgotten.audit.outputs.json_schema > audit/schema/audit.schema.json.new
 	mv audit/schema/audit.schema.json.new audit/schema/audit.schema.json
-	$(BIN)/python -P -m unforgotten.reports.studies.audit_cost $(STUDIES)/audit-bench
-	$(BIN)/python -P -m unforgotten.reports.studies.audit_findings $(STUDIES)/audit-findings
-	$(BIN)/python -P -m unforgotten.reports.studies.audit_truth $(STUDIES)/audit-truth
-	$(BIN)/python -P -m unforgotten.reports.studies.flip_laws $(STUDIES)/laws
-	$(BIN)/python -P -m unforgotten.reports.studies.arms $(STUDIES)/tiny-arms-seed0 $(STUDIES)/tiny-seed0
+	$(BIN)/unforgotten study --render
+	$(BIN)/python -P -m unforgotten.reports.theory_document.flip_laws $(STUDIES)/laws
+	$(BIN)/python -P -m unforgotten.reports.run.beside $(STUDIES)/tiny-arms-seed0 $(STUDIES)/tiny-seed0
 	set -e; for run in $(dir $(wildcard $(STUDIES)/*/config.json)); do $(BIN)/unforgotten report $$run; done
 	cp $(STUDIES)/tiny-seed0/headline.svg $(STUDIES)/tiny-seed0/headline.png $(STUDIES)
 	$(BIN)/python -P -m unforgotten.reports.theory_document.document
@@ -127,10 +125,10 @@ conformance-legacy: $(LEGACY)/.ready
 mutants: $(READY)
 	nice -n 19 $(BIN)/python -P -m unforgotten.verification.mutation.mutants $(MUTANTS)
 
-# AUDIT_BENCH='--large --dir SCRATCH' for the pair of 2 x 8 GiB too, and for where the pairs are written and deleted.
+# AUDIT_BENCH='--set large=true --set scratch=DIR' for the pair of 2 x 8 GiB too, and for where the pairs are written and
+# deleted.
 bench: $(READY)
-	$(BIN)/python -P -m unforgotten.experiments.studies.quantizer_cost
-	$(BIN)/python -P -m unforgotten.experiments.studies.audit_cost --out reports/published/audit-bench $(AUDIT_BENCH)
-	@$(HAS_AVX2) || exit 0; $(HASWELL) $(BIN)/python -P -m unforgotten.experiments.studies.audit_cost \
-	  --out reports/published/audit-bench $(AUDIT_BENCH)
-	$(BIN)/python -P -m unforgotten.reports.studies.audit_cost reports/published/audit-bench
+	$(BIN)/unforgotten study quantizer-cost
+	@cat reports/published/quantizer-cost/table.md
+	$(BIN)/unforgotten study audit-cost $(AUDIT_BENCH)
+	@$(HAS_AVX2) || exit 0; $(HASWELL) $(BIN)/unforgotten study audit-cost $(AUDIT_BENCH)

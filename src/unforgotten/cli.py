@@ -189,7 +189,7 @@ def report(
 
 @app.command()
 def study(
-    name: Annotated[str | None, typer.Argument(help="Name of a study. Without it: what there is.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Name of a study.")] = None,
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Replace one setting: a.b=value, in YAML.")
     ] = None,
@@ -198,27 +198,29 @@ def study(
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
-    """Measure a study of this project and make its files from the rows; or list the studies."""
-    from unforgotten.experiments.studies.registry import load_study, study_questions
+    """Measure a study of this project and make its files from the rows; without a name list the studies, or render all."""
+    from unforgotten.experiments.studies.registry import load_study, study_names, study_questions
 
-    if name is None:
+    if name is None and not render:
         _print_mapping("study", study_questions(), as_json)
         return
-    asked = load_study(name, overrides or ())
-    folder = out or Path("reports/published") / name
-    if not render:
-        from unforgotten.audit.progress.stages import progress_on
-
-        try:
-            with progress_on(sys.stderr, asked.stages, quiet=quiet) as progress:
-                asked.measure(folder, progress)
-        except KeyboardInterrupt:
-            print("interrupted; the same command goes on", file=sys.stderr)
-            raise typer.Exit(130) from None
+    if name is None and (out or overrides):
+        raise ValueError("--out and --set must have a study, got no name")
+    from unforgotten.audit.progress.stages import progress_on
     from unforgotten.reports.studies.registry import write_study
 
-    written = write_study(name, folder)
-    _print_object({"study": name, "files": [str(p) for p in written]}, as_json, [f"written: {p}" for p in written])
+    written: list[Path] = []
+    for asked in [load_study(one, overrides or ()) for one in ([name] if name else study_names())]:
+        folder = out or Path("reports/published") / asked.name
+        if not render:
+            try:
+                with progress_on(sys.stderr, asked.stages, quiet=quiet) as progress:
+                    asked.measure(folder, progress)
+            except KeyboardInterrupt:
+                print("interrupted; the same command goes on", file=sys.stderr)
+                raise typer.Exit(130) from None
+        written += write_study(asked.name, folder)
+    _print_object({"files": [str(path) for path in written]}, as_json, [f"written: {path}" for path in written])
 
 
 @app.command()
