@@ -56,7 +56,7 @@ def test_the_verdicts_counted_in_the_readme_are_those_of_the_rows() -> None:
 
 def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
-    rows = read_bench(ROOT / "reports/published/audit-bench")
+    rows = read_bench(ROOT / "reports/published/audit-cost")
     large = next(row for row in rows if row["gib"] == 8)
     peak = max(large["peak_mib"].values()) / 1024
     assert f"A 2 x 8 GiB pair takes {peak:.1f} GiB of memory" in text
