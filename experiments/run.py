@@ -47,7 +47,8 @@ from unforgotten.experiments.models.batches import encode_documents
 from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer, save_model
 from unforgotten.experiments.models.training import train
 from unforgotten.records.files import write_json, write_text
-from unforgotten.records.store import Measurement, RowStore, Subject
+from unforgotten.records.rows import Subject
+from unforgotten.records.store import Measurement, RowStore
 from unforgotten.theory.laws.update import GRID_MODES
 
 

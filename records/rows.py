@@ -1,4 +1,15 @@
-"""The result rows of a run, read and indexed. Nothing here, or in any other file of `reports`, measures anything."""
+"""The rows of a run: what one holds, stated once, and how a folder of them is read and indexed.
+
+In goes a folder that `RowStore` of `records/store.py` wrote, or another program by the same contract; out comes a `Run`
+that answers by name:
+
+    run = read_run(Path("reports/published/tiny-seed0"))
+    run.value("M1", "unlearned", "GA", "bf16", "int4-g64")
+
+A line of `rows.jsonl` is a JSON object with the fields of `Row`. Their types are those of its annotations, and a field
+of MAY_BE_ABSENT was added after the first rows were published. Fields that are not there at all are ignored, so that
+a later version may add some. Nothing here measures anything.
+"""
 
 from __future__ import annotations
 
@@ -7,66 +18,89 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 Z95 = 1.96
-# (types, may be null); the contract of a row, which other programs read, plus what `run` adds.
-REQUIRED: Mapping[str, tuple[tuple[type, ...], bool]] = {
-    "model": ((str,), False),
-    "method": ((str,), True),
-    "storage": ((str,), True),
-    "lr": ((int, float), True),
-    "seed": ((int,), False),
-    "format": ((str,), False),
-    "metric": ((str,), False),
-    "value": ((int, float), True),
-    "stderr": ((int, float), True),
-    "n": ((int,), True),
-    "config": ((str,), False),
-    "revision": ((str,), False),
-    "dtypes": ((dict,), False),
-    "device": ((str,), False),
-}
-OPTIONAL: Mapping[str, tuple[tuple[type, ...], bool]] = {
-    "steps": ((int,), True),
-    "stopped": ((str,), True),
-    "interval": ((list,), True),
-    "profile": ((str,), True),
-    "corpus": ((str,), True),
-    "products": ((str,), True),
-    "rounding": ((str,), True),
-    "processor": ((str,), True),
-}
+ROWS_FILE = "rows.jsonl"
 Key = tuple[str, str, str | None, str | None, str]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measurement: `metric` of one model in one format."""
+class Subject:
+    """What a row is about: which model, trained how, quantized how.
+
+    Attributes:
+        model: "base", "target", "retrained", "unlearned", or what another program measures.
+        method: unlearning method; None where nothing was unlearned, as for `storage` and the settings.
+        storage: storage arm, in what the parameters are kept from one step to the next.
+        format: format of the quantized weights; "none" for the model itself.
+        lr: learning rate.
+        alpha: weight of the retain loss.
+        beta: inverse temperature of NPO.
+        steps: steps taken.
+        stopped: name of the rule that ended training.
+        dtypes: dtypes by what is kept in them.
+        products: way in which bfloat16 matrices were multiplied.
+        rounding: way in which a step was rounded to the dtype of the parameters.
+    """
 
     model: str
-    metric: str
-    value: float | None
-    format: str
     method: str | None = None
     storage: str | None = None
-    stderr: float | None = None
-    interval: tuple[float, float] | None = None
-    n: int | None = None
+    format: str = "none"
     lr: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
     steps: int | None = None
     stopped: str | None = None
-    seed: int = 0
-    config: str = ""
-    revision: str = ""
-    device: str = ""
-    profile: str | None = None
-    corpus: str | None = None
     dtypes: Mapping[str, str] = field(default_factory=dict)
     products: str | None = None
     rounding: str | None = None
+
+    @property
+    def file_stem(self) -> str:
+        """Name of this subject in names of files."""
+        parts = [self.model, self.method, self.storage, self.format]
+        return "-".join(part.replace(":", "_") for part in parts if part)
+
+
+@dataclass(frozen=True)
+class Row(Subject):
+    """One measurement: `metric` of one subject, and where it comes from. Fields stand in the order in which they are written.
+
+    Attributes:
+        metric: name of the metric, see `records/metrics.py`.
+        value: what was measured; None where it is undefined.
+        stderr: standard error of the value.
+        n: number of items behind it.
+        interval: 95 % interval of its own, where the standard error does not tell it.
+        items: path of the file with the values of the single items, below the folder of the run.
+        stage: stage of the run that wrote the row.
+        profile: name of the configuration's profile.
+        seed: seed of the run.
+        config: hash of the configuration.
+        revision: version and hash of the sources.
+        corpus: origin of the texts.
+        device: device that computed.
+        processor: name of the processor and its instructions.
+    """
+
+    metric: str = ""
+    value: float | None = None
+    stderr: float | None = None
+    n: int | None = None
+    interval: tuple[float, float] | None = None
+    items: str | None = None
+    stage: str | None = None
+    profile: str | None = None
+    seed: int = 0
+    config: str = ""
+    revision: str = ""
+    corpus: str | None = None
+    device: str = ""
     processor: str | None = None
 
     @property
@@ -82,6 +116,36 @@ class Row:
         if self.value is None or self.stderr is None:
             return None
         return (self.value - Z95 * self.stderr, self.value + Z95 * self.stderr)
+
+
+MAY_BE_ABSENT = frozenset(
+    {"alpha", "beta", "steps", "stopped", "products", "rounding", "interval", "items", "stage", "profile", "corpus"}
+    | {"processor"}
+)
+"""Fields of `Row` that a line may lack."""
+JSON_TYPES: Mapping[Any, tuple[type, ...]] = {float: (int, float), tuple: (list,), Mapping: (dict,)}
+"""What stands in JSON for a type of Python, where it is not the type itself."""
+
+
+class Rule(NamedTuple):
+    """What a field of a line must be."""
+
+    types: tuple[type, ...]
+    nullable: bool
+
+
+@cache
+def rules() -> Mapping[str, Rule]:
+    """Return the rule of each field of `Row`, as its annotation says it."""
+    return {name: _rule(hint) for name, hint in get_type_hints(Row).items()}
+
+
+def _rule(hint: Any) -> Rule:
+    parts = [part for part in get_args(hint) if part is not NoneType]
+    nullable = NoneType in get_args(hint)
+    bare: Any = parts[0] if nullable else hint
+    origin: Any = get_origin(bare) or bare
+    return Rule(JSON_TYPES.get(origin, (origin,)), nullable)
 
 
 @dataclass(frozen=True)
@@ -197,9 +261,9 @@ def _unique(names: Iterable[str | None]) -> tuple[str, ...]:
 def _rows_path(folder: Path) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder}: must be the directory of a run, got no directory there")
-    path = folder / "rows.jsonl"
+    path = folder / ROWS_FILE
     if not path.is_file():
-        raise ValueError(f"{path}: must exist, got a directory without rows.jsonl")
+        raise ValueError(f"{path}: must exist, got a directory without {ROWS_FILE}")
     return path
 
 
@@ -214,14 +278,10 @@ def _parse(path: Path, content: bytes) -> Iterable[Row]:
 
 def _row(line: bytes) -> Row:
     fields = _object(line)
-    for name in REQUIRED:
-        if name not in fields:
+    for name in rules():
+        if name not in fields and name not in MAY_BE_ABSENT:
             raise ValueError(f"a row must have the field {name!r}, got {', '.join(fields) or 'no fields'}")
-    values = {
-        name: _checked(name, fields[name], *rule)
-        for name, rule in (*REQUIRED.items(), *OPTIONAL.items())
-        if name in fields
-    }
+    values = {name: _checked(name, fields[name], *rule) for name, rule in rules().items() if name in fields}
     values["interval"] = _interval(values.get("interval"))
     return Row(**values)
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from unforgotten.records.methods import forget_term
+
 
 def prediction_rows(published: Path) -> list[dict[str, Any]]:
     """Return the rows of every published run that has them."""
@@ -27,7 +29,7 @@ def prediction_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def moved_beyond(rows: Sequence[dict[str, Any]], term: str) -> str:
     """Return the range, over bf16 models of a forget term, of the percentage that moved in the first frozen binade."""
-    shares = sorted(r["beyond"] for r in rows if r["storage"] == "bf16" and r["method"].split("_")[0] == term)
+    shares = sorted(r["beyond"] for r in rows if r["storage"] == "bf16" and forget_term(r["method"]) == term)
     return f"{shares[0]:.0%} to {shares[-1]:.0%}"
 
 

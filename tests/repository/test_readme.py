@@ -5,8 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
+from unforgotten.records.methods import FORGET_TERMS
 from unforgotten.records.rows import read_run
-from unforgotten.reports.markdown import COUNTED, TERMS, intervals, returns, survival_table
+from unforgotten.reports.markdown import COUNTED, intervals, returns, survival_table
 from unforgotten.reports.studies.audit_cost import read_bench
 from unforgotten.reports.studies.audit_truth import read_truth
 
@@ -20,11 +21,13 @@ def test_the_results_in_the_readme_come_from_the_published_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     for what in COUNTED:
         assert " ".join(survival_table(RUNS, what).split()) in text
-    counts = {len(list(intervals(RUNS, s, t, f))) for s in RUNS[0].storages for t in TERMS for f in RUNS[0].formats}
+    counts = {
+        len(list(intervals(RUNS, s, t, f))) for s in RUNS[0].storages for t in FORGET_TERMS for f in RUNS[0].formats
+    }
     assert counts == {15}
     assert "15 cases a cell" in text
     coarse = [name for name in RUNS[0].formats if name.startswith(("int4", "fp4"))]
-    assert f"comes back in {returns(RUNS, 'fp32', TERMS, RUNS[0].formats)} cases" in text
+    assert f"comes back in {returns(RUNS, 'fp32', list(FORGET_TERMS), RUNS[0].formats)} cases" in text
     assert f"in {returns(RUNS, 'bf16', ['NPO'], coarse)} cases at int4 and fp4" in text
     none = returns(RUNS, "bf16", ["GA"], coarse).replace("0 of", "none of")
     assert f"after gradient ascent in {none}" in text
