@@ -14,7 +14,7 @@ class Options(NamedTuple):
     """What was asked for.
 
     Attributes:
-        formats: as named; None for the default.
+        formats: names of the formats, as given; None for the default.
         measured: the formats that the legs of output and behaviour run in.
         fatal: the verdicts that end with code 1.
         needs_models: whether a leg runs the models.
@@ -35,7 +35,7 @@ def read_options(
     jobs: int,
     ray: str | None,
 ) -> Options:
-    """Return the options of the command line.
+    """Read the options of the command line.
 
     Raises:
         ValueError: one breaks its rule.

@@ -43,16 +43,16 @@ def audit_pair(
 
     Args:
         target: the checkpoint before unlearning, see `open_source` for what it may be.
-        unlearned: the one after.
+        unlearned: the checkpoint after unlearning.
         formats: names of formats; DEFAULT_FORMATS if None. A pair that is quantized already has its own and takes no
             others, but for GGUF: with formats its decoded values are quantized again, without them its codes are
             counted.
         out: the directory to write to; made if it is missing, and only once the audit is done.
-        progress: told each of STAGES.
+        progress: progress that is told each of STAGES.
         jobs: processes that share the tensors, >= 1.
         ray: address of a Ray cluster that shares them instead.
         output: the output leg, or what measures it; called once the weights were read.
-        behaviour: the behaviour leg, likewise.
+        behaviour: the behaviour leg, or what measures it; called once the weights were read.
 
     Raises:
         ValueError: the input breaks a rule (`CheckpointError`), a format is unknown, or `out` is a file.

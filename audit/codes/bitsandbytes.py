@@ -26,7 +26,7 @@ class _BlockState(NamedTuple):
 
 
 def bnb_4bit(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
-    """Flat blocks, two codes a byte, the first in the high nibble; value = table[code] * absmax of the block."""
+    """Return a layer in 4 bits, two codes a byte, high nibble first; value = table[code] * absmax of its flat block."""
     parts = Parts(checkpoint, name)
     state = _block_state(parts, ".weight.quant_state.bitsandbytes__" + scheme.detail)
     count = math.prod(state.shape)
@@ -88,7 +88,7 @@ def _absmax(parts: Parts, state: _BlockState, blocks: int) -> NDArray[Any]:
 
 
 def bnb_8bit(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
-    """LLM.int8: rows of int8; value = code * SCB / 127."""
+    """Return a layer of LLM.int8, rows of int8; value = code * SCB / 127."""
     parts = Parts(checkpoint, name)
     parts.take(".weight", only(INT8), (None, None))
     outs, ins = parts.shape(".weight")

@@ -31,7 +31,7 @@ class CodeCounts(NamedTuple):
     """Of one layer or of many.
 
     Attributes:
-        weights: how many.
+        weights: number of weights.
         code_flips: stored codes that differ.
         value_changes: decoded values that differ.
     """
@@ -46,11 +46,11 @@ class ArtefactLeg:
     """What differs between two quantized checkpoints of one scheme.
 
     Attributes:
-        method: gptq, awq, bitsandbytes, compressed-tensors or gguf.
+        method: method of quantization: gptq, awq, bitsandbytes, compressed-tensors or gguf.
         layers: counts by the name of the layer, in order.
         kept: tensors that are stored unquantized -> whether they differ.
-        shapes: of the weights of each layer, as the layout orders them.
-        formats: how each layer is stored, as gptq:int4-g128.
+        shapes: shapes of the weights of each layer, as the layout orders them.
+        formats: name of the format that each layer is stored in, as gptq:int4-g128.
     """
 
     method: str
@@ -79,7 +79,7 @@ def add_counts(parts: Iterable[CodeCounts]) -> CodeCounts:
 
 
 def scheme_of(source: Path) -> Scheme | None:
-    """How a local checkpoint says that it is quantized, by `config.json`; None if it does not.
+    """Return the scheme in which `config.json` says that a local checkpoint is quantized; None if it does not.
 
     Raises:
         CheckpointError: it names a method or an option whose layout is not known here.
@@ -96,8 +96,8 @@ def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
     """Count the codes that differ, layer by layer and in pieces of bounded memory.
 
     Args:
-        target: before unlearning, a local directory.
-        unlearned: after it, quantized by the same scheme.
+        target: directory of the checkpoint before unlearning.
+        unlearned: directory of the checkpoint after unlearning, quantized by the scheme of the target.
 
     Raises:
         CheckpointError: one is not quantized, the schemes differ, a layer is in one alone, lacks a part, or a part
@@ -163,7 +163,7 @@ def compare_layers(before: Layer, after: Layer) -> CodeCounts:
 
 
 def _pieces(layer: Layer) -> Iterator[tuple[int, int]]:
-    """Ranges of the layer's own unit, of about CHUNK_WEIGHTS weights."""
+    """Yield ranges of the layer's own unit, of about CHUNK_WEIGHTS weights each."""
     step = max(1, CHUNK_WEIGHTS // max(1, layer.unit_weights))
     for start in range(0, layer.units, step):
         yield start, min(start + step, layer.units)

@@ -29,7 +29,7 @@ E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -
 
 
 def packed(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
-    """Rows of dense codes, stored with 2^(b-1) added; value = scale (code - zero)."""
+    """Return a layer of dense codes in rows, stored with 2^(b-1) added; value = scale (code - zero)."""
     parts, bits, middle = Parts(checkpoint, name), scheme.bits, 1 << (scheme.bits - 1)
     parts.take(".weight_shape", only(INT32, INT64), (2,))
     outs, ins = (int(n) for n in parts.read(".weight_shape"))
@@ -63,7 +63,7 @@ def _scales(scheme: Scheme, parts: Parts, outs: int, ins: int) -> Callable[[int,
 
 
 def plain(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
-    """int8 or float8 a weight; value = scale (number - zero). A float8's code is its byte."""
+    """Return a layer of int8 or float8 weights; value = scale (number - zero). A float8's code is its byte."""
     parts = Parts(checkpoint, name)
     dtypes = only(INT8, FLOAT8)
     parts.take(".weight", dtypes, (None, None))
@@ -91,7 +91,7 @@ def _columns(stored: NDArray[Any], outs: int) -> NDArray[Any]:
 
 
 def nvfp4(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
-    """E2M1 codes, two a byte, the first in the low nibble; value = table[code] * (scale / global scale)."""
+    """Return a layer of E2M1 codes, low nibble first; value = table[code] * (scale / global scale)."""
     parts = Parts(checkpoint, name)
     parts.take(".weight_packed", only(U8), (None, None))
     outs, width = parts.shape(".weight_packed")

@@ -17,7 +17,7 @@ HINT = "name --formats to compare decoded values instead"
 
 
 def is_quantized_gguf(checkpoint: Checkpoint) -> bool:
-    """Whether it is a GGUF file with a tensor of a quantized type."""
+    """Return whether a checkpoint is a GGUF file with a tensor of a quantized type."""
     return isinstance(checkpoint, GgufCheckpoint) and any(info.stored for info in checkpoint.tensors.values())
 
 

@@ -15,7 +15,7 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of an int32 holds output AWQ_OR
 
 
 def gptq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
-    """Qweight (in/k, out) holds k = 32/bits inputs a word; value = scale (q - zero), stored zeros are one less."""
+    """Return a layer of `qweight` (in/k, out), k = 32/bits codes a word; value = scale (q - zero), zeros less one."""
     parts, per_word = Parts(checkpoint, name), 32 // scheme.bits
     parts.take(".qweight", only(INT32), (None, None))
     words, outs = parts.shape(".qweight")
@@ -38,7 +38,7 @@ def gptq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
 
 
 def awq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
-    """Qweight (in, out/8) holds 8 outputs a word in AWQ_ORDER; value = scale (q - zero)."""
+    """Return a layer of `qweight` (in, out/8), 8 outputs a word in AWQ_ORDER; value = scale (q - zero)."""
     parts = Parts(checkpoint, name)
     parts.take(".qweight", only(INT32), (None, None))
     ins, words = parts.shape(".qweight")

@@ -32,13 +32,13 @@ class Layer:
     """One quantized layer.
 
     Attributes:
-        name: without the ending of its parts.
+        name: name of the layer, without the ending of its parts.
         path: the file, for messages.
-        shape: of the weights, as the layout orders them.
+        shape: shape of the weights, as the layout orders them.
         parts: the names of its tensors.
-        units: how many units there are.
-        unit_weights: weights in one.
-        piece: decodes units start … stop - 1.
+        units: number of units, each of which can be decoded alone.
+        unit_weights: number of weights in a unit.
+        piece: function that decodes units start … stop - 1.
     """
 
     name: str
@@ -65,7 +65,7 @@ class Parts:
         self.taken: dict[str, str] = {}
 
     def has(self, ending: str) -> bool:
-        """Whether the part is there."""
+        """Return whether the layer has the part of this ending."""
         return self.name + ending in self.checkpoint.tensors
 
     def take(self, ending: str, dtypes: frozenset[np.dtype[Any]], *shapes: tuple[int | None, ...]) -> str:
@@ -117,11 +117,11 @@ def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
 
 
 def unpack(words: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:
-    """`count` codes of a row of 32-bit words, lowest bits first, also across words.
+    """Unpack `count` codes from each row of 32-bit words, lowest bits first, also across words.
 
     Args:
-        words: int32 (rows, n).
-        bits: of a code, 1 … 8.
+        words: words, int32 (rows, n).
+        bits: number of bits of a code, 1 … 8.
         count: codes in a row, at most 32 n / bits.
     """
     raw = np.ascontiguousarray(words).view(np.uint8)
@@ -131,12 +131,12 @@ def unpack(words: NDArray[Any], bits: int, count: int) -> NDArray[np.uint8]:
 
 
 def only(*dtypes: np.dtype[Any]) -> frozenset[np.dtype[Any]]:
-    """Return the dtypes that a part may have."""
+    """Return the set of the dtypes that a part may have."""
     return frozenset(dtypes)
 
 
 def group_of(scheme: Scheme, parts: Parts, ending: str, ins: int, groups: int) -> NDArray[np.intp]:
-    """Return the group of every input: stored, or in order."""
+    """Return the group of scales of every input: as stored, or in order."""
     if not parts.has(ending):
         size = ins if scheme.group_size < 0 else scheme.group_size
         return np.arange(ins, dtype=np.intp) // max(1, size)

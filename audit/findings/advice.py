@@ -11,7 +11,7 @@ from unforgotten.audit.weights.leg import WeightsLeg
 
 
 def advice(leg: WeightsLeg, judged: Sequence[Judged], prediction: Sequence[PredictionRow]) -> list[FindingRow]:
-    """One sentence where a format loses a part of the update, none else; `effect` is the lr that theory asks for."""
+    """Say in one sentence what to do where a format loses part of the update; `effect` is the least learning rate."""
     lost = [j for j in judged if j.finding in ("swallowed", "partly swallowed")]
     if not lost:
         return []

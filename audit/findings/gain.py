@@ -48,7 +48,7 @@ def _swallowed(j: Judged) -> FindingRow:
 
 
 def _zero_bin(j: Judged, samples: Sequence[Sample]) -> list[FindingRow]:
-    """T11b: the cell beside zero that holds most of the squared update, if it holds ZERO_BIN_SHARE of it."""
+    """Report the cell at or next to zero that holds most of the squared update, if it holds ZERO_BIN_SHARE (T11b)."""
     fmt = format_named(j.format)
     views = list(_views(samples, fmt))
     if not views:
@@ -104,7 +104,7 @@ def level_bins(fmt: Format) -> np.ndarray[tuple[int, ...], np.dtype[np.bool_]]:
 
 
 def _on_grid(j: Judged) -> list[FindingRow]:
-    """T11a: moved weights on their levels. Under U a bin holds 1 / POSITION_BINS of them, so the tail is binomial."""
+    """Report moved weights on their levels (T11a). Under U a bin has 1 / POSITION_BINS of them: a binomial tail."""
     near = level_bins(format_named(j.format))
     chance = float(near.mean())
     count = sum(j.total.positions)

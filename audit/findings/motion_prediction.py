@@ -33,11 +33,11 @@ class Motion:
     """What the probe's rows of one tensor show of its weights and of how they moved.
 
     Attributes:
-        weights: of the tensor.
-        runs: of the probe.
-        w: the rows, float64.
-        density: their histogram.
-        moves: by quarter binade.
+        weights: number of weights of the tensor.
+        runs: runs of the probe in the tensor.
+        w: weights of the runs before, float64.
+        density: histogram of those weights.
+        moves: motion of the weights by quarter binade.
     """
 
     weights: int
@@ -48,17 +48,17 @@ class Motion:
 
 
 def observe(samples: Sequence[Sample]) -> list[Motion]:
-    """Return the motion of the MOST_TENSORS tensors of longest update; none where all weights are equal."""
+    """Return the motion of the MOST_TENSORS tensors of longest update, without those whose weights are all equal."""
     chosen = sorted(samples, key=_square, reverse=True)[:MOST_TENSORS]
     return [_motion(sample) for sample in chosen if _square(sample) and _spread(sample)]
 
 
 def motion_gain(motions: Sequence[Motion], name: str) -> float | None:
-    """G = sum n E[D delta] / sum n E[delta^2] over tensors; None where nothing moves or the rows are not enough.
+    """Return G = sum n E[D delta] / sum n E[delta^2] over tensors; None where nothing moves or rows are too few.
 
     Args:
-        motions: from `observe`.
-        name: of an absmax format.
+        motions: motions from `observe`.
+        name: name of an absmax format.
 
     Raises:
         ValueError: the theory has no law for the format.

@@ -56,12 +56,12 @@ def predict_gains(
     samples: Sequence[Sample],
     measured: Sequence[tuple[str, float | None, float | None]],
 ) -> list[PredictionRow]:
-    """One row a format.
+    """Predict the gain of every format, one row a format.
 
     Args:
-        estimate: of the training, None without an update.
-        samples: of the probe.
-        measured: (format, gain, its standard error) on adaptive grids.
+        estimate: estimate of the training, None without an update.
+        samples: samples of the probe.
+        measured: triples (format, gain, its standard error) on adaptive grids.
     """
     with np.errstate(all="ignore"):  # weights near the ends of float32: what is not finite becomes None
         motions = observe(samples) if estimate is not None else []
@@ -110,7 +110,7 @@ def _smallest_lr(estimate: TrainingEstimate, name: str) -> float | None:
 
 
 def _gain(estimate: TrainingEstimate, name: str, lr: float) -> float | None:
-    """Sum N g E[delta^2] / sum N E[delta^2] over the groups of tensors; None where nothing moves."""
+    """Return sum N g E[delta^2] / sum N E[delta^2], a gain over groups of tensors; None where nothing moves."""
     answers = [(g.weights, bound(_question(estimate, name, g, lr))) for g in estimate.groups]
     parts = [(n * a.rms_update**2, a) for n, a in answers]
     whole = math.fsum(size for size, _ in parts)

@@ -28,10 +28,10 @@ class Run:
     """Neighbouring rows of both checkpoints.
 
     Attributes:
-        tensor: its name.
-        start: the first row.
+        tensor: name of the tensor.
+        start: number of the first row.
         whole: whether they are the whole tensor.
-        w, w_new: float32 (rows, columns).
+        w, w_new: weights before and after, float32 (rows, columns).
     """
 
     tensor: str
@@ -51,13 +51,13 @@ class Sample:
 
 
 def look(target: Checkpoint, unlearned: Checkpoint, names: Sequence[str], formats: Sequence[str]) -> list[Sample]:
-    """Rows of the tensors, TENSOR_WEIGHTS weights of each at most, or one row a run where rows are longer.
+    """Read a sample of rows of each tensor, TENSOR_WEIGHTS weights at most, or one row a run where rows are longer.
 
     Args:
-        target: before.
-        unlearned: after, under the same names.
-        names: of matrices that are in both.
-        formats: whose flat blocks the runs must not cut.
+        target: checkpoint before unlearning.
+        unlearned: checkpoint after unlearning, under the target's names.
+        names: names of matrices that are in both.
+        formats: formats whose flat blocks the runs must not cut.
     """
     flat = [format_named(f) for f in formats]
     sizes = [f.block_size or 1 for f in flat if f.block == "flat"]
@@ -89,5 +89,5 @@ def _ranges(name: str, rows: int, columns: int, most: int, blocks: Sequence[int]
 
 
 def fits(fmt: Format, run: Run) -> bool:
-    """Whether the format's parameters of these rows can be told from the rows alone."""
+    """Return whether the format's parameters of these rows can be told from the rows alone."""
     return run.whole or (fmt.block != "tensor" and fmt.scale_rule != "float8 of tensor")

@@ -19,11 +19,11 @@ class CellView:
     """The weights of a run, flat and without padding, (n,).
 
     Attributes:
-        w: before, float64.
-        delta: their change.
+        w: weights before, float64.
+        delta: change of the weights.
         v: code units before.
         step: size of one code unit in the units of the weight, below 0 where the scale is; inf in a block of zeros.
-        codes, codes_new: before and after, on the grid of `w`.
+        codes, codes_new: codes before and after, on the grid of `w`.
         near: distance of the code's level from that of weight 0, in code units.
         stay: probability under U that the code stays.
     """

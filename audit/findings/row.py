@@ -56,18 +56,18 @@ class Ratio(NamedTuple):
 
 
 def share_interval(hits: int, count: int) -> list[float]:
-    """Clopper-Pearson: holds the true share with probability at least 95 %; [0, 1] for no trial."""
+    """Return the Clopper-Pearson interval, which holds the true share in 95 % of cases or more; [0, 1] for no trial."""
     return list(clopper_pearson(hits, count, CONFIDENCE_TAIL))
 
 
 def ratio_of_sums(top: Sequence[float], bottom: Sequence[float]) -> Ratio:
-    """R = sum y / sum x over clusters, ± two of sqrt(n / (n - 1) sum (y - R x)^2) / sum x (linearization).
+    """Return R = sum y / sum x over clusters, ± two of sqrt(n / (n - 1) sum (y - R x)^2) / sum x (linearization).
 
     A single cluster has no spread: its interval is [0, 1] for a share. nan where the sum below is 0.
 
     Args:
-        top: y, one a cluster.
-        bottom: x, >= 0, as many.
+        top: values of y, one a cluster.
+        bottom: values of x, >= 0, as many.
     """
     total = math.fsum(bottom)
     if not total:
@@ -98,7 +98,7 @@ def finding(
     format: str | None = None,
     tensor: str | None = None,
 ) -> FindingRow:
-    """Return a finding; what is not given does not apply."""
+    """Return a finding as a row; what is not given does not apply."""
     return FindingRow(
         id=id,
         severity=severity,

@@ -32,7 +32,7 @@ class Judged(NamedTuple):
 
 
 def judge_formats(leg: WeightsLeg) -> list[Judged]:
-    """One finding a format, in the order of the request."""
+    """Judge each format, in the order of the request."""
     names = dict.fromkeys(setting.format for setting in leg.totals)
     return [_judge(leg, name) for name in names]
 
@@ -61,7 +61,7 @@ def judge_gain(gain: float, stderr: float) -> Finding:
 
 
 def overall_finding(judged: Sequence[Judged]) -> Finding:
-    """One word for all formats: theirs if they agree; partly swallowed if any loses some; unclear else."""
+    """Return one word for all formats: theirs if they agree; partly swallowed if any loses some; unclear else."""
     words: set[Finding] = {j.finding for j in judged}
     if len(words) == 1:
         return words.pop()
@@ -87,7 +87,7 @@ def _no_update(leg: WeightsLeg) -> list[str]:
 
 
 def gain_sentence(j: Judged) -> str:
-    """Return what one format does to the update."""
+    """Return a sentence on what one format does to the update."""
     stay = 1 - j.total.code_flips / j.total.weights
     head = f"{j.format}: gain {j.total.gain:.2f} ± {STDERRS * j.stderr:.2f}"
     codes = f"{share(stay)} of the codes stay equal"
@@ -123,7 +123,7 @@ def _wash(leg: WeightsLeg, rows: Sequence[FindingRow]) -> list[str]:
 
 
 def storage_sentences(leg: WeightsLeg) -> list[str]:
-    """Return what differs in the storage of the two sides."""
+    """Return sentences on what differs in the storage of the two sides."""
     pairs = sorted({t.dtypes for t in leg.tensors if t.dtypes[1] not in ("float32", t.dtypes[0])})
     found = [
         f"The target is stored in {before} and the unlearned model in {after}: the update measured here holds the "

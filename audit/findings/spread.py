@@ -23,18 +23,18 @@ LAYER = re.compile(r"(?:^|\.)(\d+)\.")
 
 
 def spread_findings(leg: WeightsLeg, judged: Sequence[Judged], samples: Sequence[Sample]) -> list[FindingRow]:
-    """Concentration by tensor and by row, and the layers of the surviving update by format."""
+    """Report concentration by tensor and by row, and the layers of the surviving update by format."""
     if all(j.finding == "no update" for j in judged):
         return []
     return [*_tensors(leg), *_rows(samples), *(row for j in judged for row in _layers(leg, j))]
 
 
 def participation(squares: Sequence[float], weights: Sequence[int]) -> float:
-    """Rho = (sum e)^2 / (N sum e^2 / n) in (0, 1]: the share of weights that an even update of this spread would be on.
+    """Return rho = (sum e)^2 / (N sum e^2 / n) in (0, 1]: the share of weights of an even update of this spread.
 
     Args:
         squares: squared length of the update, e, one a part.
-        weights: of each part, n > 0.
+        weights: number of weights of each part, n > 0.
     """
     whole = math.fsum(squares)
     return whole**2 / (sum(weights) * math.fsum(e * e / n for e, n in zip(squares, weights, strict=True)))
@@ -147,7 +147,7 @@ def _layers(leg: WeightsLeg, j: Judged) -> list[FindingRow]:
 
 
 def _variance(parts: Sequence[Survival]) -> float:
-    """Of sum <D, delta>, as in `gain_stderr`."""
+    """Return the variance of sum <D, delta>, as in `gain_stderr`."""
     return math.fsum(
         GAUSSIAN_SPREAD * p.surviving_sq * p.delta_sq / (p.weights - p.unchanged)
         for p in parts

@@ -12,7 +12,7 @@ from unforgotten.theory.geometry.dead_zone import BINADES
 
 
 def storage_findings(leg: WeightsLeg) -> list[FindingRow]:
-    """No update at all, the dead zone, and what storage did besides."""
+    """Report that there is no update at all, the dead zone, and what storage did besides."""
     found = [*_no_update(leg), *_dead_zone(leg)]
     found += [finding("storage", "note", sentence) for sentence in storage_sentences(leg)]
     return [*found, *_kept(leg)]

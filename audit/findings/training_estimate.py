@@ -23,9 +23,9 @@ class WeightGroup:
     """Tensors of about one standard deviation and of one shape.
 
     Attributes:
-        std: root mean square of their weights.
-        rows, columns: of each.
-        weights: in all of them.
+        std: root mean square of the weights.
+        rows, columns: shape of each tensor.
+        weights: number of weights in all tensors of the group.
     """
 
     std: float
@@ -39,14 +39,14 @@ class TrainingEstimate:
     """The training that would do what is seen, if its steps are lr each and keep their sign.
 
     Attributes:
-        groups: of the quantized weights, the largest first.
-        std: root mean square of all of them.
+        groups: groups of the quantized weights, the largest first.
+        std: root mean square of all quantized weights.
         moved_rms: root mean square of the change of the weights that moved.
-        dtype: that the optimizer updates: bf16, fp16 or fp32.
-        lr: of one step; for fp32 of all steps together, as nothing there tells lr from their number.
-        lr_range: between these.
-        steps: how many.
-        source: what lr was read from.
+        dtype: dtype that the optimizer updates: bf16, fp16 or fp32.
+        lr: learning rate of one step; for fp32 of all together, as nothing there tells lr from their number.
+        lr_range: range that `lr` lies in.
+        steps: number of steps.
+        source: source that lr was read from.
     """
 
     groups: tuple[WeightGroup, ...]
@@ -60,7 +60,7 @@ class TrainingEstimate:
 
 
 def estimate_training(leg: WeightsLeg, samples: Sequence[Sample]) -> TrainingEstimate | None:
-    """Return the estimate; None where nothing moved, or every weight that was looked at is 0."""
+    """Estimate the training behind an update; None where nothing moved, or every weight that was seen is 0."""
     total = next(iter(leg.totals.values()))
     moved = total.weights - total.unchanged
     groups = _groups(samples)
@@ -80,7 +80,7 @@ def estimate_training(leg: WeightsLeg, samples: Sequence[Sample]) -> TrainingEst
 
 
 def typical_steps(leg: WeightsLeg) -> tuple[float, float] | None:
-    """Sizes of step that move most weights below the edge and few beyond: half an ulp below it and above.
+    """Return sizes of step that move most weights below the edge and few beyond: half an ulp below and above it.
 
     The edge is the first binade from which on less than MOSTLY of the weights moved, at least MIN_WEIGHTS in each. The
     dead zone itself ends where almost none did; between the two lie the weights that only the largest steps moved.

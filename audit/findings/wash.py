@@ -47,7 +47,7 @@ class Candidate(NamedTuple):
 
 
 def wash_findings(leg: WeightsLeg, samples: Sequence[Sample]) -> list[FindingRow]:
-    """One finding a tensor and format in which both tests see a wash; the strongest of each format."""
+    """Report tensors and formats in which both tests see a wash, trying only the strongest of each format."""
     sample_of = {sample.tensor: sample for sample in samples}
     found: list[FindingRow] = []
     flagged = candidates(leg)
@@ -109,7 +109,7 @@ def permuted(sample: Sample, fmt: Format, permutations: int = PERMUTATIONS) -> W
 
 
 def strata(w: NDArray[Any], codes: NDArray[Any]) -> NDArray[np.int64]:
-    """Numbers of (code, quarter of a binade of |w|, sign)."""
+    """Return the number of each weight's stratum: of one code, quarter of a binade of |w|, and sign."""
     mantissa, exponent = np.frexp(np.abs(w))
     quarter = np.floor((2 * mantissa - 1).clip(0) * QUARTERS)
     keys = np.stack([codes, exponent, quarter, np.signbit(w)], axis=1)

@@ -65,13 +65,13 @@ def _extremes(typing: Any, order: Any, start: Any, groups: Any) -> Any:
 
 @compiled()
 def find_extremes(order, ends, low, high):
-    """Smallest and largest weight of each block, as places in the order of the numbers.
+    """Find the smallest and largest weight of each block, as places in the order of the numbers.
 
     Args:
-        order: int16 or int32, the bits of bfloat16 or float32 weights, blocks one after another.
-        ends: int64, where each block ends.
-        low: int64, what is filled, one entry a block.
-        high: likewise.
+        order: bits of bfloat16 or float32 weights, int16 or int32, blocks one after another.
+        ends: ends of the blocks, int64.
+        low: place of the smallest weight of each block, int64, filled in.
+        high: place of the largest weight of each block, int64, filled in.
     """
     lanes = 64 // order.itemsize
     sign = np.int64(8 * order.itemsize - 1)
@@ -90,7 +90,7 @@ def find_extremes(order, ends, low, high):
 
 @intrinsic
 def _pairs(typing: Any, x: Any, y: Any, start: Any, groups: Any, lowest: Any, out: Any) -> Any:
-    """For each two neighbours `k | moved << 5` of both, twelve bits, k in 0 … WINDOW - 1; whether a k is 0."""
+    """Write for each two neighbours both `k | moved << 5`, k in 0 … WINDOW - 1, in twelve bits; return if a k is 0."""
 
     def codegen(context: Any, b: Any, signature: Any, args: Any) -> Any:
         e = Lanes(b)
@@ -123,13 +123,13 @@ def count_bfloat16(x, y, top, lowest, highest, weights, moved):
     """Add to the counts of weights, and of moved ones, by the binade of the weight before.
 
     Args:
-        x: uint16, bits before.
-        y: uint16, after.
+        x: bits of the weights before, uint16.
+        y: bits of the weights after, uint16.
         top: the largest biased exponent of `x`.
-        lowest: the end binades, unbiased; zeros and subnormal weights count in the lowest.
-        highest: the other.
-        weights: int64, what is added to.
-        moved: int64, likewise.
+        lowest: lowest binade, unbiased; zeros and subnormal weights count in it.
+        highest: highest binade, unbiased.
+        weights: counts of weights, int64, added to.
+        moved: counts of moved weights, int64, added to.
     """
     tallies = np.zeros((2, PAIRS), np.uint32)
     out = np.empty(TILE // 2, np.uint16)
@@ -185,7 +185,7 @@ def block_sizes(
         size = b.mul(count, ir.Constant(I64, LANES))
 
         def largest(pointer: Any, block: Any, many: int) -> list[Any]:
-            """Of each of some blocks sixteen magnitudes, the largest of the block among them."""
+            """Return for each of `many` blocks sixteen magnitudes, the largest of the block among them."""
             slots = [cgutils.alloca_once_value(b, e.every(I16X, 0)) for _ in range(many)]
             for slot in slots:
                 b.store(e.every(I16X, 0), slot)
@@ -253,10 +253,10 @@ def find_largest(order, ends, shift, size):
     """Return the bits, as of a float32, of the largest magnitude of each block.
 
     Args:
-        order: int16 or int32, the bits of bfloat16 or float32 weights, blocks one after another.
-        ends: int64, where each block ends.
-        shift: 16 for bfloat16, 0 for float32.
-        size: int32, what is filled, one entry a block.
+        order: bits of bfloat16 or float32 weights, int16 or int32, blocks one after another.
+        ends: ends of the blocks, int64.
+        shift: number of bits that a float32 has more: 16 for bfloat16, 0 for float32.
+        size: bits of the largest magnitude, int32, filled in, one entry a block.
     """
     lanes = 64 // order.itemsize
     rest = (np.int64(1) << np.int64(8 * order.itemsize - 1)) - 1

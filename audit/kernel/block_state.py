@@ -59,11 +59,11 @@ class Blocks:
         self._load_sums()
 
     def at(self, k: int) -> Any:
-        """Return an index."""
+        """Return a constant index, int64."""
         return ir.Constant(I64, k)
 
     def number(self, array: str, index: Any) -> Any:
-        """Return an element of an argument."""
+        """Load one element of an array argument."""
         return self.b.load(self.b.gep(self.pointers[array], [index]))
 
     def _load_format(self) -> None:
@@ -150,7 +150,7 @@ class Blocks:
         return count if self.find.has_masks else self.b.sub(self.at(0), self.e.total(count))
 
     def _read(self, name: str, index: Any) -> tuple[Any, Any]:
-        """Weights, and where they are bfloat16 their bits."""
+        """Load sixteen weights as float32, and where they are bfloat16 their bits, else None."""
         if self.stored != types.uint16:
             return self.e.load(self.pointers[name], F32X, index), None
         raw = self.e.load(self.pointers[name], I16X, index)
@@ -158,17 +158,17 @@ class Blocks:
         return self.b.bitcast(self.b.shl(bits, self.e.every(I32X, 16)), F32X), raw
 
     def _near(self, w: Any, s: int) -> Any:
-        """Ratios in float32: exact where they are products, quotients within 2^-22 of themselves."""
+        """Return ratios of weights in float32: exact where they are products, quotients within 2^-22 of themselves."""
         return self.b.fmul(w, self.gain[s])
 
     def _ratio(self, w: Any, s: int) -> Any:
-        """Ratios in float32."""
+        """Return ratios of weights in float32."""
         if not self.divide:
             return self._near(w, s)
         return self.e.narrow([self.b.fmul(h, self.wide_gain[s]) for h in self.e.wide(w)])
 
     def _wide_ratio(self, w: Any, s: int) -> list[Any]:
-        """Ratios in float64."""
+        """Return ratios of weights in float64, in two halves."""
         b, e = self.b, self.e
         found = [b.fmul(h, self.wide_gain[s]) for h in e.wide(w)]
         if not self.divide:
@@ -181,11 +181,11 @@ class Blocks:
         return self.b.fmul(self.b.fmul(level, self.scales[s]), self.unit)
 
     def _search(self, ratio: Any) -> Any:
-        """Codes, int32; of integers their levels, float32."""
+        """Return the codes of ratios, int32; where codes are integers their levels, float32."""
         return self._search_surely(ratio)[0]
 
     def _search_surely(self, near: Any) -> tuple[Any, Any]:
-        """Codes, and flags: whatever these ratios are near to has the same."""
+        """Return the codes of near ratios, and flags where whatever those ratios are near to has that code too."""
         b, e = self.b, self.e
         if self.integers:
             whole = e.call("llvm.rint.v16f32", F32X, near)
@@ -200,7 +200,7 @@ class Blocks:
         return code, e.below(self.sure, e.size(b.fsub(near, limit)))
 
     def _bucket_search(self, ratio: Any, codes: Any, limits: Any) -> tuple[Any, Any]:
-        """How many thresholds are below a ratio, by one comparison; and what with, the threshold of its bucket.
+        """Count the thresholds below a ratio by one comparison; return the threshold of its bucket, too.
 
         See `vector_rules.vector_rule`.
         """
@@ -212,7 +212,7 @@ class Blocks:
         return e.one_more(below, b.fcmp_ordered(">", ratio, limit)), limit
 
     def _halving_search(self, ratio: Any) -> Any:
-        """How many of fifteen thresholds are below a ratio, by four comparisons: each with one of twice as many."""
+        """Count the thresholds, of fifteen, below a ratio by four comparisons, each with one of twice as many."""
         b, e, f, row = self.b, self.e, self.find, self.rows[THRESHOLDS]
         one = e.every(I32X, 1)
         above = b.fcmp_ordered(">", ratio, f.pick(row, row, [7] * LANES))
@@ -229,7 +229,7 @@ class Blocks:
         return self._value(code if self.integers else self.find.table(self.rows[LEVELS], code), s)
 
     def _smaller(self, x: Any) -> Any:
-        """Int32, below 0 where a weight is smaller than the one that sets the scale; none of the block is larger."""
+        """Return int32, below 0 where a weight is smaller than the one that sets the scale, the largest one."""
         return self.b.sub(*(self.b.bitcast(self.e.size(w), I32X) for w in (x, self.setter)))
 
     def _differ(self, code: Any, code_new: Any) -> Any:
@@ -238,7 +238,7 @@ class Blocks:
         return self.b.icmp_signed("!=", code, code_new)
 
     def _ends(self, code: Any) -> list[Any]:
-        """Where codes are the first one, and where they are the last one."""
+        """Flag where codes are the first one, and where they are the last one."""
         if self.integers:
             return [self.b.fcmp_ordered("==", code, end) for end in (self.first, self.last)]
         return [self.b.icmp_signed("==", code, end) for end in (self.first, self.last)]

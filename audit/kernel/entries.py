@@ -46,13 +46,13 @@ class Fit(NamedTuple):
     """The entries of every block for the grids before and after.
 
     Attributes:
-        table: of the entries.
-        before: uint32 (n_blocks,).
-        after: likewise.
-        absmax: float32 (n_blocks,), the largest magnitude of each block before.
-        known: whether the last three are filled; else the kernel does it, from the bits of the largest magnitudes.
-        limits: the largest bits that it may, before and after.
-        shift: what it adds to the bits after, or has added.
+        table: table of the entries.
+        before: entry of each block before, uint32 (n_blocks,).
+        after: entry of each block after, uint32 (n_blocks,).
+        absmax: largest magnitude of each block before, float32 (n_blocks,).
+        known: whether `before`, `after` and `absmax` are filled; else the kernel does it, from the magnitudes' bits.
+        limits: largest bits before and after that the table is good for.
+        shift: number that the kernel adds to the bits after, or has added.
     """
 
     table: Table
@@ -65,7 +65,7 @@ class Fit(NamedTuple):
 
 
 def fit_of_blocks(before: Blocks, after: Blocks, absmax: Array) -> Fit:
-    """Each block has entries of its own."""
+    """Return the fit in which each block has entries of its own."""
     count = len(before.scale)
     both = Blocks(*(np.concatenate(pair) for pair in zip(before, after, strict=True)))
     entries = np.arange(2 * count, dtype=np.uint32)
@@ -77,14 +77,14 @@ def fit_of_blocks(before: Blocks, after: Blocks, absmax: Array) -> Fit:
 def fit_of_magnitudes(
     fmt: Format, tops: tuple[float, float] | None, known: Fit | None, size: int, count: int
 ) -> Fit | None:
-    """Entries by the bits of the largest magnitudes of bfloat16 blocks.
+    """Return the fit whose entries are found by the bits of the largest magnitudes of bfloat16 blocks.
 
     Args:
         fmt: a format of statistic "absmax" that `fits_registers`.
         tops: the largest magnitudes of the two tensors, where the format needs them.
-        known: such a fit of another format to the same blocks, whose entries are filled.
+        known: fit of another format to the same blocks, found by their bits too, whose entries are filled.
         size: weights of a block. The entries are memory of this thread that blocks of that size are put in.
-        count: of blocks.
+        count: number of blocks.
 
     Returns:
         None if a known block exceeds the limits.
@@ -116,7 +116,7 @@ def _table_of_magnitudes(fmt: Format, tops: tuple[float, float] | None) -> tuple
 
 
 def _blocks_of_magnitudes(fmt: Format, top: float | None) -> tuple[Blocks, int]:
-    """One block for every magnitude as far as nothing overflows, which larger magnitudes do sooner; the last one's bits."""
+    """Fit a block to every magnitude up to the last that overflows nothing; return the bits of that one, too."""
     sizes = np.arange(FINITE, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32)
     if top is not None:
         sizes = sizes[sizes <= top]

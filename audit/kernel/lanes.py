@@ -29,16 +29,16 @@ class Lanes:
         self.b, self.register_lanes, self.has_masks = builder, register_lanes, has_masks
 
     def call(self, name: str, result: Any, *args: Any) -> Any:
-        """Return a call of one of LLVM's own functions."""
+        """Call one of LLVM's own functions."""
         kind = ir.FunctionType(result, [a.type for a in args])
         return self.b.call(cgutils.get_or_insert_function(self.b.module, kind, name), args)
 
     def every(self, kind: Any, number: float) -> Any:
-        """Return a number in every lane."""
+        """Return a vector with one constant in every lane."""
         return ir.Constant(kind, [number] * kind.count)
 
     def spread(self, scalar: Any, kind: Any) -> Any:
-        """Return a scalar in every lane."""
+        """Return a vector with a scalar in every lane."""
         none = ir.Constant(kind, ir.Undefined)
         one = self.b.insert_element(none, scalar, ir.Constant(I32, 0))
         return self.b.shuffle_vector(one, none, self.every(ir.VectorType(I32, kind.count), 0))
@@ -67,11 +67,11 @@ class Lanes:
         return [self.b.shuffle_vector(vector, none, ir.Constant(pick, list(r))) for r in ranges]
 
     def wide(self, vector: Any) -> list[Any]:
-        """Two halves in float64."""
+        """Widen a vector to float64, in two halves."""
         return [self.b.fpext(half, F64X) for half in self.halves(vector)]
 
     def narrow(self, halves: list[Any]) -> Any:
-        """Two halves of float64 rounded to float32, joined."""
+        """Round two halves of float64 to float32, and join them."""
         parts = [self.b.fptrunc(half, ir.VectorType(F32, 8)) for half in halves]
         return self.b.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, 16), list(range(16))))
 
@@ -88,15 +88,15 @@ class Lanes:
         return self.b.select(self.b.fcmp_ordered("<", x, y), x, y)
 
     def least(self, x: Any, y: Any) -> Any:
-        """Return the minimum of int32 lanes."""
+        """Return the smaller of two int32 numbers, lane by lane."""
         return self.b.select(self.b.icmp_signed("<", x, y), x, y)
 
     def most(self, x: Any, y: Any) -> Any:
-        """Return the maximum of uint16 lanes."""
+        """Return the larger of two uint16 numbers, lane by lane."""
         return self.b.select(self.b.icmp_unsigned(">", x, y), x, y)
 
     def across(self, vectors: list[Any], combine: Callable[[Any, Any], Any]) -> Any:
-        """Of sixteen vectors of sixteen lanes a lane each: all lanes of the vector, combined."""
+        """Combine all lanes of each of sixteen vectors of sixteen lanes; return a lane a vector."""
         while len(vectors) > 1:
             pairs = zip(vectors[::2], vectors[1::2], strict=True)
             vectors = [combine(*self.deinterleaved(one, two)) for one, two in pairs]
@@ -109,11 +109,11 @@ class Lanes:
         return [self.b.shuffle_vector(x, y, ir.Constant(pick, list(r))) for r in lanes]
 
     def size(self, x: Any) -> Any:
-        """Magnitudes of float32 lanes."""
+        """Return the magnitudes of float32 lanes."""
         return self.call("llvm.fabs.v16f32", F32X, x)
 
     def count(self, mask: Any) -> Any:
-        """How many of sixteen lanes are set, int64."""
+        """Return how many of sixteen lanes are set, int64."""
         return self.b.zext(self.call("llvm.ctpop.i16", I16, self.b.bitcast(mask, I16)), I64)
 
     def total(self, x: Any) -> Any:
@@ -140,7 +140,7 @@ class Lanes:
         return self.b.sub(n, self.every(I32X, 1))
 
     def some(self, flags: Any) -> Any:
-        """Whether any of sixteen flags is set."""
+        """Return whether any of sixteen flags is set."""
         n = self.register_lanes
         none = ir.Constant(flags.type, ir.Undefined)
         picks = (ir.Constant(ir.VectorType(I32, n), list(range(k, k + n))) for k in range(0, LANES, n))
@@ -151,5 +151,5 @@ class Lanes:
         return self.b.icmp_unsigned("!=", bits, ir.Constant(bits.type, 0))
 
     def one_more(self, number: Any, mask: Any) -> Any:
-        """Numbers, int32, and one more where the mask is set."""
+        """Add one to int32 numbers where the mask is set."""
         return self.b.select(mask, self.b.add(number, self.every(I32X, 1)), number)

@@ -19,8 +19,8 @@ class Lookups(Protocol):
     """Emits table lookups into the function that a builder builds; all vectors have sixteen lanes, of float64 eight.
 
     Attributes:
-        lanes: how many lanes of 32 bits a register has.
-        has_masks: whether it has registers for masks, and looks up `long_table` as fast as `table`.
+        lanes: number of lanes of 32 bits in a register.
+        has_masks: whether the processor has registers for masks, and looks up `long_table` as fast as `table`.
     """
 
     lanes: int
@@ -198,7 +198,7 @@ class Neon(_Emitter):
         return [self.joined(found[:4]), self.joined(found[4:])]
 
     def _bytes(self, entries: list[Any], places: Any) -> Any:
-        """Sixteen bytes of one or two vectors of 32 or 64 bytes, at places from 0 on."""
+        """Look up sixteen bytes in one or two vectors of 32 or 64 bytes, at places from 0 on."""
         b = self.b
         fours = [self.parts(b.bitcast(e, ir.VectorType(I8, _bytes_of(e))), 16) for e in entries]
         name = f"llvm.aarch64.neon.tbl{len(fours[0])}.v16i8"

@@ -87,15 +87,15 @@ class Part(Blocks):
             self._expect(s, shift, self._slopes(code, self._inward(x, code, signs)))
 
     def _inward(self, x: Any, code: Any, signs: Any) -> Any:
-        """Where a weight can leave its cell: it does not set the scale, and does not move outward from an end cell.
+        """Flag where a weight can leave its cell: it does not set the scale, nor move outward from an end cell.
 
         A shift of 0 counts as upward, and expects nothing. Without registers of masks it is found by sign bits: masks of
         vectors of different widths would be packed and unpacked.
 
         Args:
             x: the weights before.
-            code: their codes.
-            signs: int32, the sign bit set where they move down.
+            code: codes of those weights.
+            signs: signs of the shifts, int32, the sign bit set where weights move down.
         """
         b, none = self.b, self.e.every(I32X, 0)
         if self.find.has_masks:
@@ -142,7 +142,7 @@ class Part(Blocks):
         e.store(b.select(inner, new, old), self.pointers["bins"], at)
 
     def survive(self, index: Any, at: Any) -> None:
-        """Flips, changes and the sums of D, of sixteen weights."""
+        """Add up flips, changes and the sums of D, of sixteen weights."""
         b, e = self.b, self.e
         (x, _), (y, _) = (self._read(name, index) for name in ("x", "y"))
         delta = [b.fsub(new, old) for old, new in zip(e.wide(x), e.wide(y), strict=True)]
@@ -170,7 +170,7 @@ class Part(Blocks):
             b.store(b.add(b.load(slot), ir.Constant(I32, 1)), slot)
 
     def _expect(self, s: int, shift: list[Any], slopes: list[Any]) -> None:
-        """Probabilities of T6: the shift over the width of the cell, at most 1."""
+        """Add up the probabilities of T6: the shift over the width of the cell, at most 1."""
         b, e = self.b, self.e
         for d, slope in zip(shift, slopes, strict=True):
             size = e.call("llvm.fabs.v8f64", F64X, d)

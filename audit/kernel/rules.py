@@ -29,18 +29,18 @@ class Rule(NamedTuple):
     """How a code, its level and its cell follow from a ratio; arrays of the format, the same for every block.
 
     Attributes:
-        kind: BY_ROUNDING: the nearest integer, a tie to the even one; BY_COMPARISON: the number of thresholds below
-            the ratio; BY_LOOKUP: the same number, begun with a table over the leading bits of the ratio.
-        zero_first: see `Format`.
-        thresholds: float32; the code of a ratio is the number of them that it exceeds; filled with inf.
-        table: int32, the code of the smallest ratio of each bucket; a bucket holds at most one threshold.
-        shift: bits of a float32 that do not count in its bucket.
+        kind: way to a code; BY_ROUNDING: the nearest integer, a tie to the even one; BY_COMPARISON: the number of
+            thresholds below the ratio; BY_LOOKUP: that number, begun with a table over the leading bits of the ratio.
+        zero_first: whether the zero point is added before the code is rounded, see `Format`.
+        thresholds: thresholds, float32; the code of a ratio is the number of them that it exceeds; filled with inf.
+        table: code of the smallest ratio of each bucket, int32; a bucket holds at most one threshold.
+        shift: number of bits of a float32 that do not count in its bucket.
         first: the bucket of `table[0]`.
-        levels: float32 (K,).
-        lower: float64 (K,), lower end of each cell.
-        width: float64 (K,), inf in a cell of no width.
-        inverse: 1 / width.
-        unit: float32 factor of a value.
+        levels: level of each code, float32 (K,).
+        lower: lower end of each cell, float64 (K,).
+        width: width of each cell, float64 (K,), inf in a cell of no width.
+        inverse: inverse of each width.
+        unit: factor of a value, float32.
     """
 
     kind: int
@@ -83,7 +83,7 @@ class Extremes:
 
 
 def fits_kernel(fmt: Format) -> bool:
-    """Whether the kernel measures the format: its parameters are no search."""
+    """Return whether the kernel measures the format: its parameters are found without a search."""
     return fmt.statistic in EXTREMES
 
 
@@ -126,7 +126,7 @@ def rule_of(fmt: Format) -> Rule:
 
 
 def exact_thresholds(fmt: Format) -> Array:
-    """For each code k but the last the largest float32 whose code is at most k, (K - 1,); -inf if there is none.
+    """Find for each code k but the last the largest float32 of a code <= k, (K - 1,); -inf if there is none.
 
     Found by bisection over all float32 in their order, so ties and the roundings of the rule are in it.
     """
@@ -149,7 +149,7 @@ def _code(ratio: Array, fmt: Format) -> Array:
 
 
 def float_order(x: Array) -> Array:
-    """Integers (int64) in the order of the float32 numbers; 0 for both zeros."""
+    """Map float32 numbers to integers (int64) in their order; 0 for both zeros."""
     bits = x.view(np.int32).astype(np.int64)
     return np.where(bits < 0, -(bits & 0x7FFFFFFF), bits)
 
@@ -185,9 +185,9 @@ def fit_blocks(extremes: Extremes, fmt: Format, *, tensor_absmax: float, partial
     A block of its two extremes has the parameters of the whole block, since the statistic sees nothing else.
 
     Args:
-        extremes: of the blocks.
+        extremes: extremes of the blocks.
         fmt: a format that the kernel takes.
-        tensor_absmax: of the whole tensor, which sets the scale of scales.
+        tensor_absmax: largest magnitude of the whole tensor, which sets the scale of scales.
         partial: whether the last block is a partial one of a flat tensor, which divides where full ones multiply.
 
     Raises:
@@ -249,7 +249,7 @@ def setters(extremes: Extremes, fmt: Format) -> tuple[Array, Array]:
 
 
 def may_overflow(blocks: Blocks, fmt: Format) -> bool:
-    """Whether a value may overflow, by a bound on all of them that is rounded a few times: it has room for that."""
+    """Return whether a value may overflow, by a bound on all that is rounded a few times: it has room for that."""
     level = max(abs(fmt.levels[0]), abs(fmt.levels[-1])) + _largest(blocks.value_zero)
     bound = level * max(1.0, fmt.unit) * _largest(blocks.scale) + _largest(blocks.value_low)
     return bound > ROOM
@@ -260,7 +260,7 @@ def _largest(x: Array) -> float:
 
 
 def grids_agree(one: Blocks, two: Blocks, fmt: Format) -> Array:
-    """Where two fits are the same, bool (n_blocks,)."""
+    """Flag the blocks in which two fits are equal, bool (n_blocks,)."""
     same = (one.scale == two.scale) & (one.factor == two.factor) & (one.usable == two.usable)
     if fmt.zero == "none":
         return same

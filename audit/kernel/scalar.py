@@ -29,14 +29,14 @@ EXPECTED, VARIANCE, SURVIVING, DOT = 0, 1, 2, 3
 
 @compiled()
 def find_first(x, ends, low, high, low_first):
-    """Whether the first weight of largest magnitude of each block is its smallest weight.
+    """Fill in whether the first weight of largest magnitude of each block is its smallest weight.
 
     Args:
-        x: float32, the blocks one after another.
-        ends: int64, where each block ends.
-        low: its smallest weight.
-        high: its largest.
-        low_first: bool, what is filled.
+        x: weights, float32, the blocks one after another.
+        ends: ends of the blocks, int64.
+        low: smallest weight of each block.
+        high: largest weight of each block.
+        low_first: answer for each block, bool, filled in.
     """
     start = 0
     for b in range(len(ends)):
@@ -51,7 +51,7 @@ def find_first(x, ends, low, high, low_first):
 
 @compiled()
 def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):
-    """Codes, values and float64 code units of `n` weights of one block, into the front of the last three arrays."""
+    """Put codes, values and float64 code units of `n` weights of one block into the front of the last three arrays."""
     divide, usable, factor = blocks.divide[block], blocks.usable[block], blocks.factor[block]
     low, zero = blocks.low[block], blocks.zero[block]
     low64, zero64, factor64 = np.float64(low), np.float64(zero), np.float64(factor)
@@ -139,7 +139,7 @@ def _place(v, v_new, code, code_new, pinned, rule, n, probability):
 
 @compiled()
 def _surviving(value, value_new, n, surviving):
-    """D of each weight; returns the number of values that change."""
+    """Fill in D of each weight, and return the number of values that change."""
     changes = 0
     for i in range(n):
         surviving[i] = np.float64(value_new[i]) - np.float64(value[i])
@@ -149,7 +149,7 @@ def _surviving(value, value_new, n, surviving):
 
 @compiled()
 def _overflows(value, n):
-    """How many values are no finite numbers."""
+    """Return how many values are no finite numbers."""
     found = 0
     for i in range(n):
         found += not abs(value[i]) <= LARGEST
@@ -187,22 +187,22 @@ def _positions(v, code, delta, n, rule, bins):
 
 @compiled()
 def measure(x, y, ends, before, after, same, setter_low, setter_high, rule, check, counts, sums, bins):
-    """One format over one piece: counts and sums of both grids, positions once.
+    """Measure one format over one piece: counts and sums of both grids, positions once.
 
     Args:
-        x: float32, the weights before.
-        y: float32, after.
-        ends: int64, where each block ends.
-        before: `Blocks` fitted to the first.
-        after: `Blocks` fitted to the second.
-        same: bool, where the two fits agree, so that the grids do.
-        setter_low: of `before`, see `rules.setters`.
-        setter_high: likewise.
-        rule: of the format.
+        x: weights before, float32.
+        y: weights after, float32.
+        ends: ends of the blocks, int64.
+        before: parameters (`Blocks`) fitted to `x`.
+        after: parameters (`Blocks`) fitted to `y`.
+        same: flags of the blocks whose two fits agree, bool, so that the grids do.
+        setter_low: lower setter of `before`, see `rules.setters`.
+        setter_high: upper setter of `before`, see `rules.setters`.
+        rule: rule of the format.
         check: whether a value may overflow.
-        counts: int64 (2, 3), added to.
-        sums: float64 (2, 4), added to.
-        bins: int64 (BINS,), added to.
+        counts: counts, int64 (2, 3), added to.
+        sums: sums, float64 (2, 4), added to.
+        bins: histogram of positions, int64 (BINS,), added to.
     """
     ratio = np.empty(TILE, np.float32)
     code, code_fixed, code_new = (np.empty(TILE, np.int32), np.empty(TILE, np.int32), np.empty(TILE, np.int32))
@@ -256,13 +256,13 @@ def take_census(x, y, lowest, highest, beyond, weights, moved):
     """Add to the counts of `weights.piece.Census`, of finite weights.
 
     Args:
-        x: float32 before.
-        y: after.
-        lowest: the end binades.
-        highest: the other.
-        beyond: int64 (2,): new weights that bfloat16 does not hold, and that float16 does not.
-        weights: int64, by binade of the weight before.
-        moved: int64, likewise.
+        x: weights before, float32.
+        y: weights after, float32.
+        lowest: lowest binade.
+        highest: highest binade.
+        beyond: counts of new weights that bfloat16 does not hold, and that float16 does not, int64 (2,).
+        weights: counts of weights by the binade before, int64.
+        moved: counts of moved weights by the binade before, int64.
     """
     bits, bits_new = x.view(np.int32), y.view(np.int32)
     wide, wider = 0, 0

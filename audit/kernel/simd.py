@@ -73,9 +73,9 @@ def has_instructions(path: str, triple: str, cpu: str, features: str) -> bool:
 
     Args:
         path: one of VECTOR_PATHS.
-        triple: as LLVM names the machine, such as "x86_64-unknown-linux-gnu".
+        triple: name of the machine in LLVM's terms, such as "x86_64-unknown-linux-gnu".
         cpu: name of the processor, such as "haswell".
-        features: its features, "+" or "-" and a name each, with commas; what is not named is as the processor has it.
+        features: features, "+" or "-" and a name each, with commas; what is not named is as the processor has it.
     """
     if not triple.startswith((_ARCHITECTURES[path], "arm64" if path == "neon" else "\0")):
         return False

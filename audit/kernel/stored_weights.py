@@ -23,7 +23,7 @@ _OWN = threading.local()
 
 
 def own_memory(key: Hashable, nbytes: int, least: int = LEAST_BUFFER) -> NDArray[np.uint8]:
-    """Memory of this thread for a use, the same every time if it is large enough; zeros at first."""
+    """Return memory of this thread for a use, zeros at first; later calls get the same memory if it is large enough."""
     kept: dict[Hashable, NDArray[np.uint8]] = _OWN.__dict__.setdefault("buffers", {})
     if key not in kept or kept[key].size < nbytes:
         kept[key] = np.zeros(max(nbytes, least), np.uint8)
@@ -49,7 +49,7 @@ class Weights:
 
 
 def widened(raw: Array) -> Array:
-    """Any stored float as float32; bfloat16 by a shift of its bits."""
+    """Return any stored float as float32; bfloat16 by a shift of its bits."""
     if raw.dtype.name == "bfloat16":
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)
     with np.errstate(invalid="ignore"):  # a signalling nan warns before it is found
@@ -57,16 +57,16 @@ def widened(raw: Array) -> Array:
 
 
 def extremes(weights: Weights, at: slice, ends: Array, statistics: AbstractSet[str]) -> Extremes:
-    """Those of the blocks of some of the weights, as far as these statistics see them.
+    """Return the extremes of each block: magnitudes for absmax formats, signed extremes otherwise.
 
-    Where they see magnitudes only, the extremes are those of the magnitudes; which comes first is found only for
-    signed ones.
+    Where the statistics see magnitudes only, the extremes are those of the magnitudes; which comes first is found only
+    for signed ones.
 
     Args:
-        weights: of a piece.
-        at: which of them.
-        ends: where the blocks end, from the first of those on.
-        statistics: of the formats.
+        weights: weights of a piece.
+        at: slice of the weights to look at.
+        ends: ends of the blocks, counted from the start of the slice.
+        statistics: statistics of the formats.
     """
     low_first = np.zeros(len(ends), bool)
     if statistics <= {"absmax", "none"}:

@@ -126,12 +126,12 @@ def emit_tile(
     """Emit the passes over the blocks of a tile, those that keep their grid and then those that do not.
 
     Args:
-        builder: builds the function.
+        builder: builder of the function.
         arg: values of NAMES; None for what is left out.
         kinds: Numba's types of NAMES, of which that of `x` is asked for.
-        pointers: to the data of the arrays among NAMES that are not left out.
-        simd: one of `simd.VECTOR_PATHS`.
-        unrolled: how many groups a block has where that is known, else 0.
+        pointers: pointers to the data of the arrays among NAMES that are not left out.
+        simd: path, one of `simd.VECTOR_PATHS`.
+        unrolled: number of groups in a block where that is known, else 0.
     """
     for same in (True, False):
         some = builder.icmp_signed(">", arg["keeps" if same else "moves"], ir.Constant(I64, 0))

@@ -52,12 +52,12 @@ class Totals(NamedTuple):
     """What `scalar.measure` adds up, of some blocks; and what needs no format.
 
     Attributes:
-        counts: see `scalar.measure`.
-        sums: likewise.
-        bins: likewise.
+        counts: counts of both grids, see `scalar.measure`.
+        sums: sums of both grids, see `scalar.measure`.
+        bins: histogram of positions, see `scalar.measure`.
         delta_sq: the squared length of delta.
-        weights: if they are bfloat16, by the binade before, see `theory.geometry.dead_zone.count_binades`.
-        moved: those of them that moved.
+        weights: counts of bfloat16 weights by the binade before, see `theory.geometry.dead_zone.count_binades`.
+        moved: counts of those weights that moved.
     """
 
     counts: Array
@@ -71,14 +71,14 @@ class Totals(NamedTuple):
 def measure_registers(
     pair: tuple[Array, Array], size: int, fmt: Format, fit: Fit, simd: str, *, census: bool = True
 ) -> Totals | None:
-    """Whole blocks of `size`, a multiple of LANES, in a format that `fits_registers`.
+    """Measure whole blocks of `size`, a multiple of LANES, in a format that `fits_registers`.
 
     Args:
         pair: weights before and after, uint16 (bfloat16) or float32.
-        size: of a block.
+        size: number of weights of a block.
         fmt: the format.
-        simd: one of `simd.VECTOR_PATHS` that this process can run.
-        fit: of the blocks; where it does not know them yet, it does after the first format.
+        simd: path, one of `simd.VECTOR_PATHS`, that this process can run.
+        fit: fit of the blocks; where it does not know them yet, it does after the first format.
         census: whether to count what needs no format; if not, it is nan and zeros.
 
     Returns:

@@ -43,15 +43,15 @@ class VectorRule(NamedTuple):
     """A format in registers. A code is found by comparing with the one threshold of the ratio's bucket.
 
     Attributes:
-        narrow: float32 (10, 16), see `slots`; None for integers, whose codes are rounded to: the least and the
+        narrow: tables, float32 (10, 16), see `slots`; None for integers, whose codes are rounded to: the least and the
             largest ratio that a code has for sure; levels; the place of a ratio of 0 in fine bins, and fine bins a code
             unit; of 32 buckets the code of the smallest ratio, as bits, and the one threshold, inf for none; all
             thresholds, filled with inf.
-        wide: float64 (3, 16): inverse widths of the cells, that is flips a code unit; their lower ends, and widths. Of
-            integers the inverse widths of the first cell and the last.
-        two: float32 (2,), thresholds that are compared with beside, inf for none; None if there is none.
-        dense: float32 (1,), see `lattice_rule`; None where the ends of bins are left to float64 whatever the ratio.
-        constants: float32 (8,), see `slots`.
+        wide: tables, float64 (3, 16): inverse widths of the cells, that is flips a code unit; their lower ends, and
+            widths. Of integers the inverse widths of the first cell and the last.
+        two: thresholds that are compared with beside, float32 (2,), inf for none; None if there is none.
+        dense: table, float32 (1,), see `lattice_rule`; None where the ends of bins are left to float64 for all ratios.
+        constants: constants, float32 (8,), see `slots`.
     """
 
     narrow: Array | None
@@ -62,14 +62,14 @@ class VectorRule(NamedTuple):
 
 
 def fits_registers(fmt: Format) -> bool:
-    """Whether the vector paths measure the format sixteen weights at a time, in blocks of whole groups."""
+    """Return whether the vector paths measure the format sixteen weights at a time, in blocks of whole groups."""
     simple = fmt.zero == "none" and fmt.statistic in ("absmax", "signed-absmax")
     return simple and (_by_rounding(fmt) or _by_bucket(fmt))
 
 
 @lru_cache(maxsize=64)
 def _by_bucket(fmt: Format) -> bool:
-    """Whether sixteen levels suffice, and the buckets of `vector_rule` leave at most two thresholds over."""
+    """Return whether sixteen levels suffice, and `vector_rule` leaves at most two thresholds outside its buckets."""
     thresholds = exact_thresholds(fmt)
     # near 0 quotients are not what their products say
     clear = fmt.arithmetic != "divide" or (np.abs(thresholds).min() > SMALLEST and _are_inside(_buckets(thresholds)))
@@ -77,7 +77,7 @@ def _by_bucket(fmt: Format) -> bool:
 
 
 def _by_rounding(fmt: Format) -> bool:
-    """Whether codes are integers that are rounded to, in more levels than a register has lanes."""
+    """Return whether codes are integers that are rounded to, in more levels than a register has lanes."""
     return len(fmt.levels) > LANES and fmt.rounding == "half-even"
 
 
@@ -127,7 +127,7 @@ class _Buckets(NamedTuple):
 
 
 def _buckets(thresholds: Array) -> _Buckets:
-    """Of several thresholds in a bucket the last one keeps it."""
+    """Sort thresholds into buckets: of several in a bucket the last one keeps it."""
     reach = np.float32(1.02 * np.abs(thresholds[np.isfinite(thresholds)]).max())
     steps = np.float32(15 / reach)
     bucket = np.rint(np.clip(thresholds, -reach, reach).astype(np.float64) * np.float64(steps))
@@ -136,7 +136,7 @@ def _buckets(thresholds: Array) -> _Buckets:
 
 
 def _are_inside(found: _Buckets) -> bool:
-    """Whether a ratio that may be on either side of a threshold is in the bucket of that threshold, and there is no other."""
+    """Return whether each threshold is alone in its bucket, and ratios that may be on either side are inside it."""
     place = found.own.astype(np.float64) * np.float64(found.steps)
     margin = 4 * OFF * np.float64(found.steps) * np.abs(found.own).max()
     return not len(found.rest) and bool((np.abs(place - np.rint(place)) < 0.5 - margin).all())
@@ -176,7 +176,7 @@ def lattice_rule(fmt: Format) -> VectorRule | None:
 
 
 def _surely(thresholds: Array, off: float) -> Array:
-    """For each code what a ratio must be above, and at most, so that whatever is within `off` of itself has it, (2, 16)."""
+    """Return what ratios must be above and at most for each code, so that all within `off` of them have it, (2, 16)."""
     found = np.full((2, LANES), np.inf)
     margin = off * np.abs(np.where(np.isfinite(thresholds), thresholds, 0))
     found[0, 0], found[0, 1 : 1 + len(thresholds)] = -np.inf, thresholds + margin
@@ -185,7 +185,7 @@ def _surely(thresholds: Array, off: float) -> Array:
 
 
 def _integer_rule(fmt: Format, rule: Rule) -> VectorRule:
-    """No tables: levels are integers, and all cells but the two at the ends are one wide."""
+    """Return the rule of integer levels, without tables: all cells but the two at the ends are one wide."""
     assert (rule.width[1:-1] == 1).all(), "integers are one apart"
     wide = np.array([[rule.inverse[0], rule.inverse[-1]]])
     edge = _edge(fmt, rule)
@@ -198,7 +198,7 @@ def _integer_rule(fmt: Format, rule: Rule) -> VectorRule:
 
 
 def _edge(fmt: Format, rule: Rule) -> int:
-    """Fine bins, a power of two, within which float32 may mistake the side of a bin's end.
+    """Return how many fine bins, a power of two, lie around a bin's end where float32 may mistake the side.
 
     A ratio that is a product is within 2^-24 of itself, a quotient within 2^-23; in an interior cell of ends up to v that
     is v / width times as much of a cell. The inverse width and the place of a ratio of 0 are rounded to 2^-24 of

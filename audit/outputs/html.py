@@ -25,7 +25,7 @@ PLOT_HEIGHT = 200.0
 
 
 def render(result: AuditResult, rows: Sequence[TensorRow]) -> str:
-    """Return the page. Every name in it is escaped: the tensors' names come from strangers."""
+    """Return the page of an audit. Every name in it is escaped: the tensors' names come from strangers."""
     environment = page_environment("unforgotten.audit")
     environment.filters |= {"share": share, "number": number, "p_value": p_value, "plain": plain, "short": short}
     script = environment.get_template("audit.js").render()
@@ -65,7 +65,7 @@ class GainChart:
 
 
 def gain_chart(rows: Sequence[FormatRow]) -> GainChart:
-    """Return the gain of every format that has one, deployment's grid only."""
+    """Lay out the gain of every format that has one, deployment's grid only."""
     shown = [
         (row["format"], row["gain"], STDERRS * (row["gain_stderr"] or 0.0))
         for row in rows
@@ -106,7 +106,7 @@ class BinadeChart:
 
 
 def binade_chart(storage: Storage) -> BinadeChart:
-    """Return the binades that hold enough weights to say something, evenly spaced in log |w|."""
+    """Lay out the binades that hold enough weights to say something, evenly spaced in log |w|."""
     seen = [b for b in storage["binades"] if b["weights"] >= MIN_WEIGHTS]
     if not seen:
         return BinadeChart([], None)
@@ -132,7 +132,7 @@ def binade_chart(storage: Storage) -> BinadeChart:
 
 
 def _by_format(rows: Sequence[TensorRow]) -> list[tuple[str, list[tuple[TensorRow, TensorRow]]]]:
-    """(format, [(adaptive row, fixed row) of each tensor]); a pair of codes has one row, which stands for both."""
+    """Group rows as (format, [(adaptive row, fixed row) of each tensor]); codes have one row, for both."""
     ordered = sorted(rows, key=lambda row: row["format"])
     return [
         (name, [(pair[0], pair[-1]) for _, g in groupby(group, lambda r: r["name"]) for pair in [list(g)]])
@@ -141,17 +141,17 @@ def _by_format(rows: Sequence[TensorRow]) -> list[tuple[str, list[tuple[TensorRo
 
 
 def plain(x: float | None) -> str:
-    """Return a number that a script can read; nothing where there is none."""
+    """Return a number as text that a script can read; nothing where there is none."""
     return "" if x is None else repr(x)
 
 
 def short(x: float | None) -> str:
-    """Return a number to three digits, or a dash."""
+    """Return a number as text of three digits, or a dash."""
     return "–" if x is None else f"{x:.3g}"
 
 
 def p_value(p: float | None) -> str:
-    """Return a p-value to two digits, or a dash."""
+    """Return a p-value as text of two digits, or a dash."""
     if p is None:
         return "–"
     return "< 1e-99" if p < 1e-99 else f"{p:.2g}"

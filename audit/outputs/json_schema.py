@@ -31,7 +31,7 @@ NARROWED: Mapping[str, Mapping[str, Any]] = {
 
 
 def audit_schema() -> dict[str, Any]:
-    """Return the schema, with one definition a type."""
+    """Return the JSON schema of an audit's result, with one definition a type."""
     definitions: dict[str, Any] = {}
     root = _schema_of(AuditResult, definitions)
     return {
@@ -44,7 +44,7 @@ def audit_schema() -> dict[str, Any]:
 
 
 def shipped_schema() -> dict[str, Any]:
-    """Return the schema that is installed with the package."""
+    """Return the JSON schema that is installed with the package."""
     return json.loads(files("unforgotten.audit").joinpath(SCHEMA_FILE).read_text("utf-8"))
 
 

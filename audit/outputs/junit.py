@@ -10,7 +10,7 @@ SUITE = "unforgotten.audit"
 
 
 def render_junit(result: AuditResult) -> str:
-    """One case for the verdict and one a finding.
+    """Render one test case for the verdict and one a finding.
 
     "undone" and findings of severity "error" are failures, "undecided" is skipped, and all else passes with its
     sentence as output. The properties bind the suite to the SHA-256 of both checkpoints.
@@ -46,7 +46,7 @@ def render_junit(result: AuditResult) -> str:
 
 
 def _make_printable(element: ET.Element) -> None:
-    """XML 1.0 holds no control characters, which names of tensors and files may."""
+    """Escape control characters, which XML 1.0 does not hold and names of tensors and files may."""
     element.text = None if element.text is None else _printable(element.text)
     for key, value in element.attrib.items():
         element.set(key, _printable(value))

@@ -62,7 +62,7 @@ def _map(compared: str, name: str, number: int, rows: Sequence[TensorRow]) -> La
 
 
 def kind_of(name: str) -> str:
-    """Return the name without the number of its layer, up to which it says the same for all."""
+    """Return the part of a tensor's name behind its layer's number; `weight` where there is no number."""
     found = LAYER.search(name)
     return name[found.end() :] if found else "weight"
 
@@ -72,7 +72,7 @@ def _order(layer: str) -> tuple[bool, int, str]:
 
 
 def colour_of(gain: float | None) -> str:
-    """From red at 0 over white at 1 to blue at 2; white without a gain."""
+    """Return the colour of a gain: from red at 0 over white at 1 to blue at 2; white without a gain."""
     if gain is None:
         return "#ffffff"
     away = max(-1.0, min(1.0, gain - 1.0))

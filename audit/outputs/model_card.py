@@ -15,13 +15,13 @@ DATASET = "unforgotten-weights-audit"
 
 
 def render_model_card(result: AuditResult) -> str:
-    """YAML front matter with the gains as metrics, then the verdict, a table and the hashes in Markdown."""
+    """Render YAML front matter with the gains as metrics, then the verdict, a table and the hashes in Markdown."""
     front = yaml.safe_dump(model_index(result), sort_keys=False, allow_unicode=True)
     return f"---\n{front}---\n\n{_body(result)}"
 
 
 def model_index(result: AuditResult) -> dict[str, Any]:
-    """`model-index`: one result with a metric a format; formats without a gain give the share of equal codes."""
+    """Return `model-index`: one result with a metric a format, the share of equal codes where there is no gain."""
     name = PurePath(result["unlearned"]["source"]).name or "unlearned"
     task = {"type": TASK, "name": "Does quantization undo the unlearning?"}
     dataset = {
@@ -74,5 +74,5 @@ def _line(row: FormatRow) -> str:
 
 
 def _escaped(text: str) -> str:
-    """Names of tensors come from strangers: nothing in them is markup."""
+    """Escape Markdown in a text: names of tensors come from strangers, and nothing in them is markup."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!" else c for c in text)

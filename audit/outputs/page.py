@@ -6,7 +6,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 
 def page_environment(package: str) -> Environment:
-    """Templates of `package`. Every value is escaped: names of tensors and runs come from strangers."""
+    """Return the templates of `package`. Every value is escaped: names of tensors and runs come from strangers."""
     return Environment(
         loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )

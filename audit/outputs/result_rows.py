@@ -56,7 +56,7 @@ class TensorRow(FormatRow):
 
 
 def tensor_rows(leg: WeightsLeg) -> list[TensorRow]:
-    """One row a tensor, format and grid, in that order."""
+    """Return one row a tensor, format and grid, in that order."""
     return [
         TensorRow(
             **format_row(setting, measured, [measured]),
@@ -91,7 +91,7 @@ def format_row(setting: Setting, total: Survival, parts: Sequence[Survival]) -> 
 
 
 def code_rows(leg: ArtefactLeg) -> list[TensorRow]:
-    """One row a layer of a pair that is quantized already; each side has its own grid."""
+    """Return one row a layer of a pair that is quantized already; each side has its own grid."""
     return [
         TensorRow(
             **code_row(leg.formats[name], counts),
@@ -123,10 +123,10 @@ def code_row(name: str, counts: CodeCounts) -> FormatRow:
 
 
 def kolmogorov_tail(ks: float, n: int) -> float:
-    """P[sqrt(n) D_n >= sqrt(n) ks] in the limit of large n; nan for no positions."""
+    """Return P[sqrt(n) D_n >= sqrt(n) ks] in the limit of large n; nan for no positions."""
     return float(kstwobign.sf(math.sqrt(n) * ks)) if n else math.nan
 
 
 def finite_or_none(x: float) -> float | None:
-    """Return a number for JSON, which has no nan and no inf."""
+    """Return a finite number, and None for nan and inf, which JSON does not have."""
     return x if math.isfinite(x) else None

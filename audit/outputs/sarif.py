@@ -32,7 +32,7 @@ VERDICT_LEVELS = {"survives": "note", "undecided": "warning", "undone": "error"}
 
 
 def render_sarif(result: AuditResult) -> str:
-    """Return the document: a result for the verdict and one a finding, bound to the SHA-256 of both checkpoints."""
+    """Return the SARIF log: a result for the verdict and one a finding, bound to the SHA-256 of both checkpoints."""
     verdict = result["verdict"]
     rows = [
         _result(

@@ -21,9 +21,9 @@ def print_summary(result: AuditResult, out: Path | None = None, console: Console
     """Print table, verdict and reasons.
 
     Args:
-        result: of the audit.
-        out: where its files are, if they were written.
-        console: standard output if none is given. Sentences are broken only for a terminal.
+        result: result of the audit.
+        out: directory of its files, if they were written.
+        console: console to print to, standard output if none is given. Sentences are broken only for a terminal.
     """
     console = console or Console()
     whole_lines = not console.is_terminal

@@ -53,8 +53,8 @@ class Lines:
 
     Args:
         total: number of stages.
-        say: takes each line.
-        clock: seconds since any moment; never goes back.
+        say: function that takes each line.
+        clock: function that gives seconds since any moment; never goes back.
     """
 
     def __init__(self, total: int, say: Say, clock: Callable[[], float] = time.monotonic) -> None:

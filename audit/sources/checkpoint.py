@@ -51,7 +51,7 @@ class Checkpoint(Protocol):
         ...
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
-        """Rows start … stop - 1 of the first axis, bit for bit those of `read`; `0 <= start <= stop <= shape[0]`.
+        """Read rows start … stop - 1 of the first axis, bit for bit those of `read`; 0 <= start <= stop <= shape[0].
 
         Raises:
             CheckpointError: as `read`.
@@ -59,12 +59,12 @@ class Checkpoint(Protocol):
         ...
 
     def sha256(self) -> str:
-        """SHA-256 over the bytes of the files that determine the weights; what order, each kind says."""
+        """Return the SHA-256 of the bytes of the files that determine the weights; what order, each kind says."""
         ...
 
 
 def row_chunks(info: TensorInfo, most_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
-    """Ranges of rows that cover a tensor of at least one axis, each of about `most_bytes` or of one row.
+    """Yield ranges of rows that cover a tensor of at least one axis, each of about `most_bytes` or of one row.
 
     A tensor without a weight has none: 2^60 rows of no bytes fit any file.
     """
@@ -91,10 +91,10 @@ class SafetensorsCheckpoint:
     """Tensors in safetensors files; `sha256` is over the files in the order of their names.
 
     Attributes:
-        source: as given.
+        source: path or name, as given.
         revision: the commit of a Hub source; None for a local path.
         files: the weight files, in the order of their names.
-        tensors: see `Checkpoint.tensors`.
+        tensors: dtype and shape of every tensor, see `Checkpoint.tensors`.
     """
 
     source: Path | str
@@ -115,7 +115,7 @@ class SafetensorsCheckpoint:
         return self._read(info, start * row, (stop - start) * row).reshape(shape)
 
     def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """Weights start … stop - 1 of the flattened tensor, mapped or in `buffer` where that can be, see `flat.read_flat`."""
+        """Read weights start … stop - 1 of the flattened tensor, mapped or into `buffer`, see `flat.read_flat`."""
         info = self.tensors[name]
         size = info.dtype.itemsize
         begin, nbytes = start * size, (stop - start) * size
@@ -148,7 +148,7 @@ class SafetensorsCheckpoint:
         return next(file for file in self.files if file.path == info.path)
 
     def sha256(self) -> str:
-        """SHA-256 over the bytes of the weight files in the order of their names, as `cat FILES | sha256sum`."""
+        """Return the SHA-256 of the weight files in the order of their names, as `cat FILES | sha256sum`."""
         return sha256_of(self.files)
 
 
@@ -212,8 +212,8 @@ def read_index(index: Path, text: bytes) -> dict[str, str]:
     """Return the shard of every tensor, by the index.
 
     Args:
-        index: its name in messages.
-        text: its content.
+        index: name of the index in messages.
+        text: content of the index.
 
     Raises:
         CheckpointError: it is no index, or names a file elsewhere than beside it.
@@ -229,7 +229,7 @@ def read_index(index: Path, text: bytes) -> dict[str, str]:
 
 
 def _is_plain_name(shard: str) -> bool:
-    """Whether the name can only mean a file of its own directory, on any system."""
+    """Return whether the name can only mean a safetensors file of its own directory, on any system."""
     plain = shard.isprintable() and PureWindowsPath(shard).name == shard
     return plain and shard.endswith(".safetensors")
 

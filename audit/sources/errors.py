@@ -15,7 +15,7 @@ class CheckpointError(ValueError):
         super().__init__(f"{where} {_one_line(rule)}, got {_short(_one_line(str(got)))}")
 
     def __reduce__(self) -> tuple[object, ...]:
-        """As its message: a worker's error is raised again where its result is asked for."""
+        """Pickle an error as its message: a worker's error is raised again where its result is asked for."""
         return _again, (str(self),)
 
 

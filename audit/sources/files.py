@@ -23,7 +23,7 @@ _MAPPING = [False]
 
 
 def map_files(on: bool) -> None:
-    """Whether this process from now on maps what `LocalFile.look` looks at.
+    """Set whether this process from now on maps what `LocalFile.look` looks at.
 
     A file that is cut while it is mapped kills the process, so this is for workers, of whom nothing is lost with them
     but their work.
@@ -72,9 +72,9 @@ class LocalFile:
     """A regular file, bound to the state it had when it was opened.
 
     Attributes:
-        path: as given.
-        real: without symlinks.
-        identity: of the first look.
+        path: path as given.
+        real: path without symlinks.
+        identity: identity of the first look.
     """
 
     path: Path
@@ -199,7 +199,7 @@ def read_all(file: WeightFile, most: int) -> bytes:
 
 
 def sha256_of(files: Iterable[WeightFile], first: bytes = b"") -> str:
-    """SHA-256 over `first` and the bytes of the files in the order given, as `cat FILES | sha256sum`."""
+    """Return the SHA-256 over `first` and the bytes of the files in the order given, as `cat FILES | sha256sum`."""
     digest = hashlib.sha256(first)
     for file in files:
         for start in range(0, file.size, HASH_BYTES):

@@ -27,7 +27,7 @@ class Piece(NamedTuple):
 
 
 def pieces(shape: tuple[int, ...], most: int = PIECE_WEIGHTS) -> Iterator[Piece]:
-    """Whole rows as far as `most` weights hold them, else parts of one row; together the tensor, in order."""
+    """Yield whole rows as far as `most` weights hold them, else parts of one row; together the tensor, in order."""
     total = math.prod(shape)
     if not total:
         return
@@ -64,7 +64,7 @@ class Layout(NamedTuple):
         return line * -(-self.line // self.size) + offset // self.size
 
     def ends(self, start: int, stop: int) -> NDArray[np.int64]:
-        """Where the blocks that overlap start … stop - 1 end, counted from `start`; the last ends with the range."""
+        """Return the ends of the blocks in start … stop - 1, counted from `start`; the last is that of the range."""
         first, last = start // self.line, -(-stop // self.line)
         if last - first == 1:
             origin = first * self.line
@@ -90,7 +90,7 @@ class FlatReadable(Protocol):
     """A checkpoint that can read any range of a flattened tensor."""
 
     def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """Weights start … stop - 1 of the flattened tensor."""
+        """Read weights start … stop - 1 of the flattened tensor."""
         ...
 
     def check(self, name: str) -> None:
@@ -101,13 +101,13 @@ class FlatReadable(Protocol):
 def read_flat(
     checkpoint: Checkpoint, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
 ) -> NDArray[Any]:
-    """Weights start … stop - 1 of the flattened tensor; where a source reads rows only, from the rows that hold them.
+    """Read weights start … stop - 1 of the flattened tensor, by the rows that hold them if a source has only rows.
 
     Args:
-        checkpoint: what is read.
-        name: of a tensor of at least one axis.
-        start: of the range.
-        stop: of the range.
+        checkpoint: checkpoint that is read.
+        name: name of a tensor of at least one axis.
+        start: start of the range.
+        stop: stop of the range.
         buffer: memory of enough bytes that a source may put the weights in, to be read before its next use.
     """
     if isinstance(checkpoint, FlatReadable):

@@ -38,10 +38,10 @@ class Layout(NamedTuple):
     """How a type is stored.
 
     Attributes:
-        name: of the type.
-        weights: in one block.
-        nbytes: of one block.
-        dtype: of the values that reading gives.
+        name: name of the type.
+        weights: number of weights in one block.
+        nbytes: number of bytes of one block.
+        dtype: dtype of the values that reading gives.
     """
 
     name: str
@@ -57,8 +57,8 @@ class GgufCheckpoint:
     Attributes:
         source: the path as given.
         file: the file.
-        layouts: how each tensor is stored, by name.
-        tensors: see `Checkpoint.tensors`.
+        layouts: layout of each tensor, by name.
+        tensors: dtype and shape of every tensor, see `Checkpoint.tensors`.
     """
 
     source: Path
@@ -86,14 +86,14 @@ class GgufCheckpoint:
         return flat.reshape(stop - start, *info.shape[1:])
 
     def read_blocks(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        """Blocks start … stop - 1 as they are stored, uint8 (blocks, bytes of one)."""
+        """Read blocks start … stop - 1 as they are stored, uint8 (blocks, bytes of one)."""
         layout, offset = self.layouts[name], self.tensors[name].offset
         assert offset is not None, "a tensor of a file has a place"
         raw = self.file.read(offset + start * layout.nbytes, (stop - start) * layout.nbytes)
         return raw.reshape(stop - start, layout.nbytes)
 
     def _values(self, name: str, begin: int, end: int) -> NDArray[Any]:
-        """Weights begin … end - 1 in the order of storage; both at the edges of blocks."""
+        """Decode weights begin … end - 1 in the order of storage; both at the edges of blocks."""
         layout = self.layouts[name]
         values = np.empty(end - begin, layout.dtype)
         first, last = begin // layout.weights, end // layout.weights
@@ -106,12 +106,12 @@ class GgufCheckpoint:
         return values
 
     def sha256(self) -> str:
-        """SHA-256 of the file."""
+        """Return the SHA-256 of the file."""
         return sha256_of([self.file])
 
 
 def is_gguf(source: Path) -> bool:
-    """Whether the name is that of a GGUF file."""
+    """Return whether the path has the name of a GGUF file and is no directory."""
     return source.name.lower().endswith(".gguf") and not source.is_dir()
 
 
@@ -190,7 +190,7 @@ def decode_blocks(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[Any]:
 def _check_cover(
     file: WeightFile, tensors: tuple[GgufTensor, ...], layouts: Mapping[str, Layout], data: int, alignment: int
 ) -> None:
-    """Each tensor begins at the first aligned place after the one before it, as ggml itself demands."""
+    """Check that each tensor begins at the first aligned place after the one before it, as ggml itself demands."""
     position, room = 0, file.size - data
     for tensor in sorted(tensors, key=lambda t: (t.offset, math.prod(t.shape))):
         layout = layouts[tensor.name]

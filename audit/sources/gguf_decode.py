@@ -19,9 +19,9 @@ class Decoded(NamedTuple):
     """Blocks: value = step * (code - offset) + low.
 
     Attributes:
-        codes: uint8 or int8 (n, block).
-        step: float32 (n, sub-blocks).
-        low: float32 (n, sub-blocks), or None where it is 0.
+        codes: codes, uint8 or int8 (n, block).
+        step: step of each sub-block, float32 (n, sub-blocks).
+        low: summand of each sub-block, float32 (n, sub-blocks), or None where it is 0.
         offset: code of the level 0.
     """
 
@@ -55,12 +55,12 @@ def _half(blocks: Bytes, start: int) -> NDArray[Any]:
 
 
 def _nibbles(packed: Bytes) -> Bytes:
-    """Low nibbles of all bytes, then the high ones."""
+    """Return the low nibbles of all bytes, then the high ones."""
     return np.concatenate([packed & 15, packed >> 4], axis=1)
 
 
 def _fifth_bits(blocks: Bytes, start: int) -> Bytes:
-    """32 bits from a byte on, lowest first, as 0 or 16."""
+    """Return the 32 bits from a byte on, lowest first, as 0 or 16."""
     packed = blocks[:, start : start + 4].astype(np.uint8)
     bits = np.unpackbits(packed, axis=1, bitorder="little")
     return np.left_shift(bits, 4, dtype=np.uint8)
@@ -89,7 +89,7 @@ def _q8_0(blocks: Bytes) -> Decoded:
 
 
 def _six_bit_pairs(packed: Bytes) -> tuple[Bytes, Bytes]:
-    """8 scales and 8 minima of 6 bits in 12 bytes: whole ones first, then four more from low and high bits."""
+    """Unpack 8 scales and 8 minima of 6 bits from 12 bytes: whole ones first, then four more from low and high bits."""
     scale, low, rest = packed[:, 0:4], packed[:, 4:8], packed[:, 8:12]
     scales = np.concatenate([scale & 63, (rest & 15) | (scale >> 6) << 4], axis=1)
     mins = np.concatenate([low & 63, (rest >> 4) | (low >> 6) << 4], axis=1)
@@ -103,7 +103,7 @@ def _k_affine(blocks: Bytes, codes: Bytes) -> Decoded:
 
 
 def _k_nibbles(packed: Bytes) -> Bytes:
-    """256 nibbles of 128 bytes: of every 32 bytes the low ones, then the high ones."""
+    """Return the 256 nibbles of 128 bytes: of every 32 bytes the low ones, then the high ones."""
     parts = packed.reshape(len(packed), 4, 1, 32)
     return np.concatenate([parts & 15, parts >> 4], axis=2).reshape(len(packed), 256)
 
@@ -113,14 +113,14 @@ def _q4_k(blocks: Bytes) -> Decoded:
 
 
 def _q5_k(blocks: Bytes) -> Decoded:
-    """Bit s of the 32 high bytes is the fifth bit of sub-block s."""
+    """Decode Q5_K blocks, in which bit s of the 32 high bytes is the fifth bit of sub-block s."""
     high = blocks[:, 16:48]
     fifth = np.stack([(high >> s & 1) << 4 for s in range(8)], axis=1).reshape(len(blocks), 256)
     return _k_affine(blocks, _k_nibbles(blocks[:, 48:176]) | fifth)
 
 
 def _q6_k(blocks: Bytes) -> Decoded:
-    """Halves of 128: four runs of 32, with nibbles from 64 bytes and pairs of bits from 32."""
+    """Decode Q6_K blocks, in halves of 128: four runs of 32, with nibbles from 64 bytes and pairs of bits from 32."""
     low = blocks[:, :128].reshape(-1, 2, 2, 32)
     high = blocks[:, 128:192].reshape(-1, 2, 1, 32)
     nibbles = np.concatenate([low & 15, low >> 4], axis=2)

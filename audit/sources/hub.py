@@ -57,7 +57,7 @@ class Listing(NamedTuple):
 
 
 def hub_name(text: str) -> HubName | None:
-    """`org/name[@revision]` taken apart; None if the text has another form."""
+    """Take `org/name[@revision]` apart; None if the text has another form."""
     match = NAME.fullmatch(text)
     if match is None or ".." in text or "--" in match[1]:
         return None
@@ -69,9 +69,9 @@ class HubCheckpoint:
     """A model of the Hub; `sha256` is over the files in the order of their names, each held against the Hub's own.
 
     Attributes:
-        source: as given.
+        source: name as given.
         stated: SHA-256 of each file, as the Hub states it, where it does.
-        inner: its tensors, read by range.
+        inner: checkpoint of the model's tensors, read by range.
     """
 
     source: str
@@ -105,7 +105,7 @@ class HubCheckpoint:
         self.inner.check(name)
 
     def sha256(self) -> str:
-        """SHA-256 over the files, fetched whole for it, as `cat FILES | sha256sum`.
+        """Return the SHA-256 over the files, fetched whole for it, as `cat FILES | sha256sum`.
 
         Raises:
             CheckpointError: a file is not the one that the Hub states; what was fetched of it is dropped.
@@ -151,7 +151,7 @@ def open_hub(name: HubName) -> HubCheckpoint:
 
 
 def _home(name: HubName) -> Path:
-    """Where we keep what was fetched of a repository."""
+    """Return the directory in which we keep what was fetched of a repository."""
     from huggingface_hub import constants
 
     return Path(constants.HF_HOME) / "unforgotten" / f"models--{name.repo.replace('/', '--')}"
@@ -222,7 +222,7 @@ def _cached_listing(name: HubName) -> Listing:
 
 
 def _file(name: HubName, listing: Listing, file: str) -> WeightFile:
-    """One file of the model: of the Hub's own cache if it is there, or fetched by range."""
+    """Return one file of the model: of the Hub's own cache if it is there, or fetched by range."""
     from huggingface_hub import try_to_load_from_cache
 
     if file not in listing.files:

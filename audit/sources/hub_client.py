@@ -35,7 +35,7 @@ def need_hub(shown: str) -> None:
 
 
 def is_offline() -> bool:
-    """Whether HF_HUB_OFFLINE is set."""
+    """Return whether HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)
@@ -45,8 +45,8 @@ def get_json(path: str, query: Mapping[str, str], shown: str) -> dict[str, objec
     """Return a JSON object of the Hub's API.
 
     Args:
-        path: after the endpoint.
-        query: parameters.
+        path: path after the endpoint.
+        query: parameters of the query.
         shown: the name in messages.
 
     Raises:
@@ -66,7 +66,7 @@ def get_json(path: str, query: Mapping[str, str], shown: str) -> dict[str, objec
 
 
 def stream_range(path: str, start: int, stop: int, size: int, shown: str) -> Iterator[bytes]:
-    """Bytes start … stop - 1 of a file, in pieces as they come.
+    """Yield bytes start … stop - 1 of a file, in pieces as they come.
 
     Raises:
         CheckpointError: the Hub answers with anything but that range of a file of `size` bytes.

@@ -16,7 +16,7 @@ BASE_MARK = "::"  # ADAPTER::BASE
 
 
 def open_pair(target: Path | str, unlearned: Path | str) -> tuple[Checkpoint, Checkpoint]:
-    """Both checkpoints of an audit, the second under the first one's names.
+    """Open both checkpoints of an audit, the second under the first one's names.
 
     An adapter that names the target as its base is merged over the target itself.
 
@@ -78,7 +78,7 @@ def _open_adapter(path: Path, base: Checkpoint | None) -> Checkpoint:
 
 
 def _names(wanted: str, revision: str | None, base: Checkpoint) -> bool:
-    """Whether a configuration means this very checkpoint."""
+    """Return whether the base that a configuration names is this very checkpoint."""
     if not wanted:
         return False
     if base.revision is not None:

@@ -29,8 +29,8 @@ class Pairing:
     """The tensor names of a pair, each list in sorted order.
 
     Attributes:
-        quantized: what quantizers touch, see `is_quantized`.
-        kept: what they leave in its own precision: embeddings, head, norms, biases, buffers.
+        quantized: names of the tensors that quantizers touch, see `is_quantized`.
+        kept: names of those left in their own precision: embeddings, head, norms, biases, buffers.
     """
 
     quantized: tuple[str, ...]
@@ -92,7 +92,7 @@ class Renamed:
 
     Attributes:
         inner: the checkpoint.
-        names: new name -> its own name, for every tensor.
+        names: map from new name to own name, for every tensor.
     """
 
     inner: Checkpoint
@@ -153,7 +153,7 @@ def _equals_embedding(checkpoint: Checkpoint, head: str) -> bool:
 
 
 def tensors_equal(one: Checkpoint, name: str, two: Checkpoint, other: str) -> bool:
-    """Whether two tensors of one shape hold equal values, whatever their dtypes; in bounded memory."""
+    """Return whether two tensors of one shape hold equal values, whatever their dtypes; in bounded memory."""
     shape = one.tensors[name].shape
     if not shape:
         return bool(np.array_equal(one.read(name), two.read(other)))

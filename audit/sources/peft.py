@@ -43,11 +43,11 @@ class LowRank(NamedTuple):
     """Names of the adapter's tensors for one tensor of the base.
 
     Attributes:
-        a: (r, in).
-        b: (out, r).
-        magnitude: (out,) of DoRA, or None.
-        turned: the base stores (in, out), as an embedding does.
-        scaling: s.
+        a: name of the factor A, (r, in).
+        b: name of the factor B, (out, r).
+        magnitude: name of DoRA's magnitudes, (out,), or None.
+        turned: whether the base stores (in, out), as an embedding does.
+        scaling: factor of B A, s.
     """
 
     a: str
@@ -62,13 +62,13 @@ class AdapterCheckpoint:
     """A base with an adapter merged into it; `sha256` is over the base's files, the adapter and its configuration.
 
     Attributes:
-        source: of the adapter.
+        source: path of the adapter.
         base: the checkpoint under it.
         adapter: the adapter's own tensors.
         config: the adapter's configuration file.
-        low_rank: base tensor -> what is added to it.
-        replaced: base tensor -> the adapter's tensor that takes its place.
-        tensors: see `Checkpoint.tensors`.
+        low_rank: map from base tensor to what is added to it.
+        replaced: map from base tensor to the adapter's tensor that takes its place.
+        tensors: dtype and shape of every tensor, see `Checkpoint.tensors`.
     """
 
     source: Path | str
@@ -106,14 +106,14 @@ class AdapterCheckpoint:
         return merged
 
     def sha256(self) -> str:
-        """SHA-256 over the base's digest in hexadecimal, then the bytes of the adapter and of its configuration."""
+        """Return the SHA-256 over the base's hexadecimal digest, then the adapter's bytes and its configuration's."""
         return sha256_of([*self.adapter.files, self.config], first=self.base.sha256().encode())
 
     def _under(self, name: str) -> Checkpoint:
         return self.adapter if name in self.replaced else self.base
 
     def _factors(self, name: str) -> tuple[NDArray[Any], NDArray[Any]]:
-        """(rows, r) and (r, columns), the product of which is what is added, before scaling."""
+        """Return (rows, r) and (r, columns), the product of which is what is added, before scaling."""
         low = self.low_rank[name]
         a, b = (self.adapter.read(part).astype(np.float64) for part in (low.a, low.b))
         return (a.T, b.T) if low.turned else (b, a)
@@ -131,7 +131,7 @@ class AdapterCheckpoint:
 
 
 def is_adapter(source: Path) -> bool:
-    """Whether the directory holds an adapter."""
+    """Return whether the directory holds an adapter."""
     return (source / CONFIG).exists() and not (source / "model.safetensors").exists()
 
 

@@ -58,14 +58,14 @@ class AdapterConfig:
     """A LoRA: w + scaling(module) B A.
 
     Attributes:
-        path: of the file.
-        base: what it names as its base: a path or `org/name`; empty if nothing.
-        revision: of the base, if it names one.
-        rank, alpha: of modules that no pattern names.
-        ranks, alphas: module name, or its end after a dot -> rank, alpha; the first that fits counts.
-        rslora: scaling alpha / sqrt(r) instead of alpha / r.
-        dora: rows are rescaled to stored magnitudes.
-        fan_in_fan_out: the base stores (in, out), as GPT-2 does.
+        path: path of the file.
+        base: name of the base: a path or `org/name`; empty if none is named.
+        revision: revision of the base, if one is named.
+        rank, alpha: rank and alpha of modules that no pattern names.
+        ranks, alphas: rank and alpha by module name, or its end after a dot; the first that fits counts.
+        rslora: whether the scaling is alpha / sqrt(r) instead of alpha / r.
+        dora: whether rows are rescaled to stored magnitudes.
+        fan_in_fan_out: whether the base stores (in, out), as GPT-2 does.
     """
 
     path: Path

@@ -15,11 +15,11 @@ class Scheme(NamedTuple):
     """How all layers of a checkpoint are stored.
 
     Attributes:
-        method: gptq, awq, bitsandbytes or compressed-tensors.
+        method: method: gptq, awq, bitsandbytes or compressed-tensors.
         layout: key of LAYOUTS.
-        bits: of a code.
-        group_size: inputs that share a scale; -1 for all.
-        zero_shift: what is added to a stored zero point.
+        bits: number of bits of a code.
+        group_size: number of inputs that share a scale; -1 for all.
+        zero_shift: number that is added to a stored zero point.
         detail: quant type of bitsandbytes.
     """
 

@@ -27,9 +27,9 @@ class RemoteFile:
 
     Attributes:
         path: the name in messages.
-        size: its bytes.
-        url: after the endpoint.
-        place: of the sparse file; the journal is `place` with `.chunks` added, a byte for each chunk.
+        size: number of bytes.
+        url: path after the endpoint.
+        place: place of the sparse file; the journal is `place` with `.chunks` added, a byte for each chunk.
     """
 
     path: Path

@@ -64,10 +64,10 @@ class TensorInfo:
 
     Attributes:
         path: the file that it comes from, for messages.
-        dtype: of the array that reading it gives.
-        shape: of that array, row-major.
-        offset: where its bytes begin in the file; None where it is computed, as a merged or a decoded tensor is.
-        stored: how it is stored, where that is not `dtype`, as Q4_K.
+        dtype: dtype of the array that reading it gives.
+        shape: shape of that array, row-major.
+        offset: place of its first byte in the file; None where it is computed, as a merged or a decoded tensor is.
+        stored: name of the stored type, where that is not `dtype`, as Q4_K.
     """
 
     path: Path
@@ -155,7 +155,7 @@ def check_extent(path: Path, name: str, info: TensorInfo) -> None:
 
 
 def are_counts(value: object) -> TypeGuard[list[int]]:
-    """Whether the value is a list of integers in 0 … MAX_COUNT."""
+    """Return whether the value is a list of integers in 0 … MAX_COUNT."""
     return isinstance(value, list) and all(type(n) is int and 0 <= n <= MAX_COUNT for n in value)
 
 

@@ -33,7 +33,7 @@ class Items(NamedTuple):
 
 
 def recovery_row(metric: str, items: Items, *, loss: bool = False) -> RecoveryRow:
-    """T16 with two tests on the contrasts c_i = (q_i - u_i) - r (t_i - u_i): rho > r is mean c > 0 (Fieller 1954).
+    """Return the recovery T16 and two tests of c_i = (q_i - u_i) - r (t_i - u_i): rho > r is mean c > 0 (Fieller 1954).
 
     Student's t on c tests rho <= SURELY, for "undone", and rho >= MATERIAL, for "survives". t trusts the spread that it
     saw, which for items that come back wholly or not at all can be 0 by luck; so no p-value is below what such items
@@ -42,9 +42,9 @@ def recovery_row(metric: str, items: Items, *, loss: bool = False) -> RecoveryRo
     removed from the items is unequal.
 
     Args:
-        metric: its name.
-        items: of the four models, (n,) each, n >= 2.
-        loss: whether less of it means more knowledge.
+        metric: name of the metric.
+        items: items of the four models, (n,) each, n >= 2.
+        loss: whether less of the metric means more knowledge.
 
     Raises:
         ValueError: shapes differ, there are fewer than two items, or one is not finite.
@@ -85,7 +85,7 @@ def _tests(back: NDArray[Any], removed: NDArray[Any]) -> tuple[float, float]:
 
 
 def student(contrasts: NDArray[Any]) -> float:
-    """P[T >= mean / stderr], one-sided; 0, 1/2 or 1 where the contrasts do not vary."""
+    """Return P[T >= mean / stderr], one-sided; 0, 1/2 or 1 where the contrasts do not vary."""
     mean, spread = contrasts.mean(), contrasts.std(ddof=1)
     if spread == 0:
         return 0.5 - 0.5 * float(np.sign(mean))
@@ -94,14 +94,14 @@ def student(contrasts: NDArray[Any]) -> float:
 
 
 def leak(metric: str, before: NDArray[Any], after: NDArray[Any], quantized: Mapping[str, NDArray[Any]]) -> Leak | None:
-    """Items that a format gives back at least HALF of what unlearning took from them; None where it took nothing.
+    """Count items that a format gives back at least HALF of what unlearning took from them; None where it took nothing.
 
     Asked are the items from which it took at least HALF of the mean that it took: of the others, noise alone would
     give back half. An item counts once in the union, however many formats leak it: the union is one number, with one
     interval. Formats are tested against MATERIAL exactly, and corrected for their number.
 
     Args:
-        metric: its name; one of which more means more knowledge.
+        metric: name of a metric of which more means more knowledge.
         before: items of the target, (n,).
         after: items of the unlearned model.
         quantized: items of the quantized unlearned model, by format.
@@ -130,7 +130,7 @@ def leak(metric: str, before: NDArray[Any], after: NDArray[Any], quantized: Mapp
 
 
 def mean_of(items: Sequence[float] | NDArray[Any]) -> Mean:
-    """Mean and standard error; None for a single item."""
+    """Return the mean and its standard error, which is None for a single item."""
     values = np.asarray(items, np.float64)
     n = len(values)
     stderr = float(values.std(ddof=1) / math.sqrt(n)) if n > 1 else None

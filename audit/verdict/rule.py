@@ -135,7 +135,7 @@ class Rule(NamedTuple):
     taken: float
 
     def decides(self, row: RecoveryRow) -> bool:
-        """Whether unlearning took enough of this metric."""
+        """Return whether a verdict may rest on this metric: it is a deciding one, and unlearning took enough of it."""
         taken = row["target"] - row["unlearned"]
         return row["metric"] in self.deciding and row["removed"] and taken >= self.taken * abs(row["target"])
 

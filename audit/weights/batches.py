@@ -39,7 +39,7 @@ def batches_of(work: Work, name: str) -> list[Batch]:
 
 
 def measure_batch(work: Work, batch: Batch) -> list[PieceMeasured]:
-    """Measure some pieces of one tensor, here.
+    """Measure some pieces of one tensor, in this process.
 
     Raises:
         RefusedError: see `measure_piece`.

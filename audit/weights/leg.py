@@ -37,12 +37,12 @@ class TensorLeg:
     """One quantized tensor.
 
     Attributes:
-        name: in both checkpoints.
-        shape: of both.
-        dtypes: (target, unlearned), as stored.
+        name: name in both checkpoints.
+        shape: shape in both checkpoints.
+        dtypes: dtypes (target, unlearned), as stored.
         precision: the narrowest dtype that holds every unlearned value, see `precision_of`.
-        binades: moved weights by magnitude.
-        survival: one measurement a setting.
+        binades: counts of moved weights by magnitude.
+        survival: measurements, one a setting.
     """
 
     name: str
@@ -59,14 +59,14 @@ class WeightsLeg:
 
     Attributes:
         tensors: the quantized tensors, in the order of their names.
-        totals: sums over them, by setting.
+        totals: sums over the tensors, by setting.
         kept: tensors that quantizers leave alone -> whether the update changed them.
         storage_dtype: the unlearned checkpoint's dtype of most of its quantized weights.
         precision: the narrowest dtype that holds all of those; coarser than the storage dtype where a model was
             trained in bfloat16 and saved in float32.
         binades: the counts of the tensors of the storage dtype.
-        dead_zone: what the binades show, at `precision`.
-        computed: on which path it was measured.
+        dead_zone: dead zone that the binades show, at `precision`.
+        computed: path, processor and ways of the measurement.
     """
 
     tensors: tuple[TensorLeg, ...]
@@ -98,10 +98,10 @@ def weights_leg(
     The result is the same, to the last bit, whatever the number of jobs.
 
     Args:
-        target: before unlearning.
-        unlearned: after it.
+        target: checkpoint before unlearning.
+        unlearned: checkpoint after unlearning.
         formats: names of formats; a name that comes twice counts once.
-        progress: called before each tensor.
+        progress: function that is called before each tensor.
         jobs: processes that share the work, >= 1.
         ray: address of a Ray cluster that shares the tensors instead.
 
@@ -151,7 +151,7 @@ def precision_of(measured: TensorMeasured, dtype: str) -> str:
     """Return the first of bfloat16 and float16 that holds every new value exactly; the storage dtype if none does.
 
     Args:
-        measured: of the tensor.
+        measured: sums of the tensor.
         dtype: the storage dtype.
     """
     if dtype in NARROW or not (measured.in_bfloat16 or measured.in_float16):
@@ -163,7 +163,7 @@ def value_precision(w: NDArray[Any], dtype: str) -> str:
     """Return what `precision_of` says, of one array and by numpy: what that is tested against.
 
     Args:
-        w: float32.
+        w: weights, float32.
         dtype: the storage dtype.
     """
     if dtype in NARROW:

@@ -40,9 +40,9 @@ def measure_tensors(
 
     Args:
         work: the pair and the formats.
-        names: of the tensors.
-        report: called before each.
-        jobs: processes, >= 1.
+        names: names of the tensors.
+        report: function that is called before each tensor.
+        jobs: number of processes, >= 1.
         ray: address of a Ray cluster, as `ray.init` takes it, instead. Its nodes must see the same files.
 
     Raises:
@@ -127,7 +127,7 @@ def _by_processes(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[l
 
 
 def _pool(work: Work, jobs: int) -> ProcessPoolExecutor:
-    """Workers forked from a server that has the kernels loaded and no threads, where there is one."""
+    """Return a pool of workers, forked from a server that has the kernels loaded and no threads, where there is one."""
     methods = multiprocessing.get_all_start_methods()
     context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
     if "forkserver" in methods:

@@ -33,7 +33,7 @@ class Fetching:
 
     @contextmanager
     def of(self, size: int) -> Iterator[None]:
-        """Around a batch of some pieces."""
+        """Surround the reading of a batch of some pieces: choose whether it is mapped, and take its time."""
         if size < LEAST:
             map_files(False)
             yield

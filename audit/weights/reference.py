@@ -52,6 +52,6 @@ def _float32(raw: Array) -> Array:
 
 
 def _holds(dtype: np.dtype[Any], w: Array) -> bool:
-    """Whether a narrow dtype has every one of these float32 numbers."""
+    """Return whether a narrow dtype has every one of these float32 numbers."""
     with np.errstate(over="ignore", under="ignore"):
         return bool(np.array_equal(w.astype(dtype).astype(np.float32), w))

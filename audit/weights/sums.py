@@ -23,7 +23,7 @@ class Computed(TypedDict):
     Attributes:
         path: path of the kernel, one of `simd.available_paths`.
         processor: LLVM's name of the processor.
-        ways: of each format, in how many tensors it was measured in which way, see `ways`.
+        ways: number of tensors that each format was measured in, by way, see `ways`.
     """
 
     path: str
@@ -36,10 +36,10 @@ class TensorMeasured:
     """Sums over the weights of one tensor.
 
     Attributes:
-        binades: moved weights by magnitude.
+        binades: counts of moved weights by magnitude.
         in_bfloat16: whether bfloat16 holds every new weight exactly.
         in_float16: whether float16 does.
-        survival: one measurement a setting.
+        survival: measurements, one a setting.
     """
 
     binades: BinadeCounts

@@ -54,13 +54,13 @@ class TensorTask:
     """One tensor of a pair and the formats to measure it in, ready to be measured in any order of its pieces.
 
     Attributes:
-        checkpoints: target and unlearned.
-        name: of the tensor in both.
-        formats: to measure it in.
-        wide: of blocks that are wider than a piece, and of the tensor where a format needs that, the extremes before
-            and after.
+        checkpoints: checkpoints of target and unlearned model.
+        name: name of the tensor in both.
+        formats: formats to measure it in.
+        wide: extremes before and after of blocks that are wider than a piece, and of the tensor where a format needs
+            that.
         simd: the path to measure it on, see `simd.available_paths`.
-        ways: how each format is measured, by its name, see `ways`.
+        ways: way in which each format is measured, by its name, see `ways`.
     """
 
     checkpoints: tuple[Checkpoint, Checkpoint]

@@ -42,7 +42,7 @@ class Few:
         return self.w[start:stop]
 
     def sha256(self) -> str:
-        """No file, no digest."""
+        """Return an empty digest, as there is no file."""
         return ""
 
 
