@@ -73,11 +73,9 @@ STUDIES := reports/published
 generated: $(READY)
 	$(BIN)/python -P -m unforgotten.audit.outputs.json_schema > audit/schema/audit.schema.json.new
 	mv audit/schema/audit.schema.json.new audit/schema/audit.schema.json
-	$(BIN)/python -P -m unforgotten.reports.studies.audit_cost $(STUDIES)/audit-bench
-	$(BIN)/python -P -m unforgotten.reports.studies.audit_findings $(STUDIES)/audit-findings
-	$(BIN)/python -P -m unforgotten.reports.studies.audit_truth $(STUDIES)/audit-truth
-	$(BIN)/python -P -m unforgotten.reports.studies.flip_laws $(STUDIES)/laws
-	$(BIN)/python -P -m unforgotten.reports.studies.arms $(STUDIES)/tiny-arms-seed0 $(STUDIES)/tiny-seed0
+	$(BIN)/python -P -m unforgotten.reports.studies.registry $(STUDIES)
+	$(BIN)/python -P -m unforgotten.reports.flip_laws $(STUDIES)/laws
+	$(BIN)/python -P -m unforgotten.reports.run.arms $(STUDIES)/tiny-arms-seed0 $(STUDIES)/tiny-seed0
 	set -e; for run in $(dir $(wildcard $(STUDIES)/*/config.json)); do $(BIN)/unforgotten report $$run; done
 	cp $(STUDIES)/tiny-seed0/headline.svg $(STUDIES)/tiny-seed0/headline.png $(STUDIES)
 	$(BIN)/python -P -m unforgotten.reports.theory_document.document
@@ -130,7 +128,7 @@ mutants: $(READY)
 # AUDIT_BENCH='--large --dir SCRATCH' for the pair of 2 x 8 GiB too, and for where the pairs are written and deleted.
 bench: $(READY)
 	$(BIN)/python -P -m unforgotten.experiments.studies.quantizer_cost
-	$(BIN)/python -P -m unforgotten.experiments.studies.audit_cost --out reports/published/audit-bench $(AUDIT_BENCH)
+	$(BIN)/python -P -m unforgotten.experiments.studies.audit_cost --out reports/published/audit-cost $(AUDIT_BENCH)
 	@$(HAS_AVX2) || exit 0; $(HASWELL) $(BIN)/python -P -m unforgotten.experiments.studies.audit_cost \
-	  --out reports/published/audit-bench $(AUDIT_BENCH)
-	$(BIN)/python -P -m unforgotten.reports.studies.audit_cost reports/published/audit-bench
+	  --out reports/published/audit-cost $(AUDIT_BENCH)
+	$(BIN)/python -P -m unforgotten.reports.studies.registry reports/published

@@ -90,7 +90,7 @@ def _move_all(building: Path, out: Path, names: Sequence[str]) -> None:
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a file that holds one a line."""
+    """Read a file that holds one JSON object a line."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

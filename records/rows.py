@@ -6,9 +6,9 @@ that answers by name:
     run = read_run(Path("reports/published/tiny-seed0"))
     run.value("M1", "unlearned", "GA", "bf16", "int4-g64")
 
-A line of `rows.jsonl` is a JSON object with the fields of `Row`. Their types are those of its annotations, and a field
-of MAY_BE_ABSENT was added after the first rows were published. Fields that are not there at all are ignored, so that
-a later version may add some. Nothing here measures anything.
+A line of `rows.jsonl` is a JSON object with the fields of `Row`, in their order. What a field may hold is what its
+annotation says. All are written; a reader does without those of MAY_BE_ABSENT, which the first published rows did not
+have, and ignores fields that `Row` has not, so that a later version may add some. Nothing here measures anything.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cache, cached_property
 from pathlib import Path
 from types import NoneType
@@ -40,7 +40,7 @@ class Subject:
         lr: learning rate.
         alpha: weight of the retain loss.
         beta: inverse temperature of NPO.
-        steps: steps taken.
+        steps: number of steps taken.
         stopped: name of the rule that ended training.
         dtypes: dtypes by what is kept in them.
         products: way in which bfloat16 matrices were multiplied.
@@ -67,13 +67,13 @@ class Subject:
         return "-".join(part.replace(":", "_") for part in parts if part)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Row(Subject):
     """One measurement: `metric` of one subject, and where it comes from. Fields stand in the order in which they are written.
 
     Attributes:
         metric: name of the metric, see `records/metrics.py`.
-        value: what was measured; None where it is undefined.
+        value: number that was measured; None where it is undefined.
         stderr: standard error of the value.
         n: number of items behind it.
         interval: 95 % interval of its own, where the standard error does not tell it.
@@ -88,19 +88,19 @@ class Row(Subject):
         processor: name of the processor and its instructions.
     """
 
-    metric: str = ""
-    value: float | None = None
+    metric: str
+    value: float | None
     stderr: float | None = None
     n: int | None = None
     interval: tuple[float, float] | None = None
     items: str | None = None
     stage: str | None = None
     profile: str | None = None
-    seed: int = 0
-    config: str = ""
-    revision: str = ""
+    seed: int
+    config: str
+    revision: str
     corpus: str | None = None
-    device: str = ""
+    device: str
     processor: str | None = None
 
     @property
@@ -127,25 +127,26 @@ JSON_TYPES: Mapping[Any, tuple[type, ...]] = {float: (int, float), tuple: (list,
 """What stands in JSON for a type of Python, where it is not the type itself."""
 
 
-class Rule(NamedTuple):
-    """What a field of a line must be."""
+class FieldRule(NamedTuple):
+    """What a field of a line must be: a JSON value of one of these types, or null where that is allowed."""
 
     types: tuple[type, ...]
     nullable: bool
 
 
 @cache
-def rules() -> Mapping[str, Rule]:
-    """Return the rule of each field of `Row`, as its annotation says it."""
-    return {name: _rule(hint) for name, hint in get_type_hints(Row).items()}
+def field_rules() -> Mapping[str, FieldRule]:
+    """Return the rule of each field of `Row`, as its annotation says it, in the order of the fields."""
+    hints = get_type_hints(Row)
+    return {field.name: _rule(hints[field.name]) for field in fields(Row)}
 
 
-def _rule(hint: Any) -> Rule:
+def _rule(hint: Any) -> FieldRule:
     parts = [part for part in get_args(hint) if part is not NoneType]
     nullable = NoneType in get_args(hint)
     bare: Any = parts[0] if nullable else hint
     origin: Any = get_origin(bare) or bare
-    return Rule(JSON_TYPES.get(origin, (origin,)), nullable)
+    return FieldRule(JSON_TYPES.get(origin, (origin,)), nullable)
 
 
 @dataclass(frozen=True)
@@ -202,7 +203,7 @@ class Run:
 
 
 def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
-    """Rows whose fields equal all of `wanted`; a tuple means any of its members."""
+    """Return the rows whose fields equal all of `wanted`; a tuple means any of its members."""
     return [row for row in rows if all(_matches(getattr(row, k), v) for k, v in wanted.items())]
 
 
@@ -224,12 +225,12 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: as `read_rows`; or `config.json` is not a JSON object.
     """
-    rows = _only_recovery(read_rows(folder))
+    rows = _undefine_baseless_recovery(read_rows(folder))
     digest = hashlib.sha256(_rows_path(folder).read_bytes()).hexdigest()
     return Run(tuple(rows), digest, _read_settings(folder / "config.json"))
 
 
-def _only_recovery(rows: Sequence[Row]) -> list[Row]:
+def _undefine_baseless_recovery(rows: Sequence[Row]) -> list[Row]:
     """Make each rho undefined where the quantized target knows no more than the unlearned model.
 
     Both the rise and its limit are then falls, and their quotient says nothing of memory coming back.
@@ -277,24 +278,24 @@ def _parse(path: Path, content: bytes) -> Iterable[Row]:
 
 
 def _row(line: bytes) -> Row:
-    fields = _object(line)
-    for name in rules():
-        if name not in fields and name not in MAY_BE_ABSENT:
-            raise ValueError(f"a row must have the field {name!r}, got {', '.join(fields) or 'no fields'}")
-    values = {name: _checked(name, fields[name], *rule) for name, rule in rules().items() if name in fields}
+    given = _object(line)
+    for name in field_rules():
+        if name not in given and name not in MAY_BE_ABSENT:
+            raise ValueError(f"a row must have the field {name!r}, got {', '.join(given) or 'no fields'}")
+    values = {name: _checked(name, given[name], *rule) for name, rule in field_rules().items() if name in given}
     values["interval"] = _interval(values.get("interval"))
     return Row(**values)
 
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(line.decode("utf-8"))
+        given = json.loads(line.decode("utf-8"))
     except ValueError:
         shown = line.decode("utf-8", "replace")[-40:]
         raise ValueError(f"a row must be one JSON object, got a broken line ending in {shown!r}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"a row must be one JSON object, got {type(fields).__name__}")
-    return fields
+    if not isinstance(given, dict):
+        raise ValueError(f"a row must be one JSON object, got {type(given).__name__}")
+    return given
 
 
 def _checked(name: str, value: Any, types: tuple[type, ...], nullable: bool) -> Any:

@@ -19,7 +19,16 @@ from unforgotten.records.rows import ROWS_FILE, Row, Subject
 
 @dataclass(frozen=True)
 class Measurement:
-    """One metric of one model as it was measured: the part of a `Row` that has the single items still in it."""
+    """One metric of one model as it was measured, with what `Row` leaves to a file: the values of the single items.
+
+    Attributes:
+        metric: name of the metric, see `records/metrics.py`.
+        value: number that was measured; NaN where it is undefined.
+        stderr: standard error of the value.
+        n: number of items behind it.
+        items: values of the single items, where they are kept.
+        interval: 95 % interval of its own, where the standard error does not tell it; NaN for an open end.
+    """
 
     metric: str
     value: float
@@ -71,7 +80,7 @@ class RowStore:
         write_json(self._stages_path, self.stages)
 
     def all_items(self, subject: Subject) -> dict[str, list[float]]:
-        """Return the per-item values of one model, by metric, as an earlier stage wrote them."""
+        """Return the values of one model's single items, by metric, as an earlier stage wrote them."""
         items: dict[str, list[float]] = json.loads((self.folder / _items_name(subject, "model")).read_text())
         return items
 
@@ -86,7 +95,7 @@ class RowStore:
             stage=stage,
             **self.common,
         )
-        return asdict(row) | {"interval": [_finite(x) for x in m.interval] if m.interval else None}
+        return asdict(row) | {"interval": [_finite(end) for end in m.interval] if m.interval else None}
 
     def _drop_unfinished(self) -> None:
         if not self.rows_path.exists():

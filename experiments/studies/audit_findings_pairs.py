@@ -19,7 +19,7 @@ NAMES = ("model.layers.0.self_attn.q_proj.weight", "model.layers.1.mlp.up_proj.w
 SHAPE = (256, 256)
 STD = 0.02  # of the weights of a 7B Llama
 SIZES = (1e-3, 0.3)  # of an honest update, in standard deviations of the weights
-DTYPES: Mapping[str, Any] = {name: np.dtype(name) for name in ("float32", ml_dtypes.bfloat16.__name__)}
+DTYPES: Mapping[str, Any] = {"float32": np.float32, "bfloat16": ml_dtypes.bfloat16}
 Array = NDArray[Any]
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
+from unforgotten.records.files import read_json_lines
 from unforgotten.records.methods import FORGET_TERMS
 from unforgotten.records.rows import read_run
 from unforgotten.reports.markdown import COUNTED, intervals, returns, survival_table
-from unforgotten.reports.studies.audit_cost import read_bench
-from unforgotten.reports.studies.audit_truth import read_truth
 
 ROOT = Path(__file__).parents[2]
 
@@ -42,7 +41,7 @@ def test_the_figure_of_the_readme_is_the_published_one() -> None:
 
 def test_the_verdicts_counted_in_the_readme_are_those_of_the_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
-    rows = read_truth(ROOT / "reports/published/audit-truth")
+    rows = read_json_lines(ROOT / "reports/published/audit-truth/rows.jsonl")
     whole = [r for r in rows if r["set"] in ("whole", "constructed")]
     sure = [r for r in whole if r["verdict"] != "undecided"]
     assert all(r["verdict"] == r["truth"] for r in sure)
@@ -59,7 +58,7 @@ def test_the_verdicts_counted_in_the_readme_are_those_of_the_rows() -> None:
 
 def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
-    rows = read_bench(ROOT / "reports/published/audit-bench")
+    rows = read_json_lines(ROOT / "reports/published/audit-cost/rows.jsonl")
     large = next(row for row in rows if row["gib"] == 8)
     peak = max(large["peak_mib"].values()) / 1024
     assert f"A 2 x 8 GiB pair takes {peak:.1f} GiB of memory" in text
