@@ -74,8 +74,8 @@ generated: $(READY)
 	$(BIN)/python -P -m unforgotten.audit.outputs.json_schema > audit/schema/audit.schema.json.new
 	mv audit/schema/audit.schema.json.new audit/schema/audit.schema.json
 	$(BIN)/unforgotten study --render
-	$(BIN)/python -P -m unforgotten.reports.theory_document.flip_laws $(STUDIES)/laws
-	$(BIN)/python -P -m unforgotten.reports.run.beside $(STUDIES)/tiny-arms-seed0 $(STUDIES)/tiny-seed0
+	$(BIN)/python -P -m unforgotten.reports.flip_laws $(STUDIES)/laws
+	$(BIN)/python -P -m unforgotten.reports.run.arms $(STUDIES)/tiny-arms-seed0 $(STUDIES)/tiny-seed0
 	set -e; for run in $(dir $(wildcard $(STUDIES)/*/config.json)); do $(BIN)/unforgotten report $$run; done
 	cp $(STUDIES)/tiny-seed0/headline.svg $(STUDIES)/tiny-seed0/headline.png $(STUDIES)
 	$(BIN)/python -P -m unforgotten.reports.theory_document.document

@@ -41,7 +41,8 @@ from unforgotten.experiments.models.shell import Shell, state_of
 from unforgotten.experiments.models.training import train
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.records.files import write_json, write_text
-from unforgotten.records.store import Measurement, RowStore, Subject
+from unforgotten.records.rows import Subject
+from unforgotten.records.store import Measurement, RowStore
 from unforgotten.theory.laws.update import GRID_MODES
 
 

@@ -1,1 +1,1 @@
-"""The rows of a run on disk: their contract, how they are read and appended, what each metric means. No torch."""
+"""The ground floor: rows and other files on disk, their contract, what their names mean, and what all may need. No torch."""

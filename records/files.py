@@ -1,4 +1,4 @@
-"""Files of a run: written whole or not at all."""
+"""Files written whole or not at all, one or several of them, and files of JSON lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,3 +50,50 @@ def write_folder(path: Path, fill: Callable[[Path], None]) -> None:
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def write_together(out: Path, names: Sequence[str], build: Callable[[Path], None]) -> None:
+    """Let `build` write files aside, then put them into the folder `out`, all or none.
+
+    What fails while they are built, as a full disk does, leaves the old files. If a move fails or is interrupted, those
+    that were made are taken back. Each file is the old or the new one at any time; only a killed process or a lost
+    machine can leave a mix.
+
+    Args:
+        out: folder of the files, made if it is missing.
+        names: names of the files, in the order in which they are moved.
+        build: function that writes a file of each name into the folder that it is given.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as building:
+        build(Path(building))
+        _move_all(Path(building), out, names)
+
+
+def _move_all(building: Path, out: Path, names: Sequence[str]) -> None:
+    """Move the files to `out`, keeping the old ones under another name until all are there."""
+    old = building / "old"
+    old.mkdir()
+    for name in names:
+        if (out / name).exists():
+            os.link(out / name, old / name)
+    try:
+        for name in names:
+            os.replace(building / name, out / name)
+    except BaseException:
+        for name in names:
+            if (old / name).exists():
+                os.replace(old / name, out / name)
+            else:
+                (out / name).unlink(missing_ok=True)
+        raise
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """Read a file that holds one JSON object a line."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace `path` by one line of strict JSON a row, in one step."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

@@ -1,4 +1,15 @@
-"""The result rows of a run, read and indexed. Nothing here, or in any other file of `reports`, measures anything."""
+"""The rows of a run: what one holds, stated once, and how a folder of them is read and indexed.
+
+In goes a folder that `RowStore` of `records/store.py` wrote, or another program by the same contract; out comes a `Run`
+that answers by name:
+
+    run = read_run(Path("reports/published/tiny-seed0"))
+    run.value("M1", "unlearned", "GA", "bf16", "int4-g64")
+
+A line of `rows.jsonl` is a JSON object with the fields of `Row`, in their order. What a field may hold is what its
+annotation says. All are written; a reader does without those of MAY_BE_ABSENT, which the first published rows did not
+have, and ignores fields that `Row` has not, so that a later version may add some. Nothing here measures anything.
+"""
 
 from __future__ import annotations
 
@@ -6,67 +17,90 @@ import hashlib
 import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field, fields, replace
+from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from types import NoneType
+from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 Z95 = 1.96
-# (types, may be null); the contract of a row, which other programs read, plus what `run` adds.
-REQUIRED: Mapping[str, tuple[tuple[type, ...], bool]] = {
-    "model": ((str,), False),
-    "method": ((str,), True),
-    "storage": ((str,), True),
-    "lr": ((int, float), True),
-    "seed": ((int,), False),
-    "format": ((str,), False),
-    "metric": ((str,), False),
-    "value": ((int, float), True),
-    "stderr": ((int, float), True),
-    "n": ((int,), True),
-    "config": ((str,), False),
-    "revision": ((str,), False),
-    "dtypes": ((dict,), False),
-    "device": ((str,), False),
-}
-OPTIONAL: Mapping[str, tuple[tuple[type, ...], bool]] = {
-    "steps": ((int,), True),
-    "stopped": ((str,), True),
-    "interval": ((list,), True),
-    "profile": ((str,), True),
-    "corpus": ((str,), True),
-    "products": ((str,), True),
-    "rounding": ((str,), True),
-    "processor": ((str,), True),
-}
+ROWS_FILE = "rows.jsonl"
 Key = tuple[str, str, str | None, str | None, str]
 
 
 @dataclass(frozen=True)
-class Row:
-    """One measurement: `metric` of one model in one format."""
+class Subject:
+    """What a row is about: which model, trained how, quantized how.
+
+    Attributes:
+        model: "base", "target", "retrained", "unlearned", or what another program measures.
+        method: unlearning method; None where nothing was unlearned, as for `storage` and the settings.
+        storage: storage arm, in what the parameters are kept from one step to the next.
+        format: format of the quantized weights; "none" for the model itself.
+        lr: learning rate.
+        alpha: weight of the retain loss.
+        beta: inverse temperature of NPO.
+        steps: number of steps taken.
+        stopped: name of the rule that ended training.
+        dtypes: dtypes by what is kept in them.
+        products: way in which bfloat16 matrices were multiplied.
+        rounding: way in which a step was rounded to the dtype of the parameters.
+    """
 
     model: str
-    metric: str
-    value: float | None
-    format: str
     method: str | None = None
     storage: str | None = None
-    stderr: float | None = None
-    interval: tuple[float, float] | None = None
-    n: int | None = None
+    format: str = "none"
     lr: float | None = None
+    alpha: float | None = None
+    beta: float | None = None
     steps: int | None = None
     stopped: str | None = None
-    seed: int = 0
-    config: str = ""
-    revision: str = ""
-    device: str = ""
-    profile: str | None = None
-    corpus: str | None = None
     dtypes: Mapping[str, str] = field(default_factory=dict)
     products: str | None = None
     rounding: str | None = None
+
+    @property
+    def file_stem(self) -> str:
+        """Name of this subject in names of files."""
+        parts = [self.model, self.method, self.storage, self.format]
+        return "-".join(part.replace(":", "_") for part in parts if part)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row(Subject):
+    """One measurement: `metric` of one subject, and where it comes from. Fields stand in the order in which they are written.
+
+    Attributes:
+        metric: name of the metric, see `records/metrics.py`.
+        value: number that was measured; None where it is undefined.
+        stderr: standard error of the value.
+        n: number of items behind it.
+        interval: 95 % interval of its own, where the standard error does not tell it.
+        items: path of the file with the values of the single items, below the folder of the run.
+        stage: stage of the run that wrote the row.
+        profile: name of the configuration's profile.
+        seed: seed of the run.
+        config: hash of the configuration.
+        revision: version and hash of the sources.
+        corpus: origin of the texts.
+        device: device that computed.
+        processor: name of the processor and its instructions.
+    """
+
+    metric: str
+    value: float | None
+    stderr: float | None = None
+    n: int | None = None
+    interval: tuple[float, float] | None = None
+    items: str | None = None
+    stage: str | None = None
+    profile: str | None = None
+    seed: int
+    config: str
+    revision: str
+    corpus: str | None = None
+    device: str
     processor: str | None = None
 
     @property
@@ -82,6 +116,37 @@ class Row:
         if self.value is None or self.stderr is None:
             return None
         return (self.value - Z95 * self.stderr, self.value + Z95 * self.stderr)
+
+
+MAY_BE_ABSENT = frozenset(
+    {"alpha", "beta", "steps", "stopped", "products", "rounding", "interval", "items", "stage", "profile", "corpus"}
+    | {"processor"}
+)
+"""Fields of `Row` that a line may lack."""
+JSON_TYPES: Mapping[Any, tuple[type, ...]] = {float: (int, float), tuple: (list,), Mapping: (dict,)}
+"""What stands in JSON for a type of Python, where it is not the type itself."""
+
+
+class FieldRule(NamedTuple):
+    """What a field of a line must be: a JSON value of one of these types, or null where that is allowed."""
+
+    types: tuple[type, ...]
+    nullable: bool
+
+
+@cache
+def field_rules() -> Mapping[str, FieldRule]:
+    """Return the rule of each field of `Row`, as its annotation says it, in the order of the fields."""
+    hints = get_type_hints(Row)
+    return {field.name: _rule(hints[field.name]) for field in fields(Row)}
+
+
+def _rule(hint: Any) -> FieldRule:
+    parts = [part for part in get_args(hint) if part is not NoneType]
+    nullable = NoneType in get_args(hint)
+    bare: Any = parts[0] if nullable else hint
+    origin: Any = get_origin(bare) or bare
+    return FieldRule(JSON_TYPES.get(origin, (origin,)), nullable)
 
 
 @dataclass(frozen=True)
@@ -138,7 +203,7 @@ class Run:
 
 
 def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
-    """Rows whose fields equal all of `wanted`; a tuple means any of its members."""
+    """Return the rows whose fields equal all of `wanted`; a tuple means any of its members."""
     return [row for row in rows if all(_matches(getattr(row, k), v) for k, v in wanted.items())]
 
 
@@ -160,12 +225,12 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: as `read_rows`; or `config.json` is not a JSON object.
     """
-    rows = _only_recovery(read_rows(folder))
+    rows = _undefine_baseless_recovery(read_rows(folder))
     digest = hashlib.sha256(_rows_path(folder).read_bytes()).hexdigest()
     return Run(tuple(rows), digest, _read_settings(folder / "config.json"))
 
 
-def _only_recovery(rows: Sequence[Row]) -> list[Row]:
+def _undefine_baseless_recovery(rows: Sequence[Row]) -> list[Row]:
     """Make each rho undefined where the quantized target knows no more than the unlearned model.
 
     Both the rise and its limit are then falls, and their quotient says nothing of memory coming back.
@@ -197,9 +262,9 @@ def _unique(names: Iterable[str | None]) -> tuple[str, ...]:
 def _rows_path(folder: Path) -> Path:
     if not folder.is_dir():
         raise ValueError(f"{folder}: must be the directory of a run, got no directory there")
-    path = folder / "rows.jsonl"
+    path = folder / ROWS_FILE
     if not path.is_file():
-        raise ValueError(f"{path}: must exist, got a directory without rows.jsonl")
+        raise ValueError(f"{path}: must exist, got a directory without {ROWS_FILE}")
     return path
 
 
@@ -213,28 +278,24 @@ def _parse(path: Path, content: bytes) -> Iterable[Row]:
 
 
 def _row(line: bytes) -> Row:
-    fields = _object(line)
-    for name in REQUIRED:
-        if name not in fields:
-            raise ValueError(f"a row must have the field {name!r}, got {', '.join(fields) or 'no fields'}")
-    values = {
-        name: _checked(name, fields[name], *rule)
-        for name, rule in (*REQUIRED.items(), *OPTIONAL.items())
-        if name in fields
-    }
+    given = _object(line)
+    for name in field_rules():
+        if name not in given and name not in MAY_BE_ABSENT:
+            raise ValueError(f"a row must have the field {name!r}, got {', '.join(given) or 'no fields'}")
+    values = {name: _checked(name, given[name], *rule) for name, rule in field_rules().items() if name in given}
     values["interval"] = _interval(values.get("interval"))
     return Row(**values)
 
 
 def _object(line: bytes) -> dict[str, Any]:
     try:
-        fields = json.loads(line.decode("utf-8"))
+        given = json.loads(line.decode("utf-8"))
     except ValueError:
         shown = line.decode("utf-8", "replace")[-40:]
         raise ValueError(f"a row must be one JSON object, got a broken line ending in {shown!r}") from None
-    if not isinstance(fields, dict):
-        raise ValueError(f"a row must be one JSON object, got {type(fields).__name__}")
-    return fields
+    if not isinstance(given, dict):
+        raise ValueError(f"a row must be one JSON object, got {type(given).__name__}")
+    return given
 
 
 def _checked(name: str, value: Any, types: tuple[type, ...], nullable: bool) -> Any:

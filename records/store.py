@@ -9,18 +9,26 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from unforgotten.records.files import write_json, write_text
-
-Value = float | int | None
+from unforgotten.records.rows import ROWS_FILE, Row, Subject
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One metric of one model: its value, standard error, and the values of the single items."""
+    """One metric of one model as it was measured, with what `Row` leaves to a file: the values of the single items.
+
+    Attributes:
+        metric: name of the metric, see `records/metrics.py`.
+        value: number that was measured; NaN where it is undefined.
+        stderr: standard error of the value.
+        n: number of items behind it.
+        items: values of the single items, where they are kept.
+        interval: 95 % interval of its own, where the standard error does not tell it; NaN for an open end.
+    """
 
     metric: str
     value: float
@@ -30,40 +38,18 @@ class Measurement:
     interval: tuple[float, float] | None = None
 
 
-@dataclass(frozen=True)
-class Subject:
-    """What a row is about: which model, trained how, quantized how.
-
-    `products` says in what its matrices were multiplied, `rounding` how a step was rounded to the dtype of the parameters.
-    """
-
-    model: str
-    method: str | None = None
-    storage: str | None = None
-    format: str = "none"
-    lr: float | None = None
-    alpha: float | None = None
-    beta: float | None = None
-    steps: int | None = None
-    stopped: str | None = None
-    dtypes: dict[str, str] = field(default_factory=dict)
-    products: str | None = None
-    rounding: str | None = None
-
-    @property
-    def key(self) -> str:
-        """A file name for this subject."""
-        parts = [self.model, self.method, self.storage, self.format]
-        return "-".join(part.replace(":", "_") for part in parts if part)
-
-
 class RowStore:
-    """`rows.jsonl`, `items/*.json` and `stages.json` of one run directory."""
+    """`rows.jsonl`, `items/*.json` and `stages.json` of one run directory.
+
+    Args:
+        folder: directory of the run.
+        common: fields of `Row` that all rows of the run share: profile, seed, hash of the configuration and so on.
+    """
 
     def __init__(self, folder: Path, common: dict[str, Any]) -> None:
         self.folder = folder
         self.common = common
-        self.rows_path = folder / "rows.jsonl"
+        self.rows_path = folder / ROWS_FILE
         self._stages_path = folder / "stages.json"
         self.stages: dict[str, int] = json.loads(self._stages_path.read_text()) if self._stages_path.exists() else {}
         self._drop_unfinished()
@@ -73,7 +59,14 @@ class RowStore:
         return stage in self.stages
 
     def append(self, stage: str, subject: Subject, measurements: list[Measurement], *, items_of: str = "model") -> None:
-        """Write the rows of a stage, then mark it as done. `items_of`: of one model, or of a pair."""
+        """Write the rows of a stage, then mark it as done.
+
+        Args:
+            stage: name of the stage, which must not be done.
+            subject: model that was measured.
+            measurements: what was measured of it, one row each.
+            items_of: "model" or "pair", by what the single items belong to; it names their file.
+        """
         name = _items_name(subject, items_of)
         items = {m.metric: m.items for m in measurements if m.items is not None}
         if items:
@@ -87,22 +80,22 @@ class RowStore:
         write_json(self._stages_path, self.stages)
 
     def all_items(self, subject: Subject) -> dict[str, list[float]]:
-        """Return the per-item values of one model, by metric, as an earlier stage wrote them."""
+        """Return the values of one model's single items, by metric, as an earlier stage wrote them."""
         items: dict[str, list[float]] = json.loads((self.folder / _items_name(subject, "model")).read_text())
         return items
 
     def _row(self, stage: str, subject: Subject, m: Measurement, items: str) -> dict[str, Any]:
-        return {
+        row = Row(
             **asdict(subject),
-            "metric": m.metric,
-            "value": _finite(m.value),
-            "stderr": _finite(m.stderr),
-            "n": m.n,
-            "interval": [_finite(x) for x in m.interval] if m.interval else None,
-            "items": items if m.items is not None else None,
-            "stage": stage,
+            metric=m.metric,
+            value=_finite(m.value),
+            stderr=_finite(m.stderr),
+            n=m.n,
+            items=items if m.items is not None else None,
+            stage=stage,
             **self.common,
-        }
+        )
+        return asdict(row) | {"interval": [_finite(end) for end in m.interval] if m.interval else None}
 
     def _drop_unfinished(self) -> None:
         if not self.rows_path.exists():
@@ -115,7 +108,7 @@ class RowStore:
 
 
 def _items_name(subject: Subject, items_of: str) -> str:
-    return f"items/{subject.key}{'' if items_of == 'model' else '-pair'}.json"
+    return f"items/{subject.file_stem}{'' if items_of == 'model' else '-pair'}.json"
 
 
 def _finite(value: float | None) -> float | None:

@@ -3,29 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 from unforgotten.records.rows import Row
 
-STORAGE_LABELS: Mapping[str, str] = {
-    "fp32": "fp32 master weights",
-    "bf16": "bf16 parameters",
-    "bf16-sr": "stochastically rounded bf16 parameters",
+
+class ArmLabel(NamedTuple):
+    """A storage arm in words.
+
+    Attributes:
+        full: words in a sentence, after "with".
+        legend: two words, for legends.
+        column: words in the head of a table.
+    """
+
+    full: str
+    legend: str
+    column: str
+
+
+ARM_LABELS: Mapping[str, ArmLabel] = {
+    "fp32": ArmLabel("fp32 master weights", "fp32 master", "fp32 masters"),
+    "bf16": ArmLabel("bf16 parameters", "bf16 parameters", "bf16 parameters"),
+    "bf16-sr": ArmLabel("stochastically rounded bf16 parameters", "stochastic bf16", "bf16, stochastic rounding"),
 }
-STORAGE_SHORT: Mapping[str, str] = {"fp32": "fp32 master", "bf16": "bf16 parameters", "bf16-sr": "stochastic bf16"}
 COUNTS = ("code_flips", "expected_flips", "value_changes")
 PERCENT_POINTS = ("M1", "M2", "M3", "M4")
 FOUR_BIT = ("int4", "nf4", "fp4", "q4", "nvfp4", "mxfp4")
 LONGEST_NAME = 24
 
 
+def arm_label(storage: str) -> ArmLabel:
+    """Return the words for a storage arm: its own name where it has none here."""
+    return ARM_LABELS.get(storage, ArmLabel(storage, storage, storage))
+
+
 def storage_label(storage: str | None) -> str:
     """Return the name of a storage arm in words; a dash without an arm."""
-    return STORAGE_LABELS.get(storage, storage) if storage else "–"
+    return arm_label(storage).full if storage else "–"
 
 
 def storage_short(storage: str) -> str:
     """Return the name of a storage arm in a few words, for legends."""
-    return short(STORAGE_SHORT.get(storage, storage))
+    return short(arm_label(storage).legend)
 
 
 def precision_label(format_name: str) -> str:

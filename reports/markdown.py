@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from unforgotten.records.methods import FORGET_TERMS, forget_term
 from unforgotten.records.rows import Row, Run
-
-ARM_NAMES = {"fp32": "fp32 masters", "bf16": "bf16 parameters", "bf16-sr": "bf16, stochastic rounding"}
-
-
-TERMS = ("GA", "NPO")  # forget terms; a method's name is one of them, or one and a retain term
+from unforgotten.reports.labels import arm_label
 
 
 def survival_table(runs: Sequence[Run], what: str) -> str:
@@ -22,8 +19,8 @@ def survival_table(runs: Sequence[Run], what: str) -> str:
         runs: runs of the same profile, of which each is a seed.
         what: quantity in the cells, a key of COUNTED.
     """
-    columns = [(storage, term) for storage in runs[0].storages for term in TERMS]
-    head = " | ".join(f"{ARM_NAMES.get(s, s)}, {term}" for s, term in columns)
+    columns = [(storage, term) for storage in runs[0].storages for term in FORGET_TERMS]
+    head = " | ".join(f"{arm_label(s).column}, {term}" for s, term in columns)
     lines = [f"| {what} | {head} |", "| --- |" + " ---: |" * len(columns)]
     for name in runs[0].formats:
         lines.append(f"| {name} | {' | '.join(COUNTED[what](runs, *c, name) for c in columns)} |")
@@ -40,7 +37,7 @@ def _rows(runs: Sequence[Run], metric: str, storage: str, term: str, name: str) 
     for run in runs:
         for method in run.methods:
             row = run.get(metric, "unlearned", method, storage, name)
-            if method.split("_")[0] == term and row is not None and row.value is not None:
+            if forget_term(method) == term and row is not None and row.value is not None:
                 yield row
 
 

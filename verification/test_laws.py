@@ -142,7 +142,7 @@ def test_block_law__simulation_sees_wrong_laws() -> None:
 @pytest.mark.parametrize("mode", GRID_MODES)
 @pytest.mark.parametrize("name", NAMES)
 def test_block_law__holds_on_ten_million_weights(name: str, mode: GridMode) -> None:
-    """Adds its rows to the file $UNFORGOTTEN_LAW_ROWS, where that is set; reports/studies/flip_laws.py reads them."""
+    """Adds its rows to the file $UNFORGOTTEN_LAW_ROWS, where that is set; reports/flip_laws.py reads them."""
     rows: list[dict[str, Any]] = []
     for density, scale in itertools.product(sorted(DENSITIES), SCALES):
         found = deviations(format_named(name), density, scale, mode, NIGHTLY_WEIGHTS)

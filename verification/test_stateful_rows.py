@@ -38,7 +38,7 @@ class KilledRuns(RuleBasedStateMachine):
     @rule()
     def resume(self) -> None:
         """A new process opens the run."""
-        self.store = rows.RowStore(self.folder, {"seed": 3, "config": "c"})
+        self.store = rows.RowStore(self.folder, {"seed": 3, "config": "c", "revision": "r", "device": "cpu"})
 
     @rule(stage=st.sampled_from(STAGES), measured=measurements)
     def append(self, stage: str, measured: list[tuple[str, float, bool]]) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,9 +11,8 @@ import numpy as np
 
 from unforgotten.audit.findings.probe import Sample
 from unforgotten.audit.weights.leg import WeightsLeg
-from unforgotten.theory.geometry.dead_zone import BINADES, MIN_WEIGHTS, SIGNIFICANT_BITS
+from unforgotten.theory.geometry.dead_zone import BINADES, MIN_WEIGHTS, SHORT_NAMES, SIGNIFICANT_BITS
 
-SHORT_DTYPES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
 STEPS_AT_MOST = 10**7
 MOSTLY = 0.5  # of a binade's weights
 STD_STEPS = 4  # of a group of tensors: standard deviations within a factor 2^(1/4)
@@ -70,7 +69,7 @@ def estimate_training(leg: WeightsLeg, samples: Sequence[Sample]) -> TrainingEst
         return None
     std = math.sqrt(square / sum(g.weights for g in groups))
     moved_rms = math.sqrt(total.delta_sq / moved)
-    span, dtype = typical_steps(leg), SHORT_DTYPES.get(leg.precision)
+    span, dtype = typical_steps(leg), SHORT_NAMES.get(leg.precision)
     if span is None or dtype in (None, "fp32"):
         whole = (moved_rms, moved_rms)
         return TrainingEstimate(groups, std, moved_rms, "fp32", moved_rms, whole, 1, "size of the update")

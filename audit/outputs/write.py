@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -19,6 +17,7 @@ from unforgotten.audit.outputs.result import HTML_FILE, JSON_FILE, TENSORS_FILE,
 from unforgotten.audit.outputs.result_rows import TensorRow
 from unforgotten.audit.outputs.sarif import render_sarif
 from unforgotten.audit.sources.errors import CheckpointError
+from unforgotten.records.files import write_together
 
 CARD_FILE = "model-card.md"
 SARIF_FILE = "audit.sarif"
@@ -29,10 +28,8 @@ FILES = (HTML_FILE, TENSORS_FILE, CARD_FILE, SARIF_FILE, JUNIT_FILE, JSON_FILE)
 def write_audit(result: AuditResult, rows: Sequence[TensorRow], out: Path) -> dict[str, str]:
     """Write FILES to the directory `out`, made if it is missing; returns the SHA-256 of all but `audit.json`.
 
-    All are built beside their places first: what fails there, as a full disk does, leaves the old files. Then they are
-    moved, `audit.json` last; if a move fails or is interrupted, those that were made are taken back. Each file is the
-    old or the new one at any time. Only a killed process or a lost machine can leave a mix, and `audit.json` names
-    the others' SHA-256, so `check_files` finds it.
+    All or none, see `write_together`. `audit.json` comes last: where a killed process leaves a mix, it names the others'
+    SHA-256, so `check_files` finds it.
     """
     builders: Mapping[str, Callable[[Path], object]] = {
         HTML_FILE: lambda path: path.write_text(render(result, rows), "utf-8", "xmlcharrefreplace"),
@@ -41,34 +38,16 @@ def write_audit(result: AuditResult, rows: Sequence[TensorRow], out: Path) -> di
         SARIF_FILE: lambda path: path.write_text(render_sarif(result), encoding="utf-8"),
         JUNIT_FILE: lambda path: path.write_text(render_junit(result), encoding="utf-8"),
     }
-    out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".audit-", dir=out) as building:
+    sums: dict[str, str] = {}
+
+    def build(folder: Path) -> None:
         for name, write in builders.items():
-            write(Path(building) / name)
-        sums = {name: _sha256(Path(building) / name) for name in builders}
-        whole = to_json({**result, "files": sums})
-        (Path(building) / JSON_FILE).write_text(whole, encoding="utf-8")
-        _move_all(Path(building), out)
+            write(folder / name)
+            sums[name] = _sha256(folder / name)
+        (folder / JSON_FILE).write_text(to_json({**result, "files": sums}), encoding="utf-8")
+
+    write_together(out, FILES, build)
     return sums
-
-
-def _move_all(building: Path, out: Path) -> None:
-    """Move FILES to `out`, keeping the old ones under another name until all are there."""
-    old = building / "old"
-    old.mkdir()
-    for name in FILES:
-        if (out / name).exists():
-            os.link(out / name, old / name)
-    try:
-        for name in FILES:
-            os.replace(building / name, out / name)
-    except BaseException:
-        for name in FILES:
-            if (old / name).exists():
-                os.replace(old / name, out / name)
-            else:
-                (out / name).unlink(missing_ok=True)
-        raise
 
 
 def check_files(out: Path) -> None:

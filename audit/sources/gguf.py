@@ -17,6 +17,7 @@ from unforgotten.audit.sources.files import WeightFile, open_file, sha256_of
 from unforgotten.audit.sources.gguf_decode import BLOCK_TYPES
 from unforgotten.audit.sources.gguf_header import GgufTensor, read_gguf_header
 from unforgotten.audit.sources.safetensors_header import TensorInfo
+from unforgotten.records.extras import pip_install
 
 PLAIN: Mapping[int, np.dtype[Any]] = {
     0: np.dtype("<f4"),
@@ -162,7 +163,7 @@ def _layout_of_type(file: WeightFile, tensor: GgufTensor) -> Layout:
     try:
         import gguf
     except ImportError:
-        rule = f"must be F32, F16, BF16, {', '.join(OWN.values())}; for others: pip install gguf"
+        rule = f"must be F32, F16, BF16, {', '.join(OWN.values())}; for others: {pip_install('unforgotten[gguf]')}"
         raise CheckpointError(file.path, rule, f"type {tensor.kind}", tensor=tensor.name) from None
     try:
         kind = gguf.GGMLQuantizationType(tensor.kind)

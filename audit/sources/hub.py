@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -26,6 +25,7 @@ from unforgotten.audit.sources.hostile_json import MAX_JSON_BYTES, parse_json_ob
 from unforgotten.audit.sources.hub_client import get_json, is_offline, need_hub
 from unforgotten.audit.sources.remote_file import RemoteFile
 from unforgotten.audit.sources.safetensors_header import MAX_COUNT, TensorInfo, read_header
+from unforgotten.records.files import write_text
 
 NAME = re.compile(r"([A-Za-z0-9][\w.\-]{0,95}/[A-Za-z0-9][\w.\-]{0,95})(?:@([\w./\-]{1,255}))?", re.ASCII)
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -177,7 +177,7 @@ def _listing(name: HubName) -> Listing:
         ],
     }
     for place in (record, record.with_name(listing.commit + ".json")):
-        _write_whole(place, json.dumps(kept))
+        write_text(place, json.dumps(kept))
     return listing
 
 
@@ -234,10 +234,3 @@ def _file(name: HubName, listing: Listing, file: str) -> WeightFile:
     url = f"{name.repo}/resolve/{listing.commit}/{quote(file)}"
     place = _home(name) / listing.commit / file
     return RemoteFile(shown, listing.files[file].size, url, place)
-
-
-def _write_whole(place: Path, text: str) -> None:
-    place.parent.mkdir(parents=True, exist_ok=True)
-    building = place.with_name(f"{place.name}.{os.getpid()}")
-    building.write_text(text, encoding="utf-8")
-    os.replace(building, place)

@@ -11,6 +11,7 @@ from typing import Any
 
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.hostile_json import MAX_JSON_BYTES, parse_json_object
+from unforgotten.records.extras import pip_install
 
 ATTEMPTS = 5
 FIRST_PAUSE_SECONDS = 0.5  # doubled after each attempt
@@ -30,7 +31,7 @@ def need_hub(shown: str) -> None:
         CheckpointError: it is not.
     """
     if find_spec("huggingface_hub") is None:
-        rule = "must be a directory that exists; for a model of the Hub: pip install huggingface_hub"
+        rule = f"must be a directory that exists; for a model of the Hub: {pip_install('unforgotten[hub]')}"
         raise CheckpointError(shown, rule, "no such package")
 
 

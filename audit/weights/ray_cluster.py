@@ -8,6 +8,7 @@ from typing import Any
 
 from unforgotten.audit.weights.batches import Batch, Work, measure_batch
 from unforgotten.audit.weights.piece import PieceMeasured
+from unforgotten.records.extras import missing
 
 RETRIES = 3
 
@@ -25,7 +26,7 @@ class RayWorkers:
         try:
             import ray  # pyright: ignore[reportMissingImports]
         except ImportError:
-            raise ValueError("ray is missing: pip install 'unforgotten[ray]'") from None
+            raise ValueError(missing("ray", "unforgotten[ray]")) from None
         self.ray: Any = ray
         self.joined = not ray.is_initialized()
         if self.joined:

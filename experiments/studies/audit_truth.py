@@ -33,7 +33,8 @@ from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.audit_truth_rates import TRIALS, rates
 from unforgotten.experiments.studies.study import Study
 from unforgotten.records.files import write_text
-from unforgotten.records.store import Measurement, Subject
+from unforgotten.records.rows import Subject
+from unforgotten.records.store import Measurement
 
 LOOKED_AT = {"halves": "tiny-", "whole": "tiny-seed1", "output": "tiny-seed1"}  # runs whose rows shaped the rule
 OPENING_TAKEN = 0.1  # unlearning takes less of an opening than of what follows
@@ -126,7 +127,7 @@ def published_pairs(folder: Path) -> Iterator[PublishedPair]:
 
 
 def _measured(folder: Path, subject: Subject) -> dict[str, Measurement]:
-    items = json.loads((folder / f"items/{subject.key}.json").read_text())
+    items = json.loads((folder / f"items/{subject.file_stem}.json").read_text())
     return {metric: of_items(metric, items[metric]) for metric in RECOVERED}
 
 

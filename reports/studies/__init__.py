@@ -1,1 +1,1 @@
-"""The Markdown table of each published study, rendered from its rows."""
+"""The files that are made of each study's rows: one module a study, found by `registry`, which states what a module has."""

@@ -1,19 +1,15 @@
-"""How often the audit's findings are right, as Markdown: from the rows that `experiments/studies/audit_findings.py` wrote.
-
-`python -m unforgotten.reports.studies.audit_findings FOLDER` writes `FOLDER/table.md` from `FOLDER/findings.jsonl`.
-"""
+"""How often the audit's findings are right: `table.md` from the rows that `experiments/studies/audit_findings.py` wrote."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unforgotten.records.files import read_json_lines
 from unforgotten.records.shares import clopper_pearson
 
-ROWS_FILE, TABLE_FILE = "findings.jsonl", "table.md"
+ROWS_FILE = "findings.jsonl"
 HONEST: Mapping[str, str] = {
     "gaussian": "Gaussian updates, 0.001 to 0.3 standard deviations",
     "sign": "updates of one size, 0.001 to 0.3 standard deviations",
@@ -24,13 +20,13 @@ PLACED: Mapping[str, str] = {"washed": "clamped into NF4 cells", "aimed": "pushe
 TAIL = 0.025
 
 
-def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Read the rows of the findings on pairs from `folder/findings.jsonl`."""
-    return [json.loads(line) for line in (folder / ROWS_FILE).read_text("utf-8").splitlines()]
+def render(folder: Path) -> Mapping[str, str]:
+    """Return the files made of the study's rows: `table.md`."""
+    return {"table.md": findings_table(read_json_lines(folder / ROWS_FILE))}
 
 
 def findings_table(rows: Sequence[dict[str, Any]]) -> str:
-    """Three tables: false alarms on honest pairs, placed updates, and dead zones by the storage of the run."""
+    """Return tables of false alarms, of placed updates, of dead zones by storage, and of the range of lr read from them."""
     return "\n\n".join([_honest(rows), _placed(rows), _dead_zones(rows), _steps(rows)]) + "\n"
 
 
@@ -87,7 +83,7 @@ def _zones_line(words: str, rows: Sequence[dict[str, Any]]) -> str:
 
 
 def _steps(rows: Sequence[dict[str, Any]]) -> str:
-    """Whether the range of learning rates that a dead zone leads to holds the run's."""
+    """Count how often the range of learning rates that a dead zone leads to holds the run's."""
     own = [r for r in rows if r["kind"] == "unlearning" and r["dead_zone"]]
     lines = ["| range that is read from the dead zone | holds the run's lr | lies above it |"]
     lines.append("| --- | ---: | ---: |")
@@ -99,12 +95,3 @@ def _steps(rows: Sequence[dict[str, Any]]) -> str:
         above = sum(r[key][0] > r["lr"] for r in own)
         lines.append(f"| {words} | {holds} of {len(own)} | {above} of {len(own)} |")
     return "\n".join(lines)
-
-
-def main(folder: Path) -> None:
-    """Write the table beside its rows."""
-    (folder / TABLE_FILE).write_text(findings_table(read_rows(folder)), encoding="utf-8")
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

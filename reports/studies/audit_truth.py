@@ -1,18 +1,14 @@
-"""How often the audit's verdict was right, as Markdown: `python -m unforgotten.reports.studies.audit_truth FOLDER`.
-
-Reads FOLDER/rows.jsonl, which `experiments.studies.audit_truth` and `audit_truth_constructed` write, and writes FOLDER/table.md.
-"""
+"""How often the audit's verdict was right: `table.md` from the rows that `experiments/studies/audit_truth.py` writes."""
 
 from __future__ import annotations
 
-import json
-import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from unforgotten.records.files import write_text
+from unforgotten.records.files import read_json_lines
+from unforgotten.records.rows import ROWS_FILE
 
 Row = dict[str, Any]
 WORDS = ("survives", "undone", "undecided")
@@ -23,6 +19,11 @@ SETS = {
     "halves": "behaviour leg on half of the passages; truth from M1 and M2 on the other half, twice a pair",
 }
 HEADS = ("set", "truth", "pairs", *(f"verdict {word}" for word in WORDS), "right of decided", "confident errors")
+
+
+def render(folder: Path) -> Mapping[str, str]:
+    """Return the files made of the study's rows: `table.md`."""
+    return {"table.md": truth_table(read_json_lines(folder / ROWS_FILE))}
 
 
 def truth_table(rows: Sequence[Row]) -> str:
@@ -75,14 +76,3 @@ def _errors(rows: Sequence[Row]) -> list[str]:
         for r in wrong
     ] or ["None."]
     return [*lines, "", f"Left out: {unknown} rows without a truth, as too little was removed to tell."]
-
-
-def read_truth(folder: Path) -> list[Row]:
-    """Read the rows of verdicts and truths from `folder/rows.jsonl`."""
-    lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
-
-
-if __name__ == "__main__":
-    given = Path(sys.argv[1])
-    write_text(given / "table.md", truth_table(read_truth(given)))

@@ -1,21 +1,23 @@
-"""Predicted beside measured gain, as Markdown: from the rows that `experiments/studies/gain_predictions.py` wrote."""
+"""Predicted beside measured gain: `table.md` from the rows that `experiments/studies/gain_predictions.py` wrote."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unforgotten.records.files import read_json_lines
+from unforgotten.records.methods import forget_term
+from unforgotten.records.rows import ROWS_FILE
 
-def prediction_rows(published: Path) -> list[dict[str, Any]]:
-    """Read the predictions of the gain of every published run that has `predictions.jsonl`."""
-    files = sorted(published.glob("*/predictions.jsonl"))
-    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+def render(folder: Path) -> Mapping[str, str]:
+    """Return the files made of the study's rows: `table.md`."""
+    return {"table.md": prediction_table(read_json_lines(folder / ROWS_FILE)) + "\n"}
 
 
 def prediction_table(rows: Sequence[dict[str, Any]]) -> str:
-    """For each arm and format the range of the measured gain and of each prediction, and its largest error."""
+    """Return a line for each arm and format: the range of the measured gain and of each prediction, its largest error."""
     kinds = tuple(dict.fromkeys(r["kind"] for r in rows))
     lines = [f"| arm | format | measured | {' | '.join(kinds)} |", "| --- | --- | --- |" + " --- |" * len(kinds)]
     for storage, name in dict.fromkeys((r["storage"], r["format"]) for r in rows):
@@ -27,7 +29,7 @@ def prediction_table(rows: Sequence[dict[str, Any]]) -> str:
 
 def moved_beyond(rows: Sequence[dict[str, Any]], term: str) -> str:
     """Return the range, over bf16 models of a forget term, of the percentage that moved in the first frozen binade."""
-    shares = sorted(r["beyond"] for r in rows if r["storage"] == "bf16" and r["method"].split("_")[0] == term)
+    shares = sorted(r["beyond"] for r in rows if r["storage"] == "bf16" and forget_term(r["method"]) == term)
     return f"{shares[0]:.0%} to {shares[-1]:.0%}"
 
 

@@ -14,9 +14,10 @@ from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from unforgotten.records.rows import read_run
+from unforgotten.records.files import read_json_lines
+from unforgotten.records.rows import ROWS_FILE, read_run
 from unforgotten.reports.run.conjectures import conjectures
-from unforgotten.reports.studies.gain_predictions import moved_beyond, prediction_rows, prediction_table
+from unforgotten.reports.studies.gain_predictions import moved_beyond, prediction_table
 from unforgotten.reports.theory_document.evidence import PARTS, calls, evidence, kinds
 from unforgotten.reports.theory_document.examples import example, source
 from unforgotten.reports.theory_document.examples_models import PUBLISHED
@@ -69,7 +70,7 @@ def text() -> str:
         c1_summary=c1_summary(),
         prediction_table=prediction_table,
         moved_beyond=moved_beyond,
-        predicted=prediction_rows(PUBLISHED),
+        predicted=read_json_lines(PUBLISHED / "gain-predictions" / ROWS_FILE),
     )
     chapters = [environment.get_template(f"theory_{name}.md.j2").render() for name in CHAPTERS]
     return re.sub(r"\n{3,}", "\n\n", "\n".join(chapters)).strip() + "\n"
@@ -81,7 +82,7 @@ def picture(claim_id: str, seen: str) -> str:
 
 
 def c1_summary() -> str:
-    """How many of the published runs confirm C1, refute it or leave it open."""
+    """Say how many of the published runs confirm C1, refute it or leave it open."""
     runs = [read_run(config.parent) for config in sorted(PUBLISHED.glob("*/config.json"))]
     found = Counter(c.verdict for run in runs for c in conjectures(run) if c.name == "C1")
     said = " and ".join(f"{verdict} in {found[verdict]}" for verdict in sorted(found))
@@ -89,7 +90,7 @@ def c1_summary() -> str:
 
 
 def files() -> dict[str, bytes]:
-    """Everything that is generated, by path in `theory/`."""
+    """Return all that is generated, by path in `theory/`."""
     pictures = {f"pictures/{name}.svg": picture_svg(name) for name in PICTURES}
     return {"README.md": text().encode(), **pictures}
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from unforgotten.records.rows import read_run
-from unforgotten.reports.studies.arms import HEADS, arms_table
+from unforgotten.reports.run.arms import HEADS, arms_table
 
 PUBLISHED = Path(__file__).parents[2] / "reports/published"
 NEW, OLD = PUBLISHED / "tiny-arms-seed0", PUBLISHED / "tiny-seed0"

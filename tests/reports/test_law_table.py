@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unforgotten.reports.studies.flip_laws import law_table, read_laws
+from unforgotten.records.files import read_json_lines
+from unforgotten.reports.flip_laws import ROWS_FILE, law_table
 
 LAWS = Path(__file__).parents[2] / "reports" / "published" / "laws"
 
 
 def test_the_table_is_rendered_from_the_rows() -> None:
-    assert (LAWS / "table.md").read_text() == law_table(read_laws(LAWS))
+    assert (LAWS / "table.md").read_text() == law_table(read_json_lines(LAWS / ROWS_FILE))
 
 
 def test_the_text_states_the_numbers_of_the_rows() -> None:
-    rows = read_laws(LAWS)
+    rows = read_json_lines(LAWS / ROWS_FILE)
     fixed, adaptive = ([r for r in rows if r["grid"] == g] for g in ("fixed", "adaptive"))
     share = max(r["gap"] / r["allowed"] for r in rows)
     errors = max(r["gap"] / r["stderr"] for r in fixed)

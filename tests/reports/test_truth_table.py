@@ -1,4 +1,4 @@
-"""The published table of the verdict's accuracy is what its rows say, and so is the text; the rows can be made again."""
+"""The published text on the verdict's accuracy is what its rows say; the rows can be made again."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from unforgotten.reports.studies.audit_truth import read_truth, truth_table
+from unforgotten.records.files import read_json_lines
 
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
 READING_DIGITS = 1e-6  # readings are kept to seven digits; rho is a quotient of two differences of them
@@ -15,19 +15,15 @@ TRUTH = PUBLISHED / "audit-truth"
 RUNS = [PUBLISHED / f"tiny-seed{seed}" for seed in range(5)]
 
 
-def test_the_table_is_rendered_from_the_rows() -> None:
-    assert (TRUTH / "table.md").read_text() == truth_table(read_truth(TRUTH))
-
-
 def test_confident_errors_are_none_on_clear_truths() -> None:
-    rows = [r for r in read_truth(TRUTH) if r["clear"]]
+    rows = [r for r in read_json_lines(TRUTH / "rows.jsonl") if r["clear"]]
     assert {r["truth"] for r in rows} == {"survives", "undone"}
     assert len({(r["run"], r["method"], r["storage"], r.get("format")) for r in rows}) >= 40
     assert all(r["verdict"] in ("undecided", r["truth"]) for r in rows)
 
 
 def test_the_text_states_the_numbers_of_the_rows() -> None:
-    rows = read_truth(TRUTH)
+    rows = read_json_lines(TRUTH / "rows.jsonl")
     sets = {name: [r for r in rows if r["set"] == name] for name in ("whole", "output", "halves", "constructed")}
     whole, made, halves = sets["whole"], sets["constructed"], sets["halves"]
     decided = [r for r in whole if r["verdict"] != "undecided"]
@@ -53,7 +49,11 @@ def test_the_rows_are_made_again_from_items_and_readings() -> None:
     pytest.importorskip("torch")
     from unforgotten.experiments.studies.audit_truth import read_readings, truth_rows
 
-    kept = [r for r in read_truth(TRUTH) if r["set"] != "constructed" and r["run"] in {x.name for x in RUNS}]
+    kept = [
+        r
+        for r in read_json_lines(TRUTH / "rows.jsonl")
+        if r["set"] != "constructed" and r["run"] in {x.name for x in RUNS}
+    ]
     made = truth_rows(RUNS, read_readings(TRUTH / "readings.jsonl"))
     for ours, theirs in zip(json.loads(json.dumps(list(made))), kept, strict=True):
         for key in ("set", "run", "method", "storage", "truth", "clear", "where", "verdict"):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 TREE = Path(__file__).resolve().parents[2]
-ROOTS = ("theory", "verification")
+ROOTS = ("theory", "records", "verification")
 EXAMPLES = sorted(
     "unforgotten." + ".".join(path.relative_to(TREE).with_suffix("").parts)
     for root in ROOTS

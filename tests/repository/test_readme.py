@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
+from unforgotten.records.files import read_json_lines
+from unforgotten.records.methods import FORGET_TERMS
 from unforgotten.records.rows import read_run
-from unforgotten.reports.markdown import COUNTED, TERMS, intervals, returns, survival_table
-from unforgotten.reports.studies.audit_cost import read_bench
-from unforgotten.reports.studies.audit_truth import read_truth
+from unforgotten.reports.markdown import COUNTED, intervals, returns, survival_table
 
 ROOT = Path(__file__).parents[2]
 
@@ -20,11 +20,13 @@ def test_the_results_in_the_readme_come_from_the_published_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     for what in COUNTED:
         assert " ".join(survival_table(RUNS, what).split()) in text
-    counts = {len(list(intervals(RUNS, s, t, f))) for s in RUNS[0].storages for t in TERMS for f in RUNS[0].formats}
+    counts = {
+        len(list(intervals(RUNS, s, t, f))) for s in RUNS[0].storages for t in FORGET_TERMS for f in RUNS[0].formats
+    }
     assert counts == {15}
     assert "15 cases a cell" in text
     coarse = [name for name in RUNS[0].formats if name.startswith(("int4", "fp4"))]
-    assert f"comes back in {returns(RUNS, 'fp32', TERMS, RUNS[0].formats)} cases" in text
+    assert f"comes back in {returns(RUNS, 'fp32', list(FORGET_TERMS), RUNS[0].formats)} cases" in text
     assert f"in {returns(RUNS, 'bf16', ['NPO'], coarse)} cases at int4 and fp4" in text
     none = returns(RUNS, "bf16", ["GA"], coarse).replace("0 of", "none of")
     assert f"after gradient ascent in {none}" in text
@@ -39,7 +41,7 @@ def test_the_figure_of_the_readme_is_the_published_one() -> None:
 
 def test_the_verdicts_counted_in_the_readme_are_those_of_the_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
-    rows = read_truth(ROOT / "reports/published/audit-truth")
+    rows = read_json_lines(ROOT / "reports/published/audit-truth/rows.jsonl")
     whole = [r for r in rows if r["set"] in ("whole", "constructed")]
     sure = [r for r in whole if r["verdict"] != "undecided"]
     assert all(r["verdict"] == r["truth"] for r in sure)
@@ -56,7 +58,7 @@ def test_the_verdicts_counted_in_the_readme_are_those_of_the_rows() -> None:
 
 def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
-    rows = read_bench(ROOT / "reports/published/audit-cost")
+    rows = read_json_lines(ROOT / "reports/published/audit-cost/rows.jsonl")
     large = next(row for row in rows if row["gib"] == 8)
     peak = max(large["peak_mib"].values()) / 1024
     assert f"A 2 x 8 GiB pair takes {peak:.1f} GiB of memory" in text

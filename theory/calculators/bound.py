@@ -20,13 +20,14 @@ from typing import Any
 import scipy
 
 from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.geometry.dead_zone import SHORT_NAMES
 from unforgotten.theory.geometry.motion import StepLaw, check_training, step_law
 from unforgotten.theory.geometry.optimizers import frozen_magnitude
 from unforgotten.theory.laws.absmax import AbsmaxLaw, absmax_law
 from unforgotten.theory.laws.densities import Density, density_named
 from unforgotten.theory.laws.predict import Prediction, predict
 
-DTYPES: Mapping[str, str] = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+DTYPES: Mapping[str, str] = {short: name for name, short in SHORT_NAMES.items()}
 STEP_BOUNDS: Mapping[str, str] = {"adamw": "adamw", "sign": "sign-sgd"}
 QUADRATURE_SPACING = 1.0  # of the absmax law: errs by 5e-5, see `absmax_law`
 LEAST_SHARE = 1e-7  # of the blocks: rarer absmax values are left out, below the quadrature's own error

@@ -26,6 +26,8 @@ SMALLEST_NORMAL_EXPONENT: Mapping[str, int] = {
     "float8_e4m3fn": -6,
     "float8_e5m2": -14,
 }
+SHORT_NAMES: Mapping[str, str] = {"bfloat16": "bf16", "float16": "fp16", "float32": "fp32"}
+"""What practitioners call the dtypes that weights are trained in."""
 BINADES = range(-40, 41)
 MIN_WEIGHTS = 200  # a binade with fewer weights says nothing
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unforgotten.records.extras import missing
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.reference import quantize, round_trip
 from unforgotten.verification.contracts.described import Quantizer, claiming
@@ -43,8 +44,8 @@ def library(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        missing = error.name if error.name and error.name in PIP else top
-        raise ValueError(f"{missing} is missing: pip install '{PIP[missing]}'") from error
+        package = error.name if error.name and error.name in PIP else top
+        raise ValueError(missing(package, PIP[package])) from error
 
 
 def reference(name: str) -> Quantizer:

@@ -23,6 +23,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from unforgotten.records.extras import missing
 from unforgotten.verification.mutation.operators import Mutant, all_mutants, mutated_files, shuffled
 from unforgotten.verification.mutation.planted_mistakes import planted_mistakes
 from unforgotten.verification.mutation.report import DEAD, Run, publish
@@ -87,7 +88,7 @@ def wanted(seed: int, size: int, mutants: Sequence[Mutant], session: Session) ->
 def main(words: Sequence[str] | None = None) -> int:
     """Run as many of the sample as the time allows and publish what is known; 0 if no mutant is alive."""
     if importlib.util.find_spec("cosmic_ray") is None:
-        sys.exit("mutation testing needs cosmic-ray: pip install 'cosmic-ray>=8.4'")
+        sys.exit(missing("cosmic-ray", "cosmic-ray>=8.4"))
     asked = arguments(words)
     folder = asked.dir.resolve()
     folder.mkdir(parents=True, exist_ok=True)

@@ -112,7 +112,7 @@ def test_a_fault_between_the_moves_takes_them_back(
             raise error
         real(source, place)
 
-    monkeypatch.setattr("unforgotten.audit.outputs.write.os.replace", replace)
+    monkeypatch.setattr("unforgotten.records.files.os.replace", replace)
     with pytest.raises(type(error)):
         audit_pair(*pair, ["int8-row"], out)
     assert content(out) == before

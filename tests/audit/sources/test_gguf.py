@@ -164,7 +164,7 @@ def test_without_the_package(kind: str, tmp_path: Path, monkeypatch: pytest.Monk
     if kind in BLOCK_TYPES:
         assert not open_source(tmp_path / "x.gguf").read(MATRIX).any()
         return
-    with pytest.raises(CheckpointError, match=f"'{MATRIX}' must be .*pip install gguf, got type 35"):
+    with pytest.raises(CheckpointError, match=rf"'{MATRIX}' must be .*pip install 'unforgotten\[gguf\]', got type 35"):
         open_source(tmp_path / "x.gguf")
 
 

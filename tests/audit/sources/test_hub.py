@@ -375,5 +375,5 @@ def test_command_line_says_what_to_install(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.count("\n") == 1
     assert "org/a must be a directory that exists" in done.stderr
-    assert "pip install huggingface_hub" in done.stderr
+    assert "pip install 'unforgotten[hub]'" in done.stderr
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""A run beside the same seed as it was computed before, as Markdown: `python -m unforgotten.reports.studies.arms NEW OLD`.
+"""A run beside the same seed as it was computed before, as Markdown: `python -m unforgotten.reports.run.arms NEW OLD`.
 
 Reads the rows of both folders, and writes NEW/table.md: a line for each method, arm and format that the new run has.
 """
@@ -17,9 +17,9 @@ METRICS = ("forget_loss", "M1")
 
 
 def arms_table(new: Run, old: Run) -> str:
-    """Each cell: what the new run says, and behind a stroke what the old one does; "–" where it has no such arm.
+    """Return the two runs side by side as Markdown, a line for each method, arm and format that the new run has.
 
-    Steps, forget loss and M1 are those of the unlearned model before quantization, then those after it. "back": the
+    A cell says what the new run does, and behind a stroke what the old one does; "–" where it has no such arm. Steps, forget loss and M1 are those of the unlearned model before quantization, then those after it. "back": the
     interval of rho_M1 (T16) lies above 0, "down": below it.
     """
     lines = [
@@ -82,7 +82,7 @@ def _said(row: Row) -> str:
 
 
 def main(folders: Sequence[str]) -> None:
-    """Write the table of two folders."""
+    """Write the table of two folders into the first."""
     new, old = map(Path, folders)
     write_text(new / "table.md", arms_table(read_run(new), read_run(old)))
 
