@@ -36,7 +36,7 @@ from unforgotten.audit.progress.stages import Progress
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.study import Study
 from unforgotten.records.audit_cost import COLD
-from unforgotten.records.files import write_text
+from unforgotten.records.files import read_json_lines, write_json_lines
 
 GIB = 1 << 30
 ROUNDS = 5
@@ -255,8 +255,7 @@ def kept_rows(path: Path, new: Sequence[Row]) -> list[Row]:
     if not path.exists():
         return []
     again = {(row["machine"], row["path"]) for row in new}
-    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return [row for row in rows if (row["machine"], row["path"]) not in again]
+    return [row for row in read_json_lines(path) if (row["machine"], row["path"]) not in again]
 
 
 class CostSettings(Section):
@@ -282,8 +281,7 @@ def _measure(settings: CostSettings, folder: Path, progress: Progress) -> None:
         for gib, update, whole in cases:
             with progress.stage(f"time a pair of 2 x {gib} GiB after a {update} update"):
                 rows.append(bench_pair(Path(scratch), gib, update, settings.rounds, whole=whole))
-            every = [*kept_rows(written, rows), *rows]
-            write_text(written, "".join(json.dumps(row) + "\n" for row in every))
+            write_json_lines(written, [*kept_rows(written, rows), *rows])
 
 
 STUDY = Study(CostSettings, lambda settings: len(settings.updates) + settings.large, _measure)

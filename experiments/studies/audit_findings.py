@@ -7,7 +7,6 @@ and no update was aimed at a grid). Synthetic ones come from `audit_findings_pai
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator
 from itertools import combinations
@@ -24,7 +23,7 @@ from unforgotten.audit.progress.stages import Progress
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.audit_findings_pairs import DTYPES, SIZES, save_pair
 from unforgotten.experiments.studies.study import Study
-from unforgotten.records.files import write_text
+from unforgotten.records.files import read_json_lines, write_json_lines
 
 HONEST_SEEDS = 120  # of each kind and dtype
 PLACED_SEEDS = 10
@@ -58,7 +57,7 @@ def measure(first: Path, second: Path) -> dict[str, Any]:
 
 def run_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield a row for every pair of models of one run, the target first where it is one of them."""
-    lines = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    lines = read_json_lines(folder / "rows.jsonl")
     arm_of = {f"unlearned-{r['method']}-{r['storage']}": (r["storage"], r["lr"]) for r in lines if r["lr"] is not None}
     names = sorted(p.name for p in (folder / MODELS_OF).iterdir() if p.is_dir())
     names.sort(key=lambda name: name != "target")
@@ -115,7 +114,7 @@ def _measure(settings: FindingsSettings, folder: Path, progress: Progress) -> No
             rows += run_rows(run)
     with progress.stage("audit synthetic pairs"):
         rows += synthetic_rows(settings.honest, settings.placed)
-    write_text(folder / "findings.jsonl", "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+    write_json_lines(folder / "findings.jsonl", rows)
 
 
 STUDY = Study(FindingsSettings, lambda settings: len(settings.runs) + 1, _measure)

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from unforgotten.experiments.metrics.likelihood import LIKELIHOODS
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.audit_truth_rates import TRIALS, rates
 from unforgotten.experiments.studies.study import Study
-from unforgotten.records.files import write_text
+from unforgotten.records.files import read_json_lines, write_json_lines
 from unforgotten.records.rows import Subject
 from unforgotten.records.store import Measurement
 
@@ -207,8 +207,7 @@ def output_of(four: Mapping[str, Mapping[str, Mapping[str, list[float]]]], name:
 def read_readings(path: Path) -> Readings:
     """Read a file of readings: the items of every model of every run, by format."""
     found: Readings = defaultdict(dict)
-    for line in path.read_text(encoding="utf-8").splitlines():
-        row = json.loads(line)
+    for row in read_json_lines(path):
         found[row["run"], row["model"]][row["format"]] = row["items"]
     return dict(found)
 
@@ -244,20 +243,16 @@ def _measure(settings: TruthSettings, folder: Path, progress: Progress) -> None:
         with progress.stage(f"audit constructed pairs of {run.name}"):
             constructed = [*(row for row in constructed if row["run"] != run.name), *constructed_rows(run)]
         with progress.stage(f"read the models of {run.name}"):
-            _write(read, [*(row for row in _lines(read) if row["run"] != run.name), *readings(run)])
-        _write(rows, constructed)
+            write_json_lines(read, [*(row for row in _lines(read) if row["run"] != run.name), *readings(run)])
+        write_json_lines(rows, constructed)
     with progress.stage("compare verdicts with the truth"):
-        _write(rows, [*constructed, *truth_rows(settings.published, read_readings(read))])
+        write_json_lines(rows, [*constructed, *truth_rows(settings.published, read_readings(read))])
     with progress.stage("simulate items"):
-        _write(folder / "rates.jsonl", rates(settings.trials))
+        write_json_lines(folder / "rates.jsonl", rates(settings.trials))
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.exists() else []
-
-
-def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+    return read_json_lines(path) if path.exists() else []
 
 
 STUDY = Study(TruthSettings, lambda settings: 2 * len(settings.models) + 2, _measure)

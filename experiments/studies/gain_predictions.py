@@ -14,7 +14,6 @@ Settings: the folders of the runs, with their models. The rows of all of them go
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -30,7 +29,7 @@ from unforgotten.audit.sources.checkpoint import open_checkpoint
 from unforgotten.audit.sources.pairing import is_quantized
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.study import Study
-from unforgotten.records.files import write_text
+from unforgotten.records.files import read_json_lines, write_json_lines
 from unforgotten.theory.formats.names import Format, format_named
 from unforgotten.theory.formats.reference import to_blocks
 from unforgotten.theory.geometry.dead_zone import frozen_exponent
@@ -117,7 +116,7 @@ class Update:
 
 def predictions(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield one row for each unlearned model, format and kind, in the order of the run's rows."""
-    rows = [json.loads(line) for line in (folder / "rows.jsonl").read_text().splitlines()]
+    rows = read_json_lines(folder / "rows.jsonl")
     target = {
         name: Tensor(w, empirical(w, HISTOGRAM_BINS)) for name, w in read_tensors(folder / "models/target").items()
     }
@@ -155,7 +154,7 @@ def _measure(settings: RunFolders, folder: Path, progress: Progress) -> None:
     for run in settings.runs:
         with progress.stage(f"predict {run.name}"):
             rows += predictions(run)
-    write_text(folder / "rows.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    write_json_lines(folder / "rows.jsonl", rows)
 
 
 STUDY = Study(RunFolders, lambda settings: len(settings.runs), _measure)

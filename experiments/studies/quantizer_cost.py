@@ -6,7 +6,6 @@ The last row is of the command `bound`, which is to take little more than Python
 
 from __future__ import annotations
 
-import json
 import resource
 import subprocess
 import sys
@@ -25,7 +24,7 @@ from unforgotten.experiments.quantizers.bitsandbytes import bitsandbytes_values
 from unforgotten.experiments.quantizers.own import own_values
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.study import Study
-from unforgotten.records.files import write_text
+from unforgotten.records.files import write_json_lines
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.reference import round_trip
 
@@ -103,8 +102,7 @@ def _measure(settings: CostSettings, folder: Path, progress: Progress) -> None:
         rows += [{"of": path, "over": YARDSTICK, "format": name, "ratios": values} for path, values in found.items()]
     with progress.stage("time the command bound"):
         rows.append({"of": "bound", "over": "scipy", "format": None, "ratios": bound_ratios(settings.rounds)})
-    text = "".join(json.dumps(row | common) + "\n" for row in rows if row["of"] != YARDSTICK)
-    write_text(folder / "rows.jsonl", text)
+    write_json_lines(folder / "rows.jsonl", (row | common for row in rows if row["of"] != YARDSTICK))
 
 
 STUDY = Study(CostSettings, lambda settings: len(settings.formats) + 1, _measure)

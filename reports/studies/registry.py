@@ -47,7 +47,7 @@ def render(name: str, folder: Path) -> Mapping[str, str]:
     """
     found = _found()
     own = name if name != RUNS and name in found else RUNS if (folder / STUDY_FILE).is_file() else None
-    if own not in found:
+    if own is None or own not in found:
         raise ValueError(f"study must be one of {', '.join(study_modules())}, got {name!r}")
     return found[own](folder)
 
