@@ -18,6 +18,7 @@ from unforgotten.experiments.quantizers import registry as quantizers
 from unforgotten.experiments.run import run
 from unforgotten.experiments.studies.registry import load_study, study_names
 from unforgotten.records.rows import read_run
+from unforgotten.reports.labels import number
 from unforgotten.reports.run.build import build_report
 from unforgotten.reports.studies.registry import render
 
@@ -91,7 +92,7 @@ def test_a_study_is_measured_and_rendered(tmp_path: Path) -> None:
     table = render(name, folder)["table.md"]
     gain = read_run(folder / "small-seed0").get("gain", "unlearned", "GA", "fp32", "int4-g64")
     assert gain is not None
-    assert f"{gain.value:.2f}" in table
+    assert f"| {number('gain', gain.value)} |" in table
     before = (folder / "small-seed0" / "rows.jsonl").read_bytes()
     study.measure(folder)  # is all there, without its work
     assert (folder / "small-seed0" / "rows.jsonl").read_bytes() == before

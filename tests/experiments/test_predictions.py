@@ -90,6 +90,6 @@ def test_predictions_differ_by_what_they_know(run: Path) -> None:
 
 
 def test_rows_of_the_runs_are_written_beside_the_study(run: Path, tmp_path: Path) -> None:
-    load_study("gain-predictions", [f"runs=[{run}]"]).measure(tmp_path)
-    written = (tmp_path / "rows.jsonl").read_text().splitlines()
+    load_study("gain-predictions", [f"runs=[{run}]"]).measure(tmp_path / "study")
+    written = (tmp_path / "study" / "rows.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in written] == list(predictions(run))
