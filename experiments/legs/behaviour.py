@@ -19,11 +19,10 @@ from unforgotten.audit.progress.stages import Begin, Step, counted, ignore
 from unforgotten.audit.verdict.evidence import leak
 from unforgotten.audit.verdict.legs import BehaviourFormat, BehaviourLeg, Effects, Leak, Mean
 from unforgotten.experiments.legs.benchmark import read_benchmark
-from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
+from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair, read_state
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.metrics.items import as_mean
 from unforgotten.experiments.metrics.meter import Measured, Meter
-from unforgotten.experiments.models.saved import load_model
 from unforgotten.experiments.quantizers.quantizer import State
 
 RECOVERED = ("M1", "M2", "forget_loss")
@@ -65,9 +64,7 @@ def behaviour_leg(
     begin = counted(step, (retrained is not None) + 2 * (1 + len(formats)))
     if retrained is not None:
         begin("retrained")
-        state = load_model(retrained, attention=None).state_dict()
-        if {k: v.shape for k, v in state.items()} != {k: v.shape for k, v in pair.target.items()}:
-            raise ValueError(f"{retrained}: must have the shapes of {target}, got another model")
+        state = read_state(retrained, pair.shell.model)
         meter = dataclasses.replace(meter, retrained_scores=meter.membership(state))
         trained = meter.measure(state)
     begin("target")

@@ -6,16 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedModel
 
-from unforgotten.experiments.models.saved import first_line, load_model
+from unforgotten.experiments.models.saved import check_loadable, first_line, load_model
 from unforgotten.experiments.models.shell import Shell, state_of
+from unforgotten.experiments.models.states import holds, stored_state
 from unforgotten.experiments.quantizers.quantizer import State
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Both states, float32, and the shell that runs them."""
+    """Both states, and the shell that runs them in float32."""
 
     shell: Shell
     target: State
@@ -36,10 +37,27 @@ def open_model_pair(target: Path, unlearned: Path) -> Pair:
     if len(known) == 2 and known[0].get_vocab() != known[1].get_vocab():
         raise ValueError(f"{unlearned}: must have the vocabulary of {target}, got another tokenizer")
     model = load_model(target, attention=None)
-    before = state_of(model)
-    after = load_model(unlearned, attention=None).state_dict()
-    _check_shapes(unlearned, before, after)
-    return Pair(Shell(model, known[0]), before, dict(after))
+    before = stored_state(target, model)
+    if before is None or not holds(model, before):
+        before = state_of(model)
+    return Pair(Shell(model, known[0]), before, read_state(unlearned, model))
+
+
+def read_state(folder: Path, model: PreTrainedModel) -> State:
+    """Return the weights of a model's directory, which are to fit another model.
+
+    They are read from its files when they are asked for, or loaded by transformers where the files name them otherwise.
+
+    Raises:
+        ValueError: transformers cannot load it, or a shape differs; one line that begins with the path.
+    """
+    check_loadable(folder)
+    stored = stored_state(folder, model)
+    if stored is not None:
+        return stored
+    loaded = load_model(folder, attention=None).state_dict()
+    _check_shapes(folder, model.state_dict(), loaded)
+    return loaded
 
 
 def _tokenizer(folder: Path) -> Any:
@@ -51,8 +69,8 @@ def _tokenizer(folder: Path) -> Any:
         raise ValueError(f"{folder}: must hold a tokenizer that transformers loads, got {first_line(error)}") from None
 
 
-def _check_shapes(unlearned: Path, before: State, after: State) -> None:
+def _check_shapes(folder: Path, before: State, after: State) -> None:
     for name in sorted(before.keys() | after.keys()):
         shapes = [tuple(s[name].shape) if name in s else None for s in (before, after)]
         if shapes[0] != shapes[1]:
-            raise ValueError(f"{unlearned}: {name}: must have the target's shape, got {shapes[1]} for {shapes[0]}")
+            raise ValueError(f"{folder}: {name}: must have the target's shape, got {shapes[1]} for {shapes[0]}")

@@ -16,6 +16,7 @@ from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.metrics.likelihood import LIKELIHOODS, batches, measure
 from unforgotten.experiments.models.batches import Batch
+from unforgotten.experiments.models.states import fill
 
 FULL = ("target", "unlearned")
 PAIRS = (
@@ -31,7 +32,7 @@ LEAST_TOKENS = 2
 def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Path, *, step: Step = ignore) -> OutputLeg:
     """Measure likelihoods of the texts under six models a format, distances between them, T14, T15 and T16.
 
-    Up to ten float32 copies of the model are in memory: for a laptop, models of up to about half a billion weights. A text
+    Four float32 copies of the model are in memory: for a laptop, models of up to about a billion weights. A text
     longer than the context is cut and counted.
 
     Args:
@@ -75,8 +76,8 @@ def measure_output(
     texts = batches(encoded, pair.shell.model.config.vocab_size, pad_id)
     shells = {key: copy.deepcopy(pair.shell.model) for key in ("target", "unlearned", "Q(target)")}
     shells["Q(unlearned)"] = pair.shell.model
-    shells["target"].load_state_dict(pair.target)
-    shells["unlearned"].load_state_dict(pair.unlearned)
+    fill(shells["target"], pair.target)
+    fill(shells["unlearned"], pair.unlearned)
     begin = counted(step, 1 + len(formats))
     begin("full precision")
     items, distances = measure({k: shells[k] for k in FULL}, (FULL,), texts)
@@ -102,12 +103,12 @@ def _format(
     pair: Pair, shells: Mapping[str, PreTrainedModel], format_name: str, texts: Sequence[Batch]
 ) -> OutputFormat:
     q_target, q_unlearned = (pair.shell.quantized(s, format_name) for s in (pair.target, pair.unlearned))
-    shells["Q(target)"].load_state_dict(q_target)
-    shells["Q(unlearned)"].load_state_dict(q_unlearned)
+    fill(shells["Q(target)"], q_target)
+    fill(shells["Q(unlearned)"], q_unlearned)
     items, distances = measure(shells, PAIRS, texts)
     mixed = hybrid_states(pair.shell.names, pair.target, pair.unlearned, q_target, q_unlearned)
     for key, state in mixed.items():
-        shells["Q(unlearned)"].load_state_dict(state)
+        fill(shells["Q(unlearned)"], state)
         items |= measure({key: shells["Q(unlearned)"]}, (), texts)[0]
     return OutputFormat(
         format=format_name,

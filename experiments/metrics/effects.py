@@ -14,11 +14,13 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from torch import Tensor
 
 from unforgotten.audit.verdict.evidence import Items as FourItems
 from unforgotten.audit.verdict.evidence import recovery_row
 from unforgotten.audit.verdict.legs import Effects, RecoveryRow
 from unforgotten.experiments.metrics.items import as_mean, of_items
+from unforgotten.experiments.models.states import LazyState
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.records.store import Measurement
 from unforgotten.theory.models.decomposition import lost_effect
@@ -52,12 +54,14 @@ def hybrid_states(
     What no quantizer touches, all but `names` (embeddings, norms), takes the whole update in both.
     """
     touched = set(names)
-    return {
-        "target+D": {k: target[k] + (q_unlearned[k] - q_target[k]) if k in touched else unlearned[k] for k in target},
-        "Q(target)+delta": {
-            k: q_target[k] + (unlearned[k] - target[k]) if k in touched else unlearned[k] for k in target
-        },
-    }
+
+    def surviving(k: str) -> Tensor:
+        return target[k] + (q_unlearned[k] - q_target[k]) if k in touched else unlearned[k]
+
+    def whole(k: str) -> Tensor:
+        return q_target[k] + (unlearned[k] - target[k]) if k in touched else unlearned[k]
+
+    return {"target+D": LazyState(target, surviving), "Q(target)+delta": LazyState(target, whole)}
 
 
 def effects(metric: str, items: Mapping[str, Items]) -> Decomposition:

@@ -14,6 +14,9 @@ from transformers.utils import logging
 from unforgotten.records.files import write_folder, write_json
 
 NOTES = "unforgotten.json"
+LOADING = (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError)
+"""What transformers raises where it cannot load."""
+
 logging.set_verbosity_error()
 logging.disable_progress_bar()
 
@@ -41,10 +44,8 @@ def load_model(folder: Path, *, attention: str | None = "eager") -> PreTrainedMo
     Raises:
         ValueError: transformers cannot load it.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: must be a directory that transformers loads, for --texts or --benchmark")
+    config = check_loadable(folder)
     try:
-        config = AutoConfig.from_pretrained(folder)
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
@@ -53,9 +54,23 @@ def load_model(folder: Path, *, attention: str | None = "eager") -> PreTrainedMo
             use_safetensors=True,
             local_files_only=True,
         )
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
+    except LOADING as error:
         raise ValueError(f"{folder}: must be a model that transformers loads, got {first_line(error)}") from None
     return model.eval()
+
+
+def check_loadable(folder: Path) -> Any:
+    """Return the configuration of a model's directory.
+
+    Raises:
+        ValueError: it is no directory, or transformers does not know the model.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder}: must be a directory that transformers loads, for --texts or --benchmark")
+    try:
+        return AutoConfig.from_pretrained(folder)
+    except LOADING as error:
+        raise ValueError(f"{folder}: must be a model that transformers loads, got {first_line(error)}") from None
 
 
 def first_line(error: BaseException) -> str:

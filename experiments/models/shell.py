@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from unforgotten.experiments.models.states import fill
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.experiments.quantizers.registry import quantize_state
 
@@ -33,8 +34,7 @@ class Shell:
 
     def with_state(self, state: State) -> PreTrainedModel:
         """Return the model with these weights."""
-        self.model.load_state_dict(state)
-        return self.model
+        return fill(self.model, state)
 
     def quantized(self, state: State, format_name: str) -> State:
         """Return Q(state), or the state itself for "none"."""

@@ -11,7 +11,7 @@ A configuration is checked where torch is missing, so a file of this folder impo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
     from unforgotten.experiments.models.batches import Documents
 
-State = dict[str, "Tensor"]
-"""The weights of a model, by name."""
+State = Mapping[str, "Tensor"]
+"""The weights of a model, by name; some are made when they are asked for, see `models/states.py`."""
 
 
 @dataclass(frozen=True)
@@ -32,8 +32,7 @@ class Quantizer:
         name: part of a format's name before the colon; "" for our own path.
         extra: extra of this package that installs the library; None if it needs none.
         values: Q of a state: from the state, the names of the weights to quantize, the format's name without the
-            library's, and token ids of text for a quantizer that wants to see some; the other weights are shared, not
-            copied.
+            library's, and token ids of text for a quantizer that wants to see some; the other weights are the state's.
         codes: codes of one tensor in a format, indices into its levels; None for a library that shows none.
     """
 
@@ -49,10 +48,17 @@ def by_tensor(
     values: Callable[[Tensor, str], Tensor],
     codes: Callable[[Tensor, str], Tensor] | None = None,
 ) -> Quantizer:
-    """Return the quantizer that takes each tensor for itself and no text; values keep the dtype of the weights."""
+    """Return the quantizer that takes each tensor for itself and no text, when it is asked for; values keep its dtype."""
 
     def of_state(state: State, names: Sequence[str], format_name: str, calibration: Documents | None) -> State:
+        from unforgotten.experiments.models.states import LazyState
+
         touched = set(names)
-        return {k: values(v, format_name).to(v.dtype) if k in touched else v for k, v in state.items()}
+
+        def weight(key: str) -> Tensor:
+            w = state[key]
+            return values(w, format_name).to(w.dtype) if key in touched else w
+
+        return LazyState(state, weight)
 
     return Quantizer(name, extra, of_state, codes)

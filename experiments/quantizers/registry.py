@@ -25,7 +25,7 @@ QUANTIZERS: Mapping[str, Quantizer] = find_quantizers()
 
 
 def quantize_state(state: State, names: Sequence[str], format_name: str, calibration: Documents | None = None) -> State:
-    """Return the state with Q(w) in place of the named weights; the others are shared, not copied.
+    """Return the state with Q(w) in place of the named weights.
 
     Args:
         state: weights by name.
@@ -34,7 +34,7 @@ def quantize_state(state: State, names: Sequence[str], format_name: str, calibra
         calibration: token ids of text, for a library that wants to see some.
 
     Raises:
-        ValueError: the library or the format is unknown, or the library is missing.
+        ValueError: the library is unknown; and where a weight is asked for, the format is, or the library is missing.
     """
     prefix, _, name = format_name.rpartition(":")
     try:

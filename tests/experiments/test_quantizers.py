@@ -146,7 +146,7 @@ def test_every_linear_layer_but_the_head_is_quantized() -> None:
 )
 def test_unknown_names_are_refused(name: str, words: str) -> None:
     with pytest.raises(ValueError, match=words):
-        quantize_state({"w": torch.ones(4, 64)}, ["w"], name)
+        dict(quantize_state({"w": torch.ones(4, 64)}, ["w"], name))
 
 
 def test_nan_is_refused() -> None:
