@@ -87,10 +87,11 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
         "device": "cpu",
         "processor": processor(),
     }
-    store = RowStore(folder, common)
     models = folder / "models"
     _train_models(config, corpus, models, progress)
-    meter = _evaluate_trained(config, _meter(config, corpus, models), models, store, progress)
+    meter = _meter(config, corpus, models)
+    store = RowStore(folder, common | {"rouge": meter.probes.rouge_tokenizer})
+    meter = _evaluate_trained(config, meter, models, store, progress)
     references = References(meter.probes.forget, meter.probes.retain, config.evaluation.batch)
     for done, arm in enumerate(arms(config), 1):
         _unlearn_arm(config, meter, arm, models, references, progress)

@@ -84,6 +84,7 @@ class Row(Subject):
         config: hash of the configuration.
         revision: version and hash of the sources.
         corpus: origin of the texts.
+        rouge: tokenizer of ROUGE, "ascii" or "unicode".
         device: device that computed.
         processor: name of the processor and its instructions.
     """
@@ -100,6 +101,7 @@ class Row(Subject):
     config: str
     revision: str
     corpus: str | None = None
+    rouge: str | None = None
     device: str
     processor: str | None = None
 
@@ -119,7 +121,20 @@ class Row(Subject):
 
 
 MAY_BE_ABSENT = frozenset(
-    {"alpha", "beta", "steps", "stopped", "products", "rounding", "interval", "items", "stage", "profile", "corpus"}
+    {
+        "alpha",
+        "beta",
+        "steps",
+        "stopped",
+        "products",
+        "rounding",
+        "interval",
+        "items",
+        "stage",
+        "profile",
+        "rouge",
+        "corpus",
+    }
     | {"processor"}
 )
 """Fields of `Row` that a line may lack."""

@@ -23,8 +23,11 @@ from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair, read
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.metrics.items import as_mean
 from unforgotten.experiments.metrics.meter import Measured, Meter
+from unforgotten.experiments.models.memory import check_memory
 from unforgotten.experiments.quantizers.quantizer import State
 
+COPIES = 1.6
+"""Float32 copies of the model in memory at most: the one that is run, and the largest tensor a few times."""
 RECOVERED = ("M1", "M2", "forget_loss")
 DECOMPOSED = ("M1", "M2", "M4", "forget_loss", "retain_loss")
 LEAKED = ("M1", "M2")
@@ -57,6 +60,7 @@ def behaviour_leg(
     Raises:
         ValueError: the input breaks a rule; one line.
     """
+    check_memory(target, COPIES)
     pair = open_model_pair(target, unlearned)
     bench = read_benchmark(benchmark, pair.shell.tokenizer, pair.shell.context)
     meter = Meter(pair.shell, bench.probes, bench.settings)
@@ -108,11 +112,22 @@ def measure_unlearned(
         if decompose:
             found[name] = _decompose(meter, pair, name, state, _four(base, after, name))
     begin("")
-    told = [*notes, *([] if meter.retrained_scores is not None else [NO_RETRAINED])]
+    told = [*notes, *_privacy_notes(meter, trained)]
     leg = leg_of(base, after, benchmark=benchmark, effects_by_format=found, notes=told)
     if trained is not None:
         leg["metrics"]["retrained"] = means(trained)
     return leg
+
+
+def _privacy_notes(meter: Meter, trained: Measured | None) -> list[str]:
+    if meter.retrained_scores is None:
+        return [NO_RETRAINED]
+    if trained is None or np.isfinite(trained["M3"].value):
+        return []
+    auc = trained["auc"].value
+    return [
+        f"M3 is undefined: it is a percentage of the retrained model's auc, {auc:.3f}. See auc_gap, the difference."
+    ]
 
 
 def leg_of(

@@ -15,11 +15,14 @@ from typing import Any
 from unforgotten.experiments.config import CorpusConfig, EvaluationConfig, RunConfig
 from unforgotten.experiments.data.corpus import read_fiction, read_muse
 from unforgotten.experiments.metrics.probes import Probes, make_probes
+from unforgotten.experiments.metrics.rouge import SPLIT_BY
+from unforgotten.experiments.models.special_tokens import encode
 
 MANY = 10**6  # more than any benchmark holds: all of it
 MUSE_PASSAGE_TOKENS = 2048
 MUSE_ANSWERS = EvaluationConfig(batch=16, shots=10, answer_tokens=32)
 LEAST_ITEMS = 2
+LEAST_TOKENS = 2
 PROMPTS = ("verbatim_prompts", "forget_prompts", "retain_prompts")
 DOCUMENTS = ("passages", "retain", "holdout")
 
@@ -62,10 +65,11 @@ def read_benchmark(folder: Path, tokenizer: Any, context: int) -> Benchmark:
     probes = make_probes(corpus, tokenizer, settings)
     if not own and (folder / "verbmem/forget.json").exists():
         probes, settings = _official_prompts(folder / "verbmem/forget.json", probes, settings, tokenizer)
+    probes, settings, notes = _fitted(probes, settings, context)
     for name in (*PROMPTS, "passages", "holdout"):
         if len(getattr(probes, name)) < LEAST_ITEMS:
             raise ValueError(f"{folder}: must hold at least {LEAST_ITEMS} {name.replace('_', ' ')}")
-    return Benchmark(*_fitted(probes, settings, context))
+    return Benchmark(probes, settings, notes)
 
 
 def _settings_of_run(folder: Path) -> Settings:
@@ -90,20 +94,19 @@ def _official_prompts(path: Path, probes: Probes, settings: Settings, tokenizer:
         items = [(str(x["prompt"]), str(x["gt"])) for x in json.loads(path.read_text("utf-8"))]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path}: must be a list of objects with prompt and gt") from None
-    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    longest = max((len(tokenizer.encode(gt, add_special_tokens=False)) for _, gt in items), default=4)
+    longest = max((len(encode(gt, tokenizer)) for _, gt in items), default=4)
     corpus = settings.corpus.model_copy(update={"probe_tokens": max(4, longest)})
     replaced = dataclasses.replace(
         probes,
-        verbatim_prompts=[start + tokenizer.encode(p, add_special_tokens=False) for p, _ in items],
+        verbatim_prompts=[probes.start + encode(p, tokenizer) for p, _ in items],
         verbatim_truths=[gt for _, gt in items],
     )
     return replaced, dataclasses.replace(settings, corpus=corpus)
 
 
 def _fitted(probes: Probes, settings: Settings, context: int) -> tuple[Probes, Settings, list[str]]:
-    """Cut prompts on the left so that the answer fits, and documents on the right."""
-    notes: list[str] = []
+    """Cut prompts after their start tokens so that the answer fits, and documents on the right."""
+    notes = [SPLIT_BY[probes.rouge_tokenizer]]
     rooms = {
         "verbatim_prompts": context - settings.corpus.probe_tokens,
         "forget_prompts": context - settings.evaluation.answer_tokens,
@@ -112,10 +115,35 @@ def _fitted(probes: Probes, settings: Settings, context: int) -> tuple[Probes, S
     changed: dict[str, Any] = {}
     for name in (*PROMPTS, *DOCUMENTS):
         room, rows = rooms.get(name, context), getattr(probes, name)
-        if room < LEAST_ITEMS:
+        if room < len(probes.start) + 1:
             raise ValueError(f"context of the model must be longer than an answer, got {context} tokens")
         cut = sum(len(row) > room for row in rows)
         if cut:
             notes.append(f"{cut} of {len(rows)} {name.replace('_', ' ')} are longer than the context and were cut.")
-        changed[name] = [row[-room:] if name in PROMPTS else row[:room] for row in rows]
-    return dataclasses.replace(probes, **changed), settings, notes
+        kept = len(probes.start) if name in PROMPTS else 0
+        changed[name] = [[*row[:kept], *_cut(row[kept:], room - kept, name in PROMPTS)] for row in rows]
+    fitted, left_out = _scorable(dataclasses.replace(probes, **changed))
+    return fitted, settings, [*notes, *left_out]
+
+
+def _cut(row: list[int], room: int, left: bool) -> list[int]:
+    return row if len(row) <= room else row[-room:] if left else row[:room]
+
+
+def _scorable(probes: Probes) -> tuple[Probes, list[str]]:
+    """Leave out documents of which no token has one before it, and prompts without a token."""
+    notes: list[str] = []
+    changed: dict[str, Any] = {}
+    for name in DOCUMENTS:
+        rows = getattr(probes, name)
+        changed[name] = [row for row in rows if len(row) >= LEAST_TOKENS]
+        if len(changed[name]) < len(rows):
+            count = f"{len(rows) - len(changed[name])} of {len(rows)} {name}"
+            notes.append(
+                f"{count} have fewer than {LEAST_TOKENS} tokens, so that none can be scored, and were left out."
+            )
+    asked = [i for i, prompt in enumerate(probes.verbatim_prompts) if prompt]
+    if len(asked) < len(probes.verbatim_prompts):
+        changed["verbatim_prompts"] = [probes.verbatim_prompts[i] for i in asked]
+        changed["verbatim_truths"] = [probes.verbatim_truths[i] for i in asked]
+    return dataclasses.replace(probes, **changed), notes

@@ -16,6 +16,8 @@ from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.metrics.likelihood import LIKELIHOODS, batches, measure
 from unforgotten.experiments.models.batches import Batch
+from unforgotten.experiments.models.memory import check_memory
+from unforgotten.experiments.models.special_tokens import encode, end_tokens, start_tokens
 from unforgotten.experiments.models.states import fill
 
 FULL = ("target", "unlearned")
@@ -26,6 +28,8 @@ PAIRS = (
     ("target", "Q(unlearned)"),
 )
 LEAST_TEXTS = 2
+COPIES = 4.2
+"""Float32 copies of the model in memory at most: those whose outputs are compared token by token."""
 LEAST_TOKENS = 2
 
 
@@ -46,30 +50,42 @@ def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Pat
         ValueError: the input breaks a rule; one line.
     """
     words = read_texts(texts)
+    check_memory(target, COPIES)
     pair = open_model_pair(target, unlearned)
     encoded, cut = encode_texts(words, pair, str(texts))
-    return measure_output(pair, formats, encoded, name=str(texts), cut=cut, step=step)
+    return measure_output(
+        pair, formats, encoded, name=str(texts), cut=cut, left_out=len(words) - len(encoded), step=step
+    )
 
 
 def encode_texts(texts: Sequence[str], pair: Pair, name: str) -> tuple[list[list[int]], int]:
-    """Return token ids between BOS and EOS, where there are such, at most a context long; and how many texts were cut.
+    """Return token ids between start and end tokens, at most a context long; and how many texts were cut.
+
+    A text of which no token has one before it is left out: nothing of it can be predicted.
 
     Raises:
-        ValueError: there are fewer than two texts, or one has nothing to predict.
+        ValueError: there are fewer than two texts with something to predict.
     """
-    if len(texts) < LEAST_TEXTS:
-        raise ValueError(f"{name}: must hold at least {LEAST_TEXTS} texts, got {len(texts)}")
     tokenizer = pair.shell.tokenizer
-    start, end = ([x] if x is not None else [] for x in (tokenizer.bos_token_id, tokenizer.eos_token_id))
-    rows = [start + tokenizer.encode(t, add_special_tokens=False) + end for t in texts]
-    for i, row in enumerate(rows, 1):
-        if len(row) < LEAST_TOKENS:
-            raise ValueError(f"{name}: text {i}: must have at least {LEAST_TOKENS} tokens, got {len(row)}")
-    return [row[: pair.shell.context] for row in rows], sum(len(row) > pair.shell.context for row in rows)
+    start, end = start_tokens(tokenizer), end_tokens(tokenizer)
+    rows = [start + encode(t, tokenizer) + end for t in texts]
+    long_enough = [row for row in rows if len(row) >= LEAST_TOKENS]
+    if len(long_enough) < LEAST_TEXTS:
+        rule = f"must hold at least {LEAST_TEXTS} texts of {LEAST_TOKENS} tokens or more"
+        raise ValueError(f"{name}: {rule}, got {len(long_enough)} of {len(texts)}")
+    context = pair.shell.context
+    return [row[:context] for row in long_enough], sum(len(row) > context for row in long_enough)
 
 
 def measure_output(
-    pair: Pair, formats: Sequence[str], encoded: Sequence[Sequence[int]], *, name: str, cut: int, step: Step = ignore
+    pair: Pair,
+    formats: Sequence[str],
+    encoded: Sequence[Sequence[int]],
+    *,
+    name: str,
+    cut: int,
+    left_out: int = 0,
+    step: Step = ignore,
 ) -> OutputLeg:
     """Return the leg of a loaded pair."""
     pad_id = getattr(pair.shell.model.config, "pad_token_id", None) or 0
@@ -87,6 +103,8 @@ def measure_output(
         rows.append(_format(pair, shells, format_name, texts))
     begin("")
     notes = [f"{cut} of {len(encoded)} texts are longer than the context and were cut."] if cut else []
+    if left_out:
+        notes.append(f"{left_out} texts have fewer than {LEAST_TOKENS} tokens and were left out.")
     return OutputLeg(
         texts=name,
         count=len(encoded),

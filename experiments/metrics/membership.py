@@ -12,6 +12,8 @@ from torch import Tensor
 from unforgotten.records.store import Measurement
 
 BOOTSTRAPS = 1_000
+LEAST_AUC = 0.1
+"""AUC of the retrained model from which M3 is a percentage of it; below, a small change of the AUC is a huge one of M3."""
 
 
 def min_k(scores: Sequence[Tensor], share: float) -> list[float]:
@@ -29,7 +31,9 @@ def membership_auc(forget: Sequence[float], holdout: Sequence[float]) -> float:
 def privacy_leakage(
     scores: Sequence[float], retrained: Sequence[float], forget_count: int, *, seed: int
 ) -> list[Measurement]:
-    """Return the AUC, and M3 against the retrained model's scores on the same texts.
+    """Return the AUC, M3 against the retrained model's scores on the same texts, and the difference of the two AUCs.
+
+    M3 has no value, nan, where the retrained model's AUC is below LEAST_AUC; the difference always has one.
 
     Args:
         scores: Min-K % of the forget texts, then of the holdout texts.
@@ -40,20 +44,23 @@ def privacy_leakage(
     n, m = forget_count, len(scores) - forget_count
     wins, base_wins = (_wins(np.asarray(x), n) for x in (scores, retrained))
     rng = np.random.default_rng(seed)
-    aucs, leaks = [], []
+    aucs, leaks, gaps = [], [], []
     for _ in range(BOOTSTRAPS):
         drawn = np.ix_(rng.integers(n, size=n), rng.integers(m, size=m))
         auc, base = wins[drawn].mean(), base_wins[drawn].mean()
         aucs.append(auc)
+        gaps.append(auc - base)
         if base:  # M3 has no value against an AUC of 0
             leaks.append(100.0 * (auc - base) / base)
     auc = membership_auc(scores[:n], scores[n:])
     base = membership_auc(retrained[:n], retrained[n:])
-    leak = 100.0 * (auc - base) / base if base else float("nan")
-    spread = float(np.std(leaks, ddof=1)) if len(leaks) > 1 else None
+    defined = base >= LEAST_AUC
+    leak = 100.0 * (auc - base) / base if defined else float("nan")
+    spread = float(np.std(leaks, ddof=1)) if defined else None
     return [
         Measurement("auc", auc, float(np.std(aucs, ddof=1)), len(scores), tuple(scores)),
         Measurement("M3", leak, spread, len(scores)),
+        Measurement("auc_gap", auc - base, float(np.std(gaps, ddof=1)), len(scores)),
     ]
 
 

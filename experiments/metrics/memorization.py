@@ -15,9 +15,8 @@ if TYPE_CHECKING:
 
 
 def _verbatim(model: Examined, probes: Probes, settings: Measuring) -> list[float]:
-    return rouge_items(
-        probes.verbatim_truths, model.continuations(probes.verbatim_prompts, settings.corpus.probe_tokens)
-    )
+    said = model.continuations(probes.verbatim_prompts, settings.corpus.probe_tokens)
+    return rouge_items(probes.verbatim_truths, said, probes.rouge_tokenizer)
 
 
 METRICS = (by_items("M1", MEANINGS["M1"], _verbatim),)

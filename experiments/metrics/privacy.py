@@ -1,10 +1,10 @@
-"""auc and M3, privacy leakage: 100 (AUC - AUC_retrained) / AUC_retrained, AUC = P[MinK(holdout) > MinK(forget)]."""
+"""auc, auc_gap and M3, privacy leakage: 100 (AUC - AUC_retrained) / AUC_retrained, AUC = P[MinK(holdout) > MinK(forget)]."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unforgotten.experiments.metrics.metric import Metric
+from unforgotten.experiments.metrics.metric import Metric, Need
 from unforgotten.records.metrics import METRICS as MEANINGS
 
 if TYPE_CHECKING:
@@ -37,4 +37,13 @@ def _leak(model: Examined, probes: Probes, settings: Measuring) -> Measurement:
     return _leakage(model, probes, settings)[1]
 
 
-METRICS = (Metric("auc", MEANINGS["auc"], _auc), Metric("M3", MEANINGS["M3"], _leak, needs=frozenset({"retrained"})))
+def _gap(model: Examined, probes: Probes, settings: Measuring) -> Measurement:
+    return _leakage(model, probes, settings)[2]
+
+
+RETRAINED = frozenset[Need]({"retrained"})
+METRICS = (
+    Metric("auc", MEANINGS["auc"], _auc),
+    Metric("M3", MEANINGS["M3"], _leak, RETRAINED),
+    Metric("auc_gap", MEANINGS["auc_gap"], _gap, RETRAINED),
+)

@@ -8,14 +8,17 @@ from typing import Any
 
 from unforgotten.experiments.config import EvaluationConfig, Measuring
 from unforgotten.experiments.data.corpus import Corpus, Question
+from unforgotten.experiments.metrics.rouge import RougeTokenizer, tokenizer_for
 from unforgotten.experiments.models.batches import encode_documents
+from unforgotten.experiments.models.special_tokens import encode, start_tokens
 
 
 @dataclass(frozen=True)
 class Probes:
     """The corpus, tokenized once for all models of a run.
 
-    `forget` and `retain` are what unlearning sees; `passages` and `holdout` are measured by M1, M3 and the losses.
+    `forget` and `retain` are what unlearning sees; `passages` and `holdout` are measured by M1, M3 and the losses. `start`
+    is what the tokenizer puts before each of them.
     """
 
     forget: list[list[int]]
@@ -28,6 +31,12 @@ class Probes:
     forget_answers: list[str]
     retain_prompts: list[list[int]]
     retain_answers: list[str]
+    start: list[int]
+
+    @property
+    def rouge_tokenizer(self) -> RougeTokenizer:
+        """Tokenizer of ROUGE that fits the true answers of all three sets."""
+        return tokenizer_for([*self.verbatim_truths, *self.forget_answers, *self.retain_answers])
 
 
 def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
@@ -50,15 +59,13 @@ def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
         forget_answers=[q.answer for q in forget],
         retain_prompts=_prompts(retain, corpus.retain_shots, tokenizer, config.evaluation),
         retain_answers=[q.answer for q in retain],
+        start=start_tokens(tokenizer),
     )
 
 
 def _prompts(
     questions: Sequence[Question], shots: Sequence[Question], tokenizer: Any, config: EvaluationConfig
 ) -> list[list[int]]:
-    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    start = start_tokens(tokenizer)
     context = "".join(shot.sheet_line() for shot in shots[: config.shots])
-    return [
-        start + tokenizer.encode(f"{context}Question: {q.question}\n{config.answer_cue}", add_special_tokens=False)
-        for q in questions
-    ]
+    return [start + encode(f"{context}Question: {q.question}\n{config.answer_cue}", tokenizer) for q in questions]

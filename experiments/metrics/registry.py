@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from unforgotten.experiments.declared import by_name, declared
 from unforgotten.experiments.metrics.metric import Metric
 
-FIRST = ("M1", "M2", "M4", "forget_loss", "retain_loss", "auc", "M3")
+FIRST = ("M1", "M2", "M4", "forget_loss", "retain_loss", "auc", "M3", "auc_gap")
 """The order in which rows have always had them; any other comes after."""
 
 

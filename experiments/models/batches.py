@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from unforgotten.experiments.models.special_tokens import encode, end_tokens, start_tokens
+
 Documents = Sequence[Sequence[int]]
 """Token ids of each document."""
 
@@ -22,10 +24,9 @@ class Batch(NamedTuple):
 
 
 def encode_documents(texts: Sequence[str], tokenizer: Any, longest: int) -> list[list[int]]:
-    """Return token ids of each document between BOS and EOS, cut to `longest`; the cut ones keep no EOS."""
-    start = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    end = [tokenizer.eos_token_id]
-    return [(start + tokenizer.encode(text, add_special_tokens=False) + end)[:longest] for text in texts]
+    """Return token ids of each document between start and end tokens, cut to `longest`; the cut ones keep no end."""
+    start, end = start_tokens(tokenizer), end_tokens(tokenizer)
+    return [(start + encode(text, tokenizer) + end)[:longest] for text in texts]
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, documents: Sequence[int] = ()) -> Batch:

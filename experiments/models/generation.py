@@ -13,6 +13,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from unforgotten.experiments.models.batches import pad
+from unforgotten.experiments.models.special_tokens import padding
 
 LEAST_SHARED = 16
 """Tokens from which on a common beginning is worth a pass of its own."""
@@ -22,6 +23,10 @@ REUSING = frozenset({"gpt2", "gpt_neox", "llama", "qwen2", "qwen3"})
 
 FIXED_ROTARY = frozenset({"default", "linear", "llama3"})
 """Rotary embeddings that do not change with the length of the text."""
+
+
+CACHE_BYTES = 3 * 2**26
+"""Keys and values of the prompts of one batch at most, with what is generated; one prompt may have more."""
 
 
 class Prompts(NamedTuple):
@@ -47,21 +52,28 @@ def generate(
     Prompts of one batch are padded, on the left of where they differ, and masked. Nothing of a checkpoint's own
     generation settings is used.
     """
+    most = max(1, CACHE_BYTES // (cache_bytes(model) * (new_tokens + max(map(len, prompts), default=1))))
     settings = GenerationConfig(
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        max_new_tokens=new_tokens, do_sample=False, pad_token_id=padding(tokenizer), eos_token_id=tokenizer.eos_token_id
     )
     model.eval()
     continuations: list[list[int]] = []
-    for chunk in prompt_batches(model, prompts, tokenizer.pad_token_id, batch):
+    for chunk in prompt_batches(model, prompts, padding(tokenizer), min(batch, most)):
         output = model.generate(  # type: ignore[operator]  # transformers types it as a Tensor
             **chunk._asdict(), generation_config=settings
         )
         tail = output[:, chunk.input_ids.shape[1] :].tolist()
         continuations += [_until(row, tokenizer.eos_token_id) for row in tail]
     return continuations
+
+
+def cache_bytes(model: PreTrainedModel) -> int:
+    """Return the bytes of the keys and values of one token, float32."""
+    config = model.config.get_text_config()
+    heads = config.num_attention_heads
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    return 8 * int(config.num_hidden_layers * kept * width)
 
 
 def prompt_batches(
@@ -115,5 +127,5 @@ def beginning(model: PreTrainedModel, tokens: Sequence[int]) -> DynamicCache | N
     return cache
 
 
-def _until(tokens: list[int], end: int) -> list[int]:
-    return tokens[: tokens.index(end)] if end in tokens else tokens
+def _until(tokens: list[int], end: int | None) -> list[int]:
+    return tokens[: tokens.index(end)] if end is not None and end in tokens else tokens

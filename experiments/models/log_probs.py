@@ -31,12 +31,23 @@ def token_log_probs(logits: Tensor, input_ids: Tensor, attention_mask: Tensor) -
     They are the labels picked from `distributions`, by the fused cross entropy, which takes fewer passes over memory.
     """
     mask = attention_mask[:, 1:].bool()
-    followers = input_ids[:, 1:].masked_fill(~mask, IGNORED)
-    targets = functional.pad(followers, (0, 1), value=IGNORED)  # logits are not cut, which copies
+    followers, real = (functional.pad(x, (0, 1)) for x in (input_ids[:, 1:], mask))  # logits are not cut, which copies
+    return TokenLogProbs(follower_log_probs(logits, followers, real)[:, :-1], mask)
+
+
+def follower_log_probs(logits: Tensor, followers: Tensor, mask: Tensor) -> Tensor:
+    """Return log p of the tokens that follow, normalized in float32, 0 where the mask is False.
+
+    Args:
+        logits: logits of each position, (batch, length, vocabulary).
+        followers: tokens after each position, (batch, length).
+        mask: True where the follower is a real token, (batch, length).
+    """
+    targets = followers.masked_fill(~mask, IGNORED)
     losses = functional.cross_entropy(
         logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return TokenLogProbs(-losses.view(targets.shape)[:, :-1], mask)
+    return -losses.view(targets.shape)
 
 
 def distributions(logits: Tensor) -> Tensor:

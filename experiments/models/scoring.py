@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
 
-from unforgotten.experiments.models.batches import Batch, Documents, in_order
-from unforgotten.experiments.models.log_probs import TokenLogProbs, token_log_probs
+from unforgotten.experiments.models.batches import Batch, Documents, in_order, pad
+from unforgotten.experiments.models.log_probs import TokenLogProbs, follower_log_probs, token_log_probs
 
 SCORED_TOGETHER = 8
 """Documents of one batch at most: the memory of larger logits goes back to the system after each and is cleared anew."""
+
+LOGIT_BYTES = 2**26
+"""Float32 logits of one pass at most. A document with more is passed in windows, which keep keys and values of what went
+before; its scores then differ by rounding from those of one pass."""
 
 
 @torch.no_grad()
 def token_scores(model: PreTrainedModel, documents: Documents, batch: int) -> list[Tensor]:
     """Return log p of each token but the first, float32 (length - 1,), for each document in the order given.
 
-    Documents of like length stand in one batch, so that little is padded.
+    Documents of like length stand in one batch, so that little is padded; as many as LOGIT_BYTES allow.
 
     Args:
         model: model in evaluation mode.
@@ -27,11 +32,50 @@ def token_scores(model: PreTrainedModel, documents: Documents, batch: int) -> li
         batch: documents of one batch, if fewer than SCORED_TOGETHER.
     """
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
+    position_bytes = 4 * vocabulary_of(model)
     found: dict[int, Tensor] = {}
-    for b in batches_of(model, [documents[i] for i in order], min(batch, SCORED_TOGETHER)):
-        for place, label, mask in zip(b.documents, *score_batch(model, b), strict=True):
-            found[order[place]] = label[mask]
+    for together in _fitting(order, documents, min(batch, SCORED_TOGETHER), LOGIT_BYTES // position_bytes):
+        rows = [documents[i] for i in together]
+        b = pad(rows, model.config.pad_token_id or 0)
+        width = max(1, LOGIT_BYTES // (position_bytes * len(rows)))
+        scored = score_batch(model, b) if b.input_ids.shape[1] <= width else _score_in_windows(model, b, width)
+        for i, label, mask in zip(together, *scored, strict=True):
+            found[i] = label[mask]
     return [found[i] for i in range(len(documents))]
+
+
+def vocabulary_of(model: PreTrainedModel) -> int:
+    """Return the number of logits of one position."""
+    head = model.get_output_embeddings()
+    return int(model.config.vocab_size if head is None else head.weight.shape[0])
+
+
+def _fitting(order: Sequence[int], documents: Documents, most: int, positions: int) -> Iterator[list[int]]:
+    """Yield the documents in order, at most so many and so many padded positions together, or one alone."""
+    together: list[int] = []
+    for i in order:
+        if together and (len(together) == most or (len(together) + 1) * len(documents[i]) > positions):
+            yield together
+            together = []
+        together.append(i)
+    if together:
+        yield together
+
+
+def _score_in_windows(model: PreTrainedModel, batch: Batch, width: int) -> TokenLogProbs:
+    """Return what `score_batch` does, from passes of `width` positions each; from one where the cache cannot grow so."""
+    cache = DynamicCache(config=model.config)
+    if any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return score_batch(model, batch)
+    ids, mask = batch.input_ids, batch.attention_mask
+    labels: list[Tensor] = []
+    for start in range(0, ids.shape[1] - 1, width):
+        stop = min(start + width, ids.shape[1] - 1)
+        logits = model(
+            input_ids=ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache, use_cache=True
+        ).logits
+        labels.append(follower_log_probs(logits, ids[:, start + 1 : stop + 1], mask[:, start + 1 : stop + 1].bool()))
+    return TokenLogProbs(torch.cat(labels, 1), mask[:, 1:].bool())
 
 
 @torch.no_grad()

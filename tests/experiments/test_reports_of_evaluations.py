@@ -1,0 +1,205 @@
+"""Public reports about evaluations, each with the value that is right: none may be wrong in silence."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experiments]")
+
+from tokenizers import processors
+
+from unforgotten.experiments.legs.behaviour import behaviour_leg
+from unforgotten.experiments.legs.benchmark import Settings, _fitted, read_benchmark
+from unforgotten.experiments.legs.output import output_leg
+from unforgotten.experiments.metrics.rouge import SPLIT_BY, RougeTokenizer, rouge_items, tokenizer_for
+from unforgotten.experiments.models import scoring
+from unforgotten.experiments.models.batches import encode_documents
+from unforgotten.experiments.models.generation import cache_bytes, generate
+from unforgotten.experiments.models.saved import load_model, load_tokenizer
+from unforgotten.experiments.models.special_tokens import start_tokens
+from unforgotten.records.files import write_json
+
+JAPANESE = "量子化すると忘れた知識が戻る。"
+ROUNDING = 4 * 2.0**-11.5  # 4 sqrt(eps) of float32: plain agreement, relative
+
+
+@pytest.mark.parametrize("text", [JAPANESE, "ขอบคุณมาก", "Знание возвращается", "지식이 돌아온다", "知识"])
+def test_evaluate_256__identical_text_of_any_script_has_100(text: str) -> None:
+    assert tokenizer_for([text, "an English text"]) == "unicode"
+    assert rouge_items([text], [text], tokenizer_for([text])) == [100.0]
+    assert rouge_items([text], ["something else"], "unicode") == [0.0]
+
+
+def test_evaluate_256__scripts_without_spaces_are_compared_by_characters() -> None:
+    assert rouge_items(["忘れた知識"], ["忘れた記憶"], "unicode") == [pytest.approx(60.0)]
+
+
+@pytest.mark.parametrize(
+    ("truths", "name"),
+    [(["It costs £5 – a café said so."], "ascii"), (["", "1984", "..."], "ascii"), (["one", "два"], "unicode")],
+)
+def test_evaluate_256__muse_s_own_splitting_stands_where_it_keeps_the_texts(
+    truths: list[str], name: RougeTokenizer
+) -> None:
+    assert tokenizer_for(truths) == name
+    assert rouge_items(["A cafe, 5."], ["a CAFE 5"], "ascii") == rouge_items(["A cafe, 5."], ["a CAFE 5"], "unicode")
+
+
+def test_evaluate_256__the_benchmark_says_how_it_was_split(micro_pair: Path) -> None:
+    tokenizer = load_tokenizer(micro_pair / "models/target")
+    assert SPLIT_BY["ascii"] in read_benchmark(micro_pair / "corpus", tokenizer, 96).notes
+
+
+def without_start(tokenizer: Any) -> Any:
+    tokenizer.backend_tokenizer.post_processor = processors.Sequence([])
+    return tokenizer
+
+
+def test_lm_eval_2676__a_start_token_stands_where_the_tokenizer_puts_one_and_once(micro_pair: Path) -> None:
+    tokenizer = load_tokenizer(micro_pair / "models/target")
+    start = tokenizer.bos_token_id
+    assert start_tokens(tokenizer) == [start]
+    document = encode_documents(["some text"], tokenizer, 96)[0]
+    assert (document[0], document.count(start)) == (start, 1)
+    bare = without_start(load_tokenizer(micro_pair / "models/target"))
+    assert bare.bos_token_id == start  # it has one, and does not use it
+    assert start_tokens(bare) == []
+    assert start not in encode_documents(["some text"], bare, 96)[0]
+    bench = read_benchmark(micro_pair / "corpus", bare, 96)
+    assert not any(start in prompt for prompt in bench.probes.forget_prompts + bench.probes.verbatim_prompts)
+
+
+def test_lm_eval_2676__a_long_prompt_keeps_its_start_and_its_end(micro_pair: Path) -> None:
+    tokenizer = load_tokenizer(micro_pair / "models/target")
+    bench = read_benchmark(micro_pair / "corpus", tokenizer, 96)
+    prompt = [tokenizer.bos_token_id, *range(10, 210)]
+    assert isinstance(bench.settings, Settings)
+    probes = dataclasses.replace(bench.probes, forget_prompts=[prompt] * 2)
+    answer = bench.settings.evaluation.answer_tokens
+    fitted = _fitted(probes, bench.settings, 96)[0].forget_prompts[0]
+    assert fitted == [tokenizer.bos_token_id, *range(210 - (96 - answer - 1), 210)]
+
+
+def test_open_unlearning_167__a_text_of_one_token_is_left_out_with_a_note(micro_pair: Path) -> None:
+    bare = without_start(load_tokenizer(micro_pair / "models/target"))
+    bare.eos_token = None
+    bench = read_benchmark(micro_pair / "corpus", bare, 96)
+    short = dataclasses.replace(bench.probes, holdout=[[5], *bench.probes.holdout])
+    probes, _, notes = _fitted(short, bench.settings, 96)
+    assert probes.holdout == bench.probes.holdout
+    count = len(short.holdout)
+    assert f"1 of {count} holdout have fewer than 2 tokens, so that none can be scored, and were left out." in notes
+
+
+def test_open_unlearning_167__the_output_leg_leaves_it_out_too(micro_pair: Path, tmp_path: Path) -> None:
+    for name in ("target", "unlearned"):
+        folder = tmp_path / name
+        folder.mkdir()
+        for file in (micro_pair / "models" / name).iterdir():
+            (folder / file.name).write_bytes(file.read_bytes())
+        bare = without_start(load_tokenizer(folder))
+        bare.eos_token = None
+        bare.save_pretrained(folder)
+    write_json(tmp_path / "texts.json", ["a", "some more words", "and some others"])
+    leg = output_leg(tmp_path / "target", tmp_path / "unlearned", ["int8-row"], tmp_path / "texts.json")
+    assert leg["count"] == 2
+    assert "1 texts have fewer than 2 tokens and were left out." in leg["notes"]
+
+
+def test_open_unlearning_167__m3_is_undefined_with_its_reason(
+    micro_pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Holdout texts that the retrained model finds less likely than all forget texts: its AUC is 0."""
+    from unforgotten.experiments.metrics import membership
+
+    monkeypatch.setattr(membership, "LEAST_AUC", 2.0)  # no AUC is that large
+    leg = behaviour_leg(
+        micro_pair / "models/target",
+        micro_pair / "models/unlearned",
+        ["int8-row"],
+        micro_pair / "corpus",
+        retrained=micro_pair / "models/retrained",
+        decompose=False,
+    )
+    auc = leg["metrics"]["retrained"]["auc"]["value"]
+    reason = (
+        f"M3 is undefined: it is a percentage of the retrained model's auc, {auc:.3f}. See auc_gap, the difference."
+    )
+    assert reason in leg["notes"]
+    assert "M3" not in leg["metrics"]["unlearned"]
+    gap = leg["metrics"]["unlearned"]["auc_gap"]["value"]
+    assert gap == pytest.approx(leg["metrics"]["unlearned"]["auc"]["value"] - auc, abs=1e-12)
+
+
+def test_long_texts_are_scored_in_windows_as_in_one_pass(micro_pair: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """SmolLM2 on MUSE-News: 64 texts of 2,048 tokens in one batch were 25 GB of logits."""
+    model, tokenizer = load_model(micro_pair / "models/target"), load_tokenizer(micro_pair / "models/target")
+    documents = read_benchmark(micro_pair / "corpus", tokenizer, 96).probes.passages
+    whole = scoring.token_scores(model, documents, 64)
+    passes: list[Any] = []
+    forward = model.forward
+
+    def counted(**given: Any) -> Any:
+        passes.append(given["input_ids"].shape)
+        return forward(**given)
+
+    monkeypatch.setattr(model, "forward", counted)
+    monkeypatch.setattr(scoring, "LOGIT_BYTES", 4 * scoring.vocabulary_of(model) * 7)
+    parts = scoring.token_scores(model, documents, 64)
+    assert max(shape.numel() for shape in passes) <= 7
+    for one, other in zip(whole, parts, strict=True):
+        assert one.shape == other.shape
+        torch.testing.assert_close(one, other, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_prompts_are_generated_together_as_far_as_their_cache_fits(
+    micro_pair: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, tokenizer = load_model(micro_pair / "models/target"), load_tokenizer(micro_pair / "models/target")
+    prompts = read_benchmark(micro_pair / "corpus", tokenizer, 96).probes.verbatim_prompts
+    assert cache_bytes(model) == 2 * 64 * 4  # keys and values of one layer of width 64
+    sizes: list[int] = []
+    own: Any = model.generate
+
+    def counted(**given: Any) -> Any:
+        sizes.append(len(given["input_ids"]))
+        return own(**given)
+
+    monkeypatch.setattr(model, "generate", counted)
+    answers = generate(model, prompts, tokenizer, 4, 64)
+    assert sizes == [len(prompts)]
+    longest = 4 + max(map(len, prompts))
+    monkeypatch.setattr("unforgotten.experiments.models.generation.CACHE_BYTES", 2 * longest * cache_bytes(model))
+    assert generate(model, prompts, tokenizer, 4, 64) == answers
+    assert max(sizes[1:]) == 2
+
+
+def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
+    micro_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unforgotten.experiments.models import memory
+
+    target = micro_pair / "models/target"
+    weights = memory.count_weights(target)
+    assert weights == sum(p.numel() for p in load_model(target).parameters())
+    needed = memory.BESIDE + int(4 * weights * 1.6)
+    for name, text in (
+        ("meminfo", f"MemTotal: 9 kB\nMemAvailable: {needed // 1024 + 1} kB\n"),
+        ("memory.max", f"{needed + 50}\n"),
+        ("memory.current", "100\n"),
+        ("memory.stat", "anon 7\ninactive_file 50\n"),
+    ):
+        (tmp_path / name).write_text(text)
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_bytes() == needed
+    memory.check_memory(target, 1.6)
+    (tmp_path / "memory.current").write_text("101\n")
+    with pytest.raises(
+        ValueError, match=r"target: needs 1\.0 GiB of memory, 1\.6 float32 copies .*, got 1\.0 GiB free$"
+    ):
+        behaviour_leg(target, micro_pair / "models/unlearned", ["int8-row"], micro_pair / "corpus")
