@@ -110,7 +110,7 @@ class Row(Subject):
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The 95 % interval: the row's own, else value ± 1.96 stderr, else none."""
+        """95 % interval: the row's own, else value ± 1.96 stderr, else None."""
         if self.interval is not None:
             return self.interval
         if self.value is None or self.stderr is None:
