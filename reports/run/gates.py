@@ -65,7 +65,7 @@ class Forgetting:
         m2: row of its M2.
         m4: row of its M4.
         m1_limit: largest M1 that counts as forgotten, halfway between the retrained model and the target.
-        m2_limit: largest M2 that counts as forgotten, halfway in the same way.
+        m2_limit: largest M2 that counts as forgotten, halfway between those two as well.
         m4_floor: smallest M4 that counts as kept, a share of the target's.
     """
 
