@@ -2,6 +2,9 @@
 
 No weight is quantized here. A flip is a stored code that differs; a value change is a decoded float32 that differs,
 which a moved scale or zero point does too.
+
+    leg = compare_codes(open_checkpoint(target), open_checkpoint(unlearned))
+    leg.total.code_flips / leg.total.weights
 """
 
 from __future__ import annotations

@@ -1,4 +1,11 @@
-"""A checkpoint: named tensors that are read when they are asked for; and the kind made of safetensors on disk."""
+"""A checkpoint: named tensors that are read when they are asked for; and the kind made of safetensors on disk.
+
+In goes a path, out comes a `Checkpoint`; nothing but headers is read until a weight is asked for:
+
+    checkpoint = open_checkpoint(Path("model"))
+    checkpoint.tensors["model.norm.weight"].shape
+    checkpoint.read("model.norm.weight")
+"""
 
 from __future__ import annotations
 

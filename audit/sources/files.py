@@ -1,4 +1,10 @@
-"""The bytes of one weight file, which may be hostile, may lie elsewhere than it says, and may change while it is read."""
+"""The bytes of one weight file, which may be hostile, may lie elsewhere than it says, and may change while it is read.
+
+In goes a path, out come bytes of ranges that lie in the file, or an error of one line:
+
+    file = open_file(Path("model/model.safetensors"), root=Path("model"))
+    file.read(0, 8)
+"""
 
 from __future__ import annotations
 

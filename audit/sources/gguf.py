@@ -1,4 +1,10 @@
-"""A GGUF file as a checkpoint: floats as they are stored, quantized types decoded to float32."""
+"""A GGUF file as a checkpoint: floats as they are stored, quantized types decoded to float32.
+
+In goes a path, out comes a `Checkpoint`:
+
+    checkpoint = open_gguf(Path("model-Q4_K_M.gguf"))
+    checkpoint.read("blk.0.attn_q.weight")  # float32, (out, in)
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,9 @@
 
 What is in the Hub's own cache is read from there. The rest is fetched in chunks into a sparse file of ours, beside a
 journal of the chunks that have come, so an audit that was cut goes on where it was, and works offline afterwards.
+
+    checkpoint = open_hub(hub_name("org/name@main"))
+    checkpoint.revision  # the commit that `main` was
 """
 
 from __future__ import annotations

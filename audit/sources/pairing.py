@@ -1,4 +1,10 @@
-"""Which tensors of two checkpoints are compared, and which of them a quantizer touches."""
+"""Which tensors of two checkpoints are compared, and which of them a quantizer touches.
+
+In go two checkpoints, out come the names that are quantized, kept, or in one of them alone:
+
+    is_quantized("model.layers.0.self_attn.q_proj.weight", (16, 16))  # True
+    is_quantized("model.embed_tokens.weight", (8, 16))  # False
+"""
 
 from __future__ import annotations
 

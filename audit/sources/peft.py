@@ -2,6 +2,9 @@
 
 Merged is `w' = round(w + s B A)`, the sum in float64, rounded to float32 and then to the dtype of the base: what
 `merge_and_unload` computes in float32. With DoRA, `w' = round(m / |w + s B A| (w + s B A))`, rows of length m.
+
+    merged = open_adapter(Path("adapter"), base)
+    merged.read("model.layers.0.self_attn.q_proj.weight")
 """
 
 from __future__ import annotations

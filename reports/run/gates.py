@@ -1,4 +1,10 @@
-"""Two questions before any answer: can this run show something at all, and do its methods forget and keep?"""
+"""Two questions before any answer: can this run show something at all, and do its methods forget and keep?
+
+In goes a run, out come the rules with what its rows say:
+
+    passed(gate_checks(run))  # False where the target itself does not know the texts
+    forgetting(run)[0].forgets
+"""
 
 from __future__ import annotations
 

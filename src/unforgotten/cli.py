@@ -1,4 +1,9 @@
-"""The command line: parses, calls, prints. Nothing is computed here, and heavy packages load on use."""
+"""The command line: parses, calls, prints. Nothing is computed here, and heavy packages load on use.
+
+Each function is a command, its signature the options, its docstring the help; bad input ends in `main`, in one line:
+
+    unforgotten audit TARGET UNLEARNED --formats int4-g64,nf4-b64 --texts forget.txt
+"""
 
 from __future__ import annotations
 
