@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +92,8 @@ def _move_all(building: Path, out: Path, names: Sequence[str]) -> None:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """Read a file that holds one JSON object a line."""
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replace `path` by one line of strict JSON a row, in one step."""
+    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))

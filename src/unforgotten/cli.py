@@ -314,11 +314,9 @@ def _print_object(result: Mapping[str, Any], as_json: bool, lines: list[str]) ->
 
 
 def _need(extra: str, *packages: str) -> None:
-    from importlib.util import find_spec
+    from unforgotten.records.extras import need
 
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing: pip install 'unforgotten[{extra}]'")
+    need(f"unforgotten[{extra}]", *packages)
 
 
 def main() -> None:
