@@ -21,10 +21,10 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.kernel.compiled import compiled
 from unforgotten.audit.kernel.lanes import F32, F32X, I16, I16X, I32, I32X, I64, LANES, Lanes
+from unforgotten.audit.kernel.slots import TILE
 
 Array = NDArray[Any]
 WINDOW = 32  # binades with a place of their own; the lowest of them holds all below
-TILE = 2048
 PAIR, SHIFT, SHIFT2, SHIFT3 = np.uint64(4095), np.uint64(16), np.uint64(32), np.uint64(48)
 PAIRS = 1 << 12  # of two weights, each with its binade and whether it moved
 

@@ -18,6 +18,8 @@ from numba.core import cgutils
 from unforgotten.audit.kernel.lanes import F32X, F64, F64X, I16X, I32, I32X, I64, LANES, MAGIC, Lanes
 from unforgotten.audit.kernel.lookups import LOOKUPS
 from unforgotten.audit.kernel.slots import (
+    ALL_COUNTS,
+    ALL_SUMS,
     AROUND,
     CODES,
     EDGE,
@@ -28,6 +30,8 @@ from unforgotten.audit.kernel.slots import (
     LIMITS,
     LOWER64,
     REACH,
+    REGISTER_COUNTS,
+    REGISTER_SUMS,
     ROWS,
     STEPS,
     SURE,
@@ -116,20 +120,25 @@ class Blocks:
         self.places = ("kept", "kept_counts") if self.same else ("moved", "moved_counts")
         sums = self.pointers[self.places[0]]
         self.sums = [
-            [cgutils.alloca_once_value(b, e.load(sums, F64X, self.at((s * 5 + k) * 8))) for k in range(5)]
+            {
+                k: cgutils.alloca_once_value(b, e.load(sums, F64X, self.at((s * ALL_SUMS + k) * 8)))
+                for k in REGISTER_SUMS
+            }
             for s in range(self.grids)
         ]
-        self.counts = [[cgutils.alloca_once_value(b, self._no_count) for _ in range(3)] for s in range(self.grids)]
+        self.counts = [
+            {k: cgutils.alloca_once_value(b, self._no_count) for k in REGISTER_COUNTS} for _ in range(self.grids)
+        ]
 
     def store_sums(self) -> None:
         """Put back what was added to."""
         b, e = self.b, self.e
         sums, counts = (self.pointers[name] for name in self.places)
         for s in range(self.grids):
-            for k in range(5):
-                e.store(b.load(self.sums[s][k]), sums, self.at((s * 5 + k) * 8))
-            for k in range(3):
-                slot = b.gep(counts, [self.at(s * 3 + k)])
+            for k in REGISTER_SUMS:
+                e.store(b.load(self.sums[s][k]), sums, self.at((s * ALL_SUMS + k) * 8))
+            for k in REGISTER_COUNTS:
+                slot = b.gep(counts, [self.at(s * ALL_COUNTS + k)])
                 b.store(b.add(b.load(slot), self._counted(b.load(self.counts[s][k]))), slot)
 
     def _add(self, s: int, k: int, x: Any, y: Any = None) -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import njit
@@ -22,10 +25,23 @@ def compiled(*, fastmath: bool = False) -> Callable[[Callable[..., Any]], Any]:
             found: Any = njit(cache=True, **options)(function)
         except RuntimeError:  # "no locator available"
             return njit(**options)(function)
+        index = found._cache._cache_file
+        index._source_stamp = index._source_stamp, kernel_digest()
         found._cache = _Kept(found._cache)
         return found
 
     return decorate
+
+
+@cache
+def kernel_digest() -> str:
+    """Return a digest of all modules of the kernel.
+
+    Numba looks whether the file of a function has changed; what the function inlines, and the numbers that it reads at
+    compile time, stand in other files. With this digest beside the age of the file no old machine code is found.
+    """
+    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    return hashlib.sha256(b"".join(sources)).hexdigest()
 
 
 class _Kept:

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unforgotten.audit.kernel.slots import BY_COMPARISON, BY_LOOKUP, BY_ROUNDING
 from unforgotten.theory.formats.grids import FITS
 from unforgotten.theory.formats.names import Format
 from unforgotten.theory.formats.reference import ARITHMETICS, Grid, fit_grid
@@ -16,7 +17,6 @@ from unforgotten.theory.formats.rounding import ROUNDINGS
 from unforgotten.theory.geometry.cells import cells
 
 Array = NDArray[Any]
-BY_ROUNDING, BY_COMPARISON, BY_LOOKUP = 0, 1, 2
 MOST_COMPARED = 15  # thresholds that are compared one by one
 ROOM = 2.0**127
 SEARCHED = frozenset({"hqq-proximal", "q4_k", "q6_k"})

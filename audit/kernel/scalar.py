@@ -15,16 +15,28 @@ from numba import types
 from numba.extending import overload
 
 from unforgotten.audit.kernel.compiled import compiled
+from unforgotten.audit.kernel.slots import (
+    ADAPTIVE,
+    BINS,
+    BY_COMPARISON,
+    BY_ROUNDING,
+    CHANGES,
+    COUNTS,
+    DOT,
+    EXPECTED,
+    FIXED,
+    FLIPS,
+    OVERFLOWS,
+    SCALAR_TILE,
+    SUMS,
+    SURVIVING,
+    VARIANCE,
+)
 
-TILE = 512  # weights whose intermediate arrays stay in the first-level cache
-BINS = 256
 LARGEST = np.float32(np.finfo(np.float32).max)
 LARGEST64 = float(LARGEST)
 SMALLEST_16, LARGEST_16, SUBNORMALS_16 = (np.float32(2.0**-14), np.float32(65504), np.float32(2.0**24))
-ZERO, HALF_EVEN, COMPARED = np.float32(0), 0, 1
-ADAPTIVE, FIXED = 0, 1
-FLIPS, CHANGES, OVERFLOWS = 0, 1, 2
-EXPECTED, VARIANCE, SURVIVING, DOT = 0, 1, 2, 3
+ZERO = np.float32(0)
 
 
 @compiled()
@@ -80,7 +92,7 @@ def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):
     _round(ratio, n, zero, rule, code)
     scale, value_zero, value_low = (blocks.scale[block], blocks.value_zero[block], blocks.value_low[block])
     levels, unit = rule.levels, rule.unit
-    if rule.kind == HALF_EVEN:
+    if rule.kind == BY_ROUNDING:
         first = levels[0]
         for i in range(n):
             level = np.float32(code[i]) + first
@@ -93,7 +105,7 @@ def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):
 @compiled()
 def _round(ratio, n, zero, rule, code):
     t = rule.thresholds
-    if rule.kind == HALF_EVEN:
+    if rule.kind == BY_ROUNDING:
         first, last = rule.levels[0], rule.levels[-1]
         zero_first = rule.zero_first
         for i in range(n):
@@ -101,7 +113,7 @@ def _round(ratio, n, zero, rule, code):
             number = max(number, first)
             number = min(number, last)
             code[i] = np.int32(number - first)
-    elif rule.kind == COMPARED:
+    elif rule.kind == BY_COMPARISON:
         for i in range(n):
             r = ratio[i]
             c = np.int32(r > t[0]) + np.int32(r > t[1]) + np.int32(r > t[2]) + np.int32(r > t[3])
@@ -204,16 +216,24 @@ def measure(x, y, ends, before, after, same, setter_low, setter_high, rule, chec
         sums: sums, float64 (2, 4), added to.
         bins: histogram of positions, int64 (BINS,), added to.
     """
-    ratio = np.empty(TILE, np.float32)
-    code, code_fixed, code_new = (np.empty(TILE, np.int32), np.empty(TILE, np.int32), np.empty(TILE, np.int32))
-    value, value_fixed, value_new = (np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32))
-    v, v_fixed, v_new = np.empty(TILE), np.empty(TILE), np.empty(TILE)
-    probability, surviving, delta = np.empty(TILE), np.empty(TILE), np.empty(TILE)
-    pinned = np.empty(TILE, np.bool_)
-    found, tile = np.zeros(3, np.int64), np.zeros(4)
+    ratio = np.empty(SCALAR_TILE, np.float32)
+    code, code_fixed, code_new = (
+        np.empty(SCALAR_TILE, np.int32),
+        np.empty(SCALAR_TILE, np.int32),
+        np.empty(SCALAR_TILE, np.int32),
+    )
+    value, value_fixed, value_new = (
+        np.empty(SCALAR_TILE, np.float32),
+        np.empty(SCALAR_TILE, np.float32),
+        np.empty(SCALAR_TILE, np.float32),
+    )
+    v, v_fixed, v_new = np.empty(SCALAR_TILE), np.empty(SCALAR_TILE), np.empty(SCALAR_TILE)
+    probability, surviving, delta = np.empty(SCALAR_TILE), np.empty(SCALAR_TILE), np.empty(SCALAR_TILE)
+    pinned = np.empty(SCALAR_TILE, np.bool_)
+    found, tile = np.zeros(COUNTS, np.int64), np.zeros(SUMS)
     block, begin, total = 0, 0, len(x)
     while begin < total:
-        n = min(TILE, total - begin)
+        n = min(SCALAR_TILE, total - begin)
         done, agree = 0, True
         while done < n:
             while ends[block] <= begin + done:
@@ -235,8 +255,8 @@ def measure(x, y, ends, before, after, same, setter_low, setter_high, rule, chec
                 delta[done + i] = np.float64(y[at + i]) - np.float64(w)
             done += m
         _positions(v, code, delta, n, rule, bins)
-        for grid in range(2):
-            fixed = grid == 0
+        for grid in (FIXED, ADAPTIVE):
+            fixed = grid == FIXED
             if fixed or not agree:
                 c, w, u = (code_fixed, value_fixed, v_fixed) if fixed else (code_new, value_new, v_new)
                 found[FLIPS] = _place(v, u, code, c, pinned, rule, n, probability)
@@ -244,10 +264,10 @@ def measure(x, y, ends, before, after, same, setter_low, setter_high, rule, chec
                 found[OVERFLOWS] = _overflows(value, n) + _overflows(w, n) if check else 0
                 tile[:] = 0
                 _add_up(probability, surviving, delta, n, tile)
-            for k in range(3):
-                counts[1 - grid, k] += found[k]
-            for k in range(4):
-                sums[1 - grid, k] += tile[k]
+            for k in range(COUNTS):
+                counts[grid, k] += found[k]
+            for k in range(SUMS):
+                sums[grid, k] += tile[k]
         begin += n
 
 

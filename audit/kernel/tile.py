@@ -186,7 +186,7 @@ def measure_tile(
     before, after, setter: entries, and absmax before, of every block of the piece.
     blocks, nears, wides: of each block of the tile its number, and the gain and the reciprocal before; the first `keeps`
     keep their grid, the last `moves` of MOST do not.
-    kept (1, 5, 8), moved (2, 5, 8), kept_counts (1, 3), moved_counts (2, 3): fixed grid first, added to.
+    kept (1, ALL_SUMS, 8), moved (2, ALL_SUMS, 8), kept_counts, moved_counts: by grid and slot, added to, see `slots`.
     codes, close, flipped: scratch memory for a number for each weight, group, group.
     bins: uint16, where to write `binade << BIN_BITS | bin` of each weight; without the binade where `census` is None.
     last_bins, tallies: those of the tile before, which are counted.

@@ -6,36 +6,38 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.kernel import bits as kernel_bits
-from unforgotten.audit.kernel import block_state, lanes, lookups, passes, slots, tile
 from unforgotten.audit.kernel.bits import block_sizes
 from unforgotten.audit.kernel.compiled import compiled
 from unforgotten.audit.kernel.entries import NO_GRID, Fit
 from unforgotten.audit.kernel.lanes import LANES
 from unforgotten.audit.kernel.simd import VECTOR_PATHS
 from unforgotten.audit.kernel.slots import (
+    ALL_COUNTS,
+    ALL_SUMS,
     BIN_BITS,
     BINADES,
     BINS,
+    COUNTS,
     DELTA,
-    DOT,
     EXPECTED,
     FIRST_BIN,
+    FIXED,
+    GRIDS,
     MOST,
     OWN_BINS,
+    PINNED,
     SQUARES,
     STAYED,
-    SURVIVING,
+    SUMS,
     TILE,
+    VARIANCE,
 )
 from unforgotten.audit.kernel.stored_weights import own_memory
 from unforgotten.audit.kernel.tile import measure_tile
@@ -84,8 +86,8 @@ def measure_registers(
     Returns:
         None if a block exceeds what the fit or the kernel is good for.
     """
-    kept, moved = np.zeros((1, 5, 8)), np.zeros((2, 5, 8))
-    kept_n, moved_n = np.zeros((1, 3), np.int64), np.zeros((2, 3), np.int64)
+    kept, moved = np.zeros((1, ALL_SUMS, 8)), np.zeros((len(GRIDS), ALL_SUMS, 8))
+    kept_n, moved_n = np.zeros((1, ALL_COUNTS), np.int64), np.zeros((len(GRIDS), ALL_COUNTS), np.int64)
     bins, binades = np.zeros(BINS, np.int64), np.zeros((2, BINADES), np.int64)
     tallies = own_memory("tallies", TALLIES, 0).view(np.uint32)
     table, *entries, known, limits, shift = fit
@@ -114,23 +116,14 @@ def measure_registers(
     if not within:
         tallies[:] = 0  # of the blocks before, which the next call must not find
         return None
-    sums, counts = kept.sum(axis=2) + moved.sum(axis=2), kept_n + moved_n  # fixed, adaptive
-    expected, squares = sums[:, EXPECTED], sums[:, SQUARES]
-    flips, changes, pinned = counts.T
-    return Totals(
-        np.stack([flips, changes, np.zeros_like(flips)], axis=1)[::-1].copy(),
-        np.stack([expected + pinned, expected - squares, sums[:, SURVIVING], sums[:, DOT]], axis=1)[::-1].copy(),
-        bins,
-        float(sums[0, DELTA]) if census else math.nan,
-        *binades,
-    )
+    sums, counts = kept.sum(axis=2) + moved.sum(axis=2), kept_n + moved_n
+    sums[:, VARIANCE] = sums[:, EXPECTED] - sums[:, SQUARES]
+    sums[:, EXPECTED] += counts[:, PINNED]  # those have no variance
+    return Totals(counts[:, :COUNTS], sums[:, :SUMS], bins, float(sums[FIXED, DELTA]) if census else math.nan, *binades)
 
 
-def _compiled(stamp: str, simd: str) -> Any:
-    """Return the driver for one instruction set.
-
-    The stamp of the code that it inlines is a part of it, so that its cache knows when that changes.
-    """
+def _compiled(simd: str) -> Any:
+    """Return the driver for one instruction set."""
 
     @compiled()
     def measure_blocks(
@@ -162,7 +155,6 @@ def _compiled(stamp: str, simd: str) -> Any:
         census,
         tallies,
     ):
-        stamp  # noqa: B018 # pyright: ignore[reportUnusedExpression]
         both = np.empty((2, TILE), np.uint16)
         both[1] = NOWHERE
         turn = 0
@@ -302,13 +294,5 @@ def _compiled(stamp: str, simd: str) -> Any:
     return measure_blocks
 
 
-def _stamp() -> str:
-    """Return a digest of the code that the driver inlines."""
-    sources = (
-        Path(m.__file__ or "").read_bytes() for m in (kernel_bits, block_state, lanes, lookups, slots, tile, passes)
-    )
-    return hashlib.sha256(b"".join(sources)).hexdigest()
-
-
-MEASURE_BLOCKS: Mapping[str, Any] = {path: _compiled(_stamp(), path) for path in VECTOR_PATHS}
+MEASURE_BLOCKS: Mapping[str, Any] = {path: _compiled(path) for path in VECTOR_PATHS}
 """The drivers, each compiled on its first call, which needs the instructions: see `simd.available_paths`."""

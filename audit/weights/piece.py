@@ -14,6 +14,21 @@ from unforgotten.audit.kernel import bits as kernel_bits
 from unforgotten.audit.kernel import scalar
 from unforgotten.audit.kernel.entries import Fit, fit_of_blocks, fit_of_magnitudes
 from unforgotten.audit.kernel.rules import Blocks, Extremes, fit_blocks, grids_agree, may_overflow, rule_of, setters
+from unforgotten.audit.kernel.slots import (
+    ADAPTIVE,
+    BINS,
+    CHANGES,
+    COUNTS,
+    DOT,
+    EXPECTED,
+    FIXED,
+    FLIPS,
+    GRIDS,
+    OVERFLOWS,
+    SUMS,
+    SURVIVING,
+    VARIANCE,
+)
 from unforgotten.audit.kernel.stored_weights import Weights, own_memory
 from unforgotten.audit.kernel.vector import measure_registers
 from unforgotten.audit.sources.flat import PIECE_WEIGHTS, Layout, Piece, layout_of, read_flat
@@ -173,7 +188,9 @@ MEASURE: Mapping[Way, Callable[[TensorTask, Format, Cut], Part | Mapping[GridMod
 
 def _compiled(task: TensorTask, fmt: Format, cut: Cut, first: int) -> Part:
     """Measure the first blocks sixteen weights at a time, and the others one by one."""
-    part = Part(np.zeros((2, 3), np.int64), np.zeros((2, 4)), np.zeros(scalar.BINS, np.int64), math.nan)
+    part = Part(
+        np.zeros((len(GRIDS), COUNTS), np.int64), np.zeros((len(GRIDS), SUMS)), np.zeros(BINS, np.int64), math.nan
+    )
     if not len(cut.ends):
         return part
     fit = _fit_whole(task, fmt, cut, first) if first else None
@@ -187,7 +204,7 @@ def _compiled(task: TensorTask, fmt: Format, cut: Cut, first: int) -> Part:
         part = Part(found.counts, found.sums, found.bins, delta_sq)
     if first < len(cut.ends):
         _measure_rest(task, fmt, cut, first, part)
-    if part.counts[:, scalar.OVERFLOWS].any():
+    if part.counts[:, OVERFLOWS].any():
         raise ValueError(f"the values of {fmt.name} must be finite, got an overflow of float32")
     return part
 
@@ -293,18 +310,18 @@ def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMea
 
 def _survival(rows: Sequence[PieceMeasured], parts: Sequence[Part], grid: GridMode) -> Survival:
     census = [piece.census for piece in rows]
-    row = scalar.ADAPTIVE if grid == "adaptive" else scalar.FIXED
+    row = ADAPTIVE if grid == "adaptive" else FIXED
     counts = np.sum([part.counts[row] for part in parts], axis=0)
-    expected, variance, surviving, dot = (math.fsum(part.sums[row, k] for part in parts) for k in range(4))
+    sums = [math.fsum(part.sums[row, k] for part in parts) for k in range(SUMS)]
     return Survival(
         weights=sum(int(c.weights.sum()) for c in census),
         unchanged=sum(int((c.weights - c.moved).sum()) for c in census),
-        code_flips=int(counts[scalar.FLIPS]),
-        value_changes=int(counts[scalar.CHANGES]),
-        expected_flips=expected,
-        flips_variance=variance,
+        code_flips=int(counts[FLIPS]),
+        value_changes=int(counts[CHANGES]),
+        expected_flips=sums[EXPECTED],
+        flips_variance=sums[VARIANCE],
         delta_sq=math.fsum(piece.delta_sq for piece in rows),
-        surviving_sq=surviving,
-        dot=dot,
+        surviving_sq=sums[SURVIVING],
+        dot=sums[DOT],
         positions=tuple(np.sum([part.bins for part in parts], axis=0).tolist()),
     )
