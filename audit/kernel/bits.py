@@ -135,7 +135,7 @@ def count_bfloat16(x, y, top, lowest, highest, weights, moved):
     out = np.empty(TILE // 2, np.uint16)
     words = out.view(np.uint64)
     base = top - WINDOW + 1
-    few = np.zeros((256 + WINDOW, 2), np.int64)
+    by_exponent = np.zeros((256 + WINDOW, 2), np.int64)
     begin = 0
     while begin < len(x):
         groups = min(TILE, len(x) - begin) // 32
@@ -152,17 +152,17 @@ def count_bfloat16(x, y, top, lowest, highest, weights, moved):
             exponent = (x[i] >> 7) & 255
             if i >= scalar or exponent <= base:
                 differs = x[i] != y[i] and ((x[i] | y[i]) & 0x7FFF) != 0
-                few[exponent, np.int64(differs)] += 1
+                by_exponent[exponent, np.int64(differs)] += 1
         begin = end
     for pair in range(PAIRS):
         n = np.int64(tallies[0, pair]) + np.int64(tallies[1, pair])
         for one in (pair & 63, pair >> 6):
             if one & 31:
-                few[base + (one & 31), one >> 5] += n
+                by_exponent[base + (one & 31), one >> 5] += n
     for exponent in range(256):
         k = min(max(exponent - 127, lowest), highest) - lowest
-        weights[k] += few[exponent, 0] + few[exponent, 1]
-        moved[k] += few[exponent, 1]
+        weights[k] += by_exponent[exponent, 0] + by_exponent[exponent, 1]
+        moved[k] += by_exponent[exponent, 1]
 
 
 @intrinsic
@@ -216,8 +216,8 @@ def block_sizes(
                 b.store(e.most(own, b.load(total)), total)
                 bits = b.zext(e.call("llvm.vector.reduce.umax.v16i16", I16, own), I32)
                 if entries is before:
-                    wide = b.bitcast(b.shl(bits, ir.Constant(I32, 16)), F32)
-                    b.store(wide, b.gep(absmax, [block]))
+                    size32 = b.bitcast(b.shl(bits, ir.Constant(I32, 16)), F32)
+                    b.store(size32, b.gep(absmax, [block]))
                 else:
                     bits = b.add(bits, b.trunc(more, I32))
                 b.store(bits, b.gep(entries, [block]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
 from collections.abc import Callable
 from contextlib import suppress
 from functools import cache
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
+
+UNREADABLE = AttributeError, EOFError, ImportError, IndexError, pickle.UnpicklingError  # what unpickling may raise
 
 
 def compiled(*, fastmath: bool = False) -> Callable[[Callable[..., Any]], Any]:
@@ -52,6 +55,18 @@ class _Kept:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return kept machine code, if there is any.
+
+        What another release kept may name classes that are no more; it is thrown away.
+        """
+        try:
+            return self._cache.load_overload(sig, target_context)
+        except UNREADABLE:
+            with suppress(OSError):
+                self._cache.flush()
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep machine code if that can be."""

@@ -66,11 +66,11 @@ class Lanes:
         ranges = (range(8), range(8, 16))
         return [self.b.shuffle_vector(vector, none, ir.Constant(pick, list(r))) for r in ranges]
 
-    def wide(self, vector: Any) -> list[Any]:
+    def float64s(self, vector: Any) -> list[Any]:
         """Widen a vector to float64, in two halves."""
         return [self.b.fpext(half, F64X) for half in self.halves(vector)]
 
-    def narrow(self, halves: list[Any]) -> Any:
+    def float32s(self, halves: list[Any]) -> Any:
         """Round two halves of float64 to float32, and join them."""
         parts = [self.b.fptrunc(half, ir.VectorType(F32, 8)) for half in halves]
         return self.b.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, 16), list(range(16))))

@@ -48,7 +48,7 @@ class Lookups(Protocol):
         """Look up thirty-two entries of 32 bits, in two vectors, by the last five bits of int32 lanes."""
         ...
 
-    def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
+    def table64(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
         """Look up sixteen float64 entries, in two vectors; 0 where the mask `keep` is not set."""
         ...
 
@@ -103,7 +103,7 @@ class Avx512(_Emitter):
         """See `Lookups`."""
         return self.table(self.joined([entries, entries]), index)
 
-    def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
+    def table64(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
         """See `Lookups`."""
         name, kind = "llvm.x86.avx512.vpermi2var.pd.512", entries[0].type
         none = self.every(kind, 0)
@@ -134,7 +134,7 @@ class Avx2(_Emitter):
         """See `Lookups`."""
         return self.joined([self._found([entries], lanes) for lanes in self.parts(index, 8)])
 
-    def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
+    def table64(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
         """See `Lookups`."""
         b = self.b
         first, second = (b.bitcast(e, ir.VectorType(I32, 16)) for e in entries)
@@ -184,7 +184,7 @@ class Neon(_Emitter):
         """See `Lookups`."""
         return self._by_words([entries], index)
 
-    def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
+    def table64(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
         """See `Lookups`."""
         b = self.b
         first = ir.Constant(self.BYTES, [byte for _ in range(2) for byte in range(8)])

@@ -56,7 +56,7 @@ class Rule(NamedTuple):
     unit: np.float32
 
 
-class Blocks(NamedTuple):
+class BlockGrids(NamedTuple):
     """The parameters of every block of one piece of a tensor, as the kernel applies them; arrays (n_blocks,).
 
     A ratio is `(w - low) / factor` where `divide`, else `(w - low) * factor`; 0 where the scale says nothing.
@@ -82,7 +82,7 @@ class Extremes:
     low_first: Array
 
 
-def fits_kernel(fmt: Format) -> bool:
+def is_compiled(fmt: Format) -> bool:
     """Return whether the kernel measures the format: its parameters are found without a search."""
     return fmt.statistic in EXTREMES
 
@@ -179,7 +179,7 @@ def lookup_table(thresholds: Array) -> tuple[Array, int, int]:
     raise ValueError("thresholds must differ to be looked up, got equal ones")
 
 
-def fit_blocks(extremes: Extremes, fmt: Format, *, tensor_absmax: float, partial: bool) -> Blocks:
+def fit_grids(extremes: Extremes, fmt: Format, *, tensor_absmax: float, partial: bool) -> BlockGrids:
     """Return the parameters that a format chooses for blocks of these extremes, by `theory.formats.grids`.
 
     A block of its two extremes has the parameters of the whole block, since the statistic sees nothing else.
@@ -203,7 +203,7 @@ def fit_blocks(extremes: Extremes, fmt: Format, *, tensor_absmax: float, partial
     return _applied(grid, fmt, partial=partial)
 
 
-def _applied(grid: Grid, fmt: Format, *, partial: bool) -> Blocks:
+def _applied(grid: Grid, fmt: Format, *, partial: bool) -> BlockGrids:
     encoder, count = grid.encoder or grid, len(grid.scale)
     scale, divisor = _column(grid.scale, count), _column(encoder.scale, count)
     if partial:
@@ -218,7 +218,7 @@ def _applied(grid: Grid, fmt: Format, *, partial: bool) -> Blocks:
         if partial:
             divide[-1], factor[-1] = True, divisor[-1]
     nothing = np.zeros(count, np.float32)
-    return Blocks(
+    return BlockGrids(
         divide,
         usable,
         factor,
@@ -234,7 +234,7 @@ def _column(values: Array, count: int) -> Array:
     return np.array(np.broadcast_to(values[:, 0], count))
 
 
-def setters(extremes: Extremes, fmt: Format) -> tuple[Array, Array]:
+def pinned_weights(extremes: Extremes, fmt: Format) -> tuple[Array, Array]:
     """Return the two weights that set the parameters of each block, wherever they stand in it; nan for none."""
     low, high = extremes.low, extremes.high
     nothing = np.full_like(low, np.nan)
@@ -248,7 +248,7 @@ def setters(extremes: Extremes, fmt: Format) -> tuple[Array, Array]:
     return nothing, nothing
 
 
-def may_overflow(blocks: Blocks, fmt: Format) -> bool:
+def may_overflow(blocks: BlockGrids, fmt: Format) -> bool:
     """Return whether a value may overflow, by a bound on all that is rounded a few times: it has room for that."""
     level = max(abs(fmt.levels[0]), abs(fmt.levels[-1])) + _largest(blocks.value_zero)
     bound = level * max(1.0, fmt.unit) * _largest(blocks.scale) + _largest(blocks.value_low)
@@ -259,7 +259,7 @@ def _largest(x: Array) -> float:
     return float(max(x.max(), -x.min()))
 
 
-def grids_agree(one: Blocks, two: Blocks, fmt: Format) -> Array:
+def grids_agree(one: BlockGrids, two: BlockGrids, fmt: Format) -> Array:
     """Flag the blocks in which two fits are equal, bool (n_blocks,)."""
     same = (one.scale == two.scale) & (one.factor == two.factor) & (one.usable == two.usable)
     if fmt.zero == "none":

@@ -198,18 +198,18 @@ def _positions(v, code, delta, n, rule, bins):
 
 
 @compiled()
-def measure(x, y, ends, before, after, same, setter_low, setter_high, rule, check, counts, sums, bins):
+def measure(x, y, ends, before, after, same_grid, pinned_low, pinned_high, rule, check, counts, sums, bins):
     """Measure one format over one piece: counts and sums of both grids, positions once.
 
     Args:
         x: weights before, float32.
         y: weights after, float32.
         ends: ends of the blocks, int64.
-        before: parameters (`Blocks`) fitted to `x`.
-        after: parameters (`Blocks`) fitted to `y`.
-        same: flags of the blocks whose two fits agree, bool, so that the grids do.
-        setter_low: lower setter of `before`, see `rules.setters`.
-        setter_high: upper setter of `before`, see `rules.setters`.
+        before: parameters (`BlockGrids`) fitted to `x`.
+        after: parameters (`BlockGrids`) fitted to `y`.
+        same_grid: flags of the blocks whose two fits agree, bool, so that the grids do.
+        pinned_low: lower setter of `before`, see `rules.pinned_weights`.
+        pinned_high: upper setter of `before`, see `rules.pinned_weights`.
         rule: rule of the format.
         check: whether a value may overflow.
         counts: counts, int64 (2, 3), added to.
@@ -242,13 +242,13 @@ def measure(x, y, ends, before, after, same, setter_low, setter_high, rule, chec
             at = begin + done
             _encode(x, at, m, block, before, rule, ratio, code[done:], value[done:], v[done:])
             _encode(y, at, m, block, before, rule, ratio, code_fixed[done:], value_fixed[done:], v_fixed[done:])
-            if same[block]:
+            if same_grid[block]:
                 for i in range(done, done + m):
                     code_new[i], value_new[i], v_new[i] = code_fixed[i], value_fixed[i], v_fixed[i]
             else:
                 agree = False
                 _encode(y, at, m, block, after, rule, ratio, code_new[done:], value_new[done:], v_new[done:])
-            low, high = setter_low[block], setter_high[block]
+            low, high = pinned_low[block], pinned_high[block]
             for i in range(m):
                 w = x[at + i]
                 pinned[done + i] = (w == low) | (w == high)
@@ -285,21 +285,21 @@ def take_census(x, y, lowest, highest, beyond, weights, moved):
         moved: counts of moved weights by the binade before, int64.
     """
     bits, bits_new = x.view(np.int32), y.view(np.int32)
-    wide, wider = 0, 0
+    beyond_bfloat16, beyond_float16 = 0, 0
     for i in range(len(x)):
         exponent = ((bits[i] >> 23) & 255) - 127
         exponent = min(max(exponent, lowest), highest) - lowest
         weights[exponent] += 1
         moved[exponent] += x[i] != y[i]
     for i in range(len(x)):
-        wide += (bits_new[i] & 0xFFFF) != 0
+        beyond_bfloat16 += (bits_new[i] & 0xFFFF) != 0
         size = abs(y[i])
         fine = size * SUBNORMALS_16
         subnormal = (size < SMALLEST_16) & (fine == np.floor(fine))
         normal = (size >= SMALLEST_16) & (size <= LARGEST_16) & ((bits_new[i] & 0x1FFF) == 0)
-        wider += not (subnormal | normal)
-    beyond[0] += wide
-    beyond[1] += wider
+        beyond_float16 += not (subnormal | normal)
+    beyond[0] += beyond_bfloat16
+    beyond[1] += beyond_float16
 
 
 def float_of(stored):

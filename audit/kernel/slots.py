@@ -17,15 +17,15 @@ REGISTER_SUMS = EXPECTED, SURVIVING, DOT, SQUARES, DELTA
 
 BY_ROUNDING, BY_COMPARISON, BY_LOOKUP = range(3)  # `kind` of a `rules.Rule`
 
-# rows of `narrow`; of the buckets, two each
+# of a `vector_rules.VectorRule`: rows of `tables`; of the buckets, two each
 SURELY_FROM, SURELY_TO, LEVELS, ORIGIN, INVERSE = range(5)
-CODES, LIMITS, THRESHOLDS, ROWS = 5, 7, 9, 10
-INVERSE64, LOWER64, WIDTH64, WIDE_ROWS = range(4)  # rows of `wide`
-UNIT, EDGE, AROUND, REACH, STEPS, FIRST, LAST, SURE = range(8)  # of `constants`
+CODES, LIMITS, THRESHOLDS, TABLE_ROWS = 5, 7, 9, 10
+INVERSE64, LOWER64, WIDTH64, CELL_ROWS = range(4)  # rows of `cells`
+UNIT, EDGE, AROUND, REACH, STEPS, FIRST, LAST, SURE = range(8)  # `constants`
 
 TILE = 2048  # weights whose passes stay in the first-level cache
 SCALAR_TILE = 512  # the same of the scalar kernel, whose intermediate numbers are wider
-MOST = TILE // LANES  # blocks of a tile
+MOST_BLOCKS = TILE // LANES  # blocks of a tile
 
 BINS, BIN_BITS = 256, 9
 FRACTION = 12  # bits of the fraction of a bin

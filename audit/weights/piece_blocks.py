@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.kernel.entries import Fit
+from unforgotten.audit.kernel.entries import BlockEntries
 from unforgotten.audit.kernel.lanes import LANES
 from unforgotten.audit.kernel.rules import Extremes
 from unforgotten.audit.kernel.stored_weights import Weights, extremes
@@ -26,7 +26,7 @@ def span_of(layout: Layout, piece: Piece) -> Piece:
     return Piece(layout.first_from(piece.start), layout.first_from(piece.stop))
 
 
-class Cut:
+class PieceBlocks:
     """The blocks of one layout in a piece: where they end, their weights, and their extremes."""
 
     def __init__(
@@ -34,7 +34,7 @@ class Cut:
     ) -> None:
         self.task, self.layout, self.span, self._pair = task, layout, span, pair
         self.is_piece = span == piece
-        self.fit: Fit | None = None
+        self.entries: BlockEntries | None = None
         """By the bits of largest magnitudes, once they are known."""
         self._at = slice(span.start - piece.start, max(span.stop, span.start) - piece.start)
 
@@ -64,7 +64,7 @@ class Cut:
         first, last = (self.layout.index_of(at) for at in (self.span.start, self.span.stop - 1))
         before, after = (
             Extremes(e.low[first : last + 1], e.high[first : last + 1], e.low_first[first : last + 1])
-            for e in self.task.wide[self.layout]
+            for e in self.task.tensor_extremes[self.layout]
         )
         return before, after
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unforgotten.audit.kernel.rules import Extremes, fits_kernel
+from unforgotten.audit.kernel.rules import Extremes, is_compiled
 from unforgotten.audit.kernel.stored_weights import Weights, extremes, own_memory
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
@@ -57,8 +57,8 @@ class TensorTask:
         checkpoints: checkpoints of target and unlearned model.
         name: name of the tensor in both.
         formats: formats to measure it in.
-        wide: extremes before and after of blocks that are wider than a piece, and of the tensor where a format needs
-            that.
+        tensor_extremes: extremes before and after of all blocks of a layout, for those that no piece can find: blocks
+            that are wider than a piece, and the tensor where a format needs its largest magnitude.
         simd: the path to measure it on, see `simd.available_paths`.
         ways: way in which each format is measured, by its name, see `ways`.
     """
@@ -66,7 +66,7 @@ class TensorTask:
     checkpoints: tuple[Checkpoint, Checkpoint]
     name: str
     formats: tuple[Format, ...]
-    wide: Mapping[Layout, tuple[Extremes, Extremes]]
+    tensor_extremes: Mapping[Layout, tuple[Extremes, Extremes]]
     simd: str
     ways: Mapping[str, Way]
 
@@ -86,13 +86,12 @@ def tensor_task(
     """
     shape = target.tensors[name].shape
     check_formats(shape, formats)
-    wide = {
-        layout: (_wide_extremes(target, name, layout, seen), _wide_extremes(unlearned, name, layout, seen))
-        for layout, seen in _wide_layouts(formats, shape).items()
+    tensor_extremes = {
+        layout: (_tensor_extremes(target, name, layout, seen), _tensor_extremes(unlearned, name, layout, seen))
+        for layout, seen in _tensor_layouts(formats, shape).items()
     }
-    return TensorTask(
-        (target, unlearned), name, tuple(formats), wide, simd, ways_in((target, unlearned), name, formats, simd)
-    )
+    pair = target, unlearned
+    return TensorTask(pair, name, tuple(formats), tensor_extremes, simd, ways_in(pair, name, formats, simd))
 
 
 def ways_in(pair: tuple[Checkpoint, Checkpoint], name: str, formats: Sequence[Format], simd: str) -> Mapping[str, Way]:
@@ -115,19 +114,19 @@ def check_formats(shape: tuple[int, ...], formats: Sequence[Format]) -> None:
             padding(shape[-1], fmt)
 
 
-def _wide_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[Layout, frozenset[str]]:
+def _tensor_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[Layout, frozenset[str]]:
     """Return the layouts of blocks wider than a piece, and what statistics see of those."""
     total = math.prod(shape)
     found: dict[Layout, frozenset[str]] = {}
     for fmt in formats:
-        own = {layout_of(fmt, shape)} if fits_kernel(fmt) else set()
-        wide = {layout for layout in own if layout.size > PIECE_WEIGHTS}
-        for layout in wide | ({Layout(total, total)} if fmt.tensor_range else set()):
+        own = {layout_of(fmt, shape)} if is_compiled(fmt) else set()
+        beyond_pieces = {layout for layout in own if layout.size > PIECE_WEIGHTS}
+        for layout in beyond_pieces | ({Layout(total, total)} if fmt.tensor_range else set()):
             found[layout] = found.get(layout, frozenset()) | {fmt.statistic}
     return found
 
 
-def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout, statistics: frozenset[str]) -> Extremes:
+def _tensor_extremes(checkpoint: Checkpoint, name: str, layout: Layout, statistics: frozenset[str]) -> Extremes:
     """Return the extremes of all blocks of a tensor, none of which need fit a piece."""
     shape = checkpoint.tensors[name].shape
     count = layout.index_of(math.prod(shape) - 1) + 1

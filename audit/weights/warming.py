@@ -24,7 +24,7 @@ WARM_FORMATS = (DEFAULT_FORMATS, ("nf4-b64",), ("fp8-row", "q4_0"))
 """What most audits ask for, in the order that they do: the first format of a pair counts more than the others."""
 
 
-class Few:
+class InMemory:
     """A checkpoint of one small tensor, in memory."""
 
     source, revision = "memory", None
@@ -55,7 +55,7 @@ def measure_few(dtypes: Iterable[DTypeLike], formats: Sequence[Format], simd: st
         simd: path of the kernel, one of `simd.available_paths()`.
     """
     for dtype in dtypes:
-        few = Few((np.arange(np.prod(SHAPE)) % 256 - 128.0).reshape(SHAPE).astype(dtype))
+        few = InMemory((np.arange(np.prod(SHAPE)) % 256 - 128.0).reshape(SHAPE).astype(dtype))
         with suppress(RefusedError):  # whoever measures the whole pair says so
             task = tensor_task(few, few, "w", formats, simd)
             for piece in pieces(task.shape):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
 
+import numba
 import pytest
 
 SCRIPT = """
@@ -53,3 +55,12 @@ def test_compiled__needs_no_room_for_its_cache(disk: str, hits: int, tmp_path: P
 def test_compiled__finds_no_code_of_another_kernel(tmp_path: Path) -> None:
     """The function is the same, but a module that it may inline is not."""
     assert hits_of("free", "aabb", tmp_path) == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("index", [b"", b"junk", b"cunforgotten.audit.kernel.rules\nNoMore\n."])
+def test_compiled__throws_away_what_it_cannot_read(index: bytes, tmp_path: Path) -> None:
+    """As after an upgrade: the index of the cache names a class of the kernel that is no more."""
+    assert hits_of("free", "a", tmp_path) == [0]
+    [kept] = (tmp_path / "cache").rglob("*.nbi")
+    kept.write_bytes(pickle.dumps(numba.__version__) + index)
+    assert hits_of("free", "aa", tmp_path) == [0, 1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from fractions import Fraction
 from typing import Any
 
@@ -33,9 +32,7 @@ from unforgotten.audit.kernel.slots import (
     SURELY_FROM,
     SURELY_TO,
 )
-from unforgotten.audit.kernel.vector_rules import fits_registers, lattice_rule, vector_rule
-from unforgotten.audit.sources import files
-from unforgotten.audit.weights import reading
+from unforgotten.audit.kernel.vector_rules import is_in_registers, lattice_rule, vector_rule
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.rounding import ROUNDINGS
 from unforgotten.theory.geometry.cells import cells
@@ -47,8 +44,8 @@ QUOTIENTS = [
     name
     for name in domain.ALL_FORMAT_NAMES
     if format_named(name).arithmetic == "divide"
-    and fits_registers(format_named(name))
-    and vector_rule(format_named(name)).narrow is not None
+    and is_in_registers(format_named(name))
+    and vector_rule(format_named(name)).tables is not None
 ]
 
 
@@ -68,7 +65,7 @@ def test_exact_thresholds__divide_the_codes(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in domain.ALL_FORMAT_NAMES if fits_registers(f := format_named(n)) and vector_rule(f).narrow is not None],
+    [n for n in domain.ALL_FORMAT_NAMES if is_in_registers(f := format_named(n)) and vector_rule(f).tables is not None],
 )
 def test_vector_rule__finds_the_code_by_one_threshold_of_a_bucket(name: str) -> None:
     """By the very operations of the kernel: a fused multiply-add is the float64 product, rounded once."""
@@ -81,11 +78,11 @@ def test_vector_rule__finds_the_code_by_one_threshold_of_a_bucket(name: str) -> 
     )
     place = np.clip(near, -reach, reach).astype(np.float64) * steps
     bucket = np.rint(place).astype(int) & 31
-    assert rule.narrow is not None
-    codes = rule.narrow[CODES : CODES + 2].reshape(-1).view(np.int32)
-    limits = rule.narrow[LIMITS : LIMITS + 2].reshape(-1)
+    assert rule.tables is not None
+    codes = rule.tables[CODES : CODES + 2].reshape(-1).view(np.int32)
+    limits = rule.tables[LIMITS : LIMITS + 2].reshape(-1)
     found = codes[bucket] + (near > limits[bucket])
-    for threshold in () if rule.two is None else rule.two:
+    for threshold in () if rule.extra_thresholds is None else rule.extra_thresholds:
         found += near > threshold
     assert np.array_equal(found, np.searchsorted(t, near, side="left"))
 
@@ -104,16 +101,16 @@ def test_lattice_rule__finds_the_bin_of_every_bfloat16(name: str) -> None:
     fmt = format_named(name)
     rule, cell = lattice_rule(fmt), cells(fmt)
     assert rule is not None
-    assert rule.narrow is not None
-    assert rule.dense is not None
+    assert rule.tables is not None
+    assert rule.crowded_below is not None
     sizes = np.arange(FINITE, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float64)
     ratios = np.append(sizes, -sizes)
     code = np.searchsorted(exact_thresholds(fmt), ratios, side="left")
-    asked = (code > 0) & (code < len(cell.lower) - 1) & (np.abs(ratios) >= rule.dense[0])
+    asked = (code > 0) & (code < len(cell.lower) - 1) & (np.abs(ratios) >= rule.crowded_below[0])
     assert np.abs(ratios[asked]).min() < 1e-5, "few are left to float64"
     lower, width = cell.lower.tolist(), cell.width.tolist()
     for ratio, k in zip(ratios[asked].tolist(), code[asked].tolist(), strict=True):
-        inverse, origin = (float(rule.narrow[row, k]) for row in (INVERSE, ORIGIN))
+        inverse, origin = (float(rule.tables[row, k]) for row in (INVERSE, ORIGIN))
         fused = ratio * inverse + origin
         assert Fraction(ratio) * Fraction(inverse) + Fraction(origin) == Fraction(fused)
         found = min(int(np.float32(fused)) >> FRACTION, STAYED - 1)
@@ -125,7 +122,7 @@ def test_lattice_rule__finds_the_bin_of_every_bfloat16(name: str) -> None:
 def test_vector_rule__is_sure_of_quotients_that_are_clear_of_thresholds(name: str) -> None:
     """The ends of what a code has for sure, moved by all that a product by a reciprocal may be off."""
     fmt = format_named(name)
-    narrow, thresholds = vector_rule(fmt).narrow, exact_thresholds(fmt)
+    narrow, thresholds = vector_rule(fmt).tables, exact_thresholds(fmt)
     assert narrow is not None
     for code in range(len(fmt.levels)):
         least = np.nextafter(narrow[SURELY_FROM, code], np.float32(np.inf))
@@ -141,7 +138,7 @@ def test_vector_rule__is_sure_of_codes_away_from_the_one_threshold(name: str) ->
     """Products that are as far off as they may be have the code of the quotient, or are not sure; few are not."""
     fmt = format_named(name)
     rule, t = vector_rule(fmt), exact_thresholds(fmt)
-    assert rule.narrow is not None
+    assert rule.tables is not None
     reach, steps, sure = (rule.constants[k] for k in (REACH, STEPS, SURE))
     around = np.outer(t, 1 + np.linspace(-1e-6, 1e-6, 201)).reshape(-1)
     quotient = np.append(np.linspace(-1.5 * reach, 1.5 * reach, 20_001), around)
@@ -149,7 +146,7 @@ def test_vector_rule__is_sure_of_codes_away_from_the_one_threshold(name: str) ->
     for off in (-(2.0**-23), 0, 2.0**-23):
         near = (quotient * (1 + off)).astype(np.float32)
         bucket = np.rint(np.clip(near, -reach, reach).astype(np.float64) * steps).astype(int) & 31
-        limit = rule.narrow[LIMITS : LIMITS + 2].reshape(-1)[bucket]
+        limit = rule.tables[LIMITS : LIMITS + 2].reshape(-1)[bucket]
         surely = np.abs(near - limit) > sure
         assert np.array_equal(np.searchsorted(t, near[surely], side="left"), code[surely])
         assert surely[: -len(around)].mean() > 0.999
@@ -186,18 +183,3 @@ def test_block_sizes__are_those_of_numpy(groups: int, count: int, start: int, se
     assert np.array_equal(entries[:, start:], [before[start:], after[start:] + 7])
     assert np.array_equal(absmax.view(np.uint32)[start:], before[start:] << 16)
     assert not entries[:, :start].any()
-
-
-@pytest.mark.parametrize(("mapped", "read"), [(1.0, 2.0), (2.0, 1.0)])
-def test_fetching__keeps_the_faster_way(mapped: float, read: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    ways = reading.Fetching()
-    seen = []
-    for size in (1, 8, 16, 8, reading.LEAST - 1, 8, 8):
-        with ways.of(size):
-            seen.append(files._MAPPING[0])
-            clock[0] += size * (mapped if files._MAPPING[0] else read)
-    files.map_files(False)
-    fast = mapped < read
-    assert seen == [False, True, True, False, False, fast, fast]
