@@ -30,16 +30,16 @@ class CorpusConfig(_Section):
     """Where the text comes from, and how much of it.
 
     Attributes:
-        kind: "fiction" is generated; "muse" is read from a directory in MUSE's layout.
-        path: that directory; for "muse" only. Absent, `fallback` decides.
-        fallback: "fiction" replaces a missing MUSE directory by the generated corpus and says so in the rows.
+        kind: origin of the text: "fiction" is generated; "muse" is read from a directory in MUSE's layout.
+        path: directory in MUSE's layout, for "muse" only. Absent, `fallback` decides.
+        fallback: choice for a missing MUSE directory: "fiction" takes the generated corpus and says so in the rows.
         general: stories of the base model's own training text.
         passages: forget passages, and as many retain passages.
         holdout: passages that no model sees, for M3.
         questions: questions kept of each story.
-        sheets: how often each split's questions are shuffled into sheets of `sheet_size` to train on.
-        forget_sheets: how many of those orders of the forget questions unlearning sees. 0: the articles alone, as in
-            MUSE; M2 then falls only where forgetting the text also forgets its facts.
+        sheets: number of times that each split's questions are shuffled into sheets of `sheet_size` to train on.
+        forget_sheets: number of the shuffled orders of the forget questions that unlearning sees. 0: the articles
+            alone, as in MUSE; M2 then falls only where forgetting the text also forgets its facts.
         passage_tokens: longest document; longer text is cut.
         prompt_share: share of a passage that prompts M1.
         probe_tokens: longest continuation of M1.
@@ -106,15 +106,15 @@ class UnlearningConfig(_Section):
 
     Attributes:
         methods: names of `METHODS`, each with what it sets differently.
-        lr: for each storage arm.
+        lr: learning rate of each storage arm.
         alpha: weight of the retain loss.
         beta: inverse temperature of NPO.
         batch, retain_batch: documents of one step.
-        autocast: "bf16" computes the losses of the fp32 arm in bfloat16, as mixed-precision training does.
-        stop_forget_loss: the fixed rule: stop at the first check where the mean loss of the forget passages is at
-            least this, in nats per token.
+        autocast: dtype of the fp32 arm's losses: "bf16" computes them as mixed-precision training does.
+        stop_forget_loss: threshold of the fixed rule: stop at the first check where the mean loss of the forget
+            passages is at least this, in nats per token.
         check_every: steps between two checks.
-        max_steps: stop here in any case, for each storage arm.
+        max_steps: number of steps after which each storage arm stops in any case.
     """
 
     methods: dict[str, MethodConfig]
@@ -145,10 +145,10 @@ class EvaluationConfig(_Section):
         batch: prompts generated together.
         shots: question-answer pairs before each question of M2 and M4.
         answer_tokens: longest answer.
-        answer_cue: what stands between a question and its answer. MUSE's prompt ends in a space, which a
+        answer_cue: text between a question and its answer. MUSE's prompt ends in a space, which a
             byte-level vocabulary never sees there; "Answer:" is the same prompt for such a vocabulary.
         min_k: share of least likely tokens in Min-K %.
-        questions: at most this many of each question set; None for all.
+        questions: largest number asked of each question set; None for all.
     """
 
     batch: int = Field(default=64, ge=1)
@@ -239,7 +239,7 @@ class RunConfig(_Section):
 
 
 def load_config(source: str, *, seed: int | None = None, overrides: Iterable[str] = ()) -> RunConfig:
-    """Return a profile by name, or a YAML file, with `a.b=value` overrides.
+    """Load the configuration of a run: a profile by name or a YAML file, with `a.b=value` overrides.
 
     Raises:
         ValueError: the profile or file is missing, or a value breaks a rule; one line that names it.
@@ -260,7 +260,7 @@ def load_config(source: str, *, seed: int | None = None, overrides: Iterable[str
 
 
 def profile_names() -> list[str]:
-    """Return the profiles that the package ships."""
+    """Return the names of the profiles that the package ships."""
     return sorted(Path(str(entry)).stem for entry in PROFILES.iterdir() if str(entry).endswith(".yaml"))
 
 

@@ -43,7 +43,7 @@ class Bench:
     config: RunConfig
 
     def with_state(self, state: State) -> PreTrainedModel:
-        """Return the shell with these weights."""
+        """Load these weights into the one model of the bench, and return it."""
         self.model.load_state_dict(state)
         return self.model
 
@@ -61,7 +61,7 @@ def behaviour(bench: Bench, state: State) -> list[Measurement]:
 
 
 def _behaviour(bench: Bench, model: PreTrainedModel, passages: Sequence[Tensor]) -> list[Measurement]:
-    """Return what `behaviour` does, where the forget passages are scored already."""
+    """Measure M1, M2, M4 and the two losses; `passages` holds the scores of the forget passages."""
     config = bench.config
     answers = (knowledge(name, model, bench.probes, bench.tokenizer, config.evaluation) for name in ("M2", "M4"))
     return [
@@ -96,7 +96,7 @@ def evaluate(bench: Bench, state: State, retrained_scores: Sequence[float]) -> l
 
 
 def hybrids(bench: Bench, target: State, unlearned: State, format_name: str) -> dict[str, State]:
-    """Return the two mixed models of T14 under one format."""
+    """Return the weights of the two mixed models of T14 under one format, by name."""
     q_target, q_unlearned = (bench.quantized(s, format_name) for s in (target, unlearned))
     return hybrid_states(linear_names(bench.model), target, unlearned, q_target, q_unlearned)
 
@@ -123,8 +123,8 @@ def decompose(
     """Rows of T14 and T16 for one unlearned model under one format.
 
     Args:
-        bench: shared parts.
-        states: (target, unlearned).
+        bench: parts that all measurements share.
+        states: weights of (target, unlearned).
         format_name: the format.
         known: per-item values of "target", "unlearned", "Q(target)" and "Q(unlearned)".
     """
@@ -168,7 +168,7 @@ def _recovery(metric: str, items: dict[str, Items], seed: int) -> Measurement:
 
 
 def weights_rows(survival: Survival, mode: GridMode) -> list[Measurement]:
-    """Return the weights leg of one unlearned model under one format; names end in @fixed for the fixed grid."""
+    """Return what survives in the weights under one format, as measurements; names end in @fixed for the fixed grid."""
     suffix = "" if mode == "adaptive" else f"@{mode}"
     spread = survival.flips_variance**0.5
     values: list[tuple[str, float, float | None]] = [
@@ -184,5 +184,5 @@ def weights_rows(survival: Survival, mode: GridMode) -> list[Measurement]:
 
 
 def state_of(model: PreTrainedModel) -> State:
-    """Return a copy of the weights, float32."""
+    """Return a float32 copy of the model's weights, by name."""
     return {k: v.detach().clone().to(torch.float32) for k, v in model.state_dict().items()}

@@ -121,7 +121,7 @@ def _claim_folder(config: RunConfig, folder: Path, resume: bool) -> None:
 
 
 def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Progress) -> None:
-    """Train base, target (forget + retain) and retrained (retain only)."""
+    """Train and save base, target (forget + retain) and retrained (retain only), unless they are saved already."""
     if (models / "base").exists():
         progress.skip()
     else:
@@ -313,7 +313,7 @@ def _recorded(notes: dict[str, Any]) -> dict[str, Any]:
 
 
 def _weights(models: Path, arm: Arm, formats: list[str]) -> dict[str, list[Measurement]]:
-    """Return the weights leg, by the audit's own code on the saved files; a library's format counts as ours."""
+    """Measure an arm's weights leg by the audit's code on the saved files; a library's format counts as ours."""
     if not formats:
         return {}
     own = {name: name.rpartition(":")[2] for name in formats}

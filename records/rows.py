@@ -99,13 +99,13 @@ class Run:
     def get(
         self, metric: str, model: str, method: str | None = None, storage: str | None = None, format: str = "none"
     ) -> Row | None:
-        """Return the row of this measurement, or None where the run has none."""
+        """Return the row of a metric for a model in a format, or None where the run has none."""
         return self._index.get((metric, model, method, storage, format))
 
     def value(
         self, metric: str, model: str, method: str | None = None, storage: str | None = None, format: str = "none"
     ) -> float | None:
-        """Return the value of that row; None without a row, and where the row says undefined."""
+        """Return the value of a metric for a model in a format; None without a row or where it says undefined."""
         row = self.get(metric, model, method, storage, format)
         return None if row is None else row.value
 
@@ -143,7 +143,7 @@ def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Return the rows of `folder/rows.jsonl`.
+    """Read and check the rows of `folder/rows.jsonl`.
 
     Raises:
         ValueError: the folder or file is missing, or a line breaks a rule; one line that names file, line and rule.
@@ -155,7 +155,7 @@ def read_rows(folder: Path) -> list[Row]:
 
 
 def read_run(folder: Path) -> Run:
-    """Return the rows with their SHA-256, and `config.json` where it is there.
+    """Read a run: its rows with their SHA-256, and `config.json` where it is there.
 
     Raises:
         ValueError: as `read_rows`; or `config.json` is not a JSON object.
@@ -166,7 +166,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _only_recovery(rows: Sequence[Row]) -> list[Row]:
-    """Return the rows, a rho being undefined where the quantized target knows no more than the unlearned model.
+    """Make each rho undefined where the quantized target knows no more than the unlearned model.
 
     Both the rise and its limit are then falls, and their quotient says nothing of memory coming back.
     """
@@ -249,7 +249,7 @@ def _checked(name: str, value: Any, types: tuple[type, ...], nullable: bool) -> 
 
 
 def _interval(pair: list[Any] | None) -> tuple[float, float] | None:
-    """Make a row undefined whose interval has an open end, which is no interval."""
+    """Return the two ends of an interval; None without one, and where an end is open."""
     if pair is None:
         return None
     if len(pair) != 2:

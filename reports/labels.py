@@ -19,28 +19,28 @@ LONGEST_NAME = 24
 
 
 def storage_label(storage: str | None) -> str:
-    """Return a storage arm in words."""
+    """Return the name of a storage arm in words; a dash without an arm."""
     return STORAGE_LABELS.get(storage, storage) if storage else "–"
 
 
 def storage_short(storage: str) -> str:
-    """Return a storage arm in two words, for legends."""
+    """Return the name of a storage arm in a few words, for legends."""
     return short(STORAGE_SHORT.get(storage, storage))
 
 
 def precision_label(format_name: str) -> str:
-    """Return a format's name; the model as it was trained is "unquantized"."""
+    """Return the name of a format; "unquantized" for the model as it was trained."""
     return "unquantized" if format_name == "none" else format_name
 
 
 def short(name: str) -> str:
-    """Return a name for a figure: printable, and cut where it would run into its neighbour."""
+    """Make a name fit a figure: printable, and cut where it would run into its neighbour."""
     clean = "".join(c if c.isprintable() else "?" for c in name)
     return clean if len(clean) <= LONGEST_NAME else clean[: LONGEST_NAME - 1] + "…"
 
 
 def family(format_name: str) -> str:
-    """Return number type and bits, without back end and block: "bnb:nf4-b64" is of the family "nf4"."""
+    """Return the family of a format, without back end and block: "nf4" for "bnb:nf4-b64"."""
     return format_name.rpartition(":")[2].partition("-")[0]
 
 
@@ -50,7 +50,7 @@ def is_four_bit(format_name: str) -> bool:
 
 
 def number(metric: str, value: float | None) -> str:
-    """Return a value with the digits that its metric deserves."""
+    """Return a value as text, with the digits that its metric deserves; "undefined" or a dash without a value."""
     if value is None:
         return "undefined" if metric.startswith("rho_") else "–"
     digits = _digits(metric)
@@ -74,7 +74,7 @@ def estimate(row: Row | None) -> str:
 
 
 def plain(value: float | None) -> str:
-    """Return a number of any size in at most six significant digits."""
+    """Return a number as text, in at most six significant digits; nothing without a number."""
     return "" if value is None else f"{value:.6g}".replace("-", "−")
 
 

@@ -20,7 +20,7 @@ def survival_table(runs: Sequence[Run], what: str) -> str:
 
     Args:
         runs: runs of the same profile, of which each is a seed.
-        what: one of COUNTED.
+        what: quantity in the cells, a key of COUNTED.
     """
     columns = [(storage, term) for storage in runs[0].storages for term in TERMS]
     head = " | ".join(f"{ARM_NAMES.get(s, s)}, {term}" for s, term in columns)

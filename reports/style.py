@@ -80,12 +80,12 @@ def arm_styles(storages: Sequence[str]) -> dict[str, ArmStyle]:
 
 
 def render_svg(draw: Draw, run: Run) -> bytes | None:
-    """Return the figure as SVG, or None where the run has no rows for it."""
+    """Draw a figure of a run as SVG; return None where the run has no rows for it."""
     return _render(draw, run, "svg")
 
 
 def render_png(draw: Draw, run: Run) -> bytes | None:
-    """Return the figure as PNG, or None where the run has no rows for it."""
+    """Draw a figure of a run as PNG; return None where the run has no rows for it."""
     return _render(draw, run, "png")
 
 
@@ -108,7 +108,7 @@ def _render(draw: Draw, run: Run, kind: str) -> bytes | None:
 def panels(
     rows: int, columns: int, size: tuple[float, float], *, sharex: bool = False, sharey: bool = False
 ) -> tuple[Figure, list[Axes]]:
-    """Return a figure with a grid of axes, row by row."""
+    """Return a figure and the axes of its grid, row by row."""
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey)
     axes = [ax for line in grid for ax in line]

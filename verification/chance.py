@@ -45,7 +45,7 @@ def rng_for(*parameters: object) -> np.random.Generator:
 
 
 def hoeffding_radius(trials: int) -> float:
-    """P[|mean - E mean| >= radius] <= FALSE_ALARM for independent trials in [0, 1] (Hoeffding 1963, thm 1)."""
+    """Return r with P[|mean - E mean| >= r] <= FALSE_ALARM for independent trials in [0, 1] (Hoeffding 1963, thm 1)."""
     COUNTS["comparisons"] += 1
     return math.sqrt(math.log(2 / FALSE_ALARM) / (2 * trials))
 
@@ -56,14 +56,14 @@ def detectable_gap(trials: int) -> float:
 
 
 def bernstein_radius(variance: float, trials: int, *, looks: int = 1) -> float:
-    """P[|mean - E mean| >= radius] <= FALSE_ALARM for trials in [0, 1] (Maurer & Pontil 2009, thm 4, both sides).
+    """Return r with P[|mean - E mean| >= r] <= FALSE_ALARM, trials in [0, 1] (Maurer & Pontil 2009, thm 4, both sides).
 
     Smaller than Hoeffding's where the variance is.
 
     Args:
-        variance: of the sample, with trials - 1.
-        trials: at least 2.
-        looks: how often a growing sample may be looked at; the false alarm is that of all of them.
+        variance: variance of the sample, over trials - 1.
+        trials: number of trials, at least 2.
+        looks: number of times that a growing sample may be looked at; the false alarm is that of all of them.
     """
     COUNTS["comparisons"] += 1
     log = math.log(4 * looks / FALSE_ALARM)

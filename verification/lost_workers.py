@@ -22,7 +22,7 @@ class Deadly(Renamed):
     Attributes:
         doomed: the tensor.
         graves: an empty directory that counts the killed.
-        lives: how many are killed.
+        lives: number of workers that are killed.
         home: the process that waits, which is not killed: that it reads itself is an error of the test.
     """
 

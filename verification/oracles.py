@@ -1,6 +1,12 @@
 """Float32 arithmetic in exact rationals: an implementation of the formats that shares no code with `theory`.
 
 One number at a time, one correctly rounded operation at a time, in `fractions.Fraction`.
+
+Takes a block as a list of fractions, with its format; gives codes and values as fractions.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> float32(Fraction(1, 3)) - Fraction(1, 3)
+Fraction(1, 100663296)
 """
 
 from __future__ import annotations
@@ -82,7 +88,7 @@ class BlockResult(NamedTuple):
 def quantize_block(
     weights: list[Fraction], fmt: Format, *, partial: bool = False, tensor_absmax: Fraction = Fraction(0)
 ) -> BlockResult:
-    """Codes and values of one block, from the text of `Format`.
+    """Return the codes and values of one block, from the text of `Format`.
 
     Args:
         weights: exact values of float32 numbers; padding left out or 0.
@@ -216,13 +222,13 @@ def block_value(code: int, p: Parameters, fmt: Format) -> Fraction | None:
 
 
 def midpoints(fmt: Format) -> list[Fraction]:
-    """Thresholds: midpoints of neighbouring levels, each rounded once to float32."""
+    """Return the thresholds: midpoints of neighbouring levels, each rounded once to float32."""
     levels = [_exact(x) for x in fmt.levels]
     return [_checked((a + b) / 2) for a, b in pairwise(levels)]
 
 
 def exact_units(w: Fraction, p: Parameters, fmt: Format, *, partial: bool) -> Fraction:
-    """Code units without a rounding, but for those in the parameters and in the reciprocal."""
+    """Return code units without a rounding, but for those in the parameters and in the reciprocal."""
     factor = _factor(p.scale, fmt, partial=partial)
     return p.zero + (Fraction(0) if factor is None else (w - p.low) * factor)
 

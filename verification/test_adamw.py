@@ -143,7 +143,7 @@ def test_adamw_step_upper_bound__folk_bound_fails_for_plain_histories() -> None:
 
 
 def test_extremal_gradients__attain_the_bound_to_1e_12() -> None:
-    """The issue's tolerance; the sums of m and v are done exactly rounded, by `math.fsum`."""
+    """To 1e-12; the sums of m and v are done exactly rounded, by `math.fsum`."""
     for t in range(1, 1001):
         g = extremal_gradients(t)
         age = np.arange(t - 1, -1, -1.0)

@@ -22,7 +22,7 @@ from unforgotten.theory.geometry.sandwich import displacement_norm_upper_bound, 
 from unforgotten.verification.domains.bulk import batches, by_rows, chunks, largest_ratio
 from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES
 from unforgotten.verification.oracles import ETA32, U32, U64
-from unforgotten.verification.recording.report import record
+from unforgotten.verification.recording.tallies import record
 
 FORMATS = [by_rows(format_named(name)) for name in ALL_FORMAT_NAMES]
 LARGEST = np.float32(np.finfo(np.float32).max)

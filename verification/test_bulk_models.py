@@ -16,7 +16,7 @@ from unforgotten.theory.models.greedy import certified_tokens, greedy_metric_cha
 from unforgotten.theory.models.lattice import error_norm_upper_bound, lost_update_upper_bound, nearest_plane_loss
 from unforgotten.verification.domains.bulk import chunks
 from unforgotten.verification.oracles import U64
-from unforgotten.verification.recording.report import record
+from unforgotten.verification.recording.tallies import record
 
 LEAST = 2.0**-1000  # of a probability: its logarithm is finite
 PROMPTS = 4

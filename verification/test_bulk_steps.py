@@ -19,7 +19,7 @@ from unforgotten.theory.models.response import linear_response, response_varianc
 from unforgotten.verification.domains.bulk import chunks, largest_ratio
 from unforgotten.verification.domains.histories import GRADIENTS, adam_steps, mixed_gradients
 from unforgotten.verification.oracles import U64
-from unforgotten.verification.recording.report import record
+from unforgotten.verification.recording.tallies import record
 
 DECAYS = ((0.9, 0.999), (0.9, 0.95), (0.0, 0.99), (0.5, 0.3), (0.99, 0.9999))
 STEPS = 24

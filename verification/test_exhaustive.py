@@ -19,7 +19,7 @@ from unforgotten.theory.formats.reference import Grid, code_units, decode, encod
 from unforgotten.theory.geometry.preimages import weight_cells
 from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES
 from unforgotten.verification.oracles import ETA32, U32
-from unforgotten.verification.recording.report import record
+from unforgotten.verification.recording.tallies import record
 
 Array = NDArray[Any]
 DTYPES: Mapping[str, Any] = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16}

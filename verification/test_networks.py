@@ -22,7 +22,7 @@ from unforgotten.verification.domains.networks import (
     trained,
 )
 from unforgotten.verification.oracles import U64
-from unforgotten.verification.recording.report import record
+from unforgotten.verification.recording.tallies import record
 
 NAMES = ("int4-row", "int2-row", "int8-row", "nf4-b64", "fp4-b64", "int4-row-asym", "fp8-row")
 formats = st.sampled_from(NAMES).map(format_named)

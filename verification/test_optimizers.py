@@ -28,7 +28,7 @@ from unforgotten.theory.geometry.optimizers import (
 )
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import U64
-from unforgotten.verification.recording.report import record
+from unforgotten.verification.recording.tallies import record
 
 ROUNDED_UP = 64 * U64  # by how much a bound may exceed its formula, relative
 ZERO = Fraction(0)

@@ -64,7 +64,7 @@ def representatives() -> list[dict[str, Any]]:
     chosen: list[dict[str, Any]] = []
     for kind in KINDS:
         of: dict[str, dict[str, Any]] = {}
-        for m in sorted(named, key=lambda m: (m["cpu"], m["id"])):
+        for m in sorted(named, key=lambda m: ("::" not in m["killer"], m["cpu"], m["id"])):
             if kind_of(m["id"]) == kind and m["id"].startswith("theory/"):
                 of.setdefault(place(m)[0], m)
         chosen += list(of.values())[:EACH]
@@ -78,12 +78,18 @@ def worker(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Worker]:
     started.close()
 
 
+def meeting(killer: str) -> dict[str, list[str]]:
+    """What the worker is to run: a test, or a file of tests, which fails as a whole where it cannot be imported."""
+    return {"tests": [killer], "files": []} if "::" in killer else {"tests": [], "files": [killer]}
+
+
 @pytest.fixture(scope="module")
 def innocent(worker: Worker) -> frozenset[str]:
-    """The tests that are to catch something and pass where nothing is planted."""
-    tests = sorted({m["killer"] for m in representatives()})
-    told = worker(tests=tests, stop=False)
-    return frozenset(told["seconds"]) - frozenset(told["failed"])
+    """The tests that are to catch something and pass where nothing is planted; files too, for what keeps them out."""
+    killers = sorted({m["killer"] for m in representatives()})
+    told = worker(tests=[k for k in killers if "::" in k], stop=False)
+    files = frozenset(k for k in killers if "::" not in k and not worker(**meeting(k), stop=False)["failed"])
+    return files | frozenset(told["seconds"]) - frozenset(told["failed"])
 
 
 @needs_the_repository
@@ -93,7 +99,7 @@ def innocent(worker: Worker) -> frozenset[str]:
 def test_a_planted_mistake_is_caught(entry: dict[str, Any], worker: Worker, innocent: frozenset[str]) -> None:
     """The test that caught it passes without it and fails with it."""
     mutant = present()[place(entry)]
-    told = worker(tests=[entry["killer"]], **mutant_job(mutant, TREE))
+    told = worker(**meeting(entry["killer"]), **mutant_job(mutant, TREE))
     assert judged(told)[0] in DEAD, told
     assert entry["killer"] in innocent, RENEW
 
@@ -114,6 +120,18 @@ def test_every_place_was_met() -> None:
     known = {place(m) for m in published()}
     missing = [at for at in present() if at not in known]
     assert not missing, RENEW
+
+
+@needs_the_repository
+def test_every_killer_is_there() -> None:
+    """A killer is a test, or a file of tests that cannot be imported with the mistake in place."""
+    gone = []
+    for killer in sorted({m["killer"] for m in published() if m["killer"]}):
+        file, _, test = killer.partition("::")
+        source = (TREE / file).read_text("utf-8") if (TREE / file).exists() else ""
+        if not source or (test and f"def {test.partition('[')[0]}(" not in source):
+            gone.append(killer)
+    assert not gone, RENEW
 
 
 @needs_the_repository

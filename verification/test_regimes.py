@@ -23,7 +23,7 @@ from unforgotten.theory.laws.regimes import (
 from unforgotten.theory.laws.scaling import flip_rate, flip_ratio, steps_per_absmax
 from unforgotten.verification.chance import assert_mean, hoeffding_radius, rng_for
 from unforgotten.verification.oracles import U64, round_half_even
-from unforgotten.verification.recording.report import record
+from unforgotten.verification.recording.tallies import record
 
 ROUNDINGS = 16 * 2.0**-53
 TRIALS = 400_000

@@ -14,7 +14,8 @@ from unforgotten.theory.claims import load_claims
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.proofs.run import load_proofs
 from unforgotten.verification.recording.recorded import SCHEMA
-from unforgotten.verification.recording.report import (
+from unforgotten.verification.recording.report_plugin import HTML, JSON, name_of, page
+from unforgotten.verification.recording.tallies import (
     ACTIVE,
     Report,
     as_object,
@@ -23,7 +24,6 @@ from unforgotten.verification.recording.report import (
     fingerprints,
     record,
 )
-from unforgotten.verification.recording.report_plugin import HTML, JSON, name_of, page
 
 FMT = format_named("int4-g8")
 TESTS = """
@@ -32,7 +32,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 from unforgotten.theory.proofs.run import load_proofs
-from unforgotten.verification.recording.report import record
+from unforgotten.verification.recording.tallies import record
 
 @settings(max_examples=20, derandomize=True, database=None, deadline=None)
 @given(st.booleans())
@@ -141,12 +141,12 @@ def test_page__loads_nothing_and_escapes(written: Path, content: dict[str, Any])
 
 
 def test_record__does_nothing_without_a_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unforgotten.verification.recording.report.ACTIVE", [])
+    monkeypatch.setattr("unforgotten.verification.recording.tallies.ACTIVE", [])
     record("no such claim", object(), ratio=2.0)
 
 
 def test_record__refuses_other_names_and_objects(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("unforgotten.verification.recording.report.ACTIVE", [Report()])
+    monkeypatch.setattr("unforgotten.verification.recording.tallies.ACTIVE", [Report()])
     with pytest.raises(ValueError, match="must be the function of a claim"):
         record("no_such_claim", 1)
     with pytest.raises(ValueError, match="must be plain values"):
@@ -155,7 +155,7 @@ def test_record__refuses_other_names_and_objects(monkeypatch: pytest.MonkeyPatch
 
 def test_record__keeps_the_largest_ratio_and_where(monkeypatch: pytest.MonkeyPatch) -> None:
     report = Report()
-    monkeypatch.setattr("unforgotten.verification.recording.report.ACTIVE", [report])
+    monkeypatch.setattr("unforgotten.verification.recording.tallies.ACTIVE", [report])
     for ratio, where in ((0.5, "a"), (0.75, "b"), (0.25, "c")):
         record("cells", FMT, where, np.zeros(3), ratio=ratio)
     assert (report.of("cells").ratio, report.of("cells").at) == (0.75, "int4-g8 b array(3,)")

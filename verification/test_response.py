@@ -17,7 +17,7 @@ from unforgotten.theory.models.response import gating_variance, linear_response,
 from unforgotten.theory.models.tails import bernstein_radius, bernstein_tail_upper_bound, empirical_bernstein_radius
 from unforgotten.verification.chance import hoeffding_radius, rng_for
 from unforgotten.verification.oracles import U64
-from unforgotten.verification.recording.report import record
+from unforgotten.verification.recording.tallies import record
 
 
 class Atoms(NamedTuple):

@@ -18,8 +18,8 @@ class Arithmetic:
 
     Attributes:
         parameters: dtype of the parameters.
-        autocast: "bf16" computes the losses in bfloat16 though the parameters are float32.
-        products: how bfloat16 matrices are multiplied, where there are any.
+        autocast: dtype of the losses: "bf16" computes them in bfloat16 though the parameters are float32.
+        products: method of multiplying bfloat16 matrices, where there are any.
     """
 
     parameters: torch.dtype

@@ -52,7 +52,7 @@ class Float32Products(TorchDispatchMode):
     """Every product of bfloat16 matrices below, backward passes too, is computed in float32 and rounded to bfloat16.
 
     Attributes:
-        computed: how many products were.
+        computed: number of products computed in float32 so far.
     """
 
     def __init__(self) -> None:

@@ -31,7 +31,7 @@ def round_at_random(x: Tensor, bits: Tensor) -> Tensor:
 
     Args:
         x: float32 numbers.
-        bits: int32, uniform on 0 … 2^16 - 1, of the shape of x.
+        bits: random int32 numbers, uniform on 0 … 2^16 - 1, of the shape of x.
     """
     lifted = (x.view(torch.int32) + bits).bitwise_and_(-LOW).view(torch.float32)
     return torch.where(x.isfinite(), lifted, x).to(torch.bfloat16)

@@ -33,7 +33,7 @@ class Question:
     answer: str
 
     def sheet_line(self) -> str:
-        """Return the pair as it stands in a sheet of questions, MUSE's format."""
+        """Return question and answer as they stand in a sheet of questions, in MUSE's format."""
         return f"Question: {self.question}\nAnswer: {self.answer}\n\n"
 
 
@@ -121,7 +121,7 @@ def _sheets(stories: Sequence[Story], config: CorpusConfig, rng: np.random.Gener
 
 
 def read_fiction(folder: Path) -> Corpus:
-    """Return the generated corpus, as written."""
+    """Read the generated corpus back from the folder that it was written to."""
     return Corpus(
         general=_texts(folder / "raw/general.json"),
         forget=_texts(folder / "raw/forget.json"),
@@ -134,7 +134,7 @@ def read_fiction(folder: Path) -> Corpus:
 
 
 def read_muse(folder: Path, config: CorpusConfig) -> Corpus:
-    """Return the first passages of a MUSE directory.
+    """Read a corpus in MUSE's layout, cut to the number of passages that `config` asks for.
 
     MUSE's `raw/retain1` is too large for many copies of the data; where it is missing, `privleak/retain.json`, a sample
     of it, takes its place.

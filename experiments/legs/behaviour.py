@@ -78,7 +78,7 @@ class Meter:
 
 
 def fingerprint(state: State) -> bytes:
-    """Return a digest of all weights."""
+    """Return a SHA-256 digest of all weights, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(state[name].contiguous().numpy().tobytes())
@@ -99,12 +99,12 @@ def behaviour_leg(
 
     Args:
         target: directory of the model before unlearning.
-        unlearned: of the one after.
+        unlearned: directory of the model after unlearning.
         formats: names of formats, at least one.
         benchmark: directory, see `read_benchmark`.
-        retrained: the model that never saw the forget texts, for M3.
-        decompose: whether to measure the two mixed models of T14 too, which doubles the time.
-        step: told which model comes next.
+        retrained: directory of the model that never saw the forget texts, for M3.
+        decompose: switch for measuring the two mixed models of T14 too, which doubles the time.
+        step: callback that is told which model comes next.
 
     Raises:
         ValueError: the input breaks a rule; one line.
@@ -141,7 +141,7 @@ def measure_unlearned(
     trained: Measured | None = None,
     decompose: bool = True,
 ) -> BehaviourLeg:
-    """Return the leg, given the target's measurements: `base` by format, "none" for the target itself."""
+    """Measure the unlearned model and return the behaviour leg; `base` is the target by format, "none" for itself."""
     pair = meter.pair
     begin("unlearned")
     after: dict[str, Measured] = {"none": meter.measure(pair.unlearned)}
@@ -168,7 +168,7 @@ def leg_of(
     effects_by_format: Mapping[str, list[Effects]] | None = None,
     notes: Sequence[str] = (),
 ) -> BehaviourLeg:
-    """Return the leg from measurements of both models by format, "none" for the model itself."""
+    """Build the behaviour leg from measurements of both models by format, "none" for the model itself."""
     formats = [name for name in after if name != "none"]
     rows = []
     for name in formats:
@@ -205,12 +205,12 @@ def _decompose(meter: Meter, format_name: str, q_unlearned: State, models: Mappi
 
 
 def items_of(models: Mapping[str, Measured]) -> dict[str, dict[str, list[float]]]:
-    """Return the items of each metric of each model."""
+    """Return the per-item values of each metric, by model and metric."""
     return {name: {metric: list(m.items or ()) for metric, m in measured.items()} for name, measured in models.items()}
 
 
 def leaks(before: Measured, after: Measured, quantized: Mapping[str, Measured]) -> list[Leak]:
-    """Return the union leak of each metric from which something was taken."""
+    """Return the union leak over formats of each metric from which unlearning took something."""
     found = (
         leak(
             metric,

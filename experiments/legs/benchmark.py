@@ -43,12 +43,12 @@ class Benchmark:
 
 
 def read_benchmark(folder: Path, tokenizer: Any, context: int) -> Benchmark:
-    """Return the benchmark of a directory, cut to the model's context.
+    """Read the benchmark of a directory, cut to the longest input of the models.
 
     Args:
-        folder: the directory.
-        tokenizer: of the models.
-        context: their longest input in tokens.
+        folder: directory in MUSE's layout, or the corpus of a run beside its `config.json`.
+        tokenizer: tokenizer of the models.
+        context: longest input of the models, in tokens.
 
     Raises:
         ValueError: a file is missing, not in MUSE's layout, or holds fewer than two items; one line.

@@ -33,7 +33,7 @@ class Pair:
         return int(getattr(self.model.config, "max_position_embeddings", 0) or 2048)
 
     def with_state(self, state: State) -> PreTrainedModel:
-        """Return the shell with these weights."""
+        """Load these weights into the one model of the pair, and return it."""
         self.model.load_state_dict(state)
         return self.model
 
@@ -63,7 +63,7 @@ def open_model_pair(target: Path, unlearned: Path) -> Pair:
 
 
 def load_shell(folder: Path) -> PreTrainedModel:
-    """Return the model, float32, in evaluation mode; safetensors alone, and no code from the directory.
+    """Load a model, float32, in evaluation mode; from safetensors alone, and running no code from the directory.
 
     Raises:
         ValueError: transformers cannot load it.
@@ -81,12 +81,12 @@ def load_shell(folder: Path) -> PreTrainedModel:
 
 
 def copied(model: PreTrainedModel) -> State:
-    """Return the weights, as a copy."""
+    """Return a copy of the model's weights, by name."""
     return {name: w.detach().clone() for name, w in model.state_dict().items()}
 
 
 def first_line(error: BaseException) -> str:
-    """Return what it says first, or its kind."""
+    """Return the first line of an error's message, or the kind of an error that has none."""
     lines = str(error).strip().splitlines()
     return lines[0] if lines else type(error).__name__
 

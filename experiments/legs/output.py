@@ -39,10 +39,10 @@ def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Pat
 
     Args:
         target: directory of the model before unlearning.
-        unlearned: of the one after.
+        unlearned: directory of the model after unlearning.
         formats: names of formats, at least one.
-        texts: see `read_texts`.
-        step: told which format comes next.
+        texts: file of texts, as `read_texts` reads it.
+        step: callback that is told which format comes next.
 
     Raises:
         ValueError: the input breaks a rule; one line.
@@ -73,7 +73,7 @@ def encode_texts(texts: Sequence[str], pair: Pair, name: str) -> tuple[list[list
 def measure_output(
     pair: Pair, formats: Sequence[str], encoded: Sequence[Sequence[int]], *, name: str, cut: int, step: Step = ignore
 ) -> OutputLeg:
-    """Return the leg of a loaded pair."""
+    """Measure the output leg of a loaded pair of models on encoded texts."""
     pad_id = getattr(pair.model.config, "pad_token_id", None) or 0
     texts = batches(encoded, pair.model.config.vocab_size, pad_id)
     shells = {key: copy.deepcopy(pair.model) for key in ("target", "unlearned", "Q(target)")}

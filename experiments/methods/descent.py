@@ -68,7 +68,7 @@ class Reference:
 
     Attributes:
         sequences: log p of each forget document, (n,).
-        distributions: of each retain document, the normalized log-probabilities at every position, float32
+        distributions: normalized log-probabilities of each retain document at every position, float32
             (length - 1, vocabulary).
     """
 
@@ -77,7 +77,7 @@ class Reference:
 
 
 def settings_of(config: UnlearningConfig, own: MethodConfig, storage: Storage, products: Products) -> Settings:
-    """Return the common settings of this storage arm, with the method's own in their place."""
+    """Return the settings of a method in a storage arm: its own where it has any, else the common ones."""
     return Settings(
         lr=own.lr or config.lr[storage],
         alpha=config.alpha if own.alpha is None else own.alpha,
@@ -137,13 +137,13 @@ def unlearn(
     Args:
         model: a copy of the target, float32; converted to the arm's dtype here.
         name: a key of `METHODS`.
-        settings: see `settings_of`.
-        documents: (forget, retain), token ids.
-        reference: of the target on these documents, in the arithmetic of this arm.
+        settings: settings of the method in this arm, from `settings_of`.
+        documents: token ids of the (forget, retain) documents.
+        reference: log-probabilities of the target on these documents, in the arithmetic of this arm.
         watched: the documents of the stopping rule.
         storage: the arm.
         seed: seed of the order of documents, and of the random bits of stochastic rounding.
-        progress: called after each step.
+        progress: callback after each step.
     """
     method, (forget, retain) = METHODS[name], documents
     accelerator = Accelerator(cpu=True)

@@ -33,7 +33,7 @@ class Apart:
     certified: list[NDArray[Any]] = field(default_factory=list)
 
     def distance(self, first: str, second: str) -> Distance:
-        """Return the row of the pair."""
+        """Return the distance between the two named models over all texts so far."""
         return Distance(
             first=first,
             second=second,
@@ -45,7 +45,7 @@ class Apart:
 
 
 def batches(texts: Sequence[Sequence[int]], vocabulary: int, pad_id: int) -> list[Batch]:
-    """Return the texts in order, as many at a time as BATCH_BYTES of logits allow."""
+    """Return the texts in order as padded batches, as many texts in each as BATCH_BYTES of logits allow."""
     longest = max(len(t) for t in texts)
     size = max(1, BATCH_BYTES // (8 * vocabulary * longest))
     return [pad(texts[i : i + size], pad_id) for i in range(0, len(texts), size)]
@@ -93,7 +93,7 @@ def measure(
     """Items of each model and the distance of each pair, in one pass over the texts.
 
     Args:
-        models: by name.
+        models: models by name.
         pairs: names of two models each.
         texts: batches.
 

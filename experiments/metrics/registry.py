@@ -136,9 +136,9 @@ def privacy_leakage(
 
     Args:
         scores: Min-K % of the forget texts, then of the holdout texts.
-        retrained: the same of the retrained model.
-        forget_count: how many of them are forget texts.
-        seed: of the bootstrap, which draws the same texts for both models.
+        retrained: Min-K % of these texts under the retrained model, in the order of `scores`.
+        forget_count: number of forget texts in `scores`.
+        seed: seed of the bootstrap, which draws the same texts for both models.
     """
     n, m = forget_count, len(scores) - forget_count
     wins, base_wins = (_wins(np.asarray(x), n) for x in (scores, retrained))
@@ -171,7 +171,7 @@ def losses(passages: Sequence[Tensor], retain: Sequence[Tensor]) -> list[Measure
 
     Args:
         passages: `token_scores` of `Probes.passages`.
-        retain: those of `Probes.retain`.
+        retain: `token_scores` of `Probes.retain`.
     """
     return [
         of_items(name, [-float(text.double().mean()) for text in texts])
@@ -180,7 +180,7 @@ def losses(passages: Sequence[Tensor], retain: Sequence[Tensor]) -> list[Measure
 
 
 def of_items(metric: str, items: Sequence[float]) -> Measurement:
-    """Return the mean of the items, with its standard error."""
+    """Return the measurement of a metric from its items: their mean, with its standard error."""
     values = np.asarray(items, np.float64)
     stderr = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else None
     return Measurement(metric, float(values.mean()), stderr, len(values), tuple(values.tolist()))

@@ -48,7 +48,7 @@ def tiny_llama(config: BaseConfig, seed: int) -> PreTrainedModel:
 
 
 def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """Return a byte-level BPE vocabulary of these texts; any text can be encoded."""
+    """Train a byte-level BPE tokenizer on these texts; it can encode any text."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

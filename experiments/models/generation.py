@@ -29,7 +29,7 @@ class Prompts(NamedTuple):
 
     Attributes:
         input_ids: padded token ids, (batch, length).
-        attention_mask: 1 on real tokens, (batch, length).
+        attention_mask: mask with 1 on real tokens, (batch, length).
         past_key_values: keys and values of the first columns, if they are known.
     """
 
@@ -42,7 +42,7 @@ class Prompts(NamedTuple):
 def generate(
     model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokenizer: Any, new_tokens: int, batch: int
 ) -> list[list[int]]:
-    """Return the most likely continuation of each prompt, up to EOS or `new_tokens`.
+    """Return the greedy continuation of each prompt, as token ids, up to EOS or `new_tokens`.
 
     Prompts of one batch are padded, on the left of where they differ, and masked. Nothing of a checkpoint's own
     generation settings is used.

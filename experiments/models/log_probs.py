@@ -1,4 +1,4 @@
-"""The unlearning losses as plain functions of log-probabilities (paper/spec: the formulas, not the released code).
+"""The unlearning losses as plain functions of log-probabilities (the papers' formulas, not the released code).
 
 GA and GDR use mean token log-probabilities, NPO the log-probability of the whole sequence, and KLR the divergence
 KL(reference || model) of normalized distributions. The released code uses raw logits in NPO and KLR.
@@ -19,7 +19,7 @@ class TokenLogProbs(NamedTuple):
 
     Attributes:
         label: log-probability of the token that follows, float32 (batch, length - 1), 0 on padding.
-        mask: True on real tokens, (batch, length - 1).
+        mask: mask with True on real tokens, (batch, length - 1).
     """
 
     label: Tensor
@@ -77,7 +77,7 @@ def retain_divergence(model: Tensor, mask: Tensor, reference: Tensor) -> Tensor:
 
     Args:
         model: `distributions` of the batch under the model.
-        mask: True on real tokens, (batch, length - 1).
+        mask: mask with True on real tokens, (batch, length - 1).
         reference: `distributions` under the reference.
     """
     divergence = (reference.exp() * (reference - model)).sum(-1)

@@ -30,7 +30,7 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: Any, dtype: torc
 
 
 def load_model(folder: Path) -> PreTrainedModel:
-    """Return the model with its weights as float32, in evaluation mode."""
+    """Load a saved model, its weights as float32, in evaluation mode."""
     model = AutoModelForCausalLM.from_pretrained(
         folder,
         dtype=torch.float32,
@@ -40,11 +40,11 @@ def load_model(folder: Path) -> PreTrainedModel:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """Return the tokenizer saved beside a model."""
+    """Load the tokenizer saved beside a model."""
     return AutoTokenizer.from_pretrained(folder)
 
 
 def load_notes(folder: Path) -> dict[str, Any]:
-    """Return what `save_model` noted."""
+    """Read the notes that `save_model` wrote beside a model."""
     notes: dict[str, Any] = json.loads((folder / NOTES).read_text())
     return notes

@@ -18,7 +18,7 @@ State = dict[str, Tensor]
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Return the weights that quantizers touch: of every linear layer but the output head."""
+    """Return the names of the weights that quantizers touch: of every linear layer but the output head."""
     return sorted(
         f"{name}.weight"
         for name, module in model.named_modules()
@@ -60,7 +60,7 @@ QUANTIZERS: Mapping[str, Callable[[Tensor, str], Tensor]] = {"": own_values, "bn
 
 
 def quantize_state(state: State, names: list[str], format_name: str) -> State:
-    """Return the state with Q(w) in place of the named weights; the others are shared, not copied."""
+    """Return a model's weights with Q(w) in place of the named ones; the others are shared, not copied."""
     prefix, _, name = format_name.rpartition(":")
     try:
         quantizer = QUANTIZERS[prefix]

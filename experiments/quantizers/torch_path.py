@@ -71,7 +71,7 @@ def from_blocks(blocks: Tensor, shape: torch.Size, fmt: Format) -> Tensor:
 
 
 def fit(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
-    """Return the parameters that the format chooses."""
+    """Fit the scales and other parameters of every block, as the format prescribes."""
     p = FITS.get(fmt.statistic, _fit_by_reference)(blocks, fmt)
     if partial:
         p.scale[-1] = p.scale[-1].clamp(min=fmt.floor)

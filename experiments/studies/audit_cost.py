@@ -103,13 +103,13 @@ def evict(paths: Sequence[Path]) -> None:
 
 
 def audit(paths: Sequence[Path], formats: Sequence[str], jobs: int) -> None:
-    """Run the weights leg of the pair."""
+    """Run the audit's weights leg on a pair of checkpoints."""
     target, unlearned = (open_checkpoint(path) for path in paths)
     weights_leg(target, unlearned, formats, jobs=jobs)
 
 
 def yardstick(paths: Sequence[Path]) -> None:
-    """Compare the first tensors of the pair with bitsandbytes, as its users would: NF4 in blocks of 64, on all cores."""
+    """Quantize, dequantize and compare the pair's first tensors by bitsandbytes: NF4 in blocks of 64, on all cores."""
     import torch
     from bitsandbytes import functional
     from safetensors import safe_open
@@ -131,7 +131,7 @@ def hash_files(paths: Sequence[Path]) -> None:
 
 
 def tasks(paths: Sequence[Path], cores: int, *, whole: bool) -> dict[str, Callable[[], None]]:
-    """Return what is timed, by name and number of processes; all of it if `whole`."""
+    """Return the tasks to time, keyed by name and number of processes; the longer ones only if `whole`."""
     found: dict[str, Callable[[], None]] = {
         "read/1": lambda: read_files(paths, 1),
         f"read/{cores}": lambda: read_files(paths, cores),
@@ -172,7 +172,7 @@ def _time(every: Mapping[str, Callable[[], None]], paths: Sequence[Path], rounds
 
 
 def peak_mib(command: Sequence[str]) -> float:
-    """Return the peak of the resident memory of a command and all that it started, shared pages counted for each."""
+    """Run a command; return the peak of its and its descendants' resident memory, shared pages counted for each."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
     peak = 0
     while process.poll() is None:

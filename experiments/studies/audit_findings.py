@@ -30,7 +30,7 @@ MODELS_OF = "models"
 
 
 def measure(first: Path, second: Path) -> dict[str, Any]:
-    """Return the findings of one pair that this experiment is about."""
+    """Audit one pair and return its flagged tests, its wash findings and its dead zone."""
     before, after = open_pair(first, second)
     leg = weights_leg(before, after, DEFAULT_FORMATS)
     samples = look(before, after, [t.name for t in leg.tensors], DEFAULT_FORMATS)

@@ -29,18 +29,18 @@ def gaussian(w: Array, size: float, rng: np.random.Generator) -> Array:
 
 
 def signed(w: Array, size: float, rng: np.random.Generator) -> Array:
-    """Return changes of one size and of either sign."""
+    """Move each weight by `size`, up or down at random."""
     return w + size * rng.choice([-1.0, 1.0], w.shape)
 
 
 def washed(w: Array, size: float, rng: np.random.Generator, name: str = "nf4-b64") -> Array:
-    """Return normal changes, clamped into the cells of the format: no code of it changes on the grid of `w`."""
+    """Move each weight by a normal change, clamped so that no code of the format changes on the grid of `w`."""
     moved = gaussian(w, size, rng).astype(np.float32)
     return _kept(w, np.clip(moved, *_ends(w, format_named(name))).astype(np.float32), name)
 
 
 def aimed(w: Array, size: float, rng: np.random.Generator, name: str = "nf4-b64") -> Array:
-    """Return changes of one size, every one toward the nearer end of its cell: more codes flip than chance would let."""
+    """Move each weight toward the nearer end of its cell, so that more codes flip than chance would let."""
     low, high = _ends(w, format_named(name))
     toward = np.where(high - w < w - low, 1.0, -1.0)
     largest = np.abs(to_blocks(w, format_named(name))).max(axis=1, keepdims=True)
@@ -62,7 +62,7 @@ def _ends(w: Array, fmt: Format) -> tuple[Array, Array]:
 
 
 def _kept(w: Array, moved: Array, name: str) -> Array:
-    """Return `moved`, but `w` where its code would change on the grid of `w`, and where it sets a scale."""
+    """Return `moved`, but `w` where the code would change on the grid of `w`, and where the weight sets a scale."""
     fmt = format_named(name)
     before, after = to_blocks(w, fmt), to_blocks(moved, fmt)
     grid = fit_grid(before, fmt)
@@ -83,11 +83,11 @@ def save_pair(folder: Path, kind: str, seed: int, dtype: str, size: float) -> tu
     """Write a pair of two matrices of Gaussian weights, both rounded to the dtype, and return the two directories.
 
     Args:
-        folder: where they go.
+        folder: folder that the two directories go to.
         kind: a key of UPDATES.
-        seed: of weights and update.
+        seed: seed of weights and update.
         dtype: a key of DTYPES.
-        size: of the update, in standard deviations of the weights.
+        size: size of the update, in standard deviations of the weights.
     """
     rng = np.random.default_rng([seed, *kind.encode()])
     before = {name: rng.normal(0, STD, SHAPE).astype(DTYPES[dtype]) for name in NAMES}

@@ -58,7 +58,7 @@ class Truth(NamedTuple):
 
 
 def largest(rows: Sequence[tuple[str, RecoveryRow]], least: float) -> Truth:
-    """Return the truth of (format, row) pairs; `least`: the share that unlearning must have taken."""
+    """Return the largest rho of (format, row) pairs as the truth, where unlearning took at least the share `least`."""
     found = [
         (row["rho"], (row["low"] or 0.0, row["high"] or 0.0), f"{row['metric']} in {name}")
         for name, row in rows
@@ -75,7 +75,7 @@ def largest(rows: Sequence[tuple[str, RecoveryRow]], least: float) -> Truth:
 
 
 def behaviour_truth(leg: BehaviourLeg) -> Truth:
-    """Return the truth that a leg's deciding metrics tell."""
+    """Return the largest rho of a behaviour leg, over the metrics that decide its verdict."""
     rows = [(f["format"], row) for f in leg["formats"] for row in f["recoveries"]]
     return largest([(n, row) for n, row in rows if row["metric"] in DECIDES_BEHAVIOUR], TAKEN)
 
@@ -109,7 +109,7 @@ class PublishedPair(NamedTuple):
 
 
 def published_pairs(folder: Path) -> Iterator[PublishedPair]:
-    """Yield the pairs of a run, from its files of items."""
+    """Yield target and unlearned model of every arm of a published run, from its files of items."""
     config = json.loads((folder / "config.json").read_text())
     chosen = config.get("only_methods") or list(config["unlearning"]["methods"])
     formats = ("none", *config["formats"])
@@ -174,7 +174,7 @@ def four_models(
 
 
 def output_of(four: Mapping[str, Mapping[str, Mapping[str, list[float]]]], name: str) -> OutputLeg:
-    """Return an output leg with what the verdict reads, from items by format and model."""
+    """Build an output leg with what the verdict reads, from items by format and model; all else is empty."""
     first = next(iter(four.values()))
     formats = [
         OutputFormat(
@@ -200,7 +200,7 @@ def output_of(four: Mapping[str, Mapping[str, Mapping[str, list[float]]]], name:
 
 
 def read_readings(path: Path) -> Readings:
-    """Return what `audit_truth_models` measured."""
+    """Read a file of readings: the items of every model of every run, by format."""
     found: Readings = defaultdict(dict)
     for line in path.read_text(encoding="utf-8").splitlines():
         row = json.loads(line)

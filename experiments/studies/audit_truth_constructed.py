@@ -91,7 +91,7 @@ def _saved(folder: Path, state: State, run: Path) -> Path:
 
 
 def readings(run: Path) -> Iterator[dict[str, Any]]:
-    """Yield what `audit_truth` reads of every model of a run in every format."""
+    """Yield the items that `audit_truth` reads, of every model of a run in every format."""
     config = json.loads((run / "config.json").read_text())
     chosen = config.get("only_methods") or list(config["unlearning"]["methods"])
     arms = [(method, storage) for method in chosen for storage in config["storages"]]

@@ -55,7 +55,7 @@ def constructed(pair: Pair, format_name: str) -> Iterator[Constructed]:
 
 
 def clamp(pair: Pair, format_name: str, q_target: State) -> State:
-    """Return the unlearned weights, where they flip no code of the target; all else as in the target."""
+    """Return the unlearned weights, reset where they would flip a code of the target; all else as in the target."""
     state = dict(pair.target)
     for name in pair.names:
         state[name] = _inside_block(pair.target[name], pair.unlearned[name], format_name)
@@ -70,7 +70,7 @@ def clamp(pair: Pair, format_name: str, q_target: State) -> State:
 
 
 def _inside_block(before: Tensor, after: Tensor, format_name: str) -> Tensor:
-    """Return the new weights cut to the target's absmax, the entry that sets it unmoved, so that the scale stays."""
+    """Clamp the new weights to the absmax of the old block, the entry that sets it unmoved, so that the scale stays."""
     fmt = format_named(format_name)
     old, new = to_blocks(before, fmt), to_blocks(after, fmt)
     top = old.abs().amax(1, keepdim=True)
@@ -106,7 +106,7 @@ class Reader:
 
 
 def reader_of(folder: Path, pair: Pair) -> Reader:
-    """Return the reader of a run's directory."""
+    """Build the reader of a pair, with the texts, prompts and truths of a run's directory."""
     bench = read_benchmark(folder / "corpus", pair.tokenizer, pair.context)
     passages = bench.probes.passages
     ends = [len(prompt) for prompt in bench.probes.verbatim_prompts]

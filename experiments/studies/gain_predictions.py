@@ -53,13 +53,13 @@ class Tensor:
     density: Empirical
 
     def absmax(self, name: str) -> AbsmaxLaw:
-        """Return the law of its blocks' absmax, as observed."""
+        """Return the law of the absmax of the tensor's blocks in a format, as observed."""
         blocks = to_blocks(self.weights, format_named(name))
         return observed_absmax(np.abs(blocks).max(axis=1), blocks.shape[1], nodes=ABSMAX_NODES)
 
 
 def read_tensors(folder: Path) -> dict[str, NDArray[Any]]:
-    """Return the quantized matrices of a checkpoint, float32."""
+    """Read the matrices of a checkpoint that quantizers touch, as float32, by name."""
     checkpoint = open_checkpoint(folder)
     names = [n for n, info in checkpoint.tensors.items() if is_quantized(n, info.shape)]
     return {name: checkpoint.read(name).astype(np.float32) for name in names}
@@ -98,7 +98,7 @@ class Update:
         return moved / weights if weights else 0.0
 
     def expected(self, kind: str, fmt: Format, laws: dict[str, AbsmaxLaw]) -> Expected:
-        """Return what one kind predicts of one format: the tensors' expectations, weighed by their sizes."""
+        """Return one kind of prediction for one format: the tensors' expectations, weighed by their sizes."""
         total = sum(t.weights.size for t in self.target.values())
         return combine(
             [(t.weights.size / total, self._expected(kind, fmt, laws[name], name)) for name, t in self.target.items()]

@@ -66,7 +66,7 @@ def processor_seconds(arguments: Sequence[str]) -> float:
 
 
 def bound_ratios() -> list[float]:
-    """Return ROUNDS ratios of `bound` to a Python that loads numpy and scipy, in the same round, ascending."""
+    """Return ROUNDS ratios of processor time, ascending: `bound` to a Python that only loads numpy and scipy."""
     return sorted(processor_seconds(BOUND) / processor_seconds(LOADING) for _ in range(ROUNDS))
 
 

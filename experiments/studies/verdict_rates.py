@@ -48,7 +48,7 @@ LAWS: Mapping[str, Callable[[Rng, float, int], NDArray[Any]]] = {
 
 
 def simulated_leg(rng: Rng, law: str, rhos: Sequence[float], n: int) -> BehaviourLeg:
-    """Return a leg of n items with one metric; E[recovered part] = rho in each format, items independent.
+    """Simulate a behaviour leg of n items with one metric; E[recovered part] = rho per format, items independent.
 
     Noise is symmetric and not cut off at 0 or 100, so that it does not move rho.
     """

@@ -22,7 +22,7 @@ def build_report(folders: Sequence[Path], out: Path) -> Path:
 
     Args:
         folders: directories that hold `rows.jsonl`, one of each run.
-        out: where the page goes. Its folder is made if it does not exist.
+        out: path of the page. Its folder is made if it does not exist.
 
     Returns:
         `out`.

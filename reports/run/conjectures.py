@@ -154,7 +154,7 @@ def _c2(run: Run) -> Conjecture:
 
 
 def _without_dead_zone(run: Run) -> tuple[Prediction, ...]:
-    """Return what C2 says of an arm that is bf16 throughout without a dead zone; a run without it is not asked."""
+    """Return what C2 predicts of the arm that rounds bf16 at random; nothing for a run without that arm."""
     if "bf16-sr" not in run.storages:
         return ()
     arm = f"With {storage_label('bf16-sr')}"

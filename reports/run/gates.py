@@ -23,7 +23,7 @@ class Check:
 
 
 def gate_checks(run: Run) -> list[Check]:
-    """Return the gates of a run, which shows nothing unless there is knowledge, and it survives quantization."""
+    """Return the checks that the target knows the texts and its 4-bit copies still do; else a run shows nothing."""
     copies = [
         row
         for f in run.formats

@@ -58,7 +58,7 @@ class RunView:
 
 
 def render_page(runs: Sequence[Run], figures: Sequence[Mapping[str, bytes]]) -> str:
-    """Return the report of these runs; `figures` holds the SVG of each run's figures by name."""
+    """Return the report of these runs as HTML; `figures` holds the SVG of each run's figures by name."""
     environment = page_environment("unforgotten.reports")
     views = [view(run, svgs, f"run{i}") for i, (run, svgs) in enumerate(zip(runs, figures, strict=True), 1)]
     return environment.get_template("report.html.j2").render(

@@ -64,7 +64,7 @@ class HeadlineSentences(NamedTuple):
 
 
 def headline_sentences(run: Run) -> HeadlineSentences:
-    """Return what each half shows, in so few words that they fit above it."""
+    """Return what each half of the headline figure shows, in so few words that they fit above it."""
     gains = [
         f"{storage_short(s)}: {span(rows)}"
         for s in run.storages
@@ -82,7 +82,7 @@ def headline_sentences(run: Run) -> HeadlineSentences:
 
 
 def answer(run: Run) -> list[str]:
-    """Return the answer in a few sentences, each with its numbers."""
+    """Return what a run shows in a few sentences, each with its numbers."""
     sentences = [_caveat(run)]
     sentences += [_recovery_sentence(recovery(run, s), explain=s == run.storages[0]) for s in run.storages]
     sentences += [_gain_sentence(run), _gating_sentence(run), _verdict_sentence(run)]

@@ -122,7 +122,7 @@ def _forgetting_row(entry: Forgetting) -> list[str]:
 
 
 def _forgetting_columns(entries: Sequence[Forgetting]) -> list[str]:
-    """Return the heads, with the limits in them, which are the same for all models of a run."""
+    """Return the column heads of the forgetting table, with the limits, which hold for all models of a run."""
     m1, m2, m4 = (entries[0].m1_limit, entries[0].m2_limit, entries[0].m4_floor) if entries else (None,) * 3
     return [
         f"M1, at most {number('M1', m1)}",

@@ -107,7 +107,7 @@ def _flip_handles(run: Run, markers: dict[str, str]) -> list[Line2D]:
 
 
 def _round_ends(values: Sequence[float]) -> tuple[float, float]:
-    """Return the next 1, 2 or 5 times a power of ten below and above all values."""
+    """Return the ends of an axis: the next 1, 2 or 5 times a power of ten below and above all values."""
     powers = range(math.floor(math.log10(min(values))) - 1, math.ceil(math.log10(max(values))) + 2)
     nice = [factor * 10.0**power for power in powers for factor in TICK_FACTORS]
     low = max(x for x in nice if x < 0.95 * min(values))

@@ -70,7 +70,7 @@ def _side(row: Row) -> str:
 
 
 def _computed(run: Run) -> str:
-    """Return the processor and how products were computed, as far as the rows say."""
+    """Return a run's processor and how its products were computed, as far as the rows say."""
     said = dict.fromkeys(_said(row) for row in run.rows if row.model == "unlearned")
     return f"{run.rows[0].processor or 'processor not recorded'}; {'; '.join(said)}"
 

@@ -98,7 +98,7 @@ def _spread(values: Sequence[float]) -> str:
 
 
 def _share(above: str, below: str) -> Any:
-    """Return the time of one task over that of another, round by round."""
+    """Return a function that writes a row's cell: the time of `above` over that of `below`, round by round."""
 
     def cell(row: Row) -> str:
         seconds = row["seconds"]
@@ -142,7 +142,7 @@ def _peak(name: str) -> Any:
 
 
 def read_bench(folder: Path) -> list[Row]:
-    """Return the rows of a folder."""
+    """Read the rows of the audit's timings from `folder/rows.jsonl`."""
     lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 

@@ -25,7 +25,7 @@ TAIL = 0.025
 
 
 def read_rows(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a published folder."""
+    """Read the rows of the findings on pairs from `folder/findings.jsonl`."""
     return [json.loads(line) for line in (folder / ROWS_FILE).read_text("utf-8").splitlines()]
 
 
@@ -54,7 +54,7 @@ def _honest_line(words: str, storage: str, rows: Sequence[dict[str, Any]]) -> st
 
 
 def _most(hits: int, count: int) -> float:
-    """Return the upper end of Clopper and Pearson's interval; the pairs of one run are not independent."""
+    """Return the upper end of Clopper and Pearson's interval of a share; pairs of one run are not independent."""
     return clopper_pearson(hits, count, TAIL).high
 
 

@@ -26,7 +26,7 @@ HEADS = ("set", "truth", "pairs", *(f"verdict {word}" for word in WORDS), "right
 
 
 def truth_table(rows: Sequence[Row]) -> str:
-    """Return a table of counts by set and truth, then of every confident error."""
+    """Return Markdown that counts verdicts by set and truth, then lists every confident error."""
     lines = [
         (
             "A truth is the largest rho (T16) over formats: `undone` from 1/3 on, else `survives`; `border` where its own "
@@ -78,7 +78,7 @@ def _errors(rows: Sequence[Row]) -> list[str]:
 
 
 def read_truth(folder: Path) -> list[Row]:
-    """Return the rows of a folder."""
+    """Read the rows of verdicts and truths from `folder/rows.jsonl`."""
     lines = (folder / "rows.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 

@@ -41,7 +41,7 @@ def law_table(rows: Sequence[dict[str, Any]]) -> str:
 
 
 def read_laws(folder: Path) -> list[dict[str, Any]]:
-    """Return the rows of a folder."""
+    """Read the rows of the flip laws from `folder/laws.jsonl`."""
     lines = (folder / "laws.jsonl").read_text(encoding="utf-8").splitlines()
     return [json.loads(line) for line in lines]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 
 def prediction_rows(published: Path) -> list[dict[str, Any]]:
-    """Return the rows of every published run that has them."""
+    """Read the predictions of the gain of every published run that has `predictions.jsonl`."""
     files = sorted(published.glob("*/predictions.jsonl"))
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 

@@ -45,7 +45,7 @@ TITLES: Mapping[str, str] = {
 
 
 def text() -> str:
-    """Return the document in GitHub's Markdown."""
+    """Return the theory document in GitHub's Markdown."""
     environment = Environment(
         loader=PackageLoader("unforgotten.reports"),
         undefined=StrictUndefined,
@@ -76,7 +76,7 @@ def text() -> str:
 
 
 def picture(claim_id: str, seen: str) -> str:
-    """Return the picture of a statement, with what is seen in it."""
+    """Return the Markdown of a statement's picture, with `seen` as its description."""
     return f"![{seen}](pictures/{claim_id}.svg)"
 
 

@@ -22,13 +22,13 @@ def load() -> None:
 
 
 def claimed(claim_id: str) -> list[Claim]:
-    """Return the functions of a statement, by file and name."""
+    """Return the functions that claim a statement, sorted by file and name."""
     load()
     return sorted((c for c in CLAIMS.values() if c.id == claim_id), key=lambda c: c.function)
 
 
 def proved(claim_id: str) -> list[Proof]:
-    """Return the proofs of a statement, by file and name."""
+    """Return the proofs of a statement, sorted by file and name."""
     load()
     return sorted((p for p in PROOFS.values() if p.claim == claim_id), key=lambda p: p.function)
 

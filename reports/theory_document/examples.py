@@ -38,11 +38,11 @@ EXAMPLES: Mapping[str, Example] = {
 
 
 def example(name: str) -> str:
-    """Return the lines of an example."""
+    """Compute an example and return its lines as Markdown."""
     return "\n".join(EXAMPLES[name]())
 
 
 def source(name: str) -> str:
-    """Return the code of an example, folded away."""
+    """Return the code of an example as Markdown, folded away."""
     code = textwrap.dedent(inspect.getsource(EXAMPLES[name])).rstrip()
     return f"<details><summary>How this was computed</summary>\n\n```python\n{code}\n```\n\n</details>"

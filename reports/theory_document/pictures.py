@@ -34,7 +34,7 @@ PICTURES: Mapping[str, Callable[[], Figure]] = {
 
 
 def picture_svg(claim_id: str) -> bytes:
-    """Return the picture of a statement."""
+    """Draw the picture of a statement as SVG."""
     svg = render_svg(lambda _: PICTURES[claim_id](), Run((), ""))
     assert svg is not None  # only a run without rows has no figure
     return svg

@@ -19,7 +19,7 @@ from unforgotten.theory.geometry.sandwich import displacement_sandwich
 
 
 def t1_cells() -> Figure:
-    """Return the cells of three formats in one block, with the thresholds and the values."""
+    """Draw the cells of three formats in one block, with the thresholds and the values."""
     figure, (ax,) = panels(1, 1, (7.0, 2.4))
     names = ("int4-g64", "nf4-b64", "fp4-b64")
     for y, name in enumerate(reversed(names)):
@@ -37,7 +37,7 @@ def t1_cells() -> Figure:
 
 
 def t2_unflipped() -> Figure:
-    """Return what an adaptive grid does to the weights of a block in which no code changes."""
+    """Draw what an adaptive grid does to the weights of a block in which no code changes."""
     fmt = format_named("int4-g64")
     w = np.linspace(-0.05, 0.05, 64, dtype=np.float32)[None]
     w_new, grown = w.copy(), 4e-4
@@ -57,7 +57,7 @@ def t2_unflipped() -> Figure:
 
 
 def t3_sandwich() -> Figure:
-    """Return the band that holds |D|, and what four weights of a cell do, in steps."""
+    """Draw the band that holds |D|, and what four weights of a cell do, in steps."""
     delta = np.linspace(0, 3, 301)
     half = np.full(delta.shape, 0.5)
     band = displacement_sandwich(delta, half, half)

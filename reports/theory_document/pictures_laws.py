@@ -25,7 +25,7 @@ FORMATS = {"int8-g64": GREEN, "int4-g64": BLUE, "nf4-b64": PURPLE, "fp4-b64": OR
 
 
 def t6_flips() -> Figure:
-    """Return the share of codes that change, by the size of the update and the format."""
+    """Draw the share of codes that change, by the size of the update and the format."""
     figure, (ax,) = panels(1, 1, ONE)
     law, sizes = absmax_law(WEIGHTS, 64, spacing=1.0), np.geomspace(1e-6, 1e-2, 13)
     for name, colour in FORMATS.items():
@@ -41,7 +41,7 @@ def t6_flips() -> Figure:
 
 
 def t7_staircases() -> Figure:
-    """Return what weights at five places of a cell let through, and the mean over all places."""
+    """Draw what weights at five places of a cell let through, and the mean over all places."""
     figure, (ax,) = panels(1, 1, ONE)
     delta = np.linspace(-1.5, 1.5, 601)
     for place in (0.1, 0.3, 0.5, 0.7, 0.9):
@@ -126,7 +126,7 @@ def _gains(ax: Axes, name: str, colour: str) -> None:
 
 
 def t12_wash() -> Figure:
-    """Return the p-value of a number of flips: by the exact law and by Hoeffding's bound."""
+    """Draw the p-value of a number of flips, by the exact law and by Hoeffding's bound."""
     figure, (ax,) = panels(1, 1, ONE)
     p, counts = np.full(2_000, 0.05), range(40, 165, 4)
     mean, variance = float(p.sum()), float((p * (1 - p)).sum())

@@ -30,7 +30,7 @@ def t13_averaging() -> Figure:
 
 
 def t14_waterfall() -> Figure:
-    """Return the lost effect of an update everywhere, and of one near zero, as the share of the effect."""
+    """Draw the lost effect of an update everywhere, and of one near zero, as gating and base shift."""
     rng = np.random.default_rng(14)
     w, x = rng.normal(0, 0.02, 65_536), rng.normal(0, 0.1, 65_536)
     figure, (ax,) = panels(1, 1, ONE)
@@ -92,7 +92,7 @@ def t16_recovery() -> Figure:
 
 
 def t17_cells() -> Figure:
-    """Return the cell of plain rounding and that of GPTQ for two columns, and an update that leaves only the latter."""
+    """Draw the cell of plain rounding and that of GPTQ for two columns, and an update that leaves only the latter."""
     figure, (ax,) = panels(1, 1, (7.0, 3.6))
     x, delta = np.array([3.0, 1.0]), (0.4, 0.3)
     factor = np.linalg.cholesky(np.linalg.inv(np.outer(x, x) + 0.1 * np.eye(2))).T

@@ -83,3 +83,23 @@ def test_names_of_formats_load_no_scipy() -> None:
     """Not even its root: what lists formats needs none of the laws."""
     code = "import sys, unforgotten.theory.formats.names; sys.exit('scipy' in sys.modules)"
     assert subprocess.run([sys.executable, "-P", "-c", code], check=False).returncode == 0
+
+
+def test_packages_of_theory_and_verification_load_nothing_heavy() -> None:
+    """A package says what lives in it: who imports one of its modules pays for that module alone."""
+    roots = ("unforgotten.theory", "unforgotten.verification")
+    code = (
+        "import importlib, pkgutil, sys\n"
+        "def load(name):\n"
+        "    package = importlib.import_module(name)\n"
+        "    for found in pkgutil.iter_modules(package.__path__, name + '.'):\n"
+        "        if found.ispkg:\n"
+        "            load(found.name)\n"
+        f"for root in {roots!r}:\n"
+        "    load(root)\n"
+        "print(*sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-P", "-c", code], capture_output=True, text=True, check=True)
+    modules = set(done.stdout.split())
+    assert {"unforgotten.theory.laws", "unforgotten.verification.mutation"} <= modules
+    assert not (HEAVY | {"scipy"}) & modules

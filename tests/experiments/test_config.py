@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from unforgotten.experiments.config import load_config, profile_names
+from unforgotten.experiments.data.corpus import prepare_corpus
 
 MICRO = str(Path(__file__).parents[1] / "micro.yaml")
 
@@ -33,3 +34,13 @@ def test_a_profile_has_settings_of_every_arm(profile: str) -> None:
     config = load_config(profile, overrides=["storages=[fp32, bf16, bf16-sr]"])
     assert set(config.unlearning.lr) == set(config.unlearning.max_steps) == set(config.storages)
     assert config.bf16_products == "auto"
+
+
+@pytest.mark.parametrize("profile", profile_names())
+def test_a_profile_names_no_directory_and_says_what_is_missing(profile: str, tmp_path: Path) -> None:
+    """A directory is the user's to give."""
+    config = load_config(profile, overrides=["corpus.fallback=none"])
+    assert config.corpus.path is None
+    if config.corpus.kind == "muse":
+        with pytest.raises(ValueError, match=r"^corpus\.path must be a directory in MUSE's layout, got None$"):
+            prepare_corpus(config.corpus, config.seed, tmp_path)

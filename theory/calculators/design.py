@@ -2,6 +2,14 @@
 
 `jit` and `vmap` evaluate many learning rates at once, `grad` gives slopes and Newton steps. Everything is float64, set
 for the duration of a call. Needs jax: `pip install 'unforgotten[verify]'`.
+
+Takes a format and a training run, traced by `traced.setup`, or the size of an update and a step; gives gains and
+cosines at many learning rates, and the lr, rank or share that meets a wish.
+
+>>> round(needed_rms(0.9, step=1.0), 3)
+0.843
+>>> round(largest_share(rms=0.1, cosine=0.9, step=1.0), 3)
+0.014
 """
 
 from __future__ import annotations

@@ -2,6 +2,12 @@
 
 Call under `jax.enable_x64(True)`, as `design` does; importing this module changes no setting. Needs jax:
 `pip install 'unforgotten[verify]'`.
+
+Takes a `Setup` and a learning rate as a jax scalar; gives sums over the weights, and from them a gain or a cosine.
+
+>>> with jax.enable_x64(True): float(energy(0.25, 1.0))
+...
+0.25
 """
 
 from __future__ import annotations
@@ -87,7 +93,7 @@ def setup(fmt: Format, absmax: AbsmaxLaw, *, std: float, steps: int, dtype: str)
 
 
 def sums(lr: Any, s: Setup) -> Sums:
-    """E over w ~ N(0, std^2) and absmax ~ H, on the fixed grid, of the weights that do not set their block's absmax.
+    """Return expectations on the fixed grid over w ~ N(0, std^2) and absmax ~ H, of weights that do not set the absmax.
 
     `lr` is a jax scalar, to be traced: differentiable but where a binade starts or stops to move.
     """
@@ -109,7 +115,7 @@ def cosine_of(lr: Any, s: Setup) -> Any:
 
 
 def _shells(lr: Any, s: Setup) -> tuple[Any, Any, Any]:
-    """(lower ends, upper ends, velocities) of the shells of |w|: free at first, then one a binade; 0 where it stands.
+    """Return lower ends, upper ends and velocities of the shells of |w|: free at first, then one a binade.
 
     As `motion.shells` at the nominal law, with what lies beyond the first standing binade kept at velocity 0.
     """
@@ -141,7 +147,7 @@ def _moved(y: Any, lr: Any, s: Setup) -> tuple[Any, Any]:
 
 
 def _pieces(lr: Any, s: Setup) -> tuple[Any, Any, Any]:
-    """(lower, upper, middle) of intervals of w, both signs, that cover what moves: those of `predict.pieces`."""
+    """Return (lower, upper, middle) of intervals of w, both signs, that cover what moves, as `predict.pieces` does."""
     radius = _shells(lr, s)[1][0]
     _, edge = _moved(jnp.zeros(1), lr, s)
     log_std = math.log2(s.std)
@@ -178,7 +184,7 @@ def _piece_sums(low: Any, high: Any, delta: Any, s: Setup) -> Sums:
 
 
 def _square(t: Any, d: Any, below: Callable[[Any], Any], s: Setup) -> Any:
-    """E[D^2] over absmax^2: jumps j and k count where both thresholds are crossed, by their distance k - j."""
+    """Return E[D^2] over absmax^2: jumps j and k count where both thresholds are crossed, by their distance k - j."""
     count, jumps = len(s.thresholds), jnp.asarray(s.jumps)
 
     def add(apart: Any, total: Any) -> Any:
@@ -194,13 +200,13 @@ def _square(t: Any, d: Any, below: Callable[[Any], Any], s: Setup) -> Any:
 
 
 def energy(size: Any, step: Any) -> Any:
-    """E[D^2 | delta] = step^2 (n^2 + (2n + 1) phi), |delta| = (n + phi) step: T8, for tracing."""
+    """Return E[D^2 | delta] = step^2 (n^2 + (2n + 1) phi), |delta| = (n + phi) step: T8, for tracing."""
     whole = jnp.floor(size / step)
     return step**2 * (whole**2 + (2 * whole + 1) * (size / step - whole))
 
 
 def gaussian_energy(rms: Any, step: Any) -> Any:
-    """E[D^2] = step E|d| + 2 step sum_{n>=1} E(|d| - n step)_+ for d ~ N(0, rms^2): T8 averaged, for tracing.
+    """Return E[D^2] = step E|d| + 2 step sum_{n>=1} E(|d| - n step)_+, d ~ N(0, rms^2): T8 averaged, for tracing.
 
     E(|d| - c)_+ = 2 (rms phi(c / rms) - c Phi(-c / rms)). Above MOST_LEVELS_CROSSED / 8 steps T8's limit rms^2 + step^2/6
     takes over, which is then exact to float64.

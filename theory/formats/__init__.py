@@ -1,1 +1,6 @@
-"""Quantization formats as data, levels, scales and rounding, and the numpy reference that applies them."""
+"""Quantization formats as data, levels, scales and rounding, and the numpy reference that applies them.
+
+`names.format_named` turns a name into a `description.Format`, and `reference` applies it: fit a grid (`grids`, with
+`scales` and searches as `kquants`), round (`rounding`), read back. What rounds with calibration data, and so is no
+`Format`, has a module of its own: `gptq`, `awq`, and the grids of their groups; so has `double_quant`.
+"""

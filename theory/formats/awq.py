@@ -4,6 +4,14 @@ A column with large inputs gets a finer effective step, `scale / s_j`; the value
 `Q(w s) / s`. The candidates are one family with one parameter, the ratio r: `s = x_mean^r / w_mean^(1-r)`.
 
 The dtype of the weights is the dtype of the arithmetic.
+
+Takes weights (rows, columns), inputs (tokens, columns) and a rule of `AWQ_RULES`; gives the scaling and the values
+that the model computes with.
+
+>>> w, x = np.eye(8, 128, dtype=np.float32), np.ones((4, 128), np.float32)
+>>> found = search_scales(w, x, AWQ_RULES["autoawq"])
+>>> found.values.shape, found.scales.shape
+((8, 128), (128,))
 """
 
 from __future__ import annotations

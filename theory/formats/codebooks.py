@@ -1,4 +1,11 @@
-"""Formats with levels from a table: NF4 and FP4 of bitsandbytes, and the small floats E2M1 and E4M3."""
+"""Formats with levels from a table: NF4 and FP4 of bitsandbytes, and the small floats E2M1 and E4M3.
+
+Takes a name and a block size; gives a `Format`; `format_named` calls these functions by the name of a family.
+
+>>> fmt = nf4("nf4-b64", 64)
+>>> fmt.bits, len(fmt.levels), round(fmt.levels[1], 4)
+(4, 16, -0.6962)
+"""
 
 from __future__ import annotations
 
@@ -44,7 +51,7 @@ def small_float(exponent_bits: int, mantissa_bits: int, bias: int, largest: floa
 
 
 def _signed(magnitudes: list[float], sign_bit: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Levels and labels with both signs. The minus zero is left out: it has the value of the other."""
+    """Return levels and labels with both signs. The minus zero is left out: it has the value of the other."""
     negative = [-v for v in reversed(magnitudes[1:])]
     labels = [sign_bit + k for k in range(len(magnitudes) - 1, 0, -1)]
     return (*negative, *magnitudes), (*labels, *range(len(magnitudes)))
@@ -55,12 +62,12 @@ E4M3_LEVELS, E4M3_LABELS = _signed(small_float(4, 3, 7, E4M3_MAX), 128)
 
 
 def nf4(name: str, block_size: int) -> Format:
-    """NormalFloat4 of QLoRA (arXiv 2305.14314), as bitsandbytes stores it."""
+    """Describe NormalFloat4 of QLoRA (arXiv 2305.14314), as bitsandbytes stores it."""
     return _bitsandbytes(name, NF4_LEVELS, tuple(range(16)), block_size)
 
 
 def fp4(name: str, block_size: int) -> Format:
-    """FP4 of bitsandbytes, a float with one mantissa bit; two codes are zero (`transformers`' 4-bit default)."""
+    """Describe FP4 of bitsandbytes, one mantissa bit and two codes for 0 (`transformers`' 4-bit default)."""
     table = [*FP4_TWELFTHS, *(-x for x in FP4_TWELFTHS)]
     twelfth = np.float32(12)
     levels = tuple(float(np.float32(table[code]) / twelfth) + 0.0 for code in FP4_ORDER)
@@ -87,7 +94,7 @@ def _bitsandbytes(name: str, levels: tuple[float, ...], labels: tuple[int, ...],
 
 
 def fp8(name: str, block: BlockKind, block_size: int | None) -> Format:
-    """FP8 E4M3 (arXiv 2209.05433), scale `absmax / 448`, saturated; a scale of 0 becomes 2^-23."""
+    """Describe FP8 E4M3 (arXiv 2209.05433), scale `absmax / 448`, saturated; a scale of 0 becomes 2^-23."""
     return Format(
         name=name,
         bits=8,
@@ -108,12 +115,12 @@ def fp8(name: str, block: BlockKind, block_size: int | None) -> Format:
 
 
 def fp8_cast(name: str) -> Format:
-    """FP8 E4M3 without a scale: each weight is rounded by itself, and saturates at 448."""
+    """Describe FP8 E4M3 without a scale: each weight is rounded by itself, and saturates at 448."""
     return replace(fp8(name, "tensor", None), statistic="none", empty_scale=0.0, source="OCP 8-bit floats 1.0")
 
 
 def mxfp4(name: str, block_size: int) -> Format:
-    """MXFP4: E2M1 elements, a power of two for each block, `floor(log2 absmax) - 2`; what exceeds 6 saturates."""
+    """Describe MXFP4: E2M1 elements, a power of two a block, `floor(log2 absmax) - 2`; what exceeds 6 saturates."""
     return Format(
         name=name,
         bits=4,
@@ -135,14 +142,14 @@ def mxfp4(name: str, block_size: int) -> Format:
 
 
 def mxfp4_up(name: str, block_size: int) -> Format:
-    """MXFP4 as compressed-tensors scales it: absmax counts as the next power of two from 1.75 on, so v < 7."""
+    """Describe MXFP4 as compressed-tensors scales it: absmax counts as the next power of two from 1.75 on, so v < 7."""
     return replace(
         mxfp4(name, block_size), scale_rule="power of two, up", overhang=1.75, source="compressed-tensors 0.19.0"
     )
 
 
 def nvfp4(name: str) -> Format:
-    """NVFP4: E2M1 elements, an E4M3 scale for 16 of them, and one float32 scale `2688 / absmax` for the tensor."""
+    """Describe NVFP4: E2M1 elements, an E4M3 scale for 16 of them, one float32 scale `2688 / absmax` for the tensor."""
     return Format(
         name=name,
         bits=4,

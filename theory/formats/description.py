@@ -35,7 +35,7 @@ class Format:
             "signed-absmax", the entry that has it (the first of several); "range", min and max widened to contain 0;
             "min-max", as they are; "none"; or a search by name.
         divisor: scale = statistic / divisor, where the scale is stored divided.
-        arithmetic: how `w / scale` is computed, every operation in float32, as the kernels do. "divide": a quotient;
+        arithmetic: way to compute `w / scale`, every operation in float32, as the kernels do. "divide": a quotient;
             "multiply": `w * ((1 / statistic) * divisor)`, the scale stored being the statistic itself (torch computes
             `127.0 / absmax` as a reciprocal times 127, which is rounded twice); "reciprocal": `w * (1 / scale)`;
             "inverse": `w * s`, where `s` is fitted and the scale is `1 / s`.
@@ -46,7 +46,7 @@ class Format:
             "half-even-label": to the level whose label is even, as floats do.
         zero: "whole": an integer zero point shifts the codes; "float": a zero point that is not rounded; "minimum":
             `low` is subtracted from the weights.
-        source: where the rule was read.
+        source: publication or code in which the rule was read.
         zero_first: whether the zero point is added before the code is rounded (and its own sum with the lowest level
             before the zero point is); otherwise after.
         scale_rule: a name in `scales.SCALE_RULES`: "quotient" of statistic and divisor; "power of two": 2^e with

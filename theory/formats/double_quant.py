@@ -75,7 +75,7 @@ def bin_codes() -> Array:
 
 
 def quantize_dynamic(x: Array) -> tuple[Array, Array]:
-    """8-bit codes of float32 numbers by blocks of 256, and the absmax of each block.
+    """Return the 8-bit codes of float32 numbers by blocks of 256, and the absmax of each block.
 
     The code of x is that of the bin of `x (1 / absmax)`, so near a midpoint it is not always the nearest. Where the
     reciprocal overflows, x > 0 has the highest code and the rest, nan from 0 inf with them, the lowest.
@@ -96,7 +96,7 @@ def quantize_dynamic(x: Array) -> tuple[Array, Array]:
 
 
 def dequantize_dynamic(codes: Array, absmax: Array) -> Array:
-    """`map[code] * absmax`, float32 (n,)."""
+    """Return `map[code] * absmax`, float32 (n,)."""
     return dynamic_map()[codes] * np.repeat(absmax, NESTED_BLOCK)[: len(codes)]
 
 

@@ -17,30 +17,30 @@ SOURCE = "ggml-quants.c as read in gguf 0.19.0"
 
 
 def q_0(name: str, bits: int) -> Format:
-    """Q4_0, Q5_0: scale `signed absmax / -2^(b-1)`, so the largest magnitude has the code 0; half is rounded up."""
+    """Describe Q4_0, Q5_0: scale `signed absmax / -2^(b-1)`: the largest magnitude has the code 0; half goes up."""
     top = 2 ** (bits - 1)
     labels = tuple(range(2 * top))
     return _gguf(name, bits, labels, "signed-absmax", -float(top), "half-up", offset=top)
 
 
 def q_1(name: str, bits: int) -> Format:
-    """Q4_1, Q5_1: `(w - min) / scale`, scale `(max - min) / (2^b - 1)`, not widened to contain 0."""
+    """Describe Q4_1, Q5_1: `(w - min) / scale`, scale `(max - min) / (2^b - 1)`, not widened to contain 0."""
     labels = tuple(range(2**bits))
     return _gguf(name, bits, labels, "min-max", float(2**bits - 1), "half-up", offset=0)
 
 
 def q8_0(name: str, bits: int) -> Format:
-    """Q8_0: scale `absmax / 127`, half is rounded away from 0."""
+    """Describe Q8_0: scale `absmax / 127`, half is rounded away from 0."""
     return _gguf(name, bits, tuple(range(-127, 128)), "absmax", 127.0, "half-away", offset=0)
 
 
 def q4_k(name: str) -> Format:
-    """Q4_K: `(w - min) / scale`, 6-bit scales and minima of 8 sub-blocks of 32."""
+    """Describe Q4_K: `(w - min) / scale`, 6-bit scales and minima of 8 sub-blocks of 32."""
     return _k_quant(q_1(name, 4), "q4_k")
 
 
 def q6_k(name: str) -> Format:
-    """Q6_K: signed 8-bit scales of 16 sub-blocks of 16, codes -32 … 31."""
+    """Describe Q6_K: signed 8-bit scales of 16 sub-blocks of 16, codes -32 … 31."""
     return _k_quant(q_0(name, 6), "q6_k")
 
 

@@ -5,6 +5,15 @@ With H^-1 = U'U, U upper triangular, column i rounds `v_i` and then every later 
 
 The dtype of the weights is the dtype of the arithmetic. Corrections are subtracted one column at a time, one rounding
 an operation; libraries do so within a block of 128 and use a matrix product beyond, which a BLAS sums in its own order.
+
+Takes weights (rows, columns), a Hessian (columns, columns) and a rule of `GPTQ_RULES`; gives codes, values, grids, and
+what each column rounded.
+
+>>> w = np.array([[0.3, -0.7]], np.float32)
+>>> h = calibration_hessian(np.array([[1, 0.5], [0, 1]], np.float32))
+>>> found = gptq(w, h, GptqRule(group_size=None))
+>>> found.codes.tolist()
+[[11, 1]]
 """
 
 from __future__ import annotations
@@ -83,7 +92,7 @@ class GptqResult(NamedTuple):
 
 
 def calibration_hessian(x: NDArray[Any]) -> NDArray[Any]:
-    """H = 2/n X'X, the second derivative of the mean squared output error. Its scale changes no code.
+    """Return H = 2/n X'X, the second derivative of the mean squared output error. Its scale changes no code.
 
     Args:
         x: inputs of the layer, (tokens, columns).
@@ -92,7 +101,7 @@ def calibration_hessian(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def inverse_factor(h: NDArray[Any]) -> NDArray[Any]:
-    """U upper triangular with H^-1 = U'U, by Cholesky, inversion and Cholesky, as the libraries do.
+    """Return U, upper triangular with H^-1 = U'U, by Cholesky, inversion and Cholesky, as the libraries do.
 
     Args:
         h: matrix H, symmetric (n, n).

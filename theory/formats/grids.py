@@ -2,6 +2,14 @@
 
 A rule takes float32 blocks (n_blocks, block) and the format, and returns a `Grid`. A search for better parameters is
 one more entry of `FITS`.
+
+Takes blocks of weights, float32 (n_blocks, block), and a format; gives a `Grid`. Which function fits it is the
+`statistic` of the format, a key of `FITS`.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> grid = FITS["absmax"](np.array([[3.5, -1, 0, 7]], np.float32), format_named("int4-g64"))
+>>> grid.scale.tolist()
+[[1.0]]
 """
 
 from __future__ import annotations

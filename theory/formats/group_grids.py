@@ -90,7 +90,7 @@ def fit_autoawq(w: NDArray[Any], bits: int, symmetric: bool) -> GroupGrid:
 
 
 def encode_group(w: NDArray[Any], grid: GroupGrid, bits: int, *, zero_first: bool = False) -> NDArray[Any]:
-    """Codes in 0 … 2^bits - 1, in the dtype of the weights, shape of `w`.
+    """Return codes in 0 … 2^bits - 1, in the dtype of the weights and the shape of `w`.
 
     Args:
         w: weights, (rows, columns), or any shape that broadcasts with the grid.
@@ -106,7 +106,7 @@ def encode_group(w: NDArray[Any], grid: GroupGrid, bits: int, *, zero_first: boo
 
 
 def decode_group(codes: NDArray[Any], grid: GroupGrid) -> NDArray[Any]:
-    """`scale * (code - zero)`, in the dtype of the grid."""
+    """Return `scale * (code - zero)`, in the dtype of the grid."""
     return grid.scale * (codes - grid.zero)
 
 

@@ -23,7 +23,7 @@ class Affine(NamedTuple):
 
 
 def min_max_affine(blocks: Array, fmt: Format) -> Affine:
-    """`inverse = top / (max - min)`, `zero = -min * inverse`: the block fills the levels 0 … top."""
+    """Return `inverse = top / (max - min)` and `zero = -min * inverse`: the block fills the levels 0 … top."""
     low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
     with np.errstate(over="ignore", divide="ignore"):
         spread = high - low
@@ -57,7 +57,7 @@ def proximal_affine(blocks: Array, fmt: Format) -> Affine:
 
 
 def _shrink(x: Array) -> Array:
-    """`sign(x) max(|x| - |x|^(p - 1) / beta, 0)`: the proximal step of |x|^p, generalized soft thresholding."""
+    """Return `sign(x) max(|x| - |x|^(p - 1) / beta, 0)`: the proximal step of |x|^p, generalized soft thresholding."""
     size = np.abs(x)
     with np.errstate(divide="ignore", over="ignore"):
         threshold = np.float32(1) / BETA * size ** (NORM - np.float32(1))

@@ -12,13 +12,13 @@ FLOAT32_TINY = 2.0**-126  # the smallest normal number
 
 
 def symmetric_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
-    """Integers around 0, scale `absmax / (2^(b-1) - 1)`."""
+    """Describe integers around 0, scale `absmax / (2^(b-1) - 1)`."""
     top = 2 ** (bits - 1) - 1
     return _integers(name, bits, (-top, top), block, block_size, divisor=float(top))
 
 
 def paper_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
-    """Integers -2^(b-1) … 2^(b-1) - 1, scale `absmax / 2^(b-1)`.
+    """Describe integers -2^(b-1) … 2^(b-1) - 1, scale `absmax / 2^(b-1)`.
 
     The paper's rule (arXiv 2410.16454, eq. 2) has no clip. Its top code would need a bit more, so it is clipped here
     as every implementation does.
@@ -29,14 +29,14 @@ def paper_int(name: str, bits: int, block: BlockKind, block_size: int | None) ->
 
 
 def asymmetric_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
-    """Integers 0 … 2^b - 1 with a zero point, scale `(max(w, 0) - min(w, 0)) / (2^b - 1)`."""
+    """Describe integers 0 … 2^b - 1 with a zero point, scale `(max(w, 0) - min(w, 0)) / (2^b - 1)`."""
     top = 2**bits - 1
     fmt = _integers(name, bits, (0, top), block, block_size, divisor=float(top))
     return replace(fmt, statistic="range", zero="whole")
 
 
 def compressed_tensors_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
-    """Integers -2^(b-1) … 2^(b-1) - 1, scale `absmax / ((2^b - 1) / 2)`: absmax lies half a step inside the clip."""
+    """Describe integers -2^(b-1) … 2^(b-1) - 1, scale `absmax / ((2^b - 1) / 2)`: absmax is not clipped."""
     fmt = _half_step(name, bits, block, block_size)
     return replace(fmt, zero_first=True, empty_scale=FLOAT32_EPS, source="compressed-tensors 0.19.0")
 
@@ -60,7 +60,7 @@ def torchao_asymmetric_int(name: str, bits: int, block: BlockKind, block_size: i
 
 
 def hqq_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
-    """Integers 0 … 2^b - 1 with a zero point that is not rounded, `w * s + z`, `s = (2^b - 1) / (max - min)`."""
+    """Describe integers 0 … 2^b - 1 with a zero point that is not rounded: `w s + z`, `s = (2^b - 1) / (max - min)`."""
     top = 2**bits - 1
     fmt = _integers(name, bits, (0, top), block, block_size, divisor=float(top))
     return replace(
@@ -75,7 +75,7 @@ def hqq_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> F
 
 
 def optimized_hqq_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
-    """HQQ with its zero points from the proximal solver (`hqq.proximal_zero`)."""
+    """Describe HQQ with its zero points from the proximal solver (`hqq.proximal_zero`)."""
     return replace(hqq_int(name, bits, block, block_size), statistic="hqq-proximal")
 
 

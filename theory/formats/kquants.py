@@ -5,6 +5,12 @@ error, and is then itself rounded to 6 or 8 bits. So the grid moves with every w
 
 Everything is float32, one rounding an operation, sums in the order of the weights and without fused
 multiply-add, as the compiler makes of ggml 0.25.3 on x86-64 without `-ffast-math`.
+
+Takes super-blocks, float32 (n, 256); gives `KBlocks`: codes, the scales of sub-blocks, and the numbers they multiply.
+
+>>> found = q4_k(np.linspace(-1, 1, 256, dtype=np.float32)[None])
+>>> found.codes.shape, int(found.codes.max())
+((1, 256), 15)
 """
 
 from __future__ import annotations
@@ -201,7 +207,7 @@ def _affine_error(
 
 
 def _six_bits(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
-    """Sub-scales in 0 … 63 and their float16 unit, `max / 63`."""
+    """Return sub-scales in 0 … 63 and their float16 unit, `max / 63`."""
     largest = np.maximum(x.max(axis=1, keepdims=True), ZERO)
     inverse = np.where(largest > 0, np.float32(63) / largest, ZERO)
     wrapped = nearest_int(inverse * x).astype(np.uint8)  # a C cast: modulo 256

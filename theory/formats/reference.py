@@ -2,6 +2,16 @@
 
 Everything is float32, in the order of operations of the library that the format names. Slow and plain on
 purpose: faster paths are tested against this one.
+
+Takes a tensor and a `Format`; gives its codes and its `Grid`, or the values that the deployed model computes with.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> w = np.array([[7, -2, 0.4, 0]], np.float32)
+>>> codes, grid = quantize(w, format_named("int4-row"))
+>>> codes.tolist()
+[[14, 5, 7, 7]]
+>>> round_trip(w, format_named("int4-row")).tolist()
+[[7.0, -2.0, 0.0, 0.0]]
 """
 
 from __future__ import annotations
@@ -51,7 +61,7 @@ def to_blocks(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
 
 
 def padding(columns: int, fmt: Format) -> int:
-    """Zeros that fill the last block of a row (or of a flat tensor).
+    """Return how many zeros fill the last block of a row (or of a flat tensor).
 
     Raises:
         ValueError: the format takes whole blocks only, and the row has others.
@@ -93,7 +103,7 @@ def fit_grid(blocks: NDArray[Any], fmt: Format, *, count: int | None = None) -> 
 
 
 def code_units(blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None = None) -> NDArray[Any]:
-    """`v = (w - low) / scale + zero` in float32, not rounded; 0 + zero where a zero scale says nothing.
+    """Return `v = (w - low) / scale + zero` in float32, not rounded; 0 + zero where a zero scale says nothing.
 
     Args:
         blocks: weights by block, float32 (n_blocks, block).
@@ -106,7 +116,7 @@ def code_units(blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | No
 
 
 def encode(blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None = None) -> NDArray[Any]:
-    """Codes, int16 (n_blocks, block): indices into `fmt.levels`."""
+    """Return the codes, int16 (n_blocks, block): indices into `fmt.levels`."""
     grid = grid.encoder or grid
     ratio = _ratio(blocks, grid, fmt, count)
     with np.errstate(over="ignore"):  # a clipped ratio plus a zero point of its sign is inf: an end level
@@ -114,7 +124,7 @@ def encode(blocks: NDArray[Any], grid: Grid, fmt: Format, *, count: int | None =
 
 
 def decode(codes: NDArray[Any], grid: Grid, fmt: Format) -> NDArray[Any]:
-    """Values, float32 (n_blocks, block), that the deployed model computes with."""
+    """Return the values that the deployed model computes with, float32 (n_blocks, block)."""
     levels = np.asarray(fmt.levels, np.float32)
     with np.errstate(under="ignore", over="ignore"):
         value = (levels[codes] - grid.zero) * grid.scale
@@ -164,7 +174,7 @@ ARITHMETICS: Mapping[str, Callable[[NDArray[Any], NDArray[Any], Format], Ratio]]
 
 
 def quantize(w: NDArray[Any], fmt: Format) -> tuple[NDArray[Any], Grid]:
-    """Codes in the shape of `w` (int16, indices into `fmt.levels`) and the grid that was fitted to it.
+    """Return the codes in the shape of `w` (int16, indices into `fmt.levels`) and the grid that was fitted to it.
 
     Args:
         w: weights, any shape, any float dtype; computed in float32.
@@ -179,7 +189,7 @@ def quantize(w: NDArray[Any], fmt: Format) -> tuple[NDArray[Any], Grid]:
 
 
 def round_trip(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
-    """Q(w): quantize and dequantize, float32 in the shape of `w`."""
+    """Return Q(w): quantize and dequantize, float32 in the shape of `w`."""
     blocks, count = to_blocks(w, fmt), _flat_count(w, fmt)
     grid = fit_grid(blocks, fmt, count=count)
     codes = encode(blocks, grid, fmt, count=count)

@@ -19,18 +19,18 @@ def _index(number: Array, fmt: Format) -> Array:
 
 
 def half_even(ratio: Array, zero: Array, fmt: Format) -> Array:
-    """Integer levels: a tie goes to the even integer, with or without the zero point in it."""
+    """Round to integer levels: a tie goes to the even integer, with or without the zero point in it."""
     return _index(np.rint(ratio + zero) if fmt.zero_first else np.rint(ratio) + zero, fmt)
 
 
 def half_up(ratio: Array, zero: Array, fmt: Format) -> Array:
-    """Integer levels: the fraction of `ratio + (1/2 - lowest level)` is dropped; the sum is rounded to float32."""
+    """Round to integer levels: drop the fraction of `ratio + (1/2 - lowest level)`, a sum rounded to float32."""
     shift = np.float32(0.5 - fmt.levels[0])
     return _index(np.trunc(ratio + zero + shift) + np.float32(fmt.levels[0]), fmt)
 
 
 def half_away(ratio: Array, zero: Array, fmt: Format) -> Array:
-    """Integer levels: a tie goes away from 0."""
+    """Round to integer levels: a tie goes away from 0."""
     size = np.abs(ratio)
     whole = np.floor(size)
     up = size - whole >= 0.5  # exact: the fraction of a float is a float
@@ -38,12 +38,12 @@ def half_away(ratio: Array, zero: Array, fmt: Format) -> Array:
 
 
 def half_lower(ratio: Array, zero: Array, fmt: Format) -> Array:
-    """Levels of a table: a tie goes to the lower one."""
+    """Round to the levels of a table: a tie goes to the lower one."""
     return np.searchsorted(fmt.thresholds, ratio + zero, side="left").astype(np.int16)
 
 
 def half_even_label(ratio: Array, zero: Array, fmt: Format) -> Array:
-    """Levels of a table: a tie goes to the one whose label is even."""
+    """Round to the levels of a table: a tie goes to the one whose label is even."""
     lower, upper = (np.searchsorted(fmt.thresholds, ratio + zero, side=s) for s in ("left", "right"))
     return np.where(fmt.even_labels[lower], lower, upper).astype(np.int16)
 

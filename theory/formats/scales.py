@@ -20,7 +20,7 @@ E4M3 = fp8_cast("fp8-cast")
 
 
 def quotient(statistic: Array, fmt: Format) -> Array:
-    """`statistic / divisor`, not below the least scale, and not 0 where the format replaces that."""
+    """Return `statistic / divisor`, not below the least scale, and not 0 where the format replaces that."""
     scale = statistic / np.float32(fmt.divisor)
     if fmt.least_scale:
         scale = np.maximum(scale, np.float32(fmt.least_scale))
@@ -33,7 +33,7 @@ def replace_empty(scale: Array, fmt: Format) -> Array:
 
 
 def power_of_two(absmax: Array, fmt: Format) -> Array:
-    """2^e, the largest with `2^e divisor <= absmax` for a divisor that is a power of two; -127 <= e <= 127."""
+    """Return the largest 2^e with `2^e divisor <= absmax`, for a divisor that is a power of two; -127 <= e <= 127."""
     _, exponent = np.frexp(absmax)  # absmax < 2^exponent
     return _e8m0(np.where(absmax > 0, exponent - 1, E8M0_EXPONENTS[0]), fmt)
 
@@ -51,7 +51,7 @@ def _e8m0(exponent: Array, fmt: Format) -> Array:
 
 
 def float8_of_tensor(absmax: Array, fmt: Format) -> Array:
-    """`E4M3(G absmax / divisor) / G` with `G = tensor_range / absmax of the tensor`, 1 where that overflows."""
+    """Return `E4M3(G absmax / divisor) / G`, `G = tensor_range / absmax of the tensor`, 1 where that overflows."""
     with np.errstate(over="ignore"):
         largest = np.maximum(absmax.max(), np.finfo(np.float32).tiny)
         tensor_scale = np.float32(1) / largest * np.float32(fmt.tensor_range)

@@ -1,4 +1,13 @@
-"""T5: how far one step of AdamW can move a weight, and many steps. The folk bound "at most lr" is false."""
+"""T5: how far one step of AdamW can move a weight, and many steps. The folk bound "at most lr" is false.
+
+Takes a learning rate, the number of a step and the two decays; gives bounds of that step, and of the whole
+displacement of a weight, both rounded up.
+
+>>> round(adamw_step_upper_bound(lr=1e-5, t=1) / 1e-5, 6)
+1.0
+>>> round(adamw_limit_ratio(), 2)
+7.27
+"""
 
 from __future__ import annotations
 
@@ -44,7 +53,7 @@ def adamw_step_upper_bound(lr: float, t: int, beta1: float = 0.9, beta2: float =
 
 
 def adamw_ratio_upper_bound(t: int, beta1: float = 0.9, beta2: float = 0.999) -> float:
-    """c_t of `adamw_step_upper_bound`, rounded up: the largest |m^_t| / sqrt(v^_t).
+    """Return c_t of `adamw_step_upper_bound`, rounded up: the largest |m^_t| / sqrt(v^_t).
 
     Raises:
         ValueError: an argument is out of its range.
@@ -80,7 +89,7 @@ def adamw_limit_ratio(beta1: float = 0.9, beta2: float = 0.999) -> float:
 
 
 def extremal_gradients(t: int, beta1: float = 0.9, beta2: float = 0.999) -> NDArray[Any]:
-    """Gradients g_1 … g_t, g_i ~ (b1/b2)^(t-i), whose step t attains c_t at eps = 0; float64 (t,), the largest is 1.
+    """Return gradients g_i ~ (b1/b2)^(t-i) whose step t attains c_t at eps = 0; float64 (t,), the largest is 1.
 
     The case of equality of Cauchy-Schwarz: b1^(t-i) / sqrt(b2^(t-i)) ~ sqrt(b2^(t-i)) g_i.
 
@@ -132,7 +141,7 @@ def adamw_displacement_upper_bound(
 
 
 def learning_rates(lr: float | Sequence[float], steps: int) -> NDArray[Any]:
-    """One learning rate for each step, float64 (steps,).
+    """Return one learning rate for each step, float64 (steps,).
 
     Raises:
         ValueError: steps is negative or absurd, a rate is negative or not finite, or a schedule has another length.
@@ -148,7 +157,7 @@ def learning_rates(lr: float | Sequence[float], steps: int) -> NDArray[Any]:
 
 
 def decay_share(rates: NDArray[Any], weight_decay: float) -> float:
-    """1 - prod_t (1 - lr_t lambda), rounded up: the share of w_0 that decoupled weight decay takes away.
+    """Return 1 - prod_t (1 - lr_t lambda), rounded up: the share of w_0 that decoupled weight decay takes away.
 
     Raises:
         ValueError: the decay is negative, or lr_t lambda exceeds 1.
@@ -164,7 +173,7 @@ def decay_share(rates: NDArray[Any], weight_decay: float) -> float:
 
 
 def ratios(t: NDArray[Any], beta1: float, beta2: float) -> NDArray[Any]:
-    """c_t for many t at once, float64, each rounded up.
+    """Return c_t for many t at once, float64, each rounded up.
 
     Works with exact 1 - b and 1 - r and with expm1, so that no difference cancels; each power then has a relative
     error of a few roundings, and t log r of them where r > 1.
@@ -186,7 +195,7 @@ def moment_ratios(t: NDArray[Any], beta1: float, beta2: float) -> NDArray[Any]:
 
 
 def _corrections(t: NDArray[Any], beta1: float, beta2: float) -> NDArray[Any]:
-    """sqrt(1-b2^t) / (1-b1^t), rounded up."""
+    """Return sqrt(1-b2^t) / (1-b1^t), rounded up."""
     second = np.sqrt(-np.expm1(t * math.log(beta2)))
     first = -np.expm1(t * math.log(beta1)) if beta1 else np.ones(t.shape)
     return np.asarray(second / first * (1 + RATIO_ROUNDINGS / 2 * U64))

@@ -41,7 +41,7 @@ def cells(fmt: Format) -> Cells:
 
 
 def position(v: NDArray[Any], codes: NDArray[Any], fmt: Format) -> NDArray[Any]:
-    """Where `v` lies in its cell: 0 at the lower end, 1 at the upper. NaN in a cell of no width.
+    """Tell where `v` lies in its cell: 0 at the lower end, 1 at the upper. NaN in a cell of no width.
 
     Args:
         v: weights in code units, float64, any shape.

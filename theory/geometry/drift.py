@@ -1,4 +1,13 @@
-"""T2: a changed block moves its own grid. How far, when no code can change for it, and what then is left of the update."""
+"""T2: a changed block moves its own grid. How far, when no code can change for it, and what then is left of the update.
+
+Takes sizes of updates, or a tensor before and after, and a format; gives bounds of how far a scale moves, and which
+codes are certain to stay.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> w = np.array([[7, -2, 0.4, 0]], np.float32)
+>>> certified_codes(w, w + np.float32(0.01), format_named("int4-row")).tolist()
+[[True, True, True, True]]
+"""
 
 from __future__ import annotations
 
@@ -18,7 +27,7 @@ NORMAL_SCALE = (2.0**-115, 2.0**115)  # no scale, reciprocal or product of these
 
 
 def drift_factor(fmt: Format) -> int:
-    """How many ends of its block a format's statistic has: 1 for absmax, 2 for a range.
+    """Return how many ends of its block a format's statistic has: 1 for absmax, 2 for a range.
 
     Raises:
         ValueError: the scale is not the statistic / c in float32: a power of two, a stored float16 or a search jumps.
@@ -96,7 +105,7 @@ def keeps_code(
 
 
 def certified_codes(w: NDArray[Any], w_new: NDArray[Any], fmt: Format) -> NDArray[Any]:
-    """Which codes of a real, re-quantized tensor T2 certifies: True means equal codes, in the kernel's float32.
+    """Mark the codes of a real, re-quantized tensor that T2 certifies: True means equal codes, in the kernel's float32.
 
     Both grids are fitted as `quantize` does. A block is left uncertified where its zero point changes, or where a
     scale is 0 or so extreme that float32 loses precision.
@@ -174,7 +183,7 @@ def value_rounding_upper_bound(largest_value: NDArray[Any], fmt: Format) -> NDAr
 
 
 def _largest_level(fmt: Format) -> float:
-    """max|l - z| in code units, over the zero points too."""
+    """Return max|l - z| in code units, over the zero points too."""
     low, high = fmt.levels[0], fmt.levels[-1]
     return high - low if fmt.zero_point else max(-low, high)
 
@@ -187,7 +196,7 @@ def _step(scale: NDArray[Any], fmt: Format) -> NDArray[Any]:
 
 
 def _ratio_thresholds(fmt: Format) -> NDArray[Any]:
-    """Half-integers between all codes that any zero point can put at the ends."""
+    """Return the half-integers between all codes that any zero point can put at the ends."""
     span = fmt.levels[-1] - fmt.levels[0]
     return np.arange(-span, span, dtype=np.float64) + 0.5
 

@@ -19,7 +19,7 @@ FINE_BINADES = 14
 
 
 def step_ratio(w: NDArray[Any], delta: NDArray[Any], *, lr: float, steps: int, dtype: str) -> float:
-    """Rms of delta over lr * steps, among the weights whose spacing is too fine to round their steps.
+    """Return the rms of delta over lr * steps, among the weights whose spacing is too fine to round their steps.
 
     One number, of the magnitude of the motion; it knows nothing of any format.
 
@@ -45,7 +45,7 @@ def step_ratio(w: NDArray[Any], delta: NDArray[Any], *, lr: float, steps: int, d
 
 
 def stationary_fit(ratio: float) -> StepLaw:
-    """AdamW's stationary law whose drifts have this root mean square; the nominal law from 1 on."""
+    """Return AdamW's stationary law whose drifts have this root mean square; the nominal law from 1 on."""
     if ratio >= step_law("adamw", SNR_RANGE[1]).ratio:
         return step_law("adamw")
     snr = scipy.optimize.brentq(lambda x: step_law("adamw", x).ratio - ratio, *SNR_RANGE)

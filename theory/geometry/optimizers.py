@@ -1,4 +1,13 @@
-"""T5 and T4 together: the largest step of an optimizer, by name, and which weights a storage format lets it move."""
+"""T5 and T4 together: the largest step of an optimizer, by name, and which weights a storage format lets it move.
+
+Takes the name of an optimizer, a learning rate and a number of steps; gives bounds of a step, and the size from which
+on no weight moves. All are rounded up.
+
+>>> round(largest_step("lion", lr=1e-4, t=10), 6)
+0.0001
+>>> frozen_magnitude("adamw", lr=1e-5, steps=1, dtype="bfloat16")
+0.00390625
+"""
 
 from __future__ import annotations
 

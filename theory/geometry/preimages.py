@@ -1,4 +1,12 @@
-"""T1 in the arithmetic of the kernel: which float32 weights have a code, exactly, and which keep a whole block."""
+"""T1 in the arithmetic of the kernel: which float32 weights have a code, exactly, and which keep a whole block.
+
+Takes codes and a grid, or the blocks of a tensor; gives `Interval`s of float32 weights, (n_blocks, m).
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> box = block_box(np.array([[7, 1]], np.float32), format_named("int4-row"))
+>>> box.lower.tolist(), box.upper.tolist()
+([[7.0, 0.5000000596046448]], [[7.0, 1.4999998807907104]])
+"""
 
 from __future__ import annotations
 
@@ -124,7 +132,7 @@ def _limit_nothing(blocks: Array, fmt: Format, partial: bool) -> Interval:
 
 
 def _limit_range(blocks: Array, fmt: Format, partial: bool) -> Interval:
-    """Between min and max, widened to contain 0 where the statistic is; the first min and the first max stay."""
+    """Keep weights between min and max, widened to contain 0 where the statistic is; the first of each stays."""
     low, high = blocks.min(axis=1, keepdims=True), blocks.max(axis=1, keepdims=True)
     lowest, highest = low, high
     if fmt.statistic == "range":
@@ -176,7 +184,7 @@ def same_scale(statistic: Array, fmt: Format, *, partial: bool = False) -> Inter
     bare = replace(fmt, empty_scale=0.0, storage="float32")
 
     def scale(magnitude: Array) -> Array:
-        """Of blocks of one weight, beside one that holds the tensor's largest magnitude."""
+        """Return the scales of blocks of one weight, beside one that holds the tensor's largest magnitude."""
         blocks = np.concatenate([sign * magnitude, [[tensor_absmax]]]).astype(np.float32)
         with np.errstate(over="ignore"):
             found = FITS[fmt.statistic](blocks, bare).scale[:-1]
@@ -216,7 +224,7 @@ def _from_key(key: Array) -> Array:
 
 
 def _interval(low: Array, high: Array) -> Interval:
-    """From keys; one key beyond the largest float32 stands for inf."""
+    """Turn keys into an interval of float32; one key beyond the largest float32 stands for inf."""
     return Interval(_from_key(low), _from_key(high))
 
 

@@ -29,7 +29,7 @@ class AbsmaxLaw(NamedTuple):
 
 
 def magnitude_cdf(x: ArrayLike, density: Density) -> NDArray[Any]:
-    """P(|w| <= x) = F(x) - F(-x), for x >= 0."""
+    """Return P(|w| <= x) = F(x) - F(-x), for x >= 0."""
     return density.cdf(np.asarray(x)) - density.cdf(-np.asarray(x))
 
 

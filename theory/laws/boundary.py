@@ -57,7 +57,7 @@ def moments(
     delta: NDArray[Any],
     interval: tuple[ArrayLike, ArrayLike] = (-np.inf, np.inf),
 ) -> Moments:
-    """E[g(k, k'); w in interval] by cutting the line where the code of w or of w + delta changes: exact.
+    """Return E[g(k, k'); w in interval], exact: the line is cut where the code of w or of w + delta changes.
 
     Given its block's absmax a, a weight that does not set it has the law F conditioned on [-a, a].
 

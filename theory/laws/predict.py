@@ -1,4 +1,17 @@
-"""T11 and C2: gain, flips and cosine of a format from the weights' law, the learning rate, the steps and the dtype."""
+"""T11 and C2: gain, flips and cosine of a format from the weights' law, the learning rate, the steps and the dtype.
+
+Takes a format, the densities of weights and absmax, the law of the steps and the training run; gives a `Prediction`.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> from unforgotten.theory.geometry.motion import step_law
+>>> from unforgotten.theory.laws.absmax import absmax_law
+>>> from unforgotten.theory.laws.densities import Gaussian
+>>> density = Gaussian(0.02)
+>>> law, steps = absmax_law(density, 64), step_law("sign")
+>>> found = predict(format_named("int4-g64"), density, law, steps, lr=1e-5, steps=500, dtype="bfloat16")
+>>> round(found.moved, 2), round(found.expected.gain, 2)
+(0.15, 0.75)
+"""
 
 from __future__ import annotations
 
@@ -78,7 +91,7 @@ def predict(
 
 
 def pieces(radius: float, edge: float, density: Density) -> tuple[NDArray[Any], NDArray[Any]]:
-    """(lower, upper) ends of intervals of w, both signs, that cover |w| < edge: PIECES_PER_BINADE in each binade.
+    """Return (lower, upper) ends of intervals of w, both signs, that cover |w| < edge: PIECES_PER_BINADE a binade.
 
     Below `radius`, and below 2^-10 of the standard deviation, the motion is one and the same: as many pieces in all.
     """
@@ -97,7 +110,7 @@ def pieces(radius: float, edge: float, density: Density) -> tuple[NDArray[Any], 
 
 
 def _all_move(fmt: Format, density: Density, absmax: AbsmaxLaw, law: StepLaw, length: float) -> Prediction:
-    """Displacements |drift| lr T in both directions: the block law of each size, on the adaptive grid."""
+    """Predict displacements |drift| lr T in both directions: the block law of each size, on the adaptive grid."""
     sizes, index = np.unique(np.abs(law.drift), return_inverse=True)
     shares = np.bincount(index, law.weight)
     if length == 0:
@@ -110,7 +123,7 @@ def _all_move(fmt: Format, density: Density, absmax: AbsmaxLaw, law: StepLaw, le
 
 
 def predict_moves(fmt: Format, density: Density, absmax: AbsmaxLaw, moves: Moves) -> Expected:
-    """E[flips, D delta, D^2] for weights of one density that move as a pair was seen to move, on a fixed grid.
+    """Return E[flips, D delta, D^2] for weights of a density that move as a pair was seen to move, on a fixed grid.
 
     Only the place of the weights and the absmax of their blocks are left to the law.
     """

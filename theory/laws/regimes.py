@@ -23,7 +23,7 @@ def on_grid_survivor(delta: ArrayLike, step: float) -> NDArray[Any]:
     Args:
         delta: the update, any shape.
         step: Delta > 0.
-    """
+    """  # noqa: D401
     return step * np.rint(np.asarray(delta, np.float64) / checked_step(step))
 
 
@@ -39,7 +39,7 @@ def on_grid_gain(spread: float, step: float) -> float:
 
     Raises:
         ValueError: an argument is not positive and finite.
-    """
+    """  # noqa: D401
     if not (math.isfinite(spread) and spread > 0):
         raise ValueError(f"spread must be positive and finite, got spread={spread!r}")
     c = checked_step(step) / spread

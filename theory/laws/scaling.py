@@ -8,7 +8,7 @@ from unforgotten.theory.laws.densities import Density
 
 
 def steps_per_absmax(bits: int) -> int:
-    """2^(b-1) - 1: the steps between 0 and the absmax of symmetric integers.
+    """Return 2^(b-1) - 1: the steps between 0 and the absmax of symmetric integers.
 
     Raises:
         ValueError: bits is not in 2 ... 8.

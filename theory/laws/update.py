@@ -1,4 +1,13 @@
-"""What is left of an update after quantization: flips, value changes, gain and cosine of one tensor or of many."""
+"""What is left of an update after quantization: flips, value changes, gain and cosine of one tensor or of many.
+
+Takes a tensor before and after, a format and the mode of its grid; gives `Survival`, whose sums of two tensors add up.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> w = np.array([[0.7, -0.2, 0.05, 0.0]], np.float32)
+>>> found = survival(w, w + np.float32([[0, 0, 0.06, 0]]), format_named("int4-row"), "fixed")
+>>> found.code_flips, round(found.gain, 2)
+(1, 1.67)
+"""
 
 from __future__ import annotations
 

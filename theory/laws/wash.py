@@ -1,4 +1,11 @@
-"""T12: does the update avoid the thresholds (washed), or aim at them?"""
+"""T12: does the update avoid the thresholds (washed), or aim at them?
+
+Takes counted flips and what chance expects of them; gives a z and a p-value that is never too small.
+
+>>> found = wash_test(flips=20, expected=50.0, variance=45.0, weights=1000)
+>>> round(found.z, 2), found.p < 1e-4
+(-4.47, True)
+"""
 
 from __future__ import annotations
 
@@ -74,7 +81,7 @@ def exact_wash_test(flips: int, probabilities: NDArray[Any]) -> WashTest:
 
 
 def poisson_binomial_tails(count: int, probabilities: NDArray[Any]) -> tuple[float, float]:
-    """(P[S <= count], P[S >= count]) for independent Bernoulli(p_i), each rounded up: sums of non-negative terms only.
+    """Return P[S <= count] and P[S >= count] for independent Bernoulli(p_i), rounded up: sums of terms >= 0 only.
 
     Args:
         count: number of successes, 0 … n.
@@ -167,7 +174,7 @@ def _checked_step(step: NDArray[Any], v: NDArray[Any]) -> NDArray[Any]:
 
 
 def bernoulli_divergence(x: float, p: float) -> float:
-    """KL(Bernoulli(x) || Bernoulli(p)) in nats; inf where p excludes x."""
+    """Return KL(Bernoulli(x) || Bernoulli(p)) in nats; inf where p excludes x."""
     p = min(max(p, 0.0), 1.0)
     total = 0.0
     for a, b in ((x, p), (1.0 - x, 1.0 - p)):

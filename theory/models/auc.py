@@ -19,7 +19,7 @@ class AucRange(NamedTuple):
 
 
 def auc(positive: NDArray[Any], negative: NDArray[Any]) -> float:
-    """P[positive > negative] + P[equal] / 2 over all pairs, as in Mann & Whitney's U; exact but for one rounding.
+    """Return P[positive > negative] + P[equal] / 2 over all pairs, Mann & Whitney's U; exact but for one rounding.
 
     Args:
         positive: scores of the class that should score higher, (n,), n >= 1.

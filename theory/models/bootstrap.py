@@ -44,7 +44,7 @@ def checked(*metrics: NDArray[Any]) -> tuple[NDArray[Any], ...]:
 
 
 def resampled_means(*metrics: NDArray[Any], seed: int) -> NDArray[Any]:
-    """Means of the metrics over the same resampled items and, where there are several, seeds: (metrics, RESAMPLES).
+    """Return the means of the metrics over equal resampled items and, if several, seeds: (metrics, RESAMPLES).
 
     Items and seeds are drawn apart, as they are crossed: every seed met every item. The variance is then no smaller
     than the truth's in the mean (Owen 2007, the pigeonhole bootstrap), but few seeds tell little of seeds.
@@ -69,7 +69,7 @@ def interval(samples: NDArray[Any]) -> tuple[float, float]:
 
 
 def ratio_of_means(numerator: NDArray[Any], denominator: NDArray[Any], *, seed: int) -> Ratio:
-    """mean(numerator) / mean(denominator), undefined while the denominator's interval holds 0.
+    """Return mean(numerator) / mean(denominator), undefined while the denominator's interval holds 0.
 
     Args:
         numerator: metric of each item, (seeds, items), from `checked`.

@@ -69,7 +69,7 @@ def certified_prefix(certified: NDArray[Any]) -> NDArray[Any]:
 
     Raises:
         ValueError: the array is not two-dimensional.
-    """
+    """  # noqa: D401
     kept = np.asarray(certified, bool)
     if kept.ndim != 2:
         raise ValueError(f"certified must be (answers, tokens), got shape={kept.shape}")

@@ -4,6 +4,15 @@ With H^-1 = U'U (U upper triangular, columns in the order of their rounding) wri
 triangular, `|M e|^2` weighted by `1/U_ii^2` is `e'He`. For the error `e = w - q` of a row, `(M e)_i = v_i - q_i`, where
 v_i is what column i rounds. H is the damped Hessian 2/n X'X + lambda, so `2/n |X e|^2 <= e'He`, and every upper bound
 here holds for the output error too. The grid is fixed; steps `step_i > 0` may differ between columns.
+
+Takes the factor U and the grids of a run of GPTQ; gives its loss as a sum over columns, bounds of it, the cells of its
+codes, and how an update passes.
+
+>>> factor = np.array([[1.0, 0.5], [0.0, 2.0]])
+>>> skew(factor).tolist()
+[[1.0, 0.0], [-0.5, 1.0]]
+>>> nearest_plane_loss(np.array([[0.5, -1.0]]), factor).tolist()
+[0.5]
 """
 
 from __future__ import annotations
@@ -23,7 +32,7 @@ SOURCE = "Babai 1986 (nearest plane); Chen et al. 2025, arXiv 2507.18553 (GPTQ i
 
 
 def skew(factor: NDArray[Any]) -> NDArray[Any]:
-    """M = diag(U) U^-T, unit lower triangular: how the errors of earlier columns reach a later one.
+    """Return M = diag(U) U^-T, unit lower triangular: how the errors of earlier columns reach a later one.
 
     Args:
         factor: U, (n, n) upper triangular with a positive diagonal.
@@ -44,7 +53,7 @@ def nearest_plane_loss(residual: NDArray[Any], factor: NDArray[Any]) -> NDArray[
 
     Returns:
         e'He, (...).
-    """
+    """  # noqa: D401
     return np.square(residual / np.diag(factor)).sum(axis=-1)
 
 

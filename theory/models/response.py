@@ -42,7 +42,7 @@ def linear_response(gradient: NDArray[Any], delta: NDArray[Any], step: NDArray[A
 
 
 def gating_variance(delta: NDArray[Any], step: NDArray[Any] | float) -> NDArray[Any]:
-    """Var[D | delta] = Delta^2 phi (1 - phi) of T7, elementwise."""
+    """Return Var[D | delta] = Delta^2 phi (1 - phi) of T7, elementwise."""
     phase = np.mod(np.abs(delta) / step, 1.0)
     return np.asarray(np.square(step) * phase * (1 - phase))
 

@@ -95,7 +95,7 @@ def quantization_robustness(
 
 
 def symmetric_robustness(unlearned: float, quantized: float) -> float:
-    """1 - |after - before| / (|after| + |before|): the variant of UDS, which also falls where a model is destroyed.
+    """Return 1 - |after - before| / (|after| + |before|): UDS's variant, which also falls where a model is destroyed.
 
     1 where both are 0; it asks for no direction and gives none.
     """
@@ -104,7 +104,7 @@ def symmetric_robustness(unlearned: float, quantized: float) -> float:
 
 
 def _clipped(less: NDArray[Any], more: NDArray[Any]) -> NDArray[Any]:
-    """min(less / more, 1) of non-negative numbers; nan at 0 / 0."""
+    """Return min(less / more, 1) of non-negative numbers; nan at 0 / 0."""
     both = (less > 0) | (more > 0)
     ratio = np.divide(less, more, out=np.ones(less.shape), where=more > less)
     return np.where(both, ratio, np.nan)

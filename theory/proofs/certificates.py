@@ -1,4 +1,10 @@
-"""T15 and T12 over the reals: greedy stability, the AUC's margin, total variation, and a tail for unequal coins."""
+"""T15 and T12 over the reals: greedy stability, the AUC's margin, total variation, and a tail for unequal coins.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+A `…_statement` takes what a wrong version would have instead, and returns a formula for z3.
+
+>>> greedy_choice_is_stable()
+"""
 
 # pyright: reportOperatorIssue=false
 # z3 declares unions of every kind of expression, and sums of those that have no sum.
@@ -22,7 +28,7 @@ def _changed(xs: list[Any], ys: list[Any], radius: Any) -> list[Any]:
 
 
 def greedy_statement(vocabulary: int, *, factor: int = 2, strict: bool = True) -> Statement:
-    """If token 0 leads all others by more than 2r and no logit changes by more than r, it still leads."""
+    """State that token 0 still leads if it led all others by more than 2r and no logit changes by more than r."""
     before, after, r = reals("z", vocabulary), reals("z_new", vocabulary), z3.Real("r")
     leads = [before[0] - z > factor * r if strict else before[0] - z >= factor * r for z in before[1:]]
     still = z3.And([after[0] > z for z in after[1:]])
@@ -40,7 +46,7 @@ def spread_statement(vocabulary: int) -> Statement:
 
 @proof("T15", method="smt", domain="vocabularies of 2 to 4; one rival at a time, so any vocabulary")
 def greedy_choice_is_stable() -> None:
-    """A top-two gap above 2 max|logit change|, or above the change's spread, keeps the greedy token; at exactly 2 max|change| a tie is possible."""
+    """A top-two gap above 2 max|logit change|, or above the change's spread, keeps the greedy token; at exactly 2 max|change| a tie is possible."""  # noqa: D401
     prove(*(greedy_statement(n) for n in SIZES[1:]), *(spread_statement(n) for n in SIZES[1:]))
 
 
@@ -49,7 +55,7 @@ def _win(a: Any, b: Any) -> Any:
 
 
 def auc_statement(members: int, others: int, *, factor: int = 2, ends_included: bool = True) -> Statement:
-    """|AUC' - AUC| <= share of pairs whose scores lie within 2r, if no score changes by more than r."""
+    """State that |AUC' - AUC| <= share of pairs whose scores lie within 2r, if no score changes by more than r."""
     m, o, m_new, o_new = (
         reals(name, n) for name, n in (("m", members), ("o", others), ("m_new", members), ("o_new", others))
     )
@@ -68,7 +74,7 @@ def auc_moves_by_close_pairs() -> None:
 
 
 def auc_range_statement(members: int, others: int, *, share: Fraction = Fraction(1)) -> Statement:
-    """AUC(m - r, o + r) <= AUC(m', o') <= AUC(m + r, o - r), if no score changes by more than r."""
+    """State that AUC(m - r, o + r) <= AUC(m', o') <= AUC(m + r, o - r), if no score changes by more than r."""
     m, o, m_new, o_new = (
         reals(name, n) for name, n in (("m", members), ("o", others), ("m_new", members), ("o_new", others))
     )
@@ -88,7 +94,7 @@ def auc_lies_between_the_extremes() -> None:
 
 
 def total_variation_statement(outcomes: int, *, factor: Fraction = Fraction(1, 2)) -> Statement:
-    """|E_p m - E_q m| <= 1/2 sum |p - q| for a metric m in [0, 1]."""
+    """State that |E_p m - E_q m| <= 1/2 sum |p - q| for a metric m in [0, 1]."""
     p, q, m = (reals(name, outcomes) for name in ("p", "q", "m"))
     given = (*(x >= 0 for x in p + q), z3.Sum(p) == 1, z3.Sum(q) == 1, *(z3.And(x >= 0, x <= 1) for x in m))
     gap = z3.Sum([(a - b) * x for a, b, x in zip(p, q, m, strict=True)])
@@ -103,7 +109,7 @@ def metric_moves_by_total_variation() -> None:
 
 
 def affinity_statement(outcomes: int, *, factor: int = 1) -> Statement:
-    """TV^2 + (sum sqrt(p q))^2 <= 1, in the roots a = sqrt(p), b = sqrt(q)."""
+    """State that TV^2 + (sum sqrt(p q))^2 <= 1, in the roots a = sqrt(p), b = sqrt(q)."""
     a, b = reals("a", outcomes), reals("b", outcomes)
     given = (*(x >= 0 for x in a + b), z3.Sum([x * x for x in a]) == 1, z3.Sum([x * x for x in b]) == 1)
     tv = z3.Sum([size(x * x - y * y) for x, y in zip(a, b, strict=True)]) / 2
@@ -112,7 +118,7 @@ def affinity_statement(outcomes: int, *, factor: int = 1) -> Statement:
 
 
 def merging_statement(*, factor: int = 1) -> Statement:
-    """sqrt(p1 q1) + sqrt(p2 q2) <= sqrt((p1 + p2) (q1 + q2)), in the roots."""
+    """State that sqrt(p1 q1) + sqrt(p2 q2) <= sqrt((p1 + p2) (q1 + q2)), in the roots."""
     (a, b), (c, d) = reals("a", 2), reals("b", 2)
     given = tuple(x >= 0 for x in (a, b, c, d))
     merged = (a * a + b * b) * (c * c + d * d)
@@ -129,7 +135,7 @@ def total_variation_meets_affinity() -> None:
 
 
 def count_probability(p: list[Any], heads: int) -> Any:
-    """P[S = heads] for independent coins p, a polynomial in p."""
+    """Return P[S = heads] for independent coins p, a polynomial in p."""
     n = len(p)
     return z3.Sum(
         [z3.Product([p[i] if i in up else 1 - p[i] for i in range(n)]) for up in combinations(range(n), heads)]
@@ -144,7 +150,7 @@ def moment_statement(n: int) -> Statement:
 
 
 def markov_statement(n: int, k: int, *, least_base: int = 1) -> Statement:
-    """z^k P[S >= k] <= sum over j of P[S = j] z^j for z >= 1."""
+    """State that z^k P[S >= k] <= sum over j of P[S = j] z^j for z >= 1."""
     mass, z = reals("mass", n + 1), z3.Real("z")
     powers = [z3.Product([z3.RealVal(1), *[z] * j]) for j in range(n + 1)]
     given = (z >= least_base, *(m >= 0 for m in mass))
@@ -160,7 +166,7 @@ def mean_statement(n: int, *, factor: Fraction = Fraction(1)) -> Statement:
 
 
 def check_chernoff(n: int, k: int, p: Fraction, *, trials: int | None = None) -> None:
-    """At z = x (1-p) / (p (1-x)), z^-k (1 - p + p z)^n = exp(-n KL(x || p)) for x = k/n, exact in rationals.
+    """Check z^-k (1 - p + p z)^n = exp(-n KL(x || p)) at z = x (1-p) / (p (1-x)), x = k/n, exact in rationals.
 
     Raises:
         AssertionError: the two differ, or z < 1 although x >= p.

@@ -40,14 +40,14 @@ def _effects(f: dict[str, Any]) -> Effects:
 
 
 def no_remainder_statement(split: Split = lost_effect) -> Statement:
-    """Gating + base shift = total = [F(w') - F(w)] - [F(Q(w')) - F(Q(w))]."""
+    """State that gating + base shift = total = [F(w') - F(w)] - [F(Q(w')) - F(Q(w))]."""
     f = _values()
     e, s = _effects(f), split(**f)
     return Statement((), z3.And(s.total == e.neither - e.both, s.gating + s.base_shift == s.total))
 
 
 def two_orders_statement(split: Split = lost_effect) -> Statement:
-    """Each term is the mean, over which replacement comes first, of what its replacement takes."""
+    """State that each term is the mean, over which replacement comes first, of what its replacement takes."""
     f = _values()
     e, s = _effects(f), split(**f)
     gating = ((e.neither - e.gated) + (e.shifted - e.both)) / 2
@@ -56,7 +56,7 @@ def two_orders_statement(split: Split = lost_effect) -> Statement:
 
 
 def symmetric_statement(split: Split = lost_effect) -> Statement:
-    """Exchanging what the two replacements do alone exchanges the two terms."""
+    """State that exchanging what the two replacements do alone exchanges the two terms."""
     f = _values()
     e, s = _effects(f), split(**f)
     exchanged = {**f, "w_plus_d": f["w"] + e.shifted, "q_plus_delta": f["q"] + e.gated}

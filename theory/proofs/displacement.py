@@ -17,20 +17,20 @@ STEPS = (1, 2, 3, 4)
 
 
 def moment_weights(t: int) -> tuple[list[Fraction], list[Fraction]]:
-    """Shares of g_1 … g_t in the bias-corrected first moment, and of their squares in the second."""
+    """Return the shares of g_1 … g_t in the bias-corrected first moment, and of their squares in the second."""
     first, second = ([(1 - b) * b ** (t - i) / (1 - b**t) for i in range(1, t + 1)] for b in (BETA1, BETA2))
     return first, second
 
 
 def ratio_sq(t: int) -> Fraction:
-    """c_t^2 = (1-b2^t)/(1-b1^t)^2 (1-b1)^2/(1-b2) (1-r^t)/(1-r), r = b1^2/b2."""
+    """Return c_t^2 = (1-b2^t)/(1-b1^t)^2 (1-b1)^2/(1-b2) (1-r^t)/(1-r), r = b1^2/b2."""
     r = BETA1**2 / BETA2
     corrections = (1 - BETA2**t) / (1 - BETA1**t) ** 2
     return corrections * (1 - BETA1) ** 2 / (1 - BETA2) * (1 - r**t) / (1 - r)
 
 
 def step_statement(t: int, bound_sq: Fraction | None = None) -> Statement:
-    """m^_t^2 <= c_t^2 v^_t for all gradients: no step is larger than lr c_t."""
+    """State that m^_t^2 <= c_t^2 v^_t for all gradients: no step is larger than lr c_t."""
     bound = ratio_sq(t) if bound_sq is None else bound_sq
     first, second = moment_weights(t)
     g = reals("g", t)

@@ -31,12 +31,12 @@ def _range(xs: list[Any]) -> Any:
 
 
 def absmax_statement(block: int, *, factor: Fraction = Fraction(1)) -> Statement:
-    """|max|w'| - max|w|| <= max|delta|."""
+    """State that |max|w'| - max|w|| <= max|delta|."""
     return _drift(block, _absmax, factor)
 
 
 def range_statement(block: int, *, factor: Fraction = Fraction(2)) -> Statement:
-    """|range' - range| <= 2 max|delta|, the range being widened to contain 0."""
+    """State that |range' - range| <= 2 max|delta|, the range being widened to contain 0."""
     return _drift(block, _range, factor)
 
 
@@ -67,7 +67,7 @@ def range_scale_drift() -> None:
 
 
 def no_flip_statement(*, strict: bool = True, with_drift: bool = True) -> Statement:
-    """|delta| + |v| |s' - s| < s' |v - t|, with v = w/s, keeps v' = w'/s' on the side of t where v is."""
+    """State that |delta| + |v| |s' - s| < s' |v - t|, with v = w/s, keeps v' = w'/s' on the side of t where v is."""
     s, s_new, w, delta, t = z3.Reals("s s_new w delta t")
     v, v_new = w / s, (w + delta) / s_new
     moved = size(delta) + (size(v) * size(s_new - s) if with_drift else 0)
@@ -84,7 +84,7 @@ def no_flip_condition() -> None:
 
 
 def value_statement(*, factor: Fraction = Fraction(1)) -> Statement:
-    """|l (S' - S)| <= k factor max|delta| for a level |l| <= k per unit of the statistic S."""
+    """State that |l (S' - S)| <= k factor max|delta| for a level |l| <= k per unit of the statistic S."""
     level, k, old, new, m = z3.Reals("level k old new m")
     bound = z3.Q(factor.numerator, factor.denominator) * m
     given = (size(level) <= k, size(new - old) <= m)

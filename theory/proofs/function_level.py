@@ -1,4 +1,9 @@
-"""T13, T15 and T16 by SymPy: gating noise in a function's value, the two bounds of total variation, and recovery."""
+"""T13, T15 and T16 by SymPy: gating noise in a function's value, the two bounds of total variation, and recovery.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+
+>>> gating_moments()
+"""
 
 from __future__ import annotations
 
@@ -22,14 +27,14 @@ WHOLE = sp.Symbol("n", integer=True, nonnegative=True)
 
 
 def moment(order: int) -> Any:
-    """E[D^order] under U, an integral over the position x in the cell: n steps, one more for x beyond 1 - phi."""
+    """Return E[D^order] under U, an integral over the position x in the cell: n steps, one more beyond 1 - phi."""
     x = sp.Symbol("x", real=True)
     low = sp.integrate((WHOLE * STEP) ** order, (x, 0, 1 - PHASE))
     return low + sp.integrate(((WHOLE + 1) * STEP) ** order, (x, 1 - PHASE, 1))
 
 
 def near(got: float, exact: Any) -> bool:
-    """Whether a float is within CODE_ERROR of an expression, relative."""
+    """Tell whether a float is within CODE_ERROR of an expression, relative."""
     value = sp.N(exact, DIGITS)
     return bool(abs(sp.Rational(got) - value) <= CODE_ERROR * abs(value))
 

@@ -2,6 +2,10 @@
 
 Each statement is built by a function whose keywords hold what a wrong version would have instead, so that the tests
 can ask z3 to refute the wrong one.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+
+>>> nearest_level_cells_are_intervals()
 """
 
 # pyright: reportOperatorIssue=false
@@ -41,7 +45,7 @@ def every_format() -> Iterator[Format]:
 
 
 def nearest_statement(levels: int, k: int, *, place: Fraction = Fraction(1, 2)) -> Statement:
-    """Level k is a nearest one iff v lies between the midpoints to its neighbours; an end cell is unbounded."""
+    """State that level k is a nearest one iff v lies between the midpoints to its neighbours, ends unbounded."""
     level, v = reals("level", levels), z3.Real("v")
     nearest = z3.And([size(v - level[k]) <= size(v - other) for other in level])
     at = [a + (b - a) * z3.Q(place.numerator, place.denominator) for a, b in pairwise(level)]
@@ -56,7 +60,7 @@ def nearest_level_cells_are_intervals() -> None:
 
 
 def counted_statement(levels: int, k: int, *, closed_above: bool = True) -> Statement:
-    """#{j : t_j < v} = k iff t_k < v <= t_{k+1}: how the kernels of codebooks find a code."""
+    """State that #{j : t_j < v} = k iff t_k < v <= t_{k+1}: how the kernels of codebooks find a code."""
     threshold, v = reals("threshold", levels - 1), z3.Real("v")
     low = threshold[k - 1] if k else v - 1
     high = threshold[k] if k < levels - 1 else v + 1
@@ -117,7 +121,7 @@ def _closed(rule: str, k: Any, zero: Any) -> tuple[Any, Any]:
 
 
 def integer_statement(rule: str, *, ends: str | None = None) -> Statement:
-    """clip(round(v) + zero) = k iff v + zero lies within 1/2 of k, ends as the rule for ties has them."""
+    """State that clip(round(v) + zero) = k iff v + zero lies within 1/2 of k, ends as the rule for ties has them."""
     v, (n, k, low, high, zero) = z3.Real("v"), z3.Ints("n k low high zero")
     first = rule == "half-even, zero first"
     number = n if first else n + zero
@@ -146,7 +150,7 @@ def integer_cells_are_intervals() -> None:
 
 
 def block_statement(block: int, *, same_statistic: bool = True) -> Statement:
-    """Equal scale and codes iff max|w'| = max|w| and every w'_i lies in s times its cell (a_i, b_i]."""
+    """State that equal scale and codes iff max|w'| = max|w| and every w'_i lies in s times its cell (a_i, b_i]."""
     w, w_new, low, high = (reals(name, block) for name in ("w", "w_new", "low", "high"))
     absmax, absmax_new = (largest([size(x) for x in xs]) for xs in (w, w_new))
     divisor, s, s_new = z3.Reals("divisor s s_new")
@@ -184,7 +188,7 @@ def stored_thresholds_are_midpoints_rounded() -> None:
 
 
 def displacement_statement(block: int, *, both_errors: bool = True) -> Statement:
-    """| |D_i| - |delta_i| | <= e_i + e'_i for entries, for the largest entries, and for the sums of sizes."""
+    """State that | |D_i| - |delta_i| | <= e_i + e'_i for entries, for the largest ones, and for the sums of sizes."""
     w, delta, q, q_new = (reals(name, block) for name in ("w", "delta", "q", "q_new"))
     moved = [size(b - a) for a, b in zip(q, q_new, strict=True)]
     asked = [size(d) for d in delta]

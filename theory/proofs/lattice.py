@@ -1,4 +1,9 @@
-"""T17 in symbols and in rationals: GPTQ is Babai's nearest plane, and what follows from it."""
+"""T17 in symbols and in rationals: GPTQ is Babai's nearest plane, and what follows from it.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+
+>>> gptq_residuals_are_skewed_errors()
+"""
 
 from __future__ import annotations
 
@@ -18,12 +23,12 @@ HALF = Fraction(1, 2)
 
 
 def upper_factor(n: int) -> sp.Matrix:
-    """U of every positive definite H: upper triangular symbols, positive on the diagonal."""
+    """Return the U of every positive definite H: upper triangular symbols, positive on the diagonal."""
     return sp.Matrix(n, n, lambda i, j: sp.Symbol(f"u{i}{j}", positive=i == j, real=True) if i <= j else 0)
 
 
 def gptq_residuals(u: Any, weights: Any, values: Any) -> Any:
-    """Residuals v - q of GPTQ's loop, whatever values q the columns are rounded to."""
+    """Return the residuals v - q of GPTQ's loop, whatever values q the columns are rounded to."""
     v = weights.copy()
     for i in range(u.rows):
         error = (v[i] - values[i]) / u[i, i]
@@ -67,7 +72,7 @@ def one_feature_pushes_the_output() -> None:
 
 
 def unit_lower_matrices(n: int) -> Iterator[Matrix]:
-    """M of every lattice with entries in {-3/4, 1/4, 1} below the diagonal."""
+    """Yield the M of every lattice with entries in {-3/4, 1/4, 1} below the diagonal."""
     choices = (Fraction(-3, 4), Fraction(1, 4), Fraction(1))
     below = [(i, j) for i in range(n) for j in range(i)]
     for entries in product(choices, repeat=len(below)):
@@ -78,7 +83,7 @@ def unit_lower_matrices(n: int) -> Iterator[Matrix]:
 
 
 def nearest_plane(w: Vector, m: Matrix) -> tuple[list[int], Vector]:
-    """Codes and residuals on the integers: v_i = w_i + sum_{j<i} M_ij (w_j - q_j), q_i = round(v_i)."""
+    """Return codes and residuals on the integers: v_i = w_i + sum_{j<i} M_ij (w_j - q_j), q_i = round(v_i)."""
     codes: list[int] = []
     residual: Vector = []
     for i, row in enumerate(m):

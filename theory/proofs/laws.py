@@ -1,4 +1,9 @@
-"""T6-T11 derived with SymPy from their definitions, and the code's functions checked against the result."""
+"""T6-T11 derived with SymPy from their definitions, and the code's functions checked against the result.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+
+>>> unbiased_gating()
+"""
 
 # pyright: reportOperatorIssue=false, reportIndexIssue=false
 # SymPy declares Basic where it returns expressions.
@@ -33,7 +38,7 @@ def agree(value: float, expression: Any) -> None:
 
 
 def _moment(n: int, power: int) -> Any:
-    """E[D^power] for u uniform on (0, 1), |delta| = (n + phi) Delta: D = Delta floor(u + n + phi)."""
+    """Return E[D^power] for u uniform on (0, 1), |delta| = (n + phi) Delta: D = Delta floor(u + n + phi)."""
     below = sp.integrate((n * step) ** power, (u, 0, 1 - phi))
     above = sp.integrate(((n + 1) * step) ** power, (u, 1 - phi, 1))
     return sp.expand(below + above)
@@ -142,7 +147,7 @@ def order_statistics() -> None:
 
 @proof("T11", method="derivation", domain="(a) Gaussian updates; (c) uniform places")
 def biased_regimes() -> None:
-    """(a) E[delta; delta > t] = phi(t), so G = 2 c sum_k phi((k - 1/2) c); (c) E[max(u, 1 - u)^2] = 7/12."""
+    """(a) E[delta; delta > t] = phi(t), so G = 2 c sum_k phi((k - 1/2) c); (c) E[max(u, 1 - u)^2] = 7/12."""  # noqa: D401
     t, c = sp.symbols("t c", positive=True)
     normal = sp.exp(-(x**2) / 2) / sp.sqrt(2 * sp.pi)
     assert sp.simplify(sp.integrate(x * normal, (x, t, sp.oo)) - normal.subs(x, t)) == 0

@@ -1,4 +1,9 @@
-"""T5 by SymPy: AdamW's closed form from its recursion, its case of equality, its limit, its monotony; SGD and LoRA."""
+"""T5 by SymPy: AdamW's closed form from its recursion, its case of equality, its limit, its monotony; SGD and LoRA.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+
+>>> decay_unrolls()
+"""
 
 from __future__ import annotations
 
@@ -24,13 +29,13 @@ CODE_ERROR = 2e-14  # relative: 40 roundings up, twice, and the oracle's
 
 
 def square_of_bound(t: Any) -> Any:
-    """c_t^2 in closed form."""
+    """Return c_t^2 in closed form."""
     front = (1 - B2**t) / (1 - B1**t) ** 2 * (1 - B1) ** 2 / (1 - B2)
     return front * (1 - R**t) / (1 - R)
 
 
 def recursion(gradients: list[Any]) -> tuple[Any, Any]:
-    """m^_t and v^_t of AdamW."""
+    """Return m^_t and v^_t of AdamW, step by step from their recursion."""
     m = v = sp.Integer(0)
     for g in gradients:
         m, v = B1 * m + (1 - B1) * g, B2 * v + (1 - B2) * g**2

@@ -3,6 +3,10 @@
 That a finite list of updates is enough: a rounded sum changes only at midpoints of the format, and those around a
 weight lie at a power of two from it. So what happens for all real eta > 0 is decided at 2^k, just above it, and just
 below 2^(k+1), for every k from below half the smallest number to above the largest.
+
+A proof takes nothing and returns nothing; it raises AssertionError where its statement fails.
+
+>>> float8_dead_zone()
 """
 
 from __future__ import annotations
@@ -130,7 +134,7 @@ def dead_zone_rule(s: Storage, edge_of: Edge = frozen_exponent) -> Rule:
 
 
 def half_ulp_rule(s: Storage, *, one_ulp_for_both_sides: bool = False) -> Rule:
-    """|eta| < gap/2, or = gap/2 and w even, iff w + eta rounds to w: gap is the distance to the neighbour on that side.
+    """State: w + eta rounds to w iff |eta| < gap/2, or = gap/2 and w even; gap: distance to the neighbour on that side.
 
     Toward 0 from a power of two the gap is half of the ulp, so "|eta| < ulp(w)/2 returns w" needs the side.
     """
@@ -164,7 +168,7 @@ def saturation_rule(s: Storage) -> Rule:
 
 
 def check_float32_sum(dtype: str, *, units: float = 1.0) -> None:
-    """Adding in float32 and then rounding still freezes |w| > 2^e if eta < 2^(e-p) - units * 2^(e-24).
+    """Check that adding in float32 and then rounding still freezes |w| > 2^e if eta < 2^(e-p) - units * 2^(e-24).
 
     Raises:
         AssertionError: a weight above the edge moves.
@@ -202,7 +206,7 @@ def float8_dead_zone() -> None:
     """The same with p = 4 and p = 3; a sum beyond the largest number counts as moved.
 
     A saturating cast freezes the largest number itself away from 0 at every eta, and changes nothing else.
-    """
+    """  # noqa: D401
     for dtype in ("float8_e4m3fn", "float8_e5m2"):
         s = storage(dtype)
         check(s, half_ulp_rule(s), dead_zone_rule(s), saturation_rule(s))
@@ -210,6 +214,6 @@ def float8_dead_zone() -> None:
 
 @proof("T4", method="exhaustive", domain="float32 sums stored in float16, bfloat16 or float8, all finite values")
 def float32_sum_dead_zone() -> None:
-    """A sum rounded to float32 first freezes every |w| > 2^e for eta < 2^(e-p) - 2^(e-24)."""
+    """A sum rounded to float32 first freezes every |w| > 2^e for eta < 2^(e-p) - 2^(e-24)."""  # noqa: D401
     for dtype in ("float16", "bfloat16", "float8_e4m3fn", "float8_e5m2"):
         check_float32_sum(dtype)

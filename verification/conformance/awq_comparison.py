@@ -44,7 +44,7 @@ def reference(w: Array, bits: int, size: int, symmetric: bool) -> Final:
 
 
 def hard_weights(bits: int, *, dtype: str = "float32") -> Array:
-    """(32, 128): normal, heavy tails, zero groups, one sign, far from 0, subnormal, and ties at a step of 1."""
+    """Return (32, 128): normal, heavy tails, zero groups, one sign, far from 0, subnormal, and ties at a step of 1."""
     rng, top = rng_for("awq", bits, dtype), 2**bits - 1
     w = 0.02 * rng.normal(size=(32, 128))
     w[1] *= rng.standard_t(2, size=128)

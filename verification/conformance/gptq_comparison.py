@@ -51,7 +51,7 @@ def problem(columns: int, case: object) -> Problem:
 
 
 def well_conditioned_problem(columns: int, case: object) -> Problem:
-    """Many independent inputs: roundings are carried on little, so that few ties are in doubt."""
+    """Draw many independent inputs: roundings are carried on little, so that few ties are in doubt."""
     rng = rng_for("gptq, well conditioned", columns, case)
     return _problem(rng, rng.normal(size=(16 * columns, columns)))
 
@@ -63,7 +63,7 @@ def _problem(rng: np.random.Generator, x: Array) -> Problem:
 
 
 def torch_factor(h: Array, damping: float) -> Array:
-    """U upper triangular with H^-1 = U'U, by the three LAPACK calls of the libraries; dead columns get H_ii = 1."""
+    """Return U, upper triangular with H^-1 = U'U, by the libraries' three LAPACK calls; dead columns get H_ii = 1."""
     import torch
 
     damped = torch.from_numpy(h.copy())
@@ -97,14 +97,14 @@ def given_factor(w: Array, h: Array, rule: GptqRule) -> tuple[Rounded, Array]:
 
 
 def assert_same(ours: Rounded, theirs: Library) -> None:
-    """Values, scales and zero points of every weight."""
+    """Assert that values, scales and zero points of every weight are equal."""
     assert np.array_equal(ours.values, theirs.values)
     assert np.array_equal(ours.scale, theirs.scale[:, theirs.group])
     assert np.array_equal(ours.zero, theirs.zero[:, theirs.group])
 
 
 def assert_same_up_to_ties(ours: Rounded, order: Array, values: Array, h: Array, rule: GptqRule) -> float:
-    """In each row, the first code that differs is at a tie, and before it all values agree but for the roundings.
+    """Assert that in each row the first code that differs is at a tie, and values before it agree but for roundings.
 
     A weight v is off by at most n u cond(H) max|v|, n columns: a backward error of n roundings, carried through the
     inverse. In code units max|v| is 2^bits at most, so a tie is a ratio within `slack = n u cond(H) 2^bits` of one.

@@ -56,7 +56,7 @@ class Recorder:
         self.counts: dict[str, Counter[str]] = {}
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        """One outcome a test; an error in setup or teardown is a failure."""
+        """Count one outcome a test; an error in setup or teardown is a failure."""
         if report.when == "call" or report.outcome != "passed":
             self._count(report.nodeid, report.outcome)
 

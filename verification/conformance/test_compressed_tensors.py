@@ -1,6 +1,6 @@
 """Values of compressed-tensors 0.19.0 on the CPU, bit for bit: integers, FP8, MXFP4 and NVFP4.
 
-Not installed by default. An environment of its own: /work/shared/requirements-quantizers.txt.
+Not installed by default: `make conformance` runs it, in an environment of its own (`requirements-conformance.txt`).
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Codes, parameters and values of hqq 0.2.8.post1 on the CPU: bit for bit without its solver, close with it.
 
-Not installed by default. An environment of its own: /work/shared/requirements-quantizers.txt.
+Not installed by default: `make conformance` runs it, in an environment of its own (`requirements-conformance.txt`).
 """
 
 from __future__ import annotations

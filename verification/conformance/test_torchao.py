@@ -1,6 +1,6 @@
 """Codes, scales and values of torchao 0.18.0's intx and float8 on the CPU, bit for bit.
 
-Not installed by default. An environment of its own: /work/shared/requirements-quantizers.txt.
+Not installed by default: `make conformance` runs it, in an environment of its own (`requirements-conformance.txt`).
 """
 
 from __future__ import annotations

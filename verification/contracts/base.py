@@ -22,7 +22,7 @@ class Counterexample:
     Attributes:
         weights: the tensor that was quantized (rows, columns).
         at: (row, column) of the weight; None where no single one is to blame.
-        words: what must be and what is.
+        words: sentence that says what must be and what is.
     """
 
     weights: Array
@@ -38,10 +38,10 @@ class Contract:
     """One statement about a quantizer.
 
     Attributes:
-        statement: in plain words.
+        statement: sentence that must hold, in plain words.
         check: whether weights break it.
         applies: whether a quantizer's claims imply it.
-        needs: what must be claimed, in plain words.
+        needs: claims that it asks for, in plain words.
         weights: "any", up to the largest claimed; "normal", 0 or far from subnormal; "ties", on and around thresholds.
         whole_blocks: whether the weights must be whole blocks.
     """
@@ -70,7 +70,7 @@ def coded(q: Quantizer, w: Array) -> Array:
 
 
 def blocks(q: Quantizer, shape: tuple[int, ...]) -> list[Array]:
-    """Which weights share a grid: indices into the flattened tensor. The last block of a row may be shorter."""
+    """List which weights share a grid, by index into the flattened tensor. The last block of a row may be shorter."""
     flat: Array = np.arange(shape[0] * shape[1])
     rows: list[Array] = [flat] if q.block in ("tensor", "flat") else list(flat.reshape(shape))
     if not q.block_size:
@@ -80,7 +80,7 @@ def blocks(q: Quantizer, shape: tuple[int, ...]) -> list[Array]:
 
 
 def place(w: Array, index: int) -> tuple[int, int]:
-    """(row, column) of an index into the flattened tensor."""
+    """Return (row, column) of an index into the flattened tensor."""
     return int(index) // w.shape[1], int(index) % w.shape[1]
 
 

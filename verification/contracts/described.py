@@ -1,4 +1,11 @@
-"""A quantizer of somebody else, with what its author claims of it. What is not claimed is not tested."""
+"""A quantizer of somebody else, with what its author claims of it. What is not claimed is not tested.
+
+Takes what an author gives, a function, a class, an object or `module:object`; gives a `Quantizer`, whose fields
+say which contracts it is held to.
+
+>>> describe(lambda w: w, name="identity").name
+'identity'
+"""
 
 from __future__ import annotations
 
@@ -32,7 +39,7 @@ class QuantizerLike(Protocol):
     """All that is needed: `quantize`. Other attributes, named as the fields of `Quantizer`, are claims."""
 
     def quantize(self, w: Array, /) -> Array:
-        """float32 weights (rows, columns) to the values, in the same shape, that the model computes with."""
+        """Turn float32 weights (rows, columns) into the values, of the same shape, that the model computes with."""
         ...
 
 
@@ -45,25 +52,25 @@ class Quantizer:
         name: for messages.
         codes: weights to indices into `levels`, in the same shape.
         format: the name of one of our formats that it equals bit for bit.
-        block: which weights share a grid. "group": `block_size` neighbours in a row; "flat": of the flattened tensor.
+        block: weights that share a grid. "group": `block_size` neighbours in a row; "flat": of the flattened tensor.
         block_size: for "group" and "flat".
         whole_blocks: whether it takes rows of whole blocks only.
         independent: whether the values of a block depend on nothing outside it.
         levels: the values of the codes in code units, ascending.
-        labels: what is stored for each level, for ties "half-even-label"; by default the index.
-        statistic: what sets the grid of a block: "absmax"; "signed-absmax", the first entry with that magnitude;
+        labels: number that is stored for each level, for ties "half-even-label"; by default the index.
+        statistic: number that sets the grid of a block: "absmax"; "signed-absmax", the first entry with that magnitude;
             "range", min and max widened to contain 0, with a zero point that is rounded to an integer; "min-max", as
             they are, the lowest level being the minimum.
         divisor: step = statistic / divisor; by default the largest level, or the distance of the end levels.
         floor: a smaller statistic is unreadable: the step may be that of `floor`, or the block may become 0.
         scale_roundoff: relative error of a stored parameter, 2^-24 for float32, 2^-11 for float16.
-        ties: where a weight halfway between two levels goes. "half-even": to the even integer before a zero point is
+        ties: place of a weight halfway between two levels. "half-even": to the even integer before a zero point is
             added; "half-even-label": to the level whose label is even; "half-lower", "half-up": down or up in code
             units; "half-away": from 0, in the same units as "half-even".
         exact_zero: whether 0 becomes 0.
         symmetric: whether Q(-w) = -Q(w).
         scales: whether Q(2^k w) = 2^k Q(w).
-        idempotent: where a block keeps its statistic, Q(Q(w)) = Q(w): "exact", or "rounded" to a few units.
+        idempotent: claim that Q(Q(w)) = Q(w) where a block keeps its statistic: "exact", or "rounded" to a few units.
         smallest: contracts on exact scaling meet weights that are 0 or at least this.
         largest: no weight is larger.
     """

@@ -1,4 +1,11 @@
-"""Contracts that need no grid: order, zeros, signs, blocks, memory; and equality with a format of ours."""
+"""Contracts that need no grid: order, zeros, signs, blocks, memory; and equality with a format of ours.
+
+Takes a described quantizer and weights (rows, columns); gives a `Counterexample`, or None where the contract holds.
+
+>>> from unforgotten.verification.contracts.libraries import reference
+>>> mirrors(reference("int4-g32"), np.ones((1, 32), np.float32)) is None
+True
+"""
 
 from __future__ import annotations
 
@@ -28,7 +35,7 @@ POWERS = (10, -10)
 
 
 def answers(q: Quantizer, w: Array) -> Counterexample | None:
-    """Values are finite numbers in the shape of the weights."""
+    """Check that values are finite numbers in the shape of the weights."""
     got = quantized(q, w)
     if got.shape != w.shape:
         return Counterexample(w, None, f"values must have the shape {w.shape}, got {got.shape}")
@@ -55,7 +62,7 @@ def leaves_its_input(q: Quantizer, w: Array) -> Counterexample | None:
 
 
 def repeats(q: Quantizer, w: Array) -> Counterexample | None:
-    """Quantizing other weights in between changes nothing. The first call washes out what earlier tests left."""
+    """Check that quantizing others in between changes nothing. The first call washes out what earlier tests left."""
     quantized(q, w)
     before = quantized(q, w)
     quantized(q, 3 * np.clip(w[::-1], -q.largest / 3, q.largest / 3) + np.float32(1))
@@ -89,12 +96,12 @@ def blocks_are_independent(q: Quantizer, w: Array) -> Counterexample | None:
 
 
 def values_keep_the_order(q: Quantizer, w: Array) -> Counterexample | None:
-    """In a block a larger weight has no smaller value."""
+    """Check that in a block a larger weight has no smaller value."""
     return _disordered(q, w, quantized(q, w), "value")
 
 
 def codes_keep_the_order(q: Quantizer, w: Array) -> Counterexample | None:
-    """In a block a larger weight has no smaller code."""
+    """Check that in a block a larger weight has no smaller code."""
     return _disordered(q, w, coded(q, w), "code")
 
 
@@ -113,7 +120,7 @@ def _pairs(falls: Array, order: Array) -> Iterator[tuple[int, int]]:
 
 
 def one_value_a_code(q: Quantizer, w: Array) -> Counterexample | None:
-    """In a block equal codes have equal values."""
+    """Check that in a block equal codes have equal values."""
     got, codes = quantized(q, w), coded(q, w)
     expected = got.copy()
     for block in blocks(q, w.shape):
@@ -123,12 +130,12 @@ def one_value_a_code(q: Quantizer, w: Array) -> Counterexample | None:
 
 
 def mirrors(q: Quantizer, w: Array) -> Counterexample | None:
-    """Q(-w) = -Q(w)."""
+    """Check that Q(-w) = -Q(w)."""
     return unequal(-w, quantized(q, -w), -quantized(q, w), ", minus the value of its mirror image")
 
 
 def scales_with_powers_of_two(q: Quantizer, w: Array) -> Counterexample | None:
-    """Q(2^k w) = 2^k Q(w), exactly."""
+    """Check that Q(2^k w) = 2^k Q(w), exactly."""
     got = quantized(q, w)
     for power in POWERS:
         factor = np.float32(2.0**power)
@@ -140,7 +147,7 @@ def scales_with_powers_of_two(q: Quantizer, w: Array) -> Counterexample | None:
 
 
 def equals_its_format(q: Quantizer, w: Array) -> Counterexample | None:
-    """Every value is, bit for bit, that of our format."""
+    """Check that every value is, bit for bit, that of our format."""
     assert q.format is not None
     expected = round_trip(w, format_named(q.format))
     return unequal(w, quantized(q, w), expected, f", as in {q.format}")

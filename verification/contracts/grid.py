@@ -1,4 +1,12 @@
-"""Contracts of a quantizer that claims its levels: where on the exact grid of its block a weight must land."""
+"""Contracts of a quantizer that claims its levels: where on the exact grid of its block a weight must land.
+
+Takes a described quantizer and weights (rows, columns); gives a `Counterexample`, or None where the contract holds.
+A `Rule` judges one block on its exact grid, and `on_the_grid` makes a contract of it.
+
+>>> from unforgotten.verification.contracts.libraries import reference
+>>> on_the_grid(nearest_level)(reference("int4-g32"), np.ones((1, 32), np.float32)) is None
+True
+"""
 
 from __future__ import annotations
 
@@ -31,7 +39,7 @@ def _nearest(ideal: Ideal, w: Array) -> Array:
 
 
 def half_a_step(ideal: Ideal, w: Array, got: Array, allowed: float) -> Judgement:
-    """|Q(w) - w| is at most half the distance of the levels around w; beyond the last level, the distance to it."""
+    """Judge |Q(w) - w|: at most half the distance of the levels around w; beyond the last level, the distance to it."""
     expected = ideal.values[_nearest(ideal, w)]
     values = np.sort(ideal.values)
     above = np.clip(np.searchsorted(values, w), 1, len(values) - 1)
@@ -41,7 +49,7 @@ def half_a_step(ideal: Ideal, w: Array, got: Array, allowed: float) -> Judgement
 
 
 def nearest_level(ideal: Ideal, w: Array, got: Array, allowed: float) -> Judgement:
-    """Q(w) is a nearest level; near a threshold both neighbours are nearest, up to rounding."""
+    """Judge whether Q(w) is a nearest level; near a threshold both neighbours are nearest, up to rounding."""
     values = ideal.values
     distance = np.abs(w[:, None] - values[None, :])
     candidates = distance <= distance.min(axis=1, keepdims=True) + 2 * allowed
@@ -75,7 +83,7 @@ def on_the_grid(rule: Rule, *, readable: bool = True) -> Callable[[Quantizer, Ar
     """Return the check that every block obeys a rule on its exact grid, or on one of a few with the zero point unsure.
 
     Args:
-        rule: what a block must obey.
+        rule: rule that a block must obey.
         readable: leave out blocks whose statistic is under the claimed floor.
     """
 
@@ -143,7 +151,7 @@ def cells_are_constant(q: Quantizer, w: Array) -> Counterexample | None:
 
 
 def requantizing_changes_nothing(q: Quantizer, w: Array) -> Counterexample | None:
-    """Where Q(w) has the ends that set the grid of w, Q(Q(w)) = Q(w). Elsewhere nothing is said: the grid shrinks."""
+    """Check that Q(Q(w)) = Q(w) where Q(w) has the ends that set the grid of w. Elsewhere the grid shrinks."""
     once = quantized(q, w).astype(np.float32)
     twice = quantized(q, once)
     for block, x in _blocks_of(q, w):
@@ -161,7 +169,7 @@ def requantizing_changes_nothing(q: Quantizer, w: Array) -> Counterexample | Non
 
 
 def _resolved(q: Quantizer, w: Array) -> bool:
-    """Whether rounding is so much finer than the grid that a value lies well inside its own cell."""
+    """Tell whether rounding is so much finer than the grid that a value lies well inside its own cell."""
     grid = ideals(q, w)[0]
     return grid.readable and 4 * slack(q, w) < grid.gap / 2
 

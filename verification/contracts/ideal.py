@@ -27,7 +27,7 @@ class Ideal:
         step: weight units of one code unit; negative where a signed statistic is.
         low: the weight of code unit 0.
         units: code units of the levels, float64 (K,), ascending, the zero point taken off.
-        labels: what is stored for each, (K,).
+        labels: number that is stored for each level, (K,).
         readable: whether the statistic is not under the floor.
     """
 
@@ -49,7 +49,7 @@ class Ideal:
         return float(gaps[gaps > 0].min()) * abs(self.step)
 
     def in_units(self, w: Array) -> Array:
-        """Code units of weights; 0 where the step says nothing."""
+        """Return the code units of weights; 0 where the step says nothing."""
         return (w - self.low) / self.step if self.step else np.zeros_like(w)
 
 
@@ -75,7 +75,7 @@ def ends(q: Quantizer, w: Array) -> tuple[float, float]:
 
 
 def slack(q: Quantizer, w: Array) -> float:
-    """Upper bound of the rounding in the round trip of any weight of a block, in weights.
+    """Return an upper bound of the rounding in the round trip of any weight of a block, in weights.
 
     In code units a ratio has at most 3 roundings (scale, quotient or reciprocal, product), a threshold 1; the value
     at most 3 more (level minus zero, product, unit), each U32 of at most the range 2 L; both use a stored parameter,
@@ -109,7 +109,7 @@ def ideals(q: Quantizer, w: Array) -> list[Ideal]:
 
 
 def _zeros(distance: float, step: float, tolerance: float, top: int) -> range:
-    """Integers that `distance / step` may be rounded to, at most `top`."""
+    """Return the integers that `distance / step` may be rounded to, at most `top`."""
     if not step:
         return range(1)
     first, last = (np.clip(np.rint((distance + t) / step), 0, top) for t in (-tolerance, tolerance))

@@ -1,6 +1,13 @@
-"""Libraries, and our own reference, as described quantizers: `unforgotten verify --quantizer unforgotten.verification.contracts.libraries:NAME`.
+"""Libraries, and our own reference, as described quantizers.
+
+`unforgotten verify --quantizer unforgotten.verification.contracts.libraries:NAME` judges one.
 
 Every adapter is a factory, so that a library is imported when it is asked for and named when it is missing.
+
+Takes the kind and the size of a block; gives a described quantizer.
+
+>>> reference("int4-g32").block_size
+32
 """
 
 from __future__ import annotations
@@ -41,13 +48,13 @@ def library(module: str) -> Any:
 
 
 def reference(name: str) -> Quantizer:
-    """Our numpy reference of a format, with everything that the format claims."""
+    """Return our numpy reference of a format, with everything that the format claims."""
     fmt = format_named(name)
     return claiming(f"reference {name}", name, lambda w: round_trip(w, fmt), codes=lambda w: quantize(w, fmt)[0])
 
 
 def bnb_4bit(kind: str, size: int = 64) -> Quantizer:
-    """NF4 or FP4 of bitsandbytes, by flat blocks.
+    """Describe NF4 or FP4 of bitsandbytes, by flat blocks.
 
     The tensor is quantized as (blocks, size): where the columns are no multiple of the block, `dequantize_4bit` uses
     the wrong absmax on AVX-512.
@@ -73,7 +80,7 @@ def bnb_4bit(kind: str, size: int = 64) -> Quantizer:
 
 
 def bnb_double(kind: str, size: int = 64) -> Quantizer:
-    """NF4 or FP4 of bitsandbytes with nested absmax: every block depends on the mean absmax of all.
+    """Describe NF4 or FP4 of bitsandbytes with nested absmax: every block depends on the mean absmax of all.
 
     No format of ours has the name of it; `double_quant` of the theory has its bits, see conformance.
     """
@@ -120,7 +127,7 @@ def bnb_int8() -> Quantizer:
 
 
 def torchao_intx(bits: int = 4, size: int = 32, *, symmetric: bool = True) -> Quantizer:
-    """Integers of torchao, group by group, through the tensor that `IntxWeightOnlyConfig` makes."""
+    """Describe integers of torchao, group by group, through the tensor that `IntxWeightOnlyConfig` makes."""
     torch = library("torch")
     intx = library("torchao.quantization").IntxUnpackedToInt8Tensor
     mapping = library("torchao.quantization.quant_primitives").MappingType
@@ -140,7 +147,7 @@ def torchao_intx(bits: int = 4, size: int = 32, *, symmetric: bool = True) -> Qu
 
 
 def hqq_plain(bits: int = 4, size: int = 32) -> Quantizer:
-    """HQQ without its solver, groups of the flattened tensor (axis 1)."""
+    """Describe HQQ without its solver, in groups of the flattened tensor (axis 1)."""
     torch, hqq = library("torch"), library("hqq.core.quantize").Quantizer
 
     def packed(w: Array) -> tuple[Any, dict[str, Any]]:

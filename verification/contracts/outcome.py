@@ -22,9 +22,9 @@ class Verdict:
         contract: its name.
         outcome: "holds" for every example; "not judged" after a failure of a basic contract.
         examples: weights tried.
-        seed: repeats the search.
-        counterexample: shrunk.
-        seconds: what it took.
+        seed: seed that repeats the search.
+        counterexample: weights that break the contract, shrunk.
+        seconds: time that the search took.
     """
 
     contract: str
@@ -76,7 +76,7 @@ def lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _sparse(weights: list[list[float]]) -> str:
-    """Every weight where they are few; otherwise those that are not 0, with their places."""
+    """Print every weight where they are few; otherwise those that are not 0, with their places."""
     w = np.asarray(weights)
     if w.size <= 8:
         return str([[float(f"{x:.9g}") for x in line] for line in weights])

@@ -1,4 +1,12 @@
-"""Contracts against somebody else's quantizer: Hypothesis looks for weights that break one, and shrinks them."""
+"""Contracts against somebody else's quantizer: Hypothesis looks for weights that break one, and shrinks them.
+
+Takes a described quantizer; gives an object for JSON: the verdict on every contract that its claims imply, and the
+smallest weights that break one.
+
+>>> from unforgotten.verification.contracts.libraries import reference
+>>> judge(next(iter(CONTRACTS)), reference("int4-g32"), examples=5, seed=0).outcome
+'holds'
+"""
 
 from __future__ import annotations
 
@@ -60,7 +68,7 @@ def drawn_as(q: Quantizer) -> Format:
 
 
 def dense(q: Quantizer, *, whole_blocks: bool) -> st.SearchStrategy[Array]:
-    """Multiples of 1/128 in [-8, 8), all different in a block more or less. Shrinks in shape alone.
+    """Draw multiples of 1/128 in [-8, 8), all different in a block more or less. Shrinks in shape alone.
 
     Half of the rows are multiples of 8, where kernels change to vectors, and mostly no multiple of the block.
     """
@@ -89,7 +97,7 @@ def weights_for(contract: Contract, q: Quantizer) -> st.SearchStrategy[Array]:
 
 
 def cut(w: Array, fails: Callable[[Array], bool], *, unit: int) -> Array:
-    """Weights that still fail, of which no row and no `unit` columns that a block may start with can be left out."""
+    """Leave out all rows, and all `unit` columns that a block may start with, without which the weights still fail."""
     for axis, size in ((0, 1), (1, unit)):
         for start in reversed(range(0, w.shape[axis], size)):
             smaller = np.delete(w, np.s_[start : start + size], axis=axis)
@@ -99,7 +107,7 @@ def cut(w: Array, fails: Callable[[Array], bool], *, unit: int) -> Array:
 
 
 def simplified(w: Array, fails: Callable[[Array], bool]) -> Array:
-    """Weights that still fail, none of which can alone be set to 0, or else be rounded to an integer."""
+    """Set weights to 0, or else round them to integers, one by one, as long as they still fail."""
     for simpler_value in (np.zeros_like, np.rint):
         shrunk = True
         while shrunk:
@@ -116,10 +124,10 @@ def judge(name: str, q: Quantizer, *, examples: int, seed: int) -> Verdict:
     """Look for weights that break one contract, and shrink them: by Hypothesis, then by leaving out and by zeros.
 
     Args:
-        name: of `CONTRACTS`; the claims of `q` imply it.
+        name: a key of `CONTRACTS`; the claims of `q` imply it.
         q: the quantizer.
         examples: weights to try.
-        seed: of the search.
+        seed: seed of the search.
     """
     contract, tried, started = CONTRACTS[name], 0, time.perf_counter()
 
@@ -162,9 +170,9 @@ def verify(
 
     Args:
         q: the quantizer.
-        profile: of `EXAMPLES`. "ci" has seed 0.
-        seed: repeats an earlier search.
-        progress: told each of the contracts `tried`.
+        profile: a key of `EXAMPLES`. "ci" has seed 0.
+        seed: seed that repeats an earlier search.
+        progress: listener that is told each of the contracts `tried`.
 
     Raises:
         ValueError: no such profile.

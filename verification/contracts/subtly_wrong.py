@@ -52,7 +52,7 @@ def _clipped(group: Array) -> Array:
 
 
 def _zero_code(group: Array) -> Array:
-    """As a reader of GPTQ checkpoints that takes the stored zero point for the zero point, which is one more."""
+    """Err as a reader of GPTQ checkpoints that takes the stored zero point for the zero point, which is one more."""
     low, high = min(group.min(), np.float32(0)), max(group.max(), np.float32(0))
     scale = np.float32((high - low) / np.float32(15))
     zero = min(np.rint(-low / scale), np.float32(15)) if scale > 0 else np.float32(0)

@@ -28,7 +28,7 @@ class Batch(NamedTuple):
 
 
 def rows_of_profile() -> int:
-    """Rows of one vectorized test: 500 in `dev`, 2,000 in `ci`, 10,000 in `nightly`."""
+    """Return the rows of one vectorized test: 500 in `dev`, 2,000 in `ci`, 10,000 in `nightly`."""
     return ROWS_PER_EXAMPLE * settings().max_examples
 
 
@@ -47,7 +47,7 @@ def by_rows(fmt: Format) -> Format:
 
 
 def batches(claim: str, fmt: Format) -> Iterator[Batch]:
-    """Blocks of `fmt` with updates, for the test of a claim."""
+    """Yield blocks of `fmt` with updates, for the test of a claim."""
     for rng, rows in chunks(claim, fmt.name):
         w = mixed(rng, fmt, rows, fmt.block_size or ROW_SIZE)
         yield Batch(w, mixed_updates(rng, fmt, w))

@@ -23,31 +23,31 @@ def gaussian(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta
 
 
 def constant(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
-    """One number for all steps: Adam moves by lr at each."""
+    """Draw one number for all steps: Adam moves by lr at each."""
     return np.broadcast_to(rng.standard_normal((rows, 1)), (rows, steps)).copy()
 
 
 def alternating(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
-    """One size, signs that change at every step."""
+    """Draw one size, with signs that change at every step."""
     return constant(rng, rows, steps, beta1, beta2) * (-1.0) ** np.arange(steps)
 
 
 def bursts(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
-    """Tiny gradients, and one that is large: the second moment remembers it for a thousand steps."""
+    """Draw tiny gradients, and one that is large: the second moment remembers it for a thousand steps."""
     g = 1e-3 * rng.standard_normal((rows, steps))
     g[np.arange(rows), rng.integers(0, steps, rows)] = 1.0
     return g
 
 
 def sparse(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
-    """Mostly zeros, as a row of an embedding sees; the first is not 0."""
+    """Draw mostly zeros, as a row of an embedding sees; the first is not 0."""
     g = np.where(rng.random((rows, steps)) < 0.2, rng.standard_normal((rows, steps)), 0.0)
     g[:, 0] = rng.standard_normal(rows)
     return g
 
 
 def scaled(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
-    """Exponents from 2^-60 to 2^60 within one history."""
+    """Draw gradients from 2^-60 to 2^60 within one history."""
     return rng.standard_normal((rows, steps)) * 2.0 ** rng.uniform(-60, 60, (rows, steps))
 
 
@@ -70,14 +70,14 @@ GRADIENTS: Mapping[str, Gradients] = {
 
 
 def mixed_gradients(rng: np.random.Generator, rows: int, steps: int, beta1: float, beta2: float) -> NDArray[Any]:
-    """Histories of every kind in turn, (rows, steps)."""
+    """Draw histories of every kind in turn, (rows, steps)."""
     share = -(-rows // len(GRADIENTS))
     parts = [draw(rng, share, steps, beta1, beta2) for draw in GRADIENTS.values()]
     return np.stack(parts, axis=1).reshape(-1, steps)[:rows]
 
 
 def adam_steps(g: NDArray[Any], beta1: float, beta2: float) -> NDArray[Any]:
-    """m^_t / sqrt(v^_t) of every step at eps = 0, (rows, steps); 0 where no gradient was seen yet."""
+    """Return m^_t / sqrt(v^_t) of every step at eps = 0, (rows, steps); 0 where no gradient was seen yet."""
     m, v, steps = np.zeros(len(g)), np.zeros(len(g)), []
     for t, now in enumerate(g.T, start=1):
         m, v = beta1 * m + (1 - beta1) * now, beta2 * v + (1 - beta2) * now * now

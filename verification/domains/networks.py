@@ -33,7 +33,7 @@ class Network(NamedTuple):
 
 
 def logits(net: Network) -> Array:
-    """(examples, classes)."""
+    """Return the logits, (examples, classes)."""
     x = net.inputs
     for w in net.layers[:-1]:
         x = np.tanh(x @ w.T)
@@ -41,7 +41,7 @@ def logits(net: Network) -> Array:
 
 
 def log_probabilities(net: Network) -> Array:
-    """Of the classes, in nats."""
+    """Return the log probabilities of the classes, in nats."""
     z = logits(net)
     z = z - z.max(axis=1, keepdims=True)
     return np.asarray(z - np.log(np.exp(z).sum(axis=1, keepdims=True)))
@@ -53,7 +53,7 @@ def loss(net: Network) -> float:
 
 
 def gradients(net: Network) -> tuple[Array, ...]:
-    """Of the loss, layer by layer, by back-propagation."""
+    """Return the gradients of the loss, layer by layer, by back-propagation."""
     activations = [net.inputs]
     for w in net.layers[:-1]:
         activations.append(np.tanh(activations[-1] @ w.T))
@@ -68,7 +68,7 @@ def gradients(net: Network) -> tuple[Array, ...]:
 
 
 def trained(net: Network, *, steps: int, rate: float) -> Network:
-    """After some steps of gradient descent; at a negative rate, of ascent: unlearning in its plainest form."""
+    """Train by some steps of gradient descent; at a negative rate, of ascent: unlearning in its plainest form."""
     for _ in range(steps):
         slopes = gradients(net)
         net = net.with_layers(tuple(w - rate * g for w, g in zip(net.layers, slopes, strict=True)))

@@ -31,42 +31,42 @@ def size_of(rng: np.random.Generator, w: Weights) -> NDArray[Any]:
 
 
 def gaussian(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
-    """Independent Gaussian changes."""
+    """Draw independent Gaussian changes."""
     return w + size_of(rng, w) * rng.standard_normal(w.shape)
 
 
 def sign(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
-    """One size, random signs: a step of Adam from rest, or of a sign method."""
+    """Draw one size with random signs: a step of Adam from rest, or of a sign method."""
     return w + size_of(rng, w) * rng.choice([-1.0, 1.0], w.shape)
 
 
 def sparse(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
-    """Gaussian changes of one weight in eight: what a saliency mask leaves."""
+    """Draw Gaussian changes of one weight in eight: what a saliency mask leaves."""
     return np.where(rng.random(w.shape) < 0.125, gaussian(rng, fmt, w), w)
 
 
 def low_rank(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
-    """B A of rank 2 over all rows, as LoRA's."""
+    """Draw B A of rank 2 over all rows, as LoRA's."""
     b = size_of(rng, w) * rng.standard_normal((len(w), 2))
     return w + b @ rng.standard_normal((2, w.shape[1]))
 
 
 def dead_zone(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
-    """Signs of one size, but only as far as storage in bfloat16 lets them: large weights stay."""
+    """Draw signs of one size, but only as far as storage in bfloat16 lets them: large weights stay."""
     stored = to_bfloat16(w)
     moved = to_bfloat16((stored + size_of(rng, w) * rng.choice([-1.0, 1.0], w.shape)).astype(np.float32))
     return w + (moved.astype(np.float64) - stored)
 
 
 def washed(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
-    """Gaussian changes of those weights that keep their code on the fixed grid: the others stay."""
+    """Draw Gaussian changes of those weights that keep their code on the fixed grid: the others stay."""
     grid = fit_grid(w, fmt)
     moved = _bounded(gaussian(rng, fmt, w), fmt)
     return np.where(encode(moved, grid, fmt) == encode(w, grid, fmt), moved, w)
 
 
 def aimed(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
-    """Just across the nearest threshold of the fixed grid."""
+    """Move weights just across the nearest threshold of the fixed grid."""
     grid = fit_grid(w, fmt)
     v = code_units(w, grid, fmt).astype(np.float64)
     t = fmt.thresholds.astype(np.float64)
@@ -93,13 +93,13 @@ def setter(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
 
 
 def an_ulp(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
-    """To a neighbour in float32, or not at all."""
+    """Move weights to a neighbour in float32, or not at all."""
     direction = rng.choice(np.array([-1, 0, 1], np.float32), w.shape) * np.float32(np.inf)
     return np.where(np.isnan(direction), w, np.nextafter(w, np.nan_to_num(direction, nan=0)))
 
 
 def to_zero(rng: np.random.Generator, fmt: Format, w: Weights) -> NDArray[Any]:
-    """Pruned: half of the weights become 0."""
+    """Prune: half of the weights become 0."""
     return np.where(rng.random(w.shape) < 0.5, np.float32(0), w)
 
 
@@ -122,7 +122,7 @@ def _bounded(w: NDArray[Any], fmt: Format) -> Weights:
 
 
 def mixed_updates(rng: np.random.Generator, fmt: Format, w: Weights) -> Weights:
-    """Each row moved by a kind of its own."""
+    """Move each row by a kind of its own."""
     kind = rng.integers(0, len(UPDATES), len(w))
     moved = w.copy()
     for i, name in enumerate(UPDATES):

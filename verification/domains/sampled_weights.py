@@ -1,7 +1,13 @@
-"""Weights by the kind of tensor that they imitate, drawn in batches: every row is a block of its own, with its own size.
+"""Weights by the kind of tensor that they imitate, drawn in batches: every row is a block with a size of its own.
 
 Hypothesis draws the kind and a seed, `strategies.tensors` calls the kind with `rng_for` of them; vectorized tests
 draw thousands of rows at once.
+
+Takes a generator, a format and a shape (rows, block); gives float32 weights of that shape.
+
+>>> from unforgotten.theory.formats.names import format_named
+>>> normal(np.random.default_rng(0), format_named("int4-g32"), (2, 32)).shape
+(2, 32)
 """
 
 from __future__ import annotations
@@ -24,18 +30,18 @@ HEAVY_FREEDOM = 2.0  # degrees of freedom of Student's t: no variance
 
 
 def largest(fmt: Format) -> float:
-    """Magnitudes up to it overflow no parameter of the format."""
+    """Return the largest magnitude: up to it weights overflow no parameter of the format."""
     return LARGEST_FLOAT16 if fmt.storage == "float16" else LARGEST
 
 
 def sampled(kind: str, rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
-    """Float32 rows of one of `WEIGHTS`; magnitudes up to `largest`."""
+    """Draw float32 rows of one of `WEIGHTS`; magnitudes up to `largest`."""
     top = np.float32(largest(fmt))
     return np.asarray(np.clip(WEIGHTS[kind](rng, fmt, shape), -top, top), np.float32)
 
 
 def normal(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
-    """Gaussian, each row with a standard deviation of its own in [2^-12, 2^4]."""
+    """Draw Gaussian weights, each row with a standard deviation of its own in [2^-12, 2^4]."""
     return sizes(rng, shape[0]) * rng.standard_normal(shape).astype(np.float32)
 
 
@@ -45,12 +51,12 @@ def sizes(rng: np.random.Generator, rows: int) -> Weights:
 
 
 def heavy_tailed(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
-    """Student's t with HEAVY_FREEDOM degrees of freedom."""
+    """Draw from Student's t with HEAVY_FREEDOM degrees of freedom."""
     return sizes(rng, shape[0]) * rng.standard_t(HEAVY_FREEDOM, shape).astype(np.float32)
 
 
 def outliers(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
-    """Gaussian, but for one weight a row that is 2^4 to 2^40 times as large."""
+    """Draw Gaussian weights, but for one a row that is 2^4 to 2^40 times as large."""
     w = normal(rng, fmt, shape)
     at = np.arange(shape[0]), rng.integers(0, shape[1], shape[0])
     w[at] *= (2.0 ** rng.uniform(4, 40, shape[0])).astype(np.float32)
@@ -58,7 +64,7 @@ def outliers(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
 
 
 def ties(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
-    """On the thresholds, one ulp to either side, and on the levels, where a step is a power of two."""
+    """Draw weights on the thresholds, one ulp to either side, and on the levels, where a step is a power of two."""
     v = rng.choice(np.array(around_thresholds(fmt), np.float32), shape)
     exponent = 7 if fmt.storage == "float16" else 60
     step = np.ldexp(np.float32(1), rng.integers(-exponent, exponent + 1, (shape[0], 1)))
@@ -66,7 +72,7 @@ def ties(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
 
 
 def around_thresholds(fmt: Format) -> list[float]:
-    """Code units: every threshold, its two neighbours in float32, every level."""
+    """List code units: every threshold, its two neighbours in float32, every level."""
     t = fmt.thresholds
     infinity = np.float32(np.inf)
     near = [*t, *np.nextafter(t, -infinity), *np.nextafter(t, infinity)]
@@ -74,7 +80,7 @@ def around_thresholds(fmt: Format) -> list[float]:
 
 
 def on_own_grid(v: Weights, fmt: Format, size: int) -> Weights:
-    """Weights whose own grid is the unit grid, so that v are their code units: the block's ends are set.
+    """Return weights whose own grid is the unit grid, so that v are their code units: the block's ends are set.
 
     They are the first entries of every `size` in a row; in flat blocks as they fall.
     """
@@ -90,24 +96,24 @@ def on_own_grid(v: Weights, fmt: Format, size: int) -> Weights:
 
 
 def all_equal(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
-    """One number a row."""
+    """Draw one number a row."""
     return np.broadcast_to(normal(rng, fmt, (shape[0], 1)), shape).copy()
 
 
 def zero_blocks(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
-    """Zeros, with a share of other weights that is another one in each row, from none to all."""
+    """Draw zeros, with a share of other weights that is another one in each row, from none to all."""
     kept = rng.random(shape) < rng.uniform(-0.25, 1, (shape[0], 1))
     return np.where(kept, normal(rng, fmt, shape), np.float32(0))
 
 
 def subnormals(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
-    """Float32 subnormals and the first normals, rows with few and rows with many digits."""
+    """Draw float32 subnormals and the first normals, rows with few and rows with many digits."""
     top = 2 ** rng.integers(1, 25, (shape[0], 1))
     return np.ldexp(rng.integers(-top, top + 1, shape).astype(np.float32), -149)
 
 
 def bfloat16(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
-    """Gaussian, on the lattice of bfloat16."""
+    """Draw Gaussian weights on the lattice of bfloat16."""
     return to_bfloat16(normal(rng, fmt, shape))
 
 
@@ -117,13 +123,13 @@ def to_bfloat16(w: Weights) -> Weights:
 
 
 def float16(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
-    """Gaussian, on the lattice of float16, the smallest of them subnormal there."""
+    """Draw Gaussian weights on the lattice of float16, the smallest of them subnormal there."""
     small = (2.0 ** rng.uniform(-14, 1, (shape[0], 1))).astype(np.float32)
     return (small * normal(rng, fmt, shape)).astype(np.float16).astype(np.float32)
 
 
 def already_quantized(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
-    """Values of the format itself: blocks of the format's size where the rows divide into them, otherwise rows."""
+    """Draw values of the format itself: blocks of its size where the rows divide into them, otherwise rows."""
     w = np.clip(normal(rng, fmt, shape), -LARGEST_FLOAT16, LARGEST_FLOAT16).astype(np.float32)
     size = fmt.block_size or shape[1]
     blocks = w.reshape(-1, size) if shape[1] % size == 0 else w
@@ -132,7 +138,7 @@ def already_quantized(rng: np.random.Generator, fmt: Format, shape: Shape) -> We
 
 
 def huge_range(rng: np.random.Generator, fmt: Format, shape: Shape) -> Weights:
-    """Signs and uniform exponents: from the smallest normal number to the largest that the format takes."""
+    """Draw signs and uniform exponents: from the smallest normal number to the largest that the format takes."""
     exponent = rng.uniform(-126, np.log2(largest(fmt)), shape)
     return (rng.choice([-1.0, 1.0], shape) * 2.0**exponent).astype(np.float32)
 
@@ -153,7 +159,7 @@ WEIGHTS: Mapping[str, Callable[[np.random.Generator, Format, Shape], Weights]] =
 
 
 def mixed(rng: np.random.Generator, fmt: Format, rows: int, size: int) -> Weights:
-    """Blocks of every kind in turn, (rows, size)."""
+    """Draw blocks of every kind in turn, (rows, size)."""
     share = -(-rows // len(WEIGHTS))
     parts = [sampled(kind, rng, fmt, (share, size)) for kind in WEIGHTS]
     return np.stack(parts, axis=1).reshape(-1, size)[:rows]

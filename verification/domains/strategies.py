@@ -1,4 +1,9 @@
-"""Domains: formats, tensors that are hard to quantize, and updates of them."""
+"""Domains: formats, tensors that are hard to quantize, and updates of them.
+
+Takes the names of formats and kinds, keyword-only; gives a Hypothesis strategy, which says what it shrinks to.
+
+>>> formats(names=["int4-g64"]).validate()
+"""
 
 from __future__ import annotations
 
@@ -101,33 +106,33 @@ def formats(*, names: Sequence[str] = ALL_FORMAT_NAMES) -> st.SearchStrategy[For
 
 
 def bfloat16_values(*, largest_exponent: int = 114) -> st.SearchStrategy[float]:
-    """Numbers of the bfloat16 lattice, subnormals too. Shrinks to 0."""
+    """Draw numbers of the bfloat16 lattice, subnormals too. Shrinks to 0."""
     bits = st.integers(0, (largest_exponent + 127) << 7)
     return st.tuples(bits, st.booleans()).map(lambda x: _from_bits(x[0] << 16, negative=x[1]))
 
 
 def float16_values() -> st.SearchStrategy[float]:
-    """Numbers of the float16 lattice, subnormals too. Shrinks to 0."""
+    """Draw numbers of the float16 lattice, subnormals too. Shrinks to 0."""
     return st.floats(-65504, 65504, width=16)
 
 
 def subnormal_values() -> st.SearchStrategy[float]:
-    """Float32 subnormals and the first normals. Shrinks to 0."""
+    """Draw float32 subnormals and the first normals. Shrinks to 0."""
     return st.integers(-(2**24), 2**24).map(lambda n: math.ldexp(n, -149))
 
 
 def plain_values(*, largest: float = 8.0) -> st.SearchStrategy[float]:
-    """Float32 numbers in [-largest, largest]. Shrinks to 0."""
+    """Draw float32 numbers in [-largest, largest]. Shrinks to 0."""
     return st.floats(-largest, largest, width=32)
 
 
 def threshold_values(fmt: Format) -> st.SearchStrategy[float]:
-    """Code units on a threshold, one ulp to either side, or on a level. Shrinks to the lowest threshold."""
+    """Draw code units on a threshold, one ulp to either side, or on a level. Shrinks to the lowest threshold."""
     return st.sampled_from(around_thresholds(fmt))
 
 
 def tensor_shapes(fmt: Format) -> st.SearchStrategy[tuple[int, ...]]:
-    """(rows, columns) with whole and partial blocks. Shrinks to one weight."""
+    """Draw (rows, columns) with whole and partial blocks. Shrinks to one weight."""
     size = fmt.block_size or 6
     columns = st.integers(1, 2).map(lambda n: n * size)
     return st.tuples(st.integers(1, 3), columns if fmt.whole_blocks else st.integers(1, 2 * size + 1))
@@ -226,7 +231,7 @@ class Sample(NamedTuple):
 
 
 def in_normal_range(s: Sample) -> bool:
-    """Every magnitude is 0 or in [2^-60, 2^125]: no parameter, ratio or value of any format is subnormal."""
+    """Tell whether all magnitudes are 0 or in [2^-60, 2^125]: no parameter, ratio or value of a format is subnormal."""
     size = np.abs(s.w[s.w != 0])
     return bool((size >= 2.0**-60).all() and (size <= 2.0**125).all())
 

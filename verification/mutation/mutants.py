@@ -175,7 +175,7 @@ def _near(
     tree: Path,
     revision: str,
 ) -> None:
-    """Mutants without a verdict meet the test files that import what is mutated."""
+    """Let mutants without a verdict meet the test files that import what is mutated."""
     known = session.verdicts()
     rest = [m for m in wanted(asked.seed, asked.sample, mutants, session) if m.id not in known]
     files = sorted({f for path in {m.path for m in rest} for f in near_tests(tree, path)})
@@ -195,7 +195,7 @@ def _near(
 
 
 def _concerned(tests: Sequence[str], mutant: Mutant, tree: Path) -> list[str]:
-    """Those of the tests whose file imports the mutated module, or knows every claim by name; all of them if none does."""
+    """Pick the tests whose file imports the mutated module, or knows every claim by name; all of them if none does."""
     near = (*near_tests(tree, mutant.path), *REGISTRY)
     return [t for t in tests if t.split("::")[0] in near or t.startswith(near)] or list(tests)
 

@@ -3,6 +3,11 @@
 An operator is only exchanged for one of its own kind: `a * b` becomes `a / b`, never `a << b`, which on floats raises
 TypeError in whatever test comes first and would only raise the score. Annotations are left alone: nothing runs them.
 `theory/proofs/` is left out: a proof is a test, and `test_proofs_refute.py` plants what each must refuse.
+
+Takes the files of a tree; gives `Mutant`s, and the source of each with its change in it.
+
+>>> telling("core/ReplaceBinaryOperator_Mul_Div"), telling("core/ReplaceBinaryOperator_Mul_LShift")
+(True, False)
 """
 
 from __future__ import annotations
@@ -32,14 +37,14 @@ class Mutant:
     """One change of one place.
 
     Attributes:
-        id: the same as long as the file is: path, operator, occurrence, and a hash of the source.
-        path: of the file, from the root of the tree.
+        id: path, operator, occurrence and a hash of the source: unchanged as long as the file is.
+        path: path of the file, from the root of the tree.
         operator: cosmic-ray's name.
-        occurrence: which of the operator's places in the file, from 0.
+        occurrence: number of the place among the operator's in the file, from 0.
         start: line (from 1) and column (from 0) where it begins.
-        end: where it ends.
+        end: line and column where it ends.
         function: the definition it lies in, None at the level of the module.
-        text: what stands in its place, and then columns count bytes; None: what cosmic-ray's operator puts there.
+        text: text that stands in its place, and then columns count bytes; None: what cosmic-ray's operator puts there.
     """
 
     id: str
@@ -53,13 +58,13 @@ class Mutant:
 
 
 def mutated_files(tree: Path) -> list[str]:
-    """Paths from the root of the tree: every module of `theory/` but the re-exports, and the torch quantizers."""
+    """List paths from the root of the tree: every module of `theory/` but the re-exports, and the torch quantizers."""
     files = (p.relative_to(tree) for p in (tree / "theory").rglob("*.py") if p.name != "__init__.py")
     return [*sorted(p.as_posix() for p in files if p.parts[:2] != ("theory", "proofs")), *QUANTIZERS]
 
 
 def telling(operator: str) -> bool:
-    """Whether the operator exchanges like for like, or exchanges nothing."""
+    """Tell whether the operator exchanges like for like, or exchanges nothing."""
     match = EXCHANGE.match(operator)
     if match is None or match[1] == "Delete":
         return True
@@ -79,13 +84,13 @@ def annotation_spans(source: str) -> list[tuple[tuple[int, int], tuple[int, int]
 
 
 def _column(source: str, line: int, offset: int) -> tuple[int, int]:
-    """`ast` counts columns in bytes of UTF-8, cosmic-ray in characters."""
+    """Turn a column of `ast`, in bytes of UTF-8, into one of cosmic-ray, in characters."""
     text = source.splitlines()[line - 1].encode()
     return line, len(text[:offset].decode())
 
 
 def mutants_of(path: str, source: str, root: Path) -> Iterator[Mutant]:
-    """Every mutant of one file."""
+    """Yield every mutant of one file."""
     from cosmic_ray.commands.init import _all_work_items
 
     digest = hashlib.sha256(source.encode()).hexdigest()[:12]
@@ -100,7 +105,7 @@ def mutants_of(path: str, source: str, root: Path) -> Iterator[Mutant]:
 
 
 def all_mutants(tree: Path, files: Iterable[str]) -> list[Mutant]:
-    """Every mutant of the files, in the order of the files."""
+    """List every mutant of the files, in the order of the files."""
     return [m for path in files for m in mutants_of(path, (tree / path).read_text("utf-8"), tree)]
 
 

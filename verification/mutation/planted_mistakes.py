@@ -27,7 +27,7 @@ Change = Callable[[ast.expr], Iterable[ast.expr]]
 
 
 def strict(node: ast.expr) -> Iterator[ast.expr]:
-    """`<` becomes `<=`."""
+    """Make `<` into `<=`."""
     if isinstance(node, ast.Compare):
         for i, sign in enumerate(node.ops):
             if isinstance(sign, ast.Lt):
@@ -37,7 +37,7 @@ def strict(node: ast.expr) -> Iterator[ast.expr]:
 
 
 def half_up(node: ast.expr) -> Iterator[ast.expr]:
-    """Half to even becomes half up: rint(x) is floor(x + 1/2), and of two labels as near the upper one is taken."""
+    """Make half to even into half up: rint(x) is floor(x + 1/2), and of two labels as near the upper one is taken."""
     match node:
         case ast.Call(func=ast.Attribute(value=module, attr=name), args=[x]) if name in ROUNDS:
             up = ast.BinOp(x, ast.Add(), ast.Constant(0.5))
@@ -48,7 +48,7 @@ def half_up(node: ast.expr) -> Iterator[ast.expr]:
 
 
 def factor_two(node: ast.expr) -> Iterator[ast.expr]:
-    """2 x and x / 2 become x."""
+    """Make 2 x and x / 2 into x."""
     match node:
         case ast.BinOp(op=ast.Mult(), left=ast.Constant(value=2), right=x):
             yield x
@@ -57,7 +57,7 @@ def factor_two(node: ast.expr) -> Iterator[ast.expr]:
 
 
 def one_level(node: ast.expr) -> Iterator[ast.expr]:
-    """Where levels, bits or their ends are counted, 1 becomes 0 and 2; the last level becomes the one before."""
+    """Make 1 into 0 and 2 where levels, bits or their ends are counted; the last level becomes the one before."""
     match node:
         case ast.BinOp(op=ast.Add() | ast.Sub(), left=count, right=ast.Constant(value=1)):
             if any(word in ast.unparse(count) for word in OF_LEVELS):
@@ -72,7 +72,7 @@ def one_level(node: ast.expr) -> Iterator[ast.expr]:
 
 
 def ratio_one(node: ast.expr) -> Iterator[ast.expr]:
-    """c_t becomes 1 where it is used; a function that returns it is changed at its `return`."""
+    """Make c_t into 1 where it is used; a function that returns it is changed at its `return`."""
     match node:
         case ast.Call(func=ast.Name(id=name)) if name in RATIOS:
             yield ast.Constant(1.0)
@@ -105,7 +105,7 @@ KINDS: Mapping[str, Change] = {
 
 
 def planted_in(path: str, source: str) -> list[Mutant]:
-    """Every mistake of the six kinds in one file, in the order of the text."""
+    """List every mistake of the six kinds in one file, in the order of the text."""
     digest = hashlib.sha256(source.encode()).hexdigest()[:12]
     found = []
     for kind, change in KINDS.items():
@@ -118,7 +118,7 @@ def planted_in(path: str, source: str) -> list[Mutant]:
 
 
 def planted_mistakes(tree: Path, files: Iterable[str]) -> list[Mutant]:
-    """Every mistake of the six kinds in the files."""
+    """List every mistake of the six kinds in the files."""
     return [m for path in files for m in planted_in(path, (tree / path).read_text("utf-8"))]
 
 
@@ -127,14 +127,14 @@ def kind_of(mutant_id: str) -> str:
 
 
 def _span(node: ast.expr) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Line from 1, column in bytes of UTF-8 from 0: where the expression begins and ends."""
+    """Return where the expression begins and ends: line from 1, column in bytes of UTF-8 from 0."""
     return (node.lineno, node.col_offset), (node.end_lineno or 0, node.end_col_offset or 0)
 
 
 def _changes(
     node: ast.AST, change: Change, kind: str, function: str | None = None
 ) -> Iterator[tuple[ast.expr, str, str | None]]:
-    """(expression, text in its place, the innermost definition around it). Texts in f-strings have no place of their own."""
+    """Yield (expression, text in its place, innermost definition around it); no text in an f-string has a place."""
     if isinstance(node, ast.JoinedStr):
         return
     if isinstance(node, ast.FunctionDef | ast.ClassDef):

@@ -1,4 +1,10 @@
-"""What the mutants say of the suite: `mutants.json` for machines, `mutants-survivors.md` for those who read survivors."""
+"""What the mutants say of the suite: `mutants.json` for machines, `mutants-survivors.md` for those who read survivors.
+
+Takes the mutants of a `Run` with their verdicts, and why some are equivalent; gives an object for JSON and a page.
+
+>>> round(lower_bound(99, 100), 3)
+0.953
+"""
 
 from __future__ import annotations
 
@@ -25,9 +31,9 @@ class Run:
     """What was asked and found: the mutants in the order they were met, and their verdicts.
 
     Attributes:
-        revision: of the tree.
-        seed: of the sample.
-        population: how many mutants there are in all.
+        revision: commit of the tree.
+        seed: seed of the sample.
+        population: number of mutants in all.
         sample: the mutants met, each with its verdict.
         red: tests left out because they fail without a mutant.
     """
@@ -40,7 +46,7 @@ class Run:
 
 
 def equivalents(path: Path) -> dict[Place, str]:
-    """Of every mutant shown equivalent, the reason, by file, function, and the two texts of the line.
+    """Read why mutants are equivalent: the reasons by file, function, and the two texts of the line.
 
     Raises:
         ValueError: an entry has no reason.
@@ -59,12 +65,12 @@ def place(mutant: Mutant, verdict: Verdict) -> Place:
 
 
 def lower_bound(killed: int, met: int) -> float:
-    """One-sided Clopper-Pearson bound at CONFIDENCE: the share killed in the population is hardly below it."""
+    """Return the one-sided Clopper-Pearson bound at CONFIDENCE: the population's share killed is hardly below it."""
     return clopper_pearson(killed, met, 1 - CONFIDENCE).low
 
 
 def counts(sample: Sequence[tuple[Mutant, Verdict]], known: Mapping[Place, str]) -> dict[str, int | float]:
-    """Mutants met, equivalent, killed and alive; the score is killed / (met - equivalent)."""
+    """Count mutants met, equivalent, killed and alive; the score is killed / (met - equivalent)."""
     met = [(m, v) for m, v in sample if v.outcome not in NOT_RUN]
     equivalent = sum(v.outcome not in DEAD and place(m, v) in known for m, v in met)
     killed = sum(v.outcome in DEAD for _, v in met)

@@ -1,4 +1,11 @@
-"""Which tests can see a mutant: a copy of the tree, and what every test of it runs and takes."""
+"""Which tests can see a mutant: a copy of the tree, and what every test of it runs and takes.
+
+Takes a repository; gives a copy of its last commit, a worker that runs tests there, and `Seen`: which tests run which
+line, and how long each takes.
+
+>>> module_name("theory/laws/flips.py")
+'unforgotten.theory.laws.flips'
+"""
 
 from __future__ import annotations
 
@@ -70,7 +77,7 @@ class Seen:
         return {path: frozenset().union(*lines.values()) & self.seconds.keys() for path, lines in self.lines.items()}
 
     def tests(self, mutant: Mutant) -> list[str]:
-        """The tests that can see the mutant, those that run its line first, the fastest of them first.
+        """List the tests that can see the mutant, those that run its line first, the fastest of them first.
 
         What runs while a module is imported is seen by every test that runs anything of the module or of one that
         imports it, and a decorator by the tests of the registry too.
@@ -100,7 +107,7 @@ class Seen:
 
 
 def function_bodies(source: str) -> dict[str, tuple[int, int]]:
-    """Every function's first and last line of statements; name and line, for names repeat."""
+    """Return every function's first and last line of statements, by name and line, for names repeat."""
     return {
         f"{node.name}:{node.lineno}": (node.body[0].lineno, node.end_lineno or node.lineno)
         for node in ast.walk(ast.parse(source))
@@ -218,7 +225,7 @@ def near_tests(tree: Path, path: str) -> list[str]:
 
 
 def importers_of(sources: Mapping[str, str]) -> dict[str, frozenset[str]]:
-    """Path -> the paths whose source imports from it."""
+    """Map each path to the paths whose source imports from it."""
     return {
         path: frozenset(
             other

@@ -2,6 +2,11 @@
 
 The session is cosmic-ray's (`cr-report`, `cr-html` read it): one transaction a verdict, so `kill -9` loses at most the
 mutants that were running.
+
+Takes a mutant and a worker; gives a `Verdict`, which a `Session` keeps in a file.
+
+>>> judged({"outcome": 1, "failed": {"test_x": "E"}, "last": "test_x"})
+('killed', 'test_x', 'E')
 """
 
 from __future__ import annotations
@@ -41,15 +46,15 @@ class Verdict:
         outcome: "killed": a test fails, or the module cannot be imported; "timeout": a test does not end; "survived": all
             tests that see it pass; "unseen": no test runs it; "nothing": the change changes nothing; "error": ours.
         killer: the test that failed or did not end.
-        how: what it said.
-        tests: how many tests it was to meet.
-        of: how many can see it; more where they would take longer than the budget.
+        how: message of its failure.
+        tests: number of tests that the mutant was to meet.
+        of: number of tests that can see it; more where they would take longer than the budget.
         cpu: seconds of CPU.
         line: its number in the file.
         before: the line as it is.
         after: the line as mutated.
-        revision: of the tree whose tests it met.
-        once_survived: killed only by tests that were written because it survived.
+        revision: commit of the tree whose tests it met.
+        once_survived: whether it was killed only by tests that were written because it survived.
     """
 
     outcome: Outcome
@@ -66,7 +71,7 @@ class Verdict:
 
 
 def limit(seconds: float) -> float:
-    """CPU seconds that a test may take in profile `ci`, from those it took for the map."""
+    """Return the CPU seconds that a test may take in profile `ci`, from those it took for the map."""
     return GRACE + SLACK * seconds * CI_EXAMPLES / MAP_EXAMPLES
 
 

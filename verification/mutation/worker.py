@@ -1,8 +1,14 @@
-"""Runs tests in forks of a process that has the libraries loaded: against a mutant, or to learn which test runs which line.
+"""Runs tests in forks of a process with the libraries loaded: against a mutant, or to learn which test runs which line.
 
-A script of its own, started by `mutants.py` in a copy of the tree: it imports nothing of the project, so that every fork
-imports the project afresh, the mutated module from the source it is handed and the rest from the copy. No file is ever
-mutated, so nothing is left behind by `kill -9`. One JSON object a line in, one out.
+A script of its own, started by `mutants.py` in a copy of the tree: it imports nothing of the project, so that every
+fork imports the project afresh, the mutated module from the source it is handed and the rest from the copy. No file is
+ever mutated, so nothing is left behind by `kill -9`. One JSON object a line in, one out.
+
+A job names the tests or files and, for a mutant, the module and its source; the answer says how the fork ended, which
+tests failed, and what each took:
+
+    {"tests": ["verification/test_flips.py::test_a"], "module": "unforgotten.theory.laws.flips", "source": "…", …}
+    {"outcome": 1, "failed": {"verification/test_flips.py::test_a": "E   assert …"}, "seconds": {…}, …}
 """
 
 from __future__ import annotations
@@ -83,7 +89,7 @@ class Told:
         os.write(self.say, (json.dumps(what) + "\n").encode())
 
     def pytest_sessionstart(self) -> None:
-        """As profile `ci`, but a failing example is not shrunk: that it fails is enough."""
+        """Load a profile like `ci` that does not shrink a failing example: that it fails is enough."""
         from hypothesis import Phase, settings
 
         ci = settings.get_profile("ci")
@@ -152,7 +158,7 @@ def clear_caches() -> None:
 
 
 def run_tests(job: dict[str, Any], say: int) -> int:
-    """In the fork: pytest's exit code."""
+    """Run the tests in the fork, and return pytest's exit code."""
     if job.get("module"):
         sys.meta_path.insert(0, Mutated(job["module"], job["path"], job["source"]))
     limits = job.get("limits", {}), job.get("each", 0.0)

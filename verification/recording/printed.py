@@ -38,7 +38,7 @@ def picture_differences(made: bytes, kept: bytes) -> list[str]:
 
 
 def alike(one: str, other: str, unit: Decimal | None = None) -> bool:
-    """Whether two texts have the same words and numbers a `unit` apart at most: by default the last digit's own."""
+    """Tell whether two texts have equal words, and numbers a `unit` apart at most: by default the last digit's own."""
     parts, others = NUMBER.split(one), NUMBER.split(other)
     return (
         len(parts) == len(others)
@@ -66,7 +66,7 @@ def _exponent(x: Decimal) -> int:
 
 
 def _parts(picture: bytes) -> Iterator[tuple[str, str]]:
-    """Elements in order, each with its attributes by name, and its text."""
+    """Yield the elements in order, each with its attributes by name, and its text."""
     for element in ET.fromstring(_renamed(picture.decode())).iter():
         yield "element", element.tag
         for name, value in sorted(element.attrib.items()):

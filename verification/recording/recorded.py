@@ -16,7 +16,7 @@ SCHEMA = "unforgotten.verification-report/1"
 
 
 def named_tests() -> dict[str, list[str]]:
-    """For each x the tests `test_x__property` of `verification/`, read and not run, so that no missing library hides one."""
+    """Find for each x the tests `test_x__property`: files are read, not run, so that no missing library hides one."""
     found: dict[str, list[str]] = {}
     for file in sorted(VERIFICATION.rglob("test_*.py")):
         for test in names_of_tests(file.read_text(encoding="utf-8")):
@@ -34,7 +34,7 @@ def names_of_tests(source: str) -> Iterator[str]:
 
 
 def claim_rows(path: Path = RECORDED) -> list[dict[str, Any]]:
-    """One object a claim: what it says, where from, its tests, its proofs, and the recorded verdict.
+    """Return one object a claim: what it says, where from, its tests, its proofs, and the recorded verdict.
 
     Raises:
         ValueError: the file is of another schema.
@@ -73,7 +73,7 @@ def _row(
 
 
 def verdict(outcomes: Mapping[str, int], proofs: list[str]) -> str:
-    """Whether a statement holds: "refuted" where a test or a proof failed, "not run" where none passed."""
+    """Tell whether a statement holds: "refuted" where a test or a proof failed, "not run" where none passed."""
     if outcomes.get("failed", 0) or "failed" in proofs:
         return "refuted"
     return "holds" if outcomes.get("passed", 0) else "not run"

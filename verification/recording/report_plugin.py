@@ -13,7 +13,7 @@ from hypothesis.control import current_build_context
 
 from unforgotten.audit.outputs.page import page_environment
 from unforgotten.records.files import write_json, write_text
-from unforgotten.verification.recording.report import ACTIVE, PROOF, TEST, Report, as_object, fingerprint
+from unforgotten.verification.recording.tallies import ACTIVE, PROOF, TEST, Report, as_object, fingerprint
 
 JSON, HTML = "verification-report.json", "verification-report.html"
 

@@ -62,7 +62,7 @@ def collect(targets: list[str]) -> list[str]:
 
 
 def run_one(seed: int, files: list[str]) -> dict[str, Any]:
-    """One seed, in this process."""
+    """Run the tests under one seed, in this process."""
     os.environ[SEED_VARIABLE] = str(seed)
     COUNTS.clear()
     found, started, used = Collected(), time.perf_counter(), time.process_time()
@@ -90,7 +90,7 @@ def fill_caches(files: list[str]) -> None:
 
 
 def in_a_child(seed: int, files: list[str]) -> dict[str, Any]:
-    """One seed, in a process forked from this one; what it left behind dies with it."""
+    """Run the tests under one seed in a process forked from this one; what it left behind dies with it."""
     read, write = os.pipe()
     child = os.fork()
     if child == 0:
@@ -121,7 +121,7 @@ def in_a_child(seed: int, files: list[str]) -> dict[str, Any]:
 
 
 def run(seeds: range, targets: list[str], log: Path) -> dict[str, Any]:
-    """All seeds, one after the other; the log is rewritten after each."""
+    """Run all seeds, one after the other; the log is rewritten after each."""
     files = collect(targets)
     fill_caches(files)
     runs: list[dict[str, Any]] = []
@@ -173,7 +173,7 @@ def sampled_files() -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 where no test failed under any seed, otherwise 1."""
+    """Run the seeds that are asked for; return 0 where no test failed under any, otherwise 1."""
     options = parsed(arguments)
     os.environ.setdefault("HYPOTHESIS_PROFILE", "seeds")
     seeds = range(options.first, options.first + options.seeds)

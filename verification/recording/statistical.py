@@ -24,14 +24,14 @@ EXACT = frozenset({"test_kernel.py", "test_kernel_entries.py", "test_kernel_rule
 
 @cache
 def statistical_tests(path: Path) -> frozenset[str]:
-    """Names of the tests of a file that draw samples and take no minutes."""
+    """Return the names of the tests of a file that draw samples and take no minutes."""
     if path.name in EXACT:
         return frozenset()
     return sampling_tests(path.read_text(encoding="utf-8")) - TOO_SLOW
 
 
 def sampling_tests(source: str) -> frozenset[str]:
-    """Names of the functions `test_…` of a module from which one of SOURCES can be reached."""
+    """Return the names of the functions `test_…` of a module from which one of SOURCES can be reached."""
     named = (ast.FunctionDef, ast.ClassDef)
     nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, named)]
     uses = {node.name: _names(node) for node in nodes}
@@ -39,7 +39,7 @@ def sampling_tests(source: str) -> frozenset[str]:
 
 
 def _names(function: ast.AST) -> frozenset[str]:
-    """Every name that it mentions: calls, decorators, and parameters, which may be fixtures."""
+    """Return every name that a function mentions: calls, decorators, and parameters, which may be fixtures."""
     nodes = list(ast.walk(function))
     return frozenset(
         {n.id for n in nodes if isinstance(n, ast.Name)} | {n.arg for n in nodes if isinstance(n, ast.arg)}

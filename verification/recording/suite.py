@@ -45,7 +45,7 @@ def run_suite(profile: str, *, quiet: bool = False) -> dict[str, Any]:
     """Run the tests; what they print goes to standard error. The object that `--json` prints.
 
     Args:
-        profile: of `EXAMPLES`.
+        profile: a key of `EXAMPLES`.
         quiet: whether to keep progress back; failures are printed all the same.
 
     Raises:
@@ -89,7 +89,7 @@ def _relayed(words: list[str], environment: dict[str, str], stream: TextIO | Non
 
 
 def exit_code(pytest_code: int) -> int:
-    """0 where all hold, 2 where pytest refused its arguments, otherwise 1: a suite that cannot run shows nothing."""
+    """Return 0 where all hold, 2 where pytest refused its arguments, else 1: a suite that cannot run shows nothing."""
     return {0: HOLDS, BAD_USAGE: USAGE}.get(pytest_code, FAILS)
 
 

@@ -1,6 +1,11 @@
 """What a run of the suite tried: distinct configurations, tightness of bounds, violations and time, claim by claim.
 
 `pytest verification --verification-report DIR` writes it; without that option `record` does nothing.
+
+Takes the configurations that tests `record`; gives an object for JSON, claim by claim.
+
+>>> fingerprint(("int4-g64", 1.0)) == fingerprint(("int4-g64", 1.0))
+True
 """
 
 from __future__ import annotations
@@ -48,7 +53,7 @@ class Tally:
     seconds: float = 0.0
 
     def configurations(self) -> int:
-        """Distinct ones."""
+        """Count the distinct configurations."""
         single = np.fromiter(self.single, np.uint64, len(self.single))
         return int(np.unique(np.concatenate([single, *self.batches])).size)
 
@@ -81,10 +86,10 @@ def record(
 
     Args:
         claim: name of the function that states it.
-        configuration: what was tried; with `rows` what they have in common, as the format.
+        configuration: values that were tried; with `rows` those that all have in common, as the format.
         ratio: actual / bound where the claim is a bound: 1 is attained, more is a violation.
         rows: arrays whose first axis is that of a batch: each row is a configuration.
-        exhaustive: how many values of a dtype were gone through; counted apart.
+        exhaustive: number of values of a dtype that were gone through; counted apart.
 
     Raises:
         ValueError: no claim has that name, or a part of the configuration cannot be told from another by its content.
@@ -109,7 +114,7 @@ def record(
 
 
 def _short(value: object) -> str:
-    """As a reader wants it: names of formats, shapes of arrays."""
+    """Shorten a value to what a reader wants: names of formats, shapes of arrays."""
     if isinstance(value, np.ndarray):
         return f"array{value.shape}"
     return str(getattr(value, "name", value))[:40]
@@ -121,7 +126,7 @@ def claim_names() -> dict[str, str]:
 
 
 def fingerprint(value: object) -> int | None:
-    """64 bits of the content of a value; None where an object's content is not known."""
+    """Return 64 bits of the content of a value; None where an object's content is not known."""
     digest = blake2b(digest_size=8)
     return int.from_bytes(digest.digest(), "little") if _feed(digest, value) else None
 
@@ -149,7 +154,7 @@ def _feed(digest: Any, value: object) -> bool:
 
 
 def fingerprints(rows: Sequence[NDArray[Any]], common: int) -> NDArray[np.uint64]:
-    """64 bits for each row of a batch: a polynomial in the bits of its numbers, mixed at every step (n,)."""
+    """Return 64 bits for each row of a batch, (n,): a polynomial in the bits of its numbers, mixed at every step."""
     columns = [np.ascontiguousarray(x).reshape(len(x), -1) for x in rows]
     hashed: NDArray[np.uint64] = np.full(len(columns[0]), common, np.uint64)
     with np.errstate(over="ignore"):
