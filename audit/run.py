@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TypeVar, get_args
+from typing import get_args
 
 from unforgotten.audit.codes.compare import ArtefactLeg, compare_codes, scheme_of
 from unforgotten.audit.codes.gguf import compare_gguf_codes, is_quantized_gguf
@@ -21,7 +21,6 @@ from unforgotten.audit.verdict.rule import Word
 from unforgotten.audit.weights.leg import WeightsLeg, weights_leg
 
 DEFAULT_FORMATS = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64", "int8-row")
-Measured = TypeVar("Measured")
 VERDICTS: tuple[Word, ...] = get_args(Word)
 STAGES = ("open", "weights", "findings and files")
 """What an audit says it is at, in this order; the legs that measure models are named by who measures them."""
@@ -36,8 +35,8 @@ def audit_pair(
     *,
     jobs: int = 1,
     ray: str | None = None,
-    output: OutputLeg | Callable[[], OutputLeg] | None = None,
-    behaviour: BehaviourLeg | Callable[[], BehaviourLeg] | None = None,
+    output: Callable[[], OutputLeg] | None = None,
+    behaviour: Callable[[], BehaviourLeg] | None = None,
 ) -> AuditResult:
     """Compare two checkpoints and, if `out` is given, write the files of the audit there.
 
@@ -51,8 +50,8 @@ def audit_pair(
         progress: progress that is told each of STAGES.
         jobs: processes that share the tensors, >= 1.
         ray: address of a Ray cluster that shares them instead.
-        output: the output leg, or what measures it; called once the weights were read.
-        behaviour: the behaviour leg, or what measures it; called once the weights were read.
+        output: function that measures the output leg; called once the weights were read.
+        behaviour: function that measures the behaviour leg; called once the weights were read.
 
     Raises:
         ValueError: the input breaks a rule (`CheckpointError`), a format is unknown, or `out` is a file.
@@ -69,7 +68,8 @@ def audit_pair(
     if isinstance(leg, ArtefactLeg) and (output is not None or behaviour is not None):
         rule = "output and behaviour must be measured on models that are not quantized already"
         raise ValueError(f"{rule}, got {'+'.join(leg.by_format)}")
-    said, done = _measured(output), _measured(behaviour)
+    said = None if output is None else output()
+    done = None if behaviour is None else behaviour()
     with progress.stage(ending):
         if isinstance(leg, ArtefactLeg):
             result, rows = build_code_result(before, after, leg), code_rows(leg)
@@ -118,7 +118,3 @@ def _code_leg(before: Checkpoint, after: Checkpoint, formats: Sequence[str] | No
         rule = "formats must not be named for a pair that is quantized already: its own codes are counted"
         raise ValueError(f"{rule}, got formats={','.join(formats)}")
     return compare_codes(before, after)
-
-
-def _measured(leg: Measured | Callable[[], Measured] | None) -> Measured | None:
-    return leg() if callable(leg) else leg  # pyright: ignore[reportReturnType]

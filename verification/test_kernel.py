@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from unforgotten.audit.kernel.bits import extremes_of
 from unforgotten.audit.kernel.rules import is_compiled, rule_of
 from unforgotten.audit.kernel.simd import NUMPY, VARIABLE, available_paths
-from unforgotten.audit.sources.flat import Layout, Piece, layout_of, pieces
+from unforgotten.audit.sources.flat import BlockLayout, Piece, layout_of, pieces
 from unforgotten.audit.sources.safetensors_header import TensorInfo
 from unforgotten.audit.weights import piece as measuring
 from unforgotten.audit.weights import piece_blocks
@@ -73,6 +73,12 @@ class InMemory:
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         return self.w[start:stop]
 
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> Array:
+        return self.w.reshape(-1)[start:stop]
+
+    def check(self, name: str) -> None:
+        pass
+
     def sha256(self) -> str:
         return ""
 
@@ -123,7 +129,7 @@ def test_kernel__equals_reference_sixteen_at_a_time(p: domain.Pair) -> None:
 def test_kernel__equals_reference_where_ratios_are_ties_and_ends_of_bins(
     name: str, dtype: type, most: int, seed: int
 ) -> None:
-    """InMemory small integers times powers of two: ratios lie on thresholds, and places on the ends of bins."""
+    """Few small integers times powers of two: ratios lie on thresholds, and places on the ends of bins."""
     rng = rng_for("few numbers", seed)
     shape = (6, 192)
     scale = np.exp2(rng.integers(-3, 3, (6, 1)))
@@ -248,7 +254,7 @@ def test_pieces__cover_a_tensor_once(rows: int, columns: int, most: int) -> None
 def test_layout__is_the_one_of_the_reference(
     rows: int, columns: int, size: int, block: str, data: st.DataObject
 ) -> None:
-    """BlockGrids that overlap a range end where counting weight by weight says."""
+    """Blocks that overlap a range end where counting weight by weight says."""
     name = {"row": "int8-row", "tensor": "int8-tensor", "flat": f"nf4-b{size}", "group": f"int4-g{size}"}[block]
     layout = layout_of(format_named(name), (rows, columns))
     line = columns if block in ("row", "group") else rows * columns
@@ -309,5 +315,5 @@ def test_every_plain_format_is_compiled() -> None:
 def test_layout_of_whole_rows_is_one_line() -> None:
     """So that formats of the same blocks share their extremes."""
     assert layout_of(format_named("int4-g64"), (4, 128)) == layout_of(format_named("nf4-b64"), (4, 128))
-    assert layout_of(format_named("int4-row"), (4, 128)) == Layout(128, 512)
+    assert layout_of(format_named("int4-row"), (4, 128)) == BlockLayout(128, 512)
     assert list(pieces((4, 128), 256)) == [Piece(0, 256), Piece(256, 512)]

@@ -121,7 +121,7 @@ def _table_of_magnitudes(fmt: Format, tops: tuple[float, float] | None) -> tuple
 
 
 def _blocks_of_magnitudes(fmt: Format, top: float | None) -> tuple[BlockGrids, int]:
-    """BlockEntries a block to every magnitude up to the last that overflows nothing; return the bits of that one, too."""
+    """Return the grids of blocks of every magnitude, up to the last that overflows nothing, and the bits of that one."""
     sizes = np.arange(FINITE, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32)
     if top is not None:
         sizes = sizes[sizes <= top]

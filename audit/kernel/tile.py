@@ -141,7 +141,7 @@ def _emitted(context: Any, builder: Any, kind: Any, value: Any) -> Any:
     """Return what stands for a value of one of Numba's types where instructions are emitted, see `structures`."""
     if isinstance(kind, types.Array):
         return context.make_array(kind)(context, builder, value=value).data
-    if isinstance(kind, types.BaseNamedTuple):
+    if isinstance(kind, types.NamedTuple | types.NamedUniTuple):
         parts = ((part, builder.extract_value(value, k)) for k, part in enumerate(kind.types))
         return kind.instance_class(*(_emitted(context, builder, *part) for part in parts))
     if isinstance(kind, types.Integer):

@@ -39,7 +39,7 @@ from unforgotten.audit.kernel.slots import (
 )
 from unforgotten.audit.kernel.stored_weights import Weights, own_memory
 from unforgotten.audit.kernel.vector import measure_registers
-from unforgotten.audit.sources.flat import PIECE_WEIGHTS, Layout, Piece, layout_of, read_flat
+from unforgotten.audit.sources.flat import PIECE_WEIGHTS, BlockLayout, Piece, layout_of
 from unforgotten.audit.weights.piece_blocks import PieceBlocks, span_of
 from unforgotten.audit.weights.sums import Setting, TensorMeasured
 from unforgotten.audit.weights.task import NotFiniteError, TensorTask, refusing
@@ -93,7 +93,7 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     spans = {fmt.name: span_of(layout_of(fmt, task.shape), piece) for fmt in task.formats}
     stop = max(piece.stop, *(s.stop for s in spans.values()))
     x, y = _read(task, Piece(piece.start, stop))
-    by_layout: dict[tuple[Layout, Piece], PieceBlocks] = {}
+    by_layout: dict[tuple[BlockLayout, Piece], PieceBlocks] = {}
     blocks_of: dict[str, PieceBlocks] = {}
     for fmt in task.formats:
         key = layout_of(fmt, task.shape), spans[fmt.name]
@@ -152,7 +152,7 @@ def _read(task: TensorTask, piece: Piece) -> tuple[Weights, Weights]:
     alike = infos[0].dtype == infos[1].dtype
     size = piece.stop - piece.start
     before, after = (
-        Weights(read_flat(c, task.name, *piece, own_memory(k, size * info.dtype.itemsize)), bits=alike)
+        Weights(c.read_flat(task.name, *piece, own_memory(k, size * info.dtype.itemsize)), bits=alike)
         for k, (c, info) in enumerate(zip(task.checkpoints, infos, strict=True))
     )
     return before, after
@@ -253,7 +253,9 @@ def _tensor_tops(task: TensorTask, fmt: Format) -> tuple[float, float] | None:
     if not fmt.tensor_range:
         return None
     total = math.prod(task.shape)
-    before, after = (float(max(-whole.low[0], whole.high[0])) for whole in task.tensor_extremes[Layout(total, total)])
+    before, after = (
+        float(max(-whole.low[0], whole.high[0])) for whole in task.tensor_extremes[BlockLayout(total, total)]
+    )
     return before, after
 
 

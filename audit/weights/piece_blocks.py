@@ -13,13 +13,13 @@ from unforgotten.audit.kernel.entries import BlockEntries
 from unforgotten.audit.kernel.lanes import LANES
 from unforgotten.audit.kernel.rules import Extremes
 from unforgotten.audit.kernel.stored_weights import Weights, extremes
-from unforgotten.audit.sources.flat import PIECE_WEIGHTS, Layout, Piece, layout_of
+from unforgotten.audit.sources.flat import PIECE_WEIGHTS, BlockLayout, Piece, layout_of
 from unforgotten.audit.weights.task import TensorTask
 
 Array = NDArray[Any]
 
 
-def span_of(layout: Layout, piece: Piece) -> Piece:
+def span_of(layout: BlockLayout, piece: Piece) -> Piece:
     """Return the blocks that begin in a piece, whole; where blocks are wider than any piece, the piece."""
     if layout.size > PIECE_WEIGHTS:
         return piece
@@ -30,7 +30,7 @@ class PieceBlocks:
     """The blocks of one layout in a piece: where they end, their weights, and their extremes."""
 
     def __init__(
-        self, task: TensorTask, layout: Layout, span: Piece, pair: tuple[Weights, Weights], piece: Piece
+        self, task: TensorTask, layout: BlockLayout, span: Piece, pair: tuple[Weights, Weights], piece: Piece
     ) -> None:
         self.task, self.layout, self.span, self._pair = task, layout, span, pair
         self.is_piece = span == piece

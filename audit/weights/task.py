@@ -13,7 +13,7 @@ from unforgotten.audit.kernel.rules import Extremes, is_compiled
 from unforgotten.audit.kernel.stored_weights import Weights, extremes, own_memory
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.flat import PIECE_WEIGHTS, Layout, layout_of, pieces, read_flat
+from unforgotten.audit.sources.flat import PIECE_WEIGHTS, BlockLayout, layout_of, pieces
 from unforgotten.audit.weights.ways import Way, ways_of
 from unforgotten.theory.formats.names import Format
 from unforgotten.theory.formats.reference import padding
@@ -66,7 +66,7 @@ class TensorTask:
     checkpoints: tuple[Checkpoint, Checkpoint]
     name: str
     formats: tuple[Format, ...]
-    tensor_extremes: Mapping[Layout, tuple[Extremes, Extremes]]
+    tensor_extremes: Mapping[BlockLayout, tuple[Extremes, Extremes]]
     simd: str
     ways: Mapping[str, Way]
 
@@ -114,19 +114,19 @@ def check_formats(shape: tuple[int, ...], formats: Sequence[Format]) -> None:
             padding(shape[-1], fmt)
 
 
-def _tensor_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[Layout, frozenset[str]]:
+def _tensor_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[BlockLayout, frozenset[str]]:
     """Return the layouts of blocks wider than a piece, and what statistics see of those."""
     total = math.prod(shape)
-    found: dict[Layout, frozenset[str]] = {}
+    found: dict[BlockLayout, frozenset[str]] = {}
     for fmt in formats:
         own = {layout_of(fmt, shape)} if is_compiled(fmt) else set()
         beyond_pieces = {layout for layout in own if layout.size > PIECE_WEIGHTS}
-        for layout in beyond_pieces | ({Layout(total, total)} if fmt.tensor_range else set()):
+        for layout in beyond_pieces | ({BlockLayout(total, total)} if fmt.tensor_range else set()):
             found[layout] = found.get(layout, frozenset()) | {fmt.statistic}
     return found
 
 
-def _tensor_extremes(checkpoint: Checkpoint, name: str, layout: Layout, statistics: frozenset[str]) -> Extremes:
+def _tensor_extremes(checkpoint: Checkpoint, name: str, layout: BlockLayout, statistics: frozenset[str]) -> Extremes:
     """Return the extremes of all blocks of a tensor, none of which need fit a piece."""
     shape = checkpoint.tensors[name].shape
     count = layout.index_of(math.prod(shape) - 1) + 1
@@ -134,7 +134,7 @@ def _tensor_extremes(checkpoint: Checkpoint, name: str, layout: Layout, statisti
     low_first = np.zeros(count, bool)
     for piece in pieces(shape):
         nbytes = (piece.stop - piece.start) * checkpoint.tensors[name].dtype.itemsize
-        weights = Weights(read_flat(checkpoint, name, *piece, own_memory(0, nbytes)))
+        weights = Weights(checkpoint.read_flat(name, *piece, own_memory(0, nbytes)))
         part = extremes(weights, slice(None), layout.ends(*piece), statistics)
         at = slice(layout.index_of(piece.start), layout.index_of(piece.stop - 1) + 1)
         larger = np.maximum(-part.low, part.high) > np.maximum(-low[at], high[at])

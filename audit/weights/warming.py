@@ -41,6 +41,13 @@ class InMemory:
         """See `Checkpoint.read_rows`."""
         return self.w[start:stop]
 
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+        """See `Checkpoint.read_flat`."""
+        return self.w.reshape(-1)[start:stop]
+
+    def check(self, name: str) -> None:
+        """See `Checkpoint.check`: nothing was mapped."""
+
     def sha256(self) -> str:
         """Return an empty digest, as there is no file."""
         return ""

@@ -61,8 +61,8 @@ def _audit(meter: Meter, made: Constructed, run: Path) -> dict[str, Any]:
             folders[0],
             folders[1],
             formats,
-            output=measure_output(own, formats, texts, name=TEXTS, cut=cut),
-            behaviour=measure_unlearned(meter, base, formats, benchmark="corpus", decompose=False),
+            output=lambda: measure_output(own, formats, texts, name=TEXTS, cut=cut),
+            behaviour=lambda: measure_unlearned(meter, base, formats, benchmark="corpus", decompose=False),
         )
     word, rho = TRUTHS[made.kind]
     verdict = result["verdict"]

@@ -12,7 +12,8 @@ from typing import Any
 import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
-from numba import typeof, types
+from numba import types
+from numba.np import numpy_support
 
 from unforgotten.audit.kernel.entries import entries_of_blocks
 from unforgotten.audit.kernel.lanes import F32, F64, I16, I32, I64
@@ -76,7 +77,7 @@ def _types(value: Any) -> Iterator[Any]:
         for part in value:
             yield from _types(part)
     elif isinstance(value, np.ndarray):
-        yield LLVM_TYPES[typeof(value).dtype].as_pointer()
+        yield LLVM_TYPES[numpy_support.from_dtype(value.dtype)].as_pointer()
     elif value is not None:
         yield I64
 

@@ -38,7 +38,7 @@ def hits_of(disk: str, digests: str, folder: Path) -> list[int]:
     env = os.environ | {"NUMBA_CACHE_DIR": str(folder / "cache")}
     hits = []
     for digest in digests:
-        command = [sys.executable, "-P", path, disk, digest]
+        command = [sys.executable, "-P", str(path), disk, digest]
         run = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
         assert not run.stderr
         result, found = map(int, run.stdout.split())

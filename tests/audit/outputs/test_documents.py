@@ -88,7 +88,7 @@ def result(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     root = tmp_path_factory.mktemp("pair")
     end = ENDS["passing" if request.param == "legs" else request.param]
     t, u = (save(root / "t", start()), save(root / "u", {n: end(w) for n, w in start().items()}))
-    legs = {"output": OUTPUT, "behaviour": BEHAVIOUR} if request.param == "legs" else {}
+    legs = {"output": lambda: OUTPUT, "behaviour": lambda: BEHAVIOUR} if request.param == "legs" else {}
     return audit_pair(t, u, ["int4-row", "int8-row"], root / "out", **legs)  # type: ignore[arg-type]
 
 

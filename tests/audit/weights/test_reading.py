@@ -18,8 +18,7 @@ def test_fetching__keeps_the_faster_way(mapped: float, read: float, monkeypatch:
     seen = []
     for size in (1, 8, 16, 8, reading.LEAST - 1, 8, 8):
         with ways.of(size):
-            seen.append(files._MAPPING[0])
-            clock[0] += size * (mapped if files._MAPPING[0] else read)
-    files.map_files(False)
+            seen.append(files.maps_files())
+            clock[0] += size * (mapped if files.maps_files() else read)
     fast = mapped < read
     assert seen == [False, True, True, False, False, fast, fast]
