@@ -213,10 +213,10 @@ def test_pieces__only_cut(p: domain.Pair, most: int, path: str) -> None:
         for module in (piece_blocks, measuring, tensor_task):
             patch.setattr(module, "PIECE_WEIGHTS", most)
         task = tensor_task.tensor_task(InMemory(p.w), InMemory(p.w_new), "w", [p.fmt], path)
-        cut = add_pieces(task, [measure_piece(task, piece) for piece in pieces(task.shape, most)])
-    for setting, survived in cut.survival.items():
+        in_pieces = add_pieces(task, [measure_piece(task, piece) for piece in pieces(task.shape, most)])
+    for setting, survived in in_pieces.survival.items():
         assert_agree(survived, whole.survival[setting])
-    assert cut.binades == whole.binades
+    assert in_pieces.binades == whole.binades
 
 
 @pytest.mark.parametrize("path", PATHS)

@@ -51,7 +51,7 @@ def ratios(sizes: Array, usable: Array, factor: Array, *, divide: bool) -> Array
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_fit_of_magnitudes__is_the_rule_for_every_bfloat16(name: str) -> None:
+def test_entries_of_magnitudes__is_the_rule_for_every_bfloat16(name: str) -> None:
     fmt = format_named(name)
     tops = (1.5, 0.75) if fmt.tensor_range else None
     entries = entries_of_magnitudes(fmt, tops, None, 64, 1)
@@ -146,7 +146,7 @@ def test_measure_registers__stops_at_what_is_not_finite(bad: float, side: int, p
 
 
 @vectors
-def test_fit_of_magnitudes__of_known_blocks_has_limits_too(path: str) -> None:
+def test_entries_of_magnitudes__of_known_blocks_has_limits_too(path: str) -> None:
     """A block that one format can take and the next cannot: of two formats, one's end level is larger."""
     first, second = format_named("nf4-b64"), format_named("int4-g64-ct")
     limits = [

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from numba import njit
 from numpy.typing import NDArray
 
-from unforgotten.audit.kernel.bits import block_sizes
+from unforgotten.audit.kernel.bits import block_magnitudes
 from unforgotten.audit.kernel.entries import FINITE
 from unforgotten.audit.kernel.rules import exact_thresholds, float_order
 from unforgotten.audit.kernel.slots import (
@@ -73,18 +73,18 @@ def test_vector_rule__finds_the_code_by_one_threshold_of_a_bucket(name: str) -> 
     rule = vector_rule(fmt)
     t = exact_thresholds(fmt)
     reach, steps = rule.constants[REACH], rule.constants[STEPS]
-    near = np.concatenate(
+    rough = np.concatenate(
         [t, np.nextafter(t, np.float32(np.inf)), np.linspace(-2 * reach, 2 * reach, 9999, dtype=np.float32)]
     )
-    place = np.clip(near, -reach, reach).astype(np.float64) * steps
+    place = np.clip(rough, -reach, reach).astype(np.float64) * steps
     bucket = np.rint(place).astype(int) & 31
     assert rule.tables is not None
     codes = rule.tables[CODES : CODES + 2].reshape(-1).view(np.int32)
     limits = rule.tables[LIMITS : LIMITS + 2].reshape(-1)
-    found = codes[bucket] + (near > limits[bucket])
+    found = codes[bucket] + (rough > limits[bucket])
     for threshold in () if rule.extra_thresholds is None else rule.extra_thresholds:
-        found += near > threshold
-    assert np.array_equal(found, np.searchsorted(t, near, side="left"))
+        found += rough > threshold
+    assert np.array_equal(found, np.searchsorted(t, rough, side="left"))
 
 
 def test_float_order__is_the_order_of_floats() -> None:
@@ -122,11 +122,11 @@ def test_lattice_rule__finds_the_bin_of_every_bfloat16(name: str) -> None:
 def test_vector_rule__is_sure_of_quotients_that_are_clear_of_thresholds(name: str) -> None:
     """The ends of what a code has for sure, moved by all that a product by a reciprocal may be off."""
     fmt = format_named(name)
-    narrow, thresholds = vector_rule(fmt).tables, exact_thresholds(fmt)
-    assert narrow is not None
+    tables, thresholds = vector_rule(fmt).tables, exact_thresholds(fmt)
+    assert tables is not None
     for code in range(len(fmt.levels)):
-        least = np.nextafter(narrow[SURELY_FROM, code], np.float32(np.inf))
-        for end in (least, narrow[SURELY_TO, code]):
+        least = np.nextafter(tables[SURELY_FROM, code], np.float32(np.inf))
+        for end in (least, tables[SURELY_TO, code]):
             if np.isfinite(end):
                 off = abs(Fraction(float(end))) * Fraction(1, 2**23)
                 for quotient in (Fraction(float(end)) - off, Fraction(float(end)) + off):
@@ -144,11 +144,11 @@ def test_vector_rule__is_sure_of_codes_away_from_the_one_threshold(name: str) ->
     quotient = np.append(np.linspace(-1.5 * reach, 1.5 * reach, 20_001), around)
     code = np.searchsorted(t, quotient.astype(np.float32), side="left")
     for off in (-(2.0**-23), 0, 2.0**-23):
-        near = (quotient * (1 + off)).astype(np.float32)
-        bucket = np.rint(np.clip(near, -reach, reach).astype(np.float64) * steps).astype(int) & 31
+        rough = (quotient * (1 + off)).astype(np.float32)
+        bucket = np.rint(np.clip(rough, -reach, reach).astype(np.float64) * steps).astype(int) & 31
         limit = rule.tables[LIMITS : LIMITS + 2].reshape(-1)[bucket]
-        surely = np.abs(near - limit) > sure
-        assert np.array_equal(np.searchsorted(t, near[surely], side="left"), code[surely])
+        surely = np.abs(rough - limit) > sure
+        assert np.array_equal(np.searchsorted(t, rough[surely], side="left"), code[surely])
         assert surely[: -len(around)].mean() > 0.999
 
 
@@ -158,26 +158,26 @@ def test_product_by_a_reciprocal__is_the_float32_quotient(e: int, x: int, y: int
     a, b = np.float32(x * 2.0 ** (e - 24)), np.float32(y * 2.0**-12)
     product = np.float64(a) * (1 / np.float64(b))
     assert np.float32(product) == a / b
-    near = a * np.float32(1 / np.float64(b))
-    assert abs(Fraction(float(near)) * Fraction(float(b)) / Fraction(float(a)) - 1) < Fraction(1, 2**22)
+    rough = a * np.float32(1 / np.float64(b))
+    assert abs(Fraction(float(rough)) * Fraction(float(b)) / Fraction(float(a)) - 1) < Fraction(1, 2**22)
 
 
 @njit
-def sizes_of(x: Array, y: Array, start: int, stop: int, groups: int, e: Array, f: Array, top: Array) -> Any:
-    sizes: Any = block_sizes
-    return sizes(x, y, start, stop, groups, 7, e, f, top)
+def magnitudes_of(x: Array, y: Array, start: int, stop: int, groups: int, e: Array, f: Array, top: Array) -> Any:
+    find: Any = block_magnitudes
+    return find(x, y, start, stop, groups, 7, e, f, top)
 
 
 @settings(deadline=None)  # the first example compiles
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 3), st.integers(0, 2**32 - 1))
-def test_block_sizes__are_those_of_numpy(groups: int, count: int, start: int, seed: int) -> None:
+def test_block_magnitudes__are_those_of_numpy(groups: int, count: int, start: int, seed: int) -> None:
     rng = rng_for("block sizes", seed)
     stop = start + count
     x, y = rng.integers(0, 2**16, (2, stop, 16 * groups), dtype=np.uint16)
     entries: Array = np.zeros((2, stop), np.uint32)
     absmax = np.zeros(stop, np.float32)
     flat = x.reshape(-1), y.reshape(-1)
-    tops = sizes_of(*flat, start, stop, groups, entries[0], entries[1], absmax)
+    tops = magnitudes_of(*flat, start, stop, groups, entries[0], entries[1], absmax)
     before, after = ((z & 0x7FFF).max(axis=1).astype(np.uint32) for z in (x, y))
     assert tops == (before[start:].max(), after[start:].max())
     assert np.array_equal(entries[:, start:], [before[start:], after[start:] + 7])

@@ -5,6 +5,13 @@ quotient is 2^-49 of itself or more away from any midpoint of float32, so rounde
 rounded float32 quotient (below the normal numbers, where ties are, no format has a threshold). Corrected once with fused
 multiply-adds it is the correctly rounded float64 quotient (Markstein 1990), as that is at least 2^-79 of itself away from
 any midpoint of float64, and the corrected one within 2^-104 of it before it is rounded.
+
+In: a builder of LLVM's instructions, the `structures.Given` of a tile, and what is `structures.Known` at compile time.
+Out: instructions behind those of the builder. The codes before of sixteen weights `w` of the first block of a tile:
+
+    state = BlockState(builder, given, known, same_grid=True)
+    state.load_block(state.at(0))
+    codes = state._search(state._ratio(w, 0))
 """
 
 from __future__ import annotations
@@ -125,8 +132,8 @@ class BlockState:
         self.absmax = e.spread(self.number(entries.absmax, block), F32X)
         self.slopes = self.inverse
         if self.scaled:
-            size = e.call("llvm.fabs.v8f64", F64X, self.gain64[0])  # a scale may be negative
-            self.slopes = [b.fmul(half, size) for half in self.inverse]
+            magnitude = e.call("llvm.fabs.v8f64", F64X, self.gain64[0])  # a scale may be negative
+            self.slopes = [b.fmul(half, magnitude) for half in self.inverse]
 
     def _load_sums(self) -> None:
         b, e = self.b, self.e
@@ -145,7 +152,7 @@ class BlockState:
         ]
 
     def store_sums(self) -> None:
-        """Put back what was added to."""
+        """Store sums and counts where the next tile, and Python, find them."""
         b, e = self.b, self.e
         sums, counts = self.slots
         for s in range(self.grids):
@@ -208,11 +215,11 @@ class BlockState:
         return self._search_surely(ratio)[0]
 
     def _search_surely(self, rough: Any) -> tuple[Any, Any]:
-        """Return the codes of rough ratios, and flags where whatever those ratios are near to has that code too."""
+        """Return the codes of rough ratios, and flags where all ratios within the error of those have that code too."""
         b, e = self.b, self.e
         if self.integers:
             whole = e.call("llvm.rint.v16f32", F32X, rough)
-            return self._clamped(whole), e.below(e.size(b.fsub(rough, whole)), self.sure)
+            return self._clamped(whole), e.below(e.magnitude(b.fsub(rough, whole)), self.sure)
         if not self.find.has_masks:
             code = self._halving_search(rough)
             return code, self._surely_has(rough, code)
@@ -220,7 +227,7 @@ class BlockState:
         code, limit = self._bucket_search(rough, codes, self.tables[LIMITS : LIMITS + 2])
         for threshold in self.extra_thresholds:
             code = e.one_more(code, b.fcmp_ordered(">", rough, threshold))
-        return code, e.below(self.sure, e.size(b.fsub(rough, limit)))
+        return code, e.below(self.sure, e.magnitude(b.fsub(rough, limit)))
 
     def _bucket_search(self, ratio: Any, codes: Any, limits: Any) -> tuple[Any, Any]:
         """Count the thresholds below a ratio by one comparison; return the threshold of its bucket, too.
@@ -253,7 +260,7 @@ class BlockState:
 
     def _smaller(self, x: Any) -> Any:
         """Return int32, below 0 where a weight is smaller than the one that sets the scale, the largest one."""
-        return self.b.sub(*(self.b.bitcast(self.e.size(w), I32X) for w in (x, self.absmax)))
+        return self.b.sub(*(self.b.bitcast(self.e.magnitude(w), I32X) for w in (x, self.absmax)))
 
     def _differ(self, code: Any, code_new: Any) -> Any:
         if self.integers:
@@ -284,8 +291,8 @@ class BlockState:
         low, high = self.end_slopes
         one, none = e.every(F64X, 1.0), e.every(F64X, 0.0)
         return [
-            b.select(keep, b.select(at_first, low, b.select(at_last, high, one)), none)
-            for at_first, at_last, keep in zip(first, last, own, strict=True)
+            b.select(may_leave, b.select(at_first, low, b.select(at_last, high, one)), none)
+            for at_first, at_last, may_leave in zip(first, last, own, strict=True)
         ]
 
     def _surely_has(self, rough: Any, code: Any) -> Any:

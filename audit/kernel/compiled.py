@@ -12,6 +12,8 @@ from typing import Any
 
 from numba import njit
 
+from unforgotten.theory.geometry.dead_zone import BINADES
+
 UNREADABLE = AttributeError, EOFError, ImportError, IndexError, pickle.UnpicklingError  # what unpickling may raise
 
 
@@ -41,10 +43,11 @@ def kernel_digest() -> str:
     """Return a digest of all modules of the kernel.
 
     Numba looks whether the file of a function has changed; what the function inlines, and the numbers that it reads at
-    compile time, stand in other files. With this digest beside the age of the file no old machine code is found.
+    compile time, stand in other files. With this digest beside the age of the file no old machine code is found. The
+    binades are the one thing outside the kernel that `slots` makes numbers of.
     """
-    sources = (path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
-    return hashlib.sha256(b"".join(sources)).hexdigest()
+    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"".join([*sources, repr(BINADES).encode()])).hexdigest()
 
 
 class _Kept:

@@ -1,7 +1,14 @@
-"""The parameters of the blocks of a piece as `vector` reads them: a table, and an entry of it for each block.
+"""The grids of the blocks of a piece as `vector` reads them: a table of grids, and an entry of it for each block.
 
 A scale that sees nothing but a block's largest magnitude is a function of that number, and bfloat16 has 32,640 of
 those. So the rules of `theory.formats.grids` are asked once for every number, not once for every block.
+
+In: a format, and either the grids of every block or nothing but how many blocks there are. Out: `BlockEntries`. By
+magnitudes an entry is the bits of the largest magnitude; those of 1.0 in bfloat16 are 0x3F80:
+
+>>> entries = entries_of_magnitudes(format_named("nf4-b64"), None, None, size=64, count=2)
+>>> float(entries.table.scale[0x3F80])
+1.0
 """
 
 from __future__ import annotations
@@ -70,7 +77,7 @@ class BlockEntries(NamedTuple):
 
 
 def entries_of_blocks(before: BlockGrids, after: BlockGrids, absmax: Array) -> BlockEntries:
-    """Return the entries of blocks that share none."""
+    """Return the entries of blocks each of which has a row of the table for itself."""
     count = len(before.scale)
     both = BlockGrids(*(np.concatenate(pair) for pair in zip(before, after, strict=True)))
     entries = np.arange(2 * count, dtype=np.uint32)
@@ -122,16 +129,16 @@ def _table_of_magnitudes(fmt: Format, tops: tuple[float, float] | None) -> tuple
 
 def _blocks_of_magnitudes(fmt: Format, top: float | None) -> tuple[BlockGrids, int]:
     """Return the grids of blocks of every magnitude, up to the last that overflows nothing, and the bits of that one."""
-    sizes = np.arange(FINITE, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32)
+    magnitudes = np.arange(FINITE, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float32)
     if top is not None:
-        sizes = sizes[sizes <= top]
-    count = good = len(sizes)
-    blocks = _blocks_of(sizes, fmt, top)
+        magnitudes = magnitudes[magnitudes <= top]
+    count = good = len(magnitudes)
+    blocks = _blocks_of(magnitudes, fmt, top)
     if blocks is None:
         good, bad = 0, count
         while good < bad - 1:
             count = (good + bad) // 2
-            if (found := _blocks_of(sizes[:count], fmt, top)) is None:
+            if (found := _blocks_of(magnitudes[:count], fmt, top)) is None:
                 bad = count
             else:
                 good, blocks = count, found
@@ -139,8 +146,8 @@ def _blocks_of_magnitudes(fmt: Format, top: float | None) -> tuple[BlockGrids, i
     return blocks, good - 1
 
 
-def _blocks_of(sizes: Array, fmt: Format, top: float | None) -> BlockGrids | None:
-    extremes = Extremes(-sizes, sizes, np.zeros(len(sizes), bool))
+def _blocks_of(magnitudes: Array, fmt: Format, top: float | None) -> BlockGrids | None:
+    extremes = Extremes(-magnitudes, magnitudes, np.zeros(len(magnitudes), bool))
     absmax = np.nan if top is None else top
     try:
         blocks = fit_grids(extremes, fmt, tensor_absmax=absmax, partial=False)
@@ -170,8 +177,8 @@ def _table(grids: BlockGrids, grid_id: Array) -> GridTable:
         return GridTable(grid_id, factor, factor, grids.scale, None, powers)
     # 0 where the scale says nothing, so that ratios are 0
     reciprocal = np.where(grids.usable, 1 / factor.astype(np.float64), 0)
-    size = np.abs(np.log2(np.abs(factor.astype(np.float64))))
-    grid_id = np.where(size > MOST_BINADES, np.uint32(NO_GRID), grid_id)
+    binades = np.abs(np.log2(np.abs(factor.astype(np.float64))))
+    grid_id = np.where(binades > MOST_BINADES, np.uint32(NO_GRID), grid_id)
     with np.errstate(over="ignore"):
         gain = reciprocal.astype(np.float32)
     return GridTable(grid_id, factor, gain, grids.scale, reciprocal, powers)

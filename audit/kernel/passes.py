@@ -1,4 +1,15 @@
-"""Formats of at most sixteen levels and no zero point, sixteen weights at a time; what `scalar.measure` gives."""
+"""The passes over a tile as instructions for sixteen weights: in formats that `is_in_registers`, what `scalar.measure` gives.
+
+In: a builder of LLVM's instructions, the `structures.Given` of a tile, and what is `structures.Known` at compile time.
+Out: instructions that fill its `Scratch` and add to its `Sums`. `tile` calls each pass for each group of sixteen; the
+first two passes over the first group of a block:
+
+    passes = Passes(builder, given, known, same_grid=True)
+    passes.load_block(passes.at(0))
+    passes.encode(passes.start, passes.at(0))
+    passes.expect(passes.start, passes.at(0))
+    passes.store_sums()
+"""
 
 from __future__ import annotations
 
@@ -102,7 +113,7 @@ class Passes(BlockState):
             down = b.icmp_signed("<", signs, none)
             first, last = self._ends(code)
             outward = b.or_(b.and_(first, down), b.and_(last, b.not_(down)))
-            return b.and_(b.fcmp_unordered("!=", self.e.size(x), self.absmax), b.not_(outward))
+            return b.and_(b.fcmp_unordered("!=", self.e.magnitude(x), self.absmax), b.not_(outward))
         first, last = self._end_signs(code)
         outward = b.or_(b.and_(first, signs), b.and_(last, b.not_(signs)))
         return b.icmp_signed("<", b.and_(self._smaller(x), b.not_(outward)), none)
@@ -116,8 +127,8 @@ class Passes(BlockState):
         """Put the bins and binades of sixteen weights into `places` from `at` on.
 
         Returns:
-            Flags: which bins may be off by one, that is left to `correct`; and on a grid that is kept which weights may
-            flip, which are few, and as without a flip nothing survives, all else is left to `survive`.
+            Flags: which bins may be off by one, that is left to `correct`; and of blocks with the same grid before and after
+            which weights may flip: as without a flip nothing survives, only those are left to `survive`.
         """
         b, e = self.b, self.e
         (x, raw), (y, _) = (self._read(weights, index) for weights in self.given.pair)
@@ -173,8 +184,8 @@ class Passes(BlockState):
         """Add up the probabilities of T6: the shift over the width of the cell, at most 1."""
         b, e = self.b, self.e
         for d, slope in zip(shift, slopes, strict=True):
-            size = e.call("llvm.fabs.v8f64", F64X, d)
-            p = e.smaller(b.fmul(size, slope), e.every(F64X, 1.0))
+            magnitude = e.call("llvm.fabs.v8f64", F64X, d)
+            p = e.smaller(b.fmul(magnitude, slope), e.every(F64X, 1.0))
             self._add(s, EXPECTED, p)
             self._add(s, SQUARES, p, p)
 
@@ -193,7 +204,7 @@ class Passes(BlockState):
         recheck = b.and_(e.flags(moved), e.is_zero(off))
         if self.given.rule.crowded_below is not None:
             crowded = e.spread(self.number(self.given.rule.crowded_below, self.at(0)), F32X)
-            recheck = b.and_(recheck, e.below(e.size(ratio), crowded))
+            recheck = b.and_(recheck, e.below(e.magnitude(ratio), crowded))
         stayed = ir.Constant(I32X, [STAYED + lane for lane in range(LANES)])
         bins = b.select(moved, b.lshr(fine, e.every(I32X, FRACTION)), stayed)
         return b.trunc(bins, I16X), recheck

@@ -1,4 +1,12 @@
-"""A format as the arrays that the compiled kernel reads, all derived from its one description and its rounding rule."""
+"""A format as the arrays that the compiled kernel reads, all derived from its one description and its rounding rule.
+
+In: a format, and the extremes of blocks. Out: a `Rule`, how codes follow from ratios, and `BlockGrids`, how ratios and
+values follow from weights and levels.
+
+>>> blocks = Extremes(np.array([-1], np.float32), np.array([7], np.float32), np.array([False]))
+>>> fit_grids(blocks, format_named("int4-g64"), tensor_absmax=7.0, partial=False).scale
+array([1.], dtype=float32)
+"""
 
 from __future__ import annotations
 
@@ -20,7 +28,7 @@ Array = NDArray[Any]
 MOST_COMPARED = 15  # thresholds that are compared one by one
 ROOM = 2.0**127
 SEARCHED = frozenset({"hqq-proximal", "q4_k", "q6_k"})
-"""Statistics that look at every weight of a block again and again: their formats keep the numpy path."""
+"""Statistics that look at every weight of a block again and again: their formats are measured by numpy."""
 EXTREMES = frozenset(FITS) - SEARCHED
 """Statistics that are functions of a block's smallest and largest weight, and of which comes first."""
 
@@ -155,7 +163,7 @@ def float_order(x: Array) -> Array:
 
 
 def from_float_order(n: Array) -> Array:
-    """Return the float32 at that place in the order."""
+    """Map integers to the float32 numbers at these places in their order: the inverse of `float_order`."""
     bits = np.where(n < 0, 0x80000000 | -n, n).astype(np.uint32)
     return bits.view(np.float32)
 
@@ -259,10 +267,10 @@ def _largest(x: Array) -> float:
     return float(max(x.max(), -x.min()))
 
 
-def grids_agree(one: BlockGrids, two: BlockGrids, fmt: Format) -> Array:
-    """Flag the blocks in which two fits are equal, bool (n_blocks,)."""
-    same = (one.scale == two.scale) & (one.factor == two.factor) & (one.usable == two.usable)
+def grids_agree(one: BlockGrids, other: BlockGrids, fmt: Format) -> Array:
+    """Flag the blocks whose two grids are equal, bool (n_blocks,)."""
+    same = (one.scale == other.scale) & (one.factor == other.factor) & (one.usable == other.usable)
     if fmt.zero == "none":
         return same
-    rest = (one.low, two.low), (one.zero, two.zero), (one.value_zero, two.value_zero)
-    return np.logical_and.reduce([same, one.value_low == two.value_low, *(a == b for a, b in rest)])
+    rest = (one.low, other.low), (one.zero, other.zero), (one.value_zero, other.value_zero)
+    return np.logical_and.reduce([same, one.value_low == other.value_low, *(a == b for a, b in rest)])

@@ -1,4 +1,10 @@
-"""The compiled kernel: one format over one piece of a pair, in float32 as `theory.formats.reference` computes, sums in float64.
+"""The kernel of one weight after another: codes and values in float32 as in `theory.formats.reference`, sums in float64.
+
+In: float32 weights of a pair, ends of blocks, their `rules.BlockGrids` before and after, a `rules.Rule`. Out: `counts`,
+`sums` and `bins`, which are added to, see `slots`. Of bfloat16 or float32 weights also the census and the length of delta:
+
+>>> squared_length(np.array([1, 2], np.float32), np.array([3, 2], np.float32))
+4.0
 
 No operation of a code or a value may be reordered or fused, so nothing here is compiled with fast-math but
 `_add_up`, which only adds: there the terms are given, and their order within a piece is the compiler's, fixed once
@@ -170,7 +176,7 @@ def _overflows(value, n):
 
 @compiled(fastmath=True)
 def _add_up(probability, surviving, delta, n, sums):
-    """Add to the sums those over one tile. Only terms that are finite numbers come here, and their order is free."""
+    """Add the sums over one tile to `sums`. Only terms that are finite numbers come here, and their order is free."""
     expected = variance = square = dot = 0.0
     for i in range(n):
         p, d = probability[i], surviving[i]
@@ -205,11 +211,11 @@ def measure(x, y, ends, before, after, same_grid, pinned_low, pinned_high, rule,
         x: weights before, float32.
         y: weights after, float32.
         ends: ends of the blocks, int64.
-        before: parameters (`BlockGrids`) fitted to `x`.
-        after: parameters (`BlockGrids`) fitted to `y`.
-        same_grid: flags of the blocks whose two fits agree, bool, so that the grids do.
-        pinned_low: lower setter of `before`, see `rules.pinned_weights`.
-        pinned_high: upper setter of `before`, see `rules.pinned_weights`.
+        before: grids (`BlockGrids`) fitted to `x`.
+        after: grids (`BlockGrids`) fitted to `y`.
+        same_grid: flags of the blocks that have the same grid before and after, bool.
+        pinned_low: the lower of the two weights that set the grid of each block before, see `rules.pinned_weights`.
+        pinned_high: the upper of those.
         rule: rule of the format.
         check: whether a value may overflow.
         counts: counts, int64 (2, 3), added to.
@@ -293,10 +299,10 @@ def take_census(x, y, lowest, highest, beyond, weights, moved):
         moved[exponent] += x[i] != y[i]
     for i in range(len(x)):
         beyond_bfloat16 += (bits_new[i] & 0xFFFF) != 0
-        size = abs(y[i])
-        fine = size * SUBNORMALS_16
-        subnormal = (size < SMALLEST_16) & (fine == np.floor(fine))
-        normal = (size >= SMALLEST_16) & (size <= LARGEST_16) & ((bits_new[i] & 0x1FFF) == 0)
+        magnitude = abs(y[i])
+        fine = magnitude * SUBNORMALS_16
+        subnormal = (magnitude < SMALLEST_16) & (fine == np.floor(fine))
+        normal = (magnitude >= SMALLEST_16) & (magnitude <= LARGEST_16) & ((bits_new[i] & 0x1FFF) == 0)
         beyond_float16 += not (subnormal | normal)
     beyond[0] += beyond_bfloat16
     beyond[1] += beyond_float16

@@ -1,4 +1,14 @@
-"""Drives `tile` over the blocks of a piece, and counts the places of its weights."""
+"""Drives `tile` over the blocks of a piece, and counts the places of its weights.
+
+In: the stored weights of whole blocks, a format that `is_in_registers`, and the `entries.BlockEntries` of the blocks.
+Out: `Totals`, or None where the scalar kernel must do it. The codes that flip where every weight grows by a tenth:
+
+>>> w = np.linspace(-1, 1, 128, dtype=np.float32).astype(ml_dtypes.bfloat16)
+>>> pair = w.view(np.uint16), (1.1 * w.astype(np.float32)).astype(w.dtype).view(np.uint16)
+>>> entries = entries_of_magnitudes(format_named("nf4-b64"), None, None, size=64, count=2)
+>>> measure_registers(pair, 64, format_named("nf4-b64"), entries, available_paths()[0]).counts[:, FLIPS]
+array([34,  0])
+"""
 
 # pyright: reportCallIssue=false
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated, assignment, unused-ignore"
@@ -15,7 +25,7 @@ from numba import types
 from numba.extending import overload
 from numpy.typing import NDArray
 
-from unforgotten.audit.kernel.bits import block_sizes
+from unforgotten.audit.kernel.bits import block_magnitudes
 from unforgotten.audit.kernel.compiled import compiled
 from unforgotten.audit.kernel.entries import NO_GRID, BlockEntries
 from unforgotten.audit.kernel.lanes import LANES
@@ -119,7 +129,7 @@ def _put_reciprocal_of(reciprocals, k, column, entry):
     return put
 
 
-def _compiled(simd: str) -> Any:
+def _driver(simd: str) -> Any:
     """Return the driver for one instruction set."""
 
     @compiled()
@@ -157,7 +167,7 @@ def _compiled(simd: str) -> Any:
                 end = min(begin + TILE, last * size)
                 groups = (end - begin) // LANES
             if not entries.filled and begin == first * size:
-                tops = block_sizes(
+                tops = block_magnitudes(
                     pair.before, pair.after, first, last, size // LANES, entries.shift, before, after, entries.absmax
                 )
                 if tops[0] > entries.limits[0] or tops[1] > entries.limits[1]:
@@ -203,5 +213,5 @@ def _compiled(simd: str) -> Any:
     return measure_blocks
 
 
-MEASURE_BLOCKS: Mapping[str, Any] = {path: _compiled(path) for path in VECTOR_PATHS}
+MEASURE_BLOCKS: Mapping[str, Any] = {path: _driver(path) for path in VECTOR_PATHS}
 """The drivers, each compiled on its first call, which needs the instructions: see `simd.available_paths`."""

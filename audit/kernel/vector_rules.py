@@ -1,4 +1,11 @@
-"""Formats of at most sixteen levels as tables that fit the registers of `passes`."""
+"""Formats of at most sixteen levels, or of integer ones, as the tables and numbers that `passes` holds in registers.
+
+In: a format that `is_in_registers`. Out: its `VectorRule`: of any weights, and of bfloat16 weights whose scales are
+powers of two.
+
+>>> vector_rule(format_named("nf4-b64")).tables[LEVELS, :2]
+array([-1.       , -0.6961928], dtype=float32)
+"""
 
 from __future__ import annotations
 

@@ -53,7 +53,7 @@ def measure_batch(work: Work, batch: Batch) -> list[PieceMeasured]:
 
     Raises:
         RefusedError: see `measure_piece`.
-        NotFiniteError: likewise.
+        NotFiniteError: see `measure_piece`.
         CheckpointError: a file changed since it was opened.
     """
     task = _task(work, batch.name)

@@ -1,4 +1,10 @@
-"""One tensor of a pair, measured in every format piece by piece: by the kernel where it can, else by `theory.laws.update`."""
+"""One tensor of a pair, measured in every format piece by piece: by the kernel where it can, else by `theory.laws.update`.
+
+In: a `TensorTask`, and a `Piece` of its tensor. Out: `PieceMeasured`, and of those, in any order, `TensorMeasured`:
+
+    task = tensor_task(target, unlearned, name, formats, available_paths()[0])
+    measured = add_pieces(task, [measure_piece(task, piece) for piece in pieces(task.shape)])
+"""
 
 from __future__ import annotations
 
@@ -170,11 +176,11 @@ def _largest(
 
 
 def _by_vectors(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> FormatSums:
-    return _compiled(task, fmt, blocks, blocks.whole_groups)
+    return _measure_compiled(task, fmt, blocks, blocks.whole_groups)
 
 
 def _one_by_one(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> FormatSums:
-    return _compiled(task, fmt, blocks, 0)
+    return _measure_compiled(task, fmt, blocks, 0)
 
 
 def _by_reference(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> Mapping[GridMode, Survival]:
@@ -183,7 +189,7 @@ def _by_reference(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> Mapping
 
 
 def _later(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> Mapping[GridMode, Survival]:
-    """Leave it to `add_pieces`."""
+    """Measure nothing of a piece: `add_pieces` measures the tensor whole."""
     return {}
 
 
@@ -196,7 +202,7 @@ MEASURE: Mapping[Way, Callable[[TensorTask, Format, PieceBlocks], FormatSums | M
 }
 
 
-def _compiled(task: TensorTask, fmt: Format, blocks: PieceBlocks, first: int) -> FormatSums:
+def _measure_compiled(task: TensorTask, fmt: Format, blocks: PieceBlocks, first: int) -> FormatSums:
     """Measure the first blocks sixteen weights at a time, and the others one by one."""
     part = FormatSums(
         np.zeros((len(GRIDS), COUNTS), np.int64), np.zeros((len(GRIDS), SUMS)), np.zeros(BINS, np.int64), math.nan
@@ -225,8 +231,8 @@ def _entries_of_whole(task: TensorTask, fmt: Format, blocks: PieceBlocks, first:
     if may_overflow(before, fmt) or may_overflow(after, fmt):
         return None
     ends = blocks.extremes[0]
-    one, two = (BlockGrids(*(p[:first] for p in grids)) for grids in (before, after))
-    return entries_of_blocks(one, two, np.maximum(-ends.low[:first], ends.high[:first]))
+    before, after = (BlockGrids(*(p[:first] for p in grids)) for grids in (before, after))
+    return entries_of_blocks(before, after, np.maximum(-ends.low[:first], ends.high[:first]))
 
 
 def _measure_rest(task: TensorTask, fmt: Format, blocks: PieceBlocks, first: int, part: FormatSums) -> None:
@@ -270,13 +276,13 @@ def _grids_of(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> tuple[Block
             fit_grids(e, fmt, tensor_absmax=top, partial=partial) for e, top in zip(blocks.extremes, tops, strict=True)
         )
         return before, after
-    one, two = blocks.extremes
+    of_before, of_after = blocks.extremes
     both = Extremes(
-        np.concatenate([one.low, two.low]),
-        np.concatenate([one.high, two.high]),
-        np.concatenate([one.low_first, two.low_first]),
+        np.concatenate([of_before.low, of_after.low]),
+        np.concatenate([of_before.high, of_after.high]),
+        np.concatenate([of_before.low_first, of_after.low_first]),
     )
-    grids, count = fit_grids(both, fmt, tensor_absmax=math.nan, partial=False), len(one.low)
+    grids, count = fit_grids(both, fmt, tensor_absmax=math.nan, partial=False), len(of_before.low)
     return BlockGrids(*(p[:count] for p in grids)), BlockGrids(*(p[count:] for p in grids))
 
 

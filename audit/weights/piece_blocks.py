@@ -46,21 +46,21 @@ class PieceBlocks:
 
     @property
     def stored(self) -> tuple[Array, Array]:
-        """As the kernels read them."""
+        """The weights of the blocks before and after as the kernels read them."""
         return self._pair[0].stored[self._at], self._pair[1].stored[self._at]
 
     @property
     def float32(self) -> tuple[Array, Array]:
-        """As numbers."""
+        """The weights of the blocks before and after as float32 numbers."""
         return self._pair[0].float32[self._at], self._pair[1].float32[self._at]
 
     @cached_property
     def extremes(self) -> tuple[Extremes, Extremes]:
-        """Of the blocks before and after."""
+        """Extremes of the blocks before and after."""
         if self.layout.size <= PIECE_WEIGHTS:
             seen = {f.statistic for f in self.task.formats if layout_of(f, self.task.shape) == self.layout}
-            one, two = self._pair
-            return extremes(one, self._at, self.ends, seen), extremes(two, self._at, self.ends, seen)
+            before, after = (extremes(weights, self._at, self.ends, seen) for weights in self._pair)
+            return before, after
         first, last = (self.layout.index_of(at) for at in (self.span.start, self.span.stop - 1))
         before, after = (
             Extremes(e.low[first : last + 1], e.high[first : last + 1], e.low_first[first : last + 1])

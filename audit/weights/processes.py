@@ -3,6 +3,11 @@
 A piece of a tensor is measured by itself, and the sums over pieces depend neither on their order nor on who measured
 them, so the result is the same, bit for bit, however the work is shared. A worker that is lost costs its own work
 again and nothing else. Threads do not share well here: between two compiled passes a piece needs Python's lock.
+
+In: a `Work`, names of tensors, and how many processes there are to be. Out: a `TensorMeasured` for each name, in order:
+
+    work = Work(target, unlearned, (format_named("nf4-b64"),), available_paths()[0])
+    sums = list(measure_tensors(work, names, lambda name, done: None, jobs=2))
 """
 
 from __future__ import annotations

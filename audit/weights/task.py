@@ -30,7 +30,7 @@ class RefusedError(ValueError):
 
     @property
     def format(self) -> str:
-        """Its name."""
+        """Name of the format."""
         return str(self.args[0])
 
 
@@ -40,7 +40,7 @@ class NotFiniteError(ValueError):
 
 @contextmanager
 def refusing(fmt: Format) -> Iterator[None]:
-    """Blame the format for what is wrong inside."""
+    """Turn a ValueError that is raised in this context into a RefusedError of the format."""
     try:
         yield
     except CheckpointError:
@@ -127,7 +127,7 @@ def _tensor_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[B
 
 
 def _tensor_extremes(checkpoint: Checkpoint, name: str, layout: BlockLayout, statistics: frozenset[str]) -> Extremes:
-    """Return the extremes of all blocks of a tensor, none of which need fit a piece."""
+    """Return the extremes of all blocks of a tensor, which may be larger than a piece."""
     shape = checkpoint.tensors[name].shape
     count = layout.index_of(math.prod(shape) - 1) + 1
     low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)

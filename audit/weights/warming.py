@@ -53,7 +53,7 @@ class InMemory:
         return ""
 
 
-def measure_few(dtypes: Iterable[DTypeLike], formats: Sequence[Format], simd: str) -> None:
+def measure_sample(dtypes: Iterable[DTypeLike], formats: Sequence[Format], simd: str) -> None:
     """Measure a few weights, so that this process has the kernels, and the cache of machine code, if there is one.
 
     Args:
@@ -62,9 +62,9 @@ def measure_few(dtypes: Iterable[DTypeLike], formats: Sequence[Format], simd: st
         simd: path of the kernel, one of `simd.available_paths()`.
     """
     for dtype in dtypes:
-        few = InMemory((np.arange(np.prod(SHAPE)) % 256 - 128.0).reshape(SHAPE).astype(dtype))
+        sample = InMemory((np.arange(np.prod(SHAPE)) % 256 - 128.0).reshape(SHAPE).astype(dtype))
         with suppress(RefusedError):  # whoever measures the whole pair says so
-            task = tensor_task(few, few, "w", formats, simd)
+            task = tensor_task(sample, sample, "w", formats, simd)
             for piece in pieces(task.shape):
                 measure_piece(task, piece)
 
@@ -81,4 +81,4 @@ def compile_for(work: Work, names: Iterable[str]) -> None:
     dtypes = {c.tensors[name].dtype for name in names for c in (work.target, work.unlearned)}
     formats = tuple(fmt.name for fmt in work.formats)
     if formats not in WARM_FORMATS or not {dtype.name for dtype in dtypes} <= WARM_DTYPES:
-        measure_few(sorted(dtypes, key=str), work.formats, work.simd)
+        measure_sample(sorted(dtypes, key=str), work.formats, work.simd)
