@@ -100,11 +100,11 @@ class HubCheckpoint:
         return self.inner.read_rows(name, start, stop)
 
     def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """See `SafetensorsCheckpoint.read_flat`."""
+        """See `Checkpoint.read_flat`."""
         return self.inner.read_flat(name, start, stop, buffer)
 
     def check(self, name: str) -> None:
-        """See `SafetensorsCheckpoint.check`."""
+        """See `Checkpoint.check`."""
         self.inner.check(name)
 
     def sha256(self) -> str:

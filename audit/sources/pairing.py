@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.sources.checkpoint import Checkpoint, chunks
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.flat import check_unchanged, pieces, read_flat
+from unforgotten.audit.sources.flat import pieces
 from unforgotten.audit.sources.safetensors_header import FLOATS, TensorInfo
 
 HEADS: Mapping[str, tuple[str, ...]] = {
@@ -128,12 +128,12 @@ class Renamed:
         return self.inner.read_rows(self.names[name], start, stop)
 
     def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """See `flat.read_flat`."""
-        return read_flat(self.inner, self.names[name], start, stop, buffer)
+        """See `Checkpoint.read_flat`."""
+        return self.inner.read_flat(self.names[name], start, stop, buffer)
 
     def check(self, name: str) -> None:
-        """See `flat.check_unchanged`."""
-        check_unchanged(self.inner, self.names[name])
+        """See `Checkpoint.check`."""
+        self.inner.check(self.names[name])
 
     def sha256(self) -> str:
         """See `Checkpoint.sha256`."""
@@ -163,7 +163,7 @@ def tensors_equal(one: Checkpoint, name: str, two: Checkpoint, other: str) -> bo
     shape = one.tensors[name].shape
     if not shape:
         return bool(np.array_equal(one.read(name), two.read(other)))
-    return all(np.array_equal(read_flat(one, name, *p), read_flat(two, other, *p)) for p in pieces(shape))
+    return all(np.array_equal(one.read_flat(name, *p), two.read_flat(other, *p)) for p in pieces(shape))
 
 
 def _check_both(target: Checkpoint, unlearned: Checkpoint, name: str) -> None:
