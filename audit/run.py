@@ -50,8 +50,8 @@ def audit_pair(
         progress: progress that is told each of STAGES.
         jobs: processes that share the tensors, >= 1.
         ray: address of a Ray cluster that shares them instead.
-        output: what measures the output leg; called once the weights were read.
-        behaviour: what measures the behaviour leg; called once the weights were read.
+        output: function that measures the output leg; called once the weights were read.
+        behaviour: function that measures the behaviour leg; called once the weights were read.
 
     Raises:
         ValueError: the input breaks a rule (`CheckpointError`), a format is unknown, or `out` is a file.
@@ -68,7 +68,8 @@ def audit_pair(
     if isinstance(leg, ArtefactLeg) and (output is not None or behaviour is not None):
         rule = "output and behaviour must be measured on models that are not quantized already"
         raise ValueError(f"{rule}, got {'+'.join(leg.by_format)}")
-    said, done = output and output(), behaviour and behaviour()
+    said = None if output is None else output()
+    done = None if behaviour is None else behaviour()
     with progress.stage(ending):
         if isinstance(leg, ArtefactLeg):
             result, rows = build_code_result(before, after, leg), code_rows(leg)

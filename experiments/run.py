@@ -53,10 +53,14 @@ def stages(config: RunConfig) -> list[str]:
     names += [f"evaluate {m} {f}" for m in ("retrained", "target") for f in ("none", *config.formats)]
     names.append("evaluate base none")
     for arm in arms(config):
-        names.append(f"unlearn {arm.name}")
-        names += [f"evaluate {arm.name} {f}" for f in ("none", *config.formats)]
-        names += [f"decompose {arm.name} {f}" for f in config.formats]
+        names += [f"unlearn {arm.name}", *_measurements_of(config, arm)]
     return names
+
+
+def _measurements_of(config: RunConfig, arm: Arm) -> list[str]:
+    """Return the stages of an arm that come after its unlearning, in order."""
+    evaluated = [f"evaluate {arm.name} {f}" for f in ("none", *config.formats)]
+    return evaluated + [f"decompose {arm.name} {f}" for f in config.formats]
 
 
 def revision() -> str:
@@ -241,7 +245,7 @@ def _unlearn_arm(
 
 def _evaluate_arm(config: RunConfig, meter: Meter, arm: Arm, models: Path, store: RowStore, progress: Progress) -> None:
     """Write the rows of one unlearned model: M1-M4 in every format, then the pair with the target."""
-    own = _arm_stages(config, arm)
+    own = _measurements_of(config, arm)
     if all(store.done(s) for s in own):
         for _ in own:
             progress.skip()
@@ -268,10 +272,6 @@ def _evaluate_arm(config: RunConfig, meter: Meter, arm: Arm, models: Path, store
             rows = decompose(meter, (target, unlearned), format_name, known)
             rows = [*weights[format_name], *rows]
             store.append(stage, subjects[format_name], rows, items_of="pair")
-
-
-def _arm_stages(config: RunConfig, arm: Arm) -> list[str]:
-    return [s for s in stages(config) if s.split()[1] == arm.name and s.split()[0] != "unlearn"]
 
 
 def _arm_subjects(config: RunConfig, arm: Arm, notes: dict[str, Any]) -> dict[str, Subject]:

@@ -1,4 +1,4 @@
-"""Files written whole or not at all, one or several of them, and files of JSON lines."""
+"""Files written whole or not at all, one or several of them; and JSON lines, read."""
 
 from __future__ import annotations
 

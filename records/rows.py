@@ -33,9 +33,9 @@ class Subject:
     """What a row is about: which model, trained how, quantized how.
 
     Attributes:
-        model: "base", "target", "retrained", "unlearned", or what another program measures.
+        model: kind of model: "base", "target", "retrained", "unlearned", or another program's own word.
         method: unlearning method; None where nothing was unlearned, as for `storage` and the settings.
-        storage: storage arm, in what the parameters are kept from one step to the next.
+        storage: storage arm, which says how the parameters are kept from one step to the next.
         format: format of the quantized weights; "none" for the model itself.
         lr: learning rate.
         alpha: weight of the retain loss.
@@ -112,7 +112,7 @@ class Row(Subject):
 
     @property
     def bounds(self) -> tuple[float, float] | None:
-        """The 95 % interval: the row's own, else value ± 1.96 stderr, else none."""
+        """95 % interval: the row's own, else value ± 1.96 stderr, else None."""
         if self.interval is not None:
             return self.interval
         if self.value is None or self.stderr is None:

@@ -64,8 +64,8 @@ class RowStore:
         Args:
             stage: name of the stage, which must not be done.
             subject: model that was measured.
-            measurements: what was measured of it, one row each.
-            items_of: "model" or "pair", by what the single items belong to; it names their file.
+            measurements: metrics measured of it, one row each.
+            items_of: owner of the single items, "model" or "pair", after which their file is named.
         """
         name = _items_name(subject, items_of)
         items = {m.metric: m.items for m in measurements if m.items is not None}

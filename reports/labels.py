@@ -34,7 +34,7 @@ LONGEST_NAME = 24
 
 
 def arm_label(storage: str) -> ArmLabel:
-    """Return the words for a storage arm: its own name where it has none here."""
+    """Return the words for a storage arm; its own name where ARM_LABELS does not have it."""
     return ARM_LABELS.get(storage, ArmLabel(storage, storage, storage))
 
 
@@ -79,7 +79,7 @@ def number(metric: str, value: float | None) -> str:
 
 
 def bounds(row: Row) -> str:
-    """Return the row's 95 % interval in square brackets, or nothing."""
+    """Return a row's 95 % interval in square brackets; nothing where it has none."""
     if row.bounds is None or row.value is None:
         return ""
     low, high = (number(row.metric, end) for end in row.bounds)
@@ -87,7 +87,7 @@ def bounds(row: Row) -> str:
 
 
 def estimate(row: Row | None) -> str:
-    """Value and interval; a dash without a row."""
+    """Return a row's value and interval as text; a dash without a row."""
     if row is None:
         return "–"
     return f"{number(row.metric, row.value)} {bounds(row)}".rstrip()
@@ -99,7 +99,7 @@ def plain(value: float | None) -> str:
 
 
 def listed(names: tuple[str, ...] | list[str]) -> str:
-    """Names in a sentence: "a, b and c"."""
+    """Join names as in a sentence: "a, b and c"."""
     *rest, last = names
     return f"{', '.join(rest)} and {last}" if rest else last
 

@@ -1,4 +1,14 @@
-"""How figures look, and how one becomes bytes: the same rows give the same bytes on every machine."""
+"""How figures look, and how one becomes bytes: the same rows give the same bytes on every machine.
+
+In goes a function that draws a run, made of the panels, markers and legends here; out comes SVG or PNG:
+
+    def draw(run: Run) -> Figure | None:
+        figure, (ax,) = panels(1, 1, (7.0, 3.0))
+        draw_intervals(ax, [(0.0, run.get("M1", "target"))], ARM_STYLES["fp32"])
+        return figure
+
+    render_svg(draw, read_run(Path("reports/published/tiny-seed0")))
+"""
 
 from __future__ import annotations
 
@@ -118,8 +128,8 @@ def panels(
     return figure, axes
 
 
-def intervals(ax: Axes, points: Iterable[tuple[float, Row | None]], style: ArmStyle, *, size: float = 5) -> None:
-    """One marker and its 95 % interval for every row with a value."""
+def draw_intervals(ax: Axes, points: Iterable[tuple[float, Row | None]], style: ArmStyle, *, size: float = 5) -> None:
+    """Draw a marker and its 95 % interval for every row with a value."""
     shown = [(x, row) for x, row in points if row is not None and row.value is not None]
     for x, row in shown:
         if row.bounds is not None:
@@ -138,7 +148,7 @@ def intervals(ax: Axes, points: Iterable[tuple[float, Row | None]], style: ArmSt
 
 
 def arm_handles(storages: Sequence[str]) -> list[Line2D]:
-    """Legend entries of the storage arms."""
+    """Return the legend entries of the storage arms."""
     return [
         Line2D(
             [],
@@ -156,17 +166,17 @@ def arm_handles(storages: Sequence[str]) -> list[Line2D]:
 
 
 def line_handle(label: str, colour: str, dashes: Dashes = "-") -> Line2D:
-    """Legend entry of a reference line."""
+    """Return the legend entry of a reference line."""
     return Line2D([], [], color=colour, linestyle=dashes, linewidth=1.4, label=label)
 
 
 def side_legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend in a column right of all panels."""
+    """Add one legend in a column right of all panels."""
     figure.legend(handles=list(handles), loc="outside right upper")
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """One legend above all panels, in as many columns as the longest label leaves room for."""
+    """Add one legend above all panels, in as many columns as the longest label leaves room for."""
     widest = max(len(str(handle.get_label())) for handle in handles)
     columns = int(figure.get_figwidth() / (LEGEND_INCHES_PER_LETTER * (widest + LEGEND_KEY_LETTERS)))
     figure.legend(handles=list(handles), loc="outside upper left", ncols=max(1, min(columns, len(handles))))

@@ -37,7 +37,7 @@ class Deadly(Renamed):
         return super().read_rows(name, start, stop)
 
     def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """See `sources.flat.read_flat`."""
+        """See `Checkpoint.read_flat`."""
         self._die_of(name)
         return super().read_flat(name, start, stop, buffer)
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.codes.layer import FLOAT_DTYPES, INT8, U8, Layer, Parts, Piece, only
+from unforgotten.audit.codes.layer import FLOAT_DTYPES, INT8, U8, CodedWeights, Layer, Parts, only
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.hostile_json import parse_json_object
 from unforgotten.audit.sources.quantization import Scheme
@@ -37,14 +37,14 @@ def bnb_4bit(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     absmax = _absmax(parts, state, blocks)
     half = state.block_size // 2
 
-    def piece(start: int, stop: int) -> Piece:
+    def decode(start: int, stop: int) -> CodedWeights:
         begin, end = start * half, min(stop * half, packed_bytes)
         raw = _flat_bytes(checkpoint, name + ".weight", begin, end)
         codes = np.stack([raw >> 4, raw & 15], axis=1).reshape(-1)[: count - 2 * begin]
         scale = np.repeat(absmax[start:stop], state.block_size)[: codes.size]
-        return Piece(codes, parts.float32(".weight.quant_map")[codes] * scale)
+        return CodedWeights(codes, parts.float32(".weight.quant_map")[codes] * scale)
 
-    return parts.layer(".weight", state.shape, blocks, state.block_size, piece)
+    return parts.layer(".weight", state.shape, blocks, state.block_size, decode)
 
 
 def _flat_bytes(checkpoint: Checkpoint, name: str, begin: int, end: int) -> NDArray[Any]:
@@ -98,9 +98,9 @@ def bnb_8bit(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
         if parts.read(".weight_format").item() != 0:
             raise parts.refuse(".weight_format", "must be 0, rows in order", "another")
 
-    def piece(start: int, stop: int) -> Piece:
+    def decode(start: int, stop: int) -> CodedWeights:
         codes = checkpoint.read_rows(name + ".weight", start, stop)
         scale = parts.float32(".SCB")[start:stop, None] / np.float32(127)
-        return Piece(codes, codes.astype(np.float32) * scale)
+        return CodedWeights(codes, codes.astype(np.float32) * scale)
 
-    return parts.layer(".weight", (outs, ins), outs, ins, piece)
+    return parts.layer(".weight", (outs, ins), outs, ins, decode)

@@ -2,6 +2,9 @@
 
 No weight is quantized here. A flip is a stored code that differs; a value change is a decoded float32 that differs,
 which a moved scale or zero point does too.
+
+    leg = compare_codes(open_checkpoint(target), open_checkpoint(unlearned))
+    leg.total.code_flips / leg.total.weights
 """
 
 from __future__ import annotations
@@ -152,7 +155,7 @@ def compare_layers(before: Layer, after: Layer) -> CodeCounts:
         raise CheckpointError(after.path, rule, list(after.shape), tensor=after.name)
     weights = flips = changes = 0
     for start, stop in _pieces(before):
-        (codes, values), (codes_new, values_new) = (layer.piece(start, stop) for layer in (before, after))
+        (codes, values), (codes_new, values_new) = (layer.decode(start, stop) for layer in (before, after))
         if not (np.isfinite(values).all() and np.isfinite(values_new).all()):
             layer = after if np.isfinite(values).all() else before
             raise CheckpointError(layer.path, "must be finite", "nan or inf", tensor=layer.name)

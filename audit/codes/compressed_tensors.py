@@ -15,9 +15,9 @@ from unforgotten.audit.codes.layer import (
     INT32,
     INT64,
     U8,
+    CodedWeights,
     Layer,
     Parts,
-    Piece,
     group_of,
     only,
     unpack,
@@ -44,15 +44,15 @@ def packed(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     groups = parts.shape(".weight_scale")[1]
     group = group_of(scheme, parts, ".weight_g_idx", ins, groups)
 
-    def piece(start: int, stop: int) -> Piece:
+    def decode(start: int, stop: int) -> CodedWeights:
         codes = unpack(checkpoint.read_rows(name + ".weight_packed", start, stop), bits, ins)
         level = codes.astype(np.float32) - np.float32(middle)
         if has_zero:
             zeros = unpack(parts.read(".weight_zero_point").T, bits, outs).T[start:stop]
             level -= (zeros.astype(np.float32) - np.float32(middle))[:, group]
-        return Piece(codes, level * scales(start, stop)[:, group])
+        return CodedWeights(codes, level * scales(start, stop)[:, group])
 
-    return parts.layer(".weight_packed", (outs, ins), outs, ins, piece)
+    return parts.layer(".weight_packed", (outs, ins), outs, ins, decode)
 
 
 def _scales(scheme: Scheme, parts: Parts, outs: int, ins: int) -> Callable[[int, int], NDArray[Any]]:
@@ -78,12 +78,12 @@ def plain(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     zero = np.broadcast_to(zero, (outs, groups))
     group = group_of(scheme, parts, ".weight_g_idx", ins, groups)
 
-    def piece(start: int, stop: int) -> Piece:
+    def decode(start: int, stop: int) -> CodedWeights:
         stored = checkpoint.read_rows(name + ".weight", start, stop)
         level = stored.astype(np.float32) - zero[start:stop, group]
-        return Piece(stored.view(np.uint8), level * scale[start:stop, group])
+        return CodedWeights(stored.view(np.uint8), level * scale[start:stop, group])
 
-    return parts.layer(".weight", (outs, ins), outs, ins, piece)
+    return parts.layer(".weight", (outs, ins), outs, ins, decode)
 
 
 def _columns(stored: NDArray[Any], outs: int) -> NDArray[Any]:
@@ -100,12 +100,12 @@ def nvfp4(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     parts.take(".weight_global_scale", FLOAT_DTYPES, (1,), ())
     group = np.arange(2 * width) // 16
 
-    def piece(start: int, stop: int) -> Piece:
+    def decode(start: int, stop: int) -> CodedWeights:
         raw = checkpoint.read_rows(name + ".weight_packed", start, stop)
         codes = np.stack([raw & 15, raw >> 4], axis=2).reshape(stop - start, 2 * width)
         scale = checkpoint.read_rows(name + ".weight_scale", start, stop).astype(np.float32)
         with np.errstate(divide="ignore", invalid="ignore"):  # found by name as not finite
             scale = scale / parts.float32(".weight_global_scale").reshape(1, 1)
-            return Piece(codes, E2M1[codes] * scale[:, group])
+            return CodedWeights(codes, E2M1[codes] * scale[:, group])
 
-    return parts.layer(".weight_packed", (outs, 2 * width), outs, 2 * width, piece)
+    return parts.layer(".weight_packed", (outs, 2 * width), outs, 2 * width, decode)

@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from unforgotten.audit.codes.compare import ArtefactLeg, compare_layers, kept_tensors
-from unforgotten.audit.codes.layer import Layer, Piece
+from unforgotten.audit.codes.layer import CodedWeights, Layer
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.gguf import GgufCheckpoint
@@ -65,9 +65,9 @@ def _layer(checkpoint: GgufCheckpoint, name: str) -> Layer:
     kind = BLOCK_TYPES[info.stored]
     blocks = math.prod(info.shape) // kind.weights
 
-    def piece(start: int, stop: int) -> Piece:
+    def decode(start: int, stop: int) -> CodedWeights:
         with np.errstate(all="ignore"):  # a value that is not finite is refused by name
             found = kind.decode(checkpoint.read_blocks(name, start, stop))
-            return Piece(found.codes, found.values)
+            return CodedWeights(found.codes, found.values)
 
-    return Layer(name, info.path, info.shape, frozenset({name}), blocks, kind.weights, piece)
+    return Layer(name, info.path, info.shape, frozenset({name}), blocks, kind.weights, decode)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.codes.layer import FLOAT_DTYPES, INT32, Layer, Parts, Piece, group_of, only, unpack
+from unforgotten.audit.codes.layer import FLOAT_DTYPES, INT32, CodedWeights, Layer, Parts, group_of, only, unpack
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.quantization import Scheme
 
@@ -25,16 +25,16 @@ def gptq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     parts.take(".qzeros", only(INT32), (groups, -(-outs // per_word)))
     group = group_of(scheme, parts, ".g_idx", ins, groups)
 
-    def piece(start: int, stop: int) -> Piece:
+    def decode(start: int, stop: int) -> CodedWeights:
         packed = checkpoint.read_rows(name + ".qweight", start, stop)
         turned = unpack(packed.reshape(-1, 1), scheme.bits, per_word)
         codes = turned.reshape(stop - start, outs, per_word).swapaxes(1, 2).reshape(-1, outs)
         zeros = unpack(parts.read(".qzeros"), scheme.bits, outs).astype(np.float32)
         zeros += np.float32(scheme.zero_shift)
         g = group[start * per_word : stop * per_word]
-        return Piece(codes, parts.float32(".scales")[g] * (codes.astype(np.float32) - zeros[g]))
+        return CodedWeights(codes, parts.float32(".scales")[g] * (codes.astype(np.float32) - zeros[g]))
 
-    return parts.layer(".qweight", (ins, outs), words, per_word * outs, piece)
+    return parts.layer(".qweight", (ins, outs), words, per_word * outs, decode)
 
 
 def awq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
@@ -54,9 +54,9 @@ def awq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
         codes[:, :, AWQ_ORDER] = nibbles
         return codes.reshape(len(packed), outs)
 
-    def piece(start: int, stop: int) -> Piece:
+    def decode(start: int, stop: int) -> CodedWeights:
         codes, g = (ordered(checkpoint.read_rows(name + ".qweight", start, stop)), group[start:stop])
         zeros = ordered(parts.read(".qzeros")).astype(np.float32)
-        return Piece(codes, parts.float32(".scales")[g] * (codes.astype(np.float32) - zeros[g]))
+        return CodedWeights(codes, parts.float32(".scales")[g] * (codes.astype(np.float32) - zeros[g]))
 
-    return parts.layer(".qweight", (ins, outs), ins, outs, piece)
+    return parts.layer(".qweight", (ins, outs), ins, outs, decode)

@@ -20,7 +20,7 @@ INT32, INT64, INT8, U8 = (np.dtype(d) for d in ("<i4", "<i8", "i1", "u1"))
 FLOAT8 = np.dtype("float8_e4m3fn")
 
 
-class Piece(NamedTuple):
+class CodedWeights(NamedTuple):
     """Codes as they are stored, and their values in float32, of one shape."""
 
     codes: NDArray[Any]
@@ -38,7 +38,7 @@ class Layer:
         parts: the names of its tensors.
         units: number of units, each of which can be decoded alone.
         unit_weights: number of weights in a unit.
-        piece: function that decodes units start … stop - 1.
+        decode: function that decodes units start … stop - 1.
     """
 
     name: str
@@ -47,10 +47,10 @@ class Layer:
     parts: frozenset[str]
     units: int
     unit_weights: int
-    piece: Callable[[int, int], Piece]
+    decode: Callable[[int, int], CodedWeights]
 
 
-class Layout(NamedTuple):
+class CodeLayout(NamedTuple):
     """The ending of the tensor that marks a layer, and what opens the layer of a name."""
 
     mark: str
@@ -104,12 +104,17 @@ class Parts:
         return CheckpointError(self.checkpoint.tensors[full].path, rule, got, tensor=full)
 
     def layer(
-        self, mark: str, shape: tuple[int, ...], units: int, unit_weights: int, piece: Callable[[int, int], Piece]
+        self,
+        mark: str,
+        shape: tuple[int, ...],
+        units: int,
+        unit_weights: int,
+        decode: Callable[[int, int], CodedWeights],
     ) -> Layer:
         """Return the layer of the parts that were taken; `mark` is the part whose file messages name."""
         path = self.checkpoint.tensors[self.name + mark].path
         parts = frozenset(self.taken.values())
-        return Layer(self.name, path, shape, parts, units, unit_weights, piece)
+        return Layer(self.name, path, shape, parts, units, unit_weights, decode)
 
 
 def _fits(shape: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

@@ -1,4 +1,11 @@
-"""What the weights leg shows, in words: one finding a format, the sentences, and the verdict."""
+"""What the weights leg shows, in words: one finding a format, the sentences, and the verdict.
+
+In goes the weights leg, out come one word a format, one word for all, and sentences with their numbers:
+
+    judged = judge_formats(leg)
+    overall_finding(judged)  # "swallowed"
+    gain_sentence(judged[0])
+"""
 
 from __future__ import annotations
 

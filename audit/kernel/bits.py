@@ -2,6 +2,12 @@
 
 The bits of a float are a sign and a magnitude, so `bits ^ (bits >> all but the sign and the sign cleared)` is an
 integer in the order of the numbers; it costs no conversion, and nan is just another integer.
+
+In: weights as they are stored, bfloat16 as uint16 or float32, flat, and where their blocks end. Out: the smallest and
+the largest weight of each block, or its largest magnitude; counts of weights and of moved weights by binade.
+
+>>> extremes_of(np.array([1, -3, 2, 0], np.float32), np.array([2, 4]))
+(array([-3.,  0.], dtype=float32), array([1., 2.], dtype=float32))
 """
 
 # pyright: reportCallIssue=false
@@ -21,10 +27,10 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.kernel.compiled import compiled
 from unforgotten.audit.kernel.lanes import F32, F32X, I16, I16X, I32, I32X, I64, LANES, Lanes
+from unforgotten.audit.kernel.slots import TILE
 
 Array = NDArray[Any]
 WINDOW = 32  # binades with a place of their own; the lowest of them holds all below
-TILE = 2048
 PAIR, SHIFT, SHIFT2, SHIFT3 = np.uint64(4095), np.uint64(16), np.uint64(32), np.uint64(48)
 PAIRS = 1 << 12  # of two weights, each with its binade and whether it moved
 
@@ -106,12 +112,12 @@ def _pairs(typing: Any, x: Any, y: Any, start: Any, groups: Any, lowest: Any, ou
             none = b.icmp_signed("<=", k, e.every(vector, 0))
             k = b.select(none, e.every(vector, 0), k)
             b.store(b.or_(b.load(below), none), below)
-            sizes = b.and_(b.or_(old, new), e.every(vector, 0x7FFF))
-            moved = b.and_(b.icmp_signed("!=", old, new), b.icmp_signed("!=", sizes, e.every(vector, 0)))
+            magnitudes = b.and_(b.or_(old, new), e.every(vector, 0x7FFF))
+            moved = b.and_(b.icmp_signed("!=", old, new), b.icmp_signed("!=", magnitudes, e.every(vector, 0)))
             k = b.or_(k, b.select(moved, e.every(vector, WINDOW), e.every(vector, 0)))
-            two = b.bitcast(k, half)
-            two = b.and_(b.or_(two, b.lshr(two, e.every(half, 10))), e.every(half, PAIRS - 1))
-            e.store(b.trunc(two, ir.VectorType(I16, 16)), po, b.mul(loop.index, ir.Constant(I64, 16)))
+            both = b.bitcast(k, half)
+            both = b.and_(b.or_(both, b.lshr(both, e.every(half, 10))), e.every(half, PAIRS - 1))
+            e.store(b.trunc(both, ir.VectorType(I16, 16)), po, b.mul(loop.index, ir.Constant(I64, 16)))
         bits = b.bitcast(b.load(below), I32)
         return b.zext(b.icmp_unsigned("!=", bits, ir.Constant(I32, 0)), I64)
 
@@ -135,7 +141,7 @@ def count_bfloat16(x, y, top, lowest, highest, weights, moved):
     out = np.empty(TILE // 2, np.uint16)
     words = out.view(np.uint64)
     base = top - WINDOW + 1
-    few = np.zeros((256 + WINDOW, 2), np.int64)
+    by_exponent = np.zeros((256 + WINDOW, 2), np.int64)
     begin = 0
     while begin < len(x):
         groups = min(TILE, len(x) - begin) // 32
@@ -152,21 +158,21 @@ def count_bfloat16(x, y, top, lowest, highest, weights, moved):
             exponent = (x[i] >> 7) & 255
             if i >= scalar or exponent <= base:
                 differs = x[i] != y[i] and ((x[i] | y[i]) & 0x7FFF) != 0
-                few[exponent, np.int64(differs)] += 1
+                by_exponent[exponent, np.int64(differs)] += 1
         begin = end
     for pair in range(PAIRS):
         n = np.int64(tallies[0, pair]) + np.int64(tallies[1, pair])
         for one in (pair & 63, pair >> 6):
             if one & 31:
-                few[base + (one & 31), one >> 5] += n
+                by_exponent[base + (one & 31), one >> 5] += n
     for exponent in range(256):
         k = min(max(exponent - 127, lowest), highest) - lowest
-        weights[k] += few[exponent, 0] + few[exponent, 1]
-        moved[k] += few[exponent, 1]
+        weights[k] += by_exponent[exponent, 0] + by_exponent[exponent, 1]
+        moved[k] += by_exponent[exponent, 1]
 
 
 @intrinsic
-def block_sizes(
+def block_magnitudes(
     typing: Any, x: Any, y: Any, first: Any, last: Any, groups: Any, add: Any, before: Any, after: Any, absmax: Any
 ) -> Any:
     """Find the largest magnitudes of blocks first … last - 1, which have `groups` times sixteen weights, uint16 bits.
@@ -216,8 +222,8 @@ def block_sizes(
                 b.store(e.most(own, b.load(total)), total)
                 bits = b.zext(e.call("llvm.vector.reduce.umax.v16i16", I16, own), I32)
                 if entries is before:
-                    wide = b.bitcast(b.shl(bits, ir.Constant(I32, 16)), F32)
-                    b.store(wide, b.gep(absmax, [block]))
+                    magnitude = b.bitcast(b.shl(bits, ir.Constant(I32, 16)), F32)
+                    b.store(magnitude, b.gep(absmax, [block]))
                 else:
                     bits = b.add(bits, b.trunc(more, I32))
                 b.store(bits, b.gep(entries, [block]))
@@ -240,23 +246,23 @@ def _largest(typing: Any, x: Any, start: Any, groups: Any) -> Any:
         large = cgutils.alloca_once_value(b, e.every(vector, 0))
         with cgutils.for_range(b, args[2], intp=I64) as loop:
             at = b.add(args[1], b.mul(loop.index, ir.Constant(I64, vector.count)))
-            size = b.and_(e.load(pointer, vector, at), e.every(vector, 2 ** (bits - 1) - 1))
+            magnitude = b.and_(e.load(pointer, vector, at), e.every(vector, 2 ** (bits - 1) - 1))
             old = b.load(large)
-            b.store(b.select(b.icmp_signed(">", size, old), size, old), large)
+            b.store(b.select(b.icmp_signed(">", magnitude, old), magnitude, old), large)
         return b.zext(e.call(f"llvm.vector.reduce.smax.v{vector.count}i{bits}", lane, b.load(large)), I64)
 
     return types.int64(x, types.int64, types.int64), codegen
 
 
 @compiled()
-def find_largest(order, ends, shift, size):
+def find_largest(order, ends, shift, magnitudes):
     """Return the bits, as of a float32, of the largest magnitude of each block.
 
     Args:
         order: bits of bfloat16 or float32 weights, int16 or int32, blocks one after another.
         ends: ends of the blocks, int64.
         shift: number of bits that a float32 has more: 16 for bfloat16, 0 for float32.
-        size: bits of the largest magnitude, int32, filled in, one entry a block.
+        magnitudes: bits of the largest magnitude, int32, filled in, one entry a block.
     """
     lanes = 64 // order.itemsize
     rest = (np.int64(1) << np.int64(8 * order.itemsize - 1)) - 1
@@ -266,7 +272,7 @@ def find_largest(order, ends, shift, size):
         large = _largest(order, start, groups)
         for i in range(start + groups * lanes, ends[k]):
             large = max(large, np.int64(order[i]) & rest)
-        size[k] = large << shift
+        magnitudes[k] = large << shift
         start = ends[k]
 
 
@@ -287,6 +293,6 @@ def extremes_of(stored: Array, ends: Array) -> tuple[Array, Array]:
 def magnitudes_of(stored: Array, ends: Array) -> Array:
     """Return the largest magnitude of each block of `stored`, uint16 (bfloat16) or float32, as float32."""
     bits = 8 * stored.itemsize
-    size = np.empty(len(ends), np.int32)
-    find_largest(stored.view(np.int16 if bits == 16 else np.int32), ends, 32 - bits, size)
-    return size.view(np.float32)
+    magnitudes = np.empty(len(ends), np.int32)
+    find_largest(stored.view(np.int16 if bits == 16 else np.int32), ends, 32 - bits, magnitudes)
+    return magnitudes.view(np.float32)

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
+import pickle
 from collections.abc import Callable
 from contextlib import suppress
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from numba import njit
+
+from unforgotten.theory.geometry.dead_zone import BINADES
+
+UNREADABLE = AttributeError, EOFError, ImportError, IndexError, pickle.UnpicklingError  # what unpickling may raise
 
 
 def compiled(*, fastmath: bool = False) -> Callable[[Callable[..., Any]], Any]:
@@ -22,10 +30,24 @@ def compiled(*, fastmath: bool = False) -> Callable[[Callable[..., Any]], Any]:
             found: Any = njit(cache=True, **options)(function)
         except RuntimeError:  # "no locator available"
             return njit(**options)(function)
+        index = found._cache._cache_file
+        index._source_stamp = index._source_stamp, kernel_digest()
         found._cache = _Kept(found._cache)
         return found
 
     return decorate
+
+
+@cache
+def kernel_digest() -> str:
+    """Return a digest of all modules of the kernel.
+
+    Numba looks whether the file of a function has changed; what the function inlines, and the numbers that it reads at
+    compile time, stand in other files. With this digest beside the age of the file no old machine code is found. The
+    binades are the one thing outside the kernel that `slots` makes numbers of.
+    """
+    sources = [path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py"))]
+    return hashlib.sha256(b"".join([*sources, repr(BINADES).encode()])).hexdigest()
 
 
 class _Kept:
@@ -36,6 +58,18 @@ class _Kept:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._cache, name)
+
+    def load_overload(self, sig: Any, target_context: Any) -> Any:
+        """Return kept machine code, if there is any.
+
+        What another release kept may name classes that are no more; it is thrown away.
+        """
+        try:
+            return self._cache.load_overload(sig, target_context)
+        except UNREADABLE:
+            with suppress(OSError):
+                self._cache.flush()
+            return None
 
     def save_overload(self, sig: Any, data: Any) -> None:
         """Keep machine code if that can be."""

@@ -2,6 +2,13 @@
 
 LLVM lowers them for whatever processor it compiles for. Only lookups in tables are written out for each instruction
 set, in `lookups`: compilers do not see that sixteen levels fit in registers.
+
+In: a builder of LLVM's instructions, and values that it has built. Out: values, and instructions behind those of the
+builder. What makes x the smaller of x and 1, of sixteen float32 numbers behind `pointer`:
+
+    lanes = Lanes(builder)
+    x = lanes.load(pointer, F32X, start)
+    lanes.store(lanes.smaller(x, lanes.every(F32X, 1.0)), pointer, start)
 """
 
 from __future__ import annotations
@@ -66,11 +73,11 @@ class Lanes:
         ranges = (range(8), range(8, 16))
         return [self.b.shuffle_vector(vector, none, ir.Constant(pick, list(r))) for r in ranges]
 
-    def wide(self, vector: Any) -> list[Any]:
+    def float64s(self, vector: Any) -> list[Any]:
         """Widen a vector to float64, in two halves."""
         return [self.b.fpext(half, F64X) for half in self.halves(vector)]
 
-    def narrow(self, halves: list[Any]) -> Any:
+    def float32s(self, halves: list[Any]) -> Any:
         """Round two halves of float64 to float32, and join them."""
         parts = [self.b.fptrunc(half, ir.VectorType(F32, 8)) for half in halves]
         return self.b.shuffle_vector(*parts, ir.Constant(ir.VectorType(I32, 16), list(range(16))))
@@ -108,7 +115,7 @@ class Lanes:
         lanes = (range(k, 2 * x.type.count, 2) for k in (0, 1))
         return [self.b.shuffle_vector(x, y, ir.Constant(pick, list(r))) for r in lanes]
 
-    def size(self, x: Any) -> Any:
+    def magnitude(self, x: Any) -> Any:
         """Return the magnitudes of float32 lanes."""
         return self.call("llvm.fabs.v16f32", F32X, x)
 

@@ -1,6 +1,11 @@
 """Tables in registers, looked up by sixteen codes at once: the one thing that every instruction set does its own way.
 
 All else that the kernel of sixteen weights does is plain vector code, which LLVM lowers for any processor.
+
+In: a builder of LLVM's instructions, tables as vectors, codes as int32 lanes. Out: vectors of what stands in the tables
+at those codes, and instructions behind those of the builder. The levels of sixteen codes, by AVX2:
+
+    levels = LOOKUPS["avx2"](builder).table(table, codes)
 """
 
 from __future__ import annotations
@@ -33,7 +38,7 @@ class Lookups(Protocol):
         ...
 
     def joined(self, vectors: list[Any]) -> Any:
-        """Join a power of two of vectors."""
+        """Join vectors into one, in their order; their number is a power of two."""
         ...
 
     def table(self, entries: Any, index: Any) -> Any:
@@ -48,8 +53,8 @@ class Lookups(Protocol):
         """Look up thirty-two entries of 32 bits, in two vectors, by the last five bits of int32 lanes."""
         ...
 
-    def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
-        """Look up sixteen float64 entries, in two vectors; 0 where the mask `keep` is not set."""
+    def table64(self, entries: list[Any], index: Any, mask: Any) -> list[Any]:
+        """Look up sixteen float64 entries, in two vectors; 0 where the mask is not set."""
         ...
 
 
@@ -73,7 +78,7 @@ class _Emitter:
         return [self.pick(vector, vector, list(range(k, k + count))) for k in starts]
 
     def joined(self, vectors: list[Any]) -> Any:
-        """Join what `parts` cut, a power of two of vectors."""
+        """Join vectors into one, in their order; their number is a power of two."""
         while len(vectors) > 1:
             lanes = list(range(2 * vectors[0].type.count))
             pairs = zip(vectors[::2], vectors[1::2], strict=True)
@@ -103,12 +108,12 @@ class Avx512(_Emitter):
         """See `Lookups`."""
         return self.table(self.joined([entries, entries]), index)
 
-    def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
+    def table64(self, entries: list[Any], index: Any, mask: Any) -> list[Any]:
         """See `Lookups`."""
         name, kind = "llvm.x86.avx512.vpermi2var.pd.512", entries[0].type
         none = self.every(kind, 0)
         found = []
-        for half, own in zip(self.parts(index, 8), self.parts(keep, 8), strict=True):
+        for half, own in zip(self.parts(index, 8), self.parts(mask, 8), strict=True):
             lanes = self.b.zext(half, ir.VectorType(I64, 8))
             entry = self.call(name, kind, entries[0], lanes, entries[1])
             found.append(self.b.select(own, entry, none))
@@ -134,11 +139,11 @@ class Avx2(_Emitter):
         """See `Lookups`."""
         return self.joined([self._found([entries], lanes) for lanes in self.parts(index, 8)])
 
-    def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
+    def table64(self, entries: list[Any], index: Any, mask: Any) -> list[Any]:
         """See `Lookups`."""
         b = self.b
         first, second = (b.bitcast(e, ir.VectorType(I32, 16)) for e in entries)
-        own = b.sext(keep, index.type)
+        own = b.sext(mask, index.type)
         low, high = (b.and_(self.table(self.pick(first, second, list(range(k, 32, 2))), index), own) for k in (0, 1))
         both = [list(zip(range(k, k + 8), range(16 + k, 24 + k), strict=True)) for k in (0, 8)]
         lanes = ([lane for pair in half for lane in pair] for half in both)
@@ -184,15 +189,15 @@ class Neon(_Emitter):
         """See `Lookups`."""
         return self._by_words([entries], index)
 
-    def wide_table(self, entries: list[Any], index: Any, keep: Any) -> list[Any]:
+    def table64(self, entries: list[Any], index: Any, mask: Any) -> list[Any]:
         """See `Lookups`."""
         b = self.b
         first = ir.Constant(self.BYTES, [byte for _ in range(2) for byte in range(8)])
         # no byte is at a place from 128 on, and what is not found is 0
-        own = b.or_(b.shl(index, self.every(index.type, 3)), b.sext(b.not_(keep), index.type))
+        own = b.or_(b.shl(index, self.every(index.type, 3)), b.sext(b.not_(mask), index.type))
         found = []
-        for two in self.parts(own, 2):
-            lanes = b.bitcast(two, ir.VectorType(I8, 8))
+        for pair in self.parts(own, 2):
+            lanes = b.bitcast(pair, ir.VectorType(I8, 8))
             places = self.pick(lanes, lanes, [0] * 8 + [4] * 8)
             found.append(b.bitcast(self._bytes(entries, b.or_(places, first)), ir.VectorType(F64, 2)))
         return [self.joined(found[:4]), self.joined(found[4:])]

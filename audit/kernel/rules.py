@@ -1,4 +1,12 @@
-"""A format as the arrays that the compiled kernel reads, all derived from its one description and its rounding rule."""
+"""A format as the arrays that the compiled kernel reads, all derived from its one description and its rounding rule.
+
+In: a format, and the extremes of blocks. Out: a `Rule`, how codes follow from ratios, and `BlockGrids`, how ratios and
+values follow from weights and levels.
+
+>>> blocks = Extremes(np.array([-1], np.float32), np.array([7], np.float32), np.array([False]))
+>>> fit_grids(blocks, format_named("int4-g64"), tensor_absmax=7.0, partial=False).scale
+array([1.], dtype=float32)
+"""
 
 from __future__ import annotations
 
@@ -9,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unforgotten.audit.kernel.slots import BY_COMPARISON, BY_LOOKUP, BY_ROUNDING
 from unforgotten.theory.formats.grids import FITS
 from unforgotten.theory.formats.names import Format
 from unforgotten.theory.formats.reference import ARITHMETICS, Grid, fit_grid
@@ -16,11 +25,10 @@ from unforgotten.theory.formats.rounding import ROUNDINGS
 from unforgotten.theory.geometry.cells import cells
 
 Array = NDArray[Any]
-BY_ROUNDING, BY_COMPARISON, BY_LOOKUP = 0, 1, 2
 MOST_COMPARED = 15  # thresholds that are compared one by one
 ROOM = 2.0**127
 SEARCHED = frozenset({"hqq-proximal", "q4_k", "q6_k"})
-"""Statistics that look at every weight of a block again and again: their formats keep the numpy path."""
+"""Statistics that look at every weight of a block again and again: their formats are measured by numpy."""
 EXTREMES = frozenset(FITS) - SEARCHED
 """Statistics that are functions of a block's smallest and largest weight, and of which comes first."""
 
@@ -56,7 +64,7 @@ class Rule(NamedTuple):
     unit: np.float32
 
 
-class Blocks(NamedTuple):
+class BlockGrids(NamedTuple):
     """The parameters of every block of one piece of a tensor, as the kernel applies them; arrays (n_blocks,).
 
     A ratio is `(w - low) / factor` where `divide`, else `(w - low) * factor`; 0 where the scale says nothing.
@@ -82,7 +90,7 @@ class Extremes:
     low_first: Array
 
 
-def fits_kernel(fmt: Format) -> bool:
+def is_compiled(fmt: Format) -> bool:
     """Return whether the kernel measures the format: its parameters are found without a search."""
     return fmt.statistic in EXTREMES
 
@@ -155,7 +163,7 @@ def float_order(x: Array) -> Array:
 
 
 def from_float_order(n: Array) -> Array:
-    """Return the float32 at that place in the order."""
+    """Map integers to the float32 numbers at these places in their order: the inverse of `float_order`."""
     bits = np.where(n < 0, 0x80000000 | -n, n).astype(np.uint32)
     return bits.view(np.float32)
 
@@ -179,7 +187,7 @@ def lookup_table(thresholds: Array) -> tuple[Array, int, int]:
     raise ValueError("thresholds must differ to be looked up, got equal ones")
 
 
-def fit_blocks(extremes: Extremes, fmt: Format, *, tensor_absmax: float, partial: bool) -> Blocks:
+def fit_grids(extremes: Extremes, fmt: Format, *, tensor_absmax: float, partial: bool) -> BlockGrids:
     """Return the parameters that a format chooses for blocks of these extremes, by `theory.formats.grids`.
 
     A block of its two extremes has the parameters of the whole block, since the statistic sees nothing else.
@@ -203,7 +211,7 @@ def fit_blocks(extremes: Extremes, fmt: Format, *, tensor_absmax: float, partial
     return _applied(grid, fmt, partial=partial)
 
 
-def _applied(grid: Grid, fmt: Format, *, partial: bool) -> Blocks:
+def _applied(grid: Grid, fmt: Format, *, partial: bool) -> BlockGrids:
     encoder, count = grid.encoder or grid, len(grid.scale)
     scale, divisor = _column(grid.scale, count), _column(encoder.scale, count)
     if partial:
@@ -218,7 +226,7 @@ def _applied(grid: Grid, fmt: Format, *, partial: bool) -> Blocks:
         if partial:
             divide[-1], factor[-1] = True, divisor[-1]
     nothing = np.zeros(count, np.float32)
-    return Blocks(
+    return BlockGrids(
         divide,
         usable,
         factor,
@@ -234,7 +242,7 @@ def _column(values: Array, count: int) -> Array:
     return np.array(np.broadcast_to(values[:, 0], count))
 
 
-def setters(extremes: Extremes, fmt: Format) -> tuple[Array, Array]:
+def pinned_weights(extremes: Extremes, fmt: Format) -> tuple[Array, Array]:
     """Return the two weights that set the parameters of each block, wherever they stand in it; nan for none."""
     low, high = extremes.low, extremes.high
     nothing = np.full_like(low, np.nan)
@@ -248,7 +256,7 @@ def setters(extremes: Extremes, fmt: Format) -> tuple[Array, Array]:
     return nothing, nothing
 
 
-def may_overflow(blocks: Blocks, fmt: Format) -> bool:
+def may_overflow(blocks: BlockGrids, fmt: Format) -> bool:
     """Return whether a value may overflow, by a bound on all that is rounded a few times: it has room for that."""
     level = max(abs(fmt.levels[0]), abs(fmt.levels[-1])) + _largest(blocks.value_zero)
     bound = level * max(1.0, fmt.unit) * _largest(blocks.scale) + _largest(blocks.value_low)
@@ -259,10 +267,10 @@ def _largest(x: Array) -> float:
     return float(max(x.max(), -x.min()))
 
 
-def grids_agree(one: Blocks, two: Blocks, fmt: Format) -> Array:
-    """Flag the blocks in which two fits are equal, bool (n_blocks,)."""
-    same = (one.scale == two.scale) & (one.factor == two.factor) & (one.usable == two.usable)
+def grids_agree(one: BlockGrids, other: BlockGrids, fmt: Format) -> Array:
+    """Flag the blocks whose two grids are equal, bool (n_blocks,)."""
+    same = (one.scale == other.scale) & (one.factor == other.factor) & (one.usable == other.usable)
     if fmt.zero == "none":
         return same
-    rest = (one.low, two.low), (one.zero, two.zero), (one.value_zero, two.value_zero)
-    return np.logical_and.reduce([same, one.value_low == two.value_low, *(a == b for a, b in rest)])
+    rest = (one.low, other.low), (one.zero, other.zero), (one.value_zero, other.value_zero)
+    return np.logical_and.reduce([same, one.value_low == other.value_low, *(a == b for a, b in rest)])

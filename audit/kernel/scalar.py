@@ -1,4 +1,10 @@
-"""The compiled kernel: one format over one piece of a pair, in float32 as `theory.formats.reference` computes, sums in float64.
+"""The kernel of one weight after another: codes and values in float32 as in `theory.formats.reference`, sums in float64.
+
+In: float32 weights of a pair, ends of blocks, their `rules.BlockGrids` before and after, a `rules.Rule`. Out: `counts`,
+`sums` and `bins`, which are added to, see `slots`. Of bfloat16 or float32 weights also the census and the length of delta:
+
+>>> squared_length(np.array([1, 2], np.float32), np.array([3, 2], np.float32))
+4.0
 
 No operation of a code or a value may be reordered or fused, so nothing here is compiled with fast-math but
 `_add_up`, which only adds: there the terms are given, and their order within a piece is the compiler's, fixed once
@@ -15,16 +21,28 @@ from numba import types
 from numba.extending import overload
 
 from unforgotten.audit.kernel.compiled import compiled
+from unforgotten.audit.kernel.slots import (
+    ADAPTIVE,
+    BINS,
+    BY_COMPARISON,
+    BY_ROUNDING,
+    CHANGES,
+    COUNTS,
+    DOT,
+    EXPECTED,
+    FIXED,
+    FLIPS,
+    OVERFLOWS,
+    SCALAR_TILE,
+    SUMS,
+    SURVIVING,
+    VARIANCE,
+)
 
-TILE = 512  # weights whose intermediate arrays stay in the first-level cache
-BINS = 256
 LARGEST = np.float32(np.finfo(np.float32).max)
 LARGEST64 = float(LARGEST)
 SMALLEST_16, LARGEST_16, SUBNORMALS_16 = (np.float32(2.0**-14), np.float32(65504), np.float32(2.0**24))
-ZERO, HALF_EVEN, COMPARED = np.float32(0), 0, 1
-ADAPTIVE, FIXED = 0, 1
-FLIPS, CHANGES, OVERFLOWS = 0, 1, 2
-EXPECTED, VARIANCE, SURVIVING, DOT = 0, 1, 2, 3
+ZERO = np.float32(0)
 
 
 @compiled()
@@ -80,7 +98,7 @@ def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):
     _round(ratio, n, zero, rule, code)
     scale, value_zero, value_low = (blocks.scale[block], blocks.value_zero[block], blocks.value_low[block])
     levels, unit = rule.levels, rule.unit
-    if rule.kind == HALF_EVEN:
+    if rule.kind == BY_ROUNDING:
         first = levels[0]
         for i in range(n):
             level = np.float32(code[i]) + first
@@ -93,7 +111,7 @@ def _encode(x, start, n, block, blocks, rule, ratio, code, value, unit_place):
 @compiled()
 def _round(ratio, n, zero, rule, code):
     t = rule.thresholds
-    if rule.kind == HALF_EVEN:
+    if rule.kind == BY_ROUNDING:
         first, last = rule.levels[0], rule.levels[-1]
         zero_first = rule.zero_first
         for i in range(n):
@@ -101,7 +119,7 @@ def _round(ratio, n, zero, rule, code):
             number = max(number, first)
             number = min(number, last)
             code[i] = np.int32(number - first)
-    elif rule.kind == COMPARED:
+    elif rule.kind == BY_COMPARISON:
         for i in range(n):
             r = ratio[i]
             c = np.int32(r > t[0]) + np.int32(r > t[1]) + np.int32(r > t[2]) + np.int32(r > t[3])
@@ -158,7 +176,7 @@ def _overflows(value, n):
 
 @compiled(fastmath=True)
 def _add_up(probability, surviving, delta, n, sums):
-    """Add to the sums those over one tile. Only terms that are finite numbers come here, and their order is free."""
+    """Add the sums over one tile to `sums`. Only terms that are finite numbers come here, and their order is free."""
     expected = variance = square = dot = 0.0
     for i in range(n):
         p, d = probability[i], surviving[i]
@@ -186,34 +204,42 @@ def _positions(v, code, delta, n, rule, bins):
 
 
 @compiled()
-def measure(x, y, ends, before, after, same, setter_low, setter_high, rule, check, counts, sums, bins):
+def measure(x, y, ends, before, after, same_grid, pinned_low, pinned_high, rule, check, counts, sums, bins):
     """Measure one format over one piece: counts and sums of both grids, positions once.
 
     Args:
         x: weights before, float32.
         y: weights after, float32.
         ends: ends of the blocks, int64.
-        before: parameters (`Blocks`) fitted to `x`.
-        after: parameters (`Blocks`) fitted to `y`.
-        same: flags of the blocks whose two fits agree, bool, so that the grids do.
-        setter_low: lower setter of `before`, see `rules.setters`.
-        setter_high: upper setter of `before`, see `rules.setters`.
+        before: grids (`BlockGrids`) fitted to `x`.
+        after: grids (`BlockGrids`) fitted to `y`.
+        same_grid: flags of the blocks that have the same grid before and after, bool.
+        pinned_low: the lower of the two weights that set the grid of each block before, see `rules.pinned_weights`.
+        pinned_high: the upper of those.
         rule: rule of the format.
         check: whether a value may overflow.
         counts: counts, int64 (2, 3), added to.
         sums: sums, float64 (2, 4), added to.
         bins: histogram of positions, int64 (BINS,), added to.
     """
-    ratio = np.empty(TILE, np.float32)
-    code, code_fixed, code_new = (np.empty(TILE, np.int32), np.empty(TILE, np.int32), np.empty(TILE, np.int32))
-    value, value_fixed, value_new = (np.empty(TILE, np.float32), np.empty(TILE, np.float32), np.empty(TILE, np.float32))
-    v, v_fixed, v_new = np.empty(TILE), np.empty(TILE), np.empty(TILE)
-    probability, surviving, delta = np.empty(TILE), np.empty(TILE), np.empty(TILE)
-    pinned = np.empty(TILE, np.bool_)
-    found, tile = np.zeros(3, np.int64), np.zeros(4)
+    ratio = np.empty(SCALAR_TILE, np.float32)
+    code, code_fixed, code_new = (
+        np.empty(SCALAR_TILE, np.int32),
+        np.empty(SCALAR_TILE, np.int32),
+        np.empty(SCALAR_TILE, np.int32),
+    )
+    value, value_fixed, value_new = (
+        np.empty(SCALAR_TILE, np.float32),
+        np.empty(SCALAR_TILE, np.float32),
+        np.empty(SCALAR_TILE, np.float32),
+    )
+    v, v_fixed, v_new = np.empty(SCALAR_TILE), np.empty(SCALAR_TILE), np.empty(SCALAR_TILE)
+    probability, surviving, delta = np.empty(SCALAR_TILE), np.empty(SCALAR_TILE), np.empty(SCALAR_TILE)
+    pinned = np.empty(SCALAR_TILE, np.bool_)
+    found, tile = np.zeros(COUNTS, np.int64), np.zeros(SUMS)
     block, begin, total = 0, 0, len(x)
     while begin < total:
-        n = min(TILE, total - begin)
+        n = min(SCALAR_TILE, total - begin)
         done, agree = 0, True
         while done < n:
             while ends[block] <= begin + done:
@@ -222,21 +248,21 @@ def measure(x, y, ends, before, after, same, setter_low, setter_high, rule, chec
             at = begin + done
             _encode(x, at, m, block, before, rule, ratio, code[done:], value[done:], v[done:])
             _encode(y, at, m, block, before, rule, ratio, code_fixed[done:], value_fixed[done:], v_fixed[done:])
-            if same[block]:
+            if same_grid[block]:
                 for i in range(done, done + m):
                     code_new[i], value_new[i], v_new[i] = code_fixed[i], value_fixed[i], v_fixed[i]
             else:
                 agree = False
                 _encode(y, at, m, block, after, rule, ratio, code_new[done:], value_new[done:], v_new[done:])
-            low, high = setter_low[block], setter_high[block]
+            low, high = pinned_low[block], pinned_high[block]
             for i in range(m):
                 w = x[at + i]
                 pinned[done + i] = (w == low) | (w == high)
                 delta[done + i] = np.float64(y[at + i]) - np.float64(w)
             done += m
         _positions(v, code, delta, n, rule, bins)
-        for grid in range(2):
-            fixed = grid == 0
+        for grid in (FIXED, ADAPTIVE):
+            fixed = grid == FIXED
             if fixed or not agree:
                 c, w, u = (code_fixed, value_fixed, v_fixed) if fixed else (code_new, value_new, v_new)
                 found[FLIPS] = _place(v, u, code, c, pinned, rule, n, probability)
@@ -244,10 +270,10 @@ def measure(x, y, ends, before, after, same, setter_low, setter_high, rule, chec
                 found[OVERFLOWS] = _overflows(value, n) + _overflows(w, n) if check else 0
                 tile[:] = 0
                 _add_up(probability, surviving, delta, n, tile)
-            for k in range(3):
-                counts[1 - grid, k] += found[k]
-            for k in range(4):
-                sums[1 - grid, k] += tile[k]
+            for k in range(COUNTS):
+                counts[grid, k] += found[k]
+            for k in range(SUMS):
+                sums[grid, k] += tile[k]
         begin += n
 
 
@@ -265,21 +291,21 @@ def take_census(x, y, lowest, highest, beyond, weights, moved):
         moved: counts of moved weights by the binade before, int64.
     """
     bits, bits_new = x.view(np.int32), y.view(np.int32)
-    wide, wider = 0, 0
+    beyond_bfloat16, beyond_float16 = 0, 0
     for i in range(len(x)):
         exponent = ((bits[i] >> 23) & 255) - 127
         exponent = min(max(exponent, lowest), highest) - lowest
         weights[exponent] += 1
         moved[exponent] += x[i] != y[i]
     for i in range(len(x)):
-        wide += (bits_new[i] & 0xFFFF) != 0
-        size = abs(y[i])
-        fine = size * SUBNORMALS_16
-        subnormal = (size < SMALLEST_16) & (fine == np.floor(fine))
-        normal = (size >= SMALLEST_16) & (size <= LARGEST_16) & ((bits_new[i] & 0x1FFF) == 0)
-        wider += not (subnormal | normal)
-    beyond[0] += wide
-    beyond[1] += wider
+        beyond_bfloat16 += (bits_new[i] & 0xFFFF) != 0
+        magnitude = abs(y[i])
+        fine = magnitude * SUBNORMALS_16
+        subnormal = (magnitude < SMALLEST_16) & (fine == np.floor(fine))
+        normal = (magnitude >= SMALLEST_16) & (magnitude <= LARGEST_16) & ((bits_new[i] & 0x1FFF) == 0)
+        beyond_float16 += not (subnormal | normal)
+    beyond[0] += beyond_bfloat16
+    beyond[1] += beyond_float16
 
 
 def float_of(stored):

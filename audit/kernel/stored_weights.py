@@ -34,21 +34,21 @@ class Weights:
     """Weights as the kernels read them: bfloat16 as its bits, in uint16, everything else as float32."""
 
     def __init__(self, raw: Array, *, bits: bool = True) -> None:
-        narrow = bits and raw.dtype.name == "bfloat16"
-        self.stored: Array = raw.view(np.uint16) if narrow else widened(raw)
+        as_bits = bits and raw.dtype.name == "bfloat16"
+        self.stored: Array = raw.view(np.uint16) if as_bits else as_float32(raw)
 
     @cached_property
     def float32(self) -> Array:
-        """As numbers."""
-        return widened(self.stored.view(BFLOAT16)) if self.stored.itemsize == 2 else self.stored
+        """The weights as float32 numbers."""
+        return as_float32(self.stored.view(BFLOAT16)) if self.stored.itemsize == 2 else self.stored
 
     @property
     def largest(self) -> np.float32:
-        """The largest magnitude; nan or inf if one is."""
+        """The largest magnitude of the weights; nan or inf if a weight is."""
         return np.float32(kernel_bits.magnitudes_of(self.stored, np.array([self.stored.size]))[0])
 
 
-def widened(raw: Array) -> Array:
+def as_float32(raw: Array) -> Array:
     """Return any stored float as float32; bfloat16 by a shift of its bits."""
     if raw.dtype.name == "bfloat16":
         return (raw.view(np.uint16).astype(np.uint32) << 16).view(np.float32)

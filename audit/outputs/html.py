@@ -1,4 +1,9 @@
-"""`audit.html`: the result as one page that needs nothing but itself."""
+"""`audit.html`: the result as one page that needs nothing but itself.
+
+In go the result and the rows of its tensors, out comes the text of the page, whose charts are laid out here as well:
+
+    Path("audit.html").write_text(render(result, rows), "utf-8", "xmlcharrefreplace")
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,11 @@
-"""The result object of an audit, as `audit.json` holds it."""
+"""The result object of an audit, as `audit.json` holds it.
+
+In go both checkpoints and the legs that were measured, out comes one object of plain types, which the page, the card and
+the other files are made of:
+
+    result = build_result(target, unlearned, weights_leg(target, unlearned, ["int4-g64"]))
+    result["verdict"]["overall"]  # "undecided": the weights alone decide nothing
+"""
 
 from __future__ import annotations
 

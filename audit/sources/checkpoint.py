@@ -1,7 +1,15 @@
-"""A checkpoint: named tensors that are read when they are asked for; and the kind made of safetensors on disk."""
+"""A checkpoint: named tensors that are read when they are asked for; and the kind made of safetensors on disk.
+
+In goes a path, out comes a `Checkpoint`; nothing but headers is read until a weight is asked for:
+
+    checkpoint = open_checkpoint(Path("model"))
+    checkpoint.tensors["model.norm.weight"].shape
+    checkpoint.read("model.norm.weight")
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
@@ -58,9 +66,39 @@ class Checkpoint(Protocol):
         """
         ...
 
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+        """Read weights start … stop - 1 of the flattened tensor of at least one axis, bit for bit those of `read`.
+
+        Args:
+            name: name of the tensor.
+            start: start of the range.
+            stop: stop of the range.
+            buffer: memory of enough bytes that a source may put the weights in, to be read before its next use.
+
+        Raises:
+            CheckpointError: as `read`, but what changes after a file was mapped is found by `check` only.
+        """
+        ...
+
+    def check(self, name: str) -> None:
+        """Look whether the file of a tensor is still the one that was opened, where `read_flat` may have mapped it.
+
+        Raises:
+            CheckpointError: it is not.
+        """
+        ...
+
     def sha256(self) -> str:
         """Return the SHA-256 of the bytes of the files that determine the weights; what order, each kind says."""
         ...
+
+
+def flat_from_rows(checkpoint: Checkpoint, name: str, start: int, stop: int) -> NDArray[Any]:
+    """Read weights start … stop - 1 of the flattened tensor by the rows that hold them: for a source that has only rows."""
+    columns = math.prod(checkpoint.tensors[name].shape[1:])
+    first, last = start // columns, -(-stop // columns)
+    rows = checkpoint.read_rows(name, first, last).reshape(-1)
+    return rows[start - first * columns : stop - first * columns]
 
 
 def row_chunks(info: TensorInfo, most_bytes: int = CHUNK_BYTES) -> Iterator[tuple[int, int]]:
@@ -115,7 +153,7 @@ class SafetensorsCheckpoint:
         return self._read(info, start * row, (stop - start) * row).reshape(shape)
 
     def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """Read weights start … stop - 1 of the flattened tensor, mapped or into `buffer`, see `flat.read_flat`."""
+        """See `Checkpoint.read_flat`: the file is mapped where `files.mapping_files` says so, else read into `buffer`."""
         info = self.tensors[name]
         size = info.dtype.itemsize
         begin, nbytes = start * size, (stop - start) * size
@@ -129,11 +167,7 @@ class SafetensorsCheckpoint:
         return buffer[:nbytes].view(info.dtype)
 
     def check(self, name: str) -> None:
-        """Look whether the file of a tensor is still the one that was opened.
-
-        Raises:
-            CheckpointError: it is not.
-        """
+        """See `Checkpoint.check`."""
         file = self._file(self.tensors[name])
         if isinstance(file, LocalFile):
             file.check()

@@ -1,4 +1,10 @@
-"""The bytes of one weight file, which may be hostile, may lie elsewhere than it says, and may change while it is read."""
+"""The bytes of one weight file, which may be hostile, may lie elsewhere than it says, and may change while it is read.
+
+In goes a path, out come bytes of ranges that lie in the file, or an error of one line:
+
+    file = open_file(Path("model/model.safetensors"), root=Path("model"))
+    file.read(0, 8)
+"""
 
 from __future__ import annotations
 
@@ -8,6 +14,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Protocol
@@ -19,16 +26,26 @@ from unforgotten.audit.sources.errors import CheckpointError
 
 HASH_BYTES = 1 << 22
 POPULATE = 22  # MADV_POPULATE_READ of Linux 5.14: what cannot be read is an error, not a signal
-_MAPPING = [False]
+_MAPS: ContextVar[bool] = ContextVar("maps", default=False)
 
 
-def map_files(on: bool) -> None:
-    """Set whether this process from now on maps what `LocalFile.look` looks at.
+@contextmanager
+def mapping_files(on: bool = True) -> Iterator[None]:
+    """Map within this context, or read, what `LocalFile.look` looks at; by default it is read.
 
     A file that is cut while it is mapped kills the process, so this is for workers, of whom nothing is lost with them
     but their work.
     """
-    _MAPPING[0] = on
+    token = _MAPS.set(on)
+    try:
+        yield
+    finally:
+        _MAPS.reset(token)
+
+
+def maps_files() -> bool:
+    """Return whether `LocalFile.look` maps files, see `mapping_files`."""
+    return _MAPS.get()
 
 
 class WeightFile(Protocol):
@@ -104,7 +121,7 @@ class LocalFile:
         Raises:
             CheckpointError: as `read`; what changes later, `check` finds.
         """
-        if not _MAPPING[0] or not nbytes:
+        if not maps_files() or not nbytes:
             return None
         with self._opened() as descriptor:
             return _mapped(descriptor, offset, nbytes)

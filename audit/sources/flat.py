@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.theory.formats.names import Format
 
 PIECE_WEIGHTS = 1 << 21
@@ -42,7 +41,7 @@ def pieces(shape: tuple[int, ...], most: int = PIECE_WEIGHTS) -> Iterator[Piece]
             yield Piece(start, min(start + most, row + columns))
 
 
-class Layout(NamedTuple):
+class BlockLayout(NamedTuple):
     """How a format cuts a tensor into blocks: `size` weights from each start of a `line` on; a line's last may be cut.
 
     Attributes:
@@ -77,52 +76,9 @@ class Layout(NamedTuple):
         return np.append(inner, stop).astype(np.int64) - start
 
 
-def layout_of(fmt: Format, shape: tuple[int, ...]) -> Layout:
+def layout_of(fmt: Format, shape: tuple[int, ...]) -> BlockLayout:
     """Return the blocks of a format in a tensor of that shape."""
     total = math.prod(shape)
     line = total if fmt.block in ("tensor", "flat") else shape[-1]
     size = min(fmt.block_size or line, line)
-    return Layout(size, total if line % size == 0 else line)
-
-
-@runtime_checkable
-class FlatReadable(Protocol):
-    """A checkpoint that can read any range of a flattened tensor."""
-
-    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """Read weights start … stop - 1 of the flattened tensor."""
-        ...
-
-    def check(self, name: str) -> None:
-        """See `check_unchanged`."""
-        ...
-
-
-def read_flat(
-    checkpoint: Checkpoint, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None
-) -> NDArray[Any]:
-    """Read weights start … stop - 1 of the flattened tensor, by the rows that hold them if a source has only rows.
-
-    Args:
-        checkpoint: checkpoint that is read.
-        name: name of a tensor of at least one axis.
-        start: start of the range.
-        stop: stop of the range.
-        buffer: memory of enough bytes that a source may put the weights in, to be read before its next use.
-    """
-    if isinstance(checkpoint, FlatReadable):
-        return checkpoint.read_flat(name, start, stop, buffer)
-    columns = math.prod(checkpoint.tensors[name].shape[1:])
-    first, last = start // columns, -(-stop // columns)
-    rows = checkpoint.read_rows(name, first, last).reshape(-1)
-    return rows[start - first * columns : stop - first * columns]
-
-
-def check_unchanged(checkpoint: Checkpoint, name: str) -> None:
-    """Look whether the file of a tensor is still the one that was opened: `read_flat` may have mapped it.
-
-    Raises:
-        CheckpointError: it is not.
-    """
-    if isinstance(checkpoint, FlatReadable):
-        checkpoint.check(name)
+    return BlockLayout(size, total if line % size == 0 else line)

@@ -1,4 +1,10 @@
-"""A GGUF file as a checkpoint: floats as they are stored, quantized types decoded to float32."""
+"""A GGUF file as a checkpoint: floats as they are stored, quantized types decoded to float32.
+
+In goes a path, out comes a `Checkpoint`:
+
+    checkpoint = open_gguf(Path("model-Q4_K_M.gguf"))
+    checkpoint.read("blk.0.attn_q.weight")  # float32, (out, in)
+"""
 
 from __future__ import annotations
 
@@ -12,6 +18,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
+from unforgotten.audit.sources.checkpoint import flat_from_rows
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.files import WeightFile, open_file, sha256_of
 from unforgotten.audit.sources.gguf_decode import BLOCK_TYPES
@@ -35,8 +42,8 @@ UNDECODED = (ValueError, KeyError, NotImplementedError)  # raised by gguf for wh
 DECODE_BLOCKS = 1 << 13
 
 
-class Layout(NamedTuple):
-    """How a type is stored.
+class StoredType(NamedTuple):
+    """One of the types that tensors of a GGUF file are stored as.
 
     Attributes:
         name: name of the type.
@@ -58,13 +65,13 @@ class GgufCheckpoint:
     Attributes:
         source: the path as given.
         file: the file.
-        layouts: layout of each tensor, by name.
+        types: how each tensor is stored, by name.
         tensors: dtype and shape of every tensor, see `Checkpoint.tensors`.
     """
 
     source: Path
     file: WeightFile
-    layouts: Mapping[str, Layout]
+    types: Mapping[str, StoredType]
     tensors: Mapping[str, TensorInfo]
 
     @property
@@ -88,23 +95,30 @@ class GgufCheckpoint:
 
     def read_blocks(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         """Read blocks start … stop - 1 as they are stored, uint8 (blocks, bytes of one)."""
-        layout, offset = self.layouts[name], self.tensors[name].offset
+        stored, offset = self.types[name], self.tensors[name].offset
         assert offset is not None, "a tensor of a file has a place"
-        raw = self.file.read(offset + start * layout.nbytes, (stop - start) * layout.nbytes)
-        return raw.reshape(stop - start, layout.nbytes)
+        raw = self.file.read(offset + start * stored.nbytes, (stop - start) * stored.nbytes)
+        return raw.reshape(stop - start, stored.nbytes)
 
     def _values(self, name: str, begin: int, end: int) -> NDArray[Any]:
         """Decode weights begin … end - 1 in the order of storage; both at the edges of blocks."""
-        layout = self.layouts[name]
-        values = np.empty(end - begin, layout.dtype)
-        first, last = begin // layout.weights, end // layout.weights
-        step = DECODE_BLOCKS * max(1, 256 // layout.weights)
+        stored = self.types[name]
+        values = np.empty(end - begin, stored.dtype)
+        first, last = begin // stored.weights, end // stored.weights
+        step = DECODE_BLOCKS * max(1, 256 // stored.weights)
         for start in range(first, last, step):
             stop = min(start + step, last)
-            place = (start - first) * layout.weights
-            part = decode_blocks(layout, self.read_blocks(name, start, stop))
+            place = (start - first) * stored.weights
+            part = decode_blocks(stored, self.read_blocks(name, start, stop))
             values[place : place + part.size] = part
         return values
+
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+        """See `Checkpoint.read_flat`."""
+        return flat_from_rows(self, name, start, stop)
+
+    def check(self, name: str) -> None:
+        """See `Checkpoint.check`: nothing was mapped."""
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file."""
@@ -132,34 +146,34 @@ def gguf_of(file: WeightFile) -> GgufCheckpoint:
         CheckpointError: as `open_gguf`.
     """
     header = read_gguf_header(file)
-    layouts = {t.name: _layout(file, t) for t in header.tensors}
+    types = {t.name: _checked_type(file, t) for t in header.tensors}
     tensors: dict[str, TensorInfo] = {}
     for t in sorted(header.tensors, key=lambda t: t.name):
-        layout = layouts[t.name]
-        name = "" if layout.weights == 1 else layout.name
-        tensors[t.name] = TensorInfo(file.path, layout.dtype, t.shape, header.data + t.offset, name)
-    _check_cover(file, header.tensors, layouts, header.data, header.alignment)
-    return GgufCheckpoint(file.path, file, layouts, tensors)
+        stored = types[t.name]
+        name = "" if stored.weights == 1 else stored.name
+        tensors[t.name] = TensorInfo(file.path, stored.dtype, t.shape, header.data + t.offset, name)
+    _check_cover(file, header.tensors, types, header.data, header.alignment)
+    return GgufCheckpoint(file.path, file, types, tensors)
 
 
-def _layout(file: WeightFile, tensor: GgufTensor) -> Layout:
-    layout = _layout_of_type(file, tensor)
-    if tensor.shape and tensor.shape[-1] % layout.weights:
-        rule = f"must have rows of a multiple of {layout.weights} weights for {layout.name}"
+def _checked_type(file: WeightFile, tensor: GgufTensor) -> StoredType:
+    stored = _stored_type_of(file, tensor)
+    if tensor.shape and tensor.shape[-1] % stored.weights:
+        rule = f"must have rows of a multiple of {stored.weights} weights for {stored.name}"
         raise CheckpointError(file.path, rule, tensor.shape[-1], tensor=tensor.name)
-    if not tensor.shape and layout.weights > 1:
-        rule = f"must have an axis for {layout.name}"
+    if not tensor.shape and stored.weights > 1:
+        rule = f"must have an axis for {stored.name}"
         raise CheckpointError(file.path, rule, "none", tensor=tensor.name)
-    return layout
+    return stored
 
 
-def _layout_of_type(file: WeightFile, tensor: GgufTensor) -> Layout:
+def _stored_type_of(file: WeightFile, tensor: GgufTensor) -> StoredType:
     if tensor.kind in PLAIN:
         dtype = PLAIN[tensor.kind]
-        return Layout(dtype.name, 1, dtype.itemsize, dtype)
+        return StoredType(dtype.name, 1, dtype.itemsize, dtype)
     if tensor.kind in OWN:
         name = OWN[tensor.kind]
-        return Layout(name, BLOCK_TYPES[name].weights, BLOCK_TYPES[name].nbytes, np.dtype("<f4"))
+        return StoredType(name, BLOCK_TYPES[name].weights, BLOCK_TYPES[name].nbytes, np.dtype("<f4"))
     try:
         import gguf
     except ImportError:
@@ -172,30 +186,30 @@ def _layout_of_type(file: WeightFile, tensor: GgufTensor) -> Layout:
     except UNDECODED:
         rule = "must have a type that gguf decodes"
         raise CheckpointError(file.path, rule, f"type {tensor.kind}", tensor=tensor.name) from None
-    return Layout(kind.name, weights, nbytes, np.dtype("<f4"))
+    return StoredType(kind.name, weights, nbytes, np.dtype("<f4"))
 
 
-def decode_blocks(layout: Layout, blocks: NDArray[np.uint8]) -> NDArray[Any]:
+def decode_blocks(stored: StoredType, blocks: NDArray[np.uint8]) -> NDArray[Any]:
     """Return the values of whole blocks, flat; what is not finite stays so."""
-    if layout.weights == 1:
-        return blocks.reshape(-1).view(layout.dtype)
+    if stored.weights == 1:
+        return blocks.reshape(-1).view(stored.dtype)
     with np.errstate(all="ignore"):
-        if layout.name in BLOCK_TYPES:
-            return BLOCK_TYPES[layout.name].decode(blocks).values.reshape(-1)
+        if stored.name in BLOCK_TYPES:
+            return BLOCK_TYPES[stored.name].decode(blocks).values.reshape(-1)
         import gguf
 
-        kind = gguf.GGMLQuantizationType[layout.name]
+        kind = gguf.GGMLQuantizationType[stored.name]
         return np.asarray(gguf.quants.dequantize(blocks, kind), np.float32).reshape(-1)
 
 
 def _check_cover(
-    file: WeightFile, tensors: tuple[GgufTensor, ...], layouts: Mapping[str, Layout], data: int, alignment: int
+    file: WeightFile, tensors: tuple[GgufTensor, ...], types: Mapping[str, StoredType], data: int, alignment: int
 ) -> None:
     """Check that each tensor begins at the first aligned place after the one before it, as ggml itself demands."""
     position, room = 0, file.size - data
     for tensor in sorted(tensors, key=lambda t: (t.offset, math.prod(t.shape))):
-        layout = layouts[tensor.name]
-        nbytes = math.prod(tensor.shape) // layout.weights * layout.nbytes
+        stored = types[tensor.name]
+        nbytes = math.prod(tensor.shape) // stored.weights * stored.nbytes
         begin = -(-position // alignment) * alignment
         if tensor.offset != begin:
             fault = "overlap" if tensor.offset < begin else "hole"

@@ -2,6 +2,9 @@
 
 Everything is little-endian. Of the fields only the alignment and the number of parts are kept; the others are
 stepped over. Every count is held against what the file can hold before it is believed.
+
+    header = read_gguf_header(open_file(Path("model.gguf")))
+    header.tensors[0].shape
 """
 
 from __future__ import annotations

@@ -2,6 +2,9 @@
 
 What is in the Hub's own cache is read from there. The rest is fetched in chunks into a sparse file of ours, beside a
 journal of the chunks that have come, so an audit that was cut goes on where it was, and works offline afterwards.
+
+    checkpoint = open_hub(hub_name("org/name@main"))
+    checkpoint.revision  # the commit that `main` was
 """
 
 from __future__ import annotations
@@ -97,11 +100,11 @@ class HubCheckpoint:
         return self.inner.read_rows(name, start, stop)
 
     def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """See `SafetensorsCheckpoint.read_flat`."""
+        """See `Checkpoint.read_flat`."""
         return self.inner.read_flat(name, start, stop, buffer)
 
     def check(self, name: str) -> None:
-        """See `SafetensorsCheckpoint.check`."""
+        """See `Checkpoint.check`."""
         self.inner.check(name)
 
     def sha256(self) -> str:

@@ -1,4 +1,10 @@
-"""Which tensors of two checkpoints are compared, and which of them a quantizer touches."""
+"""Which tensors of two checkpoints are compared, and which of them a quantizer touches.
+
+In go two checkpoints, out come the names that are quantized, kept, or in one of them alone:
+
+    is_quantized("model.layers.0.self_attn.q_proj.weight", (16, 16))  # True
+    is_quantized("model.embed_tokens.weight", (8, 16))  # False
+"""
 
 from __future__ import annotations
 
@@ -12,7 +18,7 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.sources.checkpoint import Checkpoint, chunks
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.flat import check_unchanged, pieces, read_flat
+from unforgotten.audit.sources.flat import pieces
 from unforgotten.audit.sources.safetensors_header import FLOATS, TensorInfo
 
 HEADS: Mapping[str, tuple[str, ...]] = {
@@ -122,12 +128,12 @@ class Renamed:
         return self.inner.read_rows(self.names[name], start, stop)
 
     def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """See `flat.read_flat`."""
-        return read_flat(self.inner, self.names[name], start, stop, buffer)
+        """See `Checkpoint.read_flat`."""
+        return self.inner.read_flat(self.names[name], start, stop, buffer)
 
     def check(self, name: str) -> None:
-        """See `flat.check_unchanged`."""
-        check_unchanged(self.inner, self.names[name])
+        """See `Checkpoint.check`."""
+        self.inner.check(self.names[name])
 
     def sha256(self) -> str:
         """See `Checkpoint.sha256`."""
@@ -157,7 +163,7 @@ def tensors_equal(one: Checkpoint, name: str, two: Checkpoint, other: str) -> bo
     shape = one.tensors[name].shape
     if not shape:
         return bool(np.array_equal(one.read(name), two.read(other)))
-    return all(np.array_equal(read_flat(one, name, *p), read_flat(two, other, *p)) for p in pieces(shape))
+    return all(np.array_equal(one.read_flat(name, *p), two.read_flat(other, *p)) for p in pieces(shape))
 
 
 def _check_both(target: Checkpoint, unlearned: Checkpoint, name: str) -> None:

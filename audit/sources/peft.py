@@ -2,6 +2,9 @@
 
 Merged is `w' = round(w + s B A)`, the sum in float64, rounded to float32 and then to the dtype of the base: what
 `merge_and_unload` computes in float32. With DoRA, `w' = round(m / |w + s B A| (w + s B A))`, rows of length m.
+
+    merged = open_adapter(Path("adapter"), base)
+    merged.read("model.layers.0.self_attn.q_proj.weight")
 """
 
 from __future__ import annotations
@@ -15,7 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.sources.checkpoint import Checkpoint, SafetensorsCheckpoint
+from unforgotten.audit.sources.checkpoint import Checkpoint, SafetensorsCheckpoint, flat_from_rows
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.files import LocalFile, open_file, read_all, sha256_of
 from unforgotten.audit.sources.pairing import PREFIX
@@ -104,6 +107,13 @@ class AdapterCheckpoint:
             whole = merge(tile, min(tile + TILE_ROWS, rows))
             merged[low - start : high - start] = whole[low - tile : high - tile]
         return merged
+
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+        """See `Checkpoint.read_flat`."""
+        return flat_from_rows(self, name, start, stop)
+
+    def check(self, name: str) -> None:
+        """See `Checkpoint.check`: nothing was mapped."""
 
     def sha256(self) -> str:
         """Return the SHA-256 over the base's hexadecimal digest, then the adapter's bytes and its configuration's."""

@@ -1,4 +1,10 @@
-"""What `adapter_config.json` of PEFT says about a LoRA; an option that changes the weights and is unknown is refused."""
+"""What `adapter_config.json` of PEFT says about a LoRA; an option that changes the weights and is unknown is refused.
+
+In goes the text of the file, out comes what merging needs of it:
+
+    config = parse_adapter_config(Path("adapter_config.json"), text)
+    config.scaling_of("model.layers.0.self_attn.q_proj")  # alpha / r, or its own by `alpha_pattern`
+"""
 
 from __future__ import annotations
 

@@ -2,6 +2,8 @@
 
 A file is `u64 little-endian header length | JSON header | tensor bytes`. The header maps each tensor to a dtype, a
 shape and a pair of offsets into the bytes. Every file is taken as hostile: nothing outside it is ever read.
+
+    read_header(open_file(Path("model.safetensors")))["model.norm.weight"].shape
 """
 
 from __future__ import annotations

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
 
 from unforgotten.audit.kernel.simd import checked_path
 from unforgotten.audit.sources.checkpoint import Checkpoint
-from unforgotten.audit.sources.flat import check_unchanged, pieces
+from unforgotten.audit.sources.flat import pieces
 from unforgotten.audit.weights.piece import PieceMeasured, measure_piece
 from unforgotten.audit.weights.task import TensorTask, tensor_task
 from unforgotten.theory.formats.names import Format
@@ -15,8 +17,16 @@ from unforgotten.theory.formats.names import Format
 BATCH_PIECES = 32  # at most; a larger tensor is shared out
 
 
-class Work(NamedTuple):
-    """What every worker needs to know: the pair, the formats, and the path of `simd.available_paths` that all of them take."""
+@dataclass(frozen=True, eq=False)
+class Work:
+    """What every worker needs to know. A work equals itself only.
+
+    Attributes:
+        target: checkpoint before unlearning.
+        unlearned: checkpoint after unlearning.
+        formats: formats to measure in.
+        simd: path of `simd.available_paths` that all workers take.
+    """
 
     target: Checkpoint
     unlearned: Checkpoint
@@ -43,24 +53,18 @@ def measure_batch(work: Work, batch: Batch) -> list[PieceMeasured]:
 
     Raises:
         RefusedError: see `measure_piece`.
-        NotFiniteError: likewise.
+        NotFiniteError: see `measure_piece`.
         CheckpointError: a file changed since it was opened.
     """
     task = _task(work, batch.name)
     own = islice(pieces(task.shape), batch.first, batch.last)
     measured = [measure_piece(task, piece) for piece in own]
     for checkpoint in task.checkpoints:
-        check_unchanged(checkpoint, task.name)
+        checkpoint.check(task.name)
     return measured
 
 
-_LAST: dict[int, tuple[Work, str, TensorTask]] = {}
-
-
+@lru_cache(maxsize=1)
 def _task(work: Work, name: str) -> TensorTask:
     """Return the task of a tensor, prepared once for batches that follow each other."""
-    kept = _LAST.get(0)
-    if kept is None or kept[0] is not work or kept[1] != name:
-        task = tensor_task(work.target, work.unlearned, name, work.formats, checked_path(work.simd))
-        kept = _LAST[0] = work, name, task
-    return kept[2]
+    return tensor_task(work.target, work.unlearned, name, work.formats, checked_path(work.simd))

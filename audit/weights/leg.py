@@ -1,4 +1,11 @@
-"""The weights leg: what quantization leaves of the update, tensor by tensor and in total."""
+"""The weights leg: what quantization leaves of the update, tensor by tensor and in total.
+
+In: two checkpoints with the same tensors, and names of formats. Out: a `WeightsLeg`. The share of the update that
+survives nf4, where each model has its own scales:
+
+    leg = weights_leg(open_checkpoint(Path("target")), open_checkpoint(Path("unlearned")), ["nf4-b64"])
+    leg.totals[Setting("nf4-b64", "adaptive")].gain
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,10 @@
-"""One tensor of a pair, measured in every format piece by piece: by the kernel where it can, else by `theory.laws.update`."""
+"""One tensor of a pair, measured in every format piece by piece: by the kernel where it can, else by `theory.laws.update`.
+
+In: a `TensorTask`, and a `Piece` of its tensor. Out: `PieceMeasured`, and of those, in any order, `TensorMeasured`:
+
+    task = tensor_task(target, unlearned, name, formats, available_paths()[0])
+    measured = add_pieces(task, [measure_piece(task, piece) for piece in pieces(task.shape)])
+"""
 
 from __future__ import annotations
 
@@ -12,12 +18,35 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.kernel import bits as kernel_bits
 from unforgotten.audit.kernel import scalar
-from unforgotten.audit.kernel.entries import Fit, fit_of_blocks, fit_of_magnitudes
-from unforgotten.audit.kernel.rules import Blocks, Extremes, fit_blocks, grids_agree, may_overflow, rule_of, setters
+from unforgotten.audit.kernel.entries import BlockEntries, entries_of_blocks, entries_of_magnitudes
+from unforgotten.audit.kernel.rules import (
+    BlockGrids,
+    Extremes,
+    fit_grids,
+    grids_agree,
+    may_overflow,
+    pinned_weights,
+    rule_of,
+)
+from unforgotten.audit.kernel.slots import (
+    ADAPTIVE,
+    BINS,
+    CHANGES,
+    COUNTS,
+    DOT,
+    EXPECTED,
+    FIXED,
+    FLIPS,
+    GRIDS,
+    OVERFLOWS,
+    SUMS,
+    SURVIVING,
+    VARIANCE,
+)
 from unforgotten.audit.kernel.stored_weights import Weights, own_memory
 from unforgotten.audit.kernel.vector import measure_registers
-from unforgotten.audit.sources.flat import PIECE_WEIGHTS, Layout, Piece, layout_of, read_flat
-from unforgotten.audit.weights.piece_blocks import Cut, span_of
+from unforgotten.audit.sources.flat import PIECE_WEIGHTS, BlockLayout, Piece, layout_of
+from unforgotten.audit.weights.piece_blocks import PieceBlocks, span_of
 from unforgotten.audit.weights.sums import Setting, TensorMeasured
 from unforgotten.audit.weights.task import NotFiniteError, TensorTask, refusing
 from unforgotten.audit.weights.ways import Way
@@ -37,7 +66,7 @@ class Census(NamedTuple):
     in_float16: bool
 
 
-class Part(NamedTuple):
+class FormatSums(NamedTuple):
     """One format over the blocks that begin in one piece; arrays as `kernel.scalar.measure` fills them.
 
     `delta_sq` is the squared length of delta over the same weights, nan where nobody added it up on the way.
@@ -55,7 +84,7 @@ class PieceMeasured:
 
     census: Census
     delta_sq: float
-    parts: Mapping[str, Part]
+    parts: Mapping[str, FormatSums]
     searched: Mapping[Setting, Survival]
 
 
@@ -70,14 +99,14 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     spans = {fmt.name: span_of(layout_of(fmt, task.shape), piece) for fmt in task.formats}
     stop = max(piece.stop, *(s.stop for s in spans.values()))
     x, y = _read(task, Piece(piece.start, stop))
-    cuts: dict[tuple[Layout, Piece], Cut] = {}
-    cut_of: dict[str, Cut] = {}
+    by_layout: dict[tuple[BlockLayout, Piece], PieceBlocks] = {}
+    blocks_of: dict[str, PieceBlocks] = {}
     for fmt in task.formats:
         key = layout_of(fmt, task.shape), spans[fmt.name]
-        cut_of[fmt.name] = cuts.setdefault(key, Cut(task, *key, (x, y), piece))
-    parts, census = _look_up(task, cut_of)
+        blocks_of[fmt.name] = by_layout.setdefault(key, PieceBlocks(task, *key, (x, y), piece))
+    parts, census = _look_up(task, blocks_of)
     if census is None or stop > piece.stop:
-        tops = _largest(piece, stop, x, y, cuts.values())
+        tops = _largest(piece, stop, x, y, by_layout.values())
         if not np.isfinite(tops).all():
             raise NotFiniteError  # the kernel makes a code of anything, and an address of a code
         census = census or take_census(x, y, piece.stop - piece.start, tops[0])
@@ -86,8 +115,8 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
         if fmt.name in parts:
             continue
         with refusing(fmt):
-            found = MEASURE[task.ways[fmt.name]](task, fmt, cut_of[fmt.name])
-        if isinstance(found, Part):
+            found = MEASURE[task.ways[fmt.name]](task, fmt, blocks_of[fmt.name])
+        if isinstance(found, FormatSums):
             parts[fmt.name] = found
         else:
             searched |= {Setting(fmt.name, grid): measured for grid, measured in found.items()}
@@ -99,25 +128,25 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
     return PieceMeasured(census, delta_sq, parts, searched)
 
 
-def _look_up(task: TensorTask, cut_of: Mapping[str, Cut]) -> tuple[dict[str, Part], Census | None]:
+def _look_up(task: TensorTask, blocks_of: Mapping[str, PieceBlocks]) -> tuple[dict[str, FormatSums], Census | None]:
     """Measure by magnitudes, which needs no look at the weights before.
 
     The first format takes the census on the way, where its blocks are the piece. Left out is what the tables are not
     good for: that is measured like the others.
     """
-    parts: dict[str, Part] = {}
+    parts: dict[str, FormatSums] = {}
     census: Census | None = None
     for fmt in task.formats:
-        cut = cut_of[fmt.name]
-        if task.ways[fmt.name] != "magnitudes" or not cut.is_whole:
+        blocks = blocks_of[fmt.name]
+        if task.ways[fmt.name] != "magnitudes" or not blocks.is_whole:
             continue
-        tops, size = _tensor_tops(task, fmt), cut.layout.size
-        fit = fit_of_magnitudes(fmt, tops, cut.fit, size, cut.whole_groups)
-        counts_all = census is None and cut.is_piece
-        found = fit and measure_registers(cut.stored, size, fmt, fit, task.simd, census=counts_all)
-        if fit and found:
-            parts[fmt.name] = Part(found.counts, found.sums, found.bins, found.delta_sq)
-            cut.fit = fit
+        tops, size = _tensor_tops(task, fmt), blocks.layout.size
+        entries = entries_of_magnitudes(fmt, tops, blocks.entries, size, blocks.whole_groups)
+        counts_all = census is None and blocks.is_piece
+        found = entries and measure_registers(blocks.stored, size, fmt, entries, task.simd, census=counts_all)
+        if entries and found:
+            parts[fmt.name] = FormatSums(found.counts, found.sums, found.bins, found.delta_sq)
+            blocks.entries = entries
             if counts_all:
                 census = Census(found.weights, found.moved, True, False)
     return parts, census
@@ -129,40 +158,42 @@ def _read(task: TensorTask, piece: Piece) -> tuple[Weights, Weights]:
     alike = infos[0].dtype == infos[1].dtype
     size = piece.stop - piece.start
     before, after = (
-        Weights(read_flat(c, task.name, *piece, own_memory(k, size * info.dtype.itemsize)), bits=alike)
+        Weights(c.read_flat(task.name, *piece, own_memory(k, size * info.dtype.itemsize)), bits=alike)
         for k, (c, info) in enumerate(zip(task.checkpoints, infos, strict=True))
     )
     return before, after
 
 
-def _largest(piece: Piece, stop: int, x: Weights, y: Weights, cuts: Iterable[Cut]) -> tuple[np.float32, np.float32]:
+def _largest(
+    piece: Piece, stop: int, x: Weights, y: Weights, by_layout: Iterable[PieceBlocks]
+) -> tuple[np.float32, np.float32]:
     """Return the largest magnitudes, from extremes that are found anyway where those are of the whole piece."""
-    for cut in cuts:
-        if cut.span == piece and stop == piece.stop and cut.layout.size <= PIECE_WEIGHTS:
-            before, after = (np.maximum(-e.low, e.high).max() for e in cut.extremes)
+    for blocks in by_layout:
+        if blocks.span == piece and stop == piece.stop and blocks.layout.size <= PIECE_WEIGHTS:
+            before, after = (np.maximum(-e.low, e.high).max() for e in blocks.extremes)
             return before, after
     return x.largest, y.largest
 
 
-def _by_vectors(task: TensorTask, fmt: Format, cut: Cut) -> Part:
-    return _compiled(task, fmt, cut, cut.whole_groups)
+def _by_vectors(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> FormatSums:
+    return _measure_compiled(task, fmt, blocks, blocks.whole_groups)
 
 
-def _one_by_one(task: TensorTask, fmt: Format, cut: Cut) -> Part:
-    return _compiled(task, fmt, cut, 0)
+def _one_by_one(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> FormatSums:
+    return _measure_compiled(task, fmt, blocks, 0)
 
 
-def _by_reference(task: TensorTask, fmt: Format, cut: Cut) -> Mapping[GridMode, Survival]:
-    w, w_new = (z.reshape(-1, cut.layout.size) for z in cut.float32)
+def _by_reference(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> Mapping[GridMode, Survival]:
+    w, w_new = (z.reshape(-1, blocks.layout.size) for z in blocks.float32)
     return {grid: survival(w, w_new, fmt, grid) for grid in GRID_MODES}
 
 
-def _later(task: TensorTask, fmt: Format, cut: Cut) -> Mapping[GridMode, Survival]:
-    """Leave it to `add_pieces`."""
+def _later(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> Mapping[GridMode, Survival]:
+    """Measure nothing of a piece: `add_pieces` measures the tensor whole."""
     return {}
 
 
-MEASURE: Mapping[Way, Callable[[TensorTask, Format, Cut], Part | Mapping[GridMode, Survival]]] = {
+MEASURE: Mapping[Way, Callable[[TensorTask, Format, PieceBlocks], FormatSums | Mapping[GridMode, Survival]]] = {
     "magnitudes": _by_vectors,  # what `_look_up` left out
     "vectors": _by_vectors,
     "scalar": _one_by_one,
@@ -171,50 +202,52 @@ MEASURE: Mapping[Way, Callable[[TensorTask, Format, Cut], Part | Mapping[GridMod
 }
 
 
-def _compiled(task: TensorTask, fmt: Format, cut: Cut, first: int) -> Part:
+def _measure_compiled(task: TensorTask, fmt: Format, blocks: PieceBlocks, first: int) -> FormatSums:
     """Measure the first blocks sixteen weights at a time, and the others one by one."""
-    part = Part(np.zeros((2, 3), np.int64), np.zeros((2, 4)), np.zeros(scalar.BINS, np.int64), math.nan)
-    if not len(cut.ends):
+    part = FormatSums(
+        np.zeros((len(GRIDS), COUNTS), np.int64), np.zeros((len(GRIDS), SUMS)), np.zeros(BINS, np.int64), math.nan
+    )
+    if not len(blocks.ends):
         return part
-    fit = _fit_whole(task, fmt, cut, first) if first else None
-    size = cut.layout.size
-    x, y = (w[: first * size] for w in cut.stored)
-    found = fit and measure_registers((x, y), size, fmt, fit, task.simd)
+    entries = _entries_of_whole(task, fmt, blocks, first) if first else None
+    size = blocks.layout.size
+    x, y = (w[: first * size] for w in blocks.stored)
+    found = entries and measure_registers((x, y), size, fmt, entries, task.simd)
     if not found:
         first = 0
     else:
-        delta_sq = found.delta_sq if first == len(cut.ends) else math.nan
-        part = Part(found.counts, found.sums, found.bins, delta_sq)
-    if first < len(cut.ends):
-        _measure_rest(task, fmt, cut, first, part)
-    if part.counts[:, scalar.OVERFLOWS].any():
+        delta_sq = found.delta_sq if first == len(blocks.ends) else math.nan
+        part = FormatSums(found.counts, found.sums, found.bins, delta_sq)
+    if first < len(blocks.ends):
+        _measure_rest(task, fmt, blocks, first, part)
+    if part.counts[:, OVERFLOWS].any():
         raise ValueError(f"the values of {fmt.name} must be finite, got an overflow of float32")
     return part
 
 
-def _fit_whole(task: TensorTask, fmt: Format, cut: Cut, first: int) -> Fit | None:
+def _entries_of_whole(task: TensorTask, fmt: Format, blocks: PieceBlocks, first: int) -> BlockEntries | None:
     """Return the parameters of the first blocks, which are whole; None where a value may overflow."""
-    before, after = _fit_both(task, fmt, cut)
+    before, after = _grids_of(task, fmt, blocks)
     if may_overflow(before, fmt) or may_overflow(after, fmt):
         return None
-    ends = cut.extremes[0]
-    one, two = (Blocks(*(p[:first] for p in blocks)) for blocks in (before, after))
-    return fit_of_blocks(one, two, np.maximum(-ends.low[:first], ends.high[:first]))
+    ends = blocks.extremes[0]
+    before, after = (BlockGrids(*(p[:first] for p in grids)) for grids in (before, after))
+    return entries_of_blocks(before, after, np.maximum(-ends.low[:first], ends.high[:first]))
 
 
-def _measure_rest(task: TensorTask, fmt: Format, cut: Cut, first: int, part: Part) -> None:
+def _measure_rest(task: TensorTask, fmt: Format, blocks: PieceBlocks, first: int, part: FormatSums) -> None:
     """Add the blocks from `first` on to the part."""
-    skip = first * cut.layout.size
-    fitted = _fit_both(task, fmt, cut)
-    check = any(may_overflow(blocks, fmt) for blocks in fitted)
-    before, after = (Blocks(*(p[first:] for p in blocks)) for blocks in fitted)
+    skip = first * blocks.layout.size
+    both = _grids_of(task, fmt, blocks)
+    check = any(may_overflow(grids, fmt) for grids in both)
+    before, after = (BlockGrids(*(p[first:] for p in grids)) for grids in both)
     scalar.measure(
-        *(w[skip:] for w in cut.float32),
-        cut.ends[first:] - skip,
+        *(w[skip:] for w in blocks.float32),
+        blocks.ends[first:] - skip,
         before,
         after,
         grids_agree(before, after, fmt),
-        *(s[first:] for s in setters(cut.extremes[0], fmt)),
+        *(s[first:] for s in pinned_weights(blocks.extremes[0], fmt)),
         rule_of(fmt),
         check,
         *part[:3],
@@ -226,29 +259,31 @@ def _tensor_tops(task: TensorTask, fmt: Format) -> tuple[float, float] | None:
     if not fmt.tensor_range:
         return None
     total = math.prod(task.shape)
-    before, after = (float(max(-whole.low[0], whole.high[0])) for whole in task.wide[Layout(total, total)])
+    before, after = (
+        float(max(-whole.low[0], whole.high[0])) for whole in task.tensor_extremes[BlockLayout(total, total)]
+    )
     return before, after
 
 
-def _fit_both(task: TensorTask, fmt: Format, cut: Cut) -> tuple[Blocks, Blocks]:
+def _grids_of(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> tuple[BlockGrids, BlockGrids]:
     """Return the parameters before and after, in one go where nothing but a block's own extremes decides them."""
     total = math.prod(task.shape)
-    last = cut.layout.index_of(cut.span.stop - 1) == cut.layout.index_of(total - 1)
+    last = blocks.layout.index_of(blocks.span.stop - 1) == blocks.layout.index_of(total - 1)
     partial = fmt.block == "flat" and last and total % (fmt.block_size or 1) != 0
     if partial or fmt.tensor_range:
         tops = _tensor_tops(task, fmt) or (math.nan, math.nan)
         before, after = (
-            fit_blocks(e, fmt, tensor_absmax=top, partial=partial) for e, top in zip(cut.extremes, tops, strict=True)
+            fit_grids(e, fmt, tensor_absmax=top, partial=partial) for e, top in zip(blocks.extremes, tops, strict=True)
         )
         return before, after
-    one, two = cut.extremes
+    of_before, of_after = blocks.extremes
     both = Extremes(
-        np.concatenate([one.low, two.low]),
-        np.concatenate([one.high, two.high]),
-        np.concatenate([one.low_first, two.low_first]),
+        np.concatenate([of_before.low, of_after.low]),
+        np.concatenate([of_before.high, of_after.high]),
+        np.concatenate([of_before.low_first, of_after.low_first]),
     )
-    fitted, count = fit_blocks(both, fmt, tensor_absmax=math.nan, partial=False), len(one.low)
-    return Blocks(*(p[:count] for p in fitted)), Blocks(*(p[count:] for p in fitted))
+    grids, count = fit_grids(both, fmt, tensor_absmax=math.nan, partial=False), len(of_before.low)
+    return BlockGrids(*(p[:count] for p in grids)), BlockGrids(*(p[count:] for p in grids))
 
 
 def take_census(x: Weights, y: Weights, size: int, largest: np.float32) -> Census:
@@ -291,20 +326,20 @@ def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMea
     return TensorMeasured(binades, all(c.in_bfloat16 for c in census), all(c.in_float16 for c in census), found)
 
 
-def _survival(rows: Sequence[PieceMeasured], parts: Sequence[Part], grid: GridMode) -> Survival:
+def _survival(rows: Sequence[PieceMeasured], parts: Sequence[FormatSums], grid: GridMode) -> Survival:
     census = [piece.census for piece in rows]
-    row = scalar.ADAPTIVE if grid == "adaptive" else scalar.FIXED
+    row = ADAPTIVE if grid == "adaptive" else FIXED
     counts = np.sum([part.counts[row] for part in parts], axis=0)
-    expected, variance, surviving, dot = (math.fsum(part.sums[row, k] for part in parts) for k in range(4))
+    sums = [math.fsum(part.sums[row, k] for part in parts) for k in range(SUMS)]
     return Survival(
         weights=sum(int(c.weights.sum()) for c in census),
         unchanged=sum(int((c.weights - c.moved).sum()) for c in census),
-        code_flips=int(counts[scalar.FLIPS]),
-        value_changes=int(counts[scalar.CHANGES]),
-        expected_flips=expected,
-        flips_variance=variance,
+        code_flips=int(counts[FLIPS]),
+        value_changes=int(counts[CHANGES]),
+        expected_flips=sums[EXPECTED],
+        flips_variance=sums[VARIANCE],
         delta_sq=math.fsum(piece.delta_sq for piece in rows),
-        surviving_sq=surviving,
-        dot=dot,
+        surviving_sq=sums[SURVIVING],
+        dot=sums[DOT],
         positions=tuple(np.sum([part.bins for part in parts], axis=0).tolist()),
     )

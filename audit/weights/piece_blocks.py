@@ -9,32 +9,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.kernel.entries import Fit
+from unforgotten.audit.kernel.entries import BlockEntries
 from unforgotten.audit.kernel.lanes import LANES
 from unforgotten.audit.kernel.rules import Extremes
 from unforgotten.audit.kernel.stored_weights import Weights, extremes
-from unforgotten.audit.sources.flat import PIECE_WEIGHTS, Layout, Piece, layout_of
+from unforgotten.audit.sources.flat import PIECE_WEIGHTS, BlockLayout, Piece, layout_of
 from unforgotten.audit.weights.task import TensorTask
 
 Array = NDArray[Any]
 
 
-def span_of(layout: Layout, piece: Piece) -> Piece:
+def span_of(layout: BlockLayout, piece: Piece) -> Piece:
     """Return the blocks that begin in a piece, whole; where blocks are wider than any piece, the piece."""
     if layout.size > PIECE_WEIGHTS:
         return piece
     return Piece(layout.first_from(piece.start), layout.first_from(piece.stop))
 
 
-class Cut:
+class PieceBlocks:
     """The blocks of one layout in a piece: where they end, their weights, and their extremes."""
 
     def __init__(
-        self, task: TensorTask, layout: Layout, span: Piece, pair: tuple[Weights, Weights], piece: Piece
+        self, task: TensorTask, layout: BlockLayout, span: Piece, pair: tuple[Weights, Weights], piece: Piece
     ) -> None:
         self.task, self.layout, self.span, self._pair = task, layout, span, pair
         self.is_piece = span == piece
-        self.fit: Fit | None = None
+        self.entries: BlockEntries | None = None
         """By the bits of largest magnitudes, once they are known."""
         self._at = slice(span.start - piece.start, max(span.stop, span.start) - piece.start)
 
@@ -46,25 +46,25 @@ class Cut:
 
     @property
     def stored(self) -> tuple[Array, Array]:
-        """As the kernels read them."""
+        """The weights of the blocks before and after as the kernels read them."""
         return self._pair[0].stored[self._at], self._pair[1].stored[self._at]
 
     @property
     def float32(self) -> tuple[Array, Array]:
-        """As numbers."""
+        """The weights of the blocks before and after as float32 numbers."""
         return self._pair[0].float32[self._at], self._pair[1].float32[self._at]
 
     @cached_property
     def extremes(self) -> tuple[Extremes, Extremes]:
-        """Of the blocks before and after."""
+        """Extremes of the blocks before and after."""
         if self.layout.size <= PIECE_WEIGHTS:
             seen = {f.statistic for f in self.task.formats if layout_of(f, self.task.shape) == self.layout}
-            one, two = self._pair
-            return extremes(one, self._at, self.ends, seen), extremes(two, self._at, self.ends, seen)
+            before, after = (extremes(weights, self._at, self.ends, seen) for weights in self._pair)
+            return before, after
         first, last = (self.layout.index_of(at) for at in (self.span.start, self.span.stop - 1))
         before, after = (
             Extremes(e.low[first : last + 1], e.high[first : last + 1], e.low_first[first : last + 1])
-            for e in self.task.wide[self.layout]
+            for e in self.task.tensor_extremes[self.layout]
         )
         return before, after
 

@@ -3,6 +3,11 @@
 A piece of a tensor is measured by itself, and the sums over pieces depend neither on their order nor on who measured
 them, so the result is the same, bit for bit, however the work is shared. A worker that is lost costs its own work
 again and nothing else. Threads do not share well here: between two compiled passes a piece needs Python's lock.
+
+In: a `Work`, names of tensors, and how many processes there are to be. Out: a `TensorMeasured` for each name, in order:
+
+    work = Work(target, unlearned, (format_named("nf4-b64"),), available_paths()[0])
+    sums = list(measure_tensors(work, names, lambda name, done: None, jobs=2))
 """
 
 from __future__ import annotations
@@ -14,7 +19,6 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from itertools import islice
-from typing import NamedTuple
 
 from unforgotten.audit.kernel.simd import NUMPY
 from unforgotten.audit.sources.errors import CheckpointError
@@ -135,23 +139,32 @@ def _pool(work: Work, jobs: int) -> ProcessPoolExecutor:
     return ProcessPoolExecutor(jobs, mp_context=context, initializer=_begin, initargs=(work,))
 
 
-class _Here(NamedTuple):
-    """What a worker has."""
+class _Worker:
+    """What a worker process has from its begin on: the work, which is sent to it once, and how it reads files."""
 
     work: Work
     fetching: Fetching
 
+    def begin(self, work: Work) -> None:
+        """Take the work; an interrupt is the parent's business."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        self.work, self.fetching = work, Fetching()
 
-_HERE: list[_Here] = []
+    def measure(self, batch: Batch) -> list[PieceMeasured]:
+        """Measure a batch of the work."""
+        with self.fetching.of(batch.last - batch.first):
+            return measure_batch(self.work, batch)
+
+
+_WORKER = _Worker()
+"""The worker that this process is, if it is one: a pool sends functions by their names, so what they need has one too."""
 
 
 def _begin(work: Work) -> None:
-    """Set up a worker: an interrupt is the parent's business."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    _HERE[:] = [_Here(work, Fetching())]
+    """Set up this worker."""
+    _WORKER.begin(work)
 
 
 def _measure_here(batch: Batch) -> list[PieceMeasured]:
-    work, fetching = _HERE[0]
-    with fetching.of(batch.last - batch.first):
-        return measure_batch(work, batch)
+    """Measure a batch in this worker."""
+    return _WORKER.measure(batch)

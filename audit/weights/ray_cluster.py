@@ -17,7 +17,7 @@ class RayWorkers:
     """A cluster that is joined for one leg, and left again if it was not joined before."""
 
     def __init__(self, address: str) -> None:
-        """Join.
+        """Join the cluster.
 
         Raises:
             ValueError: Ray is not installed.

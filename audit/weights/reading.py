@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from unforgotten.audit.sources.files import map_files
+from unforgotten.audit.sources.files import mapping_files
 
 TRIED = (True, True, False)  # whether the first batches are mapped; the first of all warms up
 LEAST = 4  # pieces of a batch that says anything; smaller ones are read
@@ -35,11 +35,10 @@ class Fetching:
     def of(self, size: int) -> Iterator[None]:
         """Surround the reading of a batch of some pieces: choose whether it is mapped, and take its time."""
         if size < LEAST:
-            map_files(False)
             yield
             return
-        map_files(self.maps)
         start = time.perf_counter()
-        yield
+        with mapping_files(self.maps):
+            yield
         if len(self._seconds) < len(TRIED):
             self._seconds.append((time.perf_counter() - start) / size)

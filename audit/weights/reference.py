@@ -8,7 +8,6 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.sources.flat import check_unchanged
 from unforgotten.audit.weights.batches import Work
 from unforgotten.audit.weights.sums import Setting, TensorMeasured
 from unforgotten.audit.weights.task import NotFiniteError, check_formats, refusing
@@ -37,7 +36,7 @@ def measure_by_reference(work: Work, name: str) -> TensorMeasured:
             for mode in GRID_MODES:
                 found[Setting(fmt.name, mode)] = survival(w, w_new, fmt, mode)
     for checkpoint in pair:
-        check_unchanged(checkpoint, name)
+        checkpoint.check(name)
     return TensorMeasured(
         binades=count_binades(w, w_new),
         in_bfloat16=_holds(np.dtype(ml_dtypes.bfloat16), w_new),

@@ -9,11 +9,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unforgotten.audit.kernel.rules import Extremes, fits_kernel
+from unforgotten.audit.kernel.rules import Extremes, is_compiled
 from unforgotten.audit.kernel.stored_weights import Weights, extremes, own_memory
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.flat import PIECE_WEIGHTS, Layout, layout_of, pieces, read_flat
+from unforgotten.audit.sources.flat import PIECE_WEIGHTS, BlockLayout, layout_of, pieces
 from unforgotten.audit.weights.ways import Way, ways_of
 from unforgotten.theory.formats.names import Format
 from unforgotten.theory.formats.reference import padding
@@ -30,7 +30,7 @@ class RefusedError(ValueError):
 
     @property
     def format(self) -> str:
-        """Its name."""
+        """Name of the format."""
         return str(self.args[0])
 
 
@@ -40,7 +40,7 @@ class NotFiniteError(ValueError):
 
 @contextmanager
 def refusing(fmt: Format) -> Iterator[None]:
-    """Blame the format for what is wrong inside."""
+    """Turn a ValueError that is raised in this context into a RefusedError of the format."""
     try:
         yield
     except CheckpointError:
@@ -57,8 +57,8 @@ class TensorTask:
         checkpoints: checkpoints of target and unlearned model.
         name: name of the tensor in both.
         formats: formats to measure it in.
-        wide: extremes before and after of blocks that are wider than a piece, and of the tensor where a format needs
-            that.
+        tensor_extremes: extremes before and after of all blocks of a layout, for those that no piece can find: blocks
+            that are wider than a piece, and the tensor where a format needs its largest magnitude.
         simd: the path to measure it on, see `simd.available_paths`.
         ways: way in which each format is measured, by its name, see `ways`.
     """
@@ -66,7 +66,7 @@ class TensorTask:
     checkpoints: tuple[Checkpoint, Checkpoint]
     name: str
     formats: tuple[Format, ...]
-    wide: Mapping[Layout, tuple[Extremes, Extremes]]
+    tensor_extremes: Mapping[BlockLayout, tuple[Extremes, Extremes]]
     simd: str
     ways: Mapping[str, Way]
 
@@ -86,13 +86,12 @@ def tensor_task(
     """
     shape = target.tensors[name].shape
     check_formats(shape, formats)
-    wide = {
-        layout: (_wide_extremes(target, name, layout, seen), _wide_extremes(unlearned, name, layout, seen))
-        for layout, seen in _wide_layouts(formats, shape).items()
+    tensor_extremes = {
+        layout: (_tensor_extremes(target, name, layout, seen), _tensor_extremes(unlearned, name, layout, seen))
+        for layout, seen in _tensor_layouts(formats, shape).items()
     }
-    return TensorTask(
-        (target, unlearned), name, tuple(formats), wide, simd, ways_in((target, unlearned), name, formats, simd)
-    )
+    pair = target, unlearned
+    return TensorTask(pair, name, tuple(formats), tensor_extremes, simd, ways_in(pair, name, formats, simd))
 
 
 def ways_in(pair: tuple[Checkpoint, Checkpoint], name: str, formats: Sequence[Format], simd: str) -> Mapping[str, Way]:
@@ -115,27 +114,27 @@ def check_formats(shape: tuple[int, ...], formats: Sequence[Format]) -> None:
             padding(shape[-1], fmt)
 
 
-def _wide_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[Layout, frozenset[str]]:
+def _tensor_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[BlockLayout, frozenset[str]]:
     """Return the layouts of blocks wider than a piece, and what statistics see of those."""
     total = math.prod(shape)
-    found: dict[Layout, frozenset[str]] = {}
+    found: dict[BlockLayout, frozenset[str]] = {}
     for fmt in formats:
-        own = {layout_of(fmt, shape)} if fits_kernel(fmt) else set()
-        wide = {layout for layout in own if layout.size > PIECE_WEIGHTS}
-        for layout in wide | ({Layout(total, total)} if fmt.tensor_range else set()):
+        own = {layout_of(fmt, shape)} if is_compiled(fmt) else set()
+        beyond_pieces = {layout for layout in own if layout.size > PIECE_WEIGHTS}
+        for layout in beyond_pieces | ({BlockLayout(total, total)} if fmt.tensor_range else set()):
             found[layout] = found.get(layout, frozenset()) | {fmt.statistic}
     return found
 
 
-def _wide_extremes(checkpoint: Checkpoint, name: str, layout: Layout, statistics: frozenset[str]) -> Extremes:
-    """Return the extremes of all blocks of a tensor, none of which need fit a piece."""
+def _tensor_extremes(checkpoint: Checkpoint, name: str, layout: BlockLayout, statistics: frozenset[str]) -> Extremes:
+    """Return the extremes of all blocks of a tensor, which may be larger than a piece."""
     shape = checkpoint.tensors[name].shape
     count = layout.index_of(math.prod(shape) - 1) + 1
     low, high = np.full(count, np.inf, np.float32), np.full(count, -np.inf, np.float32)
     low_first = np.zeros(count, bool)
     for piece in pieces(shape):
         nbytes = (piece.stop - piece.start) * checkpoint.tensors[name].dtype.itemsize
-        weights = Weights(read_flat(checkpoint, name, *piece, own_memory(0, nbytes)))
+        weights = Weights(checkpoint.read_flat(name, *piece, own_memory(0, nbytes)))
         part = extremes(weights, slice(None), layout.ends(*piece), statistics)
         at = slice(layout.index_of(piece.start), layout.index_of(piece.stop - 1) + 1)
         larger = np.maximum(-part.low, part.high) > np.maximum(-low[at], high[at])

@@ -24,7 +24,7 @@ WARM_FORMATS = (DEFAULT_FORMATS, ("nf4-b64",), ("fp8-row", "q4_0"))
 """What most audits ask for, in the order that they do: the first format of a pair counts more than the others."""
 
 
-class Few:
+class InMemory:
     """A checkpoint of one small tensor, in memory."""
 
     source, revision = "memory", None
@@ -41,12 +41,19 @@ class Few:
         """See `Checkpoint.read_rows`."""
         return self.w[start:stop]
 
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+        """See `Checkpoint.read_flat`."""
+        return self.w.reshape(-1)[start:stop]
+
+    def check(self, name: str) -> None:
+        """See `Checkpoint.check`: nothing was mapped."""
+
     def sha256(self) -> str:
         """Return an empty digest, as there is no file."""
         return ""
 
 
-def measure_few(dtypes: Iterable[DTypeLike], formats: Sequence[Format], simd: str) -> None:
+def measure_sample(dtypes: Iterable[DTypeLike], formats: Sequence[Format], simd: str) -> None:
     """Measure a few weights, so that this process has the kernels, and the cache of machine code, if there is one.
 
     Args:
@@ -55,9 +62,9 @@ def measure_few(dtypes: Iterable[DTypeLike], formats: Sequence[Format], simd: st
         simd: path of the kernel, one of `simd.available_paths()`.
     """
     for dtype in dtypes:
-        few = Few((np.arange(np.prod(SHAPE)) % 256 - 128.0).reshape(SHAPE).astype(dtype))
+        sample = InMemory((np.arange(np.prod(SHAPE)) % 256 - 128.0).reshape(SHAPE).astype(dtype))
         with suppress(RefusedError):  # whoever measures the whole pair says so
-            task = tensor_task(few, few, "w", formats, simd)
+            task = tensor_task(sample, sample, "w", formats, simd)
             for piece in pieces(task.shape):
                 measure_piece(task, piece)
 
@@ -74,4 +81,4 @@ def compile_for(work: Work, names: Iterable[str]) -> None:
     dtypes = {c.tensors[name].dtype for name in names for c in (work.target, work.unlearned)}
     formats = tuple(fmt.name for fmt in work.formats)
     if formats not in WARM_FORMATS or not {dtype.name for dtype in dtypes} <= WARM_DTYPES:
-        measure_few(sorted(dtypes, key=str), work.formats, work.simd)
+        measure_sample(sorted(dtypes, key=str), work.formats, work.simd)

@@ -20,9 +20,9 @@ from typing import Literal
 
 from unforgotten.audit.kernel.entries import FINITE
 from unforgotten.audit.kernel.lanes import LANES
-from unforgotten.audit.kernel.rules import fits_kernel
+from unforgotten.audit.kernel.rules import is_compiled
 from unforgotten.audit.kernel.simd import NUMPY, VECTOR_PATHS
-from unforgotten.audit.kernel.vector_rules import fits_registers
+from unforgotten.audit.kernel.vector_rules import is_in_registers
 from unforgotten.audit.sources.flat import PIECE_WEIGHTS, layout_of
 from unforgotten.theory.formats.names import Format
 
@@ -42,11 +42,11 @@ def way_of(fmt: Format, shape: tuple[int, ...], dtypes: tuple[str, str], simd: s
     """
     if simd == NUMPY or fmt.statistic == WHOLE:
         return "whole"
-    if not fits_kernel(fmt):
+    if not is_compiled(fmt):
         return "reference"
     total, layout = math.prod(shape), layout_of(fmt, shape)
     regular = layout.line == total and layout.size % LANES == 0 and layout.size <= PIECE_WEIGHTS
-    if not (simd in VECTOR_PATHS and fits_registers(fmt) and regular):
+    if not (simd in VECTOR_PATHS and is_in_registers(fmt) and regular):
         return "scalar"
     # a table of all magnitudes for one tensor is not worth its while where the tensor is small
     many = not fmt.tensor_range or total // (fmt.block_size or 1) > FINITE

@@ -13,7 +13,6 @@ from unforgotten.experiments.arms.products import resolve
 from unforgotten.experiments.config import RunConfig, Storage
 
 Rounding = Literal["nearest", "stochastic"]
-DTYPE_NAMES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Kept:
     @property
     def dtypes(self) -> dict[str, str]:
         """The dtypes by name, as the rows record them."""
-        name = DTYPE_NAMES[self.dtype]
+        name = str(self.dtype).removeprefix("torch.")
         master = name if self.dtype == torch.float32 else "none"
         return {"parameters": name, "master": master, "moments": name, "checkpoint": name}
 

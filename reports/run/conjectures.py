@@ -1,5 +1,10 @@
 """Verdicts on the conjectures C1 and C2 (`theory/README.md#conjectures`), as far as the rows of one run go, by fixed rules.
 
+In goes a run; out come its conjectures, each with a verdict, its scope and the predictions that it was judged by:
+
+    c1, c2 = conjectures(read_run(Path("reports/published/tiny-seed0")))
+    c1.verdict, [prediction.found for prediction in c1.predictions]
+
 Three verdicts: "confirmed here", "refuted here", "open here". A universal statement is refuted by one clear
 counterexample. Where a rule compares an interval with a limit it is the row's 95 % interval; a counterexample has
 to be clear at CLEAR standard errors, so that chance gives one in fewer than 1 of 50 runs of 20 cells.
@@ -51,7 +56,7 @@ class Conjecture:
 
 
 def conjectures(run: Run) -> tuple[Conjecture, ...]:
-    """C1 and C2."""
+    """Judge C1 and C2 by the rows of a run."""
     return (_c1(run), _c2(run))
 
 
@@ -93,7 +98,7 @@ def _intact(run: Run, storage: str) -> Prediction:
 
 
 def _intact_case(run: Run, row: Row) -> Verdict | None:
-    """None where the case is out of scope."""
+    """Judge one case of C1; return None where it is out of scope."""
     before = run.value("forget_loss", "target")
     after = run.value("forget_loss", "unlearned", row.method, row.storage)
     if before is None or after is None or row.value is None or not _at_random(run, row):

@@ -20,7 +20,7 @@ from unforgotten.reports.style import (
     TARGET_COLOUR,
     arm_handles,
     arm_styles,
-    intervals,
+    draw_intervals,
     legend,
     line_handle,
     panels,
@@ -35,7 +35,7 @@ HYBRID_TITLES: Mapping[str, str] = {
 
 
 def decomposition_figure(run: Run) -> Figure | None:
-    """Gating and base shift of the forget loss, a panel for each storage arm, beside the whole effect of unlearning."""
+    """Draw gating and base shift of the forget loss, a panel for each storage arm, beside the whole effect of unlearning."""
     if not select(run.rows, metric=("gating_effect", "base_shift_effect")):
         return None
     slots = Slots(run.methods, run.formats)
@@ -72,7 +72,7 @@ def _effect_bars(ax: Axes, run: Run, storage: str, slots: Slots) -> None:
 
 
 def hybrid_figure(run: Run) -> Figure | None:
-    """Forget loss and M1 of the target with the surviving update alone, beside the unlearned model and its copies."""
+    """Draw forget loss and M1 of the target with the surviving update alone, beside the unlearned model and its copies."""
     shown = [m for m in HYBRID_TITLES if select(run.rows, metric=f"{m}@target+D")]
     if not shown:
         return None
@@ -118,4 +118,4 @@ def _hybrid_panel(ax: Axes, run: Run, metric: str, slots: Slots) -> None:
             color=style.colour,
         )
         hybrids = ((x, run.get(f"{metric}@target+D", "unlearned", m, storage, f)) for x, m, f in cells)
-        intervals(ax, hybrids, style)
+        draw_intervals(ax, hybrids, style)

@@ -1,4 +1,10 @@
-"""Two questions before any answer: can this run show something at all, and do its methods forget and keep?"""
+"""Two questions before any answer: can this run show something at all, and do its methods forget and keep?
+
+In goes a run, out come the rules with what its rows say:
+
+    passed(gate_checks(run))  # False where the target itself does not know the texts
+    forgetting(run)[0].forgets
+"""
 
 from __future__ import annotations
 
@@ -38,7 +44,7 @@ def gate_checks(run: Run) -> list[Check]:
 
 
 def passed(checks: list[Check]) -> bool | None:
-    """All hold; None where none fails but some were not measured."""
+    """Whether all checks hold; None where none fails but some were not measured."""
     if any(check.passed is False for check in checks):
         return False
     return None if any(check.passed is None for check in checks) else True
@@ -56,8 +62,17 @@ def _at_least(what: str, row: Row | None, threshold: float) -> Check:
 class Forgetting:
     """Whether one unlearned model forgets the words (M1) and the facts (M2), and keeps the rest (M4).
 
-    `m1_limit` and `m2_limit` lie halfway between the retrained model and the target; `m4_floor` is a share of the
-    target's M4. Only M1 and M4 decide: facts are reported beside them.
+    Only M1 and M4 decide: facts are reported beside them.
+
+    Attributes:
+        method: method of the model.
+        storage: storage arm of the model.
+        m1: row of its M1, as for `m2` and `m4`; None where it was not measured.
+        m2: row of its M2.
+        m4: row of its M4.
+        m1_limit: largest M1 that counts as forgotten, halfway between the retrained model and the target.
+        m2_limit: largest M2 that counts as forgotten, halfway between those two as well.
+        m4_floor: smallest M4 that counts as kept, a share of the target's.
     """
 
     method: str
@@ -86,7 +101,7 @@ class Forgetting:
 
 
 def forgetting(run: Run) -> list[Forgetting]:
-    """One entry for every unlearned model."""
+    """Judge every unlearned model of a run: an entry for each."""
     m4_target = run.value("M4", "target")
     floor = None if m4_target is None else KEPT_SHARE * m4_target
     m1, m2 = _halfway(run, "M1"), _halfway(run, "M2")
@@ -106,7 +121,7 @@ def forgetting(run: Run) -> list[Forgetting]:
 
 
 def forgetting_sentences(run: Run) -> list[str]:
-    """Which methods do not do what unlearning is for, in words."""
+    """Say in words which methods do not do what unlearning is for."""
     rows = forgetting(run)
     weak = [_name(r) for r in rows if r.forgets is False]
     broken = [_name(r) for r in rows if r.keeps is False]

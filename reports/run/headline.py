@@ -15,7 +15,7 @@ from unforgotten.reports.style import (
     TARGET_COLOUR,
     arm_handles,
     arm_styles,
-    intervals,
+    draw_intervals,
     legend,
     line_handle,
     panels,
@@ -23,7 +23,7 @@ from unforgotten.reports.style import (
 
 
 def headline_figure(run: Run) -> Figure | None:
-    """Left: gain by format. Right: M1 before and after quantization. Each titled with what its rows say."""
+    """Draw the gain by format, and right of it M1 before and after quantization, each titled with what its rows say."""
     have_gain = bool(select(run.rows, metric="gain"))
     have_memory = bool(select(run.rows, metric="M1", model="unlearned"))
     if not (have_gain or have_memory):
@@ -64,7 +64,7 @@ def _memory(ax: Axes, run: Run) -> None:
     for i, (storage, style) in enumerate(arm_styles(run.storages).items()):
         offset = dodge(i, len(run.storages))
         places = [(x + offset, run.get("M1", "unlearned", m, storage, p)) for p, m, x in slots.cells()]
-        intervals(ax, places, style)
+        draw_intervals(ax, places, style)
     slots.dress(ax, members=False, groups=False)
     ax.set_xticks(middles, [short(precision_label(p)) for p in precisions], fontsize=8.5)
     ax.set_ylim(min(-3, ax.get_ylim()[0]), max(108, ax.get_ylim()[1]))

@@ -22,7 +22,7 @@ from unforgotten.reports.style import (
     Dashes,
     arm_handles,
     arm_styles,
-    intervals,
+    draw_intervals,
     legend,
     line_handle,
     panels,
@@ -45,7 +45,7 @@ RHO_LIMITS = (-1.5, 2.0)
 
 
 def metrics_figure(run: Run) -> Figure | None:
-    """M1-M4 of the target, the retrained and every unlearned model, at every precision, one panel a metric."""
+    """Draw M1-M4 of the target, the retrained and every unlearned model, at every precision, one panel a metric."""
     shown = [m for m in TITLES if select(run.rows, metric=m)]
     if not shown:
         return None
@@ -70,9 +70,9 @@ def _metric_panel(ax: Axes, run: Run, metric: str, slots: Slots) -> None:
             ax.axhline(value, color=colour, linestyle=dashes, linewidth=1.1, zorder=2)
         if model in slots.groups:
             places = ((slots.x(model, f), run.get(metric, model, format=f)) for f in slots.members)
-            intervals(ax, places, ArmStyle(colour, "D", True), size=4)
+            draw_intervals(ax, places, ArmStyle(colour, "D", True), size=4)
     for storage, style, offset in _arms(run):
-        intervals(
+        draw_intervals(
             ax,
             (
                 (slots.x(m, f) + offset, run.get(metric, "unlearned", m, storage, f))
@@ -86,7 +86,7 @@ def _metric_panel(ax: Axes, run: Run, metric: str, slots: Slots) -> None:
 
 
 def recovery_figure(run: Run) -> Figure | None:
-    """Recovered fraction of M1 and of M2 for every method, format and storage arm; undefined ones are marked, not placed."""
+    """Draw the recovered fraction of M1 and of M2 by method, format and storage arm; undefined ones are marked, not placed."""
     shown = [m for m in RECOVERED if select(run.rows, metric=m)]
     if not shown:
         return None
@@ -116,7 +116,7 @@ def _recovery_panel(ax: Axes, run: Run, metric: str, slots: Slots) -> None:
             for m in run.methods
             for f in run.formats
         ]
-        intervals(ax, cells, style)
+        draw_intervals(ax, cells, style)
         undefined = [x for x, row in cells if row is not None and row.value is None]
         ax.plot(
             undefined,

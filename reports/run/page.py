@@ -58,9 +58,14 @@ class RunView:
 
 
 def render_page(runs: Sequence[Run], figures: Sequence[Mapping[str, bytes]]) -> str:
-    """Return the report of these runs as HTML; `figures` holds the SVG of each run's figures by name."""
+    """Return the report of runs as HTML.
+
+    Args:
+        runs: runs in the order of the page.
+        figures: figures of each run, as SVG by name.
+    """
     environment = page_environment("unforgotten.reports")
-    views = [view(run, svgs, f"run{i}") for i, (run, svgs) in enumerate(zip(runs, figures, strict=True), 1)]
+    views = [run_view(run, svgs, f"run{i}") for i, (run, svgs) in enumerate(zip(runs, figures, strict=True), 1)]
     return environment.get_template("report.html.j2").render(
         runs=views,
         summary=tables.summary_table(runs) if len(runs) > 1 else None,
@@ -75,7 +80,7 @@ def draw_figures(run: Run) -> dict[str, bytes]:
     return {name: svg for name, svg in drawn.items() if svg is not None}
 
 
-def view(run: Run, svgs: Mapping[str, bytes], anchor: str) -> RunView:
+def run_view(run: Run, svgs: Mapping[str, bytes], anchor: str) -> RunView:
     """Collect what the page shows of a run."""
     config = json.dumps(run.settings, indent=1, ensure_ascii=False) if run.settings else None
     return RunView(

@@ -23,23 +23,23 @@ class Slots:
     members: Sequence[str]
 
     def start(self, group: str) -> float:
-        """Centre of the first slot of a group."""
+        """Return the centre of the first slot of a group."""
         return self.groups.index(group) * (len(self.members) + GAP)
 
     def x(self, group: str, member: str) -> float:
-        """Centre of a slot."""
+        """Return the centre of a slot."""
         return self.start(group) + self.members.index(member)
 
     def span(self, group: str) -> tuple[float, float]:
-        """Left and right end of a group."""
+        """Return the left and the right end of a group."""
         return self.start(group) - 0.5, self.start(group) + len(self.members) - 0.5
 
     def cells(self) -> Iterator[tuple[str, str, float]]:
-        """(group, member, x) of every slot."""
+        """Yield (group, member, x) of every slot."""
         return ((g, m, self.x(g, m)) for g in self.groups for m in self.members)
 
     def dress(self, ax: Axes, *, members: bool = True, groups: bool = True) -> None:
-        """Limits, separators and names."""
+        """Give an axis its limits, separators and names."""
         ax.set_xlim(self.span(self.groups[0])[0] - GAP / 2, self.span(self.groups[-1])[1] + GAP / 2)
         for group in self.groups[1:]:
             ax.axvline(self.span(group)[0] - GAP / 2, color=LINE, linewidth=0.8, zorder=0.5)
@@ -63,5 +63,5 @@ class Slots:
 
 
 def dodge(index: int, count: int) -> float:
-    """Offset of storage arm `index` of `count` from the middle of its slot."""
+    """Return the offset of storage arm `index` of `count` from the middle of its slot."""
     return (index - (count - 1) / 2) * DODGE

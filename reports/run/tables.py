@@ -1,4 +1,10 @@
-"""The tables of the report: rows selected and formatted, nothing else."""
+"""The tables of the report: rows selected and formatted, nothing else.
+
+In goes a run; out comes a `Table` of text, which the page's template shows as it is:
+
+    gain_table(read_run(Path("reports/published/tiny-seed0"))).columns
+    ("Method", "Storage arm", "Precision", "Gain", "Cosine", …)
+"""
 
 from __future__ import annotations
 
@@ -10,11 +16,11 @@ from unforgotten.records.rows import Row, Run, select
 from unforgotten.reports.labels import estimate, family, number, plain, precision_label, storage_label, storage_short
 from unforgotten.reports.run.conjectures import conjectures
 from unforgotten.reports.run.gates import Forgetting, forgetting, gate_checks, passed
-from unforgotten.reports.run.sentences import COARSE, recovery, span
+from unforgotten.reports.run.sentences import COARSE, recovery, value_range
 
-Subject = tuple[str, str | None, str | None, str]
+SubjectKey = tuple[str, str | None, str | None, str]
 SUBJECT_COLUMNS = ("Model", "Method", "Storage arm", "Precision")
-KEPT: Mapping[str, str] = {
+ARM_COLUMNS: Mapping[str, str] = {
     "parameters": "Parameters",
     "master": "Master copy",
     "checkpoint": "Checkpoint",
@@ -22,13 +28,20 @@ KEPT: Mapping[str, str] = {
     "rounding": "Rounding",
     "products": "Matrix products",
 }
-"""How an arm computes: dtypes, and in what."""
+"""Heads of the columns that say how an arm computes, by what the rows call it."""
 WORDS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "not measured"}
 
 
 @dataclass(frozen=True)
 class Table:
-    """A caption, column names, and rows of text; the first `heads` columns are words, the first names its row."""
+    """A table of text.
+
+    Attributes:
+        caption: sentence above it.
+        columns: heads of the columns.
+        rows: cells of each row.
+        heads: number of first columns that hold words; the very first names its row.
+    """
 
     caption: str
     columns: Sequence[str]
@@ -37,7 +50,7 @@ class Table:
 
 
 def metrics_table(run: Run) -> Table:
-    """M1-M4 and the losses of every model."""
+    """Return M1-M4 and the losses of every model."""
     columns = {
         "M1": "M1",
         "M2": "M2",
@@ -50,13 +63,13 @@ def metrics_table(run: Run) -> Table:
 
 
 def recovery_table(run: Run) -> Table:
-    """Recovered fractions."""
+    """Return the recovered fractions of M1 and M2."""
     columns = {"rho_M1": "ρ(M1)", "rho_M2": "ρ(M2)"}
     return _by_subject(run, columns, "Recovered fraction and 95 % interval (paired bootstrap over items).")
 
 
 def gain_table(run: Run) -> Table:
-    """Gain, cosine and what changed."""
+    """Return gain and cosine, the share of weights that the update left, and how evenly the moved ones lie."""
     columns = {
         "gain": "Gain",
         "cosine": "Cosine",
@@ -72,13 +85,13 @@ def gain_table(run: Run) -> Table:
 
 
 def decomposition_table(run: Run) -> Table:
-    """Lost effect, gating and base shift of the forget loss."""
+    """Return lost effect, gating and base shift of the forget loss."""
     columns = {"lost_effect": "Lost effect", "gating_effect": "Gating", "base_shift_effect": "Base shift"}
     return _by_subject(run, columns, "Forget loss in nats per token; lost effect = gating + base shift.")
 
 
 def hybrid_table(run: Run) -> Table:
-    """Both hybrids."""
+    """Return forget loss and M1 of both mixed models of the decomposition."""
     columns = {
         f"{metric}@{hybrid}": f"{name}, {words}"
         for metric, name in (("forget_loss", "Forget loss"), ("M1", "M1"))
@@ -91,13 +104,13 @@ def hybrid_table(run: Run) -> Table:
 
 
 def flips_table(run: Run) -> Table:
-    """Flips, observed and expected."""
+    """Return the counts of flips, observed and expected."""
     columns = {"code_flips": "Code flips", "expected_flips": "Expected by chance", "value_changes": "Value changes"}
     return _by_subject(run, columns, "Counts of weights; the expected number with its 95 % interval.")
 
 
 def forgetting_table(run: Run) -> Table:
-    """Whether each method forgets and keeps."""
+    """Return for each unlearned model whether it forgets and keeps, with the values that say so."""
     entries = forgetting(run)
     return Table(
         "Forgets the words: M1 at most halfway between the retrained model and the target. Keeps the rest: M4 at least "
@@ -135,7 +148,7 @@ def _forgetting_columns(entries: Sequence[Forgetting]) -> list[str]:
 
 
 def gate_table(run: Run) -> Table:
-    """Whether the run can show anything."""
+    """Return the conditions without which a run can show nothing, and whether they hold."""
     return Table(
         "Conditions without which nothing could come back, or nothing could be seen coming back.",
         ("Condition", "Found", "Holds"),
@@ -144,9 +157,9 @@ def gate_table(run: Run) -> Table:
 
 
 def settings_table(run: Run) -> Table:
-    """How every unlearned model was trained."""
+    """Return how every unlearned model was trained."""
     firsts = [next(r for r in run.rows if (r.method, r.storage) == arm) for arm in run.arms]
-    kept = {name: words for name, words in KEPT.items() if any(_kept(r, name) for r in firsts)}
+    kept = {name: words for name, words in ARM_COLUMNS.items() if any(_kept(r, name) for r in firsts)}
     return Table(
         "Unlearning settings. Stopped by: forget_loss is the fixed rule on the forget loss, max_steps the limit.",
         ("Method", "Storage arm", "Learning rate", "Alpha", "Steps", "Stopped by", *kept.values()),
@@ -163,7 +176,7 @@ def _settings_row(run: Run, row: Row) -> list[str]:
 
 
 def _kept(row: Row, name: str) -> str | None:
-    """One of KEPT; rows of older runs do not say all of it."""
+    """Return what a row says for a key of ARM_COLUMNS; rows of older runs do not say all of it."""
     words = {"rounding": row.rounding, "products": row.products}
     return words[name] if name in words else row.dtypes.get(name)
 
@@ -179,7 +192,7 @@ def _alpha(run: Run, method: str) -> str:
 
 
 def origin_table(run: Run) -> Table:
-    """Where the rows come from."""
+    """Return where the rows come from."""
     first = run.rows[0]
     processors = dict.fromkeys(row.processor for row in run.rows if row.processor)
     return Table(
@@ -201,7 +214,7 @@ def origin_table(run: Run) -> Table:
 
 
 def all_rows_table(run: Run) -> Table:
-    """Every row."""
+    """Return every row."""
     return Table(
         "Every row of rows.jsonl, to six digits.",
         (*SUBJECT_COLUMNS, "Metric", "Value", "95 % interval", "n"),
@@ -220,7 +233,7 @@ def all_rows_table(run: Run) -> Table:
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
-    """One line a run: its conditions, what came back in each arm, and the verdicts."""
+    """Return a line for each run and arm: its conditions, what came back, and the verdicts."""
     return Table(
         "All runs of this report. Comes back: cases with the 95 % interval of ρ(M1) above 0, of the cases where it is "
         "defined. Gain: smallest to largest.",
@@ -256,17 +269,17 @@ def _summary_rows(run: Run) -> Iterator[list[str]]:
             number("M2", run.value("M2", "target")),
             f"{len(r.back)} of {len(r.defined)}",
             estimate(r.largest),
-            span(gains),
-            span(coarse),
+            value_range(gains),
+            value_range(coarse),
             *verdicts,
         ]
 
 
 def _by_subject(run: Run, columns: Mapping[str, str], caption: str, *, pairs: bool = True) -> Table:
-    """One line a model and precision that has any of these metrics."""
+    """Return a line for each model and precision that has any of these metrics."""
     rows = select(run.rows, metric=tuple(columns))
     shown = {m: name for m, name in columns.items() if any(row.metric == m for row in rows)}
-    subjects: dict[Subject, None] = {row.key[1:]: None for row in rows}
+    subjects: dict[SubjectKey, None] = {row.key[1:]: None for row in rows}
     first = 1 if pairs else 0  # a pair is always of an unlearned model: its column would say nothing
     return Table(
         caption,
@@ -276,7 +289,7 @@ def _by_subject(run: Run, columns: Mapping[str, str], caption: str, *, pairs: bo
     )
 
 
-def _words(subject: Subject) -> tuple[str, str, str, str]:
+def _words(subject: SubjectKey) -> tuple[str, str, str, str]:
     model, method, storage, format_name = subject
     return model, method or "–", storage_label(storage), precision_label(format_name)
 

@@ -19,7 +19,7 @@ from unforgotten.reports.style import (
     SOFT,
     arm_handles,
     arm_styles,
-    intervals,
+    draw_intervals,
     legend,
     line_handle,
     panels,
@@ -30,7 +30,7 @@ TICK_FACTORS = (1.0, 2.0, 5.0)
 
 
 def gain_figure(run: Run) -> Figure | None:
-    """Gain of every method, format by format, with the line at 1 where the whole update survives."""
+    """Draw the gain of every method, format by format, with the line at 1 where the whole update survives."""
     if not select(run.rows, metric="gain"):
         return None
     slots = Slots(run.formats, run.methods)
@@ -43,7 +43,7 @@ def gain_figure(run: Run) -> Figure | None:
 
 
 def gain_panel(ax: Axes, run: Run, slots: Slots) -> None:
-    """Gains in the slots, grouped by format."""
+    """Draw gains in the slots, grouped by format."""
     ax.axhline(1, color=INK, linestyle="--", linewidth=1.1, zorder=2)
     for i, (storage, style) in enumerate(arm_styles(run.storages).items()):
         offset = dodge(i, len(run.storages))
@@ -52,13 +52,13 @@ def gain_panel(ax: Axes, run: Run, slots: Slots) -> None:
             for f in slots.groups
             for m in slots.members
         ]
-        intervals(ax, places, style, size=6)
+        draw_intervals(ax, places, style, size=6)
     bottom, top = ax.get_ylim()
     ax.set_ylim(min(0.0, bottom), max(1.3, top))
 
 
 def flips_figure(run: Run) -> Figure | None:
-    """Observed against expected code flips, both axes logarithmic, with the line where they agree."""
+    """Draw observed against expected code flips, both axes logarithmic, with the line where they agree."""
     pairs = [
         (expected.value, observed.value, expected.storage, expected.format)
         for expected in select(run.rows, metric="expected_flips")

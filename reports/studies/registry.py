@@ -32,7 +32,7 @@ Render = Callable[[Path], Mapping[str, str]]
 
 def study_modules() -> Mapping[str, Render]:
     """Return the function `render` of every study that has a module of its own, by the name of the study."""
-    return {name: render_of for name, render_of in _found().items() if name != RUNS}
+    return {name: make for name, make in _found().items() if name != RUNS}
 
 
 def render(name: str, folder: Path) -> Mapping[str, str]:
@@ -45,11 +45,11 @@ def render(name: str, folder: Path) -> Mapping[str, str]:
     Raises:
         ValueError: there is no study of this name.
     """
-    found = _found()
-    own = name if name != RUNS and name in found else RUNS if (folder / STUDY_FILE).is_file() else None
-    if own is None or own not in found:
+    of_runs = _found().get(RUNS) if (folder / STUDY_FILE).is_file() else None
+    make = study_modules().get(name, of_runs)
+    if make is None:
         raise ValueError(f"study must be one of {', '.join(study_modules())}, got {name!r}")
-    return found[own](folder)
+    return make(folder)
 
 
 def write_study(name: str, folder: Path) -> list[Path]:

@@ -13,7 +13,10 @@ ONE, TWO = (7.0, 2.9), (7.0, 3.2)  # inches, one panel and two
 
 
 def log_axis(ax: Axes, which: Literal["x", "y", "both"], most: int = 7) -> None:
-    """Powers of ten as plain numbers; matplotlib's own labels need its mathematics, which the style turns off."""
+    """Label powers of ten as plain numbers.
+
+    matplotlib's own labels need its mathematics, which the style turns off.
+    """
     for name, axis in (("x", ax.xaxis), ("y", ax.yaxis)):
         if which in (name, "both"):
             axis.set_major_locator(LogLocator(numticks=most))

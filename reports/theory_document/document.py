@@ -45,7 +45,7 @@ TITLES: Mapping[str, str] = {
 }
 
 
-def text() -> str:
+def document_text() -> str:
     """Return the theory document in GitHub's Markdown."""
     environment = Environment(
         loader=PackageLoader("unforgotten.reports"),
@@ -89,18 +89,18 @@ def c1_summary() -> str:
     return f"{said} of {len(runs)}".replace(" here", "")
 
 
-def files() -> dict[str, bytes]:
+def document_files() -> dict[str, bytes]:
     """Return all that is generated, by path in `theory/`."""
     pictures = {f"pictures/{name}.svg": picture_svg(name) for name in PICTURES}
-    return {"README.md": text().encode(), **pictures}
+    return {"README.md": document_text().encode(), **pictures}
 
 
-def write(folder: Path) -> None:
-    """Write the document and its pictures."""
+def write_document(folder: Path) -> None:
+    """Write the document and its pictures into a folder."""
     (folder / "pictures").mkdir(parents=True, exist_ok=True)
-    for name, content in files().items():
+    for name, content in document_files().items():
         (folder / name).write_bytes(content)
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]) if len(sys.argv) > 1 else PARTS / "theory")
+    write_document(Path(sys.argv[1]) if len(sys.argv) > 1 else PARTS / "theory")

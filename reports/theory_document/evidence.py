@@ -41,7 +41,7 @@ def kinds(claim_id: str) -> str:
 
 
 def calls(claim_id: str) -> str:
-    """One item a function: where to import it, its kind, what it says, and its source."""
+    """List a statement's functions: where to import each, its kind, what it says, and its source."""
     return "\n".join(_call(c) for c in claimed(claim_id))
 
 
@@ -52,7 +52,7 @@ def _call(claim: Claim) -> str:
 
 
 def evidence(claim_id: str) -> str:
-    """One item a proof, with its method and its domain; then the files of the tests."""
+    """List a statement's proofs with their methods and domains, then the files of its tests."""
     found = proved(claim_id)
     lines = [_proof(p) for p in found] or ["- No proof: tested only."]
     tests = sorted({path for c in claimed(claim_id) for path in test_files(c.function)})
@@ -66,7 +66,7 @@ def _proof(proof: Proof) -> str:
 
 
 def test_files(function: str) -> Iterable[Path]:
-    """The files of `verification/` that hold a test `test_<function>__…`."""
+    """Find the files of `verification/` that hold a test `test_<function>__…`."""
     name = function.rpartition(".")[2]
     return (path for path, names in _tested().items() if name in names)
 
@@ -84,7 +84,7 @@ def _file(module: str) -> str:
 
 
 def escaped(text: str) -> str:
-    """Text that Markdown shows as it is, but for code in backticks, which stays code."""
+    """Escape a text, so that Markdown shows it as it is, but for code in backticks, which stays code."""
     parts = re.split(r"(`[^`]*`)", text)
     plain = (re.sub(r"([\\*_<>\[\]$~|])", r"\\\1", part) for part in parts[::2])
     code = [*parts[1::2], ""]

@@ -73,7 +73,7 @@ def t1_cells() -> list[str]:
 
 
 def t2_drift() -> list[str]:
-    """Drift of one scale, and how many codes T2 certifies in a re-quantized tensor."""
+    """Show the drift of one scale, and how many codes T2 certifies in a re-quantized tensor."""
     fmt, size = format_named("int4-g64"), np.array(1e-4)
     rng = np.random.default_rng(2)
     w = rng.normal(0, 0.02, (512, 512)).astype(np.float32)
@@ -93,7 +93,7 @@ def t2_drift() -> list[str]:
 
 
 def t3_sandwich() -> list[str]:
-    """Bounds of the survivor, in steps, from rounding errors of at most half a step."""
+    """Show bounds of the survivor, in steps, from rounding errors of at most half a step."""
     half, lines = np.array(0.5), []
     for delta in (0.1, 1.5, 10.0):
         low, high = displacement_sandwich(np.array(delta), half, half)
@@ -115,7 +115,7 @@ def t4_dead_zone() -> list[str]:
 
 
 def t5_adamw() -> list[str]:
-    """c_t at the defaults, an AdamW that attains it, and what that does to the dead zone."""
+    """Show c_t at the defaults, an AdamW that attains it, and what that does to the dead zone."""
     t, m, v = 1000, 0.0, 0.0
     for g in extremal_gradients(t).tolist():
         m, v = 0.9 * m + 0.1 * g, 0.999 * v + 0.001 * g * g

@@ -38,7 +38,7 @@ def t6_flips() -> list[str]:
 
 
 def t7_gating() -> list[str]:
-    """One weight that is gated all or nothing, and the gain of a whole format."""
+    """Show one weight that is gated all or nothing, and the gain of a whole format."""
     step = expected_absmax(WEIGHTS, 64) / 7
     delta = 1e-4
     absmax = expected_absmax(WEIGHTS, 64)
@@ -57,7 +57,7 @@ def t7_gating() -> list[str]:
 
 
 def t8_cosine() -> list[str]:
-    """How noisy the survivor of an update of one size is, at three sizes, and the effective step of NF4."""
+    """Show how noisy the survivor of an update of one size is, at three sizes, and the effective step of NF4."""
     absmax = expected_absmax(WEIGHTS, 64)
     step, lines = absmax / 7, []
     for share in (0.01, 0.1, 1.0):
@@ -81,7 +81,7 @@ def t9_concentration() -> list[str]:
 
 
 def t10_bits_and_blocks() -> list[str]:
-    """Flip rates by bits and by block size."""
+    """Show flip rates by bits and by block size."""
     rates = [
         (size, flip_rate(1e-4, 4, WEIGHTS, size), expected_inverse_absmax(WEIGHTS, size))
         for size in (32, 64, 128, 4096)
@@ -95,7 +95,7 @@ def t10_bits_and_blocks() -> list[str]:
 
 
 def t11_biased_regimes() -> list[str]:
-    """Each of the three ways in which U fails."""
+    """Show each of the three ways in which U fails."""
     edge = 2.0**-8
     lines = [
         "- (a) Weights on the grid, Gaussian updates of standard deviation 0.1, 0.3 and 1 step: gain "
@@ -120,7 +120,7 @@ def t11_biased_regimes() -> list[str]:
 
 
 def t12_wash() -> list[str]:
-    """Too few flips in one tensor, and five tensors judged together."""
+    """Show too few flips in one tensor, and five tensors judged together."""
     p, flips = np.full(10_000, 0.01), 60
     bounded = wash_test(flips, float(p.sum()), float((p * (1 - p)).sum()), p.size)
     exact = exact_wash_test(flips, p)

@@ -1,4 +1,11 @@
-"""Examples of T13 to T17, the overview's table, and the verdicts of the published runs."""
+"""Examples of T13 to T17, the overview's table, and the verdicts of the published runs.
+
+Nothing goes in but the numbers written here, and the published rows; out come lines of Markdown, which the template of
+`theory/README.md` puts beside the statements:
+
+    t17_lattice()[0]
+    "- Input (3, 1), steps of 1, update (0.4, 0.3) from the middle of the cells. Swallowed by plain rounding: True. …"
+"""
 
 from __future__ import annotations
 
@@ -75,7 +82,7 @@ def t14_decomposition() -> list[str]:
 
 
 def decomposed(w: NDArray[Any], delta: NDArray[Any], x: NDArray[Any]) -> LostEffect:
-    """T14 for the logistic loss at input `x`, in one row of INT4."""
+    """Compute T14 for the logistic loss at input `x`, in one row of INT4."""
     fmt = format_named("int4-row")
     q, q_new = (round_trip(v[None], fmt)[0].astype(np.float64) for v in (w, w + delta))
     return lost_effect(
@@ -116,7 +123,7 @@ def _word(certified: bool) -> str:
 
 
 def t16_recovery() -> list[str]:
-    """Made-up items: part comes back; and a pair between which there is nothing to recover."""
+    """Show made-up items of which part comes back, and a pair between which there is nothing to recover."""
     rng = np.random.default_rng(16)
     unlearned, target = rng.uniform(0, 20, 60), rng.uniform(80, 100, 60)
     quantized = unlearned + 0.3 * (target - unlearned) + rng.normal(0, 10, 60)
@@ -132,7 +139,7 @@ def t16_recovery() -> list[str]:
 
 
 def t17_lattice() -> list[str]:
-    """Two columns and one input direction: plain rounding swallows the update, GPTQ passes it."""
+    """Show two columns and one input direction where plain rounding swallows the update and GPTQ passes it."""
     x, step, damping = np.array([3.0, 1.0]), np.array([1.0, 1.0]), 0.1
     delta = np.array([0.4, 0.3])
     factor = np.linalg.cholesky(np.linalg.inv(np.outer(x, x) + damping * np.eye(2))).T

@@ -75,7 +75,7 @@ def t3_sandwich() -> Figure:
 
 
 def t4_dead_zone() -> Figure:
-    """From which magnitude on weights stand still, by size of the update and dtype."""
+    """Draw the magnitude from which on weights stand still, by size of the update and dtype."""
     figure, (ax,) = panels(1, 1, ONE)
     sizes = np.geomspace(1e-7, 1e-3, 801)
     shown = {"bfloat16": ORANGE, "float16": GREEN, "float8_e4m3fn": PURPLE}
@@ -94,7 +94,7 @@ def t4_dead_zone() -> Figure:
 
 
 def t5_ratio() -> Figure:
-    """c_t at the defaults, its limit, and the folk bound."""
+    """Draw c_t at the defaults, its limit, and the folk bound."""
     figure, (ax,) = panels(1, 1, ONE)
     t = np.unique(np.geomspace(1, 1e4, 400).astype(int))
     ax.semilogx(t, ratios(t, 0.9, 0.999), color=BLUE)

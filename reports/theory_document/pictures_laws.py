@@ -55,7 +55,7 @@ def t7_staircases() -> Figure:
 
 
 def t8_cosine() -> Figure:
-    """Cosine of the survivor with an update of one size."""
+    """Draw the cosine of the survivor with an update of one size."""
     figure, (ax,) = panels(1, 1, ONE)
     sizes = np.geomspace(1e-4, 10, 401)
     ax.semilogx(sizes, [expected_cosine(np.array([x]), 1.0) for x in sizes], color=BLUE)
@@ -69,7 +69,7 @@ def t8_cosine() -> Figure:
 
 
 def t9_concentration() -> Figure:
-    """Cosine of an update of fixed length on a share of the weights."""
+    """Draw the cosine of an update of fixed length on a share of the weights."""
     figure, (ax,) = panels(1, 1, ONE)
     shares = np.geomspace(1e-5, 1, 401)
     drawn = {0.003: PURPLE, 0.01: BLUE, 0.03: GREEN, 0.1: ORANGE}
@@ -84,7 +84,7 @@ def t9_concentration() -> Figure:
 
 
 def t10_bits_and_blocks() -> Figure:
-    """Flip rate by bits and by block size."""
+    """Draw the flip rate by bits and by block size."""
     figure, (left, right) = panels(1, 2, TWO)
     bits, sizes = range(2, 9), [2**i for i in range(4, 15)]
     left.semilogy(bits, [flip_rate(1e-4, b, WEIGHTS, 64) for b in bits], "o-", color=BLUE, markersize=4)
@@ -101,7 +101,7 @@ def t10_bits_and_blocks() -> Figure:
 
 
 def t11_regimes() -> Figure:
-    """Gain of weights that lie on the grid, and of weights that bf16 lets move."""
+    """Draw the gain of weights that lie on the grid, and of weights that bf16 lets move."""
     figure, (left, right) = panels(1, 2, TWO)
     spreads = np.geomspace(0.05, 2, 201)
     left.semilogx(spreads, [on_grid_gain(x, 1.0) for x in spreads.tolist()], color=INK)

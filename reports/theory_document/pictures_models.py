@@ -16,7 +16,7 @@ from unforgotten.theory.models.tails import bernstein_radius
 
 
 def t13_averaging() -> Figure:
-    """Mean effect and gating noise by the number of weights."""
+    """Draw mean effect and gating noise by the number of weights."""
     figure, (ax,) = panels(1, 1, ONE)
     n, delta, step = np.geomspace(10, 1e9, 200), 1e-4, 0.007
     ax.loglog(n, n * delta, color=BLUE)
@@ -52,7 +52,7 @@ def t14_waterfall() -> Figure:
 
 
 def t15_divergence() -> Figure:
-    """Both bounds of the total variation, and their minimum."""
+    """Draw both bounds of the total variation, and their minimum."""
     figure, (ax,) = panels(1, 1, ONE)
     kl = np.linspace(0, 4, 401)
     ax.plot(kl, np.sqrt(kl / 2), color=SOFT, linestyle="--", linewidth=1.2)
@@ -74,7 +74,7 @@ def t15_divergence() -> Figure:
 
 
 def t16_recovery() -> Figure:
-    """Made-up items of which a known share comes back, and the estimate of it with its interval."""
+    """Draw made-up items of which a known share comes back, and the estimate of it with its interval."""
     figure, (ax,) = panels(1, 1, ONE)
     rng = np.random.default_rng(16)
     unlearned, target = rng.uniform(0, 20, 60), rng.uniform(80, 100, 60)

@@ -1,4 +1,9 @@
-"""The command line: parses, calls, prints. Nothing is computed here, and heavy packages load on use."""
+"""The command line: parses, calls, prints. Nothing is computed here, and heavy packages load on use.
+
+Each function is a command, its signature the options, its docstring the help; bad input ends in `main`, in one line:
+
+    unforgotten audit TARGET UNLEARNED --formats int4-g64,nf4-b64 --texts forget.txt
+"""
 
 from __future__ import annotations
 
@@ -309,11 +314,9 @@ def _print_object(result: Mapping[str, Any], as_json: bool, lines: list[str]) ->
 
 
 def _need(extra: str, *packages: str) -> None:
-    from importlib.util import find_spec
+    from unforgotten.records.extras import need
 
-    missing = [name for name in packages if find_spec(name) is None]
-    if missing:
-        raise ValueError(f"{missing[0]} is missing: pip install 'unforgotten[{extra}]'")
+    need(f"unforgotten[{extra}]", *packages)
 
 
 def main() -> None:

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("sympy", reason="proofs need the extra `verify`")
 pytest.importorskip("z3", reason="proofs need the extra `verify`")
 
-from unforgotten.reports.theory_document.document import TITLES, write
+from unforgotten.reports.theory_document.document import TITLES, write_document
 from unforgotten.reports.theory_document.evidence import escaped
 from unforgotten.reports.theory_document.examples import EXAMPLES
 from unforgotten.reports.theory_document.pictures import PICTURES
@@ -29,7 +29,7 @@ PARTS = ("**Assumes.**", "**Example**", "**To call**", "**Behind it**", "**Not s
 @pytest.fixture(scope="module")
 def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("theory")
-    write(folder)
+    write_document(folder)
     return folder
 
 

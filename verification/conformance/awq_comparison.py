@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.codes.layer import Piece
+from unforgotten.audit.codes.layer import CodedWeights
 from unforgotten.audit.codes.layouts import LAYOUTS
 from unforgotten.audit.sources.checkpoint import open_checkpoint
 from unforgotten.audit.sources.quantization import read_scheme
@@ -61,7 +61,7 @@ def hard_weights(bits: int, *, dtype: str = "float32") -> Array:
     return w.astype(dtype)
 
 
-def read_back(tensors: Mapping[str, Array], size: int, folder: Path) -> Piece:
+def read_back(tensors: Mapping[str, Array], size: int, folder: Path) -> CodedWeights:
     """Return what the audit reads from a checkpoint of these 4-bit tensors: codes and values, (columns, rows).
 
     Args:
@@ -76,4 +76,4 @@ def read_back(tensors: Mapping[str, Array], size: int, folder: Path) -> Piece:
     stated = {"quant_method": "awq", "bits": 4, "group_size": size, "version": "gemm"}
     scheme = read_scheme(folder / "config.json", stated)
     layer = LAYOUTS[scheme.layout].open(scheme, open_checkpoint(folder), "layer")
-    return layer.piece(0, layer.units)
+    return layer.decode(0, layer.units)

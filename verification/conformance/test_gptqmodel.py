@@ -211,11 +211,11 @@ def test_audit__reads_what_gptqmodel_packs(bits: int, tmp_path: Path) -> None:
     stated = {"quant_method": "gptq", "bits": bits, "group_size": 32, "checkpoint_format": "gptq"}
     scheme = read_scheme(tmp_path / "config.json", stated)
     layer = LAYOUTS[scheme.layout].open(scheme, open_checkpoint(tmp_path), "layer")
-    piece = layer.piece(0, layer.units)
+    decoded = layer.decode(0, layer.units)
     group = np.arange(128) // 32
-    assert np.array_equal(piece.codes, codes.T)
-    assert np.array_equal(piece.values, (scales[:, group] * (codes - zeros[:, group])).T)
-    assert np.array_equal(piece.values.astype(np.float16), values)
+    assert np.array_equal(decoded.codes, codes.T)
+    assert np.array_equal(decoded.values, (scales[:, group] * (codes - zeros[:, group])).T)
+    assert np.array_equal(decoded.values.astype(np.float16), values)
 
 
 def test_packed__is_wrong_by_a_step_without_the_one_of_the_zero_point(tmp_path: Path) -> None:
@@ -227,6 +227,6 @@ def test_packed__is_wrong_by_a_step_without_the_one_of_the_zero_point(tmp_path: 
     stated = {"quant_method": "gptq", "bits": 4, "group_size": 32, "checkpoint_format": "gptq_v2"}
     scheme = read_scheme(tmp_path / "config.json", stated)
     layer = LAYOUTS[scheme.layout].open(scheme, open_checkpoint(tmp_path), "layer")
-    steps = (layer.piece(0, layer.units).values - values) / scales[:, np.arange(128) // 32].T
+    steps = (layer.decode(0, layer.units).values - values) / scales[:, np.arange(128) // 32].T
     # float16 rounds 15 steps by 15/2048 at most
     assert (np.abs(steps - 1) <= 15 / 2048).all()

@@ -6,14 +6,20 @@ LLVM makes assembly of it for any processor that it knows.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import llvmlite.binding as llvm
+import numpy as np
 from llvmlite import ir
 from numba import types
+from numba.np import numpy_support
 
+from unforgotten.audit.kernel.entries import entries_of_blocks
 from unforgotten.audit.kernel.lanes import F32, F64, I16, I32, I64
-from unforgotten.audit.kernel.tile import NAMES, WHOLE, emit_tile
+from unforgotten.audit.kernel.rules import Extremes, fit_grids
+from unforgotten.audit.kernel.structures import Given, Known, Pair, Tile, new_scratch, no_sums
+from unforgotten.audit.kernel.tile import emit_tile
 from unforgotten.audit.kernel.vector_rules import vector_rule
 from unforgotten.theory.formats.names import Format
 
@@ -27,63 +33,58 @@ LLVM_TYPES = {
     types.float32: F32,
     types.float64: F64,
 }
-ELEMENTS = {
-    "narrow": types.float32,
-    "wide": types.float64,
-    "two": types.float32,
-    "dense": types.float32,
-    "constants": types.float32,
-    "factor": types.float32,
-    "gain": types.float32,
-    "scale": types.float32,
-    "reciprocal": types.float64,
-    "before": types.uint32,
-    "after": types.uint32,
-    "setter": types.float32,
-    "blocks": types.uint32,
-    "nears": types.float32,
-    "wides": types.float64,
-    "kept": types.float64,
-    "moved": types.float64,
-    "kept_counts": types.int64,
-    "moved_counts": types.int64,
-    "codes": types.int32,
-    "bins": types.uint16,
-    "close": types.int64,
-    "flipped": types.int64,
-    "last_bins": types.uint16,
-    "tallies": types.uint32,
-    "census": types.int64,
-}
+SIZES = np.array([1.3, 0.7], np.float32)
+"""Largest magnitudes of two blocks, whose scales are powers of two in formats that have none else."""
 
 
 def tile_assembly(fmt: Format, weights: types.Type, simd: str, triple: str, cpu: str) -> str:
-    """Return the assembly of the passes in a format that `fits_registers`, with the census.
+    """Return the assembly of the passes in a format that `is_in_registers`, with the census.
 
     Args:
         fmt: the format.
         weights: one of WEIGHTS.
         simd: one of `simd.VECTOR_PATHS`.
-        triple: as LLVM names the machine.
+        triple: name of the machine in LLVM's terms.
         cpu: name of its processor, which has the instructions of the path: LLVM ends the process where it has not.
     """
-    rule = vector_rule(fmt)
-    absent = {name for name in ("narrow", "two", "dense") if getattr(rule, name) is None}
-    if fmt.arithmetic != "divide":
-        absent.add("reciprocal")
-    elements = ELEMENTS | {"x": weights, "y": weights}
-    kinds = {n: types.Array(k, 1, "C") for n, k in elements.items() if n not in absent}
+    given = _given(fmt, weights)
     module = ir.Module()
     module.triple = triple
-    names = [n for n in NAMES if n in kinds or n in WHOLE]
-    arguments = [LLVM_TYPES[elements[n]].as_pointer() if n in kinds else I64 for n in names]
-    function = ir.Function(module, ir.FunctionType(ir.VoidType(), arguments), "tile")
+    function = ir.Function(module, ir.FunctionType(ir.VoidType(), list(_types(given))), "tile")
     builder = ir.IRBuilder(function.append_basic_block())
-    given: dict[str, Any] = dict(zip(names, function.args, strict=True))
-    pointers = {n: value for n, value in given.items() if n in kinds}
-    emit_tile(builder, {n: given.get(n) for n in NAMES}, kinds, pointers, simd, 0)
+    known = Known(simd, is_bfloat16=weights == types.uint16, takes_census=True, unrolled=0)
+    emit_tile(builder, _declared(given, iter(function.args)), known)
     builder.ret_void()
     llvm.initialize_all_targets()
     llvm.initialize_all_asmprinters()
     machine = llvm.Target.from_triple(triple).create_target_machine(cpu=cpu, opt=3)
     return str(machine.emit_assembly(llvm.parse_assembly(str(module))))
+
+
+def _given(fmt: Format, weights: types.Type) -> Given:
+    """Return what the kernel is given for a pair of two blocks, as the audit makes it."""
+    stored = np.zeros(1, np.dtype(str(weights)))
+    extremes = Extremes(-SIZES, SIZES, np.zeros(len(SIZES), bool))
+    grids = fit_grids(extremes, fmt, tensor_absmax=float(SIZES.max()), partial=False)
+    entries = entries_of_blocks(grids, grids, SIZES)
+    scratch = new_scratch(np.zeros(1, np.uint32))
+    return Given(Pair(stored, stored), vector_rule(fmt), entries, no_sums(), scratch, Tile(0, 0, 0, 0, 0, 0))
+
+
+def _types(value: Any) -> Iterator[Any]:
+    """Yield LLVM's types of the arrays and numbers in nested structures, in their order."""
+    if isinstance(value, tuple):
+        for part in value:
+            yield from _types(part)
+    elif isinstance(value, np.ndarray):
+        yield LLVM_TYPES[numpy_support.from_dtype(value.dtype)].as_pointer()
+    elif value is not None:
+        yield I64
+
+
+def _declared(value: Any, arguments: Iterator[Any]) -> Any:
+    """Return nested structures with the next argument in the place of each array and number."""
+    if isinstance(value, tuple):
+        parts = [_declared(part, arguments) for part in value]
+        return type(value)(*parts) if hasattr(value, "_fields") else tuple(parts)
+    return None if value is None else next(arguments)

@@ -23,6 +23,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from unforgotten.records.files import write_text
 from unforgotten.verification.mutation.operators import Mutant
 
 LISTED = "tests/reports/test_theory_document.py::test_the_functions_that_are_listed_are_the_registry"
@@ -199,8 +200,7 @@ def what_tests_see(tree: Path, worker: Worker, files: Iterable[str], to: Path) -
             "lines": json.loads(raw.read_text()),
             "red": sorted(run["failed"]),
         }
-        to.with_suffix(".part").write_text(json.dumps(found))
-        to.with_suffix(".part").rename(to)
+        write_text(to, json.dumps(found))
     return read_map(tree, files, json.loads(to.read_text()))
 
 

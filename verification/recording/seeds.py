@@ -2,6 +2,8 @@
 
 Each seed runs in a process of its own, forked from one that has already imported and run the tests once, so that a
 seed costs what its samples cost: laws that depend on no sample are computed and cached once. UNFORGOTTEN_SEED sets the samples and `--hypothesis-seed` the parameters.
+
+    python -m unforgotten.verification.recording.seeds --seeds 3 verification/test_laws.py
 """
 
 from __future__ import annotations

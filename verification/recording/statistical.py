@@ -18,11 +18,15 @@ TOO_SLOW = frozenset(
         "test_k_quants__are_exact_float32",  # random blocks, but a search in rationals, and no chance
     }
 )
+EXACT = frozenset({"test_kernel.py", "test_kernel_entries.py", "test_kernel_rules.py"})
+"""Files whose tests draw inputs, not samples: the kernel gives what the reference gives, whatever was drawn."""
 
 
 @cache
 def statistical_tests(path: Path) -> frozenset[str]:
     """Return the names of the tests of a file that draw samples and take no minutes."""
+    if path.name in EXACT:
+        return frozenset()
     return sampling_tests(path.read_text(encoding="utf-8")) - TOO_SLOW
 
 

@@ -180,7 +180,7 @@ def test_codes_and_values_are_decoded(kind: str, tmp_path: Path) -> None:
     assert layer.parts == set(case.tensors)
     assert layer.units * layer.unit_weights == case.codes.size
     for start, stop in ((0, layer.units), (1, 3), (layer.units - 1, layer.units)):
-        codes, values = layer.piece(start, stop)
+        codes, values = layer.decode(start, stop)
         rows = slice(start * case.codes.shape[0] // layer.units, stop * case.codes.shape[0] // layer.units)
         assert np.array_equal(codes, case.codes[rows])
         assert values.dtype == np.float32
@@ -225,7 +225,7 @@ def test_4bit_is_that_of_bitsandbytes(
     scheme = scheme_of(tmp_path / "t")
     assert scheme is not None
     layer = LAYOUTS[scheme.layout].open(scheme, t, NAME)
-    codes, values = layer.piece(0, layer.units)
+    codes, values = layer.decode(0, layer.units)
     assert np.array_equal(codes, cases[0][1])
     # nested: one product and one sum each rounded, with or without fused multiply-add, then one product
     slack = 4 * np.finfo(np.float32).eps * np.abs(values).max() if nested else 0

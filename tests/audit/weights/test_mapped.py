@@ -19,7 +19,7 @@ from unforgotten.audit import open_checkpoint
 from unforgotten.audit.kernel.simd import available_paths
 from unforgotten.audit.sources import files
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.files import map_files, open_file
+from unforgotten.audit.sources.files import mapping_files, open_file
 from unforgotten.audit.weights.batches import Batch, Work, measure_batch
 from unforgotten.theory.formats.names import format_named
 from unforgotten.verification.chance import rng_for
@@ -36,13 +36,13 @@ from unforgotten.audit.kernel.simd import available_paths
 from unforgotten.theory.formats.names import format_named
 
 target, unlearned, size, *names = sys.argv[1:]
-files.map_files(True)
 formats = tuple(map(format_named, names))
 pair = map(open_checkpoint, map(Path, (target, unlearned)))
 work = Work(*pair, formats, available_paths()[0])
 os.truncate(unlearned, int(size))
 try:
-    measure_batch(work, Batch("w.weight", 0, 1))
+    with files.mapping_files():
+        measure_batch(work, Batch("w.weight", 0, 1))
 except ValueError as error:
     print(error)
 """
@@ -50,9 +50,8 @@ except ValueError as error:
 
 @pytest.fixture
 def mapping() -> Iterator[None]:
-    map_files(True)
-    yield
-    map_files(False)
+    with mapping_files():
+        yield
 
 
 def populates() -> bool:
@@ -104,11 +103,8 @@ def measure(paths: tuple[Path, Path]) -> Any:
 def test_mapped_weights_are_measured_like_read_ones(tmp_path: Path) -> None:
     asked = measure(save_pair(tmp_path))
     [read] = measure_batch(*asked)
-    map_files(True)
-    try:
+    with mapping_files():
         [mapped] = measure_batch(*asked)
-    finally:
-        map_files(False)
     assert mapped.searched == read.searched
     for name, part in read.parts.items():
         pairs: list[tuple[Any, Any]] = list(zip(part, mapped.parts[name], strict=True))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import time
 from fractions import Fraction
 from typing import Any
 
@@ -15,7 +14,7 @@ from hypothesis import given, settings
 from numba import njit
 from numpy.typing import NDArray
 
-from unforgotten.audit.kernel.bits import block_sizes
+from unforgotten.audit.kernel.bits import block_magnitudes
 from unforgotten.audit.kernel.entries import FINITE
 from unforgotten.audit.kernel.rules import exact_thresholds, float_order
 from unforgotten.audit.kernel.slots import (
@@ -33,9 +32,7 @@ from unforgotten.audit.kernel.slots import (
     SURELY_FROM,
     SURELY_TO,
 )
-from unforgotten.audit.kernel.vector_rules import fits_registers, lattice_rule, vector_rule
-from unforgotten.audit.sources import files
-from unforgotten.audit.weights import reading
+from unforgotten.audit.kernel.vector_rules import is_in_registers, lattice_rule, vector_rule
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.rounding import ROUNDINGS
 from unforgotten.theory.geometry.cells import cells
@@ -47,8 +44,8 @@ QUOTIENTS = [
     name
     for name in domain.ALL_FORMAT_NAMES
     if format_named(name).arithmetic == "divide"
-    and fits_registers(format_named(name))
-    and vector_rule(format_named(name)).narrow is not None
+    and is_in_registers(format_named(name))
+    and vector_rule(format_named(name)).tables is not None
 ]
 
 
@@ -68,7 +65,7 @@ def test_exact_thresholds__divide_the_codes(name: str) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    [n for n in domain.ALL_FORMAT_NAMES if fits_registers(f := format_named(n)) and vector_rule(f).narrow is not None],
+    [n for n in domain.ALL_FORMAT_NAMES if is_in_registers(f := format_named(n)) and vector_rule(f).tables is not None],
 )
 def test_vector_rule__finds_the_code_by_one_threshold_of_a_bucket(name: str) -> None:
     """By the very operations of the kernel: a fused multiply-add is the float64 product, rounded once."""
@@ -76,18 +73,18 @@ def test_vector_rule__finds_the_code_by_one_threshold_of_a_bucket(name: str) -> 
     rule = vector_rule(fmt)
     t = exact_thresholds(fmt)
     reach, steps = rule.constants[REACH], rule.constants[STEPS]
-    near = np.concatenate(
+    rough = np.concatenate(
         [t, np.nextafter(t, np.float32(np.inf)), np.linspace(-2 * reach, 2 * reach, 9999, dtype=np.float32)]
     )
-    place = np.clip(near, -reach, reach).astype(np.float64) * steps
+    place = np.clip(rough, -reach, reach).astype(np.float64) * steps
     bucket = np.rint(place).astype(int) & 31
-    assert rule.narrow is not None
-    codes = rule.narrow[CODES : CODES + 2].reshape(-1).view(np.int32)
-    limits = rule.narrow[LIMITS : LIMITS + 2].reshape(-1)
-    found = codes[bucket] + (near > limits[bucket])
-    for threshold in () if rule.two is None else rule.two:
-        found += near > threshold
-    assert np.array_equal(found, np.searchsorted(t, near, side="left"))
+    assert rule.tables is not None
+    codes = rule.tables[CODES : CODES + 2].reshape(-1).view(np.int32)
+    limits = rule.tables[LIMITS : LIMITS + 2].reshape(-1)
+    found = codes[bucket] + (rough > limits[bucket])
+    for threshold in () if rule.extra_thresholds is None else rule.extra_thresholds:
+        found += rough > threshold
+    assert np.array_equal(found, np.searchsorted(t, rough, side="left"))
 
 
 def test_float_order__is_the_order_of_floats() -> None:
@@ -104,16 +101,16 @@ def test_lattice_rule__finds_the_bin_of_every_bfloat16(name: str) -> None:
     fmt = format_named(name)
     rule, cell = lattice_rule(fmt), cells(fmt)
     assert rule is not None
-    assert rule.narrow is not None
-    assert rule.dense is not None
+    assert rule.tables is not None
+    assert rule.crowded_below is not None
     sizes = np.arange(FINITE, dtype=np.uint16).view(ml_dtypes.bfloat16).astype(np.float64)
     ratios = np.append(sizes, -sizes)
     code = np.searchsorted(exact_thresholds(fmt), ratios, side="left")
-    asked = (code > 0) & (code < len(cell.lower) - 1) & (np.abs(ratios) >= rule.dense[0])
+    asked = (code > 0) & (code < len(cell.lower) - 1) & (np.abs(ratios) >= rule.crowded_below[0])
     assert np.abs(ratios[asked]).min() < 1e-5, "few are left to float64"
     lower, width = cell.lower.tolist(), cell.width.tolist()
     for ratio, k in zip(ratios[asked].tolist(), code[asked].tolist(), strict=True):
-        inverse, origin = (float(rule.narrow[row, k]) for row in (INVERSE, ORIGIN))
+        inverse, origin = (float(rule.tables[row, k]) for row in (INVERSE, ORIGIN))
         fused = ratio * inverse + origin
         assert Fraction(ratio) * Fraction(inverse) + Fraction(origin) == Fraction(fused)
         found = min(int(np.float32(fused)) >> FRACTION, STAYED - 1)
@@ -125,11 +122,11 @@ def test_lattice_rule__finds_the_bin_of_every_bfloat16(name: str) -> None:
 def test_vector_rule__is_sure_of_quotients_that_are_clear_of_thresholds(name: str) -> None:
     """The ends of what a code has for sure, moved by all that a product by a reciprocal may be off."""
     fmt = format_named(name)
-    narrow, thresholds = vector_rule(fmt).narrow, exact_thresholds(fmt)
-    assert narrow is not None
+    tables, thresholds = vector_rule(fmt).tables, exact_thresholds(fmt)
+    assert tables is not None
     for code in range(len(fmt.levels)):
-        least = np.nextafter(narrow[SURELY_FROM, code], np.float32(np.inf))
-        for end in (least, narrow[SURELY_TO, code]):
+        least = np.nextafter(tables[SURELY_FROM, code], np.float32(np.inf))
+        for end in (least, tables[SURELY_TO, code]):
             if np.isfinite(end):
                 off = abs(Fraction(float(end))) * Fraction(1, 2**23)
                 for quotient in (Fraction(float(end)) - off, Fraction(float(end)) + off):
@@ -141,17 +138,17 @@ def test_vector_rule__is_sure_of_codes_away_from_the_one_threshold(name: str) ->
     """Products that are as far off as they may be have the code of the quotient, or are not sure; few are not."""
     fmt = format_named(name)
     rule, t = vector_rule(fmt), exact_thresholds(fmt)
-    assert rule.narrow is not None
+    assert rule.tables is not None
     reach, steps, sure = (rule.constants[k] for k in (REACH, STEPS, SURE))
     around = np.outer(t, 1 + np.linspace(-1e-6, 1e-6, 201)).reshape(-1)
     quotient = np.append(np.linspace(-1.5 * reach, 1.5 * reach, 20_001), around)
     code = np.searchsorted(t, quotient.astype(np.float32), side="left")
     for off in (-(2.0**-23), 0, 2.0**-23):
-        near = (quotient * (1 + off)).astype(np.float32)
-        bucket = np.rint(np.clip(near, -reach, reach).astype(np.float64) * steps).astype(int) & 31
-        limit = rule.narrow[LIMITS : LIMITS + 2].reshape(-1)[bucket]
-        surely = np.abs(near - limit) > sure
-        assert np.array_equal(np.searchsorted(t, near[surely], side="left"), code[surely])
+        rough = (quotient * (1 + off)).astype(np.float32)
+        bucket = np.rint(np.clip(rough, -reach, reach).astype(np.float64) * steps).astype(int) & 31
+        limit = rule.tables[LIMITS : LIMITS + 2].reshape(-1)[bucket]
+        surely = np.abs(rough - limit) > sure
+        assert np.array_equal(np.searchsorted(t, rough[surely], side="left"), code[surely])
         assert surely[: -len(around)].mean() > 0.999
 
 
@@ -161,43 +158,28 @@ def test_product_by_a_reciprocal__is_the_float32_quotient(e: int, x: int, y: int
     a, b = np.float32(x * 2.0 ** (e - 24)), np.float32(y * 2.0**-12)
     product = np.float64(a) * (1 / np.float64(b))
     assert np.float32(product) == a / b
-    near = a * np.float32(1 / np.float64(b))
-    assert abs(Fraction(float(near)) * Fraction(float(b)) / Fraction(float(a)) - 1) < Fraction(1, 2**22)
+    rough = a * np.float32(1 / np.float64(b))
+    assert abs(Fraction(float(rough)) * Fraction(float(b)) / Fraction(float(a)) - 1) < Fraction(1, 2**22)
 
 
 @njit
-def sizes_of(x: Array, y: Array, start: int, stop: int, groups: int, e: Array, f: Array, top: Array) -> Any:
-    sizes: Any = block_sizes
-    return sizes(x, y, start, stop, groups, 7, e, f, top)
+def magnitudes_of(x: Array, y: Array, start: int, stop: int, groups: int, e: Array, f: Array, top: Array) -> Any:
+    find: Any = block_magnitudes
+    return find(x, y, start, stop, groups, 7, e, f, top)
 
 
 @settings(deadline=None)  # the first example compiles
 @given(st.integers(1, 5), st.integers(1, 40), st.integers(0, 3), st.integers(0, 2**32 - 1))
-def test_block_sizes__are_those_of_numpy(groups: int, count: int, start: int, seed: int) -> None:
+def test_block_magnitudes__are_those_of_numpy(groups: int, count: int, start: int, seed: int) -> None:
     rng = rng_for("block sizes", seed)
     stop = start + count
     x, y = rng.integers(0, 2**16, (2, stop, 16 * groups), dtype=np.uint16)
     entries: Array = np.zeros((2, stop), np.uint32)
     absmax = np.zeros(stop, np.float32)
     flat = x.reshape(-1), y.reshape(-1)
-    tops = sizes_of(*flat, start, stop, groups, entries[0], entries[1], absmax)
+    tops = magnitudes_of(*flat, start, stop, groups, entries[0], entries[1], absmax)
     before, after = ((z & 0x7FFF).max(axis=1).astype(np.uint32) for z in (x, y))
     assert tops == (before[start:].max(), after[start:].max())
     assert np.array_equal(entries[:, start:], [before[start:], after[start:] + 7])
     assert np.array_equal(absmax.view(np.uint32)[start:], before[start:] << 16)
     assert not entries[:, :start].any()
-
-
-@pytest.mark.parametrize(("mapped", "read"), [(1.0, 2.0), (2.0, 1.0)])
-def test_fetching__keeps_the_faster_way(mapped: float, read: float, monkeypatch: pytest.MonkeyPatch) -> None:
-    clock = [0.0]
-    monkeypatch.setattr(time, "perf_counter", lambda: clock[0])
-    ways = reading.Fetching()
-    seen = []
-    for size in (1, 8, 16, 8, reading.LEAST - 1, 8, 8):
-        with ways.of(size):
-            seen.append(files._MAPPING[0])
-            clock[0] += size * (mapped if files._MAPPING[0] else read)
-    files.map_files(False)
-    fast = mapped < read
-    assert seen == [False, True, True, False, False, fast, fast]

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import math
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,12 +16,12 @@ from hypothesis import given, settings
 from numpy.typing import NDArray
 
 from unforgotten.audit.kernel.bits import extremes_of
-from unforgotten.audit.kernel.rules import fits_kernel, rule_of
+from unforgotten.audit.kernel.rules import is_compiled, rule_of
 from unforgotten.audit.kernel.simd import NUMPY, VARIABLE, available_paths
-from unforgotten.audit.sources.flat import Layout, Piece, layout_of, pieces
+from unforgotten.audit.sources.flat import BlockLayout, Piece, layout_of, pieces
 from unforgotten.audit.sources.safetensors_header import TensorInfo
 from unforgotten.audit.weights import piece as measuring
-from unforgotten.audit.weights import piece_blocks as cuts
+from unforgotten.audit.weights import piece_blocks
 from unforgotten.audit.weights import task as tensor_task
 from unforgotten.audit.weights.leg import precision_of, value_precision
 from unforgotten.audit.weights.piece import add_pieces, measure_piece
@@ -75,6 +72,12 @@ class InMemory:
 
     def read_rows(self, name: str, start: int, stop: int) -> Array:
         return self.w[start:stop]
+
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> Array:
+        return self.w.reshape(-1)[start:stop]
+
+    def check(self, name: str) -> None:
+        pass
 
     def sha256(self) -> str:
         return ""
@@ -207,13 +210,13 @@ def test_pieces__only_cut(p: domain.Pair, most: int, path: str) -> None:
     whole = measured(p.w, p.w_new, [p.fmt], path)
     with pytest.MonkeyPatch.context() as patch:
         most = 16 * most if p.fmt.whole_blocks else most
-        for module in (cuts, measuring, tensor_task):
+        for module in (piece_blocks, measuring, tensor_task):
             patch.setattr(module, "PIECE_WEIGHTS", most)
         task = tensor_task.tensor_task(InMemory(p.w), InMemory(p.w_new), "w", [p.fmt], path)
-        cut = add_pieces(task, [measure_piece(task, piece) for piece in pieces(task.shape, most)])
-    for setting, survived in cut.survival.items():
+        in_pieces = add_pieces(task, [measure_piece(task, piece) for piece in pieces(task.shape, most)])
+    for setting, survived in in_pieces.survival.items():
         assert_agree(survived, whole.survival[setting])
-    assert cut.binades == whole.binades
+    assert in_pieces.binades == whole.binades
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -223,7 +226,7 @@ def test_order_of_pieces_does_not_matter(path: str) -> None:
     w_new = (w + 0.01 * rng.standard_normal(w.shape)).astype(np.float32)
     formats = [format_named(name) for name in ("nf4-b64", "int8-row", "int4-tensor")]
     with pytest.MonkeyPatch.context() as patch:
-        for module in (cuts, measuring, tensor_task):
+        for module in (piece_blocks, measuring, tensor_task):
             patch.setattr(module, "PIECE_WEIGHTS", 1000)
         task = tensor_task.tensor_task(InMemory(w), InMemory(w_new), "w", formats, path)
         rows = [measure_piece(task, piece) for piece in pieces(task.shape, 1000)]
@@ -303,49 +306,14 @@ def test_precision__is_that_of_numpy(values: list[float]) -> None:
 
 def test_every_plain_format_is_compiled() -> None:
     """All but the searches; and those of few levels and no zero point are measured in registers on this machine."""
-    compiled = {name for name in domain.ALL_FORMAT_NAMES if fits_kernel(format_named(name))}
+    compiled = {name for name in domain.ALL_FORMAT_NAMES if is_compiled(format_named(name))}
     assert compiled == set(domain.ALL_FORMAT_NAMES) - {n for n in domain.ALL_FORMAT_NAMES if n in SEARCHED}
     for name in compiled:
         rule_of(format_named(name))
 
 
-MEMORY = """
-import resource, sys
-from pathlib import Path
-from unforgotten.audit import open_checkpoint, weights_leg
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-one, two = (open_checkpoint(Path(p)) for p in sys.argv[1:3])
-leg = weights_leg(one, two, sys.argv[3].split(","))
-print(leg.tensors[0].survival[next(iter(leg.totals))].weights, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-ALLOWED_KIB = 160 << 10
-
-
-@pytest.mark.parametrize("shape", [(12288, 8192), (8, 12582912)], ids=["rows", "long rows"])
-def test_memory_does_not_grow_with_the_tensor(shape: tuple[int, int], tmp_path: Path) -> None:
-    """A tensor of 96 Mi weights, 192 MiB a checkpoint and 768 MiB as a pair of float32, within 160 MiB."""
-    nbytes = 2 * math.prod(shape)
-    header = f'{{"a.weight":{{"dtype":"BF16","shape":[{shape[0]},{shape[1]}],"data_offsets":[0,{nbytes}]}}}}'
-    header += " " * (-len(header) % 8)
-    files = [tmp_path / f"{name}.safetensors" for name in "tu"]
-    w: Any = (0.02 * rng_for("memory").standard_normal(1 << 20)).astype(ml_dtypes.bfloat16)
-    for path in files:
-        with path.open("wb") as file:
-            file.write(len(header).to_bytes(8, "little") + header.encode())
-            for _ in range(nbytes // w.nbytes):
-                file.write(w.tobytes())
-            w = -w
-    formats = "nf4-b64,int8-row,int4-tensor,q8_0"
-    done = subprocess.run(
-        [sys.executable, "-c", MEMORY, *map(str, files), formats], check=True, capture_output=True, text=True
-    )
-    weights, peak_kib = map(int, done.stdout.split())
-    assert weights == math.prod(shape)
-    assert peak_kib < ALLOWED_KIB
-
-
 def test_layout_of_whole_rows_is_one_line() -> None:
     """So that formats of the same blocks share their extremes."""
     assert layout_of(format_named("int4-g64"), (4, 128)) == layout_of(format_named("nf4-b64"), (4, 128))
-    assert layout_of(format_named("int4-row"), (4, 128)) == Layout(128, 512)
+    assert layout_of(format_named("int4-row"), (4, 128)) == BlockLayout(128, 512)
     assert list(pieces((4, 128), 256)) == [Piece(0, 256), Piece(256, 512)]
