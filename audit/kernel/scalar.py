@@ -6,9 +6,9 @@ In: float32 weights of a pair, ends of blocks, their `rules.BlockGrids` before a
 >>> squared_length(np.array([1, 2], np.float32), np.array([3, 2], np.float32))
 4.0
 
-No operation of a code or a value may be reordered or fused, so nothing here is compiled with fast-math but
-`_add_up`, which only adds: there the terms are given, and their order within a piece is the compiler's, fixed once
-the code is compiled.
+No operation of a code or a value may be reordered or fused, so nothing here is compiled with fast-math but `_add_up`
+and `squared_length`, which only add: there the terms are given, and their order within a piece is the compiler's,
+fixed once the code is compiled.
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated, assignment, unused-ignore"
