@@ -27,6 +27,8 @@ RULES: Mapping[FindingId | str, str] = {
     "advice": "What to do",
     "codes-differ": "Codes of a quantized pair differ",
     "codes-equal": "A quantized pair is one and the same model",
+    "retain-lost": "A model lost what it should keep: it is broken",
+    "theory-disagrees": "What theory expects of the given recipe is not what was measured",
 }
 VERDICT_LEVELS = {"survives": "note", "undecided": "warning", "undone": "error"}
 

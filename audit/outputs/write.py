@@ -23,6 +23,7 @@ from unforgotten.audit.sources.errors import CheckpointError
 CARD_FILE = "model-card.md"
 SARIF_FILE = "audit.sarif"
 JUNIT_FILE = "audit.junit.xml"
+BUILDING = ".audit-"  # begins the name of the directory that files are built in
 FILES = (HTML_FILE, TENSORS_FILE, CARD_FILE, SARIF_FILE, JUNIT_FILE, JSON_FILE)
 
 
@@ -42,7 +43,7 @@ def write_audit(result: AuditResult, rows: Sequence[TensorRow], out: Path) -> di
         JUNIT_FILE: lambda path: path.write_text(render_junit(result), encoding="utf-8"),
     }
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".audit-", dir=out) as building:
+    with tempfile.TemporaryDirectory(prefix=BUILDING, dir=out) as building:
         for name, write in builders.items():
             write(Path(building) / name)
         sums = {name: _sha256(Path(building) / name) for name in builders}
