@@ -136,8 +136,7 @@ def test_the_example_stops_a_destroyed_model(micro_pair: Path, tmp_path: Path) -
             (tmp_path / "destroyed").mkdir(exist_ok=True)
             (tmp_path / "destroyed" / name).write_bytes((target / name).read_bytes())
     model.save_pretrained(tmp_path / "destroyed")
-    only = ("--formats", "int8-row")
-    done = script(str(target), str(tmp_path / "destroyed"), "out", str(micro_pair / "corpus"), *only, cwd=tmp_path)
+    done = script(str(target), str(tmp_path / "destroyed"), "out", str(micro_pair / "corpus"), "int8-row", cwd=tmp_path)
     assert done.returncode == 1, done.stdout + done.stderr
     last = done.stdout.splitlines()[-1]
     assert last.startswith("exit 1: --fail-on ")
