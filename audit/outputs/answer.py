@@ -254,8 +254,10 @@ def _undecided_step(result: AuditResult) -> str:
 
 
 def _release_step(result: AuditResult) -> str:
-    names = {word: [row["format"] for row in result["formats"] if row["grid"] == "adaptive" and _word(result, row) == word]
-             for word in ("survives", "undone")}
+    names = {
+        word: [row["format"] for row in result["formats"] if row["grid"] == "adaptive" and _word(result, row) == word]
+        for word in ("survives", "undone")
+    }
     if result["verdict"]["overall"] == "survives":
         return f"What now: it may be released in {', '.join(names['survives'])}; other formats were not measured."
     hold = f"; of those measured it survives in {', '.join(names['survives'])}" if names["survives"] else ""

@@ -27,7 +27,9 @@ def control_of(output: OutputLeg | None, behaviour: BehaviourLeg | None) -> Cont
         what = "memory, knowledge and privacy of the forget split and knowledge of the retain split were measured again"
         return _control("behaviour", f"{what} on the quantized models; other safety tests were not")
     if output is not None:
-        return _control("output", "likelihoods of the given texts were measured again on the quantized models; no answer was")
+        return _control(
+            "output", "likelihoods of the given texts were measured again on the quantized models; no answer was"
+        )
     return _control("weights", "no model was evaluated: give --texts or --benchmark to cover it")
 
 

@@ -30,7 +30,14 @@ PLOT_HEIGHT = 200.0
 def render(result: AuditResult, rows: Sequence[TensorRow]) -> str:
     """Return the page of an audit. Every name in it is escaped: the tensors' names come from strangers."""
     environment = page_environment("unforgotten.audit")
-    environment.filters |= {"share": share, "number": number, "p_value": p_value, "plain": plain, "short": short, "span": span}
+    environment.filters |= {
+        "share": share,
+        "number": number,
+        "p_value": p_value,
+        "plain": plain,
+        "short": short,
+        "span": span,
+    }
     script = environment.get_template("audit.js").render()
     digest = hashlib.sha256(script.encode()).digest()
     return environment.get_template("audit.html.j2").render(

@@ -219,7 +219,9 @@ def _judged(name: str, metrics: Mapping[str, Sequence[Any]]) -> Any:
         if metric not in METRICS:
             raise ValueError(f"metric must be one of {', '.join(METRICS)}, got {metric!r} in {name}")
         if len(four) != len(Items._fields):
-            raise ValueError(f"{name} {metric} must hold four lists of items, {', '.join(Items._fields)}, got {len(four)}")
+            raise ValueError(
+                f"{name} {metric} must hold four lists of items, {', '.join(Items._fields)}, got {len(four)}"
+            )
         models = Items(*(np.asarray(_array(values), np.float64) for values in four))
         rows.append(recovery_row(metric, models, loss=metric == "forget_loss"))
     return BehaviourFormat(format=name, metrics={}, recoveries=rows, effects=[])
@@ -231,7 +233,9 @@ def _leaks(items: Mapping[str, Mapping[str, Sequence[Any]]]) -> list[Any]:
 
     found = []
     for metric in LEAKED:
-        rows = {name: [np.asarray(_array(x), np.float64) for x in m[metric]] for name, m in items.items() if metric in m}
+        rows = {
+            name: [np.asarray(_array(x), np.float64) for x in m[metric]] for name, m in items.items() if metric in m
+        }
         first = next(iter(rows.values()), None)
         if first is not None and all(np.array_equal(row[0], first[0]) for row in rows.values()):
             found.append(leak(metric, first[0], first[1], {name: row[3] for name, row in rows.items()}))

@@ -129,7 +129,10 @@ def test_audit_of_a_pair(pair: tuple[str, str], tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("verdicts", "code"), [("undecided", 1), ("swallowed,no-update", 0), ("passes", 1), ("undone", 2), ("survives", 2), ("retain-lost", 2)])
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [("undecided", 1), ("swallowed,no-update", 0), ("passes", 1), ("undone", 2), ("survives", 2), ("retain-lost", 2)],
+)
 def test_fail_on(pair: tuple[str, str], tmp_path: Path, verdicts: str, code: int) -> None:
     done = call("audit", *pair, "--out", str(tmp_path / "out"), "--fail-on", verdicts)
     assert done.returncode == code
@@ -172,7 +175,9 @@ def test_a_foreign_folder_or_a_checkpoint_is_written_to_by_force_alone(pair: tup
     (others / "audit.json").write_text('{"vulnerabilities": {}}')
     for out in (str(foreign), str(others), pair[1]):
         before = {p: p.read_bytes() for p in Path(out).iterdir()}
-        assert_refused(call("audit", *pair, "--out", out, "--quiet"), "--force", Path(out).name, next(iter(before)).name)
+        assert_refused(
+            call("audit", *pair, "--out", out, "--quiet"), "--force", Path(out).name, next(iter(before)).name
+        )
         assert {p: p.read_bytes() for p in Path(out).iterdir()} == before
         assert call("audit", *pair, "--out", out, "--quiet", "--force").returncode == 0
     assert "audit.json" in {p.name for p in foreign.iterdir()}

@@ -102,12 +102,7 @@ def test_a_model_that_kept_what_it_should_is_none() -> None:
 
 @pytest.mark.parametrize(
     ("change", "broken"),
-    [
-        ({"M4": 17.0}, True),
-        ({"M4": 51.0}, False),
-        ({"retain_loss": 0.2 + 2.0}, False),
-        ({"retain_loss": 53.0}, True),
-    ],
+    [({"M4": 17.0}, True), ({"M4": 51.0}, False), ({"retain_loss": 0.2 + 2.0}, False), ({"retain_loss": 53.0}, True)],
 )
 def test_either_sign_is_enough_and_a_loss_of_less_is_none(change: Numbers, broken: bool) -> None:
     assert bool(retain_findings(leg({**KEPT, **change}))) == broken
