@@ -9,9 +9,9 @@ from pathlib import Path
 from unforgotten.audit.codes.compare import ArtefactLeg, compare_codes, scheme_of
 from unforgotten.audit.codes.gguf import compare_gguf_codes, is_quantized_gguf
 from unforgotten.audit.findings.recipe import Recipe
+from unforgotten.audit.outputs.place import check_out
 from unforgotten.audit.outputs.result import AuditResult, build_code_result, build_result
 from unforgotten.audit.outputs.result_rows import code_rows, tensor_rows
-from unforgotten.audit.outputs.place import check_out
 from unforgotten.audit.outputs.write import write_audit
 from unforgotten.audit.progress.stages import SILENT, Progress, Step
 from unforgotten.audit.sources.checkpoint import Checkpoint

@@ -11,7 +11,7 @@ from unforgotten.audit.findings.prediction import PredictionRow, disagreements
 from unforgotten.audit.findings.probe import Sample
 from unforgotten.audit.findings.recipe import Recipe
 from unforgotten.audit.findings.retain import retain_findings
-from unforgotten.audit.findings.row import FindingRow, finding, share_interval
+from unforgotten.audit.findings.row import FindingRow, Severity, finding, share_interval
 from unforgotten.audit.findings.sentences import Judged, share
 from unforgotten.audit.findings.spread import spread_findings
 from unforgotten.audit.findings.storage import storage_findings
@@ -19,7 +19,7 @@ from unforgotten.audit.findings.wash import wash_findings
 from unforgotten.audit.verdict.legs import BehaviourLeg
 from unforgotten.audit.weights.leg import WeightsLeg
 
-ORDER = ("error", "warning", "note")
+ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 def all_findings(

@@ -45,7 +45,10 @@ class GivenRecipe(NamedTuple):
     trained_in: str | None = None
 
 
-def read_recipe(unlearned: Path | str, given: GivenRecipe = GivenRecipe()) -> Recipe | None:
+NOTHING_GIVEN = GivenRecipe()
+
+
+def read_recipe(unlearned: Path | str, given: GivenRecipe = NOTHING_GIVEN) -> Recipe | None:
     """Return the recipe of an unlearned checkpoint; None where nothing is known.
 
     Raises:

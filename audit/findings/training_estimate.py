@@ -77,8 +77,13 @@ def estimate_training(leg: WeightsLeg, samples: Sequence[Sample], recipe: Recipe
         return "the theory has no law for sgd: its steps are lr times a gradient that no file holds"
     if recipe is None or missing_parts(recipe):
         return f"needs {' and '.join(missing_parts(recipe))}: what a training did is not in its weights"
-    lr, steps, dtype, optimizer = (recipe[key] for key in ("lr", "steps", "trained_in", "optimizer"))
-    assert lr is not None and steps is not None and dtype is not None and optimizer is not None, "checked above"
+    lr, steps = recipe["lr"], recipe["steps"]
+    dtype, optimizer = recipe["trained_in"], recipe["optimizer"]
+    assert lr is not None, "checked above"
+    assert steps is not None, "checked above"
+    assert dtype is not None, "checked above"
+    assert optimizer is not None, "checked above"
+    assert optimizer != "sgd", "checked above"
     std = math.sqrt(square / sum(g.weights for g in groups))
     moved_rms = math.sqrt(total.delta_sq / moved)
     return TrainingEstimate(groups, std, moved_rms, dtype, lr, (lr, lr), steps, optimizer, "recipe")

@@ -152,7 +152,9 @@ def _word(result: AuditResult, row: FormatRow) -> str:
 
 def _only(leg: Any, name: str) -> Any:
     """Return a leg with one of its formats, or None where it did not measure that one."""
-    found = [] if leg is None else [f for f in leg["formats"] if f["format"] == name]
+    if leg is None:
+        return None
+    found = [f for f in leg["formats"] if f["format"] == name]
     if not found:
         return None
     return {**leg, "formats": found, **({"leaks": []} if "leaks" in leg else {})}

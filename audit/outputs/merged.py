@@ -63,7 +63,7 @@ def merged_findings(rows: Sequence[FindingRow]) -> list[Merged]:
 
 def _merge(rows: list[FindingRow]) -> Merged:
     first = rows[0]
-    severity = min((row["severity"] for row in rows), key=ORDER.index)
+    severity: Severity = next(word for word in ORDER if any(row["severity"] == word for row in rows))
     formats = list(dict.fromkeys(row["format"] for row in rows if row["format"] is not None))
     if len(rows) == 1 or not formats:
         return Merged(first["id"], severity, first["sentence"], rows)
@@ -116,7 +116,7 @@ def word_sentences(rows: Sequence[FormatRow]) -> Iterator[str]:
     by_word: dict[Finding, list[FormatRow]] = {}
     for row in rows:
         word = format_word(row)
-        if row["grid"] == "adaptive" and word in WORDS:
+        if row["grid"] == "adaptive" and word is not None:
             by_word.setdefault(word, []).append(row)
     for word, says in WORDS.items():
         if group := by_word.get(word):

@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from unforgotten.audit.outputs.write import BUILDING, FILES, JSON_FILE
+from unforgotten.audit.outputs.result import JSON_FILE
+from unforgotten.audit.outputs.write import BUILDING, FILES
 
 MARK = b'"schema": "unforgotten.audit/'
 MARK_WITHIN = 4096  # of the beginning of audit.json

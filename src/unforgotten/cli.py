@@ -41,7 +41,7 @@ def _root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
     ] = False,
 ) -> None:
-    """Does quantization bring back what your model unlearned?"""  # noqa: D400, D401, D415
+    """Does quantization bring back what your model unlearned?"""  # noqa: D401
 
 
 @app.command()

@@ -99,7 +99,7 @@ def audit_pair(
     from unforgotten.audit.options import Asked, read_options
     from unforgotten.audit.run import audit_pair as audited
 
-    asked = Asked(formats, "", *(None if p is None else Path(p) for p in (texts, benchmark, retrained)), jobs)
+    asked = Asked(formats, texts=_place(texts), benchmark=_place(benchmark), retrained=_place(retrained), jobs=jobs)
     options = read_options(asked, "")
     named = [isinstance(side, str | Path) for side in (target, unlearned)]
     if options.needs_models and not all(named):
@@ -111,7 +111,7 @@ def audit_pair(
             pair[0],
             pair[1],
             options.formats,
-            None if out is None else Path(out),
+            _place(out),
             jobs=jobs,
             output=_output(pair, options.measured, asked.texts),
             behaviour=_behaviour(pair, options.measured, asked.benchmark, asked.retrained),
@@ -119,6 +119,10 @@ def audit_pair(
             force=force,
             called=(called[0], called[1]),
         )
+
+
+def _place(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _output(pair: Sequence[Path], formats: Sequence[str], texts: Path | None) -> Any:
@@ -207,7 +211,7 @@ def verdict(
     if not formats:
         raise ValueError("items must hold at least one format, got none")
     leg = BehaviourLeg(benchmark=source, metrics={}, formats=formats, leaks=_leaks(items), notes=[])
-    return decide(weights, None, leg)  # type: ignore[arg-type]
+    return decide(weights, None, leg)
 
 
 def _judged(name: str, metrics: Mapping[str, Sequence[Any]]) -> Any:

@@ -114,8 +114,8 @@ def test_state_dicts_give_what_their_files_give(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", ["float64", "float32", "bfloat16", "float16"])
 def test_models_of_torch_are_audited(dtype: str) -> None:
     torch = pytest.importorskip("torch")
-    models = [torch.nn.Sequential(torch.nn.Linear(64, 32)).to(getattr(torch, dtype)) for _ in range(2)]
-    found = unforgotten.audit_pair(*models, ["int8-row"])
+    before, after = (torch.nn.Sequential(torch.nn.Linear(64, 32)).to(getattr(torch, dtype)) for _ in range(2))
+    found = unforgotten.audit_pair(before, after, ["int8-row"])
     stored = "float32" if dtype == "float64" else dtype
     assert found["target"]["dtypes"] == [stored]
     assert found["coverage"] == {"tensors": 1, "weights": 2048, "kept": 1, "kept_changed": ["0.bias"]}

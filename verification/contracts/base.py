@@ -94,7 +94,7 @@ def unequal(w: Array, got: Array, expected: Array, why: str = "") -> Counterexam
 
     That a value must be finite is a contract of its own, so that no other speaks of a nan that must become nan.
     """
-    alike = (got == expected) | ((got != got) & (expected != expected))
+    alike = (got == expected) | (np.isnan(got.astype(np.float64)) & np.isnan(expected.astype(np.float64)))
     wrong = np.flatnonzero(~alike.ravel())
     if not wrong.size:
         return None

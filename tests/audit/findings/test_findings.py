@@ -83,7 +83,7 @@ def audited_again(root: Path, recipe: Recipe) -> AuditResult:
 
 @pytest.mark.parametrize("seed", range(20))
 def test_dead_zone_is_found_where_bf16_was_trained_and_only_there(seed: int, tmp_path: Path) -> None:
-    found = {}
+    found: dict[str, AuditResult] = {}
     kinds: tuple[tuple[Literal["bf16", "fp32"], Any], ...] = (("bf16", ml_dtypes.bfloat16), ("fp32", np.float32))
     for name, dtype in kinds:
         (tmp_path / name).mkdir()
