@@ -63,6 +63,8 @@ def _dead_zone(leg: WeightsLeg, recipe: Recipe | None) -> list[FindingRow]:
 def _why(leg: WeightsLeg, trained_in: str | None) -> str:
     """Return what a dead zone comes of, as far as it is known."""
     short = SHORT_DTYPES.get(leg.precision, leg.precision)
+    if short == "fp32":
+        return "no step is rounded away there in fp32, so the update chose its weights by their size"
     if trained_in is None:
         return f"trained in {short}, or saved in {short} after fp32: the files cannot tell"
     if trained_in != short:

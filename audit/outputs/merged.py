@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -39,6 +40,11 @@ WORDS: Mapping[Finding, str] = {
     "unclear": "too few codes flip to tell whether the update passes (gain {})",
     "passes": "the update passes (gain {})",
 }
+OF_ONE_FORMAT = re.compile(
+    r"(?P<leg>\w+): in (?P<format>[^,]+), of what was removed from (?P<metric>\w+), "
+    r"(?P<rho>-?\d+) % \[[^]]+\] (?P<says>[^(]+) \(\d+ items\)\."
+)
+"""A sentence of `verdict.rule` on one metric in one format."""
 ASKED_FIRST: tuple[FindingId, ...] = ("zero-bin", "on-grid", "wash", "theory-disagrees", "advice")
 
 
@@ -91,13 +97,38 @@ def top_reasons(result: AuditResult) -> list[str]:
     measured = result["output"] is not None or result["behaviour"] is not None
     weights = [*dict.fromkeys(_weights_reasons(result))]
     if measured:
-        return [*own[:MOST_OWN], *weights][:MOST_REASONS]
+        return [*_joined(own)[:MOST_OWN], *weights][:MOST_REASONS]
     return [*weights[: MOST_REASONS - 1], *own[:1]]
 
 
 def own_reasons(result: AuditResult) -> list[str]:
     """Return the reasons of the legs that measured models; of weights alone, that they settle nothing."""
     return decide(result["verdict"]["legs"]["weights"], result["output"], result["behaviour"])["reasons"]
+
+
+def _joined(reasons: Sequence[str]) -> list[str]:
+    """Return the reasons of legs, those that say the same of one metric in several formats as one."""
+    groups: dict[tuple[str, ...], list[re.Match[str]]] = {}
+    for reason in reasons:
+        found = OF_ONE_FORMAT.fullmatch(reason)
+        if found is not None:
+            groups.setdefault(found.group("leg", "metric", "says"), []).append(found)
+    joined = []
+    for reason in reasons:
+        found = OF_ONE_FORMAT.fullmatch(reason)
+        group = groups.pop(found.group("leg", "metric", "says"), []) if found else []
+        if len(group) > 1:
+            joined.append(_of_formats(group))
+        elif group or found is None:
+            joined.append(reason)
+    return joined
+
+
+def _of_formats(group: Sequence[re.Match[str]]) -> str:
+    shares = span([float(one["rho"]) for one in group], lambda x: f"{x:.0f} %")
+    names = ", ".join(one["format"] for one in group)
+    first = group[0]
+    return f"{first['leg']}: of what was removed from {first['metric']}, {shares} {first['says']} in {names}."
 
 
 def _weights_reasons(result: AuditResult) -> Iterator[str]:
