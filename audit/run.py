@@ -17,6 +17,7 @@ from unforgotten.audit.progress.stages import SILENT, Progress, Step
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.gguf import GgufCheckpoint
 from unforgotten.audit.sources.open import open_pair
+from unforgotten.audit.verdict.gate import check_codes
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
 from unforgotten.audit.weights.leg import WeightsLeg, weights_leg
 from unforgotten.theory.formats.names import format_named
@@ -40,6 +41,7 @@ def audit_pair(
     recipe: Recipe | None = None,
     force: bool = False,
     called: tuple[str, str] | None = None,
+    fatal: Sequence[str] = (),
 ) -> AuditResult:
     """Compare two checkpoints and, if `out` is given, write the files of the audit there.
 
@@ -57,6 +59,7 @@ def audit_pair(
         behaviour: what measures the behaviour leg; called once the weights were read.
         recipe: recipe of the training, where it is known; without it the theory predicts nothing.
         force: whether `out` may be a directory of other files.
+        fatal: words of a gate, refused where the pair could say none of them.
         called: names of the two sides in the result, where their paths say nothing.
 
     Raises:
@@ -75,6 +78,8 @@ def audit_pair(
         before, after = open_pair(target, unlearned)
     with progress.stage(weighing, "tensors") as step:
         leg = _weights(before, after, formats, step, jobs=jobs, ray=ray)
+    if isinstance(leg, ArtefactLeg):
+        check_codes(fatal)
     if isinstance(leg, ArtefactLeg) and (output is not None or behaviour is not None):
         rule = "output and behaviour must be measured on models that are not quantized already"
         raise ValueError(f"{rule}, got {'+'.join(leg.by_format)}")

@@ -1,4 +1,11 @@
-"""Prediction against fact: the gain that theory alone expects of a format, beside the one that was measured."""
+"""Prediction against fact: the gain that theory alone expects of a format, beside the one that was measured.
+
+In go a training (`training_estimate`), or why it is not known, the probe's rows and the measured gains; out comes one row a
+format, and a finding where the two disagree:
+
+    rows = predict_gains(estimate_training(leg, samples, recipe), samples, [("int4-g64", 0.97, 0.01)])
+    disagreements(rows)
+"""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """How the unlearned model was trained: what the theory starts from, and what no file of weights tells.
 
 Given on the command line, or read beside the checkpoint: `unforgotten.json`, with any of `lr`, `steps`, `optimizer` and
-`trained_in`, or `trainer_state.json` as transformers writes it, which holds lr and steps. What is given goes before what
-is read. A recipe that lacks a part predicts nothing, and says which part.
+`trained_in`, or as `unforgotten run` writes it; or `trainer_state.json` as transformers writes it, which holds lr and
+steps. What is given goes before what is read. A recipe that lacks a part predicts nothing, and says which part.
 
     read_recipe(Path("models/unlearned"), GivenRecipe(optimizer="adamw", trained_in="bf16"))
 """
@@ -85,10 +85,22 @@ def _beside(unlearned: Path) -> tuple[dict[str, Any], str]:
 
 def _own(path: Path) -> dict[str, Any]:
     found = _object(path)
+    dtypes = found.get("dtypes")
+    if isinstance(dtypes, dict):
+        return _run(found, dtypes)
     parts = {name: found[name] for name in PARTS if found.get(name) is not None}
     for name, value in parts.items():
         _check(f"{path}: {name}", name, value)
     return parts
+
+
+def _run(found: Mapping[str, object], dtypes: Mapping[str, object]) -> dict[str, Any]:
+    """Return the recipe of a model that `run` trained: by AdamW; in bfloat16 where that is rounded to nearest."""
+    updated = dtypes.get("master") if dtypes.get("master") not in (None, "none") else dtypes.get("parameters")
+    nearest = found.get("rounding") in (None, "nearest")
+    trained_in = {"float32": "fp32", "bfloat16": "bf16" if nearest else None}.get(str(updated))
+    parts = {"lr": found.get("lr"), "steps": found.get("steps"), "optimizer": "adamw", "trained_in": trained_in}
+    return {name: value for name, value in parts.items() if value is not None and _rule(name, value) is None}
 
 
 def _trainer(path: Path) -> dict[str, Any]:

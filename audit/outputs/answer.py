@@ -70,6 +70,7 @@ class Answer(NamedTuple):
         rows: one a format.
         models: sentence on the models themselves, M4, M3 and AUC; empty without a benchmark.
         reasons: at most five reasons.
+        items: sentence on the items behind the verdict; empty where nothing was measured, or a next step says it.
         next_steps: what would decide it, or what to do.
         notes: what a reader must know of how it was measured.
     """
@@ -80,6 +81,7 @@ class Answer(NamedTuple):
     metrics: tuple[str, ...]
     rows: list[FormatAnswer]
     models: str
+    items: str
     reasons: list[str]
     next_steps: list[str]
     notes: list[str]
@@ -90,6 +92,7 @@ def answer(result: AuditResult) -> Answer:
     broken = is_broken(result)
     verdict = result["verdict"]
     rows = [row for row in result["formats"] if row["grid"] == "adaptive"]
+    steps, items = list(_next_steps(result)), power_sentence(result["power"]) or ""
     return Answer(
         overall=verdict["overall"],
         tone=_tone(verdict["overall"], broken),
@@ -97,8 +100,9 @@ def answer(result: AuditResult) -> Answer:
         metrics=_shown(result),
         rows=[_format_answer(result, row, broken) for row in rows],
         models=_models(result),
+        items="" if any(items in step for step in steps) else items,
         reasons=top_reasons(result),
-        next_steps=list(_next_steps(result)),
+        next_steps=steps,
         notes=_notes(result),
     )
 

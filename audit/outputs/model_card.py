@@ -56,7 +56,7 @@ def _body(result: AuditResult) -> str:
         *(f"- {_escaped(reason)}" for reason in result["verdict"]["reasons"]),
         *(f"- {_escaped(note)}" for note in found.notes),
         "",
-        *([_escaped(found.models), ""] if found.models else []),
+        *(line for text in (found.models, found.items) if text for line in (_escaped(text), "")),
         *_measured_table(found.metrics, measured),
         "| format | gain | equal codes | cosine |",
         "| --- | ---: | ---: | ---: |",

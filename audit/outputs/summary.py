@@ -17,7 +17,6 @@ from rich.text import Text
 from unforgotten.audit.findings.sentences import share
 from unforgotten.audit.outputs.answer import Answer, FormatAnswer, Tone, answer
 from unforgotten.audit.outputs.result import HTML_FILE, AuditResult
-from unforgotten.audit.verdict.power import power_sentence
 
 STYLES: Mapping[Tone, str] = {"good": "bold green", "bad": "bold red", "open": "bold yellow"}
 
@@ -59,9 +58,7 @@ def _body(result: AuditResult, found: Answer) -> list[str]:
     lines = [found.models] if found.models else []
     lines += [f"• {reason}" for reason in found.reasons]
     lines += [f"Note: {note}" for note in found.notes]
-    power = power_sentence(result["power"])
-    if power is not None and not any(power in step for step in found.next_steps):
-        lines.append(f"Items: {power}")
+    lines += [f"Items: {found.items}"] if found.items else []
     lines += found.next_steps
     lines.append(f"Audited: {result['target']['source']} → {result['unlearned']['source']}: {_coverage(result)}.")
     return lines

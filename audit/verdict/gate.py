@@ -67,6 +67,17 @@ def read_words(text: str, measured: Collection[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(spelled[word] for word in words))
 
 
+def check_codes(words: Sequence[str]) -> None:
+    """Refuse a gate that a pair that is quantized already could never fail.
+
+    Raises:
+        ValueError: there are words, and none of them can be said of codes.
+    """
+    if words and not set(words) & set(OF_CODES):
+        rule = f"--fail-on must hold one of {', '.join(OF_CODES)} for a pair that is quantized already"
+        raise ValueError(f"{rule}, whose codes show no more, got {', '.join(words)}")
+
+
 def format_word(row: Mapping[str, Any]) -> Finding | None:
     """Return the word of one format's row in `audit.json`; None where codes are all that is known."""
     if row["expected_flips"] is None:
@@ -94,17 +105,10 @@ def _formats(result: AuditResult, word: Finding) -> list[str]:
 
 
 def gate(result: AuditResult, words: Sequence[str]) -> Gate:
-    """Return the exit code of an audit and the reason for it.
-
-    Raises:
-        ValueError: the pair is quantized already, and none of the words can be said of it.
-    """
+    """Return the exit code of an audit and the reason for it."""
     found = said(result)
     if not words:
         return Gate(0, f"no --fail-on was given, so no word fails; {_clauses(found.values())}")
-    if result["compared"] == "codes" and not set(words) & set(OF_CODES):
-        rule = f"--fail-on must hold one of {', '.join(OF_CODES)} for a pair that is quantized already"
-        raise ValueError(f"{rule}, whose codes show no more, got {', '.join(words)}")
     hits = [word for word in words if word in found]
     if hits:
         return Gate(1, f"--fail-on {', '.join(hits)}: {_clauses(found[word] for word in hits)}")

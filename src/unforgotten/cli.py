@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,7 +15,6 @@ from rich.table import Table
 
 if TYPE_CHECKING:
     from unforgotten.audit.outputs.result import AuditResult
-    from unforgotten.audit.progress.stages import Progress
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -87,7 +86,7 @@ def run(
 
 @app.command()
 def audit(
-    target: Annotated[str, typer.Argument(help="Before unlearning: a directory, org/name[@revision], or a GGUF.")],
+    target: Annotated[str, typer.Argument(help="Before unlearning: a directory, org/name\\[@revision], or a GGUF.")],
     unlearned: Annotated[str, typer.Argument(help="After it: the same, or a PEFT adapter.")],
     formats: Annotated[
         list[str] | None, typer.Option(help="Names of formats, with commas or once each: see unforgotten formats.")
@@ -132,6 +131,7 @@ def audit(
         from unforgotten.audit.options import Asked, read_options
         from unforgotten.audit.progress.stages import progress_on
         from unforgotten.audit.run import STAGES, audit_pair
+        from unforgotten.measured import behaviour_of, output_of
 
         given = GivenRecipe(lr, steps, optimizer, trained_in)
         options = read_options(Asked(formats, fail_on, texts, benchmark, retrained, jobs, ray, given), unlearned)
@@ -149,10 +149,11 @@ def audit(
                 progress,
                 jobs=jobs,
                 ray=ray,
-                output=_output_leg(pair, options.measured, texts, progress),
-                behaviour=_behaviour_leg(pair, options.measured, benchmark, retrained, progress),
+                output=output_of(pair, options.measured, texts, progress),
+                behaviour=behaviour_of(pair, options.measured, benchmark, retrained, progress),
                 recipe=options.recipe,
                 force=force,
+                fatal=options.fatal,
             )
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
@@ -175,36 +176,6 @@ def _end_audit(result: AuditResult, out: Path, fatal: Sequence[str], *, quiet: b
         print_summary(result, out, last=last)
     if code:
         raise typer.Exit(code)
-
-
-def _output_leg(
-    pair: tuple[Path, Path], formats: Sequence[str], texts: Path | None, progress: Progress
-) -> Callable[[], Any] | None:
-    if texts is None:
-        return None
-
-    def measure() -> Any:
-        with progress.stage("output", "formats") as step:
-            from unforgotten.experiments.legs.output import output_leg
-
-            return output_leg(*pair, formats, texts, step=step)
-
-    return measure
-
-
-def _behaviour_leg(
-    pair: tuple[Path, Path], formats: Sequence[str], benchmark: Path | None, retrained: Path | None, progress: Progress
-) -> Callable[[], Any] | None:
-    if benchmark is None:
-        return None
-
-    def measure() -> Any:
-        with progress.stage("behaviour", "models") as step:
-            from unforgotten.experiments.legs.behaviour import behaviour_leg
-
-            return behaviour_leg(*pair, formats, benchmark, retrained=retrained, step=step)
-
-    return measure
 
 
 @app.command()

@@ -98,6 +98,7 @@ def audit_pair(
     from unforgotten.audit.findings.recipe import read_recipe
     from unforgotten.audit.options import Asked, read_options
     from unforgotten.audit.run import audit_pair as audited
+    from unforgotten.measured import behaviour_of, output_of
 
     asked = Asked(formats, texts=_place(texts), benchmark=_place(benchmark), retrained=_place(retrained), jobs=jobs)
     options = read_options(asked, "")
@@ -107,14 +108,14 @@ def audit_pair(
     with ExitStack() as stack:
         pair = [_path(stack, name, side) for name, side in (("target", target), ("unlearned", unlearned))]
         called = [str(p) if is_path else f"{p.stem} (in memory)" for p, is_path in zip(pair, named, strict=True)]
+        both = pair[0], pair[1]
         return audited(
-            pair[0],
-            pair[1],
+            *both,
             options.formats,
             _place(out),
             jobs=jobs,
-            output=_output(pair, options.measured, asked.texts),
-            behaviour=_behaviour(pair, options.measured, asked.benchmark, asked.retrained),
+            output=output_of(both, options.measured, asked.texts),
+            behaviour=behaviour_of(both, options.measured, asked.benchmark, asked.retrained),
             recipe=read_recipe(pair[1]) if named[1] else None,
             force=force,
             called=(called[0], called[1]),
@@ -123,22 +124,6 @@ def audit_pair(
 
 def _place(path: Path | str | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _output(pair: Sequence[Path], formats: Sequence[str], texts: Path | None) -> Any:
-    if texts is None:
-        return None
-    from unforgotten.experiments.legs.output import output_leg
-
-    return lambda: output_leg(pair[0], pair[1], formats, texts)
-
-
-def _behaviour(pair: Sequence[Path], formats: Sequence[str], benchmark: Path | None, retrained: Path | None) -> Any:
-    if benchmark is None:
-        return None
-    from unforgotten.experiments.legs.behaviour import behaviour_leg
-
-    return lambda: behaviour_leg(pair[0], pair[1], formats, benchmark, retrained=retrained)
 
 
 def _path(stack: ExitStack, name: str, side: Any) -> Path:

@@ -94,6 +94,27 @@ def test_a_recipe_is_read_beside_the_checkpoint_and_options_go_first(pair: tuple
     assert result["prediction"][0]["inputs"]["lr_source"] == "recipe"
 
 
+@pytest.mark.parametrize(
+    ("dtypes", "rounding", "expected"),
+    [
+        ({"parameters": "bfloat16", "master": "none"}, "nearest", "bf16"),
+        ({"parameters": "bfloat16", "master": "none"}, "stochastic", None),
+        ({"parameters": "bfloat16", "master": "float32"}, None, "fp32"),
+        ({"parameters": "float32", "master": "none"}, None, "fp32"),
+        ({}, None, None),
+    ],
+)
+def test_the_notes_of_a_run_are_a_recipe(
+    dtypes: dict[str, str], rounding: str | None, expected: str | None, pair: tuple[Path, Path]
+) -> None:
+    notes = {"lr": 1e-4, "steps": 4, "alpha": 1.0, "stopped": "max_steps", "dtypes": dtypes, "rounding": rounding}
+    (pair[1] / "unforgotten.json").write_text(json.dumps(notes))
+    found = read_recipe(pair[1])
+    assert found == Recipe(lr=1e-4, steps=4, optimizer="adamw", trained_in=expected, source="unforgotten.json")  # type: ignore[typeddict-item]
+    (pair[1] / "unforgotten.json").write_text(json.dumps({**notes, "lr": None, "steps": 0}))
+    assert (read_recipe(pair[1]) or {}).get("steps") is None
+
+
 def test_a_trainers_state_tells_lr_and_steps_and_no_more(pair: tuple[Path, Path]) -> None:
     log = [{"learning_rate": 1e-6, "step": 1}, {"learning_rate": 1e-5, "step": 2}, {"loss": 1.0}]
     (pair[1] / "trainer_state.json").write_text(json.dumps({"global_step": 7, "log_history": log}))
