@@ -11,14 +11,17 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from unforgotten.audit.findings.sentences import share
-from unforgotten.audit.outputs.answer import Answer, FormatAnswer, Tone, answer
+from unforgotten.audit.outputs.answer import Answer, FormatAnswer, Tone, Trail, answer
 from unforgotten.audit.outputs.result import HTML_FILE, AuditResult
 
 STYLES: Mapping[Tone, str] = {"good": "bold green", "bad": "bold red", "open": "bold yellow"}
+
+ANY_WIDTH = 1000  # of a terminal in which no table would be cut
 
 
 def print_summary(
@@ -36,7 +39,9 @@ def print_summary(
     found = answer(result)
     for line in _head(found):
         _say(console, line)
+    console.print()
     _print_rows(console, found)
+    console.print()
     for text in _body(result, found):
         _say(console, Text(text))
     if out is not None:
@@ -51,7 +56,10 @@ def _say(console: Console, text: Text) -> None:
 
 def _head(found: Answer) -> list[Text]:
     legs = " · ".join(f"{leg}: {word}" for leg, word in found.legs)
-    return [Text(f"Verdict: {found.overall}", STYLES[found.tone]), Text(legs)]
+    lines = [Text(f"Verdict: {found.overall}", STYLES[found.tone]), Text(legs)]
+    if found.metrics:
+        lines.append(Text(f"{', '.join(found.metrics)} below: target → unlearned → unlearned and quantized", "dim"))
+    return lines
 
 
 def _body(result: AuditResult, found: Answer) -> list[str]:
@@ -66,30 +74,34 @@ def _body(result: AuditResult, found: Answer) -> list[str]:
 
 def _print_rows(console: Console, found: Answer) -> None:
     table = _table(found)
-    if console.measure(table).minimum <= console.width:
+    if console.measure(table, options=console.options.update(max_width=ANY_WIDTH)).maximum <= console.width:
         console.print(table)
         return
     for row in found.rows:
-        parts = [f"gain {row.gain}", *(f"{trail.metric} {trail}" for trail in row.trails)]
+        parts = [f"gain {row.gain}", *(f"{trail.metric} {_tight(trail)}" for trail in row.trails)]
         parts += [f"recovered {row.recovered}"] if found.metrics else []
         _say(console, Text.assemble((f"{row.format}: ", ""), (row.word, STYLES[row.tone])))
-        _say(console, Text(f"  {', '.join(parts)}"))
+        console.print(Padding(Text(", ".join(parts)), (0, 0, 0, 2)))
 
 
 def _table(found: Answer) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     names = ["format", *found.metrics, *(["recovered"] if found.metrics else []), "gain", "says"]
     for name in names:
-        table.add_column(name, overflow="fold", no_wrap=name in ("format", "recovered", "gain"))
+        table.add_column(name, no_wrap=True)
     for row in found.rows:
         table.add_row(*_cells(found, row))
     return table
 
 
 def _cells(found: Answer, row: FormatAnswer) -> list[Text]:
-    trails = [Text(str(trail)) for trail in row.trails]
+    trails = [Text(_tight(trail)) for trail in row.trails]
     recovered = [Text(row.recovered)] if found.metrics else []
     return [Text(row.format), *trails, *recovered, Text(row.gain), Text(row.word, STYLES[row.tone])]
+
+
+def _tight(trail: Trail) -> str:
+    return str(trail).replace(" ", "")
 
 
 def _coverage(result: AuditResult) -> str:

@@ -103,9 +103,14 @@ def power_sentence(rows: list[PowerRow]) -> str | None:
     row = min(known, key=lambda one: (one["effective"] or 0.0, one["survives"]))
     effective = row["effective"] or 0.0
     few = f", fewer than the {FEW} that a verdict should rest on" if effective < FEW else ""
-    wanted = "more than 100,000" if row["deciding"] is None else f"about {max(row['deciding'], 1):,}"
     return (
         f"{row['metric']} in {row['format']} rests on {effective:.1f} effective items of {row['n']}{few}: so many show "
         f"that nothing came back in {100 * row['survives']:.0f} % of cases and that all did in "
-        f"{100 * row['undone']:.0f} %; {wanted} would decide."
+        f"{100 * row['undone']:.0f} %; {_wanted(row)}."
     )
+
+
+def _wanted(row: PowerRow) -> str:
+    if row["deciding"] is None:
+        return f"more than {MOST_ITEMS:,} would decide"
+    return f"about {row['deciding']:,} would {'decide' if row['deciding'] > row['n'] else 'have been enough'}"
