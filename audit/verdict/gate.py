@@ -63,7 +63,7 @@ def read_words(text: str, measured: Collection[str]) -> tuple[str, ...]:
         needs = NEEDS.get(spelled[word], ())
         if needs and not set(needs) & set(measured):
             options = " or ".join(f"--{name}" for name in needs)
-            raise ValueError(f"--fail-on must have {options} for {word!r}, which weights alone never say, got neither")
+            raise ValueError(f"--fail-on must have {options} for {word!r}, which nothing else says, got no such option")
     return tuple(dict.fromkeys(spelled[word] for word in words))
 
 
