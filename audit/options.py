@@ -6,8 +6,23 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from unforgotten.audit.run import DEFAULT_FORMATS, VERDICTS
+from unforgotten.audit.findings.recipe import GivenRecipe, Recipe, read_recipe
+from unforgotten.audit.run import DEFAULT_FORMATS
+from unforgotten.audit.verdict.gate import read_words
 from unforgotten.theory.formats.names import format_named
+
+
+class Asked(NamedTuple):
+    """What the command line was given, unchecked; see `unforgotten audit --help`."""
+
+    formats: Sequence[str] | None = None
+    fail_on: str = ""
+    texts: Path | None = None
+    benchmark: Path | None = None
+    retrained: Path | None = None
+    jobs: int = 1
+    ray: str | None = None
+    recipe: GivenRecipe = GivenRecipe()
 
 
 class Options(NamedTuple):
@@ -16,49 +31,53 @@ class Options(NamedTuple):
     Attributes:
         formats: names of the formats, as given; None for the default.
         measured: the formats that the legs of output and behaviour run in.
-        fatal: the verdicts that end with code 1.
+        fatal: the words that end with code 1.
         needs_models: whether a leg runs the models.
+        recipe: recipe of the training, where it was given or stands beside the checkpoint.
     """
 
     formats: Sequence[str] | None
     measured: Sequence[str]
     fatal: Sequence[str]
     needs_models: bool
+    recipe: Recipe | None
 
 
-def read_options(
-    formats: str | None,
-    fail_on: str,
-    texts: Path | None,
-    benchmark: Path | None,
-    retrained: Path | None,
-    jobs: int,
-    ray: str | None,
-) -> Options:
+def read_options(asked: Asked, unlearned: str) -> Options:
     """Read the options of the command line.
 
     Raises:
         ValueError: one breaks its rule.
     """
-    named = None if formats is None else tuple(name for name in formats.split(",") if name)
-    if named is not None and not named:
-        raise ValueError(f"--formats must name at least one format, got {formats!r}")
-    for name in named or ():
+    named = _formats(asked.formats)
+    models = [name for name in ("texts", "benchmark") if getattr(asked, name) is not None]
+    fatal = read_words(asked.fail_on, models)
+    _check_files(asked)
+    if asked.jobs < 1:
+        raise ValueError(f"--jobs must be at least 1, got {asked.jobs}")
+    if asked.ray is not None and not asked.ray.strip():
+        raise ValueError(f"--ray must be an address, as auto or ray://host:port, got {asked.ray!r}")
+    recipe = read_recipe(unlearned, asked.recipe)
+    return Options(named, named or DEFAULT_FORMATS, fatal, bool(models), recipe)
+
+
+def _formats(given: Sequence[str] | None) -> tuple[str, ...] | None:
+    """Return the names of all --formats, each of which may hold several, with commas; one that comes twice counts once."""
+    if not given:
+        return None
+    named = tuple(dict.fromkeys(name for text in given for name in text.split(",") if name))
+    if not named:
+        raise ValueError(f"--formats must name at least one format, got {','.join(given)!r}")
+    for name in named:
         format_named(name)
-    fatal = tuple(verdict for verdict in fail_on.split(",") if verdict)
-    for verdict in fatal:
-        if verdict not in VERDICTS:
-            raise ValueError(f"--fail-on must be of {', '.join(VERDICTS)}, got {verdict!r}")
-    if texts is not None and not texts.is_file():
-        raise ValueError(f"--texts must be a file that exists, got {str(texts)!r}")
-    for option, folder in (("--benchmark", benchmark), ("--retrained", retrained)):
+    return named
+
+
+def _check_files(asked: Asked) -> None:
+    if asked.texts is not None and not asked.texts.is_file():
+        raise ValueError(f"--texts must be a file that exists, got {str(asked.texts)!r}")
+    for option, folder in (("--benchmark", asked.benchmark), ("--retrained", asked.retrained)):
         if folder is not None and not folder.is_dir():
             raise ValueError(f"{option} must be a directory that exists, got {str(folder)!r}")
-    if retrained is not None and benchmark is None:
-        raise ValueError(f"--retrained needs --benchmark, got {str(retrained)!r}")
-    if jobs < 1:
-        raise ValueError(f"--jobs must be at least 1, got {jobs}")
-    if ray is not None and not ray.strip():
-        raise ValueError(f"--ray must be an address, as auto or ray://host:port, got {ray!r}")
-    needs_models = texts is not None or benchmark is not None
-    return Options(named, named or DEFAULT_FORMATS, fatal, needs_models)
+    if asked.retrained is not None and asked.benchmark is None:
+        raise ValueError(f"--retrained needs --benchmark, got {str(asked.retrained)!r}")

@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import get_args
 
 from unforgotten.audit.codes.compare import ArtefactLeg, compare_codes, scheme_of
 from unforgotten.audit.codes.gguf import compare_gguf_codes, is_quantized_gguf
+from unforgotten.audit.findings.recipe import Recipe
+from unforgotten.audit.outputs.place import check_out
 from unforgotten.audit.outputs.result import AuditResult, build_code_result, build_result
 from unforgotten.audit.outputs.result_rows import code_rows, tensor_rows
 from unforgotten.audit.outputs.write import write_audit
@@ -16,12 +17,12 @@ from unforgotten.audit.progress.stages import SILENT, Progress, Step
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.gguf import GgufCheckpoint
 from unforgotten.audit.sources.open import open_pair
+from unforgotten.audit.verdict.gate import check_codes
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
-from unforgotten.audit.verdict.rule import Word
 from unforgotten.audit.weights.leg import WeightsLeg, weights_leg
+from unforgotten.theory.formats.names import format_named
 
 DEFAULT_FORMATS = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64", "int8-row")
-VERDICTS: tuple[Word, ...] = get_args(Word)
 STAGES = ("open", "weights", "findings and files")
 """What an audit says it is at, in this order; the legs that measure models are named by who measures them."""
 
@@ -37,6 +38,10 @@ def audit_pair(
     ray: str | None = None,
     output: Callable[[], OutputLeg] | None = None,
     behaviour: Callable[[], BehaviourLeg] | None = None,
+    recipe: Recipe | None = None,
+    force: bool = False,
+    called: tuple[str, str] | None = None,
+    fatal: Sequence[str] = (),
 ) -> AuditResult:
     """Compare two checkpoints and, if `out` is given, write the files of the audit there.
 
@@ -52,19 +57,29 @@ def audit_pair(
         ray: address of a Ray cluster that shares them instead.
         output: function that measures the output leg; called once the weights were read.
         behaviour: function that measures the behaviour leg; called once the weights were read.
+        recipe: recipe of the training, where it is known; without it the theory predicts nothing.
+        force: True where `out` may be a directory of other files.
+        fatal: words of a gate, refused where the pair could say none of them.
+        called: names of the two sides in the result, where their paths say nothing.
 
     Raises:
-        ValueError: the input breaks a rule (`CheckpointError`), a format is unknown, or `out` is a file.
+        ValueError: the input breaks a rule (`CheckpointError`), a format is unknown, both sides are one, or `out` is a
+            file or holds what is not an audit's.
     """
     if out is not None:
-        _check_out(out)
+        check_out(out, force=force)
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got jobs={jobs}")
+    for name in formats or ():
+        format_named(name)
+    _check_two(target, unlearned)
     opening, weighing, ending = STAGES
     with progress.stage(opening):
         before, after = open_pair(target, unlearned)
     with progress.stage(weighing, "tensors") as step:
         leg = _weights(before, after, formats, step, jobs=jobs, ray=ray)
+    if isinstance(leg, ArtefactLeg):
+        check_codes(fatal)
     if isinstance(leg, ArtefactLeg) and (output is not None or behaviour is not None):
         rule = "output and behaviour must be measured on models that are not quantized already"
         raise ValueError(f"{rule}, got {'+'.join(leg.by_format)}")
@@ -74,7 +89,9 @@ def audit_pair(
         if isinstance(leg, ArtefactLeg):
             result, rows = build_code_result(before, after, leg), code_rows(leg)
         else:
-            result, rows = build_result(before, after, leg, said, done), tensor_rows(leg)
+            result, rows = build_result(before, after, leg, said, done, recipe), tensor_rows(leg)
+        if called is not None:
+            result["target"]["source"], result["unlearned"]["source"] = called
         if out is not None:
             result["files"] = write_audit(result, rows, out)
     return result
@@ -98,13 +115,12 @@ def _weights(
     return leg
 
 
-def _check_out(out: Path) -> None:
-    """Refuse a directory that could not be made, before anything is read."""
-    if "\0" in str(out):
-        raise ValueError(f"out must be a path, got out={str(out)!r}")
-    first = next((p for p in (out, *out.parents) if os.path.lexists(p)), None)
-    if first is not None and not first.is_dir():
-        raise ValueError(f"out must be a directory, or one that can be made, got out={str(out)!r}")
+def _check_two(target: Path, unlearned: Path) -> None:
+    """Refuse a pair whose two sides are one: it has no update, and every format would look harmless."""
+    paths = Path(target), Path(unlearned)
+    same = os.path.samefile(*paths) if all(os.path.exists(p) for p in paths) else str(target) == str(unlearned)
+    if same:
+        raise ValueError(f"unlearned must be another checkpoint than target, got {str(unlearned)!r} for both")
 
 
 def _code_leg(before: Checkpoint, after: Checkpoint, formats: Sequence[str] | None) -> ArtefactLeg | None:

@@ -8,7 +8,7 @@ from unforgotten.experiments.metrics.effects import Items, effects, hybrid_state
 from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.records.store import Measurement
-from unforgotten.theory.laws.update import GridMode, Survival
+from unforgotten.theory.laws.update import GRID_MODES, GridMode, Survival
 
 DECOMPOSED = ("forget_loss", "retain_loss", "M1", "M2", "M4")
 RECOVERED = ("M1", "M2")
@@ -40,7 +40,13 @@ def decompose(
 
 
 def weights_rows(survival: Survival, mode: GridMode) -> list[Measurement]:
-    """Return what survives in the weights under one format, as measurements; names end in @fixed for the fixed grid."""
+    """Return what survives in the weights under one format, as measurements; names end in @fixed for the fixed grid.
+
+    Raises:
+        ValueError: the mode is unknown.
+    """
+    if mode not in GRID_MODES:
+        raise ValueError(f"mode must be one of {', '.join(GRID_MODES)}, got mode={mode!r}")
     suffix = "" if mode == "adaptive" else f"@{mode}"
     spread = survival.flips_variance**0.5
     values: list[tuple[str, float, float | None]] = [

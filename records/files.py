@@ -10,6 +10,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+BUILDING = ".building-"
+"""What the name of a folder begins with, in which several files are built before they are moved."""
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Replace `path` by `content` in one step."""
@@ -65,7 +68,7 @@ def write_together(out: Path, names: Sequence[str], build: Callable[[Path], None
         build: function that writes a file of each name into the folder that it is given.
     """
     out.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".building-", dir=out) as building:
+    with tempfile.TemporaryDirectory(prefix=BUILDING, dir=out) as building:
         build(Path(building))
         _move_all(Path(building), out, names)
 

@@ -7,28 +7,38 @@ from collections.abc import Sequence
 from unforgotten.audit.codes.compare import ArtefactLeg, CodeCounts
 from unforgotten.audit.findings.advice import advice
 from unforgotten.audit.findings.gain import gain_findings
-from unforgotten.audit.findings.prediction import PredictionRow
+from unforgotten.audit.findings.prediction import PredictionRow, disagreements
 from unforgotten.audit.findings.probe import Sample
-from unforgotten.audit.findings.row import FindingRow, finding, share_interval
+from unforgotten.audit.findings.recipe import Recipe
+from unforgotten.audit.findings.retain import retain_findings
+from unforgotten.audit.findings.row import FindingRow, Severity, finding, share_interval
 from unforgotten.audit.findings.sentences import Judged, share
 from unforgotten.audit.findings.spread import spread_findings
 from unforgotten.audit.findings.storage import storage_findings
 from unforgotten.audit.findings.wash import wash_findings
+from unforgotten.audit.verdict.legs import BehaviourLeg
 from unforgotten.audit.weights.leg import WeightsLeg
 
-ORDER = ("error", "warning", "note")
+ORDER: tuple[Severity, ...] = ("error", "warning", "note")
 
 
 def all_findings(
-    leg: WeightsLeg, judged: Sequence[Judged], samples: Sequence[Sample], prediction: Sequence[PredictionRow]
+    leg: WeightsLeg,
+    judged: Sequence[Judged],
+    samples: Sequence[Sample],
+    prediction: Sequence[PredictionRow],
+    recipe: Recipe | None = None,
+    behaviour: BehaviourLeg | None = None,
 ) -> list[FindingRow]:
-    """Return the findings of the weights leg, by severity and then in the order of what explains what."""
+    """Return the findings of an audit, by severity and then in the order of what explains what."""
     found = [
+        *retain_findings(behaviour),
         *gain_findings(judged, samples),
-        *storage_findings(leg),
+        *storage_findings(leg, recipe),
         *wash_findings(leg, samples),
         *spread_findings(leg, judged, samples),
-        *advice(leg, judged, prediction),
+        *disagreements(prediction),
+        *advice(leg, judged, prediction, recipe),
     ]
     return sorted(found, key=lambda row: ORDER.index(row["severity"]))
 

@@ -1,4 +1,11 @@
-"""Prediction against fact: the gain that theory alone expects of a format, beside the one that was measured."""
+"""Prediction against fact: the gain that theory alone expects of a format, beside the one that was measured.
+
+In go a training (`training_estimate`), or why it is not known, the probe's rows and the measured gains; out comes one row a
+format, and a finding where the two disagree:
+
+    rows = predict_gains(estimate_training(leg, samples, recipe), samples, [("int4-g64", 0.97, 0.01)])
+    disagreements(rows)
+"""
 
 from __future__ import annotations
 
@@ -10,10 +17,13 @@ import numpy as np
 
 from unforgotten.audit.findings.motion_prediction import Motion, motion_gain, observe
 from unforgotten.audit.findings.probe import Sample
+from unforgotten.audit.findings.row import FindingRow, finding
+from unforgotten.audit.findings.sentences import STDERRS
 from unforgotten.audit.findings.training_estimate import TrainingEstimate, WeightGroup
 from unforgotten.theory.calculators.bound import Answer, Question, bound
 
 WANTED_GAIN = 0.9
+DISAGREES = 0.25  # of a gain: the theory takes every step to be lr, and a real one is now and then a quarter off
 
 
 class PredictionInputs(TypedDict):
@@ -52,24 +62,24 @@ class PredictionRow(TypedDict):
 
 
 def predict_gains(
-    estimate: TrainingEstimate | None,
+    estimate: TrainingEstimate | str,
     samples: Sequence[Sample],
     measured: Sequence[tuple[str, float | None, float | None]],
 ) -> list[PredictionRow]:
     """Predict the gain of every format, one row a format.
 
     Args:
-        estimate: estimate of the training, None without an update.
+        estimate: estimate of the training, or why there is none.
         samples: samples of the probe.
         measured: triples (format, gain, its standard error) on adaptive grids.
     """
     with np.errstate(all="ignore"):  # weights near the ends of float32: what is not finite becomes None
-        motions = observe(samples) if estimate is not None else []
+        motions = observe(samples)
         return [_row(estimate, motions, *row) for row in measured]
 
 
 def _row(
-    estimate: TrainingEstimate | None, motions: Sequence[Motion], name: str, gain: float | None, stderr: float | None
+    estimate: TrainingEstimate | str, motions: Sequence[Motion], name: str, gain: float | None, stderr: float | None
 ) -> PredictionRow:
     row = PredictionRow(
         format=name,
@@ -83,8 +93,8 @@ def _row(
         smallest_lr=None,
         note=None,
     )
-    if estimate is None:
-        row["note"] = "nothing was updated"
+    if isinstance(estimate, str):
+        row["motion_gain"], row["note"] = _seen(motions, name), estimate
         return row
     try:
         found = [_gain(estimate, name, lr) for lr in (estimate.lr, *estimate.lr_range)]
@@ -101,8 +111,45 @@ def _row(
     return row
 
 
+def _seen(motions: Sequence[Motion], name: str) -> float | None:
+    """Return the gain of the motion as it was seen, which needs no recipe; None where the theory has no law."""
+    try:
+        return motion_gain(motions, name)
+    except (ValueError, ArithmeticError):
+        return None
+
+
+def disagreements(rows: Sequence[PredictionRow]) -> list[FindingRow]:
+    """Report formats whose predicted gain lies further than DISAGREES from the measured one, and beyond its error."""
+    found = []
+    for row in rows:
+        low, high, gain = row["predicted_low"], row["predicted_high"], row["measured_gain"]
+        if low is None or high is None or gain is None:
+            continue
+        margin = STDERRS * (row["measured_stderr"] or 0.0)
+        if max(low - gain, gain - high) > DISAGREES + margin:
+            found.append(_disagrees(row, gain, margin))
+    return found
+
+
+def _disagrees(row: PredictionRow, gain: float, margin: float) -> FindingRow:
+    sentence = (
+        f"{row['format']}: theory expects a gain of {row['predicted_gain']:.2f} from the given recipe and {gain:.2f} was "
+        "measured: the recipe is another one, or its steps did not keep their sign; the measurement counts."
+    )
+    return finding(
+        "theory-disagrees",
+        "warning",
+        sentence,
+        measure="measured gain",
+        effect=gain,
+        interval=(gain - margin, gain + margin),
+        format=row["format"],
+    )
+
+
 def _smallest_lr(estimate: TrainingEstimate, name: str) -> float | None:
-    if estimate.source != "dead zone":
+    if estimate.dtype == "fp32":
         return None
     first = estimate.groups[0]
     whole = WeightGroup(estimate.std, first.rows, first.columns, first.weights)
@@ -129,6 +176,7 @@ def _question(estimate: TrainingEstimate, name: str, group: WeightGroup, lr: flo
         lr=lr,
         steps=estimate.steps,
         dtype=estimate.dtype,
+        optimizer=estimate.optimizer,
         columns=max(2, group.columns),
         rows=max(2, group.rows),
     )
@@ -139,7 +187,7 @@ def _inputs(estimate: TrainingEstimate) -> PredictionInputs:
         std=estimate.std,
         density="gaussian",
         dtype=estimate.dtype,
-        optimizer="adamw",
+        optimizer=estimate.optimizer,
         lr=estimate.lr,
         lr_low=estimate.lr_range[0],
         lr_high=estimate.lr_range[1],

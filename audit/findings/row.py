@@ -23,6 +23,8 @@ FindingId = Literal[
     "advice",
     "codes-differ",
     "codes-equal",
+    "retain-lost",
+    "theory-disagrees",
 ]
 CONFIDENCE_TAIL = 0.025  # on each side of an interval
 STANDARD_DEVIATIONS = 2.0  # on each side, where an interval is that of a mean

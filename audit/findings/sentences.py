@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, get_args
 
 from unforgotten.audit.findings.row import FindingId, FindingRow
 from unforgotten.audit.weights.leg import WeightsLeg, gain_stderr
@@ -20,6 +20,7 @@ from unforgotten.theory.laws.update import Survival
 from unforgotten.theory.laws.wash import wash_test
 
 Finding = Literal["no update", "passes", "partly swallowed", "swallowed", "unclear"]
+FINDINGS: tuple[Finding, ...] = get_args(Finding)
 SWALLOWED_GAIN = 0.5  # T11b: less than half of the update is left
 PASSES_GAIN = 0.9
 STDERRS = 2.0  # half-width of the interval that a finding is judged by
@@ -79,12 +80,17 @@ def reasons(leg: WeightsLeg, judged: Sequence[Judged], rows: Sequence[FindingRow
     """Return the findings as plain sentences with their numbers, the most important first."""
     finding = overall_finding(judged)
     sentences = [*_no_update(leg)] if finding == "no update" else [gain_sentence(j) for j in judged]
-    sentences += [*_of(rows, "zero-bin", "on-grid", "dead-zone"), *_wash(leg, rows)]
-    return [*sentences, *storage_sentences(leg), *_kept(leg), *_of(rows, "advice")]
+    sentences += [*_of(rows, "zero-bin", "on-grid"), *_warned(rows, "dead-zone"), *_wash(leg, rows)]
+    return [*sentences, *storage_sentences(leg), *_kept(leg), *_of(rows, "theory-disagrees", "advice")]
 
 
 def _of(rows: Sequence[FindingRow], *ids: FindingId) -> list[str]:
     return [row["sentence"] for row in rows if row["id"] in ids]
+
+
+def _warned(rows: Sequence[FindingRow], id: FindingId) -> list[str]:
+    """Return the sentences of a finding that is more than a note: what the files cannot tell is no reason."""
+    return [row["sentence"] for row in rows if row["id"] == id and row["severity"] != "note"]
 
 
 def _no_update(leg: WeightsLeg) -> list[str]:

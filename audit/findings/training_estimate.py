@@ -1,4 +1,4 @@
-"""What a pair tells of the training between its two sides: the size of the weights, of a step, and how many steps."""
+"""What the theory starts from: the size of the weights, which the pair tells, and the steps, which only a recipe does."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import Literal
 import numpy as np
 
 from unforgotten.audit.findings.probe import Sample
+from unforgotten.audit.findings.recipe import Recipe, missing_parts
 from unforgotten.audit.weights.leg import WeightsLeg
-from unforgotten.theory.geometry.dead_zone import BINADES, MIN_WEIGHTS, SHORT_NAMES, SIGNIFICANT_BITS
+from unforgotten.theory.geometry.dead_zone import BINADES, MIN_WEIGHTS, SIGNIFICANT_BITS
 
-STEPS_AT_MOST = 10**7
 MOSTLY = 0.5  # of a binade's weights
 STD_STEPS = 4  # of a group of tensors: standard deviations within a factor 2^(1/4)
 
@@ -36,17 +36,18 @@ class WeightGroup:
 
 @dataclass(frozen=True)
 class TrainingEstimate:
-    """The training that would do what is seen, if its steps are lr each and keep their sign.
+    """The training between the two sides, if its steps are lr each and keep their sign.
 
     Attributes:
         groups: groups of the quantized weights, the largest first.
         std: root mean square of all quantized weights.
         moved_rms: root mean square of the change of the weights that moved.
         dtype: dtype that the optimizer updates: bf16, fp16 or fp32.
-        lr: learning rate of one step; for fp32 of all together, as nothing there tells lr from their number.
+        lr: learning rate of one step.
         lr_range: range that `lr` lies in.
         steps: number of steps.
-        source: source that lr was read from.
+        optimizer: optimizer that took them.
+        source: source of lr and steps.
     """
 
     groups: tuple[WeightGroup, ...]
@@ -56,27 +57,36 @@ class TrainingEstimate:
     lr: float
     lr_range: tuple[float, float]
     steps: int
-    source: Literal["dead zone", "size of the update"]
+    optimizer: Literal["adamw", "sign"]
+    source: Literal["recipe"]
 
 
-def estimate_training(leg: WeightsLeg, samples: Sequence[Sample]) -> TrainingEstimate | None:
-    """Estimate the training behind an update; None where nothing moved, or every weight that was seen is 0."""
+def estimate_training(leg: WeightsLeg, samples: Sequence[Sample], recipe: Recipe | None) -> TrainingEstimate | str:
+    """Return the training behind an update, or a sentence that says what is missing.
+
+    Nothing but a recipe tells it: a file of bfloat16 weights shows the same edge whether they were trained in bfloat16 or
+    rounded once at the end, and the size of an update is lr times any number of steps.
+    """
     total = next(iter(leg.totals.values()))
     moved = total.weights - total.unchanged
     groups = _groups(samples)
     square = math.fsum(g.weights * g.std**2 for g in groups)
     if not (moved and total.delta_sq and square):
-        return None
+        return "nothing was updated"
+    if recipe is not None and recipe["optimizer"] == "sgd":
+        return "the theory has no law for sgd: its steps are lr times a gradient that no file holds"
+    if recipe is None or missing_parts(recipe):
+        return f"needs {' and '.join(missing_parts(recipe))}: what a training did is not in its weights"
+    lr, steps = recipe["lr"], recipe["steps"]
+    dtype, optimizer = recipe["trained_in"], recipe["optimizer"]
+    assert lr is not None, "checked above"
+    assert steps is not None, "checked above"
+    assert dtype is not None, "checked above"
+    assert optimizer is not None, "checked above"
+    assert optimizer != "sgd", "checked above"
     std = math.sqrt(square / sum(g.weights for g in groups))
     moved_rms = math.sqrt(total.delta_sq / moved)
-    span, dtype = typical_steps(leg), SHORT_NAMES.get(leg.precision)
-    if span is None or dtype in (None, "fp32"):
-        whole = (moved_rms, moved_rms)
-        return TrainingEstimate(groups, std, moved_rms, "fp32", moved_rms, whole, 1, "size of the update")
-    lr = math.sqrt(span[0] * span[1])
-    steps = min(max(1, round(moved_rms / lr)), STEPS_AT_MOST)
-    assert dtype is not None, "checked above"
-    return TrainingEstimate(groups, std, moved_rms, dtype, lr, span, steps, "dead zone")
+    return TrainingEstimate(groups, std, moved_rms, dtype, lr, (lr, lr), steps, optimizer, "recipe")
 
 
 def typical_steps(leg: WeightsLeg) -> tuple[float, float] | None:

@@ -17,11 +17,14 @@ from itertools import groupby
 from markupsafe import Markup
 
 from unforgotten.audit.findings.sentences import STDERRS, share
+from unforgotten.audit.outputs.answer import answer
 from unforgotten.audit.outputs.layer_map import layer_maps
+from unforgotten.audit.outputs.merged import merged_findings, span
 from unforgotten.audit.outputs.page import page_environment
 from unforgotten.audit.outputs.result import AuditResult, Storage
 from unforgotten.audit.outputs.result_rows import FormatRow, TensorRow
 from unforgotten.audit.outputs.summary import number
+from unforgotten.audit.verdict.power import FEW
 from unforgotten.theory.geometry.dead_zone import MIN_WEIGHTS
 
 GAIN_AXIS = (0.0, 2.0)  # grows where a gain lies outside
@@ -32,11 +35,21 @@ PLOT_HEIGHT = 200.0
 def render(result: AuditResult, rows: Sequence[TensorRow]) -> str:
     """Return the page of an audit. Every name in it is escaped: the tensors' names come from strangers."""
     environment = page_environment("unforgotten.audit")
-    environment.filters |= {"share": share, "number": number, "p_value": p_value, "plain": plain, "short": short}
+    environment.filters |= {
+        "share": share,
+        "number": number,
+        "p_value": p_value,
+        "plain": plain,
+        "short": short,
+        "span": span,
+    }
     script = environment.get_template("audit.js").render()
     digest = hashlib.sha256(script.encode()).digest()
     return environment.get_template("audit.html.j2").render(
         r=result,
+        a=answer(result),
+        merged=merged_findings(result["findings"]),
+        few=FEW,
         script=Markup(script),
         script_hash=f"sha256-{base64.b64encode(digest).decode()}",
         maps=layer_maps(result["compared"], rows),

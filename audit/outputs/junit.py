@@ -20,6 +20,7 @@ def render_junit(result: AuditResult) -> str:
     for side, source in (("target", result["target"]), ("unlearned", result["unlearned"])):
         ET.SubElement(properties, "property", name=side, value=source["source"])
         ET.SubElement(properties, "property", name=f"{side}.sha256", value=source["sha256"])
+    ET.SubElement(properties, "property", name="control", value=result["control"]["sentence"])
     overall, reasons = result["verdict"]["overall"], "\n".join(result["verdict"]["reasons"])
     case = ET.SubElement(suite, "testcase", classname=SUITE, name="verdict")
     if overall == "undone":

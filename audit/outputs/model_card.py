@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import PurePath
 from typing import Any
 
 import yaml
 
+from unforgotten.audit.outputs.answer import FormatAnswer, answer
 from unforgotten.audit.outputs.result import AuditResult
 from unforgotten.audit.outputs.result_rows import FormatRow
 
@@ -43,20 +45,26 @@ def _metric(row: FormatRow) -> dict[str, Any]:
 
 
 def _body(result: AuditResult) -> str:
-    verdict = result["verdict"]
-    words = ", ".join(f"{leg}: {word or 'not measured'}" for leg, word in verdict["legs"].items())
+    found = answer(result)
+    words = ", ".join(f"{leg}: {word}" for leg, word in found.legs)
+    measured = [_measured_line(row) for row in found.rows] if found.metrics else []
     lines = [
         "## Does quantization undo the unlearning?",
         "",
-        f"**Verdict: {verdict['overall']}** ({words}).",
+        f"**Verdict: {found.overall}** ({words}).",
         "",
-        *(f"- {_escaped(reason)}" for reason in verdict["reasons"]),
+        *(f"- {_escaped(reason)}" for reason in result["verdict"]["reasons"]),
+        *(f"- {_escaped(note)}" for note in found.notes),
         "",
+        *(line for text in (found.models, found.items) if text for line in (_escaped(text), "")),
+        *_measured_table(found.metrics, measured),
         "| format | gain | equal codes | cosine |",
         "| --- | ---: | ---: | ---: |",
         *(_line(row) for row in result["formats"] if row["grid"] == "adaptive"),
         "",
         "The gain is the share of the unlearning update that is left after quantization: 1 is all of it.",
+        "",
+        _escaped(result["control"]["sentence"]),
         "",
         f"Measured by unforgotten {result['version']} on weights with these SHA-256:",
         "",
@@ -64,6 +72,19 @@ def _body(result: AuditResult) -> str:
         f"- this model: `{result['unlearned']['sha256']}`",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _measured_table(metrics: Sequence[str], lines: Sequence[str]) -> list[str]:
+    """Return the table of what models know: before unlearning, after it, and quantized after it."""
+    if not lines:
+        return []
+    heads = ("format", *(f"{name}: target → unlearned → quantized" for name in metrics), "recovered", "says")
+    return [f"| {' | '.join(heads)} |", f"|{' --- |' * len(heads)}", *lines, ""]
+
+
+def _measured_line(row: FormatAnswer) -> str:
+    cells = (row.format, *(str(trail) for trail in row.trails), _escaped(row.recovered), row.word)
+    return f"| {' | '.join(cells)} |"
 
 
 def _line(row: FormatRow) -> str:

@@ -17,13 +17,16 @@ from unforgotten.audit.codes.compare import ArtefactLeg
 from unforgotten.audit.findings.collect import all_findings, code_findings
 from unforgotten.audit.findings.prediction import PredictionRow, predict_gains
 from unforgotten.audit.findings.probe import look
+from unforgotten.audit.findings.recipe import Recipe
 from unforgotten.audit.findings.row import FindingRow
 from unforgotten.audit.findings.sentences import Finding, judge_formats, overall_finding, reasons
 from unforgotten.audit.findings.training_estimate import estimate_training, typical_steps
 from unforgotten.audit.kernel.simd import NUMPY, processor
+from unforgotten.audit.outputs.control import Control, control_of
 from unforgotten.audit.outputs.result_rows import FormatRow, code_row, finite_or_none, format_row
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
+from unforgotten.audit.verdict.power import PowerRow, power_rows
 from unforgotten.audit.verdict.rule import Decision, decide
 from unforgotten.audit.weights.leg import WeightsLeg
 from unforgotten.audit.weights.sums import Computed
@@ -83,7 +86,8 @@ class AuditResult(TypedDict):
     """`audit.json`.
 
     `compared`: "weights", or "codes" where both sides are quantized already; then nothing is known of the update itself,
-    and what would follow from it is None. `files`: SHA-256 of the other files that were written with this one.
+    and what would follow from it is None. `recipe`: how the unlearned model was trained, where that is known; `power`: how
+    much the items of each leg could show; `control`: what of a standard this audit is evidence for. `files`: SHA-256 of the other files that were written with this one.
     """
 
     schema: str
@@ -98,9 +102,12 @@ class AuditResult(TypedDict):
     storage: Storage
     findings: list[FindingRow]
     prediction: list[PredictionRow]
+    recipe: Recipe | None
     output: OutputLeg | None
     behaviour: BehaviourLeg | None
     verdict: Decision
+    power: list[PowerRow]
+    control: Control
     files: dict[str, str]
 
 
@@ -110,14 +117,15 @@ def build_result(
     leg: WeightsLeg,
     output: OutputLeg | None = None,
     behaviour: BehaviourLeg | None = None,
+    recipe: Recipe | None = None,
 ) -> AuditResult:
     """Return the result of an audit; with the weights leg alone its verdict is always undecided."""
     judged = judge_formats(leg)
     names = [t.name for t in leg.tensors]
     samples = look(target, unlearned, names, [j.format for j in judged])
     gains = [(j.format, finite_or_none(j.total.gain), finite_or_none(j.stderr)) for j in judged]
-    prediction = predict_gains(estimate_training(leg, samples), samples, gains)
-    findings = all_findings(leg, judged, samples, prediction)
+    prediction = predict_gains(estimate_training(leg, samples, recipe), samples, gains)
+    findings = all_findings(leg, judged, samples, prediction, recipe, behaviour)
     rows = [
         format_row(setting, total, [t.survival[setting] for t in leg.tensors]) for setting, total in leg.totals.items()
     ]
@@ -135,9 +143,12 @@ def build_result(
         storage=_storage(leg),
         findings=findings,
         prediction=prediction,
+        recipe=recipe,
         output=output,
         behaviour=behaviour,
         verdict=_verdict(decision, reasons(leg, judged, findings)),
+        power=power_rows(output, behaviour),
+        control=control_of(output, behaviour),
         files={},
     )
 
@@ -166,9 +177,12 @@ def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLe
         ),
         findings=findings,
         prediction=[],
+        recipe=None,
         output=None,
         behaviour=None,
         verdict=_verdict(decide(word, None, None), [row["sentence"] for row in findings]),
+        power=[],
+        control=control_of(None, None),
         files={},
     )
 

@@ -27,6 +27,8 @@ RULES: Mapping[FindingId | str, str] = {
     "advice": "What to do",
     "codes-differ": "Codes of a quantized pair differ",
     "codes-equal": "A quantized pair is one and the same model",
+    "retain-lost": "A model lost what it should keep: it is broken",
+    "theory-disagrees": "What theory expects of the given recipe is not what was measured",
 }
 VERDICT_LEVELS = {"survives": "note", "undecided": "warning", "undone": "error"}
 
@@ -49,9 +51,23 @@ def render_sarif(result: AuditResult) -> str:
         "version": result["version"],
         "rules": [{"id": id, "shortDescription": {"text": text}} for id, text in RULES.items()],
     }
-    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": rows}
+    taxonomies = [_standard(result)]
+    run = {
+        "tool": {"driver": driver},
+        "columnKind": "unicodeCodePoints",
+        "taxonomies": taxonomies,
+        "results": rows,
+        "properties": {"control": result["control"]},
+    }
     document = {"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]}
     return json.dumps(document, indent=1, allow_nan=False) + "\n"
+
+
+def _standard(result: AuditResult) -> dict[str, Any]:
+    """Return the standard whose control this audit is evidence for, as a taxonomy (SARIF 2.1.0, §3.19.3)."""
+    control = result["control"]
+    taxon = {"id": control["control"], "shortDescription": {"text": control["sentence"]}}
+    return {"name": control["standard"], "organization": "OWASP", "taxa": [taxon]}
 
 
 def _of_finding(result: AuditResult, row: FindingRow) -> dict[str, Any]:
@@ -61,6 +77,8 @@ def _of_finding(result: AuditResult, row: FindingRow) -> dict[str, Any]:
 
 def _result(result: AuditResult, rule: str, level: str, text: str, more: Mapping[str, Any]) -> dict[str, Any]:
     place = quote(PurePath(result["unlearned"]["source"]).as_posix())
+    control = result["control"]
+    taxa = [{"id": control["control"], "index": 0, "toolComponent": {"name": control["standard"], "index": 0}}]
     sums = {side: result[side]["sha256"] for side in ("target", "unlearned")}
     key = "/".join([rule, str(more.get("format") or ""), str(more.get("tensor") or "")])
     return {
@@ -69,6 +87,7 @@ def _result(result: AuditResult, rule: str, level: str, text: str, more: Mapping
         "level": level,
         "message": {"text": text},
         "locations": [{"physicalLocation": {"artifactLocation": {"uri": place}}}],
+        "taxa": taxa if rule == "verdict" else [],
         "partialFingerprints": {"finding/v1": key},
         "properties": {**more, "sha256": sums},
     }

@@ -69,6 +69,7 @@ def recovery_row(metric: str, items: Items, *, loss: bool = False) -> RecoveryRo
         change=list(_mean_interval(q - u)),
         p_undone=p_undone,
         p_survives=p_survives,
+        effective=effective_items(sign * (t_ - u)) if shown else None,
     )
 
 
@@ -77,11 +78,16 @@ def _mean_interval(values: NDArray[Any]) -> tuple[float, float]:
 
 
 def _tests(back: NDArray[Any], removed: NDArray[Any]) -> tuple[float, float]:
-    weights = np.maximum(removed, 0.0)
-    n = float(weights.sum() ** 2 / (weights**2).sum())
+    n = effective_items(removed)
     undone = max(student(back - SURELY * removed), SURELY**n)
     survives = max(1.0 - student(back - MATERIAL * removed), (1.0 - MATERIAL) ** n)
     return undone, survives
+
+
+def effective_items(removed: NDArray[Any]) -> float:
+    """Return (sum r)^2 / sum r^2 over what was removed from the items, negative ones counted as 0 (Kish 1965)."""
+    weights = np.maximum(removed, 0.0)
+    return float(weights.sum() ** 2 / (weights**2).sum())
 
 
 def student(contrasts: NDArray[Any]) -> float:

@@ -5,7 +5,13 @@ from __future__ import annotations
 from typing import TypedDict
 
 
-class RecoveryRow(TypedDict):
+class _Counted(TypedDict, total=False):
+    """`effective`: number of items of equal removal that vary as much (Kish); None where nothing was removed."""
+
+    effective: float | None
+
+
+class RecoveryRow(_Counted):
     """T16 of one metric in one format; rho and its interval are None while nothing to recover is measurable.
 
     `removed`: unlearning took something at full precision, by the interval of the difference. `change`: what

@@ -22,7 +22,8 @@ Behaviour (greedy answers) decides where it was measured, by those of M1 and M2 
 of what the target had; one is enough for "undone". Output (likelihoods of given texts) is the cautious leg: likelihood
 comes back before greedy answers do, so accuracy and probability must both be above OUTPUT_SURELY in one format to say
 "undone", and "survives" by it alone falls back to "undecided" where the weights say that a format swallowed the update.
-Weights alone are always "undecided". How often the rule was right, on pairs of known truth: `experiments/studies/audit_truth.py`,
+Weights alone are always "undecided". Of a model that lost what it should keep (`findings.retain`) no leg says "survives".
+How often the rule was right, on pairs of known truth: `experiments/studies/audit_truth.py`,
 `reports/published/audit-truth`. The first rule had SURELY = MATERIAL and TAKEN = 0; it was changed after a look at the
 published tiny runs, which are marked there as "looked at".
 """
@@ -35,6 +36,7 @@ from typing import Literal, NamedTuple, TypedDict
 
 import numpy as np
 
+from unforgotten.audit.findings.retain import retain_findings
 from unforgotten.audit.findings.sentences import Finding
 from unforgotten.audit.verdict.evidence import LEVEL, MATERIAL, SURELY
 from unforgotten.audit.verdict.legs import BehaviourLeg, Leak, OutputLeg, RecoveryRow
@@ -80,10 +82,18 @@ def decide(weights: Finding, output: OutputLeg | None, behaviour: BehaviourLeg |
     """Return the verdict by the rule above; weights alone are undecided."""
     said = judge_output(output) if output is not None else None
     done = judge_behaviour(behaviour) if behaviour is not None else None
+    broken = [row["sentence"] for row in retain_findings(behaviour)]
+    if broken:
+        said, done = (None if leg is None else _never_praised(leg) for leg in (said, done))
     overall, why = _combine(weights, said, done)
-    reasons = [why, *(done.reasons if done else ()), *(said.reasons if said else ())]
+    reasons = [*broken, why, *(done.reasons if done else ()), *(said.reasons if said else ())]
     words = LegWords(weights=weights, output=said.word if said else None, behaviour=done.word if done else None)
     return Decision(overall=overall, legs=words, reasons=reasons)
+
+
+def _never_praised(leg: Opinion) -> Opinion:
+    """Return what a leg says of a broken model: "survives" is no word for it."""
+    return Opinion("undecided", leg.reasons) if leg.word == "survives" else leg
 
 
 def _combine(weights: Finding, output: Opinion | None, behaviour: Opinion | None) -> tuple[Word, str]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import get_args
 
 import torch
 from transformers import PreTrainedModel
@@ -53,7 +54,13 @@ class Arithmetic:
 
 
 def autocast(mode: Autocast) -> contextlib.AbstractContextManager[object]:
-    """Compute in bfloat16, or as the parameters are; the parameters themselves keep their dtype."""
+    """Compute in bfloat16, or as the parameters are; the parameters themselves keep their dtype.
+
+    Raises:
+        ValueError: the mode is unknown.
+    """
+    if mode not in get_args(Autocast):
+        raise ValueError(f"mode must be one of {', '.join(get_args(Autocast))}, got mode={mode!r}")
     if mode == "bf16":
         return torch.autocast("cpu", dtype=torch.bfloat16)
     return contextlib.nullcontext()

@@ -7,9 +7,10 @@ Each function is a command, its signature the options, its docstring the help; b
 
 from __future__ import annotations
 
+import io
 import json
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from unforgotten.audit.progress.stages import Progress
+    from unforgotten.audit.outputs.result import AuditResult
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -28,6 +29,23 @@ app = typer.Typer(
 )
 Json = Annotated[bool, typer.Option("--json", help="Print the result object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        from unforgotten import __version__
+
+        print(f"unforgotten {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Does quantization bring back what your model unlearned?"""  # noqa: D401
 
 
 @app.command()
@@ -73,27 +91,55 @@ def run(
 
 @app.command()
 def audit(
-    target: Annotated[str, typer.Argument(help="Before unlearning: a directory, org/name[@revision], or a GGUF.")],
+    target: Annotated[str, typer.Argument(help="Before unlearning: a directory, org/name\\[@revision], or a GGUF.")],
     unlearned: Annotated[str, typer.Argument(help="After it: the same, or a PEFT adapter.")],
-    formats: Annotated[str | None, typer.Option(help="Names of formats, with commas.")] = None,
+    formats: Annotated[
+        list[str] | None, typer.Option(help="Names of formats, with commas or once each: see unforgotten formats.")
+    ] = None,
     out: Annotated[Path, typer.Option(help="Where the files go.")] = Path("audits/latest"),
-    fail_on: Annotated[str, typer.Option(help="Verdicts that end with code 1: survives,undone,undecided.")] = "",
-    texts: Annotated[Path | None, typer.Option(help="Forget texts: measures the models' output on them.")] = None,
-    benchmark: Annotated[Path | None, typer.Option(help="A benchmark in MUSE's layout: measures M1-M4.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Write to --out though it holds other files.")] = False,
+    fail_on: Annotated[
+        str,
+        typer.Option(
+            help="Words that end with code 1, with commas. The weights' in any format: swallowed, partly-swallowed, "
+            "unclear; in all: no-update, passes. The verdict's: undecided, and with --texts or --benchmark undone, "
+            "survives. With --benchmark: retain-lost."
+        ),
+    ] = "",
+    texts: Annotated[
+        Path | None,
+        typer.Option(
+            help="Forget texts, to measure the models' output on: .txt (one a line), .json (a list of strings) or "
+            '.jsonl (a string or {"text": …} a line).'
+        ),
+    ] = None,
+    benchmark: Annotated[
+        Path | None,
+        typer.Option(
+            help="A directory in MUSE's layout (knowmem/, privleak/ and verbmem/ of JSON lists), to measure M1-M4; "
+            "TOFU goes into the same layout, see README."
+        ),
+    ] = None,
     retrained: Annotated[Path | None, typer.Option(help="The model that never saw the forget texts.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that share the tensors.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that does.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Of the unlearning, for the theory's column.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Optimizer steps of the unlearning, likewise.")] = None,
+    optimizer: Annotated[str | None, typer.Option(help="adamw, sign or sgd, likewise.")] = None,
+    trained_in: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32: dtype that was updated.")] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Compare two checkpoints: what is left of the update in every format."""
     try:
-        from unforgotten.audit.options import read_options
-        from unforgotten.audit.outputs.summary import print_summary
+        from unforgotten.audit.findings.recipe import GivenRecipe
+        from unforgotten.audit.options import Asked, read_options
         from unforgotten.audit.progress.stages import progress_on
         from unforgotten.audit.run import STAGES, audit_pair
+        from unforgotten.measured import behaviour_of, output_of
 
-        options = read_options(formats, fail_on, texts, benchmark, retrained, jobs, ray)
+        given = GivenRecipe(lr, steps, optimizer, trained_in)
+        options = read_options(Asked(formats, fail_on, texts, benchmark, retrained, jobs, ray, given), unlearned)
         if options.needs_models:
             _need("experiments", "torch", "transformers", "rouge_score", "sklearn")
         if ray is not None:
@@ -108,48 +154,33 @@ def audit(
                 progress,
                 jobs=jobs,
                 ray=ray,
-                output=_output_leg(pair, options.measured, texts, progress),
-                behaviour=_behaviour_leg(pair, options.measured, benchmark, retrained, progress),
+                output=output_of(pair, options.measured, texts, progress),
+                behaviour=behaviour_of(pair, options.measured, benchmark, retrained, progress),
+                recipe=options.recipe,
+                force=force,
+                fatal=options.fatal,
             )
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None
+    _end_audit(result, out, options.fatal, quiet=quiet, as_json=as_json)
+
+
+def _end_audit(result: AuditResult, out: Path, fatal: Sequence[str], *, quiet: bool, as_json: bool) -> None:
+    """Print the answer and, last of all, why the command ends with its code; with --json that goes to standard error."""
+    from unforgotten.audit.outputs.summary import print_summary
+    from unforgotten.audit.verdict.gate import gate
+
+    code, why = gate(result, fatal)
+    last = f"exit {code}: {why}"
     if as_json:
         print(json.dumps(result, indent=1, allow_nan=False))
+        if not quiet:
+            print(last, file=sys.stderr)
     else:
-        print_summary(result, out)
-    if result["verdict"]["overall"] in options.fatal:
-        raise typer.Exit(1)
-
-
-def _output_leg(
-    pair: tuple[Path, Path], formats: Sequence[str], texts: Path | None, progress: Progress
-) -> Callable[[], Any] | None:
-    if texts is None:
-        return None
-
-    def measure() -> Any:
-        with progress.stage("output", "formats") as step:
-            from unforgotten.experiments.legs.output import output_leg
-
-            return output_leg(*pair, formats, texts, step=step)
-
-    return measure
-
-
-def _behaviour_leg(
-    pair: tuple[Path, Path], formats: Sequence[str], benchmark: Path | None, retrained: Path | None, progress: Progress
-) -> Callable[[], Any] | None:
-    if benchmark is None:
-        return None
-
-    def measure() -> Any:
-        with progress.stage("behaviour", "models") as step:
-            from unforgotten.experiments.legs.behaviour import behaviour_leg
-
-            return behaviour_leg(*pair, formats, benchmark, retrained=retrained, step=step)
-
-    return measure
+        print_summary(result, out, last=last)
+    if code:
+        raise typer.Exit(code)
 
 
 @app.command()
@@ -319,8 +350,16 @@ def _need(extra: str, *packages: str) -> None:
     need(f"unforgotten[{extra}]", *packages)
 
 
+def _replace_unprintable(stream: object) -> None:
+    """Let a stream replace what its encoding lacks: a Windows console has no arrow, and an answer is worth a "?"."""
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="replace")
+
+
 def main() -> None:
     """Run the command line. Bad input ends with one line on standard error and code 2, an interrupt with 130."""
+    for stream in (sys.stdout, sys.stderr):
+        _replace_unprintable(stream)
     try:
         sys.exit(app(standalone_mode=False))
     except (typer.Abort, KeyboardInterrupt):

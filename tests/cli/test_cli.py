@@ -5,9 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from unittest.mock import patch
 
@@ -126,11 +129,96 @@ def test_audit_of_a_pair(pair: tuple[str, str], tmp_path: Path) -> None:
     }
 
 
-@pytest.mark.parametrize(("verdicts", "code"), [("undecided", 1), ("undone,survives", 0)])
+@pytest.mark.parametrize(
+    ("verdicts", "code"),
+    [("undecided", 1), ("swallowed,no-update", 0), ("passes", 1), ("undone", 2), ("survives", 2), ("retain-lost", 2)],
+)
 def test_fail_on(pair: tuple[str, str], tmp_path: Path, verdicts: str, code: int) -> None:
     done = call("audit", *pair, "--out", str(tmp_path / "out"), "--fail-on", verdicts)
     assert done.returncode == code
-    assert (tmp_path / "out/audit.json").exists()
+    assert (tmp_path / "out/audit.json").exists() == (code < 2)
+    if code < 2:
+        assert done.stdout.splitlines()[-1].startswith(f"exit {code}: ")
+    else:
+        assert_refused(done, "--fail-on", verdicts, "--benchmark")
+
+
+def test_with_json_the_reason_of_the_code_goes_to_standard_error(pair: tuple[str, str], tmp_path: Path) -> None:
+    done = call("audit", *pair, "--out", str(tmp_path / "out"), "--json", "--fail-on", "passes")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["verdict"]["overall"] == "undecided"
+    assert done.stderr.splitlines()[-1] == "exit 1: --fail-on passes: the weights say passes"
+
+
+def test_formats_given_twice_are_both_audited(pair: tuple[str, str], tmp_path: Path) -> None:
+    asked = ("--formats", "int4-g64", "--formats", "int8-row,int4-g64")
+    done = call("audit", *pair, *asked, "--out", str(tmp_path / "out"), "--json")
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(done.stdout)["formats"]
+    assert list(dict.fromkeys(row["format"] for row in rows)) == ["int4-g64", "int8-row"]
+
+
+def test_one_checkpoint_twice_is_refused(pair: tuple[str, str], tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to(pair[0])
+    for other in (pair[0], f"{pair[0]}/", str(tmp_path / "link"), f"{tmp_path}/./target"):
+        done = call("audit", pair[0], other, "--out", str(tmp_path / "out"), "--quiet")
+        assert_refused(done, "unlearned must be another checkpoint than target", str(Path(other)))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_foreign_folder_or_a_checkpoint_is_written_to_by_force_alone(pair: tuple[str, str], tmp_path: Path) -> None:
+    foreign = tmp_path / "thesis"
+    foreign.mkdir()
+    (foreign / "model-card.md").write_text("mine")
+    others = tmp_path / "npm"
+    others.mkdir()
+    (others / "audit.json").write_text('{"vulnerabilities": {}}')
+    for out in (str(foreign), str(others), pair[1]):
+        before = {p: p.read_bytes() for p in Path(out).iterdir()}
+        assert_refused(
+            call("audit", *pair, "--out", out, "--quiet"), "--force", Path(out).name, next(iter(before)).name
+        )
+        assert {p: p.read_bytes() for p in Path(out).iterdir()} == before
+        assert call("audit", *pair, "--out", out, "--quiet", "--force").returncode == 0
+    assert "audit.json" in {p.name for p in foreign.iterdir()}
+
+
+def test_an_earlier_audit_is_replaced_without_force(pair: tuple[str, str], tmp_path: Path) -> None:
+    out = ("--out", str(tmp_path / "out"), "--quiet")
+    assert call("audit", *pair, *out).returncode == 0
+    assert call("audit", *pair, *out, "--formats", "int8-row").returncode == 0
+    (tmp_path / "out/notes.txt").write_text("mine")
+    assert_refused(call("audit", *pair, *out), "notes.txt", "--force")
+
+
+@pytest.mark.parametrize("command", ["audit", "formats", "claims", "help", "version"])
+def test_a_stdout_that_lacks_characters_gets_others_and_the_same_code(
+    command: str, pair: tuple[str, str], tmp_path: Path
+) -> None:
+    asked = {
+        "audit": ["audit", *pair, "--out", str(tmp_path / "out"), "--fail-on", "passes"],
+        "help": ["audit", "--help"],
+        "version": ["--version"],
+    }.get(command, [command])
+    said = {}
+    for encoding in ("utf-8", "cp1252", "ascii"):
+        run = [sys.executable, "-m", "unforgotten.cli", *asked]
+        environment = {**os.environ, "PYTHONIOENCODING": encoding, "PYTHONUTF8": "0", "COLUMNS": "200"}
+        done = subprocess.run(run, check=False, capture_output=True, env=environment)
+        assert done.returncode == (1 if command == "audit" else 0), done.stderr
+        said[encoding] = done.stdout.decode(encoding)
+    words = {encoding: re.findall(r"[A-Za-z0-9]{2,}", text) for encoding, text in said.items()}
+    assert words["cp1252"] == words["ascii"] == words["utf-8"]
+
+
+def test_version_is_that_of_the_package() -> None:
+    done = call("--version")
+    assert (done.returncode, done.stdout) == (0, f"unforgotten {version('unforgotten')}\n")
+
+
+def test_an_unknown_format_gets_the_nearest_known_one(pair: tuple[str, str]) -> None:
+    for name, known in (("int4_g64", "int4-g64"), ("NF4-b64", "nf4-b64"), ("q4_k_m", "q4_k"), ("int8", "int8-row")):
+        assert_refused(call("audit", *pair, "--formats", name), name, f"the nearest is {known!r}")
 
 
 def test_an_error_follows_the_lines_of_the_stages_before_it(pair: tuple[str, str], tmp_path: Path) -> None:

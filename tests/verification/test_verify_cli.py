@@ -96,6 +96,34 @@ def test_a_right_quantizer_of_the_working_directory_ends_with_0(tmp_path: Path) 
     assert done.stdout.splitlines()[-1].endswith("contracts hold")
 
 
+NAN = """
+import numpy as np
+
+def always(w):
+    return np.full_like(w, np.nan)
+
+def zeros(w):
+    with np.errstate(all="ignore"):
+        step = np.abs(w).max(axis=1, keepdims=True) / 7
+        return np.rint(w / step) * step
+
+def large(w):
+    return np.where(np.abs(w) > 5, np.float32(np.nan), w)
+"""
+
+
+@pytest.mark.parametrize("name", ["always", "zeros", "large"])
+def test_a_value_of_nan_fails_the_contract_on_finite_values_and_no_other(name: str, tmp_path: Path) -> None:
+    (tmp_path / "mine_nan.py").write_text(NAN)
+    done = call("--quantizer", f"mine_nan:{name}", "--seed", "0", "--json", "--quiet", cwd=tmp_path)
+    assert done.returncode == 1, done.stderr
+    rows = json.loads(done.stdout)["contracts"]
+    failed = [row for row in rows if row["outcome"] == "fails"]
+    assert [row["contract"] for row in failed] == ["finite values of the same shape"]
+    assert failed[0]["counterexample"]["words"].endswith("must become a finite number, got nan")
+    assert "must become nan" not in done.stdout
+
+
 def test_a_failure_is_said_in_plain_words(tmp_path: Path) -> None:
     (tmp_path / "mine_wrong.py").write_text(MINE.replace("np.rint(", "np.floor(0.5 + "))
     done = call("--quantizer", "mine_wrong:Mine", "--profile", "ci", cwd=tmp_path)

@@ -61,4 +61,7 @@ def format_named(name: str) -> Format:
     for pattern, build in PATTERNS.items():
         if match := re.fullmatch(pattern, name):
             return build(match)
-    raise ValueError(f"format must be one of {', '.join(FAMILIES)}, got format={name!r}")
+    from unforgotten.theory.formats.nearest import nearest
+
+    rule = f"format must be one of {', '.join(FAMILIES)}"
+    raise ValueError(f"{rule}, got format={name!r}; the nearest is {nearest(name)!r}")

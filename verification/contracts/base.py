@@ -90,8 +90,12 @@ def number(x: object) -> str:
 
 
 def unequal(w: Array, got: Array, expected: Array, why: str = "") -> Counterexample | None:
-    """Return the first weight whose value is not the expected one; the two zeros count as one."""
-    wrong = np.flatnonzero(got.ravel() != expected.ravel())
+    """Return the first weight whose value is not the expected one; the two zeros count as one, and so do two nan.
+
+    That a value must be finite is a contract of its own, so that no other speaks of a nan that must become nan.
+    """
+    alike = (got == expected) | (np.isnan(got.astype(np.float64)) & np.isnan(expected.astype(np.float64)))
+    wrong = np.flatnonzero(~alike.ravel())
     if not wrong.size:
         return None
     i = wrong[0]

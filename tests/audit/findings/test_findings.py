@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +19,7 @@ from unforgotten.audit import AuditResult, audit_pair, open_pair
 from unforgotten.audit.findings.gain import level_bins
 from unforgotten.audit.findings.probe import RUNS, TENSOR_WEIGHTS, look
 from unforgotten.audit.findings.probe_cells import cells_of
+from unforgotten.audit.findings.recipe import Recipe
 from unforgotten.audit.findings.row import FindingRow, ratio_of_sums, share_interval, share_of_sums
 from unforgotten.audit.findings.spread import layer_of, participation
 from unforgotten.theory.formats.names import format_named
@@ -36,11 +37,13 @@ def rng_of(*key: int) -> np.random.Generator:
     return np.random.default_rng(key)
 
 
-def audited(root: Path, before: Tensors, after: Tensors, formats: Sequence[str]) -> AuditResult:
+def audited(
+    root: Path, before: Tensors, after: Tensors, formats: Sequence[str], recipe: Recipe | None = None
+) -> AuditResult:
     for name, tensors in (("t", before), ("u", after)):
         (root / name).mkdir()
         save_file(tensors, root / name / "model.safetensors")
-    return audit_pair(root / "t", root / "u", list(formats))
+    return audit_pair(root / "t", root / "u", list(formats), recipe=recipe)
 
 
 def of(result: AuditResult, id: str) -> list[FindingRow]:
@@ -70,20 +73,35 @@ def adamw(seed: int, dtype: Any, shape: tuple[int, int] = (64, 128)) -> tuple[Te
     return {layer(0): start}, {layer(0): w}
 
 
+def trained(dtype: Literal["bf16", "fp32"]) -> Recipe:
+    return Recipe(lr=LR, steps=STEPS, optimizer="adamw", trained_in=dtype, source="test")
+
+
+def audited_again(root: Path, recipe: Recipe) -> AuditResult:
+    return audit_pair(root / "t", root / "u", ["int8-row"], recipe=recipe)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_dead_zone_is_found_where_bf16_was_trained_and_only_there(seed: int, tmp_path: Path) -> None:
-    found = {}
-    for name, dtype in (("bf16", ml_dtypes.bfloat16), ("fp32", np.float32)):
+    found: dict[str, AuditResult] = {}
+    kinds: tuple[tuple[Literal["bf16", "fp32"], Any], ...] = (("bf16", ml_dtypes.bfloat16), ("fp32", np.float32))
+    for name, dtype in kinds:
         (tmp_path / name).mkdir()
         found[name] = audited(tmp_path / name, *adamw(seed, dtype), ["int8-row"])
+        found[f"{name} told"] = audited_again(tmp_path / name, trained(name))
     assert found["bf16"]["storage"]["dead_zone"]["detected"] is True
     assert found["fp32"]["storage"]["dead_zone"]["detected"] is False
     (row,) = of(found["bf16"], "dead-zone")
     assert of(found["fp32"], "dead-zone") == []
-    inputs = found["bf16"]["prediction"][0]["inputs"]
-    assert inputs is not None
-    assert inputs["lr_low"] <= LR <= inputs["lr_high"]
-    assert "bfloat16" in row["sentence"]
+    assert row["severity"] == "note"
+    assert "trained in bf16, or saved in bf16 after fp32: the files cannot tell" in row["sentence"]
+    assert row["sentence"] not in found["bf16"]["verdict"]["reasons"]
+    (told,) = of(found["bf16 told"], "dead-zone")
+    assert told["severity"] == "warning"
+    assert "parameters kept in bfloat16 round away steps" in told["sentence"]
+    estimate = found["bf16"]["storage"]["dead_zone"]["lr_estimate"]
+    assert estimate is not None
+    assert estimate[0] <= LR <= estimate[1]
 
 
 def test_dead_zone_counts_what_stood_still(tmp_path: Path) -> None:
@@ -227,7 +245,7 @@ def test_advice_names_what_passes_and_a_learning_rate_beyond_the_dead_zone(tmp_p
     """A column of large weights makes int4-row's zero bin ±0.01, far beyond the edge of the dead zone, 0.004."""
     before, after = adamw(1, ml_dtypes.bfloat16)
     before[layer(0)][:, 0] = after[layer(0)][:, 0] = 0.14
-    result = audited(tmp_path, before, after, ["int4-row", "int8-row"])
+    result = audited(tmp_path, before, after, ["int4-row", "int8-row"], trained("bf16"))
     (row,) = of(result, "advice")
     zone = result["storage"]["dead_zone"]["lr_estimate"]
     assert zone is not None

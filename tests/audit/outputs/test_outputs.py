@@ -21,6 +21,7 @@ from safetensors.numpy import save_file
 
 from unforgotten.audit import DEFAULT_FORMATS, VERDICTS, AuditResult, audit_pair, open_checkpoint, print_summary
 from unforgotten.audit.findings.sentences import judge_gain
+from unforgotten.audit.outputs.merged import top_reasons
 from unforgotten.audit.outputs.result_rows import kolmogorov_tail
 from unforgotten.theory.laws.update import GRID_MODES
 
@@ -125,7 +126,7 @@ def test_swallowed_update_is_explained(tmp_path: Path) -> None:
     assert "int4-row: gain 0.00 ± 0.00: the update is swallowed" in reasons
     assert "the update avoids the thresholds" in reasons
     assert "deploy in a format that passes it: int8-row" in reasons
-    assert "float32 while unlearning" in reasons
+    assert "float32 while unlearning" not in reasons  # nothing says how it was trained
     assert "1 of the 1 tensors that quantizers leave alone" in reasons
 
 
@@ -213,14 +214,22 @@ def test_without_out_nothing_is_written(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", ["same", "swallowed"])
-def test_summary_shows_table_verdict_and_reasons(kind: str, tmp_path: Path) -> None:
+def test_summary_begins_with_the_verdict_and_ends_with_the_code(kind: str, tmp_path: Path) -> None:
     result = audited(tmp_path, start() if kind == "same" else swallowed())
     console = Console(record=True, width=80, file=(tmp_path / "log").open("w"))
-    print_summary(result, tmp_path / "out", console)
+    print_summary(result, tmp_path / "out", console, last="exit 0: why")
     console.file.close()
     text = console.export_text()
-    assert "Verdict: undecided" in text
-    assert all(f"• {reason}\n" in text for reason in result["verdict"]["reasons"])
+    lines = text.splitlines()
+    assert lines[0] == "Verdict: undecided"
+    assert lines[1].startswith(f"weights: {result['verdict']['legs']['weights']} · output: not measured")
+    assert lines[-1] == "exit 0: why"
+    reasons = top_reasons(result)
+    assert all(f"• {reason}\n" in text for reason in reasons)
+    assert any(line.startswith("To decide: --texts FILE") for line in lines)
+    rows = [i for i, line in enumerate(lines) if line.split()[:1] and line.split()[0] in DEFAULT_FORMATS]
+    assert len(rows) == len(DEFAULT_FORMATS)
+    assert max(rows) < min(i for i, line in enumerate(lines) if line.startswith("• "))
     assert all(f in text for f in DEFAULT_FORMATS)
     assert "\x1b" not in text
     assert str(tmp_path / "out" / "audit.html") in text

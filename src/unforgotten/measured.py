@@ -1,0 +1,45 @@
+"""The legs of an audit that run models, made ready to be called once the weights were read; torch loads only then."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from unforgotten.audit.progress.stages import SILENT, Progress
+
+Leg = Callable[[], Any] | None
+
+
+def output_of(pair: tuple[Path, Path], formats: Sequence[str], texts: Path | None, progress: Progress = SILENT) -> Leg:
+    """Return what measures the output of both models on texts; None without texts."""
+    if texts is None:
+        return None
+
+    def measure() -> Any:
+        with progress.stage("output", "formats") as step:
+            from unforgotten.experiments.legs.output import output_leg
+
+            return output_leg(*pair, formats, texts, step=step)
+
+    return measure
+
+
+def behaviour_of(
+    pair: tuple[Path, Path],
+    formats: Sequence[str],
+    benchmark: Path | None,
+    retrained: Path | None,
+    progress: Progress = SILENT,
+) -> Leg:
+    """Return what measures M1-M4 of both models on a benchmark; None without one."""
+    if benchmark is None:
+        return None
+
+    def measure() -> Any:
+        with progress.stage("behaviour", "models") as step:
+            from unforgotten.experiments.legs.behaviour import behaviour_leg
+
+            return behaviour_leg(*pair, formats, benchmark, retrained=retrained, step=step)
+
+    return measure
