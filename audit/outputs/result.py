@@ -16,6 +16,7 @@ from unforgotten.audit.findings.training_estimate import estimate_training, typi
 from unforgotten.audit.kernel.simd import NUMPY, processor
 from unforgotten.audit.outputs.result_rows import FormatRow, code_row, finite_or_none, format_row
 from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.audit.sources.notes import notes_of
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
 from unforgotten.audit.verdict.rule import Decision, decide
 from unforgotten.audit.weights.leg import WeightsLeg
@@ -76,7 +77,7 @@ class AuditResult(TypedDict):
     """`audit.json`.
 
     `compared`: "weights", or "codes" where both sides are quantized already; then nothing is known of the update itself,
-    and what would follow from it is None. `files`: SHA-256 of the other files that were written with this one.
+    and what would follow from it is None. `notes`: how the files were read. `files`: SHA-256 of the other files that were written with this one.
     """
 
     schema: str
@@ -94,6 +95,7 @@ class AuditResult(TypedDict):
     output: OutputLeg | None
     behaviour: BehaviourLeg | None
     verdict: Decision
+    notes: list[str]
     files: dict[str, str]
 
 
@@ -131,6 +133,7 @@ def build_result(
         output=output,
         behaviour=behaviour,
         verdict=_verdict(decision, reasons(leg, judged, findings)),
+        notes=list(notes_of(target, unlearned)),
         files={},
     )
 
@@ -162,6 +165,7 @@ def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLe
         output=None,
         behaviour=None,
         verdict=_verdict(decide(word, None, None), [row["sentence"] for row in findings]),
+        notes=[*notes_of(target, unlearned), *leg.notes],
         files={},
     )
 

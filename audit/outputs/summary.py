@@ -38,6 +38,8 @@ def print_summary(result: AuditResult, out: Path | None = None, console: Console
     console.print(Text(f"Verdict: {verdict['overall']} · weights: {verdict['legs']['weights']}", "bold"))
     for reason in verdict["reasons"]:
         console.print(Text(f"• {reason}"), soft_wrap=whole_lines)
+    for note in result["notes"]:
+        console.print(Text(f"note: {note}", "dim"), soft_wrap=whole_lines)
     if out is not None:
         console.print(Text(f"Report: {out / HTML_FILE}"), soft_wrap=True)
 

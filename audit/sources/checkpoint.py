@@ -95,12 +95,14 @@ class SafetensorsCheckpoint:
         revision: the commit of a Hub source; None for a local path.
         files: the weight files, in the order of their names.
         tensors: dtype and shape of every tensor, see `Checkpoint.tensors`.
+        notes: sentences on which files were read, see `notes`.
     """
 
     source: Path | str
     revision: str | None
     files: tuple[WeightFile, ...]
     tensors: Mapping[str, TensorInfo]
+    notes: tuple[str, ...] = ()
 
     def read(self, name: str) -> NDArray[Any]:
         """See `Checkpoint.read`."""

@@ -19,7 +19,7 @@ class Scheme(NamedTuple):
         layout: key of LAYOUTS.
         bits: number of bits of a code.
         group_size: number of inputs that share a scale; -1 for all.
-        zero_shift: number that is added to a stored zero point.
+        zero_shift: number that is added to every stored zero point of GPTQ: 1 of format v1, 0 of v2.
         detail: quant type of bitsandbytes.
     """
 

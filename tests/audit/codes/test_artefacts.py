@@ -52,15 +52,20 @@ def gptq(seed: int, *, bits: int = 4, form: str = "gptq", order: bool = False) -
     group = rng_of(7).permutation(IN) // GROUP if order else np.arange(IN) // GROUP
     tensors: Tensors = {
         f"{NAME}.qweight": words(codes.T, bits).T.copy(),
-        f"{NAME}.qzeros": words(zeros, bits),
+        f"{NAME}.qzeros": _less_one(words(zeros, bits), bits) if form == "gptq" else words(zeros, bits),
         f"{NAME}.scales": scales,
     }
     if order:
         tensors[f"{NAME}.g_idx"] = group.astype(np.int32)
     config = {"quant_method": "gptq", "bits": bits, "group_size": GROUP, "checkpoint_format": form}
-    shift = 1 if form == "gptq" else 0
-    values = scales[group].astype(np.float32) * (codes - zeros[group] - shift).astype(np.float32)
+    values = scales[group].astype(np.float32) * (codes - zeros[group]).astype(np.float32)
     return Case(config, tensors, codes, values)
+
+
+def _less_one(packed: NDArray[np.int32], bits: int) -> NDArray[np.int32]:
+    """Words as format v1 stores them: less one in every code, as one number modulo 2^32."""
+    ones = sum(1 << at for at in range(0, 32, bits))
+    return np.array([[(word - ones) % 2**32 for word in row] for row in packed.tolist()], np.uint32).view(np.int32)
 
 
 def awq(seed: int) -> Case:
@@ -344,7 +349,7 @@ def test_bad_state_of_bitsandbytes_is_refused(kind: str, tmp_path: Path) -> None
 
 
 def test_other_schemes_and_layers_are_refused(tmp_path: Path) -> None:
-    one, two = gptq(0), gptq(0, form="gptq_v2")
+    one, two = gptq(0), gptq(0, bits=8)
     t = open_checkpoint(save(tmp_path / "t", one.config, one.tensors))
     u = open_checkpoint(save(tmp_path / "u", two.config, two.tensors))
     with pytest.raises(CheckpointError, match="quantized as the target is"):
