@@ -18,14 +18,11 @@ from unforgotten.audit.codes.layouts import LAYOUTS
 from unforgotten.audit.codes.zero_points import check_one_convention, zero_notes
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.files import open_file, read_all
-from unforgotten.audit.sources.hostile_json import parse_json_object
+from unforgotten.audit.sources.flat import tensors_equal
+from unforgotten.audit.sources.model_config import CONFIG, read_config
 from unforgotten.audit.sources.notes import named
-from unforgotten.audit.sources.pairing import tensors_equal
 from unforgotten.audit.sources.quantization import Scheme, read_scheme
 
-CONFIG = "config.json"
-MAX_CONFIG_BYTES = 1 << 24
 CHUNK_WEIGHTS = 1 << 20
 WEIGHT = ".weight"  # ending of a layer that is stored as it was
 
@@ -89,12 +86,11 @@ def scheme_of(source: Path) -> Scheme | None:
     Raises:
         CheckpointError: it names a method or an option whose layout is not known here.
     """
-    path = source / CONFIG
-    if not path.exists():
+    config = read_config(source)
+    if config is None:
         return None
-    config = parse_json_object(path, read_all(open_file(path, source), MAX_CONFIG_BYTES))
     stated = config.get("quantization_config", config.get("compression_config"))
-    return None if stated is None else read_scheme(path, stated)
+    return None if stated is None else read_scheme(source / CONFIG, stated)
 
 
 def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
@@ -153,10 +149,8 @@ def layers_in_one(
 def _skip_notes(alone: Sequence[str]) -> list[str]:
     if not alone:
         return []
-    return [
-        f"The lists of skipped layers differ: {len(alone)} layers are quantized in one checkpoint alone and count as "
-        f"differing: {named(list(alone))}."
-    ]
+    what = f"{len(alone)} layers are quantized in one checkpoint alone and count as differing: {named(list(alone))}."
+    return [f"The lists of skipped layers differ: {what}"]
 
 
 def _needed_scheme(checkpoint: Checkpoint) -> Scheme:

@@ -126,3 +126,11 @@ def check_unchanged(checkpoint: Checkpoint, name: str) -> None:
     """
     if isinstance(checkpoint, FlatReadable):
         checkpoint.check(name)
+
+
+def tensors_equal(one: Checkpoint, name: str, two: Checkpoint, other: str) -> bool:
+    """Return whether two tensors of one shape hold equal values, whatever their dtypes; in bounded memory."""
+    shape = one.tensors[name].shape
+    if not shape:
+        return bool(np.array_equal(one.read(name), two.read(other)))
+    return all(np.array_equal(read_flat(one, name, *p), read_flat(two, other, *p)) for p in pieces(shape))

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.files import WeightFile, open_file, sha256_of
+from unforgotten.audit.sources.files import LocalFile, WeightFile, open_file, sha256_of
 from unforgotten.audit.sources.gguf_decode import BLOCK_TYPES
 from unforgotten.audit.sources.gguf_header import GgufTensor, read_gguf_header
 from unforgotten.audit.sources.safetensors_header import TensorInfo
@@ -84,6 +84,17 @@ class GgufCheckpoint:
         row = math.prod(info.shape[1:])
         flat = self._values(name, start * row, stop * row)
         return flat.reshape(stop - start, *info.shape[1:])
+
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+        """Decode weights start … stop - 1 of the flattened tensor, see `flat.read_flat`: the blocks that hold them."""
+        size = self.layouts[name].weights
+        first, last = start // size * size, -(-stop // size) * size
+        return self._values(name, first, last)[start - first : stop - first]
+
+    def check(self, name: str) -> None:
+        """See `flat.check_unchanged`."""
+        if isinstance(self.file, LocalFile):
+            self.file.check()
 
     def read_blocks(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         """Read blocks start … stop - 1 as they are stored, uint8 (blocks, bytes of one)."""

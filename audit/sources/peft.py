@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from unforgotten.audit.sources.checkpoint import Checkpoint, SafetensorsCheckpoint
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.files import LocalFile, open_file, read_all, sha256_of
-from unforgotten.audit.sources.pairing import PREFIX
 from unforgotten.audit.sources.peft_config import AdapterConfig, parse_adapter_config
 from unforgotten.audit.sources.safetensors_header import FLOATS, TensorInfo, read_header
 
@@ -26,6 +25,7 @@ CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 ROOT = "base_model.model."
+PREFIX = "model."  # of a language model saved with its head, missing where it is saved without
 MAX_CONFIG_BYTES = 1 << 24
 TILE_ROWS = 64
 """Rows merged in one product, at fixed places: so that a row does not depend on the range it is read in."""
