@@ -8,6 +8,7 @@ from typing import Literal, TypedDict
 
 from unforgotten.audit.codes.compare import ArtefactLeg
 from unforgotten.audit.findings.collect import all_findings, code_findings
+from unforgotten.audit.findings.coverage import coverage_findings, unmeasured
 from unforgotten.audit.findings.prediction import PredictionRow, predict_gains
 from unforgotten.audit.findings.probe import look
 from unforgotten.audit.findings.row import FindingRow
@@ -112,11 +113,12 @@ def build_result(
     samples = look(target, unlearned, names, [j.format for j in judged])
     gains = [(j.format, finite_or_none(j.total.gain), finite_or_none(j.stderr)) for j in judged]
     prediction = predict_gains(estimate_training(leg, samples), samples, gains)
-    findings = all_findings(leg, judged, samples, prediction)
+    gaps = coverage_findings(target, leg.kept, moved=leg.unchanged_fraction < 1)
+    findings = [*gaps, *all_findings(leg, judged, samples, prediction)]
     rows = [
         format_row(setting, total, [t.survival[setting] for t in leg.tensors]) for setting, total in leg.totals.items()
     ]
-    decision = decide(overall_finding(judged), output, behaviour)
+    decision = decide(_word(target, leg, overall_finding(judged)), output, behaviour)
     return AuditResult(
         schema=SCHEMA,
         version=version("unforgotten"),
@@ -132,7 +134,7 @@ def build_result(
         prediction=prediction,
         output=output,
         behaviour=behaviour,
-        verdict=_verdict(decision, reasons(leg, judged, findings)),
+        verdict=_verdict(decision, reasons(leg, judged, findings), gaps),
         notes=list(notes_of(target, unlearned)),
         files={},
     )
@@ -140,8 +142,10 @@ def build_result(
 
 def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLeg) -> AuditResult:
     """Return the result of a pair that is quantized already: codes are counted, and nothing is known of the update."""
-    findings = code_findings(leg)
-    word: Finding = "no update" if findings[0]["id"] == "codes-equal" else "unclear"
+    seen = code_findings(leg)
+    gaps = coverage_findings(target, leg.kept, moved=leg.total.value_changes > 0)
+    findings = [*gaps, *seen]
+    word: Finding = "no update" if seen[0]["id"] == "codes-equal" else "unclear"
     formats = "+".join(leg.by_format)
     return AuditResult(
         schema=SCHEMA,
@@ -164,19 +168,27 @@ def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLe
         prediction=[],
         output=None,
         behaviour=None,
-        verdict=_verdict(decide(word, None, None), [row["sentence"] for row in findings]),
+        verdict=_verdict(decide(word, None, None), [row["sentence"] for row in seen], gaps),
         notes=[*notes_of(target, unlearned), *leg.notes],
         files={},
     )
 
 
-def _verdict(decision: Decision, weights: Sequence[str]) -> Decision:
-    """Return the decision with the reasons of the weights; where no leg but theirs was measured, its own comes last."""
-    own = decision["reasons"]
+def _word(target: Checkpoint, leg: WeightsLeg, word: Finding) -> Finding:
+    """Return the word of the weights; "no update" is not said where a tensor changed that is not measured."""
+    hidden = any(leg.kept[name] for name in unmeasured(target, leg.kept))
+    return "unclear" if word == "no update" and hidden else word
+
+
+def _verdict(decision: Decision, weights: Sequence[str], gaps: Sequence[FindingRow]) -> Decision:
+    """Return the decision with the reasons of the weights; what was not measured comes first of all.
+
+    Where no leg but that of the weights was measured, the decision's own reasons come last.
+    """
+    own, first = decision["reasons"], [row["sentence"] for row in gaps]
     alone = decision["legs"]["output"] is None and decision["legs"]["behaviour"] is None
-    return Decision(
-        overall=decision["overall"], legs=decision["legs"], reasons=[*weights, *own] if alone else [*own, *weights]
-    )
+    told = [*weights, *own] if alone else [*own, *weights]
+    return Decision(overall=decision["overall"], legs=decision["legs"], reasons=[*first, *told])
 
 
 def _source(checkpoint: Checkpoint) -> Source:
