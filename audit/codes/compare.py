@@ -24,6 +24,7 @@ from unforgotten.audit.sources.notes import named
 from unforgotten.audit.sources.quantization import Scheme, read_scheme
 
 CHUNK_WEIGHTS = 1 << 20
+MODELOPT = "hf_quant_config.json"  # of ModelOpt, where config.json says nothing
 WEIGHT = ".weight"  # ending of a layer that is stored as it was
 
 
@@ -46,7 +47,7 @@ class ArtefactLeg:
     """What differs between two quantized checkpoints of one scheme.
 
     Attributes:
-        method: method of quantization: gptq, awq, bitsandbytes, compressed-tensors or gguf.
+        method: method of quantization, one of `quantization.SCHEMES` or gguf.
         layers: counts by the name of the layer, in order.
         kept: tensors that are stored unquantized -> whether they differ.
         shapes: shapes of the weights of each layer, as the layout orders them.
@@ -86,11 +87,15 @@ def scheme_of(source: Path) -> Scheme | None:
     Raises:
         CheckpointError: it names a method or an option whose layout is not known here.
     """
-    config = read_config(source)
-    if config is None:
-        return None
+    config = read_config(source) or {}
     stated = config.get("quantization_config", config.get("compression_config"))
-    return None if stated is None else read_scheme(source / CONFIG, stated)
+    if stated is not None:
+        return read_scheme(source / CONFIG, stated)
+    beside = read_config(source, MODELOPT)
+    if beside is None:
+        return None
+    inner = beside.get("quantization")
+    return read_scheme(source / MODELOPT, {"quant_method": "modelopt", **inner} if isinstance(inner, dict) else inner)
 
 
 def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:

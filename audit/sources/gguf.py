@@ -17,6 +17,7 @@ from unforgotten.audit.sources.files import LocalFile, WeightFile, open_file, sh
 from unforgotten.audit.sources.gguf_decode import BLOCK_TYPES
 from unforgotten.audit.sources.gguf_header import GgufTensor, read_gguf_header
 from unforgotten.audit.sources.safetensors_header import TensorInfo
+from unforgotten.theory.formats.gguf import fallback_of
 
 PLAIN: Mapping[int, np.dtype[Any]] = {
     0: np.dtype("<f4"),
@@ -155,7 +156,9 @@ def gguf_of(file: WeightFile) -> GgufCheckpoint:
 def _layout(file: WeightFile, tensor: GgufTensor) -> Layout:
     layout = _layout_of_type(file, tensor)
     if tensor.shape and tensor.shape[-1] % layout.weights:
-        rule = f"must have rows of a multiple of {layout.weights} weights for {layout.name}"
+        other = fallback_of(layout.name.lower(), tensor.shape[-1])
+        hint = "" if other is None else f" (llama.cpp stores such rows as {other.upper()})"
+        rule = f"must have rows of a multiple of {layout.weights} weights for {layout.name}{hint}"
         raise CheckpointError(file.path, rule, tensor.shape[-1], tensor=tensor.name)
     if not tensor.shape and layout.weights > 1:
         rule = f"must have an axis for {layout.name}"

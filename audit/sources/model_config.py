@@ -33,13 +33,13 @@ class Based(Protocol):
         ...
 
 
-def read_config(source: Path) -> Mapping[str, object] | None:
-    """Return the configuration in a local directory; None if there is none.
+def read_config(source: Path, name: str = CONFIG) -> Mapping[str, object] | None:
+    """Return the configuration of this name in a local directory; None if there is none.
 
     Raises:
         CheckpointError: it is no JSON object, or leads out of the directory.
     """
-    path = source / CONFIG
+    path = source / name
     if not path.exists():
         return None
     return parse_json_object(path, read_all(open_file(path, source), MAX_CONFIG_BYTES))

@@ -9,6 +9,8 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import numpy as np
+
 from unforgotten.audit.sources.safetensors_header import FLOATS, TensorInfo
 
 HEADS: Mapping[str, tuple[str, ...]] = {
@@ -35,6 +37,8 @@ RECOMPUTED = re.compile(
 )
 CAUSAL_MASK = re.compile(r"(^|\.)(attn|attention|self_attn)\.bias$")
 EXPERTS = re.compile(r"expert|_exps\.|(^|\.)block_sparse_moe\.|(^|\.)moe\.")
+INDEX_DTYPES = frozenset(np.dtype(d) for d in ("?", "<i8", "<u8"))
+"""Masks and positions; other numbers with two axes may be codes of a quantizer that nobody said was there."""
 EXPERT_PART = re.compile(r"\[\d+\]$")
 """How one expert of a fused tensor is named: `experts.gate_up_proj[3]`."""
 
@@ -84,7 +88,7 @@ def is_recomputed(name: str, info: TensorInfo) -> bool:
 def is_left_alone(name: str, info: TensorInfo) -> bool:
     """Return whether it is known that quantizers keep a tensor as it is; else nobody here knows how it is quantized."""
     lower = name.lower()
-    small = len(info.shape) < 2 or info.dtype not in FLOATS.values()
+    small = len(info.shape) < 2 or info.dtype in INDEX_DTYPES
     known = name in HEADS or is_router(name) or KEPT_BUFFERS.search(lower) is not None
     return small or known or is_recomputed(name, info) or any(word in lower for word in KEPT_WORDS)
 

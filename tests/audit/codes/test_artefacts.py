@@ -139,6 +139,57 @@ def ct_nvfp4(seed: int) -> Case:
     return Case(_ct("nvfp4-pack-quantized", weights), tensors, codes, values)
 
 
+def ct_block(seed: int) -> Case:
+    """Tiles of 16 x 32 over (24, 64): the last row of tiles is cut."""
+    rng = rng_of(seed)
+    stored = rng.normal(size=(OUT, IN)).astype(ml_dtypes.float8_e4m3fn)
+    scale = rng.uniform(0.5, 1, (2, 2)).astype(ml_dtypes.bfloat16)
+    values = stored.astype(np.float32) * np.kron(scale.astype(np.float32), np.ones((16, 32), np.float32))[:OUT]
+    weights = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [16, 32]}
+    tensors: Tensors = {f"{NAME}.weight": stored, f"{NAME}.weight_scale": scale}
+    return Case(_ct("float-quantized", weights), tensors, stored.view(np.uint8), values)
+
+
+def fp8(seed: int, *, dtype: Any = np.float32) -> Case:
+    """As DeepSeek stores it; `scale_inv` is multiplied."""
+    case = ct_block(seed)
+    scale = case.tensors.pop(f"{NAME}.weight_scale").astype(np.float32)
+    if dtype != np.float32:
+        scale = (2.0 ** np.round(np.log2(scale))).astype(np.float32)
+    stored = case.tensors[f"{NAME}.weight"]
+    values = stored.astype(np.float32) * np.kron(scale.astype(np.float32), np.ones((16, 32), np.float32))[:OUT]
+    tensors = case.tensors | {f"{NAME}.weight_scale_inv": scale.astype(dtype)}
+    return Case({"quant_method": "fp8", "weight_block_size": [16, 32]}, tensors, case.codes, values)
+
+
+def modelopt(seed: int) -> Case:
+    """ModelOpt's second scale multiplies, where that of compressed-tensors divides."""
+    case = ct_nvfp4(seed)
+    scales = case.tensors[f"{NAME}.weight_scale"]
+    levels = case.codes.astype(np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    tensors: Tensors = {
+        f"{NAME}.weight": case.tensors[f"{NAME}.weight_packed"],
+        f"{NAME}.weight_scale": scales,
+        f"{NAME}.weight_scale_2": np.array(0.03, np.float32),
+    }
+    values = levels * np.repeat(scales.astype(np.float32) * np.float32(0.03), 16, axis=1)
+    return Case({"quant_method": "modelopt", "quant_algo": "NVFP4"}, tensors, case.codes, values)
+
+
+def mxfp4(seed: int) -> Case:
+    """Three experts of (8, 64) in one tensor, as gpt-oss; codes and values by rows of all experts."""
+    rng = rng_of(seed)
+    codes = rng.integers(0, 16, (3, 8, 2, 32))
+    scales = rng.integers(120, 130, (3, 8, 2)).astype(np.uint8)
+    levels = codes.astype(np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    tensors: Tensors = {
+        f"{NAME}_blocks": (codes[..., ::2] | codes[..., 1::2] << 4).astype(np.uint8),
+        f"{NAME}_scales": scales,
+    }
+    values = levels * (2.0 ** (scales.astype(np.float64) - 127)).astype(np.float32)[..., None]
+    return Case({"quant_method": "mxfp4"}, tensors, codes.reshape(24, 64), values.reshape(24, 64))
+
+
 def bnb_8bit(seed: int) -> Case:
     rng = rng_of(seed)
     codes = rng.integers(-127, 128, (OUT, IN)).astype(np.int8)
@@ -165,6 +216,11 @@ CASES: dict[str, Callable[[int], Case]] = {
     "float8": ct_float8,
     "nvfp4": ct_nvfp4,
     "bitsandbytes int8": bnb_8bit,
+    "float8 in blocks": ct_block,
+    "fp8": fp8,
+    "fp8, E8M0 scales": lambda seed: fp8(seed, dtype=ml_dtypes.float8_e8m0fnu),
+    "modelopt": modelopt,
+    "mxfp4": mxfp4,
 }
 
 

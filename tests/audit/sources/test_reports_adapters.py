@@ -25,7 +25,7 @@ def factors(rows: int = SIZE, columns: int = SIZE) -> tuple[NDArray[Any], NDArra
     return rng.normal(size=(RANK, columns)).astype(np.float32), rng.normal(size=(rows, RANK)).astype(np.float32)
 
 
-def adapter_of(base: Path, module: str, a: NDArray[Any], b: NDArray[Any], **changes: object) -> Path:
+def adapter_of(base: Path, module: str, a: NDArray[Any], b: NDArray[Any], **changes: Any) -> Path:
     folder = base.parent / "adapter"
     folder.mkdir()
     root = f"base_model.model.{module}"
@@ -106,8 +106,8 @@ def test_lora_of_a_tied_head_unties_it(report_pair: Pair) -> None:
 @pytest.mark.parametrize("pattern", ["alpha_pattern", "rank_pattern"])
 def test_a_key_that_fits_no_module_is_said(pattern: str, report_pair: Pair) -> None:
     base, _ = report_pair()
-    module = "model.layers.0.self_attn.q_proj"
-    adapter = adapter_of(base, module, *factors(), **{pattern: {"q_porj": 1, "self_attn.q_proj": 2}})
+    module, (a, b) = "model.layers.0.self_attn.q_proj", factors()
+    adapter = adapter_of(base, module, a, b, **{pattern: {"q_porj": 1, "self_attn.q_proj": 2}})
     result = audit_pair(base, adapter, ["int8-row"])
     (note,) = result["notes"]
     assert f"the key 'q_porj' of {pattern} fits no module of the adapter" in note
