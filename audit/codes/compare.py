@@ -187,7 +187,8 @@ def compare_layers(before: Layer, after: Layer) -> CodeCounts:
         raise CheckpointError(after.path, rule, list(after.shape), tensor=after.name)
     weights = flips = changes = 0
     for start, stop in _pieces(before):
-        (codes, values), (codes_new, values_new) = (layer.piece(start, stop) for layer in (before, after))
+        with np.errstate(all="ignore"):  # a value that is not finite is refused by name
+            (codes, values), (codes_new, values_new) = (layer.piece(start, stop) for layer in (before, after))
         if not (np.isfinite(values).all() and np.isfinite(values_new).all()):
             layer = after if np.isfinite(values).all() else before
             raise CheckpointError(layer.path, "must be finite", "nan or inf", tensor=layer.name)

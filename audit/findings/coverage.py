@@ -33,7 +33,7 @@ def _not_measured(target: Checkpoint, kept: Mapping[str, bool]) -> list[FindingR
     if not names:
         return []
     sizes = {name: math.prod(info.shape) for name, info in target.tensors.items()}
-    part = sum(sizes[name] for name in names) / sum(sizes.values())
+    part = sum(sizes[name] for name in names) / max(1, sum(sizes.values()))
     changed = [name for name in names if kept[name]]
     moved = f"{len(changed)} of these {len(names)} changed" if changed else f"none of these {len(names)} changed"
     sentence = f"{share(part)} of the weights stand in tensors that this audit does not measure; {moved}: {named(changed or names)}."
