@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from unforgotten.audit.sources.checkpoint import Checkpoint, SafetensorsCheckpoint
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.files import LocalFile, open_file, read_all, sha256_of
+from unforgotten.audit.sources.matching.conv1d import has_conv1d
 from unforgotten.audit.sources.matching.kinds import HEADS
 from unforgotten.audit.sources.matching.view import View, plain_parts
 from unforgotten.audit.sources.model_config import model_config_of, model_type_of, says_untied
@@ -274,7 +275,8 @@ def _is_turned(
     a, b = (adapter.tensors[part].shape for part in factors)
     outs_ins = (b[0], a[-1]) if len(a) == len(b) == 2 else (0, 1)
     known = model_type_of(model_config_of(base))
-    return is_turned(Asked(adapter.files[0].path, name, shape, outs_ins, config.fan_in_fan_out, known))
+    conv1d = has_conv1d(base.tensors, known)
+    return is_turned(Asked(adapter.files[0].path, name, shape, outs_ins, config.fan_in_fan_out, known, conv1d))
 
 
 def _low_rank(

@@ -1,7 +1,7 @@
-"""Whether a base stores the weight of a module as (out, in) or, as `Conv1D` of GPT-2 does, as (in, out).
+"""Whether a base stores the weight of an adapted module as (out, in) or, as `Conv1D` of GPT-2 does, as (in, out).
 
 PEFT decides by the class of the module and mends `fan_in_fan_out` by itself when it is loaded, so the flag in a file may
-say anything. Here the shapes decide; where they fit both ways, the type of the base's model; else it is refused.
+say anything. Here the shapes decide; where they fit both ways, what is known of the base's model; else it is refused.
 """
 
 from __future__ import annotations
@@ -10,13 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unforgotten.audit.sources.errors import CheckpointError
-
-CONV1D_TYPES = frozenset({"gpt2", "openai-gpt", "decision_transformer", "imagegpt", "clvp_decoder"})
-"""Model types of transformers whose blocks are made of Conv1D."""
-CONV1D_MODULES = frozenset({"c_attn", "c_proj", "c_fc", "q_attn"})
-"""Names that Conv1D has there; `nn.Linear` has them too in gpt_bigcode and others."""
-LINEAR_TYPES = frozenset({"gpt_bigcode", "starcoder2", "codeshell", "phi-msft", "mpt"})
-"""Model types that give `nn.Linear` a name of CONV1D_MODULES."""
+from unforgotten.audit.sources.matching.conv1d import CONV1D_TYPES, LINEAR_TYPES, may_be_conv1d
 
 
 class Asked(NamedTuple):
@@ -29,6 +23,7 @@ class Asked(NamedTuple):
         factors: (outputs, inputs) of B A.
         flag: fan_in_fan_out of the adapter's configuration.
         model_type: type of the base's model, where its config.json says one.
+        conv1d: whether the base's blocks are made of Conv1D, None where nothing says.
     """
 
     path: Path
@@ -37,6 +32,7 @@ class Asked(NamedTuple):
     factors: tuple[int, int]
     flag: bool
     model_type: str | None
+    conv1d: bool | None
 
 
 def is_turned(asked: Asked) -> bool:
@@ -49,13 +45,10 @@ def is_turned(asked: Asked) -> bool:
     if outs != ins:
         # a shape that fits neither way is refused where the parts are checked
         return asked.shape == (ins, outs) or (asked.shape != (outs, ins) and asked.flag)
-    conv1d_name = asked.tensor.removesuffix(".weight").rpartition(".")[2] in CONV1D_MODULES
-    if asked.model_type is not None and (asked.model_type in CONV1D_TYPES or not conv1d_name):
-        return asked.model_type in CONV1D_TYPES and conv1d_name
-    if asked.model_type in LINEAR_TYPES:
-        return False
-    if asked.flag or not conv1d_name:
-        return asked.flag
+    if not may_be_conv1d(asked.tensor):
+        return asked.flag and asked.model_type is None
+    if asked.conv1d is not None or asked.flag:
+        return asked.flag if asked.conv1d is None else asked.conv1d
     rule = (
         "must be known as nn.Linear or Conv1D to be merged with fan_in_fan_out false: give the base a config.json with "
         f"its model_type ({', '.join(sorted(CONV1D_TYPES))} are Conv1D, {', '.join(sorted(LINEAR_TYPES))} are not)"

@@ -1,7 +1,7 @@
 """A pair brought under one set of names and shapes, as far as that can be known; the rest `pairing.pair` refuses by name.
 
 In turn: names that differ by wrappers; buffers that one file alone holds and any model computes anew; a head that one
-side ties to its embedding; vocabularies that differ by rows; fused experts, one by one.
+side ties to its embedding; vocabularies that differ by rows; fused experts, one by one; matrices of Conv1D, turned.
 
     before, after = comparable(open_source("target"), open_source("unlearned"))
     for note in notes_of(before, after): print(note)
@@ -9,12 +9,13 @@ side ties to its embedding; vocabularies that differ by rows; fused experts, one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.flat import tensors_equal
+from unforgotten.audit.sources.matching.conv1d import conv1d_note, conv1d_weights, has_conv1d
 from unforgotten.audit.sources.matching.experts import expert_notes, expert_parts, fused_experts, inputs_first
 from unforgotten.audit.sources.matching.kinds import HEADS, VOCABULARIES, is_recomputed, is_router
 from unforgotten.audit.sources.matching.prefixes import rename_notes, renames
@@ -180,6 +181,23 @@ def _split(checkpoint: Checkpoint, orders: dict[str, bool | None]) -> View:
     return View(checkpoint, dict(sorted(parts.items())), tuple(expert_notes(orders)))
 
 
+def _conv1d_turned(pair: Pair) -> Pair:
+    names = [n for n in conv1d_weights(pair.target.tensors) if n in pair.unlearned.tensors]
+    names = [n for n in names if pair.target.tensors[n].shape == pair.unlearned.tensors[n].shape]
+    found = has_conv1d(pair.target.tensors, model_type_of(model_config_of(pair.target)))
+    if not names or found is False:
+        return pair
+    said = (conv1d_note(names, turned=found is True),)
+    return Pair(*(View(checkpoint, _turned(checkpoint, names if found else []), said) for checkpoint in pair))
+
+
+def _turned(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, Part]:
+    parts = plain_parts(checkpoint)
+    for name in names:
+        parts[name] = parts[name]._replace(shape=parts[name].shape[::-1], turned=True)
+    return parts
+
+
 def _routers_named(pair: Pair) -> Pair:
     routers = [name for name, info in pair.target.tensors.items() if len(info.shape) == 2 and is_router(name)]
     if not routers:
@@ -194,6 +212,7 @@ STEPS: tuple[Callable[[Pair], Pair], ...] = (
     _untied,
     _common_rows,
     _each_expert,
+    _conv1d_turned,
     _routers_named,
 )
 """What is done to a pair, in this order."""

@@ -12,7 +12,10 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from unforgotten.audit import CheckpointError, audit_pair, open_pair
+from unforgotten.audit import CheckpointError, audit_pair, open_checkpoint, open_pair
+from unforgotten.audit.sources.peft import open_adapter
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import quantize
 
 Pair = Callable[..., tuple[Path, Path]]
 Tensors = dict[str, NDArray[Any]]
@@ -36,7 +39,7 @@ def adapter_of(base: Path, module: str, a: NDArray[Any], b: NDArray[Any], **chan
 
 
 def merged(base: Path, adapter: Path, name: str) -> NDArray[Any]:
-    return open_pair(base, adapter)[1].read(name)
+    return open_adapter(adapter, open_checkpoint(base)).read(name)
 
 
 def square(report_pair: Pair, module: str, config: object) -> tuple[Path, NDArray[Any]]:
@@ -82,8 +85,32 @@ def test_shapes_that_fit_one_way_decide(report_pair: Pair) -> None:
     base, _ = report_pair({"transformer.h.0.attn.c_attn.weight": w})
     a, b = factors(3 * SIZE, SIZE)
     adapter = adapter_of(base, "transformer.h.0.attn.c_attn", a, b, fan_in_fan_out=False)
-    found = merged(base, adapter, "transformer.h.0.attn.c_attn.weight")
+    found = open_adapter(adapter, open_checkpoint(base)).read("transformer.h.0.attn.c_attn.weight")
     assert np.array_equal(found, (w + SCALING * (b.astype(np.float64) @ a).T).astype(np.float32))
+
+
+def test_the_shape_of_c_attn_tells_of_a_base_of_an_unknown_kind(report_pair: Pair) -> None:
+    w, attn = (np.random.default_rng(s).normal(size=(SIZE, n * SIZE)).astype(np.float32) for s, n in ((2, 1), (3, 3)))
+    base, _ = report_pair({f"{C_PROJ}.weight": w, "transformer.h.0.attn.c_attn.weight": attn})
+    a, b = factors()
+    adapter = adapter_of(base, C_PROJ, a, b)
+    merged_w = open_adapter(adapter, open_checkpoint(base)).read(f"{C_PROJ}.weight")
+    assert np.array_equal(merged_w, (w + SCALING * (b.astype(np.float64) @ a).T).astype(np.float32))
+
+
+def test_matrices_of_conv1d_are_turned_before_they_are_quantized(report_pair: Pair) -> None:
+    """bitsandbytes and GPTQ transpose Conv1D first: along stored rows other weights would share a scale."""
+    rng = np.random.default_rng(2)
+    w = rng.normal(size=(SIZE, 3 * SIZE)).astype(np.float32)
+    name, step = "transformer.h.0.attn.c_attn.weight", rng.normal(0, 0.1, w.shape).astype(np.float32)
+    pair = report_pair({name: w}, {name: w + step}, config={"model_type": "gpt2"}, moved=False)
+    result = audit_pair(*pair, ["int4-row"])
+    assert any("1 matrices of Conv1D are stored as (in, out) and are turned" in note for note in result["notes"])
+    before, after = open_pair(*pair)
+    assert np.array_equal(before.read(name), w.T)
+    fmt = format_named("int4-row")
+    flips = (quantize(before.read(name), fmt)[0] != quantize(after.read(name), fmt)[0]).sum()
+    assert result["formats"][0]["code_flips"] == flips
 
 
 def test_lora_of_a_tied_head_unties_it(report_pair: Pair) -> None:
