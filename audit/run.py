@@ -16,6 +16,7 @@ from unforgotten.audit.outputs.write import write_audit
 from unforgotten.audit.progress.stages import SILENT, Progress, Step
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.gguf import GgufCheckpoint
+from unforgotten.audit.sources.matching.view import inner_of
 from unforgotten.audit.sources.open import open_pair
 from unforgotten.audit.verdict.gate import check_codes
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
@@ -87,6 +88,8 @@ def audit_pair(
     done = None if behaviour is None else behaviour()
     with progress.stage(ending):
         if isinstance(leg, ArtefactLeg):
+            if leg.method == "gguf":  # its codes are those of the files, not of what is seen of them
+                before, after = inner_of(before), inner_of(after)
             result, rows = build_code_result(before, after, leg), code_rows(leg)
         else:
             result, rows = build_result(before, after, leg, said, done, recipe), tensor_rows(leg)
@@ -125,9 +128,10 @@ def _check_two(target: Path, unlearned: Path) -> None:
 
 def _code_leg(before: Checkpoint, after: Checkpoint, formats: Sequence[str] | None) -> ArtefactLeg | None:
     """Return the codes of a pair that is quantized already; None of one whose weights are compared."""
-    if isinstance(before, GgufCheckpoint) and isinstance(after, GgufCheckpoint):
-        quantized = is_quantized_gguf(before) or is_quantized_gguf(after)
-        return compare_gguf_codes(before, after) if quantized and formats is None else None
+    files = [inner_of(checkpoint) for checkpoint in (before, after)]
+    if isinstance(files[0], GgufCheckpoint) and isinstance(files[1], GgufCheckpoint):
+        quantized = is_quantized_gguf(files[0]) or is_quantized_gguf(files[1])
+        return compare_gguf_codes(files[0], files[1]) if quantized and formats is None else None
     if scheme_of(Path(before.source)) is None:
         return None
     if formats is not None:

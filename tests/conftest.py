@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from unforgotten.verification.profiles import load_profile
 
@@ -17,6 +19,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"  # or a fork after the first tokenization warns
 os.environ["MPLBACKEND"] = "Agg"
+
+Tensors = Mapping[str, NDArray[Any] | None]
+MATRIX = "model.layers.0.self_attn.q_proj.weight"
 
 
 @pytest.fixture
@@ -78,3 +83,39 @@ def muse(tmp_path: Path) -> Path:
         path.write_text(json.dumps(items))
     (folder / "raw").mkdir()
     return folder
+
+
+def base_tensors() -> dict[str, NDArray[Any]]:
+    """The target of the pair that public reports are tried on: an embedding, one matrix and a norm."""
+    rng = np.random.default_rng(0)
+    shapes = {"model.embed_tokens.weight": (8, 16), MATRIX: (16, 16), "model.norm.weight": (16,)}
+    return {name: rng.normal(0, 0.02, shape).astype(np.float32) for name, shape in shapes.items()}
+
+
+@pytest.fixture
+def report_pair(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
+    """Writes the base pair, whose unlearned side adds 1e-3 to the matrix; what is given to a side is added to it, and None takes a tensor away."""
+
+    def written(
+        target: Tensors | None = None,
+        unlearned: Tensors | None = None,
+        *,
+        both: Tensors | None = None,
+        moved: bool = True,
+        config: object = None,
+    ) -> tuple[Path, Path]:
+        for name, own in (("t", target), ("u", unlearned)):
+            content: dict[str, NDArray[Any] | None] = {**base_tensors()}
+            if name == "u" and moved:
+                content[MATRIX] = base_tensors()[MATRIX] + np.float32(1e-3)
+            content |= {**(both or {}), **(own or {})}
+            (tmp_path / name).mkdir()
+            kept = {n: np.ascontiguousarray(w) for n, w in content.items() if w is not None}
+            from safetensors.numpy import save_file
+
+            save_file(kept, tmp_path / name / "model.safetensors")
+            if config is not None:
+                (tmp_path / name / "config.json").write_text(json.dumps(config))
+        return tmp_path / "t", tmp_path / "u"
+
+    return written

@@ -12,11 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.sources.checkpoint import Checkpoint
-from unforgotten.audit.sources.pairing import Renamed
+from unforgotten.audit.sources.matching.view import View, plain_parts
 
 
 @dataclass(frozen=True)
-class Deadly(Renamed):
+class Deadly(View):
     """Another checkpoint, but the process that first reads `doomed` is killed, as often as there are lives.
 
     Attributes:
@@ -26,10 +26,10 @@ class Deadly(Renamed):
         home: the process that waits, which is not killed: that it reads itself is an error of the test.
     """
 
-    doomed: str
-    graves: Path
-    lives: int
-    home: int
+    doomed: str = ""
+    graves: Path = Path()
+    lives: int = 0
+    home: int = 0
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """See `Checkpoint.read_rows`."""
@@ -51,5 +51,4 @@ class Deadly(Renamed):
 
 def deadly(inner: Checkpoint, doomed: str, graves: Path, lives: int) -> Deadly:
     """Wrap a checkpoint, under its own names, in one that is deadly to its readers."""
-    names = {name: name for name in inner.tensors}
-    return Deadly(inner, names, doomed, graves, lives, os.getpid())
+    return Deadly(inner, plain_parts(inner), (), doomed, graves, lives, os.getpid())

@@ -31,7 +31,8 @@ def bnb_4bit(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     state = _block_state(parts, ".weight.quant_state.bitsandbytes__" + scheme.detail)
     count = math.prod(state.shape)
     packed_bytes, blocks = -(-count // 2), -(-count // state.block_size)
-    parts.take(".weight", only(U8), (packed_bytes, 1), (packed_bytes,), (1, packed_bytes))
+    items = _storage_items(parts, packed_bytes)
+    parts.take(".weight", FLOAT_DTYPES | only(U8), (items, 1), (items,), (1, items))
     parts.take(".weight.quant_map", FLOAT_DTYPES, (16,))
     parts.take(".weight.absmax", FLOAT_DTYPES | only(U8), (blocks,))
     absmax = _absmax(parts, state, blocks)
@@ -47,10 +48,18 @@ def bnb_4bit(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     return parts.layer(".weight", state.shape, blocks, state.block_size, decode)
 
 
-def _flat_bytes(checkpoint: Checkpoint, name: str, begin: int, end: int) -> NDArray[Any]:
-    if checkpoint.tensors[name].shape[0] == 1:
-        return checkpoint.read(name).reshape(-1)[begin:end]
-    return checkpoint.read_rows(name, begin, end).reshape(-1)
+def _storage_items(parts: Parts, packed_bytes: int) -> int:
+    """Return how many numbers of the storage dtype hold the bytes: `bnb_4bit_quant_storage` may be bfloat16, for FSDP."""
+    size = parts.checkpoint.tensors[parts.name + ".weight"].dtype.itemsize if parts.has(".weight") else 1
+    return -(-packed_bytes // size)
+
+
+def _flat_bytes(checkpoint: Checkpoint, name: str, begin: int, end: int) -> NDArray[np.uint8]:
+    """Return bytes begin … end - 1 of the codes, whatever dtype they are stored as."""
+    size = checkpoint.tensors[name].dtype.itemsize
+    first = begin // size
+    stored = checkpoint.read_flat(name, first, -(-end // size))
+    return np.ascontiguousarray(stored).view(np.uint8)[begin - first * size : end - first * size]
 
 
 def _block_state(parts: Parts, ending: str) -> _BlockState:

@@ -9,7 +9,7 @@ which a moved scale or zero point does too.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -18,16 +18,17 @@ import numpy as np
 
 from unforgotten.audit.codes.layer import Layer
 from unforgotten.audit.codes.layouts import LAYOUTS
+from unforgotten.audit.codes.zero_points import check_one_convention, zero_notes
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.files import open_file, read_all
-from unforgotten.audit.sources.hostile_json import parse_json_object
-from unforgotten.audit.sources.pairing import tensors_equal
+from unforgotten.audit.sources.flat import tensors_equal
+from unforgotten.audit.sources.model_config import CONFIG, read_config
+from unforgotten.audit.sources.notes import named
 from unforgotten.audit.sources.quantization import Scheme, read_scheme
 
-CONFIG = "config.json"
-MAX_CONFIG_BYTES = 1 << 24
 CHUNK_WEIGHTS = 1 << 20
+MODELOPT = "hf_quant_config.json"  # of ModelOpt, where config.json says nothing
+WEIGHT = ".weight"  # ending of a layer that is stored as it was
 
 
 class CodeCounts(NamedTuple):
@@ -49,11 +50,12 @@ class ArtefactLeg:
     """What differs between two quantized checkpoints of one scheme.
 
     Attributes:
-        method: method of quantization: gptq, awq, bitsandbytes, compressed-tensors or gguf.
+        method: method of quantization, one of `quantization.SCHEMES` or gguf.
         layers: counts by the name of the layer, in order.
         kept: tensors that are stored unquantized -> whether they differ.
         shapes: shapes of the weights of each layer, as the layout orders them.
         formats: name of the format that each layer is stored in, as gptq:int4-g128.
+        notes: sentences on how the codes were read.
     """
 
     method: str
@@ -61,6 +63,7 @@ class ArtefactLeg:
     kept: Mapping[str, bool]
     shapes: Mapping[str, tuple[int, ...]]
     formats: Mapping[str, str]
+    notes: tuple[str, ...] = ()
 
     @property
     def total(self) -> CodeCounts:
@@ -87,12 +90,15 @@ def scheme_of(source: Path) -> Scheme | None:
     Raises:
         CheckpointError: it names a method or an option whose layout is not known here.
     """
-    path = source / CONFIG
-    if not path.exists():
-        return None
-    config = parse_json_object(path, read_all(open_file(path, source), MAX_CONFIG_BYTES))
+    config = read_config(source) or {}
     stated = config.get("quantization_config", config.get("compression_config"))
-    return None if stated is None else read_scheme(path, stated)
+    if stated is not None:
+        return read_scheme(source / CONFIG, stated)
+    beside = read_config(source, MODELOPT)
+    if beside is None:
+        return None
+    inner = beside.get("quantization")
+    return read_scheme(source / MODELOPT, {"quant_method": "modelopt", **inner} if isinstance(inner, dict) else inner)
 
 
 def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
@@ -102,28 +108,57 @@ def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
         target: directory of the checkpoint before unlearning.
         unlearned: directory of the checkpoint after unlearning, quantized by the scheme of the target.
 
+    Two GPTQ checkpoints may follow different conventions of zero points. A layer that one of them alone quantizes, as
+    a list of skipped layers says, counts as a tensor that differs.
+
     Raises:
         CheckpointError: one is not quantized, the schemes differ, a layer is in one alone, lacks a part, or a part
-            has the wrong dtype or shape.
+            has the wrong dtype or shape; or the zero points of GPTQ show that a label is wrong.
     """
-    schemes = [_needed_scheme(checkpoint) for checkpoint in (target, unlearned)]
-    if schemes[0] != schemes[1]:
-        rule = f"must be quantized as the target is, {schemes[0]}"
-        raise CheckpointError(unlearned.source, rule, schemes[1])
-    found = [_layers(schemes[0], checkpoint) for checkpoint in (target, unlearned)]
-    for name in sorted(set(found[0]) ^ set(found[1])):
-        owner = unlearned if name in found[0] else target
-        rule = "must be quantized in both checkpoints"
-        raise CheckpointError(owner.source, rule, "no such layer", tensor=name)
-    counts = {name: compare_layers(found[0][name], found[1][name]) for name in sorted(found[0])}
+    before, after = (_needed_scheme(checkpoint) for checkpoint in (target, unlearned))
+    if before._replace(zero_shift=0) != after._replace(zero_shift=0):
+        rule = f"must be quantized as the target is, {before.name} (quantize both by one recipe)"
+        raise CheckpointError(unlearned.source, rule, after.name)
+    found = _layers(before, target), _layers(after, unlearned)
+    check_one_convention((target.source, unlearned.source), (before, after), *found)
+    alone = layers_in_one((target, unlearned), found)
+    counts = {name: compare_layers(found[0][name], found[1][name]) for name in sorted(found[0]) if name not in alone}
+    if not counts:
+        raise CheckpointError(unlearned.source, "must quantize a layer that the target quantizes too", "none")
     parts = {part for layers in found for layer in layers.values() for part in layer.parts}
+    parts |= {name + WEIGHT for name in alone}
     return ArtefactLeg(
-        schemes[0].method,
+        before.method,
         counts,
-        kept_tensors(target, unlearned, parts),
+        kept_tensors(target, unlearned, parts) | dict.fromkeys(sorted(alone), True),
         {name: found[0][name].shape for name in counts},
-        dict.fromkeys(counts, schemes[0].name),
+        dict.fromkeys(counts, before.name),
+        (*zero_notes("target", before, found[0]), *zero_notes("unlearned", after, found[1]), *_skip_notes(alone)),
     )
+
+
+def layers_in_one(
+    pair: tuple[Checkpoint, Checkpoint], found: tuple[Mapping[str, Layer], Mapping[str, Layer]]
+) -> list[str]:
+    """Return the layers that one checkpoint quantizes and the other one stores as it was.
+
+    Raises:
+        CheckpointError: the other one does not have it at all.
+    """
+    names = sorted(set(found[0]) ^ set(found[1]))
+    for name in names:
+        other = pair[1] if name in found[0] else pair[0]
+        if name + WEIGHT not in other.tensors:
+            rule = f"must be quantized in both checkpoints, or be there as {name + WEIGHT!r}"
+            raise CheckpointError(other.source, rule, "no such layer", tensor=name)
+    return names
+
+
+def _skip_notes(alone: Sequence[str]) -> list[str]:
+    if not alone:
+        return []
+    what = f"{len(alone)} layers are quantized in one checkpoint alone and count as differing: {named(list(alone))}."
+    return [f"The lists of skipped layers differ: {what}"]
 
 
 def _needed_scheme(checkpoint: Checkpoint) -> Scheme:
@@ -155,7 +190,8 @@ def compare_layers(before: Layer, after: Layer) -> CodeCounts:
         raise CheckpointError(after.path, rule, list(after.shape), tensor=after.name)
     weights = flips = changes = 0
     for start, stop in _pieces(before):
-        (codes, values), (codes_new, values_new) = (layer.decode(start, stop) for layer in (before, after))
+        with np.errstate(all="ignore"):  # a value that is not finite is refused by name
+            (codes, values), (codes_new, values_new) = (layer.decode(start, stop) for layer in (before, after))
         if not (np.isfinite(values).all() and np.isfinite(values_new).all()):
             layer = after if np.isfinite(values).all() else before
             raise CheckpointError(layer.path, "must be finite", "nan or inf", tensor=layer.name)

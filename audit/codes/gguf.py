@@ -12,6 +12,7 @@ from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.gguf import GgufCheckpoint
 from unforgotten.audit.sources.gguf_decode import BLOCK_TYPES
+from unforgotten.audit.sources.matching.comparable import one_sided
 
 HINT = "name --formats to compare decoded values instead"
 
@@ -30,9 +31,10 @@ def compare_gguf_codes(target: GgufCheckpoint, unlearned: GgufCheckpoint) -> Art
         CheckpointError: a tensor is in one file alone, is stored by another type or shape, or by a type whose codes
             are not read here; or a value is not finite.
     """
+    alone = one_sided(target, unlearned)
     names = [
         name
-        for name in sorted({*target.tensors, *unlearned.tensors})
+        for name in sorted({*target.tensors, *unlearned.tensors} - alone.names)
         if any(name in c.tensors and c.tensors[name].stored for c in (target, unlearned))
     ]
     for name in names:
@@ -41,16 +43,17 @@ def compare_gguf_codes(target: GgufCheckpoint, unlearned: GgufCheckpoint) -> Art
     return ArtefactLeg(
         "gguf",
         {name: compare_layers(*pair) for name, pair in layers.items()},
-        kept_tensors(target, unlearned, set(names)),
+        kept_tensors(target, unlearned, {*names, *alone.names}),
         {name: target.tensors[name].shape for name in names},
         {name: f"gguf:{target.tensors[name].stored.lower()}" for name in names},
+        alone.notes,
     )
 
 
 def _check_types(target: GgufCheckpoint, unlearned: GgufCheckpoint, name: str) -> None:
     for owner in (target, unlearned):
         if name not in owner.tensors:
-            raise CheckpointError(owner.source, "must be in both files", "no such tensor", tensor=name)
+            raise CheckpointError(owner.source, f"must be in both files ({HINT})", "no such tensor", tensor=name)
     stored = [c.tensors[name].stored or c.tensors[name].dtype.name for c in (target, unlearned)]
     if stored[0] != stored[1]:
         rule = f"must be stored as the target's, {stored[0]} ({HINT})"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.codes.layer import FLOAT_DTYPES, INT32, CodedWeights, Layer, Parts, group_of, only, unpack
+from unforgotten.audit.codes.layer import FLOAT_DTYPES, INT32, CodedWeights, Layer, Parts, Zeros, group_of, only, unpack
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.quantization import Scheme
 
@@ -15,7 +16,7 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of an int32 holds output AWQ_OR
 
 
 def gptq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
-    """Return a layer of `qweight` (in/k, out), k = 32/bits codes a word; value = scale (q - zero), zeros less one."""
+    """Return a layer of `qweight` (in/k, out), k = 32/bits codes a word; value = scale (q - zero), see `_zeros`."""
     parts, per_word = Parts(checkpoint, name), 32 // scheme.bits
     parts.take(".qweight", only(INT32), (None, None))
     words, outs = parts.shape(".qweight")
@@ -25,16 +26,30 @@ def gptq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     parts.take(".qzeros", only(INT32), (groups, -(-outs // per_word)))
     group = group_of(scheme, parts, ".g_idx", ins, groups)
 
+    def read_zeros() -> Zeros:
+        return _zeros(scheme, parts.read(".qzeros"), outs)
+
     def decode(start: int, stop: int) -> CodedWeights:
         packed = checkpoint.read_rows(name + ".qweight", start, stop)
         turned = unpack(packed.reshape(-1, 1), scheme.bits, per_word)
         codes = turned.reshape(stop - start, outs, per_word).swapaxes(1, 2).reshape(-1, outs)
-        zeros = unpack(parts.read(".qzeros"), scheme.bits, outs).astype(np.float32)
-        zeros += np.float32(scheme.zero_shift)
+        zeros = read_zeros().values.astype(np.float32)
         g = group[start * per_word : stop * per_word]
         return CodedWeights(codes, parts.float32(".scales")[g] * (codes.astype(np.float32) - zeros[g]))
 
-    return parts.layer(".qweight", (ins, outs), words, per_word * outs, decode)
+    return replace(parts.layer(".qweight", (ins, outs), words, per_word * outs, decode), zeros=read_zeros)
+
+
+def _zeros(scheme: Scheme, words: NDArray[Any], outs: int) -> Zeros:
+    """Decode zero points: format v1 stores each word less one in every code, so that a 0 borrows from the code above it.
+
+    Whole words are subtracted there, modulo 2^32, and whole words are added back here.
+    """
+    ones = sum(scheme.zero_shift << at for at in range(0, 32, scheme.bits))
+    stored = np.ascontiguousarray(words).view(np.uint32)
+    values = unpack((stored + np.uint32(ones)).view(np.int32), scheme.bits, outs)
+    alone = unpack(words, scheme.bits, outs).astype(np.int64) + scheme.zero_shift
+    return Zeros(values, int(np.count_nonzero(values != alone)))
 
 
 def awq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:

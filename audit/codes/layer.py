@@ -27,6 +27,18 @@ class CodedWeights(NamedTuple):
     values: NDArray[Any]
 
 
+class Zeros(NamedTuple):
+    """Zero points of one layer.
+
+    Attributes:
+        values: zero points, uint8 (groups, outputs).
+        borrowed: number of those that a runtime which adds one to each code by itself reads otherwise.
+    """
+
+    values: NDArray[np.uint8]
+    borrowed: int
+
+
 @dataclass(frozen=True)
 class Layer:
     """One quantized layer.
@@ -39,6 +51,7 @@ class Layer:
         units: number of units, each of which can be decoded alone.
         unit_weights: number of weights in a unit.
         decode: function that decodes units start … stop - 1.
+        zeros: function that reads the zero points of GPTQ, whose convention is not in the file; None elsewhere.
     """
 
     name: str
@@ -48,6 +61,7 @@ class Layer:
     units: int
     unit_weights: int
     decode: Callable[[int, int], CodedWeights]
+    zeros: Callable[[], Zeros] | None = None
 
 
 class CodeLayout(NamedTuple):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from unforgotten.audit.codes import bitsandbytes, compressed_tensors, gptq
+from unforgotten.audit.codes import bitsandbytes, block_scales, compressed_tensors, float4, gptq
 from unforgotten.audit.codes.layer import CodeLayout
 
 LAYOUTS: Mapping[str, CodeLayout] = {
@@ -15,5 +15,9 @@ LAYOUTS: Mapping[str, CodeLayout] = {
     "ct-packed": CodeLayout(".weight_packed", compressed_tensors.packed),
     "ct-plain": CodeLayout(".weight_scale", compressed_tensors.plain),
     "ct-nvfp4": CodeLayout(".weight_packed", compressed_tensors.nvfp4),
+    "ct-block": CodeLayout(".weight_scale", block_scales.ct_block),
+    "fp8": CodeLayout(".weight_scale_inv", block_scales.fp8),
+    "modelopt-nvfp4": CodeLayout(".weight_scale_2", float4.modelopt_nvfp4),
+    "mxfp4": CodeLayout("_blocks", float4.mxfp4),
 }
 """By `Scheme.layout`."""

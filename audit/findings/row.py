@@ -10,6 +10,8 @@ from unforgotten.records.shares import clopper_pearson
 
 Severity = Literal["error", "warning", "note"]
 FindingId = Literal[
+    "not-measured",
+    "router-only",
     "no-update",
     "swallowed",
     "zero-bin",

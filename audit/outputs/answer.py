@@ -272,6 +272,6 @@ def _release_step(result: AuditResult) -> str:
 
 def _notes(result: AuditResult) -> list[str]:
     """Return the notes on files and on measurements: conventions that were chosen, and what was cut or left out."""
-    files: list[str] = list(dict(result).get("notes", []))  # type: ignore[call-overload]
+    files = result["notes"]
     legs = [note for leg in (result["output"], result["behaviour"]) if leg is not None for note in leg["notes"]]
     return [*files, *legs]

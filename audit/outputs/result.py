@@ -15,6 +15,7 @@ from typing import Literal, TypedDict
 
 from unforgotten.audit.codes.compare import ArtefactLeg
 from unforgotten.audit.findings.collect import all_findings, code_findings
+from unforgotten.audit.findings.coverage import coverage_findings, unmeasured
 from unforgotten.audit.findings.prediction import PredictionRow, predict_gains
 from unforgotten.audit.findings.probe import look
 from unforgotten.audit.findings.recipe import Recipe
@@ -25,6 +26,7 @@ from unforgotten.audit.kernel.simd import NUMPY, processor
 from unforgotten.audit.outputs.control import Control, control_of
 from unforgotten.audit.outputs.result_rows import FormatRow, code_row, finite_or_none, format_row
 from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.audit.sources.notes import notes_of
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
 from unforgotten.audit.verdict.power import PowerRow, power_rows
 from unforgotten.audit.verdict.rule import Decision, decide
@@ -87,7 +89,8 @@ class AuditResult(TypedDict):
 
     `compared`: "weights", or "codes" where both sides are quantized already; then nothing is known of the update itself,
     and what would follow from it is None. `recipe`: how the unlearned model was trained, where that is known; `power`: how
-    much the items of each leg could show; `control`: what of a standard this audit is evidence for. `files`: SHA-256 of the other files that were written with this one.
+    much the items of each leg could show; `control`: what of a standard this audit is evidence for; `notes`: how the files
+    were read; `files`: SHA-256 of the other files that were written with this one.
     """
 
     schema: str
@@ -108,6 +111,7 @@ class AuditResult(TypedDict):
     verdict: Decision
     power: list[PowerRow]
     control: Control
+    notes: list[str]
     files: dict[str, str]
 
 
@@ -125,11 +129,12 @@ def build_result(
     samples = look(target, unlearned, names, [j.format for j in judged])
     gains = [(j.format, finite_or_none(j.total.gain), finite_or_none(j.stderr)) for j in judged]
     prediction = predict_gains(estimate_training(leg, samples, recipe), samples, gains)
-    findings = all_findings(leg, judged, samples, prediction, recipe, behaviour)
+    gaps = coverage_findings(target, leg.kept, moved=leg.unchanged_fraction < 1)
+    findings = [*gaps, *all_findings(leg, judged, samples, prediction, recipe, behaviour)]
     rows = [
         format_row(setting, total, [t.survival[setting] for t in leg.tensors]) for setting, total in leg.totals.items()
     ]
-    decision = decide(overall_finding(judged), output, behaviour)
+    decision = decide(_word(target, leg, overall_finding(judged)), output, behaviour)
     return AuditResult(
         schema=SCHEMA,
         version=version("unforgotten"),
@@ -146,17 +151,20 @@ def build_result(
         recipe=recipe,
         output=output,
         behaviour=behaviour,
-        verdict=_verdict(decision, reasons(leg, judged, findings)),
+        verdict=_verdict(decision, reasons(leg, judged, findings), gaps),
         power=power_rows(output, behaviour),
         control=control_of(output, behaviour),
+        notes=list(notes_of(target, unlearned)),
         files={},
     )
 
 
 def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLeg) -> AuditResult:
     """Return the result of a pair that is quantized already: codes are counted, and nothing is known of the update."""
-    findings = code_findings(leg)
-    word: Finding = "no update" if findings[0]["id"] == "codes-equal" else "unclear"
+    seen = code_findings(leg)
+    gaps = coverage_findings(target, leg.kept, moved=leg.total.value_changes > 0)
+    findings = [*gaps, *seen]
+    word: Finding = "no update" if seen[0]["id"] == "codes-equal" else "unclear"
     formats = "+".join(leg.by_format)
     return AuditResult(
         schema=SCHEMA,
@@ -180,20 +188,29 @@ def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLe
         recipe=None,
         output=None,
         behaviour=None,
-        verdict=_verdict(decide(word, None, None), [row["sentence"] for row in findings]),
+        verdict=_verdict(decide(word, None, None), [row["sentence"] for row in seen], gaps),
         power=[],
         control=control_of(None, None),
+        notes=[*notes_of(target, unlearned), *leg.notes],
         files={},
     )
 
 
-def _verdict(decision: Decision, weights: Sequence[str]) -> Decision:
-    """Return the decision with the reasons of the weights; where no leg but theirs was measured, its own comes last."""
-    own = decision["reasons"]
+def _word(target: Checkpoint, leg: WeightsLeg, word: Finding) -> Finding:
+    """Return the word of the weights; "no update" is not said where a tensor changed that is not measured."""
+    hidden = any(leg.kept[name] for name in unmeasured(target, leg.kept))
+    return "unclear" if word == "no update" and hidden else word
+
+
+def _verdict(decision: Decision, weights: Sequence[str], gaps: Sequence[FindingRow]) -> Decision:
+    """Return the decision with the reasons of the weights; what was not measured comes first of all.
+
+    Where no leg but that of the weights was measured, the decision's own reasons come last.
+    """
+    own, first = decision["reasons"], [row["sentence"] for row in gaps]
     alone = decision["legs"]["output"] is None and decision["legs"]["behaviour"] is None
-    return Decision(
-        overall=decision["overall"], legs=decision["legs"], reasons=[*weights, *own] if alone else [*own, *weights]
-    )
+    told = [*weights, *own] if alone else [*own, *weights]
+    return Decision(overall=decision["overall"], legs=decision["legs"], reasons=[*first, *told])
 
 
 def _source(checkpoint: Checkpoint) -> Source:

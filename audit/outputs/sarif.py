@@ -14,6 +14,8 @@ from unforgotten.audit.outputs.result import AuditResult
 SARIF_SCHEMA = "https://docs.oasis-open.org/sarif/sarif/v2.1.0/os/schemas/sarif-schema-2.1.0.json"
 RULES: Mapping[FindingId | str, str] = {
     "verdict": "The verdict of the audit",
+    "not-measured": "Tensors that the audit does not measure",
+    "router-only": "Only routers of experts changed",
     "no-update": "No weight that quantizers touch was changed",
     "swallowed": "A format swallows the update, or a part of it",
     "zero-bin": "The update lies in the coarse cells beside zero (T11b)",

@@ -10,7 +10,7 @@ In goes a path, out comes a `Checkpoint`; nothing but headers is read until a we
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from typing import Any, Protocol
@@ -20,10 +20,13 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.sources.files import LocalFile, WeightFile, open_file, read_all, sha256_of
 from unforgotten.audit.sources.hostile_json import MAX_JSON_BYTES, parse_json_object
+from unforgotten.audit.sources.notes import named
 from unforgotten.audit.sources.safetensors_header import CheckpointError, TensorInfo, read_header
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+ADAPTER = "adapter_config.json"
+WEIGHTS = (".safetensors", ".gguf")
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 CHUNK_BYTES = 1 << 24
 
@@ -133,12 +136,14 @@ class SafetensorsCheckpoint:
         revision: the commit of a Hub source; None for a local path.
         files: the weight files, in the order of their names.
         tensors: dtype and shape of every tensor, see `Checkpoint.tensors`.
+        notes: sentences on which files were read, see `notes`.
     """
 
     source: Path | str
     revision: str | None
     files: tuple[WeightFile, ...]
     tensors: Mapping[str, TensorInfo]
+    notes: tuple[str, ...] = ()
 
     def read(self, name: str) -> NDArray[Any]:
         """See `Checkpoint.read`."""
@@ -202,7 +207,8 @@ def open_checkpoint(source: Path) -> SafetensorsCheckpoint:
         raise CheckpointError(source, "must be a directory or a .safetensors file that exists", "none")
     if (source / SINGLE).exists():
         file = open_file(source / SINGLE, source)
-        return SafetensorsCheckpoint(source, None, (file,), read_header(file))
+        notes = passed_over(str(source), [SINGLE], [path.name for path in source.iterdir()])
+        return SafetensorsCheckpoint(source, None, (file,), read_header(file), notes)
     if (source / INDEX).exists():
         return _open_sharded(source)
     raise _nothing_to_open(source)
@@ -239,7 +245,24 @@ def _open_sharded(source: Path) -> SafetensorsCheckpoint:
             raise CheckpointError(index, rule, f"missing shard {shard!r}")
         files[shard] = open_file(source / shard, source)
     tensors = join_shards(index, shard_of, files)
-    return SafetensorsCheckpoint(source, None, tuple(files.values()), tensors)
+    notes = passed_over(str(source), [INDEX, *files], [path.name for path in source.iterdir()])
+    return SafetensorsCheckpoint(source, None, tuple(files.values()), tensors, notes)
+
+
+def passed_over(source: str, read: Sequence[str], there: Sequence[str]) -> tuple[str, ...]:
+    """Return a note on the weight files of a directory that were not read; none where there are none.
+
+    Args:
+        source: name of the checkpoint.
+        read: names of the files that were read.
+        there: names of all files beside them.
+    """
+    others = sorted(name for name in set(there) - set(read) if name.endswith(WEIGHTS) or name in (INDEX, ADAPTER))
+    if not others:
+        return ()
+    which = SINGLE if SINGLE in read else f"the {len(read) - 1} shards of {INDEX}"
+    also = ", as transformers does where both are there" if INDEX in others else ""
+    return (f"{source}: {which} was read{also}; beside it, and not read: {named(others)}.",)
 
 
 def read_index(index: Path, text: bytes) -> dict[str, str]:

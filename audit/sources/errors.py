@@ -11,8 +11,8 @@ class CheckpointError(ValueError):
     """A checkpoint breaks a rule. The message is one line: file, tensor where there is one, rule and value."""
 
     def __init__(self, path: Path | str, rule: str, got: object, *, tensor: str | None = None) -> None:
-        where = _one_line(str(path)) + (f": tensor {_short(repr(tensor))}" if tensor is not None else "")
-        super().__init__(f"{where} {_one_line(rule)}, got {_short(_one_line(str(got)))}")
+        where = one_line(str(path)) + (f": tensor {_short(repr(tensor))}" if tensor is not None else "")
+        super().__init__(f"{where} {one_line(rule)}, got {_short(one_line(str(got)))}")
 
     def __reduce__(self) -> tuple[object, ...]:
         """Pickle an error as its message: a worker's error is raised again where its result is asked for."""
@@ -25,7 +25,8 @@ def _again(message: str) -> CheckpointError:
     return error
 
 
-def _one_line(text: str) -> str:
+def one_line(text: str) -> str:
+    """Return the text if it is printable, else with its control characters written out."""
     return text if text.isprintable() else ascii(text)
 
 

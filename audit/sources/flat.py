@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.theory.formats.names import Format
 
 PIECE_WEIGHTS = 1 << 21
@@ -82,3 +83,11 @@ def layout_of(fmt: Format, shape: tuple[int, ...]) -> BlockLayout:
     line = total if fmt.block in ("tensor", "flat") else shape[-1]
     size = min(fmt.block_size or line, line)
     return BlockLayout(size, total if line % size == 0 else line)
+
+
+def tensors_equal(one: Checkpoint, name: str, two: Checkpoint, other: str) -> bool:
+    """Return whether two tensors of one shape hold equal values, whatever their dtypes; in bounded memory."""
+    shape = one.tensors[name].shape
+    if not shape:
+        return bool(np.array_equal(one.read(name), two.read(other)))
+    return all(np.array_equal(one.read_flat(name, *p), two.read_flat(other, *p)) for p in pieces(shape))

@@ -18,13 +18,13 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.sources.checkpoint import flat_from_rows
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.files import WeightFile, open_file, sha256_of
+from unforgotten.audit.sources.files import LocalFile, WeightFile, open_file, sha256_of
 from unforgotten.audit.sources.gguf_decode import BLOCK_TYPES
 from unforgotten.audit.sources.gguf_header import GgufTensor, read_gguf_header
 from unforgotten.audit.sources.safetensors_header import TensorInfo
 from unforgotten.records.extras import pip_install
+from unforgotten.theory.formats.gguf import fallback_of
 
 PLAIN: Mapping[int, np.dtype[Any]] = {
     0: np.dtype("<f4"),
@@ -93,6 +93,17 @@ class GgufCheckpoint:
         flat = self._values(name, start * row, stop * row)
         return flat.reshape(stop - start, *info.shape[1:])
 
+    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
+        """Decode weights start … stop - 1 of the flattened tensor, see `Checkpoint.read_flat`: the blocks that hold them."""
+        size = self.types[name].weights
+        first, last = start // size * size, -(-stop // size) * size
+        return self._values(name, first, last)[start - first : stop - first]
+
+    def check(self, name: str) -> None:
+        """See `Checkpoint.check`."""
+        if isinstance(self.file, LocalFile):
+            self.file.check()
+
     def read_blocks(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         """Read blocks start … stop - 1 as they are stored, uint8 (blocks, bytes of one)."""
         stored, offset = self.types[name], self.tensors[name].offset
@@ -112,13 +123,6 @@ class GgufCheckpoint:
             part = decode_blocks(stored, self.read_blocks(name, start, stop))
             values[place : place + part.size] = part
         return values
-
-    def read_flat(self, name: str, start: int, stop: int, buffer: NDArray[np.uint8] | None = None) -> NDArray[Any]:
-        """See `Checkpoint.read_flat`."""
-        return flat_from_rows(self, name, start, stop)
-
-    def check(self, name: str) -> None:
-        """See `Checkpoint.check`: nothing was mapped."""
 
     def sha256(self) -> str:
         """Return the SHA-256 of the file."""
@@ -159,7 +163,9 @@ def gguf_of(file: WeightFile) -> GgufCheckpoint:
 def _checked_type(file: WeightFile, tensor: GgufTensor) -> StoredType:
     stored = _stored_type_of(file, tensor)
     if tensor.shape and tensor.shape[-1] % stored.weights:
-        rule = f"must have rows of a multiple of {stored.weights} weights for {stored.name}"
+        other = fallback_of(stored.name.lower(), tensor.shape[-1])
+        hint = "" if other is None else f" (llama.cpp stores such rows as {other.upper()})"
+        rule = f"must have rows of a multiple of {stored.weights} weights for {stored.name}{hint}"
         raise CheckpointError(file.path, rule, tensor.shape[-1], tensor=tensor.name)
     if not tensor.shape and stored.weights > 1:
         rule = f"must have an axis for {stored.name}"

@@ -109,6 +109,10 @@ def read_gguf_header(file: WeightFile) -> GgufHeader:
     if magic != MAGIC:
         raise CheckpointError(file.path, f"must begin with {MAGIC!r}", magic)
     version = cursor.number(4)
+    turned = int.from_bytes(version.to_bytes(4, "little"), "big")
+    if turned in VERSIONS:
+        rule = "must be little-endian (convert it with gguf_convert_endian.py of llama.cpp)"
+        raise CheckpointError(file.path, rule, f"a big-endian file of version {turned}")
     if version not in VERSIONS:
         raise CheckpointError(file.path, f"must be GGUF of version {VERSIONS}", version)
     tensors, fields = cursor.number(8), cursor.number(8)

@@ -21,7 +21,14 @@ from urllib.parse import quote
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.sources.checkpoint import INDEX, SINGLE, SafetensorsCheckpoint, join_shards, read_index
+from unforgotten.audit.sources.checkpoint import (
+    INDEX,
+    SINGLE,
+    SafetensorsCheckpoint,
+    join_shards,
+    passed_over,
+    read_index,
+)
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.files import HASH_BYTES, WeightFile, open_file, read_all
 from unforgotten.audit.sources.hostile_json import MAX_JSON_BYTES, parse_json_object
@@ -87,6 +94,11 @@ class HubCheckpoint:
         return self.inner.revision
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """See `notes`."""
+        return self.inner.notes
+
+    @property
     def tensors(self) -> Mapping[str, TensorInfo]:
         """See `Checkpoint.tensors`."""
         return self.inner.tensors
@@ -148,7 +160,8 @@ def open_hub(name: HubName) -> HubCheckpoint:
     else:
         rule = f"must hold {SINGLE} or {INDEX}"
         raise CheckpointError(str(name), rule, ", ".join(sorted(listing.files)) or "no safetensors")
-    inner = SafetensorsCheckpoint(str(name), listing.commit, tuple(files.values()), tensors)
+    notes = passed_over(str(name), [INDEX, *files] if SINGLE not in files else [SINGLE], list(listing.files))
+    inner = SafetensorsCheckpoint(str(name), listing.commit, tuple(files.values()), tensors, notes)
     stated = tuple(listing.files[shard].sha256 for shard in files)
     return HubCheckpoint(str(name), stated, inner)
 

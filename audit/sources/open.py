@@ -9,14 +9,14 @@ from unforgotten.audit.sources.checkpoint import Checkpoint, open_checkpoint, re
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.gguf import is_gguf, open_gguf
 from unforgotten.audit.sources.hub import HubName, hub_name, open_hub
-from unforgotten.audit.sources.pairing import align
+from unforgotten.audit.sources.matching.comparable import comparable
 from unforgotten.audit.sources.peft import is_adapter, open_adapter, read_adapter_config
 
 BASE_MARK = "::"  # ADAPTER::BASE
 
 
 def open_pair(target: Path | str, unlearned: Path | str) -> tuple[Checkpoint, Checkpoint]:
-    """Open both checkpoints of an audit, the second under the first one's names.
+    """Open both checkpoints of an audit, the second under the first one's names, see `comparable`.
 
     An adapter that names the target as its base is merged over the target itself.
 
@@ -34,7 +34,7 @@ def open_pair(target: Path | str, unlearned: Path | str) -> tuple[Checkpoint, Ch
     if is_gguf(Path(before.source)) != is_gguf(Path(after.source)):
         rule = "must be GGUF if the target is, and only then: its names and the order of its rows differ"
         raise CheckpointError(after.source, rule, f"a pair with {before.source}")
-    return before, align(before, after)
+    return comparable(before, after)
 
 
 def open_source(source: Path | str, base: Checkpoint | None = None) -> Checkpoint:

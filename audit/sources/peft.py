@@ -9,7 +9,7 @@ Merged is `w' = round(w + s B A)`, the sum in float64, rounded to float32 and th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -21,14 +21,20 @@ from numpy.typing import NDArray
 from unforgotten.audit.sources.checkpoint import Checkpoint, SafetensorsCheckpoint, flat_from_rows
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.files import LocalFile, open_file, read_all, sha256_of
-from unforgotten.audit.sources.pairing import PREFIX
-from unforgotten.audit.sources.peft_config import AdapterConfig, parse_adapter_config
+from unforgotten.audit.sources.matching.conv1d import has_conv1d
+from unforgotten.audit.sources.matching.kinds import HEADS
+from unforgotten.audit.sources.matching.view import View, plain_parts
+from unforgotten.audit.sources.model_config import model_config_of, model_type_of, says_untied
+from unforgotten.audit.sources.notes import named, notes_of
+from unforgotten.audit.sources.peft_config import AdapterConfig, fits_pattern, parse_adapter_config
+from unforgotten.audit.sources.peft_orientation import Asked, is_turned
 from unforgotten.audit.sources.safetensors_header import FLOATS, TensorInfo, read_header
 
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
 ROOT = "base_model.model."
+PREFIX = "model."  # of a language model saved with its head, missing where it is saved without
 MAX_CONFIG_BYTES = 1 << 24
 TILE_ROWS = 64
 """Rows merged in one product, at fixed places: so that a row does not depend on the range it is read in."""
@@ -72,6 +78,7 @@ class AdapterCheckpoint:
         low_rank: map from base tensor to what is added to it.
         replaced: map from base tensor to the adapter's tensor that takes its place.
         tensors: dtype and shape of every tensor, see `Checkpoint.tensors`.
+        said: notes on how the adapter was read.
     """
 
     source: Path | str
@@ -81,6 +88,12 @@ class AdapterCheckpoint:
     low_rank: Mapping[str, LowRank]
     replaced: Mapping[str, str]
     tensors: Mapping[str, TensorInfo] = field(repr=False)
+    said: tuple[str, ...] = ()
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """Those of the base, and what the adapter adds."""
+        return (*notes_of(self.base), *self.said)
 
     @property
     def revision(self) -> str | None:
@@ -169,6 +182,7 @@ def open_adapter(source: Path, base: Checkpoint) -> AdapterCheckpoint:
         raise CheckpointError(source, rule, PICKLE if pickled else "none")
     file = open_file(source / WEIGHTS, source)
     adapter = SafetensorsCheckpoint(source, None, (file,), read_header(file))
+    base = _with_tied_head(adapter, base)
     parts, replaced = _sort_out(adapter, base)
     if not parts and not replaced:
         raise CheckpointError(file.path, "must hold a tensor", "none")
@@ -178,7 +192,54 @@ def open_adapter(source: Path, base: Checkpoint) -> AdapterCheckpoint:
         tensors[name] = adapter.tensors[own]
     for name in low_rank:
         tensors[name] = replace(tensors[name], path=file.path, offset=None)
-    return AdapterCheckpoint(source, base, adapter, config_file, low_rank, replaced, tensors)
+    said = (*_pattern_notes(config, list(parts)), *_flag_notes(config, low_rank, parts))
+    tensors = dict(sorted(tensors.items()))
+    return AdapterCheckpoint(source, base, adapter, config_file, low_rank, replaced, tensors, said)
+
+
+def _with_tied_head(adapter: SafetensorsCheckpoint, base: Checkpoint) -> Checkpoint:
+    """Return the base; where the adapter speaks of a head that the base ties, with its embedding shown as that, too."""
+    for head, embeddings in HEADS.items():
+        module = ROOT + head.removesuffix("weight")
+        found = [name for name in base.tensors if name.endswith(embeddings)]
+        asked = any(name.startswith(module) for name in adapter.tensors)
+        if asked and head not in base.tensors and len(found) == 1 and not says_untied(base):
+            parts = plain_parts(base)
+            parts[head] = parts[found[0]]
+            note = (
+                f"{adapter.source}: the adapter changes {head}, which the base ties to {found[0]!a}: the head alone is "
+                "changed, as PEFT runs it; merge_and_unload would change the embedding with it."
+            )
+            return View(base, dict(sorted(parts.items())), (note,))
+    return base
+
+
+def _flag_notes(
+    config: AdapterConfig, low_rank: Mapping[str, LowRank], parts: Mapping[str, Mapping[str, str]]
+) -> list[str]:
+    """Return a note on the modules whose base is stored otherwise than fan_in_fan_out says."""
+    other = [
+        name
+        for name, low in low_rank.items()
+        if low.turned != config.fan_in_fan_out and not any(part.startswith("embedding") for part in parts[name])
+    ]
+    if not other:
+        return []
+    stored = "(out, in)" if config.fan_in_fan_out else "(in, out)"
+    flag = str(config.fan_in_fan_out).lower()
+    what = f"the base stores {len(other)} of the matrices as {stored}, and they are merged so, as PEFT does"
+    return [f"{config.path}: fan_in_fan_out is {flag}, but {what}: {named(other)}."]
+
+
+def _pattern_notes(config: AdapterConfig, tensors: Sequence[str]) -> list[str]:
+    """Return a note on each key of a pattern that fits no module of the adapter: a misspelled one changes nothing."""
+    modules = [name.removesuffix(".weight") for name in tensors]
+    return [
+        f"{config.path}: the key {key!a} of {kind} fits no module of the adapter, so it changes nothing."
+        for kind, keys in (("rank_pattern", config.ranks), ("alpha_pattern", config.alphas))
+        for key in keys
+        if not any(fits_pattern(key, module) for module in modules)
+    ]
 
 
 def _sort_out(adapter: SafetensorsCheckpoint, base: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
@@ -212,6 +273,22 @@ def _place(adapter: SafetensorsCheckpoint, base: Checkpoint, name: str, wanted: 
     raise CheckpointError(adapter.tensors[name].path, rule, f"no {wanted!r}", tensor=name)
 
 
+def _is_turned(
+    config: AdapterConfig,
+    adapter: SafetensorsCheckpoint,
+    base: Checkpoint,
+    name: str,
+    shape: tuple[int, ...],
+    factors: tuple[str, str],
+) -> bool:
+    """Return whether the base stores (in, out), by the factors A and B and by what it says of its model."""
+    a, b = (adapter.tensors[part].shape for part in factors)
+    outs_ins = (b[0], a[-1]) if len(a) == len(b) == 2 else (0, 1)
+    known = model_type_of(model_config_of(base))
+    conv1d = has_conv1d(base.tensors, known)
+    return is_turned(Asked(adapter.files[0].path, name, shape, outs_ins, config.fan_in_fan_out, known, conv1d))
+
+
 def _low_rank(
     config: AdapterConfig,
     adapter: SafetensorsCheckpoint,
@@ -236,7 +313,10 @@ def _low_rank(
         rule = f"must be a matrix of {', '.join(FLOATS)} in the base"
         raise CheckpointError(path, rule, f"{under.dtype.name} {list(under.shape)}", tensor=name)
     module = name.removesuffix(".weight")
-    turned, rank = embedding or config.fan_in_fan_out, config.rank_of(module)
+    rank = config.rank_of(module)
+    turned = embedding or _is_turned(config, adapter, base, name, under.shape, (a, b))
+    if turned and config.dora:
+        raise CheckpointError(path, "must not be DoRA of a base that stores (in, out)", "use_dora", tensor=name)
     outs, ins = under.shape[::-1] if turned else under.shape
     shapes: dict[str, tuple[int, ...]] = {a: (rank, ins), b: (outs, rank)}
     magnitude = found.get("magnitude")

@@ -96,11 +96,13 @@ class AdapterConfig:
 
 
 def _by_pattern(values: Mapping[str, float], module: str, default: float) -> float:
-    for key, value in values.items():
-        name = key.removeprefix("^").removesuffix("$")
-        if module == name or (not key.startswith("^") and module.endswith("." + name)):
-            return value
-    return default
+    return next((value for key, value in values.items() if fits_pattern(key, module)), default)
+
+
+def fits_pattern(key: str, module: str) -> bool:
+    """Return whether a key of a pattern is the name of a module, or its end after a dot."""
+    name = key.removeprefix("^").removesuffix("$")
+    return module == name or (not key.startswith("^") and module.endswith("." + name))
 
 
 def parse_adapter_config(path: Path, text: bytes) -> AdapterConfig:

@@ -15,12 +15,13 @@ class Scheme(NamedTuple):
     """How all layers of a checkpoint are stored.
 
     Attributes:
-        method: method: gptq, awq, bitsandbytes or compressed-tensors.
+        method: method, one of SCHEMES.
         layout: key of LAYOUTS.
         bits: number of bits of a code.
         group_size: number of inputs that share a scale; -1 for all.
-        zero_shift: number that is added to a stored zero point.
-        detail: quant type of bitsandbytes.
+        zero_shift: number that is added to every stored zero point of GPTQ: 1 of format v1, 0 of v2.
+        detail: quant type, where that is more than a number of bits.
+        tile: rows and columns that share a scale, where both are more than one.
     """
 
     method: str
@@ -29,6 +30,7 @@ class Scheme(NamedTuple):
     group_size: int
     zero_shift: int = 0
     detail: str = ""
+    tile: tuple[int, int] = (1, 1)
 
     @property
     def name(self) -> str:
@@ -36,7 +38,8 @@ class Scheme(NamedTuple):
         kind = self.detail or f"int{self.bits}"
         if self.method == "compressed-tensors":
             kind = f"{self.layout.removeprefix('ct-')}-{self.bits}bit"
-        return f"{self.method}:{kind}" + (f"-g{self.group_size}" if self.group_size > 0 else "")
+        tile = "" if self.tile == (1, 1) else "-{}x{}".format(*self.tile)
+        return f"{self.method}:{kind}" + (f"-g{self.group_size}" if self.group_size > 0 else "") + tile
 
 
 def read_scheme(path: Path, stated: object) -> Scheme:
@@ -101,25 +104,59 @@ def _compressed_tensors(path: Path, stated: Mapping[str, object]) -> Scheme:
     found = {_ct_group(path, group) for group in groups.values()}
     if len(found) > 1:
         raise CheckpointError(path, "must have one bits and group_size for all", sorted(found))
-    bits, size = found.pop()
-    return Scheme("compressed-tensors", CT_LAYOUTS[form], bits, size)
+    bits, size, tile = found.pop()
+    if tile == (1, 1):
+        return Scheme("compressed-tensors", CT_LAYOUTS[form], bits, size)
+    if CT_LAYOUTS[form] != "ct-plain" or bits != 8:
+        raise CheckpointError(path, "must have format float-quantized and 8 bits with strategy block", repr(form))
+    return Scheme("compressed-tensors", "ct-block", bits, size, tile=tile)
 
 
 def _is_dense(sparsity: object) -> bool:
     return isinstance(sparsity, dict) and sparsity.get("format", "dense") == "dense"
 
 
-def _ct_group(path: Path, group: object) -> tuple[int, int]:
+def _ct_group(path: Path, group: object) -> tuple[int, int, tuple[int, int]]:
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weights, dict):
         raise CheckpointError(path, "must have weights in every config group", repr(weights))
     strategy = weights.get("strategy")
-    if strategy not in ("tensor", "channel", "group", "tensor_group"):
-        rule = "must have strategy tensor, channel, group or tensor_group"
+    if strategy not in ("tensor", "channel", "group", "tensor_group", "block"):
+        rule = "must have strategy tensor, channel, group, tensor_group or block"
         raise CheckpointError(path, rule, repr(strategy))
     bits = _choice(path, weights, "num_bits", tuple(range(1, 9)))
     grouped = strategy in ("group", "tensor_group")
-    return bits, _group(path, weights.get("group_size")) if grouped else -1
+    tile = _tile(path, "block_structure", weights.get("block_structure")) if strategy == "block" else (1, 1)
+    return bits, _group(path, weights.get("group_size")) if grouped else -1, tile
+
+
+def _fp8(path: Path, stated: Mapping[str, object]) -> Scheme:
+    tile = _tile(path, "weight_block_size", stated.get("weight_block_size"))
+    return Scheme("fp8", "fp8", 8, -1, detail="e4m3", tile=tile)
+
+
+def _modelopt(path: Path, stated: Mapping[str, object]) -> Scheme:
+    algorithm = stated.get("quant_algo")
+    known = {"NVFP4": ("modelopt-nvfp4", 4, 16, "nvfp4"), "FP8": ("ct-plain", 8, -1, "fp8")}
+    if not isinstance(algorithm, str) or algorithm.upper() not in known:
+        raise CheckpointError(path, f"must have quant_algo {' or '.join(known)}", repr(algorithm))
+    layout, bits, size, detail = known[algorithm.upper()]
+    if size > 0 and stated.get("group_size", size) != size:
+        raise CheckpointError(path, f"must have group_size {size} for {algorithm}", repr(stated.get("group_size")))
+    return Scheme("modelopt", layout, bits, size, detail=detail)
+
+
+def _mxfp4(path: Path, stated: Mapping[str, object]) -> Scheme:
+    return Scheme("mxfp4", "mxfp4", 4, 32, detail="e2m1")
+
+
+def _tile(path: Path, key: str, value: object) -> tuple[int, int]:
+    if not isinstance(value, list) or len(value) != 2:
+        raise CheckpointError(path, f"must have two sizes for {key}, as [128, 128]", repr(value))
+    rows, columns = (_group(path, n) for n in value)
+    if min(rows, columns) < 1 or (rows, columns) == (1, 1):
+        raise CheckpointError(path, f"must have two sizes for {key}, as [128, 128]", repr(value))
+    return rows, columns
 
 
 def _choice(path: Path, stated: Mapping[str, object], key: str, known: tuple[int, ...]) -> int:
@@ -140,4 +177,7 @@ SCHEMES: Mapping[str, Callable[[Path, Mapping[str, object]], Scheme]] = {
     "awq": _awq,
     "bitsandbytes": _bitsandbytes,
     "compressed-tensors": _compressed_tensors,
+    "fp8": _fp8,
+    "modelopt": _modelopt,
+    "mxfp4": _mxfp4,
 }

@@ -40,9 +40,12 @@ BUFFERS: Mapping[str, np.dtype[Any]] = {
     "I64": np.dtype("<i8"),
     "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
     "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E8M0": np.dtype(ml_dtypes.float8_e8m0fnu),
 }
 """Masks, position buffers, and what a quantizer has stored: they are compared, never quantized again."""
-DTYPES: Mapping[str, np.dtype[Any]] = {**FLOATS, **BUFFERS}
+PACKED: Mapping[str, int] = {"F4": 2}
+"""Dtypes of several numbers a byte -> how many; they are read as bytes, the last axis as much shorter."""
+DTYPES: Mapping[str, np.dtype[Any]] = {**FLOATS, **BUFFERS, **dict.fromkeys(PACKED, np.dtype("u1"))}
 LENGTH_BYTES = 8
 MAX_DIMS = 32  # of any tensor that numpy could hold in its first release
 MAX_COUNT = 2**63 - 1  # bytes, offsets, weights
@@ -136,12 +139,26 @@ def _tensor_span(path: Path, name: str, entry: object, start: int) -> _Span:
     if not (are_counts(offsets) and len(offsets) == 2):
         raise CheckpointError(path, "must have two data_offsets >= 0", shown(offsets), tensor=name)
     begin, end = offsets
-    info = TensorInfo(path, DTYPES[dtype], tuple(shape), start + begin)
+    info = TensorInfo(path, DTYPES[dtype], _stored_shape(path, name, dtype, shape), start + begin, _packed(dtype))
     if end - begin != info.nbytes:
         rule = f"must span {info.nbytes} bytes for {dtype} {shape}"
         raise CheckpointError(path, rule, f"data_offsets {offsets}", tensor=name)
     check_extent(path, name, info)
     return _Span(name, info, begin, end)
+
+
+def _packed(dtype: str) -> str:
+    return dtype if dtype in PACKED else ""
+
+
+def _stored_shape(path: Path, name: str, dtype: str, shape: list[int]) -> tuple[int, ...]:
+    """Return the shape of the bytes of a packed dtype, and of the numbers of any other."""
+    if dtype not in PACKED:
+        return tuple(shape)
+    if not shape or shape[-1] % PACKED[dtype]:
+        rule = f"must have a last axis of a multiple of {PACKED[dtype]} for {dtype}"
+        raise CheckpointError(path, rule, shape, tensor=name)
+    return (*shape[:-1], shape[-1] // PACKED[dtype])
 
 
 def check_extent(path: Path, name: str, info: TensorInfo) -> None:

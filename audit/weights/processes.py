@@ -30,6 +30,7 @@ from unforgotten.audit.weights.reference import measure_by_reference
 from unforgotten.audit.weights.sums import TensorMeasured
 from unforgotten.audit.weights.task import NotFiniteError, RefusedError, TensorTask, ways_in
 from unforgotten.audit.weights.warming import compile_for
+from unforgotten.theory.formats.gguf import fallback_of
 
 MAX_LOSSES = 3  # of workers in a row without a batch done
 WARM = "unforgotten.audit.weights.warm_up"
@@ -97,8 +98,10 @@ def _naming(work: Work, name: str) -> Iterator[None]:
         check_finite(work.unlearned, name)
         if not isinstance(error, RefusedError):
             raise
-        path = work.unlearned.tensors[name].path
-        raise CheckpointError(path, f"must fit {error.format}", error, tensor=name) from error
+        info = work.unlearned.tensors[name]
+        other = fallback_of(error.format, info.shape[-1])
+        hint = "" if other is None else f" (llama.cpp stores such rows as {other})"
+        raise CheckpointError(info.path, f"must fit {error.format}{hint}", error, tensor=name) from error
 
 
 def _by_processes(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[list[PieceMeasured]]:

@@ -88,3 +88,12 @@ GGUF: Mapping[str, Callable[[str], Format]] = {
     "q4_k": q4_k,
     "q6_k": q6_k,
 }
+FALLBACKS: Mapping[str, str] = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+"""Type of super-blocks -> what llama-quantize takes for rows that are no multiple of 256 (float16 if not of 32 either)."""
+
+
+def fallback_of(name: str, columns: int) -> str | None:
+    """Return the type that llama-quantize takes in place of one whose super-blocks do not fit the rows; None if they do."""
+    if name not in FALLBACKS or columns % SUPER_BLOCK == 0:
+        return None
+    return FALLBACKS[name] if columns % BLOCK == 0 else "float16"

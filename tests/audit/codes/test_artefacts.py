@@ -52,15 +52,20 @@ def gptq(seed: int, *, bits: int = 4, form: str = "gptq", order: bool = False) -
     group = rng_of(7).permutation(IN) // GROUP if order else np.arange(IN) // GROUP
     tensors: Tensors = {
         f"{NAME}.qweight": words(codes.T, bits).T.copy(),
-        f"{NAME}.qzeros": words(zeros, bits),
+        f"{NAME}.qzeros": _less_one(words(zeros, bits), bits) if form == "gptq" else words(zeros, bits),
         f"{NAME}.scales": scales,
     }
     if order:
         tensors[f"{NAME}.g_idx"] = group.astype(np.int32)
     config = {"quant_method": "gptq", "bits": bits, "group_size": GROUP, "checkpoint_format": form}
-    shift = 1 if form == "gptq" else 0
-    values = scales[group].astype(np.float32) * (codes - zeros[group] - shift).astype(np.float32)
+    values = scales[group].astype(np.float32) * (codes - zeros[group]).astype(np.float32)
     return Case(config, tensors, codes, values)
+
+
+def _less_one(packed: NDArray[np.int32], bits: int) -> NDArray[np.int32]:
+    """Words as format v1 stores them: less one in every code, as one number modulo 2^32."""
+    ones = sum(1 << at for at in range(0, 32, bits))
+    return np.array([[(word - ones) % 2**32 for word in row] for row in packed.tolist()], np.uint32).view(np.int32)
 
 
 def awq(seed: int) -> Case:
@@ -134,6 +139,57 @@ def ct_nvfp4(seed: int) -> Case:
     return Case(_ct("nvfp4-pack-quantized", weights), tensors, codes, values)
 
 
+def ct_block(seed: int) -> Case:
+    """Tiles of 16 x 32 over (24, 64): the last row of tiles is cut."""
+    rng = rng_of(seed)
+    stored = rng.normal(size=(OUT, IN)).astype(ml_dtypes.float8_e4m3fn)
+    scale = rng.uniform(0.5, 1, (2, 2)).astype(ml_dtypes.bfloat16)
+    values = stored.astype(np.float32) * np.kron(scale.astype(np.float32), np.ones((16, 32), np.float32))[:OUT]
+    weights = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [16, 32]}
+    tensors: Tensors = {f"{NAME}.weight": stored, f"{NAME}.weight_scale": scale}
+    return Case(_ct("float-quantized", weights), tensors, stored.view(np.uint8), values)
+
+
+def fp8(seed: int, *, dtype: Any = np.float32) -> Case:
+    """As DeepSeek stores it; `scale_inv` is multiplied."""
+    case = ct_block(seed)
+    scale = case.tensors.pop(f"{NAME}.weight_scale").astype(np.float32)
+    if dtype != np.float32:
+        scale = (2.0 ** np.round(np.log2(scale))).astype(np.float32)
+    stored = case.tensors[f"{NAME}.weight"]
+    values = stored.astype(np.float32) * np.kron(scale.astype(np.float32), np.ones((16, 32), np.float32))[:OUT]
+    tensors = case.tensors | {f"{NAME}.weight_scale_inv": scale.astype(dtype)}
+    return Case({"quant_method": "fp8", "weight_block_size": [16, 32]}, tensors, case.codes, values)
+
+
+def modelopt(seed: int) -> Case:
+    """ModelOpt's second scale multiplies, where that of compressed-tensors divides."""
+    case = ct_nvfp4(seed)
+    scales = case.tensors[f"{NAME}.weight_scale"]
+    levels = case.codes.astype(np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    tensors: Tensors = {
+        f"{NAME}.weight": case.tensors[f"{NAME}.weight_packed"],
+        f"{NAME}.weight_scale": scales,
+        f"{NAME}.weight_scale_2": np.array(0.03, np.float32),
+    }
+    values = levels * np.repeat(scales.astype(np.float32) * np.float32(0.03), 16, axis=1)
+    return Case({"quant_method": "modelopt", "quant_algo": "NVFP4"}, tensors, case.codes, values)
+
+
+def mxfp4(seed: int) -> Case:
+    """Three experts of (8, 64) in one tensor, as gpt-oss; codes and values by rows of all experts."""
+    rng = rng_of(seed)
+    codes = rng.integers(0, 16, (3, 8, 2, 32))
+    scales = rng.integers(120, 130, (3, 8, 2)).astype(np.uint8)
+    levels = codes.astype(np.uint8).view(ml_dtypes.float4_e2m1fn).astype(np.float32)
+    tensors: Tensors = {
+        f"{NAME}_blocks": (codes[..., ::2] | codes[..., 1::2] << 4).astype(np.uint8),
+        f"{NAME}_scales": scales,
+    }
+    values = levels * (2.0 ** (scales.astype(np.float64) - 127)).astype(np.float32)[..., None]
+    return Case({"quant_method": "mxfp4"}, tensors, codes.reshape(24, 64), values.reshape(24, 64))
+
+
 def bnb_8bit(seed: int) -> Case:
     rng = rng_of(seed)
     codes = rng.integers(-127, 128, (OUT, IN)).astype(np.int8)
@@ -160,6 +216,11 @@ CASES: dict[str, Callable[[int], Case]] = {
     "float8": ct_float8,
     "nvfp4": ct_nvfp4,
     "bitsandbytes int8": bnb_8bit,
+    "float8 in blocks": ct_block,
+    "fp8": fp8,
+    "fp8, E8M0 scales": lambda seed: fp8(seed, dtype=ml_dtypes.float8_e8m0fnu),
+    "modelopt": modelopt,
+    "mxfp4": mxfp4,
 }
 
 
@@ -344,7 +405,7 @@ def test_bad_state_of_bitsandbytes_is_refused(kind: str, tmp_path: Path) -> None
 
 
 def test_other_schemes_and_layers_are_refused(tmp_path: Path) -> None:
-    one, two = gptq(0), gptq(0, form="gptq_v2")
+    one, two = gptq(0), gptq(0, bits=8)
     t = open_checkpoint(save(tmp_path / "t", one.config, one.tensors))
     u = open_checkpoint(save(tmp_path / "u", two.config, two.tensors))
     with pytest.raises(CheckpointError, match="quantized as the target is"):

@@ -149,7 +149,7 @@ def test_one_quantized_and_one_not_is_refused(turned: bool, tmp_path: Path) -> N
 
 def test_two_schemes_are_refused(tmp_path: Path) -> None:
     t = save(tmp_path / "t", gptq(0))
-    u = save(tmp_path / "u", gptq(1), CONFIG | {"checkpoint_format": "gptq_v2"})
+    u = save(tmp_path / "u", gptq(1), CONFIG | {"bits": 8})
     with pytest.raises(CheckpointError, match="must be quantized as the target is"):
         audit_pair(t, u, out=tmp_path / "out")
     assert not (tmp_path / "out").exists()

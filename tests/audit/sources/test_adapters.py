@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from unforgotten.audit import Checkpoint, CheckpointError, audit_pair, open_checkpoint, open_source
+from unforgotten.audit.sources.notes import notes_of
 from unforgotten.audit.sources.peft import TILE_ROWS, open_adapter
 
 Tensors = dict[str, NDArray[Any]]
@@ -146,6 +147,16 @@ def test_fan_in_fan_out_adds_the_transpose(tmp_path: Path) -> None:
     assert np.array_equal(found.read_rows(MATRIX, 3, 5).T, plain[:, 3:5])
 
 
+def test_a_flag_that_the_shapes_contradict_is_said_and_passed_over(tmp_path: Path) -> None:
+    """PEFT sets fan_in_fan_out to false for an nn.Linear, whatever the file says."""
+    plain = merged(_made(tmp_path / "1"), lora(BF16)).read(MATRIX)
+    found = merged(_made(tmp_path / "2"), lora(BF16), fan_in_fan_out=True)
+    assert np.array_equal(found.read(MATRIX), plain)
+    assert any(
+        "fan_in_fan_out is true, but the base stores 1 of the matrices as (out, in)" in n for n in notes_of(found)
+    )
+
+
 def _made(folder: Path) -> Path:
     folder.mkdir()
     return folder
@@ -266,7 +277,6 @@ BAD: dict[str, tuple[Change, dict[str, Any], tuple[str, ...]]] = {
     ),
     "DoRA of GPT-2": (same, {"use_dora": True, "fan_in_fan_out": True}, ("fan_in_fan_out",)),
     "wrong width": (put(A, np.ones((RANK, IN + 1), np.float32)), {}, (A, f"[{RANK}, {IN}]")),
-    "turned": (same, {"fan_in_fan_out": True}, (A, f"[{RANK}, {OUT}]")),
     "four axes": (put(A, np.ones((RANK, IN, 1, 1), np.float32)), {}, (A, "[3, 24, 1, 1]")),
     "LoRA of a vector": (
         lambda p: p.update({f"base_model.model.model.norm.lora_{x}.weight": ONES for x in "AB"}),

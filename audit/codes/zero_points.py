@@ -1,0 +1,71 @@
+"""Zero points of GPTQ: two conventions that a label names and a file does not show.
+
+Format v1 (`checkpoint_format: gptq`) stores them less one, v2 as they are. A file under the wrong label decodes to
+weights that are off by one step, without an error anywhere.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+
+from unforgotten.audit.codes.layer import Layer, Zeros
+from unforgotten.audit.sources.errors import CheckpointError
+from unforgotten.audit.sources.quantization import Scheme
+
+LABELS: Mapping[int, str] = {1: "gptq", 0: "gptq_v2"}
+"""By `Scheme.zero_shift`."""
+Layers = Mapping[str, Layer]
+
+
+def zero_notes(side: str, scheme: Scheme, layers: Layers) -> list[str]:
+    """Return the sentence on how the zero points of one side were read; none for what is not GPTQ."""
+    if scheme.method != "gptq":
+        return []
+    head = f"{side}: zero points are read by the convention of checkpoint_format {LABELS[scheme.zero_shift]}"
+    if not scheme.zero_shift:
+        return [f"{head} (v2), as they are stored."]
+    ones = sum(1 << at for at in range(0, 32, scheme.bits))
+    borrowed = sum(zeros.borrowed for zeros in _zeros(layers.values()))
+    told = f"{head} (v1), 0x{ones:08x} added to every whole word, as GPTQModel's runtime does"
+    if not borrowed:
+        return [f"{told}; adding one to each code gives the same."]
+    return [f"{told}; a runtime that adds one to each code by itself reads {borrowed:,} of them otherwise."]
+
+
+def check_one_convention(
+    sources: tuple[object, object], schemes: tuple[Scheme, Scheme], before: Layers, after: Layers
+) -> None:
+    """Compare the zero points of two GPTQ files.
+
+    Raises:
+        CheckpointError: they differ by one everywhere, as no update makes them: a label is wrong.
+    """
+    if any(scheme.method != "gptq" for scheme in schemes):
+        return
+    steps: set[int] = set()
+    for name in before.keys() & after.keys():
+        steps |= _steps(before[name], after[name])
+        if len(steps) != 1 or not steps <= {-1, 1}:
+            return
+    if steps:
+        labels = [LABELS[scheme.zero_shift] for scheme in schemes]
+        other = "v2" if "gptq" in labels else "v1"
+        rule = (
+            f"must follow the label of its config.json: zero points differ by one everywhere: one file follows the {other} "
+            f"convention (mend its checkpoint_format, gptq is v1 and gptq_v2 is v2)"
+        )
+        raise CheckpointError(str(sources[1]), rule, " and ".join(labels))
+
+
+def _steps(before: Layer, after: Layer) -> set[int]:
+    """Return the differences between zero points that occur; 0 where they cannot be compared."""
+    old, new = _zeros([before]), _zeros([after])
+    if not old or not new or old[0].values.shape != new[0].values.shape:
+        return {0}
+    return {int(n) for n in np.unique(new[0].values.astype(np.int64) - old[0].values)}
+
+
+def _zeros(layers: Iterable[Layer]) -> list[Zeros]:
+    return [layer.zeros() for layer in layers if layer.zeros is not None]

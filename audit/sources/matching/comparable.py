@@ -1,0 +1,218 @@
+"""A pair brought under one set of names and shapes, as far as that can be known; the rest `pairing.pair` refuses by name.
+
+In turn: names that differ by wrappers; buffers that one file alone holds and any model computes anew; a head that one
+side ties to its embedding; vocabularies that differ by rows; fused experts, one by one; matrices of Conv1D, turned.
+
+    before, after = comparable(open_source("target"), open_source("unlearned"))
+    for note in notes_of(before, after): print(note)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.audit.sources.errors import CheckpointError
+from unforgotten.audit.sources.flat import tensors_equal
+from unforgotten.audit.sources.matching.conv1d import conv1d_note, conv1d_weights, has_conv1d
+from unforgotten.audit.sources.matching.experts import expert_notes, expert_parts, fused_experts, inputs_first
+from unforgotten.audit.sources.matching.kinds import HEADS, VOCABULARIES, is_recomputed, is_router
+from unforgotten.audit.sources.matching.prefixes import rename_notes, renames
+from unforgotten.audit.sources.matching.view import Part, View, plain_parts
+from unforgotten.audit.sources.model_config import model_config_of, model_type_of, says_untied
+from unforgotten.audit.sources.notes import named
+
+SIDES = ("target", "unlearned")
+
+
+class Pair(NamedTuple):
+    """Target and unlearned checkpoint."""
+
+    target: Checkpoint
+    unlearned: Checkpoint
+
+
+class OneSided(NamedTuple):
+    """Tensors of one checkpoint alone that change nothing.
+
+    Attributes:
+        names: names, to be left out.
+        notes: sentences on why.
+    """
+
+    names: frozenset[str]
+    notes: tuple[str, ...]
+
+
+def comparable(target: Checkpoint, unlearned: Checkpoint) -> tuple[Checkpoint, Checkpoint]:
+    """Return the pair under the target's names, with what is in one alone matched or left out where that is sure.
+
+    Raises:
+        CheckpointError: a fused tensor holds too many experts, or an expert has the name of another tensor.
+    """
+    found = Pair(target, unlearned)
+    for step in STEPS:
+        found = step(found)
+    return found
+
+
+def _aligned(pair: Pair) -> Pair:
+    other = renames(pair.target.tensors, pair.unlearned.tensors)
+    if not other:
+        return pair
+    parts = {other.get(name, name): part for name, part in plain_parts(pair.unlearned).items()}
+    return pair._replace(unlearned=View(pair.unlearned, dict(sorted(parts.items())), tuple(rename_notes(other))))
+
+
+def one_sided(target: Checkpoint, unlearned: Checkpoint) -> OneSided:
+    """Return the buffers and tied heads that one checkpoint alone stores."""
+    names: set[str] = set()
+    notes: list[str] = []
+    for side, own, other in ((SIDES[0], target, unlearned), (SIDES[1], unlearned, target)):
+        alone = [name for name in own.tensors if name not in other.tensors]
+        buffers = [name for name in alone if is_recomputed(name, own.tensors[name])]
+        heads = [name for name in alone if name in HEADS and equals_embedding(own, name)]
+        names |= {*buffers, *heads}
+        if buffers:
+            notes.append(
+                f"Only the {side} stores {len(buffers)} buffers that a model computes anew from its configuration; they are "
+                f"not compared: {named(buffers)}."
+            )
+        notes += [
+            f"Only the {side} stores {head}, equal to its embedding (tied); it is not compared." for head in heads
+        ]
+    return OneSided(frozenset(names), tuple(notes))
+
+
+def _without_one_sided(pair: Pair) -> Pair:
+    found = one_sided(*pair)
+    if not found.names:
+        return pair
+    return Pair(*(_without(checkpoint, found) for checkpoint in pair))
+
+
+def _without(checkpoint: Checkpoint, found: OneSided) -> View:
+    parts = {name: part for name, part in plain_parts(checkpoint).items() if name not in found.names}
+    return View(checkpoint, parts, found.notes)
+
+
+def _untied(pair: Pair) -> Pair:
+    """Show the embedding in place of a head that one side does not store."""
+    for head in HEADS:
+        owners = [head in checkpoint.tensors for checkpoint in pair]
+        if sum(owners) == 1:
+            side = owners.index(False)
+            embedding = _embedding_of(pair[side], head)
+            if embedding is not None and not says_untied(pair[side]):
+                pair = pair._replace(**{SIDES[side]: _with_head(pair[side], head, embedding, side)})
+    return pair
+
+
+def _embedding_of(checkpoint: Checkpoint, head: str) -> str | None:
+    found = [name for name in checkpoint.tensors if name.endswith(HEADS[head])]
+    return found[0] if len(found) == 1 else None
+
+
+def _with_head(checkpoint: Checkpoint, head: str, embedding: str, side: int) -> View:
+    parts = plain_parts(checkpoint)
+    parts[head] = parts[embedding]
+    note = (
+        f"The {SIDES[1 - side]} checkpoint has an untied {head}; the {SIDES[side]} stores none, so its embedding "
+        f"{embedding!a} is compared in its place (tied)."
+    )
+    return View(checkpoint, dict(sorted(parts.items())), (note,))
+
+
+def equals_embedding(checkpoint: Checkpoint, head: str) -> bool:
+    """Return whether a head equals an embedding of its own checkpoint, bit for bit and in one dtype."""
+    info = checkpoint.tensors[head]
+    return any(
+        tensors_equal(checkpoint, head, checkpoint, name)
+        for name, other in checkpoint.tensors.items()
+        if name.endswith(HEADS[head]) and (other.shape, other.dtype) == (info.shape, info.dtype)
+    )
+
+
+def _common_rows(pair: Pair) -> Pair:
+    """Show the first rows of matrices with one row a token, as many as both have."""
+    cut = dict(_different_rows(pair))
+    if not cut:
+        return pair
+    shown = ", ".join(f"{name!a} ({a:,} against {b:,})" for name, (a, b) in cut.items())
+    notes = (
+        f"The vocabularies differ by rows: the first {min(next(iter(cut.values()))):,} of both are compared: {shown}.",
+    )
+    return Pair(*(View(checkpoint, _cut(checkpoint, cut), notes) for checkpoint in pair))
+
+
+def _different_rows(pair: Pair) -> Iterator[tuple[str, tuple[int, int]]]:
+    for name in pair.target.tensors.keys() & pair.unlearned.tensors.keys():
+        shapes = [checkpoint.tensors[name].shape for checkpoint in pair]
+        rows = [shape[0] if len(shape) == 2 else 0 for shape in shapes]
+        if name.endswith(VOCABULARIES) and min(rows) and rows[0] != rows[1] and shapes[0][1:] == shapes[1][1:]:
+            yield name, (rows[0], rows[1])
+
+
+def _cut(checkpoint: Checkpoint, cut: dict[str, tuple[int, int]]) -> dict[str, Part]:
+    parts = plain_parts(checkpoint)
+    for name, rows in cut.items():
+        parts[name] = parts[name]._replace(shape=(min(rows), *parts[name].shape[1:]))
+    return parts
+
+
+def _each_expert(pair: Pair) -> Pair:
+    shared = [name for name in pair.target.tensors if name in pair.unlearned.tensors]
+    kind = model_type_of(model_config_of(pair.target))
+    orders = {name: inputs_first(name, pair.target.tensors, kind) for name in fused_experts(pair, shared)}
+    if not orders:
+        return pair
+    return Pair(*(_split(checkpoint, orders) for checkpoint in pair))
+
+
+def _split(checkpoint: Checkpoint, orders: dict[str, bool | None]) -> View:
+    parts: dict[str, Part] = {}
+    for name, info in checkpoint.tensors.items():
+        new = expert_parts(name, info, bool(orders[name])) if name in orders else {name: Part(name, info.shape)}
+        if twice := sorted(parts.keys() & new.keys()) or sorted(new.keys() & checkpoint.tensors.keys() - {name}):
+            rule = "must not have the name of one expert of a fused tensor"
+            raise CheckpointError(info.path, rule, "both", tensor=twice[0])
+        parts |= new
+    return View(checkpoint, dict(sorted(parts.items())), tuple(expert_notes(orders)))
+
+
+def _conv1d_turned(pair: Pair) -> Pair:
+    names = [n for n in conv1d_weights(pair.target.tensors) if n in pair.unlearned.tensors]
+    names = [n for n in names if pair.target.tensors[n].shape == pair.unlearned.tensors[n].shape]
+    found = has_conv1d(pair.target.tensors, model_type_of(model_config_of(pair.target)))
+    if not names or found is False:
+        return pair
+    said = (conv1d_note(names, turned=found is True),)
+    return Pair(*(View(checkpoint, _turned(checkpoint, names if found else []), said) for checkpoint in pair))
+
+
+def _turned(checkpoint: Checkpoint, names: Sequence[str]) -> dict[str, Part]:
+    parts = plain_parts(checkpoint)
+    for name in names:
+        parts[name] = parts[name]._replace(shape=parts[name].shape[::-1], turned=True)
+    return parts
+
+
+def _routers_named(pair: Pair) -> Pair:
+    routers = [name for name, info in pair.target.tensors.items() if len(info.shape) == 2 and is_router(name)]
+    if not routers:
+        return pair
+    note = f"{len(routers)} routers of experts stay in 16 bit, as quantizers keep them: {named(routers)}."
+    return pair._replace(target=View(pair.target, plain_parts(pair.target), (note,)))
+
+
+STEPS: tuple[Callable[[Pair], Pair], ...] = (
+    _aligned,
+    _without_one_sided,
+    _untied,
+    _common_rows,
+    _each_expert,
+    _conv1d_turned,
+    _routers_named,
+)
+"""What is done to a pair, in this order."""
