@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,6 +63,6 @@ def mxfp4(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     return parts.layer("_blocks", (*rows, columns), math.prod(rows), columns, decode)
 
 
-def _nibbles(raw: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _nibbles(raw: NDArray[Any]) -> NDArray[Any]:
     """Return the low and the high nibble of each byte, in this order along a last axis."""
     return np.stack([raw & 15, raw >> 4], axis=-1)
