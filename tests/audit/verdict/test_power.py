@@ -30,7 +30,7 @@ def test_kish_counts_equal_removals_whole_and_one_large_as_one() -> None:
         17.0, rel=1e-12
     )  # 3^2 · 17^2 / (17 · 3^2), exact but for a root
     assert effective_items(np.array([1.0, 0.0, -5.0])) == 1.0
-    assert recovery_row("M1", items(20, 0.0, 0.1))["effective"] == pytest.approx(20.0, rel=1e-12)
+    assert recovery_row("M1", items(20, 0.0, 0.1)).get("effective") == pytest.approx(20.0, rel=1e-12)
 
 
 def test_least_is_where_luck_is_below_the_level() -> None:
