@@ -186,6 +186,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
     target = micro_pair / "models/target"
     weights = memory.count_weights(target)
     assert weights == sum(p.numel() for p in load_model(target).parameters())
+    assert weights is not None
     needed = memory.BESIDE + int(4 * weights * 1.6)
     for name, text in (
         ("meminfo", f"MemTotal: 9 kB\nMemAvailable: {needed // 1024 + 1} kB\n"),
