@@ -47,9 +47,10 @@ def _zeros(scheme: Scheme, words: NDArray[Any], outs: int) -> Zeros:
     """
     ones = sum(scheme.zero_shift << at for at in range(0, 32, scheme.bits))
     stored = np.ascontiguousarray(words).view(np.uint32)
-    values = unpack((stored + np.uint32(ones)).view(np.int32), scheme.bits, outs)
+    whole = stored + np.uint32(ones)
+    values = unpack(whole.view(np.int32), scheme.bits, outs)
     alone = unpack(words, scheme.bits, outs).astype(np.int64) + scheme.zero_shift
-    return Zeros(values, int(np.count_nonzero(values != alone)))
+    return Zeros(values, whole, int(np.count_nonzero(values != alone)))
 
 
 def awq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:

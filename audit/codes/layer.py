@@ -32,10 +32,12 @@ class Zeros(NamedTuple):
 
     Attributes:
         values: zero points, uint8 (groups, outputs).
+        words: the same, packed as format v2 stores them, uint32.
         borrowed: number of those that a runtime which adds one to each code by itself reads otherwise.
     """
 
     values: NDArray[np.uint8]
+    words: NDArray[np.uint32]
     borrowed: int
 
 

@@ -46,7 +46,7 @@ def check_one_convention(
         return
     steps: set[int] = set()
     for name in before.keys() & after.keys():
-        steps |= _steps(before[name], after[name])
+        steps |= _steps(before[name], after[name], schemes[0].bits)
         if len(steps) != 1 or not steps <= {-1, 1}:
             return
     if steps:
@@ -59,12 +59,18 @@ def check_one_convention(
         raise CheckpointError(str(sources[1]), rule, " and ".join(labels))
 
 
-def _steps(before: Layer, after: Layer) -> set[int]:
-    """Return the differences between zero points that occur; 0 where they cannot be compared."""
+def _steps(before: Layer, after: Layer, bits: int) -> set[int]:
+    """Return the one step between all zero points, or between all their words with its borrows; 0 if there is none."""
     old, new = _zeros([before]), _zeros([after])
     if not old or not new or old[0].values.shape != new[0].values.shape:
         return {0}
-    return {int(n) for n in np.unique(new[0].values.astype(np.int64) - old[0].values)}
+    ones = sum(1 << at for at in range(0, 32, bits))
+    words = (new[0].words - old[0].words).astype(np.int64)
+    codes = (new[0].values.astype(np.int64) - old[0].values) % 2**bits
+    for step in (1, -1):
+        if (words == step * ones % 2**32).all() or (codes == step % 2**bits).all():
+            return {step}
+    return {0}
 
 
 def _zeros(layers: Iterable[Layer]) -> list[Zeros]:

@@ -102,6 +102,17 @@ def test_zeros_that_differ_by_one_everywhere_are_a_wrong_label(turned: bool, see
     assert "gptq and gptq" in str(caught.value)
 
 
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_wrong_label_is_seen_through_borrows(turned: bool, tmp_path: Path) -> None:
+    """A file of v2 labelled gptq beside one of v1: words differ by 0x11111111, single codes by more where one borrows."""
+    t = save(tmp_path / "t", layer(np.array(ZEROS), v1=True))
+    u = save(tmp_path / "u", layer((np.array(ZEROS) + 6) % 16, v1=False))
+    w = save(tmp_path / "w", layer(np.array(ZEROS), v1=False))
+    audit_pair(t, u)
+    with pytest.raises(CheckpointError, match="zero points differ by one everywhere"):
+        audit_pair(*((w, t) if turned else (t, w)))
+
+
 def test_zeros_that_differ_here_and_there_are_compared(tmp_path: Path) -> None:
     moved = np.array(ZEROS)
     moved[1] += 1

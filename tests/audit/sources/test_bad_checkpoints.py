@@ -101,7 +101,7 @@ BAD: dict[str, tuple[Builder, tuple[str, ...]]] = {
     "key twice": (single(b'{"a": 1, "a": 2}'), ("model.safetensors", "'a' twice")),
     "list for header": (single([]), ("model.safetensors", "JSON object", "got list")),
     "entry no object": (single({NAME: 3}), (NAME, "JSON object", "got 3")),
-    "unknown dtype": (entry(dtype="F4"), (NAME, "BF16", "'F4'")),
+    "unknown dtype": (entry(dtype="F6_E2M3"), (NAME, "BF16", "'F6_E2M3'")),
     "dtype no text": (entry(dtype=["F32"]), (NAME, "dtype", "['F32']")),
     "quantized already": (
         single({NAME: {"dtype": "U8", "shape": [4, 64], "data_offsets": [0, 256]}}, DATA[:256]),

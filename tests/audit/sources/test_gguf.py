@@ -190,7 +190,7 @@ BAD: dict[str, tuple[bytes, tuple[str, ...]]] = {
     "a zip": (b"PK\x03\x04" + bytes(99), ("begin with b'GGUF'",)),
     "magic alone": (b"GGUF", ("truncated", "got 8")),
     "version 1": (file_of([entry()], DATA, version=1), ("version (2, 3)", "got 1")),
-    "big-endian": (file_of([entry()], DATA, version=3 << 24), ("version", "got 50331648")),
+    "big-endian": (file_of([entry()], DATA, version=3 << 24), ("little-endian", "a big-endian file of version 3")),
     "2^63 tensors": (file_of([], b"", tensors=1 << 63), ("at most 4194304", "more tensors")),
     "2^63 fields": (file_of([], b"", count=1 << 63), ("at most 4194304", "more fields")),
     "more tensors than there are": (file_of([entry()], b"", tensors=99), ("truncated",)),
