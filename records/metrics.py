@@ -10,7 +10,6 @@ METRICS: Mapping[str, str] = {
     "M3": "privacy leakage against this run's retrained model, percent; 0 is ideal, -100 not unlearned",
     "M4": "knowledge of the retain split: ROUGE-L F1, 0-100",
     "auc": "P[Min-K % of a holdout text > Min-K % of a forget text]",
-    "auc_gap": "auc minus that of the retrained model; 0 is ideal, and where its auc is near 0 this is what M3 cannot say",
     "forget_loss": "mean negative log-probability per token of the forget passages, nats",
     "retain_loss": "the same of the retain documents, question sheets among them",
     "gain": "<D, delta> / <delta, delta> of the update, adaptive grid; likewise cosine and the counts of codes",

@@ -18,6 +18,7 @@ TODAY = PUBLISHED / "tiny-arms-seed0"
 COMMON = ("profile", "seed", "config", "revision", "corpus", "device", "processor")
 NAMES = [field.name for field in fields(Row)]
 ROWS = 400
+LATER = {"rouge": None}  # fields that came after these rows were published
 
 
 def test_published_rows_written_again_are_the_same_bytes(tmp_path: Path) -> None:
@@ -28,12 +29,14 @@ def test_published_rows_written_again_are_the_same_bytes(tmp_path: Path) -> None
         store.append(row["stage"], subject_of(row), [measurement_of(row)], items_of="model" if i % 2 else "pair")
     written = (tmp_path / "rows.jsonl").read_text().splitlines()
     for one, row in zip(written, some, strict=True):
-        assert one == json.dumps(row | {"items": json.loads(one)["items"]}, allow_nan=False)
+        given = json.loads(one)
+        assert all(given.pop(name) is value for name, value in LATER.items())
+        assert json.dumps(given) == json.dumps(row | {"items": given["items"]}, allow_nan=False)
 
 
 def test_published_rows_hold_every_field_in_its_place() -> None:
     for line in (TODAY / "rows.jsonl").read_text().splitlines():
-        assert list(json.loads(line)) == NAMES
+        assert list(json.loads(line)) == [name for name in NAMES if name not in LATER]
 
 
 @pytest.mark.parametrize("folder", sorted(PUBLISHED.glob("*/config.json")), ids=lambda path: path.parent.name)
@@ -49,7 +52,7 @@ def test_what_is_read_is_what_was_written() -> None:
         given, read = json.loads(line), json.loads(json.dumps(asdict(row)))
         if given["interval"] is not None and None in given["interval"]:
             read["interval"] = given["interval"]  # an end is open
-        assert read == given
+        assert read == given | LATER
 
 
 def test_every_field_has_a_rule_and_those_that_may_be_absent_are_fields() -> None:

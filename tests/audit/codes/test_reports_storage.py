@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def test_another_algorithm_of_modelopt_is_refused(algorithm: object, tmp_path: P
     files: dict[str, object] = {"hf_quant_config.json": {"quantization": {"quant_algo": algorithm}}}
     t = save(tmp_path / "t", nvfp4(0), files)
     with pytest.raises(CheckpointError, match=r"hf_quant_config\.json must have quant_algo NVFP4 or FP8"):
-        audit_pair(t, t)
+        audit_pair(t, shutil.copytree(t, tmp_path / "u"))
 
 
 def test_mxfp4_experts_of_gpt_oss_are_counted_and_the_router_is_kept(tmp_path: Path) -> None:
@@ -139,5 +140,5 @@ def test_codes_that_no_configuration_speaks_of_are_not_passed_over(tmp_path: Pat
 def test_bad_settings_are_refused_in_one_line(config: object, words: str, tmp_path: Path) -> None:
     t = save(tmp_path / "t", nvfp4(0), {"config.json": {"quantization_config": config}})
     with pytest.raises(CheckpointError, match=words) as caught:
-        audit_pair(t, t)
+        audit_pair(t, shutil.copytree(t, tmp_path / "u"))
     assert str(caught.value).isprintable()

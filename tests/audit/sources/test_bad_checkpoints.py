@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -188,7 +189,8 @@ def test_file_for_out_directory_is_refused_before_reading(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("formats", "words"), [(["int9-row"], "int9-row"), ([], "at least one")])
 def test_bad_format_is_refused(formats: list[str], words: str, target: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(target, tmp_path / "other"))
     with pytest.raises(ValueError, match=words) as caught:
-        audit_pair(target, target, formats, tmp_path / "out")
+        audit_pair(target, other, formats, tmp_path / "out")
     assert str(caught.value).isprintable()
     assert not (tmp_path / "out").exists()
