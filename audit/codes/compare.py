@@ -220,5 +220,9 @@ def kept_tensors(target: Checkpoint, unlearned: Checkpoint, parts: set[str]) -> 
             if name not in owner.tensors:
                 rule = "must be in both checkpoints"
                 raise CheckpointError(owner.source, rule, "no such tensor", tensor=name)
+            info = owner.tensors[name]
+            if name.endswith(".weight") and len(info.shape) > 1 and info.dtype.itemsize == 1:
+                rule = "must have the scale of a layer beside it, or be stored unquantized"
+                raise CheckpointError(info.path, rule, f"{info.dtype.name} without one", tensor=name)
         kept[name] = not tensors_equal(target, name, unlearned, name)
     return kept

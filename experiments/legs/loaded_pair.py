@@ -6,12 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
 from unforgotten.experiments.models.saved import check_loadable, first_line, load_model
 from unforgotten.experiments.models.shell import Shell, state_of
 from unforgotten.experiments.models.states import holds, stored_state
 from unforgotten.experiments.quantizers.quantizer import State
+
+UNCOMPUTED = frozenset(
+    {"architectures", "transformers_version", "torch_dtype", "dtype", "use_cache", "initializer_range"}
+    | {"bos_token_id", "eos_token_id", "pad_token_id", "attn_implementation"}
+)
+"""Settings of a configuration that change no logit."""
 
 
 @dataclass(frozen=True)
@@ -49,14 +56,21 @@ def read_state(folder: Path, model: PreTrainedModel) -> State:
     They are read from its files when they are asked for, or loaded by transformers where the files name them otherwise.
 
     Raises:
-        ValueError: transformers cannot load it, or a shape differs; one line that begins with the path.
+        ValueError: transformers cannot load it, or a shape, a tie or a setting of its computation differs; one line that
+            begins with the path.
     """
-    check_loadable(folder)
+    _check_settings(folder, check_loadable(folder).to_dict(), model.config.to_dict())
     stored = stored_state(folder, model)
     if stored is not None:
         return stored
     loaded = load_model(folder, attention=None).state_dict()
-    _check_shapes(folder, model.state_dict(), loaded)
+    own = model.state_dict()
+    _check_shapes(folder, own, loaded)
+    first: dict[int, str] = {}
+    for name, tensor in own.items():
+        tied = first.setdefault(tensor.data_ptr(), name)
+        if not torch.equal(loaded[name], loaded[tied]):
+            raise ValueError(f"{folder}: {name}: must equal {tied}, to which the target ties it, got other weights")
     return loaded
 
 
@@ -67,6 +81,15 @@ def _tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, ImportError) as error:
         raise ValueError(f"{folder}: must hold a tokenizer that transformers loads, got {first_line(error)}") from None
+
+
+def _check_settings(folder: Path, own: dict[str, Any], target: dict[str, Any]) -> None:
+    """Refuse a model that computes otherwise than the target, in whose shell its weights are run."""
+    for name in sorted(own.keys() | target.keys()):
+        says_nothing = name.startswith("_") or name in UNCOMPUTED or "dropout" in name
+        if not says_nothing and own.get(name) != target.get(name):
+            rule = f"{name} must be the target's, {target.get(name)!r}: both are run as one model"
+            raise ValueError(f"{folder}/config.json: {rule}, got {own.get(name)!r}")
 
 
 def _check_shapes(folder: Path, before: State, after: State) -> None:

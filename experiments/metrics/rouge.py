@@ -19,19 +19,30 @@ SPLIT_BY: Mapping[RougeTokenizer, str] = {
     ),
 }
 MOST_DROPPED = 0.1  # of the letters and digits of the truths, by "ascii"
+WORD_KINDS = ("L", "M", "N")
 UNSPACED = (
     "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff"
 )
 """Thai, Lao, Burmese, Khmer, the Japanese syllabaries and Han."""
-WORD = re.compile(f"[{UNSPACED}]|[^\\W_{UNSPACED}]+")
+ALONE = re.compile(f"[{UNSPACED}]")
 
 
 class UnicodeTokenizer:
     """Splits a text as "unicode" says; a tokenizer of rouge_score."""
 
     def tokenize(self, text: str) -> list[str]:
-        """Return the tokens of a text, in lower case and compatibility form."""
-        return WORD.findall(unicodedata.normalize("NFKC", text).lower())
+        """Return the tokens of a text, in lower case and compatibility form; marks belong to the letter before them."""
+        words, open_word = list[str](), False
+        for c in unicodedata.normalize("NFKC", text).lower():
+            kind = unicodedata.category(c)[0]
+            if kind not in WORD_KINDS:
+                open_word = False
+            elif words and open_word and (kind == "M" or not (ALONE.match(c) or ALONE.match(words[-1]))):
+                words[-1] += c
+            else:
+                words.append(c)
+                open_word = True
+        return words
 
 
 def tokenizer_for(truths: Sequence[str]) -> RougeTokenizer:

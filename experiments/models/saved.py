@@ -67,6 +67,10 @@ def check_loadable(folder: Path) -> Any:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: must be a directory that transformers loads, for --texts or --benchmark")
+    if (folder / "adapter_config.json").exists():
+        raise ValueError(
+            f"{folder}: must be one model for --texts or --benchmark, got an adapter; merge it into a folder"
+        )
     try:
         return AutoConfig.from_pretrained(folder)
     except LOADING as error:

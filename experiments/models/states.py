@@ -19,6 +19,7 @@ from transformers import PreTrainedModel
 
 from unforgotten.audit.sources.checkpoint import open_checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
+from unforgotten.audit.sources.flat import tensors_equal
 from unforgotten.experiments.quantizers.quantizer import State
 
 
@@ -56,7 +57,7 @@ def stored_state(folder: Path, model: PreTrainedModel) -> State | None:
         model: model that loads them, of any weights.
 
     Returns:
-        The state; None where the files are no safetensors, or hold other names or shapes than the model's, which a
+        The state; None where the files are no safetensors, or hold other names, shapes or ties than the model's, which a
         loader may have renamed or joined.
     """
     try:
@@ -70,6 +71,10 @@ def stored_state(folder: Path, model: PreTrainedModel) -> State | None:
         source[name] = first.setdefault(tensor.data_ptr(), name)
         info = stored.get(source[name])
         if info is None or info.shape != tuple(tensor.shape) or not tensor.is_floating_point():
+            return None
+
+    for name, tied in source.items():
+        if name != tied and name in stored and not tensors_equal(checkpoint, name, checkpoint, tied):
             return None
 
     def weight(name: str) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experiments]")
 
+from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from unforgotten.experiments.legs.behaviour import behaviour_leg
 from unforgotten.experiments.legs.benchmark import Settings, _fitted, read_benchmark
+from unforgotten.experiments.legs.loaded_pair import read_state
 from unforgotten.experiments.legs.output import output_leg
 from unforgotten.experiments.metrics.rouge import SPLIT_BY, RougeTokenizer, rouge_items, tokenizer_for
 from unforgotten.experiments.models import scoring
@@ -21,6 +24,7 @@ from unforgotten.experiments.models.batches import encode_documents
 from unforgotten.experiments.models.generation import cache_bytes, generate
 from unforgotten.experiments.models.saved import load_model, load_tokenizer
 from unforgotten.experiments.models.special_tokens import start_tokens
+from unforgotten.experiments.models.states import stored_state
 from unforgotten.records.files import write_json
 
 JAPANESE = "量子化すると忘れた知識が戻る。"
@@ -204,3 +208,49 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
         ValueError, match=r"target: needs 1\.0 GiB of memory, 1\.6 float32 copies .*, got 1\.0 GiB free$"
     ):
         behaviour_leg(target, micro_pair / "models/unlearned", ["int8-row"], micro_pair / "corpus")
+
+
+def copy_of(model: Path, folder: Path) -> Path:
+    folder.mkdir()
+    for file in model.iterdir():
+        (folder / file.name).write_bytes(file.read_bytes())
+    return folder
+
+
+def test_vllm_42624__another_configuration_is_refused_not_run_as_the_targets(micro_pair: Path, tmp_path: Path) -> None:
+    folder = copy_of(micro_pair / "models/unlearned", tmp_path / "u")
+    config = json.loads((folder / "config.json").read_text())
+    write_json(folder / "config.json", config | {"rms_norm_eps": 0.5, "dtype": "bfloat16"})
+    write_json(tmp_path / "texts.json", ["some words", "some more words"])
+    with pytest.raises(ValueError, match=r"u/config\.json: rms_norm_eps must be the target's, 1e-06: .*, got 0\.5$"):
+        output_leg(micro_pair / "models/target", folder, ["int8-row"], tmp_path / "texts.json")
+
+
+def test_vllm_51665__a_head_that_is_untied_is_not_dropped(micro_pair: Path, tmp_path: Path) -> None:
+    folder = copy_of(micro_pair / "models/unlearned", tmp_path / "u")
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors["model.embed_tokens.weight"].clone()
+    model = load_model(micro_pair / "models/target")
+    save_file(tensors | {"lm_head.weight": head}, folder / "model.safetensors", metadata={"format": "pt"})
+    assert stored_state(folder, model) is not None  # stored twice, and equal
+    save_file(tensors | {"lm_head.weight": head + 1}, folder / "model.safetensors", metadata={"format": "pt"})
+    assert stored_state(folder, model) is None
+    with pytest.raises(
+        ValueError, match=r"u: lm_head\.weight: must equal model\.embed_tokens\.weight, to which the target"
+    ):
+        read_state(folder, model)
+
+
+def test_peft_1381__an_adapter_beside_merged_weights_is_not_run_as_the_merged_model(
+    micro_pair: Path, tmp_path: Path
+) -> None:
+    folder = copy_of(micro_pair / "models/unlearned", tmp_path / "u")
+    write_json(folder / "adapter_config.json", {"peft_type": "LORA"})
+    with pytest.raises(ValueError, match=r"u: must be one model for --texts or --benchmark, got an adapter"):
+        behaviour_leg(micro_pair / "models/target", folder, ["int8-row"], micro_pair / "corpus")
+
+
+@pytest.mark.parametrize(("truth", "said"), [("दिन", "दान"), ("की", "के"), ("กา", "กี")])
+def test_evaluate_564__marks_belong_to_their_letters(truth: str, said: str) -> None:
+    assert rouge_items([truth], [truth], "unicode") == [100.0]
+    assert rouge_items([truth], [said], "unicode") == [0.0]

@@ -142,3 +142,17 @@ def test_bad_settings_are_refused_in_one_line(config: object, words: str, tmp_pa
     with pytest.raises(CheckpointError, match=words) as caught:
         audit_pair(t, shutil.copytree(t, tmp_path / "u"))
     assert str(caught.value).isprintable()
+
+
+@pytest.mark.parametrize("dtype", [np.int8, ml_dtypes.float8_e4m3fn])
+def test_a_layer_that_lost_its_scale_is_no_tensor_that_is_kept(dtype: Any, tmp_path: Path) -> None:
+    """bitsandbytes#960, unslothai/unsloth#6978: such a matrix counted as stored unquantized, and the pair as one model."""
+    config: dict[str, object] = {
+        "config.json": {"quantization_config": {"quant_method": "modelopt", "quant_algo": "NVFP4"}}
+    }
+    lost = {"model.layers.9.mlp.up_proj.weight": np.ones((16, 16), dtype)}
+    t = save(tmp_path / "t", nvfp4(0) | lost, config)
+    u = save(tmp_path / "u", nvfp4(0) | lost, config)
+    rule = r"'model\.layers\.9\.mlp\.up_proj\.weight' must have the scale of a layer beside it"
+    with pytest.raises(CheckpointError, match=rule):
+        audit_pair(t, u)
