@@ -12,6 +12,8 @@ from typing import Any
 
 BUILDING = ".building-"
 """What the name of a folder begins with, in which several files are built before they are moved."""
+KEPT = ".kept.npz"
+"""What the name of a file ends with, in which the answers of a model are kept until an audit is done."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -100,3 +102,11 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 def write_json_lines(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Replace `path` by one line of strict JSON a row, in one step."""
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
+
+
+def drop_kept(folder: Path) -> None:
+    """Delete the files of KEPT in a folder, and the folder where it holds no others; nothing where there is none."""
+    for path in folder.glob(f"*{KEPT}"):
+        path.unlink()
+    if folder.is_dir() and not any(folder.iterdir()):
+        folder.rmdir()

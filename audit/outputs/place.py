@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 
 from unforgotten.audit.outputs.result import JSON_FILE
-from unforgotten.audit.outputs.write import FILES
-from unforgotten.records.files import BUILDING
+from unforgotten.audit.outputs.write import FILES, UNFINISHED
+from unforgotten.records.files import BUILDING, KEPT
 
 MARK = b'"schema": "unforgotten.audit/'
 MARK_WITHIN = 4096  # of the beginning of audit.json
@@ -37,12 +37,18 @@ def check_out(out: Path, *, force: bool = False) -> None:
 def _foreign(out: Path) -> str | None:
     """Return the name of a file that no audit wrote; None where all are an audit's."""
     names = sorted(path.name for path in out.iterdir() if not path.name.startswith(BUILDING))
+    if _is_unfinished(out / UNFINISHED):
+        names.remove(UNFINISHED)
     others = [name for name in names if name not in FILES]
     if others or not names:
         return others[0] if others else None
     if JSON_FILE not in names:
         return names[0]
     return None if _is_ours(out / JSON_FILE) else JSON_FILE
+
+
+def _is_unfinished(folder: Path) -> bool:
+    return folder.is_dir() and not folder.is_symlink() and all(path.name.endswith(KEPT) for path in folder.iterdir())
 
 
 def _is_ours(path: Path) -> bool:

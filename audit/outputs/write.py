@@ -17,12 +17,14 @@ from unforgotten.audit.outputs.result import HTML_FILE, JSON_FILE, TENSORS_FILE,
 from unforgotten.audit.outputs.result_rows import TensorRow
 from unforgotten.audit.outputs.sarif import render_sarif
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.records.files import write_together
+from unforgotten.records.files import drop_kept, write_together
 
 CARD_FILE = "model-card.md"
 SARIF_FILE = "audit.sarif"
 JUNIT_FILE = "audit.junit.xml"
 FILES = (HTML_FILE, TENSORS_FILE, CARD_FILE, SARIF_FILE, JUNIT_FILE, JSON_FILE)
+UNFINISHED = "unfinished"
+"""Directory in that of an audit, of what its models answered until now; it goes when the audit is done."""
 
 
 def write_audit(result: AuditResult, rows: Sequence[TensorRow], out: Path) -> dict[str, str]:
@@ -47,6 +49,7 @@ def write_audit(result: AuditResult, rows: Sequence[TensorRow], out: Path) -> di
         (folder / JSON_FILE).write_text(to_json({**result, "files": sums}), encoding="utf-8")
 
     write_together(out, FILES, build)
+    drop_kept(out / UNFINISHED)
     return sums
 
 

@@ -22,6 +22,7 @@ from unforgotten.experiments.legs.benchmark import read_benchmark
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair, read_state
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.metrics.items import as_mean
+from unforgotten.experiments.metrics.kept import Kept
 from unforgotten.experiments.metrics.meter import Measured, Meter
 from unforgotten.experiments.models.memory import check_memory
 from unforgotten.experiments.quantizers.quantizer import State
@@ -45,6 +46,7 @@ def behaviour_leg(
     retrained: Path | None = None,
     decompose: bool = True,
     step: Step = ignore,
+    unfinished: Path | None = None,
 ) -> BehaviourLeg:
     """Measure M1-M4 of both models in every format, T14, T16, and the union leak over formats.
 
@@ -56,6 +58,7 @@ def behaviour_leg(
         retrained: directory of the model that never saw the forget texts, for M3.
         decompose: switch for measuring the two mixed models of T14 too, which doubles the time.
         step: callback that is told which model comes next.
+        unfinished: directory that keeps what each model answered, from which a leg that was cut off goes on.
 
     Raises:
         ValueError: the input breaks a rule; one line.
@@ -63,7 +66,8 @@ def behaviour_leg(
     check_memory(target, COPIES)
     pair = open_model_pair(target, unlearned)
     bench = read_benchmark(benchmark, pair.shell.tokenizer, pair.shell.context)
-    meter = Meter(pair.shell, bench.probes, bench.settings)
+    kept = None if unfinished is None else Kept(unfinished)
+    meter = Meter(pair.shell, bench.probes, bench.settings, kept=kept)
     trained = None
     begin = counted(step, (retrained is not None) + 2 * (1 + len(formats)))
     if retrained is not None:

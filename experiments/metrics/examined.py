@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.config import Measuring
+from unforgotten.experiments.metrics.kept import Kept
 from unforgotten.experiments.metrics.probes import Probes
 from unforgotten.experiments.models.generation import generate
-from unforgotten.experiments.models.scoring import token_scores
+from unforgotten.experiments.models.scoring import LOGIT_BYTES, SCORED_TOGETHER, token_scores
 
 Texts = Literal["passages", "retain", "holdout"]
 
@@ -27,6 +31,7 @@ class Examined:
         probes: texts that are scored.
         settings: settings, of which batches are read.
         retrained_scores: `membership_scores` of the model that never saw the forget texts; None without it.
+        kept: where answers are kept on disk, and a digest of the weights; None where none are.
     """
 
     model: PreTrainedModel
@@ -34,16 +39,34 @@ class Examined:
     probes: Probes
     settings: Measuring
     retrained_scores: list[float] | None = None
+    kept: tuple[Kept, str] | None = None
     _scores: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
 
     def token_scores(self, texts: Texts) -> list[Tensor]:
         """Return log p of each token but the first of each text of that name in the probes."""
         if texts not in self._scores:
             documents: list[list[int]] = getattr(self.probes, texts)
-            self._scores[texts] = token_scores(self.model, documents, self.settings.evaluation.batch)
+            batch = self.settings.evaluation.batch
+            rows = self._rows(
+                ["scores", documents, batch, LOGIT_BYTES, SCORED_TOGETHER],
+                lambda: [row.numpy() for row in token_scores(self.model, documents, batch)],
+            )
+            self._scores[texts] = [torch.from_numpy(row) for row in rows]
         return self._scores[texts]
 
     def continuations(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
         """Return the greedy continuation of each prompt, as text."""
-        outputs = generate(self.model, prompts, self.tokenizer, new_tokens, self.settings.evaluation.batch)
-        return [self.tokenizer.decode(tokens, skip_special_tokens=True) for tokens in outputs]
+        batch, tokenizer = self.settings.evaluation.batch, self.tokenizer
+        outputs = self._rows(
+            ["greedy", [list(p) for p in prompts], new_tokens, batch, tokenizer.eos_token_id],
+            lambda: [
+                np.array(tokens, np.int64) for tokens in generate(self.model, prompts, tokenizer, new_tokens, batch)
+            ],
+        )
+        return [tokenizer.decode(tokens.tolist(), skip_special_tokens=True) for tokens in outputs]
+
+    def _rows(self, decides: list[Any], make: Callable[[], list[NDArray[Any]]]) -> list[NDArray[Any]]:
+        if self.kept is None:
+            return make()
+        kept, weights = self.kept
+        return kept.rows([weights, *decides], make)

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 
 from unforgotten.experiments.config import Measuring
 from unforgotten.experiments.metrics.examined import Examined
+from unforgotten.experiments.metrics.kept import Kept
 from unforgotten.experiments.metrics.privacy import membership_scores
 from unforgotten.experiments.metrics.probes import Probes
 from unforgotten.experiments.metrics.registry import METRICS
@@ -35,6 +36,7 @@ class Meter:
         settings: settings of the measurement.
         retrained_scores: `membership` of the model that never saw the forget texts; None without it.
         known: measurements by fingerprint, where no state is to be measured twice.
+        kept: where answers are kept on disk, from which a measurement that was cut off goes on; None where none are.
     """
 
     shell: Shell
@@ -42,6 +44,7 @@ class Meter:
     settings: Measuring
     retrained_scores: list[float] | None = None
     known: dict[bytes, Measured] | None = None
+    kept: Kept | None = None
 
     def measure(self, state: State, only: Collection[str] | None = None) -> Measured:
         """Return the measurements of a state, all that have a meaning or `only` some."""
@@ -67,12 +70,14 @@ class Meter:
 
     def _examined(self, state: State) -> Examined:
         model, tokenizer = self.shell.with_state(state), self.shell.tokenizer
-        return Examined(model, tokenizer, self.probes, self.settings, self.retrained_scores)
+        kept = None if self.kept is None else (self.kept, fingerprint(state).hex())
+        return Examined(model, tokenizer, self.probes, self.settings, self.retrained_scores, kept)
 
 
 def fingerprint(state: State) -> bytes:
-    """Return a digest of all weights."""
+    """Return a digest of all weights and their names."""
     digest = hashlib.sha256()
     for name in sorted(state):
+        digest.update(name.encode())
         digest.update(state[name].contiguous().numpy().tobytes())
     return digest.digest()

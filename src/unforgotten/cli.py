@@ -134,6 +134,7 @@ def audit(
     try:
         from unforgotten.audit.findings.recipe import GivenRecipe
         from unforgotten.audit.options import Asked, read_options
+        from unforgotten.audit.outputs.write import UNFINISHED
         from unforgotten.audit.progress.stages import progress_on
         from unforgotten.audit.run import STAGES, audit_pair
         from unforgotten.measured import behaviour_of, output_of
@@ -155,15 +156,21 @@ def audit(
                 jobs=jobs,
                 ray=ray,
                 output=output_of(pair, options.measured, texts, progress),
-                behaviour=behaviour_of(pair, options.measured, benchmark, retrained, progress),
+                behaviour=behaviour_of(pair, options.measured, benchmark, retrained, progress, out=out),
                 recipe=options.recipe,
                 force=force,
                 fatal=options.fatal,
             )
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
+        print(f"interrupted; {_left_behind(out / UNFINISHED)}", file=sys.stderr)
         raise typer.Exit(130) from None
     _end_audit(result, out, options.fatal, quiet=quiet, as_json=as_json)
+
+
+def _left_behind(unfinished: Path) -> str:
+    if unfinished.is_dir():
+        return f"no result was written; the same command goes on from what is in {unfinished}"
+    return "nothing was written"
 
 
 def _end_audit(result: AuditResult, out: Path, fatal: Sequence[str], *, quiet: bool, as_json: bool) -> None:

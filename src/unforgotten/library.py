@@ -115,7 +115,7 @@ def audit_pair(
             _place(out),
             jobs=jobs,
             output=output_of(both, options.measured, asked.texts),
-            behaviour=behaviour_of(both, options.measured, asked.benchmark, asked.retrained),
+            behaviour=behaviour_of(both, options.measured, asked.benchmark, asked.retrained, out=_place(out)),
             recipe=read_recipe(pair[1]) if named[1] else None,
             force=force,
             called=(called[0], called[1]),

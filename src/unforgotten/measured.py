@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from unforgotten.audit.outputs.write import UNFINISHED
 from unforgotten.audit.progress.stages import SILENT, Progress
 
 Leg = Callable[[], Any] | None
@@ -31,8 +32,13 @@ def behaviour_of(
     benchmark: Path | None,
     retrained: Path | None,
     progress: Progress = SILENT,
+    *,
+    out: Path | None = None,
 ) -> Leg:
-    """Return what measures M1-M4 of both models on a benchmark; None without one."""
+    """Return what measures M1-M4 of both models on a benchmark; None without one.
+
+    What each model answers is kept in `out` until the audit is done, so that one that was cut off goes on.
+    """
     if benchmark is None:
         return None
 
@@ -40,6 +46,7 @@ def behaviour_of(
         with progress.stage("behaviour", "models") as step:
             from unforgotten.experiments.legs.behaviour import behaviour_leg
 
-            return behaviour_leg(*pair, formats, benchmark, retrained=retrained, step=step)
+            kept = None if out is None else out / UNFINISHED
+            return behaviour_leg(*pair, formats, benchmark, retrained=retrained, step=step, unfinished=kept)
 
     return measure

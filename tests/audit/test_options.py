@@ -132,8 +132,8 @@ def test_texts_and_benchmark_reach_their_legs(
         step(3, 3)
         return output
 
-    def measure_behaviour(*arguments: object, retrained: Path, step: Step) -> BehaviourLeg:
-        given["behaviour"] = (*arguments, retrained)
+    def measure_behaviour(*arguments: object, retrained: Path, step: Step, unfinished: Path) -> BehaviourLeg:
+        given["behaviour"] = (*arguments, retrained, unfinished)
         step(6, 7, "Q(unlearned) int8-row")
         return behaviour
 
@@ -142,7 +142,10 @@ def test_texts_and_benchmark_reach_their_legs(
     options = ["--texts", "file", "--benchmark", "folder", "--retrained", "t"]
     assert run(root, ["t", "u", *options, "--formats", "int8-row", "--json"], monkeypatch) == 0
     pair = (Path("t"), Path("u"), ("int8-row",))
-    assert given == {"output": (*pair, Path("file")), "behaviour": (*pair, Path("folder"), Path("t"))}
+    assert given == {
+        "output": (*pair, Path("file")),
+        "behaviour": (*pair, Path("folder"), Path("t"), Path("audits/latest/unfinished")),
+    }
     out, err = capsys.readouterr()
     result = json.loads(out)
     assert (result["output"], result["behaviour"]) == (output, behaviour)
