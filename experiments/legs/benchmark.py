@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 from unforgotten.experiments.config import CorpusConfig, EvaluationConfig, RunConfig
 from unforgotten.experiments.data.corpus import read_fiction, read_muse
 from unforgotten.experiments.metrics.probes import Probes, make_probes
-from unforgotten.experiments.metrics.rouge import SPLIT_BY
-from unforgotten.experiments.models.special_tokens import encode
+from unforgotten.experiments.metrics.rouge import SPLIT_BY, words_of
+from unforgotten.experiments.models.special_tokens import count_spelled_out, encode, started
 
 MANY = 10**6  # more than any benchmark holds: all of it
 MUSE_PASSAGE_TOKENS = 2048
@@ -25,6 +27,12 @@ LEAST_ITEMS = 2
 LEAST_TOKENS = 2
 PROMPTS = ("verbatim_prompts", "forget_prompts", "retain_prompts")
 DOCUMENTS = ("passages", "retain", "holdout")
+ANSWERED = {
+    "verbatim_prompts": "verbatim_truths",
+    "forget_prompts": "forget_answers",
+    "retain_prompts": "retain_answers",
+}
+"""Prompts by name, and what is compared with the answers."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +73,10 @@ def read_benchmark(folder: Path, tokenizer: Any, context: int) -> Benchmark:
     probes = make_probes(corpus, tokenizer, settings)
     if not own and (folder / "verbmem/forget.json").exists():
         probes, settings = _official_prompts(folder / "verbmem/forget.json", probes, settings, tokenizer)
+    spelled = count_spelled_out(_all_rows(probes), tokenizer)
     probes, settings, notes = _fitted(probes, settings, context)
+    if spelled:
+        notes.append(spelled_out(spelled))
     for name in (*PROMPTS, "passages", "holdout"):
         if len(getattr(probes, name)) < LEAST_ITEMS:
             raise ValueError(f"{folder}: must hold at least {LEAST_ITEMS} {name.replace('_', ' ')}")
@@ -97,9 +108,7 @@ def _official_prompts(path: Path, probes: Probes, settings: Settings, tokenizer:
     longest = max((len(encode(gt, tokenizer)) for _, gt in items), default=4)
     corpus = settings.corpus.model_copy(update={"probe_tokens": max(4, longest)})
     replaced = dataclasses.replace(
-        probes,
-        verbatim_prompts=[probes.start + encode(p, tokenizer) for p, _ in items],
-        verbatim_truths=[gt for _, gt in items],
+        probes, verbatim_prompts=[started(p, tokenizer) for p, _ in items], verbatim_truths=[gt for _, gt in items]
     )
     return replaced, dataclasses.replace(settings, corpus=corpus)
 
@@ -131,7 +140,7 @@ def _cut(row: list[int], room: int, left: bool) -> list[int]:
 
 
 def _scorable(probes: Probes) -> tuple[Probes, list[str]]:
-    """Leave out documents of which no token has one before it, and prompts without a token."""
+    """Leave out documents of which no token has one before it, empty prompts, and truths without a word."""
     notes: list[str] = []
     changed: dict[str, Any] = {}
     for name in DOCUMENTS:
@@ -142,8 +151,31 @@ def _scorable(probes: Probes) -> tuple[Probes, list[str]]:
             notes.append(
                 f"{count} have fewer than {LEAST_TOKENS} tokens, so that none can be scored, and were left out."
             )
-    asked = [i for i, prompt in enumerate(probes.verbatim_prompts) if prompt]
-    if len(asked) < len(probes.verbatim_prompts):
-        changed["verbatim_prompts"] = [probes.verbatim_prompts[i] for i in asked]
-        changed["verbatim_truths"] = [probes.verbatim_truths[i] for i in asked]
+    for prompts, truths in ANSWERED.items():
+        kept, told = _answerable(probes, prompts, truths)
+        notes += told
+        changed |= {name: [getattr(probes, name)[i] for i in kept] for name in (prompts, truths)}
     return dataclasses.replace(probes, **changed), notes
+
+
+def _answerable(probes: Probes, prompts: str, truths: str) -> tuple[list[int], list[str]]:
+    """Return which prompts ask for something that ROUGE-L could find, and notes on the others."""
+    asked = [len(prompt) > len(probes.start) for prompt in getattr(probes, prompts)]
+    findable = [bool(words_of(truth, probes.rouge_tokenizer)) for truth in getattr(probes, truths)]
+    notes = []
+    for fits, name, what in (
+        (asked, prompts, "are empty"),
+        (findable, truths, "have no word that ROUGE-L counts, so that any answer gets 0,"),
+    ):
+        if not all(fits):
+            notes.append(f"{fits.count(False)} of {len(fits)} {name.replace('_', ' ')} {what} and were left out.")
+    return [i for i, both in enumerate(zip(asked, findable, strict=True)) if all(both)], notes
+
+
+def _all_rows(probes: Probes) -> Iterator[list[int]]:
+    return chain.from_iterable(getattr(probes, name) for name in (*PROMPTS, *DOCUMENTS))
+
+
+def spelled_out(count: int) -> str:
+    """Return the note on texts that spell out special tokens."""
+    return f"{count} texts or prompts spell out special tokens of the tokenizer, which are read as those tokens."

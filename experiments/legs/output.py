@@ -12,12 +12,13 @@ from unforgotten.audit.progress.stages import Step, counted, ignore
 from unforgotten.audit.verdict.evidence import mean_of
 from unforgotten.audit.verdict.legs import OutputFormat, OutputLeg
 from unforgotten.experiments.data.texts import read_texts
+from unforgotten.experiments.legs.benchmark import spelled_out
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.metrics.likelihood import LIKELIHOODS, batches, measure
 from unforgotten.experiments.models.batches import Batch
 from unforgotten.experiments.models.memory import check_memory
-from unforgotten.experiments.models.special_tokens import encode, end_tokens, start_tokens
+from unforgotten.experiments.models.special_tokens import count_spelled_out, end_tokens, started
 from unforgotten.experiments.models.states import fill
 
 FULL = ("target", "unlearned")
@@ -67,8 +68,8 @@ def encode_texts(texts: Sequence[str], pair: Pair, name: str) -> tuple[list[list
         ValueError: there are fewer than two texts with something to predict.
     """
     tokenizer = pair.shell.tokenizer
-    start, end = start_tokens(tokenizer), end_tokens(tokenizer)
-    rows = [start + encode(t, tokenizer) + end for t in texts]
+    end = end_tokens(tokenizer)
+    rows = [started(t, tokenizer) + end for t in texts]
     long_enough = [row for row in rows if len(row) >= LEAST_TOKENS]
     if len(long_enough) < LEAST_TEXTS:
         rule = f"must hold at least {LEAST_TEXTS} texts of {LEAST_TOKENS} tokens or more"
@@ -105,6 +106,9 @@ def measure_output(
     notes = [f"{cut} of {len(encoded)} texts are longer than the context and were cut."] if cut else []
     if left_out:
         notes.append(f"{left_out} texts have fewer than {LEAST_TOKENS} tokens and were left out.")
+    spelled = count_spelled_out(encoded, pair.shell.tokenizer)
+    if spelled:
+        notes.append(spelled_out(spelled))
     return OutputLeg(
         texts=name,
         count=len(encoded),

@@ -10,7 +10,7 @@ from unforgotten.experiments.config import EvaluationConfig, Measuring
 from unforgotten.experiments.data.corpus import Corpus, Question
 from unforgotten.experiments.metrics.rouge import RougeTokenizer, tokenizer_for
 from unforgotten.experiments.models.batches import encode_documents
-from unforgotten.experiments.models.special_tokens import encode, start_tokens
+from unforgotten.experiments.models.special_tokens import start_tokens, started
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,5 @@ def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
 def _prompts(
     questions: Sequence[Question], shots: Sequence[Question], tokenizer: Any, config: EvaluationConfig
 ) -> list[list[int]]:
-    start = start_tokens(tokenizer)
     context = "".join(shot.sheet_line() for shot in shots[: config.shots])
-    return [start + encode(f"{context}Question: {q.question}\n{config.answer_cue}", tokenizer) for q in questions]
+    return [started(f"{context}Question: {q.question}\n{config.answer_cue}", tokenizer) for q in questions]

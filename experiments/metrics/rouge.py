@@ -54,6 +54,14 @@ def tokenizer_for(truths: Sequence[str]) -> RougeTokenizer:
     return "ascii"
 
 
+def words_of(text: str, tokenizer: RougeTokenizer) -> list[str]:
+    """Return the words that ROUGE-L compares; a truth without any gets 0 whatever the answer is."""
+    from rouge_score.tokenizers import DefaultTokenizer
+
+    own = UnicodeTokenizer() if tokenizer == "unicode" else DefaultTokenizer(use_stemmer=False)
+    return list(own.tokenize(text))
+
+
 def rouge_items(truths: Sequence[str], outputs: Sequence[str], tokenizer: RougeTokenizer = "ascii") -> list[float]:
     """Return the ROUGE-L F1 of each output against its truth, x 100, no stemmer."""
     from rouge_score.rouge_scorer import RougeScorer

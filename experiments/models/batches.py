@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from unforgotten.experiments.models.special_tokens import encode, end_tokens, start_tokens
+from unforgotten.experiments.models.special_tokens import end_tokens, started
 
 Documents = Sequence[Sequence[int]]
 """Token ids of each document."""
@@ -25,8 +25,8 @@ class Batch(NamedTuple):
 
 def encode_documents(texts: Sequence[str], tokenizer: Any, longest: int) -> list[list[int]]:
     """Return token ids of each document between start and end tokens, cut to `longest`; the cut ones keep no end."""
-    start, end = start_tokens(tokenizer), end_tokens(tokenizer)
-    return [(start + encode(text, tokenizer) + end)[:longest] for text in texts]
+    end = end_tokens(tokenizer)
+    return [(started(text, tokenizer) + end)[:longest] for text in texts]
 
 
 def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, documents: Sequence[int] = ()) -> Batch:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
 from unforgotten.experiments.legs.behaviour import behaviour_leg
-from unforgotten.experiments.legs.benchmark import Settings, _fitted, read_benchmark
+from unforgotten.experiments.legs.benchmark import Settings, _fitted, read_benchmark, spelled_out
 from unforgotten.experiments.legs.loaded_pair import read_state
 from unforgotten.experiments.legs.output import output_leg
 from unforgotten.experiments.metrics.rouge import SPLIT_BY, RougeTokenizer, rouge_items, tokenizer_for
@@ -23,7 +23,7 @@ from unforgotten.experiments.models import scoring
 from unforgotten.experiments.models.batches import encode_documents
 from unforgotten.experiments.models.generation import cache_bytes, generate
 from unforgotten.experiments.models.saved import load_model, load_tokenizer
-from unforgotten.experiments.models.special_tokens import start_tokens
+from unforgotten.experiments.models.special_tokens import count_spelled_out, start_tokens
 from unforgotten.experiments.models.states import stored_state
 from unforgotten.records.files import write_json
 
@@ -82,7 +82,7 @@ def test_lm_eval_2676__a_long_prompt_keeps_its_start_and_its_end(micro_pair: Pat
     bench = read_benchmark(micro_pair / "corpus", tokenizer, 96)
     prompt = [tokenizer.bos_token_id, *range(10, 210)]
     assert isinstance(bench.settings, Settings)
-    probes = dataclasses.replace(bench.probes, forget_prompts=[prompt] * 2)
+    probes = dataclasses.replace(bench.probes, forget_prompts=[prompt] * 2, forget_answers=["one", "two"])
     answer = bench.settings.evaluation.answer_tokens
     fitted = _fitted(probes, bench.settings, 96)[0].forget_prompts[0]
     assert fitted == [tokenizer.bos_token_id, *range(210 - (96 - answer - 1), 210)]
@@ -254,3 +254,51 @@ def test_peft_1381__an_adapter_beside_merged_weights_is_not_run_as_the_merged_mo
 def test_evaluate_564__marks_belong_to_their_letters(truth: str, said: str) -> None:
     assert rouge_items([truth], [truth], "unicode") == [100.0]
     assert rouge_items([truth], [said], "unicode") == [0.0]
+
+
+def test_lm_eval_3333__a_text_that_spells_out_its_start_has_it_once_and_the_leg_says_so(
+    micro_pair: Path, tmp_path: Path
+) -> None:
+    tokenizer = load_tokenizer(micro_pair / "models/target")
+    start, end = tokenizer.bos_token, tokenizer.eos_token
+    assert encode_documents([f"{start}some text"], tokenizer, 96) == encode_documents(["some text"], tokenizer, 96)
+    plain = ["some words", "some more words", f"{start}and others"]
+    spelled = [*plain, f"one{end}two"]
+    for name, texts, told in (("plain", plain, False), ("spelled", spelled, True)):
+        write_json(tmp_path / f"{name}.json", texts)
+        pair = (micro_pair / "models/target", micro_pair / "models/unlearned")
+        leg = output_leg(*pair, ["int8-row"], tmp_path / f"{name}.json")
+        assert (spelled_out(1) in leg["notes"]) == told
+    bare = without_start(tokenizer)
+    assert count_spelled_out([bare.encode(f"{start}some text")], bare) == 1
+    assert count_spelled_out([[*bare.encode("some text"), bare.eos_token_id]], bare) == 0
+
+
+def muse_folder(folder: Path, replaced: dict[str, Any]) -> Path:
+    questions = [{"question": f"Who is number {i}?", "answer": f"Agent {i}"} for i in range(3)]
+    texts = [f"The agent number {i} was seen in the town on the hill." for i in range(3)]
+    parts = {f"knowmem/{split}_qa{icl}": questions for split in ("forget", "retain") for icl in ("", "_icl")}
+    parts |= {f"privleak/{split}": texts for split in ("forget", "retain", "holdout")}
+    parts |= {f"raw/{split}": texts for split in ("forget", "retain1", "holdout")}
+    parts["verbmem/forget"] = [{"prompt": text[:20], "gt": text[20:]} for text in texts]
+    for name, content in (parts | replaced).items():
+        write_json(folder / f"{name}.json", content)
+    return folder
+
+
+def test_lm_eval_1053__items_that_nobody_can_answer_are_left_out_with_a_note(micro_pair: Path, tmp_path: Path) -> None:
+    tokenizer = load_tokenizer(micro_pair / "models/target")
+    prompts = [{"prompt": p, "gt": gt} for p, gt in (("The a", "gent"), ("", "town"), ("On", "..."), ("In", "a town"))]
+    questions = [{"question": f"What is {i}?", "answer": a} for i, a in enumerate(("42", "£", "a town", ""))]
+    folder = muse_folder(tmp_path, {"verbmem/forget": prompts, "knowmem/forget_qa": questions})
+    bench = read_benchmark(folder, tokenizer, 96)
+    assert bench.probes.verbatim_truths == ["gent", "a town"]
+    assert bench.probes.forget_answers == ["42", "a town"]
+    assert [len(bench.probes.verbatim_prompts), len(bench.probes.forget_prompts)] == [2, 2]
+    assert [len(bench.probes.retain_prompts), len(bench.probes.retain_answers)] == [3, 3]
+    no_word = "have no word that ROUGE-L counts, so that any answer gets 0, and were left out."
+    assert [note for note in bench.notes if "left out" in note] == [
+        "1 of 4 verbatim prompts are empty and were left out.",
+        f"1 of 4 verbatim truths {no_word}",
+        f"2 of 4 forget answers {no_word}",
+    ]
