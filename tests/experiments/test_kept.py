@@ -19,6 +19,7 @@ from unforgotten.audit.outputs.place import check_out
 from unforgotten.experiments.legs.behaviour import behaviour_leg
 from unforgotten.experiments.metrics import examined
 from unforgotten.experiments.metrics.kept import Kept
+from unforgotten.experiments.models import generation, scoring
 from unforgotten.records.files import KEPT, drop_kept
 
 FORMATS = ("int4-g64",)
@@ -34,7 +35,6 @@ def test_a_leg_that_was_cut_off_ends_as_one_that_was_not(
     pair = (micro_pair / "models/target", micro_pair / "models/unlearned")
     corpus, retrained = micro_pair / "corpus", micro_pair / "models/retrained"
     whole = behaviour_leg(*pair, FORMATS, corpus, retrained=retrained)
-    scored, generated = examined.token_scores, examined.generate
     left = 12
 
     def asked(answer: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,8 +47,8 @@ def test_a_leg_that_was_cut_off_ends_as_one_that_was_not(
 
         return ask
 
-    monkeypatch.setattr(examined, "token_scores", asked(scored))
-    monkeypatch.setattr(examined, "generate", asked(generated))
+    monkeypatch.setattr(examined, "token_scores", asked(scoring.token_scores))
+    monkeypatch.setattr(examined, "generate", asked(generation.generate))
     kept = tmp_path / "unfinished"
     with pytest.raises(Cut):
         behaviour_leg(*pair, FORMATS, corpus, retrained=retrained, unfinished=kept)

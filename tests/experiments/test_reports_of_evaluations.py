@@ -277,7 +277,9 @@ def test_lm_eval_3333__a_text_that_spells_out_its_start_has_it_once_and_the_leg_
 def muse_folder(folder: Path, replaced: dict[str, Any]) -> Path:
     questions = [{"question": f"Who is number {i}?", "answer": f"Agent {i}"} for i in range(3)]
     texts = [f"The agent number {i} was seen in the town on the hill." for i in range(3)]
-    parts = {f"knowmem/{split}_qa{icl}": questions for split in ("forget", "retain") for icl in ("", "_icl")}
+    parts: dict[str, Any] = {
+        f"knowmem/{split}_qa{icl}": questions for split in ("forget", "retain") for icl in ("", "_icl")
+    }
     parts |= {f"privleak/{split}": texts for split in ("forget", "retain", "holdout")}
     parts |= {f"raw/{split}": texts for split in ("forget", "retain1", "holdout")}
     parts["verbmem/forget"] = [{"prompt": text[:20], "gt": text[20:]} for text in texts]
