@@ -116,7 +116,7 @@ def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
             has the wrong dtype or shape; or the zero points of GPTQ show that a label is wrong.
     """
     before, after = (_needed_scheme(checkpoint) for checkpoint in (target, unlearned))
-    if before._replace(zero_shift=0) != after._replace(zero_shift=0):
+    if before.recipe != after.recipe:
         rule = f"must be quantized as the target is, {before.name} (quantize both by one recipe)"
         raise CheckpointError(unlearned.source, rule, after.name)
     found = _layers(before, target), _layers(after, unlearned)
@@ -132,7 +132,7 @@ def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
         counts,
         kept_tensors(target, unlearned, parts) | dict.fromkeys(sorted(alone), True),
         {name: found[0][name].shape for name in counts},
-        dict.fromkeys(counts, before.name),
+        {name: found[0][name].format or before.name for name in counts},
         (*zero_notes("target", before, found[0]), *zero_notes("unlearned", after, found[1]), *_skip_notes(alone)),
     )
 
@@ -171,10 +171,10 @@ def _needed_scheme(checkpoint: Checkpoint) -> Scheme:
 
 def _layers(scheme: Scheme, checkpoint: Checkpoint) -> dict[str, Layer]:
     layout = LAYOUTS[scheme.layout]
-    names = [n.removesuffix(layout.mark) for n in checkpoint.tensors if n.endswith(layout.mark)]
+    names = [n.removesuffix(mark) for n in checkpoint.tensors for mark in layout.marks if n.endswith(mark)]
     layers = {name: layout.open(scheme, checkpoint, name) for name in names}
     if not layers:
-        rule = f"must hold a layer quantized by {scheme.method} (a tensor *{layout.mark})"
+        rule = f"must hold a layer quantized by {scheme.method} (a tensor *{' or *'.join(layout.marks)})"
         raise CheckpointError(checkpoint.source, rule, "none")
     return layers
 
@@ -183,8 +183,11 @@ def compare_layers(before: Layer, after: Layer) -> CodeCounts:
     """Count what differs between two layers, in pieces of bounded memory.
 
     Raises:
-        CheckpointError: the shapes differ, or a decoded value is not finite.
+        CheckpointError: the shapes or formats differ, or a decoded value is not finite.
     """
+    if before.format != after.format:
+        rule = f"must be stored as the target's {before.format}"
+        raise CheckpointError(after.path, rule, after.format, tensor=after.name)
     if before.shape != after.shape:
         rule = f"must have the target's shape {list(before.shape)}"
         raise CheckpointError(after.path, rule, list(after.shape), tensor=after.name)

@@ -44,12 +44,18 @@ ADAPTER = {
 }
 SCHEMES = [
     {"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "gptq"},
+    {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": 128,
+        "dynamic": {"-:.*lm_head": {}, "+:.*down": {"bits": 8, "group_size": 32}},
+    },
     {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
     {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
-        "config_groups": {"g": {"weights": {"num_bits": 4, "strategy": "group", "group_size": 64}}},
+        "config_groups": {"g": {"weights": {"num_bits": 4, "strategy": "group", "group_size": 64, "symmetric": False}}},
     },
     {
         "quant_method": "compressed-tensors",
@@ -57,6 +63,7 @@ SCHEMES = [
         "config_groups": {"g": {"weights": {"num_bits": 8, "strategy": "block", "block_structure": [128, 128]}}},
     },
     {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None},
     {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16},
     {"quant_method": "mxfp4"},
 ]
@@ -164,6 +171,13 @@ def _opened(content: bytes) -> SafetensorsCheckpoint:
 
 PARTS: dict[str, list[tuple[str, str, list[int], int]]] = {
     "gptq": [("qweight", "I32", [2, 8], 4), ("qzeros", "I32", [1, 1], 4), ("scales", "F16", [1, 8], 2)],
+    "ct-packed": [
+        ("weight_packed", "I32", [3, 1], 4),
+        ("weight_scale", "BF16", [3, 1], 2),
+        ("weight_shape", "I64", [2], 8),
+        ("weight_zero_point", "I8", [3, 1], 1),
+    ],
+    "fp8-tensor": [("weight", "F8_E4M3", [6, 8], 1), ("weight_scale", "F32", [2], 4)],
     "fp8": [("weight", "F8_E4M3", [3, 8], 1), ("weight_scale_inv", "F32", [2, 2], 4)],
     "ct-block": [("weight", "F8_E4M3", [3, 8], 1), ("weight_scale", "BF16", [2, 2], 2)],
     "modelopt-nvfp4": [
@@ -178,8 +192,10 @@ PARTS: dict[str, list[tuple[str, str, list[int], int]]] = {
         ("weight.quant_map", "F32", [16], 4),
     ],
 }
+LAYER = "x.gate_up_proj"
+"""A name of two matrices: its scale may be two."""
 STATE = as_bytes({"shape": [8, 8], "blocksize": 64})
-SIZES = {"I32": 4, "F16": 2, "BF16": 2, "F32": 4, "U8": 1, "F8_E4M3": 1, "F8_E8M0": 1}
+SIZES = {"I64": 8, "I32": 4, "I8": 1, "F16": 2, "BF16": 2, "F32": 4, "U8": 1, "F8_E4M3": 1, "F8_E8M0": 1}
 
 
 @st.composite
@@ -191,13 +207,16 @@ def layers(draw: st.DrawFn) -> tuple[str, bytes]:
     for name, dtype, shape, _ in PARTS[layout]:
         kind = draw(st.sampled_from(sorted(SIZES))) if not draw(st.integers(0, 9)) else dtype
         own = [draw(st.integers(0, 4)) if not draw(st.integers(0, 9)) else n for n in shape]
-        raw = draw(st.binary(min_size=math.prod(own) * SIZES[kind], max_size=math.prod(own) * SIZES[kind]))
-        full = f"x{name}" if name.startswith("_") else f"x.{name}"
+        size = math.prod(own) * SIZES[kind]
+        raw = draw(st.binary(min_size=size, max_size=size))
+        if name == "weight_shape" and size == 16 and draw(st.integers(0, 9)):
+            raw = struct.pack("<qq", 3, 8)
+        full = f"{LAYER}{name}" if name.startswith("_") else f"{LAYER}.{name}"
         header[full] = {"dtype": kind, "shape": own, "data_offsets": [len(data), len(data) + len(raw)]}
         data += raw
     if layout == "bnb-4bit":
         state = draw(mutated_bytes(STATE))
-        header["x.weight.quant_state.bitsandbytes__nf4"] = {
+        header[f"{LAYER}.weight.quant_state.bitsandbytes__nf4"] = {
             "dtype": "U8",
             "shape": [len(state)],
             "data_offsets": [len(data), len(data) + len(state)],
@@ -216,7 +235,7 @@ def _decode(case: tuple[str, bytes]) -> None:
     layout, content = case
     tile = (2, 4) if layout in ("fp8", "ct-block") else (1, 1)
     scheme = Scheme(layout, layout, 4, -1, zero_shift=1, detail="nf4", tile=tile)
-    layer = LAYOUTS[layout].open(scheme, _opened(content), "x")
+    layer = LAYOUTS[layout].open(scheme, _opened(content), LAYER)
     whole = layer.decode(0, layer.units)
     assert whole.codes.size == whole.values.size == math.prod(layer.shape)
     if layer.units > 1:
