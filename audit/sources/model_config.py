@@ -66,5 +66,11 @@ def model_type_of(config: Mapping[str, object]) -> str | None:
 
 
 def says_untied(checkpoint: object) -> bool:
-    """Return whether the configuration says that the head is no copy of the embedding."""
-    return model_config_of(checkpoint).get("tie_word_embeddings") is False
+    """Return whether the configuration says that the head is no copy of the embedding, and nowhere that it is one.
+
+    Models of text and images have a second one of their text, `text_config`, which alone may know.
+    """
+    config = model_config_of(checkpoint)
+    inner = config.get("text_config")
+    stated = [part.get("tie_word_embeddings") for part in (config, inner) if isinstance(part, dict)]
+    return any(value is False for value in stated) and not any(value is True for value in stated)

@@ -54,6 +54,12 @@ def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
     return matrix and not is_router(lower) and not any(word in lower for word in KEPT_WORDS)
 
 
+def embeddings_of_head(name: str) -> tuple[str, ...]:
+    """Return the endings of the embeddings that a head may be tied to, also one within wrappers; none if it is no head."""
+    last = ".".join(name.split(".")[-2:])
+    return HEADS.get(name, ()) or (HEADS["lm_head.weight"] if last == "lm_head.weight" else ())
+
+
 def is_router(name: str) -> bool:
     """Return whether the tensor chooses experts: a small matrix that quantizers keep in 16 bit."""
     lower = name.lower()

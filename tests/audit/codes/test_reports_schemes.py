@@ -65,7 +65,7 @@ def test_scales_of_queries_keys_and_values_are_of_their_rows(
     """neuralmagic/nm-vllm#336: a fused matrix with one scale for each of the three it was made of."""
     w, scale = float8(32), np.array([1, 2, 3], np.float32)
     tensors: Tensors = {f"{QKV}.weight": w, f"{QKV}.weight_scale": scale.reshape(shape)}
-    heads: dict[str, object] = {"text_config": HEADS} if inner else HEADS
+    heads: dict[str, Any] = {"text_config": HEADS} if inner else HEADS
     found = decoded(save(tmp_path / "t", config, tensors, **heads), QKV)
     assert np.array_equal(found, w.astype(np.float32) * np.repeat(scale, (16, 8, 8))[:, None])
 
@@ -105,7 +105,7 @@ def test_layers_of_dynamic_are_rows_of_their_own_format(tmp_path: Path) -> None:
         four, eight = gptq_dynamic(seed), gptq(seed, bits=8)
         other = {n.replace(".0.", ".1."): w for n, w in eight.tensors.items()}
         folders.append(save(tmp_path / side, four.config | {"group_size": 16}, four.tensors | other))
-    result = audit_pair(*folders, out=tmp_path / "out")
+    result = audit_pair(folders[0], folders[1], out=tmp_path / "out")
     rows = {row["format"]: row for row in result["formats"]}
     assert list(rows) == ["gptq:int4-g16", "gptq:int8-g16"]
     for name, bits in (("gptq:int4-g16", 4), ("gptq:int8-g16", 8)):
@@ -155,8 +155,8 @@ def test_a_zero_point_that_is_promised_and_missing_is_refused(kind: str, tmp_pat
 
 def test_zero_points_as_bytes_and_in_words_decode_alike(tmp_path: Path) -> None:
     """compressed-tensors#296: before it, zero points of packed weights were stored as int8, and were refused."""
-    values = []
-    for kind in ("packed, zero point", "packed, zero point as int8"):
-        case = CASES[kind](0)
-        values.append(decoded(save(tmp_path / str(len(values)), case.config, case.tensors), NAME))
-    assert np.array_equal(*values)
+    words, whole = (CASES[kind](0) for kind in ("packed, zero point", "packed, zero point as int8"))
+    t, u = save(tmp_path / "t", words.config, words.tensors), save(tmp_path / "u", whole.config, whole.tensors)
+    assert np.array_equal(decoded(t, NAME), decoded(u, NAME))
+    (row,) = audit_pair(t, u)["formats"]
+    assert (row["code_flips"], row["value_changes"]) == (0, 0)
