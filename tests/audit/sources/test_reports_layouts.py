@@ -193,11 +193,7 @@ BAD: dict[str, tuple[tuple[Tensors, Tensors], object, str]] = {
         None,
         r"must hold the \w+ matrices of experts 0 … 2",
     ),
-    "another width": (
-        (singles(hidden=9), fused(singles())),
-        None,
-        r"must have the shape \[3, 9, 6\] or \[3, 6, 9\]",
-    ),
+    "another width": ((singles(hidden=9), fused(singles())), None, r"must have the shape \[3, 9, 6\] or \[3, 6, 9\]"),
     "alternating rows": (
         (singles(), fused(singles(), alternating=True)),
         {"model_type": "gpt_oss"},
