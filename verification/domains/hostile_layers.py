@@ -41,6 +41,8 @@ ADAPTER = {
     "use_rslora": True,
     "revision": None,
     "init_lora_weights": True,
+    "lora_bias": False,
+    "trainable_token_indices": {"embed_tokens": [3, 1]},
 }
 SCHEMES = [
     {"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "gptq"},
@@ -83,7 +85,8 @@ SETTINGS: dict[str, tuple[list[Any], Callable[[bytes], object]]] = {
 
 def _use_adapter(text: bytes) -> None:
     config = parse_adapter_config(FILE, text)
-    for module in ("model.q_proj", "k_proj", ""):
+    for module in ("model.q_proj", "k_proj", "embed_tokens", ""):
+        assert config.tokens_of(module) is None or min(config.tokens_of(module) or [0]) >= 0
         assert math.isfinite(config.scaling_of(module))
         assert config.rank_of(module) >= 1
 
