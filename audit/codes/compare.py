@@ -22,7 +22,8 @@ from unforgotten.audit.codes.zero_points import check_one_convention, zero_notes
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.flat import tensors_equal
-from unforgotten.audit.sources.model_config import CONFIG, read_config
+from unforgotten.audit.sources.matching.view import inner_of
+from unforgotten.audit.sources.model_config import CONFIG, Configured, read_config
 from unforgotten.audit.sources.notes import named
 from unforgotten.audit.sources.quantization import Scheme, read_scheme
 
@@ -90,8 +91,7 @@ def scheme_of(source: Path) -> Scheme | None:
     Raises:
         CheckpointError: it names a method or an option whose layout is not known here.
     """
-    config = read_config(source) or {}
-    stated = config.get("quantization_config", config.get("compression_config"))
+    stated = _stated(read_config(source) or {})
     if stated is not None:
         return read_scheme(source / CONFIG, stated)
     beside = read_config(source, MODELOPT)
@@ -99,6 +99,23 @@ def scheme_of(source: Path) -> Scheme | None:
         return None
     inner = beside.get("quantization")
     return read_scheme(source / MODELOPT, {"quant_method": "modelopt", **inner} if isinstance(inner, dict) else inner)
+
+
+def scheme_of_checkpoint(checkpoint: Checkpoint) -> Scheme | None:
+    """Return the scheme in which a checkpoint is quantized, wherever it is; see `scheme_of`.
+
+    Raises:
+        CheckpointError: see `scheme_of`.
+    """
+    inner = inner_of(checkpoint)
+    if not isinstance(inner, Configured):
+        return scheme_of(Path(inner.source))
+    stated = _stated(inner.model_config)
+    return None if stated is None else read_scheme(Path(inner.source) / CONFIG, stated)
+
+
+def _stated(config: Mapping[str, object]) -> object:
+    return config.get("quantization_config", config.get("compression_config"))
 
 
 def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
@@ -162,7 +179,7 @@ def _skip_notes(alone: Sequence[str]) -> list[str]:
 
 
 def _needed_scheme(checkpoint: Checkpoint) -> Scheme:
-    scheme = scheme_of(Path(checkpoint.source))
+    scheme = scheme_of_checkpoint(checkpoint)
     if scheme is None:
         rule = f"must state its quantization_config in {CONFIG}"
         raise CheckpointError(checkpoint.source, rule, "none")

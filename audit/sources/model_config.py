@@ -33,6 +33,16 @@ class Based(Protocol):
         ...
 
 
+@runtime_checkable
+class Configured(Protocol):
+    """A checkpoint that knows its configuration by itself, as one of the Hub does."""
+
+    @property
+    def model_config(self) -> Mapping[str, object]:
+        """What `config.json` says; empty where there is none."""
+        ...
+
+
 def read_config(source: Path, name: str = CONFIG) -> Mapping[str, object] | None:
     """Return the configuration of this name in a local directory; None if there is none.
 
@@ -46,7 +56,9 @@ def read_config(source: Path, name: str = CONFIG) -> Mapping[str, object] | None
 
 
 def model_config_of(checkpoint: object) -> Mapping[str, object]:
-    """Return the configuration of a checkpoint, or of the base of an adapter; empty where there is none on disk."""
+    """Return the configuration of a checkpoint, or of the base of an adapter; empty where there is none."""
+    if isinstance(checkpoint, Configured):
+        return checkpoint.model_config
     if isinstance(checkpoint, Wrapping):
         return model_config_of(checkpoint.inner)
     if isinstance(checkpoint, Based):

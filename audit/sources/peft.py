@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.sources.adapter_names import WHOLE, BaseNames, part_of
-from unforgotten.audit.sources.adapter_tokens import TokenRows, put_rows, token_rows
+from unforgotten.audit.sources.adapters.names import WHOLE, BaseNames, part_of
+from unforgotten.audit.sources.adapters.tokens import TokenRows, put_rows, token_rows
 from unforgotten.audit.sources.checkpoint import Checkpoint, SafetensorsCheckpoint, flat_from_rows
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.files import LocalFile, open_file, read_all, sha256_of

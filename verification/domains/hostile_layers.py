@@ -69,7 +69,13 @@ SCHEMES = [
     {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16},
     {"quant_method": "mxfp4"},
 ]
-LISTING = {"sha": "a" * 40, "siblings": [{"rfilename": "model.safetensors", "size": 5, "lfs": {"sha256": "b" * 64}}]}
+LISTING = {
+    "sha": "a" * 40,
+    "siblings": [
+        {"rfilename": "model.safetensors", "size": 5, "lfs": {"sha256": "b" * 64}},
+        {"rfilename": "config.json", "size": 9},
+    ],
+}
 
 
 def as_bytes(value: Any) -> bytes:
