@@ -16,12 +16,15 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unforgotten.audit.codes.fused_experts import fused_layers
 from unforgotten.audit.codes.layer import Layer
 from unforgotten.audit.codes.layouts import LAYOUTS
 from unforgotten.audit.codes.zero_points import check_one_convention, zero_notes
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.flat import tensors_equal
+from unforgotten.audit.sources.matching.experts import expert_notes
+from unforgotten.audit.sources.matching.kinds import is_expert_part
 from unforgotten.audit.sources.matching.view import inner_of
 from unforgotten.audit.sources.model_config import CONFIG, Configured, read_config
 from unforgotten.audit.sources.notes import named
@@ -143,14 +146,19 @@ def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
     if not counts:
         raise CheckpointError(unlearned.source, "must quantize a layer that the target quantizes too", "none")
     parts = {part for layers in found for layer in layers.values() for part in layer.parts}
-    parts |= {name + WEIGHT for name in alone}
+    parts |= {unquantized_name(name) for name in alone}
     return ArtefactLeg(
         before.method,
         counts,
         kept_tensors(target, unlearned, parts) | dict.fromkeys(sorted(alone), True),
         {name: found[0][name].shape for name in counts},
         {name: found[0][name].format or before.name for name in counts},
-        (*zero_notes("target", before, found[0]), *zero_notes("unlearned", after, found[1]), *_skip_notes(alone)),
+        (
+            *zero_notes("target", before, found[0]),
+            *zero_notes("unlearned", after, found[1]),
+            *_fused_notes(counts),
+            *_skip_notes(alone),
+        ),
     )
 
 
@@ -165,10 +173,20 @@ def layers_in_one(
     names = sorted(set(found[0]) ^ set(found[1]))
     for name in names:
         other = pair[1] if name in found[0] else pair[0]
-        if name + WEIGHT not in other.tensors:
-            rule = f"must be quantized in both checkpoints, or be there as {name + WEIGHT!r}"
+        if unquantized_name(name) not in other.tensors:
+            rule = f"must be quantized in both checkpoints, or be there as {unquantized_name(name)!r}"
             raise CheckpointError(other.source, rule, "no such layer", tensor=name)
     return names
+
+
+def unquantized_name(layer: str) -> str:
+    """Return the name that the weights of a layer have where they are stored as they were."""
+    return layer.rpartition("[")[0] if is_expert_part(layer) else layer + WEIGHT
+
+
+def _fused_notes(layers: Iterable[str]) -> list[str]:
+    names = dict.fromkeys(unquantized_name(name) for name in layers if is_expert_part(name))
+    return expert_notes(dict.fromkeys(names, False))
 
 
 def _skip_notes(alone: Sequence[str]) -> list[str]:
@@ -189,7 +207,7 @@ def _needed_scheme(checkpoint: Checkpoint) -> Scheme:
 def _layers(scheme: Scheme, checkpoint: Checkpoint) -> dict[str, Layer]:
     layout = LAYOUTS[scheme.layout]
     names = [n.removesuffix(mark) for n in checkpoint.tensors for mark in layout.marks if n.endswith(mark)]
-    layers = {name: layout.open(scheme, checkpoint, name) for name in names}
+    layers = {name: layout.open(scheme, checkpoint, name) for name in names} | fused_layers(scheme, checkpoint)
     if not layers:
         rule = f"must hold a layer quantized by {scheme.method} (a tensor *{' or *'.join(layout.marks)})"
         raise CheckpointError(checkpoint.source, rule, "none")

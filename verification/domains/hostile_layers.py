@@ -12,6 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from unforgotten.audit.codes.compare import compare_layers
+from unforgotten.audit.codes.fused_experts import fused_layers
+from unforgotten.audit.codes.layer import Layer
 from unforgotten.audit.codes.layouts import LAYOUTS
 from unforgotten.audit.findings.coverage import coverage_findings
 from unforgotten.audit.sources.checkpoint import SafetensorsCheckpoint
@@ -21,7 +23,7 @@ from unforgotten.audit.sources.matching.comparable import comparable
 from unforgotten.audit.sources.pairing import pair
 from unforgotten.audit.sources.peft_config import parse_adapter_config
 from unforgotten.audit.sources.quantization import Scheme, read_scheme
-from unforgotten.audit.sources.safetensors_header import read_header
+from unforgotten.audit.sources.safetensors_header import CheckpointError, read_header
 from unforgotten.verification.domains.hostile_files import (
     FILE,
     Memory,
@@ -208,6 +210,20 @@ PARTS: dict[str, list[tuple[str, str, list[int], int]]] = {
         ("weight.quant_map", "F32", [16], 4),
     ],
 }
+FUSED: dict[str, list[tuple[str, str, list[int], int]]] = {
+    "fp8": [("experts.up_proj", "F8_E4M3", [2, 3, 8], 1), ("experts.up_proj_scale_inv", "F32", [2, 2, 2], 4)],
+    "fp8-tensor": [
+        ("experts.gate_up_proj", "F8_E4M3", [2, 4, 8], 1),
+        ("experts.gate_up_proj_scale", "F32", [2, 2, 1], 4),
+    ],
+    "modelopt-nvfp4": [
+        ("experts.up_proj", "U8", [2, 8, 3], 1),
+        ("experts.up_proj_weight_scale", "F8_E4M3", [2, 1, 3], 1),
+        ("experts.up_proj_weight_scale_2", "F32", [2], 4),
+    ],
+}
+"""Layout -> parts of the experts of a layer in one tensor."""
+PARTS |= {f"fused {layout}": parts for layout, parts in FUSED.items()}
 LAYER = "x.gate_up_proj"
 """A name of two matrices: its scale may be two."""
 STATE = as_bytes({"shape": [8, 8], "blocksize": 64})
@@ -249,9 +265,18 @@ def check_layer(case: tuple[str, bytes]) -> None:
 
 def _decode(case: tuple[str, bytes]) -> None:
     layout, content = case
+    fused, layout = layout.startswith("fused "), layout.removeprefix("fused ")
     tile = (2, 4) if layout in ("fp8", "ct-block") else (1, 1)
     scheme = Scheme(layout, layout, 4, -1, zero_shift=1, detail="nf4", tile=tile)
-    layer = LAYOUTS[layout].open(scheme, _opened(content), LAYER)
+    checkpoint = _opened(content)
+    opened = fused_layers(scheme, checkpoint).values() if fused else [LAYOUTS[layout].open(scheme, checkpoint, LAYER)]
+    if not opened:
+        raise CheckpointError(FILE, "must hold a layer", "none")
+    for layer in opened:
+        _decode_layer(layer)
+
+
+def _decode_layer(layer: Layer) -> None:
     whole = layer.decode(0, layer.units)
     assert whole.codes.size == whole.values.size == math.prod(layer.shape)
     if layer.units > 1:

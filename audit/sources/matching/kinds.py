@@ -22,7 +22,7 @@ VOCABULARIES = ("lm_head.weight", "embed_out.weight", "output.weight", *(e for e
 """Endings of matrices with one row a token."""
 KEPT_WORDS = ("embed", "lm_head", "wte", "wpe", "norm", "token_embd")
 KEPT_BUFFERS = re.compile(
-    r"(bias|conv1d\.weight|a_log|ssm_a|inv_freq|(cos|sin)_cached|rope_freqs\.weight|_scale|mask|position_ids)$"
+    r"(bias|conv1d\.weight|a_log|ssm_a|inv_freq|(cos|sin)_cached|rope_freqs\.weight|_scale(_inv|_2)?|mask|position_ids)$"
 )
 """Endings of tensors with two axes or more that no quantizer takes for a matrix: biases of experts, convolutions over
 time, states of state-space models, buffers."""
