@@ -92,7 +92,7 @@ def _plain(scheme: Scheme, checkpoint: Checkpoint, name: str, ending: str, dtype
     shapes = ((outs, groups), (outs,), (1,), (1, 1), ())
     parts.take(ending, FLOAT_DTYPES, *shapes, *([(shards,), (shards, 1)] if shards > 1 else []))
     scale = _columns(parts.float32(ending))
-    if 1 < len(scale) < outs:
+    if len(scale) not in (1, outs):
         scale = np.repeat(scale, shard_rows(parts, ending, outs), axis=0)
     scale = np.broadcast_to(scale, (outs, groups))
     zero: NDArray[Any] = np.zeros((1, 1), np.float32)

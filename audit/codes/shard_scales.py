@@ -32,7 +32,9 @@ def shard_rows(parts: Parts, ending: str, outs: int) -> list[int]:
         CheckpointError: nothing says how the rows are shared out.
     """
     count = shard_count(parts.name)
-    if count == SHARDS["gate_up_proj"] and outs % count == 0:
+    if count == SHARDS["gate_up_proj"]:
+        if outs % count:
+            raise parts.refuse(ending, f"must have one scale, or {count} of an even number of rows", f"{outs} rows")
         return [outs // count] * count
     if count == SHARDS["qkv_proj"]:
         heads, groups, size = _heads(parts)

@@ -23,7 +23,7 @@ from unforgotten.audit.sources.adapters.names import WHOLE, BaseNames, part_of
 from unforgotten.audit.sources.adapters.tokens import TokenRows, put_rows, token_rows
 from unforgotten.audit.sources.checkpoint import Checkpoint, SafetensorsCheckpoint, flat_from_rows
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.files import LocalFile, open_file, read_all, sha256_of
+from unforgotten.audit.sources.files import LocalFile, WeightFile, open_file, read_all, sha256_of
 from unforgotten.audit.sources.matching.comparable import embedding_of
 from unforgotten.audit.sources.matching.conv1d import has_conv1d
 from unforgotten.audit.sources.matching.kinds import embeddings_of_head
@@ -82,7 +82,7 @@ class AdapterCheckpoint:
     source: Path | str
     base: Checkpoint
     adapter: SafetensorsCheckpoint
-    config: LocalFile
+    config: WeightFile
     low_rank: Mapping[str, LowRank]
     replaced: Mapping[str, str]
     tensors: Mapping[str, TensorInfo] = field(repr=False)
@@ -193,7 +193,18 @@ def open_adapter(source: Path, base: Checkpoint) -> AdapterCheckpoint:
         rule = f"must hold {WEIGHTS}" + (" (a pickle can run code)" if pickled else "")
         raise CheckpointError(source, rule, PICKLE if pickled else "none")
     file = open_file(source / WEIGHTS, source)
-    adapter = SafetensorsCheckpoint(source, None, (file,), read_header(file))
+    return merged_over(base, SafetensorsCheckpoint(source, None, (file,), read_header(file)), config, config_file)
+
+
+def merged_over(
+    base: Checkpoint, adapter: SafetensorsCheckpoint, config: AdapterConfig, config_file: WeightFile
+) -> AdapterCheckpoint:
+    """Return a base with the tensors of an adapter merged into it.
+
+    Raises:
+        CheckpointError: as `open_adapter`.
+    """
+    source, file = adapter.source, adapter.files[0]
     base = _with_tied_head(adapter, base)
     names = BaseNames(base.tensors)
     parts, replaced, stored = _sort_out(adapter, base, names)
@@ -218,7 +229,7 @@ def open_adapter(source: Path, base: Checkpoint) -> AdapterCheckpoint:
     )
 
 
-def _name_notes(source: Path, names: BaseNames) -> list[str]:
+def _name_notes(source: Path | str, names: BaseNames) -> list[str]:
     """Return the sentence on tensors that the base has under another name, as when its classes were written anew."""
     if not names.renamed:
         return []

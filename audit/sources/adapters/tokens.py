@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.matching.comparable import equals_embedding
+from unforgotten.audit.sources.flat import tensors_equal
 from unforgotten.audit.sources.matching.kinds import embeddings_of_head
 from unforgotten.audit.sources.model_config import says_untied
 from unforgotten.audit.sources.peft_config import AdapterConfig
@@ -50,10 +50,16 @@ def token_rows(
     rows = {name: _rows_of(config, adapter, base, name, own) for name, own in found.items()}
     for name, own in list(rows.items()):
         for head in base.tensors:
-            tied = name.endswith(embeddings_of_head(head)) if embeddings_of_head(head) else False
-            if tied and head not in rows and not says_untied(base) and equals_embedding(base, head):
+            if head not in rows and name.endswith(embeddings_of_head(head)) and _is_copy(base, head, name):
                 rows[head] = own
     return rows
+
+
+def _is_copy(base: Checkpoint, head: str, name: str) -> bool:
+    """Return whether a head is stored as a copy of this embedding, and not said to be untied."""
+    own, other = base.tensors[head], base.tensors[name]
+    alike = (own.shape, own.dtype) == (other.shape, other.dtype)
+    return alike and not says_untied(base) and tensors_equal(base, head, base, name)
 
 
 def _rows_of(config: AdapterConfig, adapter: Checkpoint, base: Checkpoint, name: str, own: str) -> TokenRows:

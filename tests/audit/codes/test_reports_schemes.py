@@ -85,6 +85,14 @@ def test_scales_of_unknown_rows_are_refused(config: dict[str, object], tmp_path:
     assert str(caught.value).isprintable()
 
 
+@pytest.mark.parametrize("rows", [1, 5])
+def test_scales_of_halves_that_are_none_are_refused(rows: int, tmp_path: Path) -> None:
+    """One row with two scales ended in an error of numpy; the fuzz found it."""
+    tensors = {f"{GATE_UP}.weight": float8(rows), f"{GATE_UP}.weight_scale": np.ones(2, np.float32)}
+    with pytest.raises(CheckpointError, match="must have one scale, or 2 of an even number of rows, got"):
+        decoded(save(tmp_path / "t", FP8, tensors), GATE_UP)
+
+
 @pytest.mark.parametrize(
     ("tensors", "words"),
     [
