@@ -106,6 +106,17 @@ def test_other_scales_of_float8_are_refused(tensors: Tensors, words: str, tmp_pa
         compare_codes(open_checkpoint(t), open_checkpoint(t))
 
 
+def test_a_quantized_layer_of_multi_token_prediction_of_one_file_is_named(tmp_path: Path) -> None:
+    """transformers#35688, of the FP8 files themselves."""
+    before, after = CASES["fp8"](0), CASES["fp8"](1)
+    draft = {n.replace("layers.0.", "layers.1."): w for n, w in before.tensors.items()}
+    draft["model.layers.1.eh_proj.weight"] = np.ones((4, 4), np.float32)
+    t = save(tmp_path / "t", before.config, before.tensors | draft)
+    (row,) = audit_pair(t, u := save(tmp_path / "u", after.config, after.tensors))["formats"]
+    assert (row["weights"], row["code_flips"]) == (before.codes.size, (before.codes != after.codes).sum())
+    assert any("3 tensors with" in note and "multi-token prediction" in note for note in audit_pair(t, u)["notes"])
+
+
 def test_layers_of_dynamic_are_rows_of_their_own_format(tmp_path: Path) -> None:
     """vllm#15665: `dynamic` of GPTQModel gives single modules other bits, and their shapes were refused."""
     folders = []
