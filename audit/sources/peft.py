@@ -363,6 +363,7 @@ def _low_rank(
         if adapter.tensors[part].shape != shape:
             rule = f"must have the shape {list(shape)} of its rank and base"
             got = list(adapter.tensors[part].shape)
+            rule += " (gathered from its shards before it is saved, with ZeRO-3 or FSDP)" if 0 in got else ""
             raise CheckpointError(path, rule, got, tensor=part)
     return LowRank(a, b, magnitude, turned, config.scaling_of(module), found.get("bias"))
 

@@ -197,6 +197,12 @@ def test_a_refusal_says_what_would_work(changes: dict[str, Any], tmp_path: Path)
         merged(tmp_path, lora(), **changes)
 
 
+def test_factors_that_were_not_gathered_are_named_so(tmp_path: Path) -> None:
+    """KnowUnDo#3: under ZeRO-3 an adapter of empty tensors is saved."""
+    with pytest.raises(CheckpointError, match=r"\(gathered from its shards before it is saved, with ZeRO-3 or FSDP\)"):
+        merged(tmp_path, {name: np.zeros(0, np.float32) for name in lora()})
+
+
 def test_a_nested_head_that_the_base_ties_is_untied(tmp_path: Path) -> None:
     """The head of a model of text and images is within it, and its adapter speaks of that."""
     head = "base_model.model.language_model.lm_head"
