@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from unforgotten.audit.codes.compare import ArtefactLeg, compare_codes, scheme_of
+from unforgotten.audit.codes.compare import ArtefactLeg, compare_codes, scheme_of_checkpoint
 from unforgotten.audit.codes.gguf import compare_gguf_codes, is_quantized_gguf
 from unforgotten.audit.findings.recipe import Recipe
 from unforgotten.audit.outputs.place import check_out
@@ -132,7 +132,7 @@ def _code_leg(before: Checkpoint, after: Checkpoint, formats: Sequence[str] | No
     if isinstance(files[0], GgufCheckpoint) and isinstance(files[1], GgufCheckpoint):
         quantized = is_quantized_gguf(files[0]) or is_quantized_gguf(files[1])
         return compare_gguf_codes(files[0], files[1]) if quantized and formats is None else None
-    if scheme_of(Path(before.source)) is None:
+    if scheme_of_checkpoint(before) is None:
         return None
     if formats is not None:
         rule = "formats must not be named for a pair that is quantized already: its own codes are counted"

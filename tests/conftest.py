@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from unforgotten.verification.domains.hub_server import Served, serving
 from unforgotten.verification.profiles import load_profile
 
 load_profile()
@@ -119,3 +120,22 @@ def report_pair(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
         return tmp_path / "t", tmp_path / "u"
 
     return written
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
+    """What the server holds: nothing yet; files are fetched in chunks of 4 KiB, and faults are met again at once."""
+    hub = pytest.importorskip("huggingface_hub", reason="the client")
+    from huggingface_hub import constants
+
+    from unforgotten.audit.sources import hub_client, remote_file
+
+    with serving() as (state, address):
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home/hub"))
+        monkeypatch.setattr(remote_file, "CHUNK_BYTES", 1 << 12)
+        monkeypatch.setattr(hub_client, "FIRST_PAUSE_SECONDS", 0.0)
+        yield state
+        hub.close_session()

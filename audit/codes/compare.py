@@ -16,13 +16,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from unforgotten.audit.codes.fused_experts import fused_layers
 from unforgotten.audit.codes.layer import Layer
 from unforgotten.audit.codes.layouts import LAYOUTS
 from unforgotten.audit.codes.zero_points import check_one_convention, zero_notes
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.flat import tensors_equal
-from unforgotten.audit.sources.model_config import CONFIG, read_config
+from unforgotten.audit.sources.matching.experts import expert_notes
+from unforgotten.audit.sources.matching.kinds import is_expert_part
+from unforgotten.audit.sources.matching.view import inner_of
+from unforgotten.audit.sources.model_config import CONFIG, Configured, read_config
 from unforgotten.audit.sources.notes import named
 from unforgotten.audit.sources.quantization import Scheme, read_scheme
 
@@ -90,8 +94,7 @@ def scheme_of(source: Path) -> Scheme | None:
     Raises:
         CheckpointError: it names a method or an option whose layout is not known here.
     """
-    config = read_config(source) or {}
-    stated = config.get("quantization_config", config.get("compression_config"))
+    stated = _stated(read_config(source) or {})
     if stated is not None:
         return read_scheme(source / CONFIG, stated)
     beside = read_config(source, MODELOPT)
@@ -99,6 +102,23 @@ def scheme_of(source: Path) -> Scheme | None:
         return None
     inner = beside.get("quantization")
     return read_scheme(source / MODELOPT, {"quant_method": "modelopt", **inner} if isinstance(inner, dict) else inner)
+
+
+def scheme_of_checkpoint(checkpoint: Checkpoint) -> Scheme | None:
+    """Return the scheme in which a checkpoint is quantized, wherever it is; see `scheme_of`.
+
+    Raises:
+        CheckpointError: see `scheme_of`.
+    """
+    inner = inner_of(checkpoint)
+    if not isinstance(inner, Configured):
+        return scheme_of(Path(inner.source))
+    stated = _stated(inner.model_config)
+    return None if stated is None else read_scheme(Path(inner.source) / CONFIG, stated)
+
+
+def _stated(config: Mapping[str, object]) -> object:
+    return config.get("quantization_config", config.get("compression_config"))
 
 
 def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
@@ -116,7 +136,7 @@ def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
             has the wrong dtype or shape; or the zero points of GPTQ show that a label is wrong.
     """
     before, after = (_needed_scheme(checkpoint) for checkpoint in (target, unlearned))
-    if before._replace(zero_shift=0) != after._replace(zero_shift=0):
+    if before.recipe != after.recipe:
         rule = f"must be quantized as the target is, {before.name} (quantize both by one recipe)"
         raise CheckpointError(unlearned.source, rule, after.name)
     found = _layers(before, target), _layers(after, unlearned)
@@ -126,14 +146,19 @@ def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
     if not counts:
         raise CheckpointError(unlearned.source, "must quantize a layer that the target quantizes too", "none")
     parts = {part for layers in found for layer in layers.values() for part in layer.parts}
-    parts |= {name + WEIGHT for name in alone}
+    parts |= {unquantized_name(name) for name in alone}
     return ArtefactLeg(
         before.method,
         counts,
         kept_tensors(target, unlearned, parts) | dict.fromkeys(sorted(alone), True),
         {name: found[0][name].shape for name in counts},
-        dict.fromkeys(counts, before.name),
-        (*zero_notes("target", before, found[0]), *zero_notes("unlearned", after, found[1]), *_skip_notes(alone)),
+        {name: found[0][name].format or before.name for name in counts},
+        (
+            *zero_notes("target", before, found[0]),
+            *zero_notes("unlearned", after, found[1]),
+            *_fused_notes(counts),
+            *_skip_notes(alone),
+        ),
     )
 
 
@@ -148,10 +173,20 @@ def layers_in_one(
     names = sorted(set(found[0]) ^ set(found[1]))
     for name in names:
         other = pair[1] if name in found[0] else pair[0]
-        if name + WEIGHT not in other.tensors:
-            rule = f"must be quantized in both checkpoints, or be there as {name + WEIGHT!r}"
+        if unquantized_name(name) not in other.tensors:
+            rule = f"must be quantized in both checkpoints, or be there as {unquantized_name(name)!r}"
             raise CheckpointError(other.source, rule, "no such layer", tensor=name)
     return names
+
+
+def unquantized_name(layer: str) -> str:
+    """Return the name that the weights of a layer have where they are stored as they were."""
+    return layer.rpartition("[")[0] if is_expert_part(layer) else layer + WEIGHT
+
+
+def _fused_notes(layers: Iterable[str]) -> list[str]:
+    names = dict.fromkeys(unquantized_name(name) for name in layers if is_expert_part(name))
+    return expert_notes(dict.fromkeys(names, False))
 
 
 def _skip_notes(alone: Sequence[str]) -> list[str]:
@@ -162,7 +197,7 @@ def _skip_notes(alone: Sequence[str]) -> list[str]:
 
 
 def _needed_scheme(checkpoint: Checkpoint) -> Scheme:
-    scheme = scheme_of(Path(checkpoint.source))
+    scheme = scheme_of_checkpoint(checkpoint)
     if scheme is None:
         rule = f"must state its quantization_config in {CONFIG}"
         raise CheckpointError(checkpoint.source, rule, "none")
@@ -171,10 +206,10 @@ def _needed_scheme(checkpoint: Checkpoint) -> Scheme:
 
 def _layers(scheme: Scheme, checkpoint: Checkpoint) -> dict[str, Layer]:
     layout = LAYOUTS[scheme.layout]
-    names = [n.removesuffix(layout.mark) for n in checkpoint.tensors if n.endswith(layout.mark)]
-    layers = {name: layout.open(scheme, checkpoint, name) for name in names}
+    names = [n.removesuffix(mark) for n in checkpoint.tensors for mark in layout.marks if n.endswith(mark)]
+    layers = {name: layout.open(scheme, checkpoint, name) for name in names} | fused_layers(scheme, checkpoint)
     if not layers:
-        rule = f"must hold a layer quantized by {scheme.method} (a tensor *{layout.mark})"
+        rule = f"must hold a layer quantized by {scheme.method} (a tensor *{' or *'.join(layout.marks)})"
         raise CheckpointError(checkpoint.source, rule, "none")
     return layers
 
@@ -183,8 +218,11 @@ def compare_layers(before: Layer, after: Layer) -> CodeCounts:
     """Count what differs between two layers, in pieces of bounded memory.
 
     Raises:
-        CheckpointError: the shapes differ, or a decoded value is not finite.
+        CheckpointError: the shapes or formats differ, or a decoded value is not finite.
     """
+    if before.format != after.format:
+        rule = f"must be stored as the target's {before.format}"
+        raise CheckpointError(after.path, rule, after.format, tensor=after.name)
     if before.shape != after.shape:
         rule = f"must have the target's shape {list(before.shape)}"
         raise CheckpointError(after.path, rule, list(after.shape), tensor=after.name)

@@ -22,6 +22,7 @@ from unforgotten.audit.codes.layer import (
     only,
     unpack,
 )
+from unforgotten.audit.codes.shard_scales import shard_count, shard_rows
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.quantization import Scheme
 
@@ -38,21 +39,28 @@ def packed(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     parts.take(".weight_packed", only(INT32), (outs, -(-ins * bits // 32)))
     scales = _scales(scheme, parts, outs, ins)
     has_zero = parts.has(".weight_zero_point")
-    if has_zero:
-        words = -(-outs * bits // 32)
-        parts.take(".weight_zero_point", only(INT32), (words, parts.shape(".weight_scale")[1]))
     groups = parts.shape(".weight_scale")[1]
+    if has_zero or scheme.asymmetric:
+        whole = has_zero and checkpoint.tensors[name + ".weight_zero_point"].dtype == INT8
+        parts.take(".weight_zero_point", only(INT8, INT32), (outs if whole else -(-outs * bits // 32), groups))
     group = group_of(scheme, parts, ".weight_g_idx", ins, groups)
 
     def decode(start: int, stop: int) -> CodedWeights:
         codes = unpack(checkpoint.read_rows(name + ".weight_packed", start, stop), bits, ins)
         level = codes.astype(np.float32) - np.float32(middle)
         if has_zero:
-            zeros = unpack(parts.read(".weight_zero_point").T, bits, outs).T[start:stop]
-            level -= (zeros.astype(np.float32) - np.float32(middle))[:, group]
+            level -= _zeros(parts, bits, outs)[start:stop][:, group]
         return CodedWeights(codes, level * scales(start, stop)[:, group])
 
     return parts.layer(".weight_packed", (outs, ins), outs, ins, decode)
+
+
+def _zeros(parts: Parts, bits: int, outs: int) -> NDArray[Any]:
+    """Return zero points, float32 (out, groups): as int8 they are stored as they are, in words like the codes."""
+    stored = parts.read(".weight_zero_point")
+    if stored.dtype == INT8:
+        return stored.astype(np.float32)
+    return unpack(stored.T, bits, outs).T.astype(np.float32) - np.float32(1 << (bits - 1))
 
 
 def _scales(scheme: Scheme, parts: Parts, outs: int, ins: int) -> Callable[[int, int], NDArray[Any]]:
@@ -64,17 +72,33 @@ def _scales(scheme: Scheme, parts: Parts, outs: int, ins: int) -> Callable[[int,
 
 def plain(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     """Return a layer of int8 or float8 weights; value = scale (number - zero). A float8's code is its byte."""
+    return _plain(scheme, checkpoint, name, ".weight_scale", only(INT8, FLOAT8))
+
+
+def fp8_tensor(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
+    """Return a layer of float8 with one scale a tensor, part or row; value = number * scale, also if named `scale_inv`."""
+    found = [ending for ending in (".weight_scale", ".weight_scale_inv") if name + ending in checkpoint.tensors]
+    if len(found) > 1:
+        raise Parts(checkpoint, name).refuse(found[0], f"must not be there with {name + found[1]!r}", "both")
+    return _plain(scheme, checkpoint, name, found[0] if found else ".weight_scale", only(FLOAT8))
+
+
+def _plain(scheme: Scheme, checkpoint: Checkpoint, name: str, ending: str, dtypes: frozenset[np.dtype[Any]]) -> Layer:
     parts = Parts(checkpoint, name)
-    dtypes = only(INT8, FLOAT8)
     parts.take(".weight", dtypes, (None, None))
     outs, ins = parts.shape(".weight")
     groups = 1 if scheme.group_size < 0 else -(-ins // scheme.group_size)
-    parts.take(".weight_scale", FLOAT_DTYPES, (outs, groups), (outs,), (1,), (1, 1), ())
-    scale = np.broadcast_to(_columns(parts.float32(".weight_scale"), outs), (outs, groups))
+    shards = shard_count(name) if groups == 1 else 1
+    shapes = ((outs, groups), (outs,), (1,), (1, 1), ())
+    parts.take(ending, FLOAT_DTYPES, *shapes, *([(shards,), (shards, 1)] if shards > 1 else []))
+    scale = _columns(parts.float32(ending))
+    if len(scale) not in (1, outs):
+        scale = np.repeat(scale, shard_rows(parts, ending, outs), axis=0)
+    scale = np.broadcast_to(scale, (outs, groups))
     zero: NDArray[Any] = np.zeros((1, 1), np.float32)
-    if parts.has(".weight_zero_point"):
-        parts.take(".weight_zero_point", dtypes, (outs, groups), (outs,), (1,), (1, 1), ())
-        zero = _columns(parts.float32(".weight_zero_point"), outs)
+    if parts.has(".weight_zero_point") or scheme.asymmetric:
+        parts.take(".weight_zero_point", dtypes, *shapes)
+        zero = _columns(parts.float32(".weight_zero_point"))
     zero = np.broadcast_to(zero, (outs, groups))
     group = group_of(scheme, parts, ".weight_g_idx", ins, groups)
 
@@ -86,7 +110,7 @@ def plain(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     return parts.layer(".weight", (outs, ins), outs, ins, decode)
 
 
-def _columns(stored: NDArray[Any], outs: int) -> NDArray[Any]:
+def _columns(stored: NDArray[Any]) -> NDArray[Any]:
     return stored if stored.ndim == 2 else stored.reshape(-1, 1)
 
 

@@ -13,6 +13,7 @@ from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.gguf import GgufCheckpoint
 from unforgotten.audit.sources.gguf_decode import BLOCK_TYPES
 from unforgotten.audit.sources.matching.comparable import one_sided
+from unforgotten.audit.sources.matching.kinds import VOCABULARIES
 
 HINT = "name --formats to compare decoded values instead"
 
@@ -58,6 +59,11 @@ def _check_types(target: GgufCheckpoint, unlearned: GgufCheckpoint, name: str) -
     if stored[0] != stored[1]:
         rule = f"must be stored as the target's, {stored[0]} ({HINT})"
         raise CheckpointError(unlearned.source, rule, stored[1], tensor=name)
+    shapes = [c.tensors[name].shape for c in (target, unlearned)]
+    if shapes[0] != shapes[1]:
+        rows = name.endswith(VOCABULARIES) and shapes[0][1:] == shapes[1][1:]
+        rule = f"must have the target's shape {list(shapes[0])}" + (f" ({HINT}, of the common rows)" if rows else "")
+        raise CheckpointError(unlearned.source, rule, list(shapes[1]), tensor=name)
     if stored[0] not in BLOCK_TYPES:
         rule = f"must be stored as {', '.join(BLOCK_TYPES)} to count codes ({HINT})"
         raise CheckpointError(target.source, rule, stored[0], tensor=name)

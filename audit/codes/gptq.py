@@ -17,8 +17,11 @@ AWQ_ORDER = (0, 2, 4, 6, 1, 3, 5, 7)  # nibble i of an int32 holds output AWQ_OR
 
 def gptq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     """Return a layer of `qweight` (in/k, out), k = 32/bits codes a word; value = scale (q - zero), see `_zeros`."""
-    parts, per_word = Parts(checkpoint, name), 32 // scheme.bits
+    parts = Parts(checkpoint, name)
     parts.take(".qweight", only(INT32), (None, None))
+    if scheme.others:
+        scheme = _own_scheme(scheme, parts)
+    per_word = 32 // scheme.bits
     words, outs = parts.shape(".qweight")
     ins = words * per_word
     groups = 1 if scheme.group_size < 0 else -(-ins // scheme.group_size)
@@ -37,7 +40,40 @@ def gptq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
         g = group[start * per_word : stop * per_word]
         return CodedWeights(codes, parts.float32(".scales")[g] * (codes.astype(np.float32) - zeros[g]))
 
-    return replace(parts.layer(".qweight", (ins, outs), words, per_word * outs, decode), zeros=read_zeros)
+    layer = parts.layer(".qweight", (ins, outs), words, per_word * outs, decode)
+    return replace(layer, zeros=read_zeros, format=scheme.name)
+
+
+def _own_scheme(scheme: Scheme, parts: Parts) -> Scheme:
+    """Return the scheme of one layer, by which of the stated bits and group sizes its shapes have.
+
+    Raises:
+        CheckpointError: none of them fits, or two that decode the layer differently do.
+    """
+    parts.take(".scales", FLOAT_DTYPES, (None, None))
+    parts.take(".qzeros", only(INT32), (None, None))
+    stated = ((scheme.bits, scheme.group_size), *scheme.others)
+    found: dict[tuple[int, int], Scheme] = {}
+    for bits, group in stated:
+        ins = parts.shape(".qweight")[0] * (32 // bits)
+        size = ins if group < 0 else min(group, ins)
+        if _fits(parts, bits, ins, -(-ins // size)):
+            read = (bits, 0 if parts.has(".g_idx") else size)
+            found.setdefault(read, scheme._replace(bits=bits, group_size=group))
+    if len(found) != 1:
+        shown = ", ".join(f"{bits} bits in groups of {group}" for bits, group in stated)
+        rule = f"must have the shapes of {'just ' if found else ''}one of the settings of config.json ({shown})"
+        shapes = [list(parts.shape(end)) for end in (".qweight", ".scales", ".qzeros")]
+        raise parts.refuse(".qweight", rule, shapes)
+    return next(iter(found.values()))
+
+
+def _fits(parts: Parts, bits: int, ins: int, groups: int) -> bool:
+    """Return whether the shapes of a layer are those of so many bits, inputs and groups."""
+    outs = parts.shape(".qweight")[1]
+    zeros = (groups, -(-outs * bits // 32))
+    index = not parts.has(".g_idx") or parts.shape(".g_idx") == (ins,)
+    return index and parts.shape(".scales") == (groups, outs) and parts.shape(".qzeros") == zeros
 
 
 def _zeros(scheme: Scheme, words: NDArray[Any], outs: int) -> Zeros:
@@ -50,7 +86,7 @@ def _zeros(scheme: Scheme, words: NDArray[Any], outs: int) -> Zeros:
     whole = stored + np.uint32(ones)
     values = unpack(whole.view(np.int32), scheme.bits, outs)
     alone = unpack(words, scheme.bits, outs).astype(np.int64) + scheme.zero_shift
-    return Zeros(values, whole, int(np.count_nonzero(values != alone)))
+    return Zeros(values, whole, int(np.count_nonzero(values != alone)), scheme.bits)
 
 
 def awq(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:

@@ -34,11 +34,13 @@ class Zeros(NamedTuple):
         values: zero points, uint8 (groups, outputs).
         words: the same, packed as format v2 stores them, uint32.
         borrowed: number of those that a runtime which adds one to each code by itself reads otherwise.
+        bits: number of bits of a zero point.
     """
 
     values: NDArray[np.uint8]
     words: NDArray[np.uint32]
     borrowed: int
+    bits: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,7 @@ class Layer:
         unit_weights: number of weights in a unit.
         decode: function that decodes units start … stop - 1.
         zeros: function that reads the zero points of GPTQ, whose convention is not in the file; None elsewhere.
+        format: name of the format it is stored in, where that may be another than the checkpoint's; else empty.
     """
 
     name: str
@@ -64,12 +67,13 @@ class Layer:
     unit_weights: int
     decode: Callable[[int, int], CodedWeights]
     zeros: Callable[[], Zeros] | None = None
+    format: str = ""
 
 
 class CodeLayout(NamedTuple):
-    """The ending of the tensor that marks a layer, and what opens the layer of a name."""
+    """The endings of the tensors that mark a layer, and what opens the layer of a name."""
 
-    mark: str
+    marks: tuple[str, ...]
     open: Callable[[Scheme, Checkpoint, str], Layer]
 
 

@@ -26,9 +26,10 @@ def zero_notes(side: str, scheme: Scheme, layers: Layers) -> list[str]:
     head = f"{side}: zero points are read by the convention of checkpoint_format {LABELS[scheme.zero_shift]}"
     if not scheme.zero_shift:
         return [f"{head} (v2), as they are stored."]
-    ones = sum(1 << at for at in range(0, 32, scheme.bits))
-    borrowed = sum(zeros.borrowed for zeros in _zeros(layers.values()))
-    told = f"{head} (v1), 0x{ones:08x} added to every whole word, as GPTQModel's runtime does"
+    found = _zeros(layers.values())
+    ones = sorted({f"0x{_ones(zeros.bits):08x}" for zeros in found})
+    borrowed = sum(zeros.borrowed for zeros in found)
+    told = f"{head} (v1), {' or '.join(ones)} added to every whole word, as GPTQModel's runtime does"
     if not borrowed:
         return [f"{told}; adding one to each code gives the same."]
     return [f"{told}; a runtime that adds one to each code by itself reads {borrowed:,} of them otherwise."]
@@ -46,7 +47,7 @@ def check_one_convention(
         return
     steps: set[int] = set()
     for name in before.keys() & after.keys():
-        steps |= _steps(before[name], after[name], schemes[0].bits)
+        steps |= _steps(before[name], after[name])
         if len(steps) != 1 or not steps <= {-1, 1}:
             return
     if steps:
@@ -59,12 +60,17 @@ def check_one_convention(
         raise CheckpointError(str(sources[1]), rule, " and ".join(labels))
 
 
-def _steps(before: Layer, after: Layer, bits: int) -> set[int]:
+def _ones(bits: int) -> int:
+    """Return the word of a one in every code."""
+    return sum(1 << at for at in range(0, 32, bits))
+
+
+def _steps(before: Layer, after: Layer) -> set[int]:
     """Return the one step between all zero points, or between all their words with its borrows; 0 if there is none."""
     old, new = _zeros([before]), _zeros([after])
-    if not old or not new or old[0].values.shape != new[0].values.shape:
+    if not old or not new or old[0].values.shape != new[0].values.shape or old[0].bits != new[0].bits:
         return {0}
-    ones = sum(1 << at for at in range(0, 32, bits))
+    bits, ones = old[0].bits, _ones(old[0].bits)
     words = (new[0].words - old[0].words).astype(np.int64)
     codes = (new[0].values.astype(np.int64) - old[0].values) % 2**bits
     for step in (1, -1):

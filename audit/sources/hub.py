@@ -1,6 +1,6 @@
 """A model of the Hugging Face Hub: `org/name[@revision]`, of which only the ranges that are asked for are fetched.
 
-What is in the Hub's own cache is read from there. The rest is fetched in chunks into a sparse file of ours, beside a
+The `config.json` is fetched too: it says how the weights are stored. What is in the Hub's own cache is read from there. The rest is fetched in chunks into a sparse file of ours, beside a
 journal of the chunks that have come, so an audit that was cut goes on where it was, and works offline afterwards.
 
     checkpoint = open_hub(hub_name("org/name@main"))
@@ -13,7 +13,7 @@ import hashlib
 import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
@@ -33,6 +33,7 @@ from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.files import HASH_BYTES, WeightFile, open_file, read_all
 from unforgotten.audit.sources.hostile_json import MAX_JSON_BYTES, parse_json_object
 from unforgotten.audit.sources.hub_client import get_json, is_offline, need_hub
+from unforgotten.audit.sources.model_config import CONFIG, MAX_CONFIG_BYTES
 from unforgotten.audit.sources.remote_file import RemoteFile
 from unforgotten.audit.sources.safetensors_header import MAX_COUNT, TensorInfo, read_header
 from unforgotten.records.files import write_text
@@ -60,7 +61,7 @@ class HubEntry(NamedTuple):
 
 
 class Listing(NamedTuple):
-    """A commit and its files of safetensors and indexes, by name."""
+    """A commit and its files of safetensors, indexes and `config.json`, by name."""
 
     commit: str
     files: Mapping[str, HubEntry]
@@ -82,11 +83,13 @@ class HubCheckpoint:
         source: name as given.
         stated: SHA-256 of each file, as the Hub states it, where it does.
         inner: checkpoint of the model's tensors, read by range.
+        model_config: what `config.json` says; empty where there is none.
     """
 
     source: str
     stated: tuple[str | None, ...]
     inner: SafetensorsCheckpoint
+    model_config: Mapping[str, object] = field(default_factory=dict)
 
     @property
     def revision(self) -> str | None:
@@ -145,7 +148,7 @@ def open_hub(name: HubName) -> HubCheckpoint:
 
     Raises:
         CheckpointError: `huggingface_hub` is missing; there is no such model, or no safetensors in it; a file breaks
-            a rule of its format; offline, something is not in the cache.
+            a rule of its format; offline, something but the configuration is not in the cache.
     """
     need_hub(str(name))
     listing = _listing(name)
@@ -159,11 +162,25 @@ def open_hub(name: HubName) -> HubCheckpoint:
         tensors = join_shards(index.path, shard_of, files)
     else:
         rule = f"must hold {SINGLE} or {INDEX}"
-        raise CheckpointError(str(name), rule, ", ".join(sorted(listing.files)) or "no safetensors")
+        raise CheckpointError(str(name), rule, ", ".join(sorted({*listing.files} - {CONFIG})) or "no safetensors")
     notes = passed_over(str(name), [INDEX, *files] if SINGLE not in files else [SINGLE], list(listing.files))
     inner = SafetensorsCheckpoint(str(name), listing.commit, tuple(files.values()), tensors, notes)
     stated = tuple(listing.files[shard].sha256 for shard in files)
-    return HubCheckpoint(str(name), stated, inner)
+    return HubCheckpoint(str(name), stated, inner, _model_config(name, listing))
+
+
+def _model_config(name: HubName, listing: Listing) -> Mapping[str, object]:
+    """Return what `config.json` says; empty where there is none, or offline where it was not fetched before."""
+    if CONFIG not in listing.files:
+        return {}
+    file = _file(name, listing, CONFIG)
+    try:
+        text = read_all(file, MAX_CONFIG_BYTES)
+    except CheckpointError:
+        if is_offline():
+            return {}
+        raise
+    return parse_json_object(file.path, text)
 
 
 def _home(name: HubName) -> Path:
@@ -211,7 +228,7 @@ def _entries(name: HubName, siblings: list[object]) -> Iterable[tuple[str, HubEn
         file = sibling.get("rfilename") if isinstance(sibling, dict) else None
         if not isinstance(sibling, dict) or not isinstance(file, str):
             raise CheckpointError(str(name), "must name its files", repr(sibling))
-        if "/" in file or not (file.endswith(".safetensors") or file == INDEX):
+        if "/" in file or not (file.endswith(".safetensors") or file in (INDEX, CONFIG)):
             continue
         lfs, size = sibling.get("lfs"), sibling.get("size")
         stated = lfs.get("sha256") if isinstance(lfs, dict) else None
@@ -230,7 +247,7 @@ def _cached_listing(name: HubName) -> Listing:
         found = try_to_load_from_cache(name.repo, file, revision=name.revision)
         if isinstance(found, str):
             snapshot = Path(found).parent
-            names = [p for p in snapshot.iterdir() if p.suffix == ".safetensors"]
+            names = [p for p in snapshot.iterdir() if p.suffix == ".safetensors" or p.name == CONFIG]
             sizes = {p.name: HubEntry(p.stat().st_size, None) for p in [Path(found), *names]}
             return Listing(snapshot.name, sizes)
     rule = "must be a directory that exists, or in the cache of the Hub while offline"

@@ -33,6 +33,16 @@ class Based(Protocol):
         ...
 
 
+@runtime_checkable
+class Configured(Protocol):
+    """A checkpoint that knows its configuration by itself, as one of the Hub does."""
+
+    @property
+    def model_config(self) -> Mapping[str, object]:
+        """What `config.json` says; empty where there is none."""
+        ...
+
+
 def read_config(source: Path, name: str = CONFIG) -> Mapping[str, object] | None:
     """Return the configuration of this name in a local directory; None if there is none.
 
@@ -46,7 +56,9 @@ def read_config(source: Path, name: str = CONFIG) -> Mapping[str, object] | None
 
 
 def model_config_of(checkpoint: object) -> Mapping[str, object]:
-    """Return the configuration of a checkpoint, or of the base of an adapter; empty where there is none on disk."""
+    """Return the configuration of a checkpoint, or of the base of an adapter; empty where there is none."""
+    if isinstance(checkpoint, Configured):
+        return checkpoint.model_config
     if isinstance(checkpoint, Wrapping):
         return model_config_of(checkpoint.inner)
     if isinstance(checkpoint, Based):
@@ -66,5 +78,11 @@ def model_type_of(config: Mapping[str, object]) -> str | None:
 
 
 def says_untied(checkpoint: object) -> bool:
-    """Return whether the configuration says that the head is no copy of the embedding."""
-    return model_config_of(checkpoint).get("tie_word_embeddings") is False
+    """Return whether the configuration says that the head is no copy of the embedding, and nowhere that it is one.
+
+    Models of text and images have a second one of their text, `text_config`, which alone may know.
+    """
+    config = model_config_of(checkpoint)
+    inner = config.get("text_config")
+    stated = [part.get("tie_word_embeddings") for part in (config, inner) if isinstance(part, dict)]
+    return any(value is False for value in stated) and not any(value is True for value in stated)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from unforgotten.audit.codes.compare import scheme_of
+from unforgotten.audit.codes.compare import scheme_of_checkpoint
 from unforgotten.audit.sources.checkpoint import Checkpoint, open_checkpoint, refuse_pickle
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.gguf import is_gguf, open_gguf
@@ -26,7 +26,7 @@ def open_pair(target: Path | str, unlearned: Path | str) -> tuple[Checkpoint, Ch
     """
     before = open_source(target)
     after = open_source(unlearned, base=before)
-    stated = [scheme_of(Path(checkpoint.source)) for checkpoint in (before, after)]
+    stated = [scheme_of_checkpoint(checkpoint) for checkpoint in (before, after)]
     for own, other, checkpoint in zip(stated, stated[::-1], (before, after), strict=True):
         if own is not None and other is None:
             rule = "must not be quantized already unless the other one is too, by the same scheme"

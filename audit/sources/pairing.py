@@ -16,7 +16,7 @@ from unforgotten.audit.sources.checkpoint import Checkpoint, chunks
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.flat import tensors_equal as tensors_equal  # noqa: PLC0414
 from unforgotten.audit.sources.matching.comparable import equals_embedding
-from unforgotten.audit.sources.matching.kinds import HEADS
+from unforgotten.audit.sources.matching.kinds import embeddings_of_head
 from unforgotten.audit.sources.matching.kinds import is_quantized as is_quantized  # noqa: PLC0414
 from unforgotten.audit.sources.safetensors_header import FLOATS
 
@@ -58,12 +58,13 @@ def pair(target: Checkpoint, unlearned: Checkpoint) -> Pairing:
 
 
 def _tied_heads(target: Checkpoint, unlearned: Checkpoint) -> set[str]:
-    tied = set()
-    for head in HEADS:
-        owners = [c for c in (target, unlearned) if head in c.tensors]
-        if len(owners) == 1 and equals_embedding(owners[0], head):
-            tied.add(head)
-    return tied
+    alone = [
+        (own, name)
+        for own, other in ((target, unlearned), (unlearned, target))
+        for name in own.tensors
+        if name not in other.tensors
+    ]
+    return {name for own, name in alone if embeddings_of_head(name) and equals_embedding(own, name)}
 
 
 def _check_both(target: Checkpoint, unlearned: Checkpoint, name: str) -> None:

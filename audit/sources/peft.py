@@ -1,7 +1,8 @@
 """A PEFT LoRA adapter over its base, merged tensor by tensor as it is read; never the whole model in memory.
 
 Merged is `w' = round(w + s B A)`, the sum in float64, rounded to float32 and then to the dtype of the base: what
-`merge_and_unload` computes in float32. With DoRA, `w' = round(m / |w + s B A| (w + s B A))`, rows of length m.
+`merge_and_unload` computes in float32. With DoRA, `w' = round(m / |w + s B A| (w + s B A))`, rows of length m. A
+bias of B is added to that of the base, times s; rows of single tokens take the place of the base's.
 
     merged = open_adapter(Path("adapter"), base)
     merged.read("model.layers.0.self_attn.q_proj.weight")
@@ -18,11 +19,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from unforgotten.audit.sources.adapters.names import WHOLE, BaseNames, part_of
+from unforgotten.audit.sources.adapters.tokens import TokenRows, put_rows, token_rows
 from unforgotten.audit.sources.checkpoint import Checkpoint, SafetensorsCheckpoint, flat_from_rows
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.files import LocalFile, open_file, read_all, sha256_of
+from unforgotten.audit.sources.files import LocalFile, WeightFile, open_file, read_all, sha256_of
+from unforgotten.audit.sources.matching.comparable import embedding_of
 from unforgotten.audit.sources.matching.conv1d import has_conv1d
-from unforgotten.audit.sources.matching.kinds import HEADS
+from unforgotten.audit.sources.matching.kinds import embeddings_of_head
 from unforgotten.audit.sources.matching.view import View, plain_parts
 from unforgotten.audit.sources.model_config import model_config_of, model_type_of, says_untied
 from unforgotten.audit.sources.notes import named, notes_of
@@ -33,19 +37,9 @@ from unforgotten.audit.sources.safetensors_header import FLOATS, TensorInfo, rea
 CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
 PICKLE = "adapter_model.bin"
-ROOT = "base_model.model."
-PREFIX = "model."  # of a language model saved with its head, missing where it is saved without
 MAX_CONFIG_BYTES = 1 << 24
 TILE_ROWS = 64
 """Rows merged in one product, at fixed places: so that a row does not depend on the range it is read in."""
-PARTS: Mapping[str, str] = {
-    ".lora_A.weight": "a",
-    ".lora_B.weight": "b",
-    ".lora_embedding_A": "embedding a",
-    ".lora_embedding_B": "embedding b",
-    ".lora_magnitude_vector": "magnitude",
-    ".lora_magnitude_vector.weight": "magnitude",
-}
 
 
 class LowRank(NamedTuple):
@@ -57,6 +51,7 @@ class LowRank(NamedTuple):
         magnitude: name of DoRA's magnitudes, (out,), or None.
         turned: whether the base stores (in, out), as an embedding does.
         scaling: factor of B A, s.
+        bias: name of the bias of B, (out,), or None.
     """
 
     a: str
@@ -64,6 +59,7 @@ class LowRank(NamedTuple):
     magnitude: str | None
     turned: bool
     scaling: float
+    bias: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,16 +75,20 @@ class AdapterCheckpoint:
         replaced: map from base tensor to the adapter's tensor that takes its place.
         tensors: dtype and shape of every tensor, see `Checkpoint.tensors`.
         said: notes on how the adapter was read.
+        biases: map from base bias to what is added to it, and its factor.
+        tokens: map from base matrix to the rows that take the place of its own.
     """
 
     source: Path | str
     base: Checkpoint
     adapter: SafetensorsCheckpoint
-    config: LocalFile
+    config: WeightFile
     low_rank: Mapping[str, LowRank]
     replaced: Mapping[str, str]
     tensors: Mapping[str, TensorInfo] = field(repr=False)
     said: tuple[str, ...] = ()
+    biases: Mapping[str, tuple[str, float]] = field(default_factory=dict)
+    tokens: Mapping[str, TokenRows] = field(default_factory=dict)
 
     @property
     def notes(self) -> tuple[str, ...]:
@@ -102,13 +102,19 @@ class AdapterCheckpoint:
 
     def read(self, name: str) -> NDArray[Any]:
         """See `Checkpoint.read`."""
-        if name not in self.low_rank:
+        if name not in self.low_rank and name not in self.biases and name not in self.tokens:
             return self._under(name).read(self.replaced.get(name, name))
         return self.read_rows(name, 0, self.tensors[name].shape[0])
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[Any]:
         """See `Checkpoint.read_rows`."""
         under, own = self._under(name), self.replaced.get(name, name)
+        if name in self.biases:
+            part, scaling = self.biases[name]
+            return _added(under.read_rows(own, start, stop), scaling, self.adapter.read_rows(part, start, stop))
+        if name in self.tokens:
+            own_rows = self.tokens[name]
+            return put_rows(under.read_rows(own, start, stop), start, own_rows, self.adapter.read(own_rows.name))
         if name not in self.low_rank or start == stop:
             return under.read_rows(own, start, stop)
         merge = partial(self._merge_tile, name, self._factors(name))
@@ -153,6 +159,12 @@ class AdapterCheckpoint:
             return merged.astype(np.float32).astype(w.dtype)
 
 
+def _added(bias: NDArray[Any], scaling: float, part: NDArray[Any]) -> NDArray[Any]:
+    """Return a bias with a part added to it, rounded to its dtype."""
+    with np.errstate(all="ignore"):  # what is not finite is found by name where it is used
+        return (bias.astype(np.float64) + scaling * part.astype(np.float64)).astype(np.float32).astype(bias.dtype)
+
+
 def is_adapter(source: Path) -> bool:
     """Return whether the directory holds an adapter."""
     return (source / CONFIG).exists() and not (source / "model.safetensors").exists()
@@ -181,33 +193,62 @@ def open_adapter(source: Path, base: Checkpoint) -> AdapterCheckpoint:
         rule = f"must hold {WEIGHTS}" + (" (a pickle can run code)" if pickled else "")
         raise CheckpointError(source, rule, PICKLE if pickled else "none")
     file = open_file(source / WEIGHTS, source)
-    adapter = SafetensorsCheckpoint(source, None, (file,), read_header(file))
+    return merged_over(base, SafetensorsCheckpoint(source, None, (file,), read_header(file)), config, config_file)
+
+
+def merged_over(
+    base: Checkpoint, adapter: SafetensorsCheckpoint, config: AdapterConfig, config_file: WeightFile
+) -> AdapterCheckpoint:
+    """Return a base with the tensors of an adapter merged into it.
+
+    Raises:
+        CheckpointError: as `open_adapter`.
+    """
+    source, file = adapter.source, adapter.files[0]
     base = _with_tied_head(adapter, base)
-    parts, replaced = _sort_out(adapter, base)
-    if not parts and not replaced:
+    names = BaseNames(base.tensors)
+    parts, replaced, stored = _sort_out(adapter, base, names)
+    if not parts and not replaced and not stored:
         raise CheckpointError(file.path, "must hold a tensor", "none")
     low_rank = {name: _low_rank(config, adapter, base, replaced, name, found) for name, found in parts.items()}
     tensors = dict(base.tensors)
     for name, own in replaced.items():
         tensors[name] = adapter.tensors[own]
-    for name in low_rank:
+    biases = {
+        name.removesuffix("weight") + "bias": (low.bias, low.scaling) for name, low in low_rank.items() if low.bias
+    }
+    tokens = token_rows(config, adapter, base, stored)
+    if twice := sorted(tokens.keys() & {*replaced, *low_rank}) or sorted(biases.keys() & replaced.keys()):
+        raise CheckpointError(file.path, "must change a tensor of the base in one way", "two", tensor=twice[0])
+    for name in (*low_rank, *biases, *tokens):
         tensors[name] = replace(tensors[name], path=file.path, offset=None)
-    said = (*_pattern_notes(config, list(parts)), *_flag_notes(config, low_rank, parts))
+    said = (*_pattern_notes(config, list(parts)), *_flag_notes(config, low_rank, parts), *_name_notes(source, names))
     tensors = dict(sorted(tensors.items()))
-    return AdapterCheckpoint(source, base, adapter, config_file, low_rank, replaced, tensors, said)
+    return AdapterCheckpoint(
+        source, base, adapter, config_file, low_rank, replaced, tensors, said, biases=biases, tokens=tokens
+    )
+
+
+def _name_notes(source: Path | str, names: BaseNames) -> list[str]:
+    """Return the sentence on tensors that the base has under another name, as when its classes were written anew."""
+    if not names.renamed:
+        return []
+    own, other = next(iter(sorted(names.renamed.items())))
+    what = f"{len(names.renamed)} tensors of the base are named otherwise than in the adapter, by wrappers alone"
+    return [f"{source}: {what}: {own!a} is {other!a}."]
 
 
 def _with_tied_head(adapter: SafetensorsCheckpoint, base: Checkpoint) -> Checkpoint:
     """Return the base; where the adapter speaks of a head that the base ties, with its embedding shown as that, too."""
-    for head, embeddings in HEADS.items():
-        module = ROOT + head.removesuffix("weight")
-        found = [name for name in base.tensors if name.endswith(embeddings)]
-        asked = any(name.startswith(module) for name in adapter.tensors)
-        if asked and head not in base.tensors and len(found) == 1 and not says_untied(base):
+    heads = {name for _, name in map(part_of, adapter.tensors) if embeddings_of_head(name)}
+    names = BaseNames(base.tensors)
+    for head in sorted(heads):
+        embedding = embedding_of(base, head)
+        if embedding is not None and names.find(head) is None and not says_untied(base):
             parts = plain_parts(base)
-            parts[head] = parts[found[0]]
+            parts[head] = parts[embedding]
             note = (
-                f"{adapter.source}: the adapter changes {head}, which the base ties to {found[0]!a}: the head alone is "
+                f"{adapter.source}: the adapter changes {head}, which the base ties to {embedding!a}: the head alone is "
                 "changed, as PEFT runs it; merge_and_unload would change the embedding with it."
             )
             return View(base, dict(sorted(parts.items())), (note,))
@@ -242,35 +283,28 @@ def _pattern_notes(config: AdapterConfig, tensors: Sequence[str]) -> list[str]:
     ]
 
 
-def _sort_out(adapter: SafetensorsCheckpoint, base: Checkpoint) -> tuple[dict[str, dict[str, str]], dict[str, str]]:
-    """Return base tensor -> part -> adapter tensor, and base tensor -> the adapter tensor in its place."""
+def _sort_out(
+    adapter: SafetensorsCheckpoint, base: Checkpoint, names: BaseNames
+) -> tuple[dict[str, dict[str, str]], dict[str, str], dict[str, str]]:
+    """Return base tensor -> part -> adapter tensor; and base tensor -> that in its place, and that in place of rows."""
     parts: dict[str, dict[str, str]] = {}
     replaced: dict[str, str] = {}
+    tokens: dict[str, str] = {}
     for name, info in adapter.tensors.items():
         if info.dtype not in FLOATS.values():
             rule = f"must be {', '.join(FLOATS)}"
             raise CheckpointError(info.path, rule, info.dtype.name, tensor=name)
-        inner = name.removeprefix(ROOT)
-        ending = next((end for end in PARTS if inner.endswith(end)), None)
-        if ending is None:
-            place: dict[str, str] = replaced
-            key = own = _place(adapter, base, name, inner.replace(".base_layer.", "."))
-        else:
-            own = _place(adapter, base, name, inner.removesuffix(ending) + ".weight")
-            place, key = parts.setdefault(own, {}), PARTS[ending]
+        part, wanted = part_of(name)
+        own = names.find(wanted)
+        if own is None:
+            rule = f"must be LoRA of, or stand for, a tensor of the base {base.source}"
+            raise CheckpointError(info.path, rule, f"no {wanted!r}", tensor=name)
+        whole = {WHOLE: replaced, "tokens": tokens}
+        place, key = (whole[part], own) if part in whole else (parts.setdefault(own, {}), part)
         if key in place:
             raise CheckpointError(info.path, f"must not be stored with {place[key]!r}", "both", tensor=name)
         place[key] = name
-    return parts, replaced
-
-
-def _place(adapter: SafetensorsCheckpoint, base: Checkpoint, name: str, wanted: str) -> str:
-    """Return the base's name of a tensor, with or without the prefix `model.`."""
-    for candidate in (wanted, PREFIX + wanted, wanted.removeprefix(PREFIX)):
-        if candidate in base.tensors:
-            return candidate
-    rule = f"must be LoRA of, or stand for, a tensor of the base {base.source}"
-    raise CheckpointError(adapter.tensors[name].path, rule, f"no {wanted!r}", tensor=name)
+    return parts, replaced, tokens
 
 
 def _is_turned(
@@ -301,7 +335,7 @@ def _low_rank(
     path = adapter.files[0].path
     embedding = any(part.startswith("embedding") for part in found)
     wanted = {"embedding a", "embedding b"} if embedding else {"a", "b"}
-    wanted |= {"magnitude"} if config.dora else set()
+    wanted |= ({"magnitude"} if config.dora else set()) | ({"bias"} if config.bias and not embedding else set())
     if set(found) != wanted or (embedding and config.dora):
         rule = f"must have the parts {', '.join(sorted(wanted))} of LoRA" + (
             " (no DoRA of an embedding)" if embedding else ""
@@ -322,9 +356,21 @@ def _low_rank(
     magnitude = found.get("magnitude")
     if magnitude is not None:
         shapes[magnitude] = (outs,)
+    if (bias := found.get("bias")) is not None:
+        shapes[bias] = (outs,)
+        _check_bias(path, base, bias, name.removesuffix("weight") + "bias", outs)
     for part, shape in shapes.items():
         if adapter.tensors[part].shape != shape:
             rule = f"must have the shape {list(shape)} of its rank and base"
             got = list(adapter.tensors[part].shape)
+            rule += " (gathered from its shards before it is saved, with ZeRO-3 or FSDP)" if 0 in got else ""
             raise CheckpointError(path, rule, got, tensor=part)
-    return LowRank(a, b, magnitude, turned, config.scaling_of(module))
+    return LowRank(a, b, magnitude, turned, config.scaling_of(module), found.get("bias"))
+
+
+def _check_bias(path: Path, base: Checkpoint, own: str, name: str, outs: int) -> None:
+    info = base.tensors.get(name)
+    if info is None or info.dtype not in FLOATS.values() or info.shape != (outs,):
+        rule = f"must be added to {name!r} of the base, {outs} numbers (PEFT merges a bias into a bias alone)"
+        got = "no such tensor" if info is None else f"{info.dtype.name} {list(info.shape)}"
+        raise CheckpointError(path, rule, got, tensor=own)

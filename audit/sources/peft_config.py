@@ -46,9 +46,11 @@ READ = frozenset(
         "fan_in_fan_out",
         "init_lora_weights",
         "lora_alpha",
+        "lora_bias",
         "peft_type",
         "r",
         "rank_pattern",
+        "trainable_token_indices",
         "use_dora",
         "use_rslora",
     }
@@ -56,6 +58,8 @@ READ = frozenset(
 INITS = (True, False, None, "gaussian", "eva", "orthogonal")  # the others change the base weights
 MODULE = re.compile(r"\^?[A-Za-z0-9_.\-]+\$?", re.ASCII)
 MAX_RANK = 1 << 16
+MERGE = "or be merged by merge_and_unload of PEFT first, where it can be"
+MAX_ROWS = 1 << 31
 MAX_NAME = 1024  # characters of the base
 
 
@@ -72,6 +76,8 @@ class AdapterConfig:
         rslora: whether the scaling is alpha / sqrt(r) instead of alpha / r.
         dora: whether rows are rescaled to stored magnitudes.
         fan_in_fan_out: whether the base stores (in, out), as GPT-2 does.
+        bias: whether factors B have a bias, which is added to that of the base.
+        tokens: rows whose own values the adapter stores, by module; by an empty name for the embedding.
     """
 
     path: Path
@@ -84,6 +90,13 @@ class AdapterConfig:
     rslora: bool
     dora: bool
     fan_in_fan_out: bool
+    bias: bool
+    tokens: Mapping[str, tuple[int, ...]]
+
+    def tokens_of(self, module: str) -> tuple[int, ...] | None:
+        """Return the rows of a module that the adapter replaces; None where it names none."""
+        named = (rows for key, rows in self.tokens.items() if key and fits_pattern(key, module))
+        return next(named, self.tokens.get(""))
 
     def rank_of(self, module: str) -> int:
         """Return the rank of a module."""
@@ -113,10 +126,10 @@ def parse_adapter_config(path: Path, text: bytes) -> AdapterConfig:
     """
     entries = parse_json_object(path, text)
     if entries.get("peft_type") != "LORA":
-        raise CheckpointError(path, "must have peft_type LORA", repr(entries.get("peft_type")))
+        raise CheckpointError(path, f"must have peft_type LORA, {MERGE}", repr(entries.get("peft_type")))
     for key, value in entries.items():
         if value and key not in HARMLESS | READ:
-            raise CheckpointError(path, f"must leave {key!r} unset", repr(value))
+            raise CheckpointError(path, f"must leave {key!r} unset, {MERGE}", repr(value))
     init = entries.get("init_lora_weights", True)
     if not any(init is known or init == known for known in INITS):
         rule = "must have init_lora_weights that leave the base as it is (convert to plain LoRA)"
@@ -126,7 +139,7 @@ def parse_adapter_config(path: Path, text: bytes) -> AdapterConfig:
         raise CheckpointError(path, "must name a base_model_name_or_path", repr(base))
     if revision is not None and not isinstance(revision, str):
         raise CheckpointError(path, "must have a text for revision", repr(revision))
-    flags = {key: _flag(path, entries, key) for key in ("use_rslora", "use_dora", "fan_in_fan_out")}
+    flags = {key: _flag(path, entries, key) for key in ("use_rslora", "use_dora", "fan_in_fan_out", "lora_bias")}
     if flags["use_dora"] and flags["fan_in_fan_out"]:
         raise CheckpointError(path, "must not have use_dora with fan_in_fan_out", "both")
     return AdapterConfig(
@@ -140,7 +153,26 @@ def parse_adapter_config(path: Path, text: bytes) -> AdapterConfig:
         rslora=flags["use_rslora"],
         dora=flags["use_dora"],
         fan_in_fan_out=flags["fan_in_fan_out"],
+        bias=flags["lora_bias"],
+        tokens=_token_indices(path, entries.get("trainable_token_indices")),
     )
+
+
+def _token_indices(path: Path, value: object) -> Mapping[str, tuple[int, ...]]:
+    """Return module -> rows of `trainable_token_indices`; the key of a plain list is empty: it is of the embedding.
+
+    Raises:
+        CheckpointError: it is no list, or object of lists, of different indices >= 0.
+    """
+    lists = value if isinstance(value, dict) else {"": value or []}
+    found: dict[str, tuple[int, ...]] = {}
+    for module, indices in lists.items():
+        whole = isinstance(indices, list) and all(type(i) is int and 0 <= i < MAX_ROWS for i in indices)
+        if not isinstance(indices, list) or not whole or len(set(indices)) != len(indices):
+            rule = "must have lists of different indices in trainable_token_indices"
+            raise CheckpointError(path, rule, repr(indices))
+        found[module] = tuple(indices)
+    return found if value else {}
 
 
 def _flag(path: Path, entries: Mapping[str, object], key: str) -> bool:
@@ -166,5 +198,5 @@ def _patterns(path: Path, entries: Mapping[str, object], key: str, *, whole: boo
         raise CheckpointError(path, f"must have an object for {key}", repr(patterns))
     for module in patterns:
         if not MODULE.fullmatch(module):  # a regular expression of PEFT; a hostile one can hang
-            raise CheckpointError(path, f"must have plain module names in {key}", repr(module))
+            raise CheckpointError(path, f"must have plain module names in {key}, {MERGE}", repr(module))
     return {module: _number(path, f"{key} of {module}", value, whole=whole) for module, value in patterns.items()}

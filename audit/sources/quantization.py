@@ -9,6 +9,9 @@ from typing import NamedTuple
 from unforgotten.audit.sources.errors import CheckpointError
 
 MAX_GROUP = 1 << 24
+GPTQ_BITS = (2, 4, 8)
+SKIPPED = "-:"
+"""How a pattern of modules that GPTQModel does not quantize begins."""
 
 
 class Scheme(NamedTuple):
@@ -22,6 +25,8 @@ class Scheme(NamedTuple):
         zero_shift: number that is added to every stored zero point of GPTQ: 1 of format v1, 0 of v2.
         detail: quant type, where that is more than a number of bits.
         tile: rows and columns that share a scale, where both are more than one.
+        others: bits and group sizes that single layers may have instead, by `dynamic` of GPTQModel.
+        asymmetric: whether the configuration promises a zero point of every scale.
     """
 
     method: str
@@ -31,6 +36,8 @@ class Scheme(NamedTuple):
     zero_shift: int = 0
     detail: str = ""
     tile: tuple[int, int] = (1, 1)
+    others: tuple[tuple[int, int], ...] = ()
+    asymmetric: bool = False
 
     @property
     def name(self) -> str:
@@ -40,6 +47,11 @@ class Scheme(NamedTuple):
             kind = f"{self.layout.removeprefix('ct-')}-{self.bits}bit"
         tile = "" if self.tile == (1, 1) else "-{}x{}".format(*self.tile)
         return f"{self.method}:{kind}" + (f"-g{self.group_size}" if self.group_size > 0 else "") + tile
+
+    @property
+    def recipe(self) -> Scheme:
+        """What two checkpoints must have in common to be compared; the rest is read from each of them."""
+        return self._replace(zero_shift=0, others=(), asymmetric=False)
 
 
 def read_scheme(path: Path, stated: object) -> Scheme:
@@ -62,8 +74,27 @@ def _gptq(path: Path, stated: Mapping[str, object]) -> Scheme:
     form = stated.get("checkpoint_format", stated.get("format"))
     if not (form is None or isinstance(form, str)) or form not in shifts:
         raise CheckpointError(path, "must have checkpoint_format gptq or gptq_v2", repr(form))
-    bits = _choice(path, stated, "bits", (2, 4, 8))
-    return Scheme("gptq", "gptq", bits, _group(path, stated.get("group_size", -1)), shifts[form])
+    bits, group = _choice(path, stated, "bits", GPTQ_BITS), _group(path, stated.get("group_size", -1))
+    return Scheme("gptq", "gptq", bits, group, shifts[form], others=_dynamic(path, stated, bits, group))
+
+
+def _dynamic(path: Path, stated: Mapping[str, object], bits: int, group: int) -> tuple[tuple[int, int], ...]:
+    """Return the bits and group sizes that `dynamic` gives to the modules of a pattern; `-:` before one skips them.
+
+    The patterns themselves are not run, for a hostile one can hang: the shapes of a layer tell which it has.
+    """
+    dynamic = stated.get("dynamic") or {}
+    if not isinstance(dynamic, dict):
+        raise CheckpointError(path, "must have an object of patterns for dynamic", repr(dynamic))
+    found = []
+    for pattern, own in dynamic.items():
+        if pattern.startswith(SKIPPED):
+            continue
+        if not isinstance(own, dict):
+            raise CheckpointError(path, f"must have an object for {pattern!r} of dynamic", repr(own))
+        merged = {"bits": bits, "group_size": group} | own
+        found.append((_choice(path, merged, "bits", GPTQ_BITS), _group(path, merged["group_size"])))
+    return tuple(sorted(set(found) - {(bits, group)}))
 
 
 def _awq(path: Path, stated: Mapping[str, object]) -> Scheme:
@@ -106,7 +137,8 @@ def _compressed_tensors(path: Path, stated: Mapping[str, object]) -> Scheme:
         raise CheckpointError(path, "must have one bits and group_size for all", sorted(found))
     bits, size, tile = found.pop()
     if tile == (1, 1):
-        return Scheme("compressed-tensors", CT_LAYOUTS[form], bits, size)
+        asymmetric = all(group["weights"].get("symmetric") is False for group in groups.values())
+        return Scheme("compressed-tensors", CT_LAYOUTS[form], bits, size, asymmetric=asymmetric)
     if CT_LAYOUTS[form] != "ct-plain" or bits != 8:
         raise CheckpointError(path, "must have format float-quantized and 8 bits with strategy block", repr(form))
     return Scheme("compressed-tensors", "ct-block", bits, size, tile=tile)
@@ -131,8 +163,14 @@ def _ct_group(path: Path, group: object) -> tuple[int, int, tuple[int, int]]:
 
 
 def _fp8(path: Path, stated: Mapping[str, object]) -> Scheme:
+    if stated.get("weight_block_size") is None:
+        return Scheme("fp8", "fp8-tensor", 8, -1, detail="e4m3")
     tile = _tile(path, "weight_block_size", stated.get("weight_block_size"))
     return Scheme("fp8", "fp8", 8, -1, detail="e4m3", tile=tile)
+
+
+def _fbgemm_fp8(path: Path, stated: Mapping[str, object]) -> Scheme:
+    return Scheme("fbgemm_fp8", "fp8-tensor", 8, -1, detail="e4m3")
 
 
 def _modelopt(path: Path, stated: Mapping[str, object]) -> Scheme:
@@ -178,6 +216,7 @@ SCHEMES: Mapping[str, Callable[[Path, Mapping[str, object]], Scheme]] = {
     "bitsandbytes": _bitsandbytes,
     "compressed-tensors": _compressed_tensors,
     "fp8": _fp8,
+    "fbgemm_fp8": _fbgemm_fp8,
     "modelopt": _modelopt,
     "mxfp4": _mxfp4,
 }

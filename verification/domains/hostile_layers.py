@@ -12,6 +12,8 @@ import numpy as np
 from hypothesis import strategies as st
 
 from unforgotten.audit.codes.compare import compare_layers
+from unforgotten.audit.codes.fused_experts import fused_layers
+from unforgotten.audit.codes.layer import Layer
 from unforgotten.audit.codes.layouts import LAYOUTS
 from unforgotten.audit.findings.coverage import coverage_findings
 from unforgotten.audit.sources.checkpoint import SafetensorsCheckpoint
@@ -21,7 +23,7 @@ from unforgotten.audit.sources.matching.comparable import comparable
 from unforgotten.audit.sources.pairing import pair
 from unforgotten.audit.sources.peft_config import parse_adapter_config
 from unforgotten.audit.sources.quantization import Scheme, read_scheme
-from unforgotten.audit.sources.safetensors_header import read_header
+from unforgotten.audit.sources.safetensors_header import CheckpointError, read_header
 from unforgotten.verification.domains.hostile_files import (
     FILE,
     Memory,
@@ -41,15 +43,23 @@ ADAPTER = {
     "use_rslora": True,
     "revision": None,
     "init_lora_weights": True,
+    "lora_bias": False,
+    "trainable_token_indices": {"embed_tokens": [3, 1]},
 }
 SCHEMES = [
     {"quant_method": "gptq", "bits": 4, "group_size": 128, "checkpoint_format": "gptq"},
+    {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": 128,
+        "dynamic": {"-:.*lm_head": {}, "+:.*down": {"bits": 8, "group_size": 32}},
+    },
     {"quant_method": "awq", "bits": 4, "group_size": 128, "version": "gemm"},
     {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
     {
         "quant_method": "compressed-tensors",
         "format": "pack-quantized",
-        "config_groups": {"g": {"weights": {"num_bits": 4, "strategy": "group", "group_size": 64}}},
+        "config_groups": {"g": {"weights": {"num_bits": 4, "strategy": "group", "group_size": 64, "symmetric": False}}},
     },
     {
         "quant_method": "compressed-tensors",
@@ -57,10 +67,17 @@ SCHEMES = [
         "config_groups": {"g": {"weights": {"num_bits": 8, "strategy": "block", "block_structure": [128, 128]}}},
     },
     {"quant_method": "fp8", "weight_block_size": [128, 128]},
+    {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None},
     {"quant_method": "modelopt", "quant_algo": "NVFP4", "group_size": 16},
     {"quant_method": "mxfp4"},
 ]
-LISTING = {"sha": "a" * 40, "siblings": [{"rfilename": "model.safetensors", "size": 5, "lfs": {"sha256": "b" * 64}}]}
+LISTING = {
+    "sha": "a" * 40,
+    "siblings": [
+        {"rfilename": "model.safetensors", "size": 5, "lfs": {"sha256": "b" * 64}},
+        {"rfilename": "config.json", "size": 9},
+    ],
+}
 
 
 def as_bytes(value: Any) -> bytes:
@@ -76,7 +93,8 @@ SETTINGS: dict[str, tuple[list[Any], Callable[[bytes], object]]] = {
 
 def _use_adapter(text: bytes) -> None:
     config = parse_adapter_config(FILE, text)
-    for module in ("model.q_proj", "k_proj", ""):
+    for module in ("model.q_proj", "k_proj", "embed_tokens", ""):
+        assert config.tokens_of(module) is None or min(config.tokens_of(module) or [0]) >= 0
         assert math.isfinite(config.scaling_of(module))
         assert config.rank_of(module) >= 1
 
@@ -104,6 +122,12 @@ NAMES = (
     "model.layers.0.mlp.experts.down_proj",
     "model.layers.0.mlp.experts.down_proj[0]",
     "language_model.model.layers.0.mlp.experts.down_proj",
+    "model.layers.0.mlp.experts.0.down_proj.weight",
+    "model.layers.0.mlp.experts.1.down_proj.weight",
+    "model.layers.0.block_sparse_moe.experts.0.w2.weight",
+    "model.layers.1.eh_proj.weight",
+    "mtp.fc.weight",
+    "model.language_model.lm_head.weight",
     "model.layers.0.q_proj.weight",
     "layers.0.q_proj.weight",
     "_orig_mod.model.layers.0.q_proj.weight",
@@ -132,7 +156,8 @@ def pairs(draw: st.DrawFn) -> tuple[bytes, bytes]:
     """Two files whose names and shapes nearly fit. Shrinks to files without a tensor."""
     sides: list[list[tuple[str, str, list[int], int]]] = [[], []]
     for name in draw(st.lists(st.sampled_from(NAMES), unique=True, max_size=7)):
-        axes = 3 if "experts" in name and "[" not in name else draw(st.sampled_from([1, 2, 2, 2, 3]))
+        fused = "experts" in name and "[" not in name and not name.endswith(".weight")
+        axes = 3 if fused else draw(st.sampled_from([1, 2, 2, 2, 3]))
         shape = draw(st.lists(st.integers(0, 4), min_size=axes, max_size=axes))
         for side in sides:
             if draw(st.integers(0, 5)):
@@ -164,6 +189,13 @@ def _opened(content: bytes) -> SafetensorsCheckpoint:
 
 PARTS: dict[str, list[tuple[str, str, list[int], int]]] = {
     "gptq": [("qweight", "I32", [2, 8], 4), ("qzeros", "I32", [1, 1], 4), ("scales", "F16", [1, 8], 2)],
+    "ct-packed": [
+        ("weight_packed", "I32", [3, 1], 4),
+        ("weight_scale", "BF16", [3, 1], 2),
+        ("weight_shape", "I64", [2], 8),
+        ("weight_zero_point", "I8", [3, 1], 1),
+    ],
+    "fp8-tensor": [("weight", "F8_E4M3", [6, 8], 1), ("weight_scale", "F32", [2], 4)],
     "fp8": [("weight", "F8_E4M3", [3, 8], 1), ("weight_scale_inv", "F32", [2, 2], 4)],
     "ct-block": [("weight", "F8_E4M3", [3, 8], 1), ("weight_scale", "BF16", [2, 2], 2)],
     "modelopt-nvfp4": [
@@ -178,8 +210,24 @@ PARTS: dict[str, list[tuple[str, str, list[int], int]]] = {
         ("weight.quant_map", "F32", [16], 4),
     ],
 }
+FUSED: dict[str, list[tuple[str, str, list[int], int]]] = {
+    "fp8": [("experts.up_proj", "F8_E4M3", [2, 3, 8], 1), ("experts.up_proj_scale_inv", "F32", [2, 2, 2], 4)],
+    "fp8-tensor": [
+        ("experts.gate_up_proj", "F8_E4M3", [2, 4, 8], 1),
+        ("experts.gate_up_proj_scale", "F32", [2, 2, 1], 4),
+    ],
+    "modelopt-nvfp4": [
+        ("experts.up_proj", "U8", [2, 8, 3], 1),
+        ("experts.up_proj_weight_scale", "F8_E4M3", [2, 1, 3], 1),
+        ("experts.up_proj_weight_scale_2", "F32", [2], 4),
+    ],
+}
+"""Layout -> parts of the experts of a layer in one tensor."""
+PARTS |= {f"fused {layout}": parts for layout, parts in FUSED.items()}
+LAYER = "x.gate_up_proj"
+"""A name of two matrices: its scale may be two."""
 STATE = as_bytes({"shape": [8, 8], "blocksize": 64})
-SIZES = {"I32": 4, "F16": 2, "BF16": 2, "F32": 4, "U8": 1, "F8_E4M3": 1, "F8_E8M0": 1}
+SIZES = {"I64": 8, "I32": 4, "I8": 1, "F16": 2, "BF16": 2, "F32": 4, "U8": 1, "F8_E4M3": 1, "F8_E8M0": 1}
 
 
 @st.composite
@@ -191,13 +239,16 @@ def layers(draw: st.DrawFn) -> tuple[str, bytes]:
     for name, dtype, shape, _ in PARTS[layout]:
         kind = draw(st.sampled_from(sorted(SIZES))) if not draw(st.integers(0, 9)) else dtype
         own = [draw(st.integers(0, 4)) if not draw(st.integers(0, 9)) else n for n in shape]
-        raw = draw(st.binary(min_size=math.prod(own) * SIZES[kind], max_size=math.prod(own) * SIZES[kind]))
-        full = f"x{name}" if name.startswith("_") else f"x.{name}"
+        size = math.prod(own) * SIZES[kind]
+        raw = draw(st.binary(min_size=size, max_size=size))
+        if name == "weight_shape" and size == 16 and draw(st.integers(0, 9)):
+            raw = struct.pack("<qq", 3, 8)
+        full = f"{LAYER}{name}" if name.startswith("_") else f"{LAYER}.{name}"
         header[full] = {"dtype": kind, "shape": own, "data_offsets": [len(data), len(data) + len(raw)]}
         data += raw
     if layout == "bnb-4bit":
         state = draw(mutated_bytes(STATE))
-        header["x.weight.quant_state.bitsandbytes__nf4"] = {
+        header[f"{LAYER}.weight.quant_state.bitsandbytes__nf4"] = {
             "dtype": "U8",
             "shape": [len(state)],
             "data_offsets": [len(data), len(data) + len(state)],
@@ -214,9 +265,18 @@ def check_layer(case: tuple[str, bytes]) -> None:
 
 def _decode(case: tuple[str, bytes]) -> None:
     layout, content = case
+    fused, layout = layout.startswith("fused "), layout.removeprefix("fused ")
     tile = (2, 4) if layout in ("fp8", "ct-block") else (1, 1)
     scheme = Scheme(layout, layout, 4, -1, zero_shift=1, detail="nf4", tile=tile)
-    layer = LAYOUTS[layout].open(scheme, _opened(content), "x")
+    checkpoint = _opened(content)
+    opened = fused_layers(scheme, checkpoint).values() if fused else [LAYOUTS[layout].open(scheme, checkpoint, LAYER)]
+    if not opened:
+        raise CheckpointError(FILE, "must hold a layer", "none")
+    for layer in opened:
+        _decode_layer(layer)
+
+
+def _decode_layer(layer: Layer) -> None:
     whole = layer.decode(0, layer.units)
     assert whole.codes.size == whole.values.size == math.prod(layer.shape)
     if layer.units > 1:

@@ -79,7 +79,8 @@ def awq(seed: int) -> Case:
     return Case(config, tensors, codes, values)
 
 
-def ct_packed(seed: int, *, bits: int = 4, zero: bool = False, ins: int = IN) -> Case:
+def ct_packed(seed: int, *, bits: int = 4, zero: bool = False, ins: int = IN, whole: bool = False) -> Case:
+    """Dense codes; `whole` stores zero points as signed bytes, as releases before compressed-tensors 0.9.5 do."""
     rng = rng_of(seed, bits)
     codes = rng.integers(0, 2**bits, (OUT, ins))
     groups = -(-ins // GROUP)
@@ -91,8 +92,9 @@ def ct_packed(seed: int, *, bits: int = 4, zero: bool = False, ins: int = IN) ->
         f"{NAME}.weight_shape": np.array([OUT, ins]),
     }
     if zero:
-        tensors[f"{NAME}.weight_zero_point"] = words(zeros.T, bits).T.copy()
-    weights = {"num_bits": bits, "type": "int", "strategy": "group", "group_size": GROUP}
+        signed = (zeros - 2 ** (bits - 1)).astype(np.int8)
+        tensors[f"{NAME}.weight_zero_point"] = signed if whole else words(zeros.T, bits).T.copy()
+    weights = {"num_bits": bits, "type": "int", "symmetric": not zero, "strategy": "group", "group_size": GROUP}
     group = np.arange(ins) // GROUP
     values = scales.astype(np.float32)[:, group] * (codes - zeros[:, group]).astype(np.float32)
     return Case(_ct("pack-quantized", weights), tensors, codes, values)
@@ -110,6 +112,31 @@ def ct_int8(seed: int) -> Case:
     tensors: Tensors = {f"{NAME}.weight": codes, f"{NAME}.weight_scale": scales}
     config = _ct("int-quantized", {"num_bits": 8, "type": "int", "strategy": "channel"})
     return Case(config, tensors, codes.view(np.uint8), scales * codes.astype(np.float32))
+
+
+def ct_int8_zero(seed: int) -> Case:
+    case = ct_int8(seed)
+    zeros = rng_of(seed, 9).integers(-128, 128, (OUT, 1)).astype(np.int8)
+    levels = case.tensors[f"{NAME}.weight"].astype(np.float32) - zeros.astype(np.float32)
+    config = _ct("int-quantized", {"num_bits": 8, "type": "int", "symmetric": False, "strategy": "channel"})
+    tensors = case.tensors | {f"{NAME}.weight_zero_point": zeros}
+    return Case(config, tensors, case.codes, case.tensors[f"{NAME}.weight_scale"] * levels)
+
+
+def fp8_tensor(seed: int, *, ending: str = "weight_scale", shape: tuple[int, ...] = (), method: str = "fp8") -> Case:
+    """One scale a tensor, as AutoFP8, or a row, as FBGEMM; Mistral calls it `weight_scale_inv`, and multiplies by it."""
+    stored = rng_of(seed).normal(size=(OUT, IN)).astype(ml_dtypes.float8_e4m3fn)
+    scale = rng_of(seed, 1).uniform(0.5, 1, shape or (1,)).astype(np.float32)
+    tensors: Tensors = {f"{NAME}.weight": stored, f"{NAME}.{ending}": scale.reshape(shape)}
+    config: dict[str, object] = {"quant_method": method, "activation_scheme": "static", "weight_block_size": None}
+    return Case(config, tensors, stored.view(np.uint8), stored.astype(np.float32) * scale)
+
+
+def gptq_dynamic(seed: int, *, order: bool = False) -> Case:
+    """Return a layer of 4 bits in a checkpoint of 8, by a pattern of GPTQModel's `dynamic`."""
+    case = gptq(seed, order=order)
+    dynamic = {"-:.*lm_head": {}, r"+:.*\.q_proj": {"bits": 4, "group_size": GROUP}, ".*k_proj": {"bits": 2}}
+    return Case(case.config | {"bits": 8, "group_size": 32, "dynamic": dynamic}, case.tensors, case.codes, case.values)
 
 
 def ct_float8(seed: int) -> Case:
@@ -202,18 +229,26 @@ CASES: dict[str, Callable[[int], Case]] = {
     "gptq, 8 bits": lambda seed: gptq(seed, bits=8),
     "gptq, act order": lambda seed: gptq(seed, order=True),
     "gptq v2": lambda seed: gptq(seed, form="gptq_v2"),
+    "gptq, dynamic": gptq_dynamic,
+    "gptq, dynamic and act order": lambda seed: gptq_dynamic(seed, order=True),
     "awq": awq,
     "packed": ct_packed,
     "packed, 8 bits": lambda seed: ct_packed(seed, bits=8),
     "packed, 3 bits": lambda seed: ct_packed(seed, bits=3, zero=True),
     "packed, odd width": lambda seed: ct_packed(seed, ins=IN - 3),
     "packed, zero point": lambda seed: ct_packed(seed, zero=True),
+    "packed, zero point as int8": lambda seed: ct_packed(seed, zero=True, whole=True),
+    "packed, 3 bits, zero point as int8": lambda seed: ct_packed(seed, bits=3, zero=True, whole=True),
     "int8": ct_int8,
+    "int8, zero point": ct_int8_zero,
     "float8": ct_float8,
     "nvfp4": ct_nvfp4,
     "bitsandbytes int8": bnb_8bit,
     "float8 in blocks": ct_block,
     "fp8": fp8,
+    "fp8, one scale": fp8_tensor,
+    "fp8, one scale of Mistral": lambda seed: fp8_tensor(seed, ending="weight_scale_inv"),
+    "fp8, a scale a row": lambda seed: fp8_tensor(seed, shape=(OUT, 1), method="fbgemm_fp8"),
     "fp8, E8M0 scales": lambda seed: fp8(seed, dtype=ml_dtypes.float8_e8m0fnu),
     "modelopt": modelopt,
     "mxfp4": mxfp4,

@@ -1,7 +1,8 @@
 """A pair brought under one set of names and shapes, as far as that can be known; the rest `pairing.pair` refuses by name.
 
-In turn: names that differ by wrappers; buffers that one file alone holds and any model computes anew; a head that one
-side ties to its embedding; vocabularies that differ by rows; fused experts, one by one; matrices of Conv1D, turned.
+In turn: names that differ by wrappers; experts fused on one side alone; buffers that one file alone holds and any model
+computes anew, and layers of multi-token prediction; a head that one side ties to its embedding; vocabularies that differ
+by rows; fused experts, one by one; matrices of Conv1D, turned.
 
     before, after = comparable(open_source("target"), open_source("unlearned"))
     for note in notes_of(before, after): print(note)
@@ -17,8 +18,10 @@ from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.flat import tensors_equal
 from unforgotten.audit.sources.matching.conv1d import conv1d_note, conv1d_weights, has_conv1d
 from unforgotten.audit.sources.matching.experts import expert_notes, expert_parts, fused_experts, inputs_first
-from unforgotten.audit.sources.matching.kinds import HEADS, VOCABULARIES, is_recomputed, is_router
-from unforgotten.audit.sources.matching.prefixes import rename_notes, renames
+from unforgotten.audit.sources.matching.kinds import VOCABULARIES, embeddings_of_head, is_recomputed, is_router
+from unforgotten.audit.sources.matching.mtp import mtp_note, mtp_of_one
+from unforgotten.audit.sources.matching.prefixes import core, rename_notes, renames
+from unforgotten.audit.sources.matching.unfused import unfused
 from unforgotten.audit.sources.matching.view import Part, View, plain_parts
 from unforgotten.audit.sources.model_config import model_config_of, model_type_of, says_untied
 from unforgotten.audit.sources.notes import named
@@ -34,7 +37,7 @@ class Pair(NamedTuple):
 
 
 class OneSided(NamedTuple):
-    """Tensors of one checkpoint alone that change nothing.
+    """Tensors of one checkpoint alone that are not compared.
 
     Attributes:
         names: names, to be left out.
@@ -65,15 +68,23 @@ def _aligned(pair: Pair) -> Pair:
     return pair._replace(unlearned=View(pair.unlearned, dict(sorted(parts.items())), tuple(rename_notes(other))))
 
 
+def _unfused(pair: Pair) -> Pair:
+    target = unfused(SIDES[0], pair.target, pair.unlearned)
+    return Pair(target, unfused(SIDES[1], pair.unlearned, target))
+
+
 def one_sided(target: Checkpoint, unlearned: Checkpoint) -> OneSided:
-    """Return the buffers and tied heads that one checkpoint alone stores."""
+    """Return the buffers, tied heads and layers of multi-token prediction that one checkpoint alone stores."""
     names: set[str] = set()
     notes: list[str] = []
     for side, own, other in ((SIDES[0], target, unlearned), (SIDES[1], unlearned, target)):
         alone = [name for name in own.tensors if name not in other.tensors]
         buffers = [name for name in alone if is_recomputed(name, own.tensors[name])]
-        heads = [name for name in alone if name in HEADS and equals_embedding(own, name)]
-        names |= {*buffers, *heads}
+        heads = [name for name in alone if embeddings_of_head(name) and equals_embedding(own, name)]
+        drafts = mtp_of_one(own.tensors, other.tensors)
+        names |= {*buffers, *heads, *drafts}
+        if drafts:
+            notes.append(mtp_note(side, drafts, own.tensors))
         if buffers:
             notes.append(
                 f"Only the {side} stores {len(buffers)} buffers that a model computes anew from its configuration; they are "
@@ -99,18 +110,22 @@ def _without(checkpoint: Checkpoint, found: OneSided) -> View:
 
 def _untied(pair: Pair) -> Pair:
     """Show the embedding in place of a head that one side does not store."""
-    for head in HEADS:
-        owners = [head in checkpoint.tensors for checkpoint in pair]
-        if sum(owners) == 1:
-            side = owners.index(False)
-            embedding = _embedding_of(pair[side], head)
+    for head in sorted(pair.target.tensors.keys() ^ pair.unlearned.tensors.keys()):
+        if embeddings_of_head(head):
+            side = [head in checkpoint.tensors for checkpoint in pair].index(False)
+            embedding = embedding_of(pair[side], head)
             if embedding is not None and not says_untied(pair[side]):
                 pair = pair._replace(**{SIDES[side]: _with_head(pair[side], head, embedding, side)})
     return pair
 
 
-def _embedding_of(checkpoint: Checkpoint, head: str) -> str | None:
-    found = [name for name in checkpoint.tensors if name.endswith(HEADS[head])]
+def embedding_of(checkpoint: Checkpoint, head: str) -> str | None:
+    """Return the one embedding of a checkpoint that a head may be tied to; of several, the one of its own model."""
+    endings = embeddings_of_head(head)
+    found = [name for name in checkpoint.tensors if name.endswith(endings)]
+    if len(found) > 1:
+        start = head.removesuffix("lm_head.weight")
+        found = [name for name in found if name.startswith(start) and core(name.removeprefix(start)) in endings]
     return found[0] if len(found) == 1 else None
 
 
@@ -130,7 +145,7 @@ def equals_embedding(checkpoint: Checkpoint, head: str) -> bool:
     return any(
         tensors_equal(checkpoint, head, checkpoint, name)
         for name, other in checkpoint.tensors.items()
-        if name.endswith(HEADS[head]) and (other.shape, other.dtype) == (info.shape, info.dtype)
+        if name.endswith(embeddings_of_head(head)) and (other.shape, other.dtype) == (info.shape, info.dtype)
     )
 
 
@@ -208,6 +223,7 @@ def _routers_named(pair: Pair) -> Pair:
 
 STEPS: tuple[Callable[[Pair], Pair], ...] = (
     _aligned,
+    _unfused,
     _without_one_sided,
     _untied,
     _common_rows,

@@ -19,6 +19,8 @@ from unforgotten.audit.sources.safetensors_header import TensorInfo
 
 INPUTS_FIRST = frozenset({"gpt_oss", "llama4", "llama4_text"})
 """Model types that store (experts, in, out)."""
+EITHER_ORDER = frozenset({"qwen3_vl_moe", "qwen3_vl_moe_text"})
+"""Model types whose files are of either order, by the release that saved them."""
 FUSED, DOWN = "gate_up_proj", "down_proj"
 MAX_EXPERTS = 1 << 16
 
@@ -53,7 +55,7 @@ def inputs_first(name: str, tensors: Mapping[str, TensorInfo], model_type: str |
     if name.startswith("blk.") and "_exps" in name:
         return False  # ggml's order
     by_shape = _by_shape(name, tensors)
-    if by_shape is not None or model_type is None:
+    if by_shape is not None or model_type is None or model_type in EITHER_ORDER:
         return by_shape
     return model_type in INPUTS_FIRST
 

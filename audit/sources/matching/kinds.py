@@ -22,7 +22,7 @@ VOCABULARIES = ("lm_head.weight", "embed_out.weight", "output.weight", *(e for e
 """Endings of matrices with one row a token."""
 KEPT_WORDS = ("embed", "lm_head", "wte", "wpe", "norm", "token_embd")
 KEPT_BUFFERS = re.compile(
-    r"(bias|conv1d\.weight|a_log|ssm_a|inv_freq|(cos|sin)_cached|rope_freqs\.weight|_scale|mask|position_ids)$"
+    r"(bias|conv1d\.weight|a_log|ssm_a|inv_freq|(cos|sin)_cached|rope_freqs\.weight|_scale(_inv|_2)?|mask|position_ids)$"
 )
 """Endings of tensors with two axes or more that no quantizer takes for a matrix: biases of experts, convolutions over
 time, states of state-space models, buffers."""
@@ -52,6 +52,12 @@ def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
     lower = name.lower()
     matrix = len(shape) == 2 and (lower.endswith(".weight") or is_expert_part(lower)) and name not in HEADS
     return matrix and not is_router(lower) and not any(word in lower for word in KEPT_WORDS)
+
+
+def embeddings_of_head(name: str) -> tuple[str, ...]:
+    """Return the endings of the embeddings that a head may be tied to, also one within wrappers; none if it is no head."""
+    last = ".".join(name.split(".")[-2:])
+    return HEADS.get(name, ()) or (HEADS["lm_head.weight"] if last == "lm_head.weight" else ())
 
 
 def is_router(name: str) -> bool:

@@ -17,9 +17,13 @@ ANYWHERE = frozenset({"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_
 """Wrappers of torch.compile, FSDP and activation checkpointing, which may stand inside a name, too."""
 
 
+ALIASES: Mapping[str, str] = {"block_sparse_moe": "mlp"}
+"""Modules that transformers 5 saves under another name than 4 did."""
+
+
 def core(name: str) -> str:
-    """Return a name without the wrappers around it; the last segment is never one."""
-    segments = [s for s in name.split(".") if s not in ANYWHERE] or [name]
+    """Return a name without the wrappers around it, in the newer of two spellings; the last segment is never a wrapper."""
+    segments = [ALIASES.get(s, s) for s in name.split(".") if s not in ANYWHERE] or [name]
     while len(segments) > 1 and segments[0] in LEADING:
         del segments[0]
     return ".".join(segments)
@@ -45,6 +49,16 @@ def rename_notes(found: Mapping[str, str]) -> list[str]:
     """Return the sentence on names that were taken for one another."""
     if not found:
         return []
-    pairs = {(own.removesuffix(core(own)), other.removesuffix(core(other))) for own, other in found.items()}
+    pairs = {_apart(own, other) for own, other in found.items()}
     shown = named([f"{own or 'no prefix'} for {other or 'no prefix'}" for own, other in sorted(pairs)])
     return [f"{len(found)} tensors of the unlearned checkpoint are matched by name, with another prefix: {shown}."]
+
+
+def _apart(own: str, other: str) -> tuple[str, str]:
+    """Return what stands before the first segment from which on two names are equal."""
+    ours, theirs = own.split("."), other.split(".")
+    same = 0
+    while same < min(len(ours), len(theirs)) and ours[-1 - same] == theirs[-1 - same]:
+        same += 1
+    found = [".".join(s[: len(s) - same]) for s in (ours, theirs)]
+    return found[0] and found[0] + ".", found[1] and found[1] + "."

@@ -30,12 +30,14 @@ class Part(NamedTuple):
         shape: shape of the part, as the view shows it.
         start: place of its first weight in the flattened tensor.
         turned: whether the part is the transpose of what is stored.
+        rows: of one that is turned, which rows of the transpose it is: the number of all, the first, the step; None: all.
     """
 
     name: str
     shape: tuple[int, ...]
     start: int = 0
     turned: bool = False
+    rows: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -112,7 +114,11 @@ _LAST: list[tuple[Checkpoint, Part, NDArray[Any]]] = []
 
 
 def _transposed(view: View, part: Part) -> NDArray[Any]:
-    """Return a turned part; kept for the next piece of it, so that it is read once."""
+    """Return a turned part; the whole is kept for the next piece of it, so that it is read once."""
+    if part.rows is not None:
+        count, first, step = part.rows
+        whole = _transposed(view, part._replace(shape=(count, part.shape[1]), rows=None))
+        return whole[first::step][: part.shape[0]]
     for inner, kept, found in _LAST:
         if inner is view.inner and kept == part:
             inner.check(part.name)

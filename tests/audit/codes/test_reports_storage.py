@@ -130,7 +130,7 @@ def test_codes_that_no_configuration_speaks_of_are_not_passed_over(tmp_path: Pat
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        ({"quant_method": "fp8"}, "two sizes for weight_block_size"),
+        ({"quant_method": "fp8", "weight_block_size": 128}, "two sizes for weight_block_size"),
         ({"quant_method": "fp8", "weight_block_size": [1, 1]}, "two sizes for weight_block_size"),
         ({"quant_method": "fp8", "weight_block_size": [128, -1]}, "two sizes for weight_block_size"),
         ({"quant_method": "fp8", "weight_block_size": [128, 10**30]}, "group size in"),

@@ -248,7 +248,7 @@ BAD: dict[str, tuple[Change, dict[str, Any], tuple[str, ...]]] = {
     "future option": (same, {"flux_capacitor": [1]}, ("unset", "'flux_capacitor'")),
     "PiSSA": (same, {"init_lora_weights": "pissa"}, ("init_lora_weights", "'pissa'")),
     "init of a wild type": (same, {"init_lora_weights": [1]}, ("init_lora_weights", "[1]")),
-    "LoRA bias": (same, {"lora_bias": True}, ("unset", "lora_bias")),
+    "LoRA bias": (same, {"lora_bias": True}, (MATRIX, "parts a, b, bias", "got a, b")),
     "no base": (same, {"base_model_name_or_path": None}, ("::BASE", "got ''")),
     "base no text": (same, {"base_model_name_or_path": [1]}, ("base_model_name_or_path", "[1]")),
     "base elsewhere": (same, {"base_model_name_or_path": "/etc"}, ("not followed", "'/etc'")),

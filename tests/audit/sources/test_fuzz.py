@@ -1,7 +1,7 @@
 """Readers under hostile bytes: a ValueError or OSError of one line, or a result; never anything else, nor a read outside.
 
 Mutations are of bytes and of structure. Files are in memory, and a range outside of one fails the test, so what is
-allocated is bounded by the file. `-m nightly` runs 180,000 cases.
+allocated is bounded by the file. `-m nightly` runs 210,000 cases.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from unforgotten.audit.sources.gguf import gguf_of
 from unforgotten.audit.sources.matching.comparable import comparable
 from unforgotten.audit.sources.pairing import pair
 from unforgotten.audit.sources.safetensors_header import read_header
+from unforgotten.verification.domains.hostile_adapters import adapters, check_adapter, opened_adapter
 from unforgotten.verification.domains.hostile_files import (
     FILE,
     Memory,
@@ -50,6 +51,7 @@ CHECKS: dict[str, tuple[Callable[[Any], None], st.SearchStrategy[Any]]] = {
     "settings": (check_settings, settings_files()),
     "pair": (check_pair, pairs()),
     "layer": (check_layer, layers()),
+    "adapter": (check_adapter, adapters()),
 }
 FEW, MANY = 300, 30_000
 
@@ -75,7 +77,7 @@ def test_only_refusals(kind: str) -> None:
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("kind", CHECKS)
-def test_only_refusals_in_180000_cases(kind: str) -> None:
+def test_only_refusals_in_210000_cases(kind: str) -> None:
     fuzz(kind, MANY)
 
 
@@ -106,6 +108,7 @@ def _is_refused(kind: str, case: Any) -> bool:
         "settings": lambda: SETTINGS[case[0]][1](case[1]),
         "pair": lambda: pair(*comparable(*(_opened(content) for content in case))),
         "layer": lambda: _decode(case),
+        "adapter": lambda: opened_adapter(case),
     }
     with np.errstate(all="ignore"):
         return only_refusals(acts[kind])

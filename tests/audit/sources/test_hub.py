@@ -5,15 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import subprocess
 import sys
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import numpy as np
 import pytest
@@ -22,14 +17,15 @@ from safetensors.numpy import save, save_file
 
 from unforgotten.audit import CheckpointError, audit_pair, open_source
 
-hub = pytest.importorskip("huggingface_hub", reason="the client")
+pytest.importorskip("huggingface_hub", reason="the client")
 
 from huggingface_hub import constants
 
-from unforgotten.audit.sources import hub_client, remote_file
+from unforgotten.audit.sources import hub_client
+from unforgotten.verification.domains.hub_server import COMMIT, REPO, Served
 
 Tensors = dict[str, NDArray[Any]]
-REPO, COMMIT, OTHER = "org/model.v1", "a" * 40, "b" * 40
+OTHER = "b" * 40
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 CHUNK = 1 << 12
 MATRIX = "model.layers.0.q_proj.weight"
@@ -39,100 +35,6 @@ def tensors(seed: int = 0) -> Tensors:
     rng = np.random.default_rng(seed)
     names = [f"model.layers.{i}.q_proj.weight" for i in range(3)]
     return {n: rng.normal(size=(64, 128)).astype(np.float32) for n in names}
-
-
-class Served:
-    """What the server holds, what it was asked for, and which faults it has."""
-
-    def __init__(self) -> None:
-        self.files: dict[str, bytes] = {}
-        self.listing: object = None
-        self.ranges: list[tuple[str, int, int]] = []
-        self.statuses: list[int] = []  # of the next answers, instead of the right ones
-        self.cut: list[int] = []  # the next ranges break off after so many bytes
-        self.whole = False  # ignores ranges
-        self.moved = 0  # bytes that the stated range is off
-        self.denied = 0
-
-    def default_listing(self) -> object:
-        siblings = [
-            {"rfilename": name, "size": len(content), "lfs": {"sha256": hashlib.sha256(content).hexdigest()}}
-            for name, content in self.files.items()
-        ]
-        return {
-            "sha": COMMIT,
-            "siblings": [
-                *siblings,
-                {"rfilename": "README.md", "size": 3},
-                {"rfilename": "pytorch_model.bin", "size": 3},
-            ],
-        }
-
-
-class Handler(BaseHTTPRequestHandler):
-    served: Served
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        path = unquote(urlsplit(self.path).path)
-        if self.served.denied:
-            self._send(self.served.denied, b"")
-        elif self.served.statuses:
-            self._send(self.served.statuses.pop(0), b"")
-        elif path in (f"/api/models/{REPO}/revision/{r}" for r in ("main", "v2", COMMIT, "refs/pr/1")):
-            listing = self.served.listing or self.served.default_listing()
-            body = listing if isinstance(listing, bytes) else json.dumps(listing).encode()
-            self._send(200, body)
-        elif match := re.fullmatch(rf"/{REPO}/resolve/{COMMIT}/(.*)", path):
-            self._send(302, b"", Location=f"/cdn/{match[1]}")
-        elif (match := re.fullmatch("/cdn/(.*)", path)) and match[1] in self.served.files:
-            self._send_range(match[1], self.served.files[match[1]])
-        else:
-            self._send(404, b"{}")
-
-    def _send_range(self, name: str, content: bytes) -> None:
-        asked = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers["Range"])
-        assert asked is not None
-        first, last = int(asked[1]), int(asked[2])
-        self.served.ranges.append((name, first, last + 1))
-        if self.served.whole:
-            self._send(200, content)
-            return
-        body = content[first : last + 1]
-        moved = first + self.served.moved
-        stated = f"bytes {moved}-{moved + len(body) - 1}/{len(content)}"
-        self._send(206, body, **{"Content-Range": stated})
-
-    def _send(self, status: int, body: bytes, **headers: str) -> None:
-        self.send_response(status)
-        for key, value in headers.items():
-            self.send_header(key, value)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        if status == 206 and self.served.cut:
-            self.wfile.write(body[: self.served.cut.pop(0)])
-            self.close_connection = True
-            return
-        self.wfile.write(body)
-
-
-@pytest.fixture
-def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Served]:
-    state = Served()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"served": state}))
-    Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home/hub"))
-    monkeypatch.setattr(remote_file, "CHUNK_BYTES", CHUNK)
-    monkeypatch.setattr(hub_client, "FIRST_PAUSE_SECONDS", 0.0)
-    yield state
-    hub.close_session()
-    server.shutdown()
-    server.server_close()
 
 
 def put_sharded(served: Served, content: Tensors) -> None:

@@ -105,3 +105,28 @@ def test_a_big_endian_file_is_named_as_such(version: int, tmp_path: Path) -> Non
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack(">IQQ", version, 0, 0))
     with pytest.raises(CheckpointError, match=rf"must be little-endian .*got a big-endian file of version {version}"):
         open_source(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize("name", [EMBEDDING, HEAD])
+def test_codes_of_another_vocabulary_are_refused_with_what_would_work(name: str, tmp_path: Path) -> None:
+    """llama.cpp#5910: a vocabulary that was padded on conversion; its common rows are compared as decoded values."""
+    one, two = {name: draw(1)}, {name: draw(1, rows=16)}
+    words = r"\[8, 64\] \(name --formats to compare decoded values instead, of the common rows\), got \[16, 64\]"
+    with pytest.raises(CheckpointError, match=words):
+        audited(tmp_path, one, two, "Q8_0", None)
+    result = audited(tmp_path, one, two, "Q8_0", ["int8-row"])
+    assert any("The vocabularies differ by rows: the first 8 of both are compared" in n for n in result["notes"])
+
+
+def test_codes_of_another_width_are_refused_without_such_words(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"must have the target's shape \[8, 64\], got \[8, 32\]"):
+        audited(tmp_path, {EMBEDDING: draw(1)}, {EMBEDDING: draw(1, columns=32)}, "Q8_0", None)
+
+
+@pytest.mark.parametrize(("kind", "formats"), WAYS)
+def test_a_layer_of_multi_token_prediction_of_one_file_is_named(
+    kind: str, formats: list[str] | None, tmp_path: Path
+) -> None:
+    draft = {"blk.1.nextn.eh_proj.weight": draw(3), "blk.1.attn_q.weight": draw(4)}
+    result = audited(tmp_path, draft, {}, kind, formats)
+    assert any("2 tensors with 50.0 % of its numbers are not compared" in note for note in result["notes"])
