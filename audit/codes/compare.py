@@ -116,7 +116,7 @@ def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
             has the wrong dtype or shape; or the zero points of GPTQ show that a label is wrong.
     """
     before, after = (_needed_scheme(checkpoint) for checkpoint in (target, unlearned))
-    if before._replace(zero_shift=0) != after._replace(zero_shift=0):
+    if before._replace(zero_shift=0, symmetric=None) != after._replace(zero_shift=0, symmetric=None):
         rule = f"must be quantized as the target is, {before.name} (quantize both by one recipe)"
         raise CheckpointError(unlearned.source, rule, after.name)
     found = _layers(before, target), _layers(after, unlearned)

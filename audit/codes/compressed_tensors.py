@@ -37,10 +37,12 @@ def packed(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
         raise parts.refuse(".weight_shape", "must hold two sizes >= 1", [outs, ins])
     parts.take(".weight_packed", only(INT32), (outs, -(-ins * bits // 32)))
     scales = _scales(scheme, parts, outs, ins)
-    has_zero = parts.has(".weight_zero_point")
+    has_zero = has_zero_points(scheme, parts)
     if has_zero:
         words = -(-outs * bits // 32)
         parts.take(".weight_zero_point", only(INT32), (words, parts.shape(".weight_scale")[1]))
+        zeros = unpack(parts.read(".weight_zero_point").T, bits, outs)
+        check_zero_points(scheme, parts, zeros.astype(np.int64) - middle)
     groups = parts.shape(".weight_scale")[1]
     group = group_of(scheme, parts, ".weight_g_idx", ins, groups)
 
@@ -53,6 +55,30 @@ def packed(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
         return CodedWeights(codes, level * scales(start, stop)[:, group])
 
     return parts.layer(".weight_packed", (outs, ins), outs, ins, decode)
+
+
+def has_zero_points(scheme: Scheme, parts: Parts) -> bool:
+    """Return whether the layer stores zero points.
+
+    Raises:
+        CheckpointError: it stores none, and its configuration says that it is asymmetric.
+    """
+    found = parts.has(".weight_zero_point")
+    if not found and scheme.symmetric is False:
+        rule = "must be there where the configuration says symmetric: false"
+        raise CheckpointError(parts.checkpoint.source, rule, "no such tensor", tensor=parts.name + ".weight_zero_point")
+    return found
+
+
+def check_zero_points(scheme: Scheme, parts: Parts, zeros: NDArray[Any]) -> None:
+    """Compare zero points with the configuration: some loaders read them, and others leave them out by what it says.
+
+    Raises:
+        CheckpointError: the configuration says that the layer is symmetric, and one is not 0.
+    """
+    if scheme.symmetric and (others := np.count_nonzero(zeros)):
+        rule = "must be 0 everywhere where the configuration says symmetric: true"
+        raise parts.refuse(".weight_zero_point", rule, f"{others} others")
 
 
 def _scales(scheme: Scheme, parts: Parts, outs: int, ins: int) -> Callable[[int, int], NDArray[Any]]:
@@ -72,9 +98,10 @@ def plain(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     parts.take(".weight_scale", FLOAT_DTYPES, (outs, groups), (outs,), (1,), (1, 1), ())
     scale = np.broadcast_to(_columns(parts.float32(".weight_scale"), outs), (outs, groups))
     zero: NDArray[Any] = np.zeros((1, 1), np.float32)
-    if parts.has(".weight_zero_point"):
+    if has_zero_points(scheme, parts):
         parts.take(".weight_zero_point", dtypes, (outs, groups), (outs,), (1,), (1, 1), ())
         zero = _columns(parts.float32(".weight_zero_point"), outs)
+        check_zero_points(scheme, parts, zero)
     zero = np.broadcast_to(zero, (outs, groups))
     group = group_of(scheme, parts, ".weight_g_idx", ins, groups)
 

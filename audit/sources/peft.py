@@ -18,7 +18,13 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.sources.checkpoint import Checkpoint, SafetensorsCheckpoint, flat_from_rows
+from unforgotten.audit.sources.checkpoint import (
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    SafetensorsCheckpoint,
+    flat_from_rows,
+)
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.files import LocalFile, open_file, read_all, sha256_of
 from unforgotten.audit.sources.matching.conv1d import has_conv1d
@@ -154,8 +160,8 @@ class AdapterCheckpoint:
 
 
 def is_adapter(source: Path) -> bool:
-    """Return whether the directory holds an adapter."""
-    return (source / CONFIG).exists() and not (source / "model.safetensors").exists()
+    """Return whether the directory holds an adapter and no whole model, which goes before an adapter beside it."""
+    return (source / CONFIG).exists() and not any((source / name).exists() for name in (SINGLE, INDEX))
 
 
 def read_adapter_config(source: Path) -> tuple[AdapterConfig, LocalFile]:
@@ -192,7 +198,7 @@ def open_adapter(source: Path, base: Checkpoint) -> AdapterCheckpoint:
         tensors[name] = adapter.tensors[own]
     for name in low_rank:
         tensors[name] = replace(tensors[name], path=file.path, offset=None)
-    said = (*_pattern_notes(config, list(parts)), *_flag_notes(config, low_rank, parts))
+    said = (*_pattern_notes(config, list(parts)), *_flag_notes(config, low_rank, parts), *_beside_notes(source))
     tensors = dict(sorted(tensors.items()))
     return AdapterCheckpoint(source, base, adapter, config_file, low_rank, replaced, tensors, said)
 
@@ -212,6 +218,12 @@ def _with_tied_head(adapter: SafetensorsCheckpoint, base: Checkpoint) -> Checkpo
             )
             return View(base, dict(sorted(parts.items())), (note,))
     return base
+
+
+def _beside_notes(source: Path) -> list[str]:
+    """Return a note on the weight files beside the adapter, as parts of a merged model without its index are."""
+    others = sorted(path.name for path in source.iterdir() if path.suffix == ".safetensors" and path.name != WEIGHTS)
+    return [f"{source}: the adapter was merged into its base; beside it, and not read: {named(others)}."] if others else []
 
 
 def _flag_notes(

@@ -105,3 +105,18 @@ def test_a_big_endian_file_is_named_as_such(version: int, tmp_path: Path) -> Non
     (tmp_path / "x.gguf").write_bytes(b"GGUF" + struct.pack(">IQQ", version, 0, 0))
     with pytest.raises(CheckpointError, match=rf"must be little-endian .*got a big-endian file of version {version}"):
         open_source(tmp_path / "x.gguf")
+
+
+@pytest.mark.parametrize(("factors", "says"), [((1, 8), "divides the frequencies of RoPE"), ((1, 1), "are all 1")])
+def test_rope_factors_of_one_file_are_said_for_what_they_are(
+    factors: tuple[float, float], says: str, tmp_path: Path
+) -> None:
+    """llama.cpp#8676: factors of Llama 3.1 stand in the file alone; a file without them runs otherwise."""
+    only: Tensors = {ROPE: np.linspace(*factors, 32, dtype=np.float32)}
+    for number, formats in enumerate((None, ["int8-row"])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (note,) = audited(folder, only, {}, "Q8_0", formats)["notes"]
+        assert note.startswith("Only the target stores rope_freqs.weight")
+        assert says in note
+        assert "anew" not in note
