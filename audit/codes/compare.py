@@ -133,7 +133,12 @@ def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
         kept_tensors(target, unlearned, parts) | dict.fromkeys(sorted(alone), True),
         {name: found[0][name].shape for name in counts},
         dict.fromkeys(counts, before.name),
-        (*zero_notes("target", before, found[0]), *zero_notes("unlearned", after, found[1]), *_skip_notes(alone)),
+        (
+            *zero_notes("target", before, found[0]),
+            *zero_notes("unlearned", after, found[1]),
+            *_skip_notes(alone),
+            *_scaling_notes(before, counts),
+        ),
     )
 
 
@@ -159,6 +164,18 @@ def _skip_notes(alone: Sequence[str]) -> list[str]:
         return []
     what = f"{len(alone)} layers are quantized in one checkpoint alone and count as differing: {named(list(alone))}."
     return [f"The lists of skipped layers differ: {what}"]
+
+
+def _scaling_notes(scheme: Scheme, counts: Mapping[str, CodeCounts]) -> list[str]:
+    """Return the sentence on scales between layers, of a method that chooses them by activations."""
+    if scheme.method != "awq" or not add_counts(counts.values()).value_changes:
+        return []
+    note = (
+        "AWQ multiplies channels by scales that it chooses by calibration data, and divides the layer before (a norm, or a "
+        "matrix) by them: codes and decoded values of two runs differ by that alone, so how many differ says nothing of how "
+        "large an update was."
+    )
+    return [note]
 
 
 def _needed_scheme(checkpoint: Checkpoint) -> Scheme:

@@ -23,6 +23,7 @@ from unforgotten.audit.codes.layer import (
     unpack,
 )
 from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.quantization import Scheme
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)

@@ -43,10 +43,9 @@ def _symmetric_notes(side: str, scheme: Scheme, layers: Layers) -> list[str]:
     others = sum(int(np.count_nonzero(zeros.values != middle)) for zeros in _zeros(layers.values()))
     if not others:
         return []
-    return [
-        f"{side}: the configuration says sym: true, but {others:,} zero points are not the middle code {middle}: they are "
-        "decoded as they are stored, and a runtime that goes by sym computes other weights."
-    ]
+    what = f"{others:,} zero points are not the middle code {middle}"
+    how = "they are decoded as they are stored, and a runtime that goes by sym computes other weights"
+    return [f"{side}: the configuration says sym: true, but {what}: {how}."]
 
 
 def check_one_convention(

@@ -18,13 +18,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.audit.sources.checkpoint import (
-    INDEX,
-    SINGLE,
-    Checkpoint,
-    SafetensorsCheckpoint,
-    flat_from_rows,
-)
+from unforgotten.audit.sources.checkpoint import INDEX, SINGLE, Checkpoint, SafetensorsCheckpoint, flat_from_rows
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.files import LocalFile, open_file, read_all, sha256_of
 from unforgotten.audit.sources.matching.conv1d import has_conv1d
@@ -223,7 +217,9 @@ def _with_tied_head(adapter: SafetensorsCheckpoint, base: Checkpoint) -> Checkpo
 def _beside_notes(source: Path) -> list[str]:
     """Return a note on the weight files beside the adapter, as parts of a merged model without its index are."""
     others = sorted(path.name for path in source.iterdir() if path.suffix == ".safetensors" and path.name != WEIGHTS)
-    return [f"{source}: the adapter was merged into its base; beside it, and not read: {named(others)}."] if others else []
+    return (
+        [f"{source}: the adapter was merged into its base; beside it, and not read: {named(others)}."] if others else []
+    )
 
 
 def _flag_notes(

@@ -19,13 +19,7 @@ from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.flat import tensors_equal
 from unforgotten.audit.sources.matching.conv1d import conv1d_note, conv1d_weights, has_conv1d
 from unforgotten.audit.sources.matching.experts import expert_notes, expert_parts, fused_experts, inputs_first
-from unforgotten.audit.sources.matching.kinds import (
-    HEADS,
-    VOCABULARIES,
-    are_rope_factors,
-    is_recomputed,
-    is_router,
-)
+from unforgotten.audit.sources.matching.kinds import HEADS, VOCABULARIES, are_rope_factors, is_recomputed, is_router
 from unforgotten.audit.sources.matching.prefixes import rename_notes, renames
 from unforgotten.audit.sources.matching.view import Part, View, plain_parts
 from unforgotten.audit.sources.model_config import model_config_of, model_type_of, says_untied

@@ -81,7 +81,7 @@ def test_nothing_measured_or_removed_has_no_power() -> None:
 
 
 def test_equal_removals_never_read_as_fewer_than_they_are() -> None:
-    """"12.0 effective items of 12, fewer than the 12": 12 equal removals of 0.1 add up to a little less than 12."""
+    """ "12.0 effective items of 12, fewer than the 12": 12 equal removals of 0.1 add up to a little less than 12."""
     for n in (8, 12, 40):
         assert {effective_items(np.full(n, r)) for r in (0.1, 0.7, 1 / 3, 90 - 1e-9)} == {float(n)}
 
