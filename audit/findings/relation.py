@@ -77,7 +77,7 @@ def relation_findings(
     """
     return [
         *_far(target, unlearned, samples),
-        *_shifted_norms(target, unlearned, kept),
+        *norm_findings(target, unlearned, kept),
         *_rescaled(target, unlearned, samples, kept),
     ]
 
@@ -160,8 +160,14 @@ def _norms(target: Checkpoint, unlearned: Checkpoint, kept: Mapping[str, bool]) 
     return {n: (target.read(n).astype(np.float64), unlearned.read(n).astype(np.float64)) for n in names}
 
 
-def _shifted_norms(target: Checkpoint, unlearned: Checkpoint, kept: Mapping[str, bool]) -> Iterator[FindingRow]:
-    """Report norms of which each entry differs by about 1: nearer to 1 than to 0 or 2."""
+def norm_findings(target: Checkpoint, unlearned: Checkpoint, kept: Mapping[str, bool]) -> Iterator[FindingRow]:
+    """Report norms of which each entry differs by about 1: nearer to 1 than to 0 or 2.
+
+    Args:
+        target: checkpoint before unlearning.
+        unlearned: checkpoint after unlearning, under the target's names.
+        kept: tensors that are not quantized -> whether they differ.
+    """
     steps = {name: new - old for name, (old, new) in _norms(target, unlearned, kept).items()}
     for sign, side in ((1.0, "unlearned"), (-1.0, "target")):
         names = [n for n, step in steps.items() if step.size and (np.abs(sign * step - 1.0) < 0.5).all()]

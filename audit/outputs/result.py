@@ -19,7 +19,7 @@ from unforgotten.audit.findings.coverage import coverage_findings, unmeasured
 from unforgotten.audit.findings.prediction import PredictionRow, predict_gains
 from unforgotten.audit.findings.probe import look
 from unforgotten.audit.findings.recipe import Recipe
-from unforgotten.audit.findings.relation import relation_findings
+from unforgotten.audit.findings.relation import norm_findings, relation_findings
 from unforgotten.audit.findings.row import FindingRow
 from unforgotten.audit.findings.sentences import Finding, judge_formats, overall_finding, reasons
 from unforgotten.audit.findings.training_estimate import estimate_training, typical_steps
@@ -168,6 +168,7 @@ def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLe
     """Return the result of a pair that is quantized already: codes are counted, and nothing is known of the update."""
     seen = code_findings(leg)
     gaps = coverage_findings(target, leg.kept, moved=leg.total.value_changes > 0)
+    gaps += norm_findings(target, unlearned, leg.kept)
     findings = [*gaps, *seen]
     word: Finding = "no update" if seen[0]["id"] == "codes-equal" else "unclear"
     formats = "+".join(leg.by_format)

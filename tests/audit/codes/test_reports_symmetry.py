@@ -113,3 +113,14 @@ def test_codes_of_awq_that_differ_are_no_measure_of_an_update(seed: int, tmp_pat
     config = {"quant_method": "awq", "bits": 4, "group_size": -1, "version": "gemm"}
     t, u = (save(tmp_path / name, words("awq", s), config) for name, s in (("t", 0), ("u", seed)))
     assert any(note.startswith("AWQ multiplies channels") for note in audit_pair(t, u)["notes"]) is (seed == 1)
+
+
+def test_norms_of_quantized_models_stored_as_one_plus_w_are_another_convention(tmp_path: Path) -> None:
+    """vllm#31464: one file stores w of Gemma's norms, the other 1 + w."""
+    config = {"quant_method": "awq", "bits": 4, "group_size": -1, "version": "gemm"}
+    t, u = (save(tmp_path / str(i), words("awq", 0), config) for i in range(2))
+    norm = {"model.norm.weight": np.full(SIZE, 2.0, np.float32)}
+    save_file(words("awq", 0) | norm, u / "model.safetensors")
+    result = audit_pair(t, u)
+    assert result["findings"][0]["id"] == "other-layout"
+    assert "as where the unlearned stores 1 + w" in result["verdict"]["reasons"][0]
