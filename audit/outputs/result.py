@@ -138,7 +138,8 @@ def build_result(
     rows = [
         format_row(setting, total, [t.survival[setting] for t in leg.tensors]) for setting, total in leg.totals.items()
     ]
-    word = "unclear" if other else _word(target, leg, overall_finding(judged))
+    word = _word(target, leg, overall_finding(judged))
+    word = "unclear" if other and word == "passes" else word  # never in place of a word that a gate fails on
     decision = decide(word, output, behaviour)
     return AuditResult(
         schema=SCHEMA,
