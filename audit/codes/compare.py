@@ -158,6 +158,7 @@ def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
             *zero_notes("unlearned", after, found[1]),
             *_fused_notes(counts),
             *_skip_notes(alone),
+            *_scaling_notes(before, counts),
         ),
     )
 
@@ -194,6 +195,18 @@ def _skip_notes(alone: Sequence[str]) -> list[str]:
         return []
     what = f"{len(alone)} layers are quantized in one checkpoint alone and count as differing: {named(list(alone))}."
     return [f"The lists of skipped layers differ: {what}"]
+
+
+def _scaling_notes(scheme: Scheme, counts: Mapping[str, CodeCounts]) -> list[str]:
+    """Return the sentence on scales between layers, of a method that chooses them by activations."""
+    if scheme.method != "awq" or not add_counts(counts.values()).value_changes:
+        return []
+    note = (
+        "AWQ multiplies channels by scales that it chooses by calibration data, and divides the layer before (a norm, or a "
+        "matrix) by them: codes and decoded values of two runs differ by that alone, so how many differ says nothing of how "
+        "large an update was."
+    )
+    return [note]
 
 
 def _needed_scheme(checkpoint: Checkpoint) -> Scheme:

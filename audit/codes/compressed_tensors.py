@@ -24,6 +24,7 @@ from unforgotten.audit.codes.layer import (
 )
 from unforgotten.audit.codes.shard_scales import shard_count, shard_rows
 from unforgotten.audit.sources.checkpoint import Checkpoint
+from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.quantization import Scheme
 
 E2M1 = np.array([0, 0.5, 1, 1.5, 2, 3, 4, 6, -0.0, -0.5, -1, -1.5, -2, -3, -4, -6], np.float32)
@@ -38,11 +39,12 @@ def packed(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
         raise parts.refuse(".weight_shape", "must hold two sizes >= 1", [outs, ins])
     parts.take(".weight_packed", only(INT32), (outs, -(-ins * bits // 32)))
     scales = _scales(scheme, parts, outs, ins)
-    has_zero = parts.has(".weight_zero_point")
+    has_zero = has_zero_points(scheme, parts)
     groups = parts.shape(".weight_scale")[1]
-    if has_zero or scheme.asymmetric:
+    if has_zero:
         whole = has_zero and checkpoint.tensors[name + ".weight_zero_point"].dtype == INT8
         parts.take(".weight_zero_point", only(INT8, INT32), (outs if whole else -(-outs * bits // 32), groups))
+        check_zero_points(scheme, parts, _zeros(parts, bits, outs))
     group = group_of(scheme, parts, ".weight_g_idx", ins, groups)
 
     def decode(start: int, stop: int) -> CodedWeights:
@@ -61,6 +63,30 @@ def _zeros(parts: Parts, bits: int, outs: int) -> NDArray[Any]:
     if stored.dtype == INT8:
         return stored.astype(np.float32)
     return unpack(stored.T, bits, outs).T.astype(np.float32) - np.float32(1 << (bits - 1))
+
+
+def has_zero_points(scheme: Scheme, parts: Parts) -> bool:
+    """Return whether the layer stores zero points.
+
+    Raises:
+        CheckpointError: it stores none, and its configuration says that it is asymmetric.
+    """
+    found = parts.has(".weight_zero_point")
+    if not found and scheme.symmetric is False:
+        rule = "must be there where the configuration says symmetric: false"
+        raise CheckpointError(parts.checkpoint.source, rule, "no such tensor", tensor=parts.name + ".weight_zero_point")
+    return found
+
+
+def check_zero_points(scheme: Scheme, parts: Parts, zeros: NDArray[Any]) -> None:
+    """Compare zero points with the configuration: some loaders read them, and others leave them out by what it says.
+
+    Raises:
+        CheckpointError: the configuration says that the layer is symmetric, and one is not 0.
+    """
+    if scheme.symmetric and (others := np.count_nonzero(zeros)):
+        rule = "must be 0 everywhere where the configuration says symmetric: true"
+        raise parts.refuse(".weight_zero_point", rule, f"{others} others")
 
 
 def _scales(scheme: Scheme, parts: Parts, outs: int, ins: int) -> Callable[[int, int], NDArray[Any]]:
@@ -96,9 +122,10 @@ def _plain(scheme: Scheme, checkpoint: Checkpoint, name: str, ending: str, dtype
         scale = np.repeat(scale, shard_rows(parts, ending, outs), axis=0)
     scale = np.broadcast_to(scale, (outs, groups))
     zero: NDArray[Any] = np.zeros((1, 1), np.float32)
-    if parts.has(".weight_zero_point") or scheme.asymmetric:
+    if has_zero_points(scheme, parts):
         parts.take(".weight_zero_point", dtypes, *shapes)
         zero = _columns(parts.float32(".weight_zero_point"))
+        check_zero_points(scheme, parts, zero)
     zero = np.broadcast_to(zero, (outs, groups))
     group = group_of(scheme, parts, ".weight_g_idx", ins, groups)
 

@@ -24,15 +24,28 @@ def zero_notes(side: str, scheme: Scheme, layers: Layers) -> list[str]:
     if scheme.method != "gptq":
         return []
     head = f"{side}: zero points are read by the convention of checkpoint_format {LABELS[scheme.zero_shift]}"
+    uneven = _symmetric_notes(side, scheme, layers)
     if not scheme.zero_shift:
-        return [f"{head} (v2), as they are stored."]
+        return [f"{head} (v2), as they are stored.", *uneven]
     found = _zeros(layers.values())
     ones = sorted({f"0x{_ones(zeros.bits):08x}" for zeros in found})
     borrowed = sum(zeros.borrowed for zeros in found)
     told = f"{head} (v1), {' or '.join(ones)} added to every whole word, as GPTQModel's runtime does"
     if not borrowed:
-        return [f"{told}; adding one to each code gives the same."]
-    return [f"{told}; a runtime that adds one to each code by itself reads {borrowed:,} of them otherwise."]
+        return [f"{told}; adding one to each code gives the same.", *uneven]
+    return [f"{told}; a runtime that adds one to each code by itself reads {borrowed:,} of them otherwise.", *uneven]
+
+
+def _symmetric_notes(side: str, scheme: Scheme, layers: Layers) -> list[str]:
+    """Return the sentence on zero points that contradict `sym`; none where they agree or it is not stated."""
+    if not scheme.symmetric:
+        return []
+    others = sum(int(np.count_nonzero(zeros.values != 1 << (zeros.bits - 1))) for zeros in _zeros(layers.values()))
+    if not others:
+        return []
+    what = f"{others:,} zero points are not the middle code"
+    how = "they are decoded as they are stored, and a runtime that goes by sym computes other weights"
+    return [f"{side}: the configuration says sym: true, but {what}: {how}."]
 
 
 def check_one_convention(

@@ -11,6 +11,7 @@ from unforgotten.records.shares import clopper_pearson
 Severity = Literal["error", "warning", "note"]
 FindingId = Literal[
     "not-measured",
+    "other-layout",
     "router-only",
     "no-update",
     "swallowed",

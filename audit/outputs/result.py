@@ -19,6 +19,7 @@ from unforgotten.audit.findings.coverage import coverage_findings, unmeasured
 from unforgotten.audit.findings.prediction import PredictionRow, predict_gains
 from unforgotten.audit.findings.probe import look
 from unforgotten.audit.findings.recipe import Recipe
+from unforgotten.audit.findings.relation import norm_findings, relation_findings
 from unforgotten.audit.findings.row import FindingRow
 from unforgotten.audit.findings.sentences import Finding, judge_formats, overall_finding, reasons
 from unforgotten.audit.findings.training_estimate import estimate_training, typical_steps
@@ -129,12 +130,17 @@ def build_result(
     samples = look(target, unlearned, names, [j.format for j in judged])
     gains = [(j.format, finite_or_none(j.total.gain), finite_or_none(j.stderr)) for j in judged]
     prediction = predict_gains(estimate_training(leg, samples, recipe), samples, gains)
-    gaps = coverage_findings(target, leg.kept, moved=leg.unchanged_fraction < 1)
-    findings = [*gaps, *all_findings(leg, judged, samples, prediction, recipe, behaviour)]
+    layouts = relation_findings(target, unlearned, samples, leg.kept)
+    other = [row for row in layouts if row["severity"] == "warning"]
+    gaps = [*coverage_findings(target, leg.kept, moved=leg.unchanged_fraction < 1), *other]
+    far = [row for row in layouts if row["severity"] == "note"]
+    findings = [*gaps, *all_findings(leg, judged, samples, prediction, recipe, behaviour), *far]
     rows = [
         format_row(setting, total, [t.survival[setting] for t in leg.tensors]) for setting, total in leg.totals.items()
     ]
-    decision = decide(_word(target, leg, overall_finding(judged)), output, behaviour)
+    word = _word(target, leg, overall_finding(judged))
+    word = "unclear" if other and word == "passes" else word  # never in place of a word that a gate fails on
+    decision = decide(word, output, behaviour)
     return AuditResult(
         schema=SCHEMA,
         version=version("unforgotten"),
@@ -163,6 +169,7 @@ def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLe
     """Return the result of a pair that is quantized already: codes are counted, and nothing is known of the update."""
     seen = code_findings(leg)
     gaps = coverage_findings(target, leg.kept, moved=leg.total.value_changes > 0)
+    gaps += norm_findings(target, unlearned, leg.kept)
     findings = [*gaps, *seen]
     word: Finding = "no update" if seen[0]["id"] == "codes-equal" else "unclear"
     formats = "+".join(leg.by_format)

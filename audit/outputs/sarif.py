@@ -24,6 +24,7 @@ RULES: Mapping[FindingId | str, str] = {
     "wash": "The update avoids a format's thresholds, or aims at them (T12)",
     "concentration": "The update is on few tensors or rows (T9)",
     "layers": "The layers that carry the surviving update",
+    "other-layout": "Tensors that differ by order, orientation or convention, not by an update",
     "storage": "The two sides are stored differently",
     "kept-changed": "Tensors that quantizers leave alone changed too",
     "advice": "What to do",

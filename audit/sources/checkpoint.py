@@ -260,9 +260,9 @@ def passed_over(source: str, read: Sequence[str], there: Sequence[str]) -> tuple
     others = sorted(name for name in set(there) - set(read) if name.endswith(WEIGHTS) or name in (INDEX, ADAPTER))
     if not others:
         return ()
-    which = SINGLE if SINGLE in read else f"the {len(read) - 1} shards of {INDEX}"
+    which = f"{SINGLE} was" if SINGLE in read else f"the {len(read) - 1} shards of {INDEX} were"
     also = ", as transformers does where both are there" if INDEX in others else ""
-    return (f"{source}: {which} was read{also}; beside it, and not read: {named(others)}.",)
+    return (f"{source}: {which} read{also}; beside it, and not read: {named(others)}.",)
 
 
 def read_index(index: Path, text: bytes) -> dict[str, str]:

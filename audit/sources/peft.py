@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.sources.adapters.names import WHOLE, BaseNames, part_of
 from unforgotten.audit.sources.adapters.tokens import TokenRows, put_rows, token_rows
-from unforgotten.audit.sources.checkpoint import Checkpoint, SafetensorsCheckpoint, flat_from_rows
+from unforgotten.audit.sources.checkpoint import INDEX, SINGLE, Checkpoint, SafetensorsCheckpoint, flat_from_rows
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.files import LocalFile, WeightFile, open_file, read_all, sha256_of
 from unforgotten.audit.sources.matching.comparable import embedding_of
@@ -166,8 +166,8 @@ def _added(bias: NDArray[Any], scaling: float, part: NDArray[Any]) -> NDArray[An
 
 
 def is_adapter(source: Path) -> bool:
-    """Return whether the directory holds an adapter."""
-    return (source / CONFIG).exists() and not (source / "model.safetensors").exists()
+    """Return whether the directory holds an adapter and no whole model, which goes before an adapter beside it."""
+    return (source / CONFIG).exists() and not any((source / name).exists() for name in (SINGLE, INDEX))
 
 
 def read_adapter_config(source: Path) -> tuple[AdapterConfig, LocalFile]:
@@ -222,7 +222,12 @@ def merged_over(
         raise CheckpointError(file.path, "must change a tensor of the base in one way", "two", tensor=twice[0])
     for name in (*low_rank, *biases, *tokens):
         tensors[name] = replace(tensors[name], path=file.path, offset=None)
-    said = (*_pattern_notes(config, list(parts)), *_flag_notes(config, low_rank, parts), *_name_notes(source, names))
+    said = (
+        *_pattern_notes(config, list(parts)),
+        *_flag_notes(config, low_rank, parts),
+        *_name_notes(source, names),
+        *_beside_notes(source),
+    )
     tensors = dict(sorted(tensors.items()))
     return AdapterCheckpoint(
         source, base, adapter, config_file, low_rank, replaced, tensors, said, biases=biases, tokens=tokens
@@ -253,6 +258,17 @@ def _with_tied_head(adapter: SafetensorsCheckpoint, base: Checkpoint) -> Checkpo
             )
             return View(base, dict(sorted(parts.items())), (note,))
     return base
+
+
+def _beside_notes(source: Path | str) -> list[str]:
+    """Return a note on the weight files beside a local adapter, as parts of a merged model without its index are."""
+    if not Path(source).is_dir():
+        return []
+    source = Path(source)
+    others = sorted(path.name for path in source.iterdir() if path.suffix == ".safetensors" and path.name != WEIGHTS)
+    return (
+        [f"{source}: the adapter was merged into its base; beside it, and not read: {named(others)}."] if others else []
+    )
 
 
 def _flag_notes(

@@ -26,7 +26,7 @@ class Scheme(NamedTuple):
         detail: quant type, where that is more than a number of bits.
         tile: rows and columns that share a scale, where both are more than one.
         others: bits and group sizes that single layers may have instead, by `dynamic` of GPTQModel.
-        asymmetric: whether the configuration promises a zero point of every scale.
+        symmetric: whether all zero points are 0 (of GPTQ, the middle code); None where the configuration does not say.
     """
 
     method: str
@@ -37,7 +37,7 @@ class Scheme(NamedTuple):
     detail: str = ""
     tile: tuple[int, int] = (1, 1)
     others: tuple[tuple[int, int], ...] = ()
-    asymmetric: bool = False
+    symmetric: bool | None = None
 
     @property
     def name(self) -> str:
@@ -51,7 +51,7 @@ class Scheme(NamedTuple):
     @property
     def recipe(self) -> Scheme:
         """What two checkpoints must have in common to be compared; the rest is read from each of them."""
-        return self._replace(zero_shift=0, others=(), asymmetric=False)
+        return self._replace(zero_shift=0, others=(), symmetric=None)
 
 
 def read_scheme(path: Path, stated: object) -> Scheme:
@@ -75,7 +75,8 @@ def _gptq(path: Path, stated: Mapping[str, object]) -> Scheme:
     if not (form is None or isinstance(form, str)) or form not in shifts:
         raise CheckpointError(path, "must have checkpoint_format gptq or gptq_v2", repr(form))
     bits, group = _choice(path, stated, "bits", GPTQ_BITS), _group(path, stated.get("group_size", -1))
-    return Scheme("gptq", "gptq", bits, group, shifts[form], others=_dynamic(path, stated, bits, group))
+    others, symmetric = _dynamic(path, stated, bits, group), _flag(path, stated, "sym")
+    return Scheme("gptq", "gptq", bits, group, shifts[form], others=others, symmetric=symmetric)
 
 
 def _dynamic(path: Path, stated: Mapping[str, object], bits: int, group: int) -> tuple[tuple[int, int], ...]:
@@ -134,21 +135,24 @@ def _compressed_tensors(path: Path, stated: Mapping[str, object]) -> Scheme:
         raise CheckpointError(path, "must have config_groups", repr(groups))
     found = {_ct_group(path, group) for group in groups.values()}
     if len(found) > 1:
-        raise CheckpointError(path, "must have one bits and group_size for all", sorted(found))
-    bits, size, tile = found.pop()
+        raise CheckpointError(path, "must have one bits, group_size and symmetric for all", sorted(found))
+    bits, size, tile, symmetric = found.pop()
+    if symmetric is False and (tile != (1, 1) or CT_LAYOUTS[form] == "ct-nvfp4"):
+        kind = form if tile == (1, 1) else "strategy block"
+        raise CheckpointError(path, f"must have symmetric true with {kind}, which has no zero points here", "False")
     if tile == (1, 1):
-        asymmetric = all(group["weights"].get("symmetric") is False for group in groups.values())
-        return Scheme("compressed-tensors", CT_LAYOUTS[form], bits, size, asymmetric=asymmetric)
+        return Scheme("compressed-tensors", CT_LAYOUTS[form], bits, size, symmetric=symmetric)
     if CT_LAYOUTS[form] != "ct-plain" or bits != 8:
         raise CheckpointError(path, "must have format float-quantized and 8 bits with strategy block", repr(form))
-    return Scheme("compressed-tensors", "ct-block", bits, size, tile=tile)
+    return Scheme("compressed-tensors", "ct-block", bits, size, tile=tile, symmetric=symmetric)
 
 
 def _is_dense(sparsity: object) -> bool:
     return isinstance(sparsity, dict) and sparsity.get("format", "dense") == "dense"
 
 
-def _ct_group(path: Path, group: object) -> tuple[int, int, tuple[int, int]]:
+def _ct_group(path: Path, group: object) -> tuple[int, int, tuple[int, int], bool | None]:
+    """Return bits, group size, tile, and whether the group is symmetric where that is stated."""
     weights = group.get("weights") if isinstance(group, dict) else None
     if not isinstance(weights, dict):
         raise CheckpointError(path, "must have weights in every config group", repr(weights))
@@ -159,7 +163,8 @@ def _ct_group(path: Path, group: object) -> tuple[int, int, tuple[int, int]]:
     bits = _choice(path, weights, "num_bits", tuple(range(1, 9)))
     grouped = strategy in ("group", "tensor_group")
     tile = _tile(path, "block_structure", weights.get("block_structure")) if strategy == "block" else (1, 1)
-    return bits, _group(path, weights.get("group_size")) if grouped else -1, tile
+    size = _group(path, weights.get("group_size")) if grouped else -1
+    return bits, size, tile, _flag(path, weights, "symmetric")
 
 
 def _fp8(path: Path, stated: Mapping[str, object]) -> Scheme:
@@ -201,6 +206,13 @@ def _choice(path: Path, stated: Mapping[str, object], key: str, known: tuple[int
     value = stated.get(key)
     if type(value) is not int or value not in known:
         raise CheckpointError(path, f"must have {key} in {list(known)}", repr(value))
+    return value
+
+
+def _flag(path: Path, stated: Mapping[str, object], key: str) -> bool | None:
+    value = stated.get(key)
+    if not (value is None or isinstance(value, bool)):
+        raise CheckpointError(path, f"must have true or false for {key}", repr(value))
     return value
 
 

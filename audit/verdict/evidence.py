@@ -20,6 +20,7 @@ MATERIAL = 1 / 3  # the share of the removed from which its return matters
 SURELY = 0.1  # the share whose return must be beyond chance to speak of a return
 LEVEL = 0.05  # of every error the rule aims at
 HALF = 0.5  # of an item's removal: given back, the item counts as leaked
+EPSILON = 2.0**-53  # relative error of one rounding in float64
 SEED = 0  # of the resampling, the same for all, so that an audit repeats
 
 
@@ -85,9 +86,14 @@ def _tests(back: NDArray[Any], removed: NDArray[Any]) -> tuple[float, float]:
 
 
 def effective_items(removed: NDArray[Any]) -> float:
-    """Return (sum r)^2 / sum r^2 over what was removed from the items, negative ones counted as 0 (Kish 1965)."""
+    """Return (sum r)^2 / sum r^2 over what was removed from the items, negative ones counted as 0 (Kish 1965).
+
+    Rounded up by what the sums can have lost, and at most the number of positive r: equal removals count whole.
+    """
     weights = np.maximum(removed, 0.0)
-    return float(weights.sum() ** 2 / (weights**2).sum())
+    positive = int(np.count_nonzero(weights))
+    lost = 4 * len(weights) * EPSILON  # two sums of n terms, one of them squared; a square each; one quotient
+    return float(min(positive, weights.sum() ** 2 / (weights**2).sum() * (1.0 + lost)))
 
 
 def student(contrasts: NDArray[Any]) -> float:

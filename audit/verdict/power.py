@@ -104,10 +104,15 @@ def power_sentence(rows: list[PowerRow]) -> str | None:
     effective = row["effective"] or 0.0
     few = f", fewer than the {FEW} that a verdict should rest on" if effective < FEW else ""
     return (
-        f"{row['metric']} in {row['format']} rests on {effective:.1f} effective items of {row['n']}{few}: so many show "
+        f"{row['metric']} in {row['format']} rests on {_floored(effective)} effective items of {row['n']}{few}: so many show "
         f"that nothing came back in {100 * row['survives']:.0f} % of cases and that all did in "
         f"{100 * row['undone']:.0f} %; {_wanted(row)}."
     )
+
+
+def _floored(effective: float) -> str:
+    """Return the number to one decimal, rounded down: what is below FEW never reads as FEW."""
+    return f"{math.floor(10 * effective) / 10:.1f}"
 
 
 def _wanted(row: PowerRow) -> str:

@@ -1,8 +1,8 @@
 """A pair brought under one set of names and shapes, as far as that can be known; the rest `pairing.pair` refuses by name.
 
-In turn: names that differ by wrappers; experts fused on one side alone; buffers that one file alone holds and any model
-computes anew, and layers of multi-token prediction; a head that one side ties to its embedding; vocabularies that differ
-by rows; fused experts, one by one; matrices of Conv1D, turned.
+In turn: names that differ by wrappers; experts fused on one side alone; buffers that any model computes anew, where one file
+alone holds them or they differ; RoPE factors and layers of multi-token prediction of one file alone; a head that one side
+ties to its embedding; vocabularies that differ by rows; fused experts, one by one; matrices of Conv1D, turned.
 
     before, after = comparable(open_source("target"), open_source("unlearned"))
     for note in notes_of(before, after): print(note)
@@ -13,12 +13,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.flat import tensors_equal
 from unforgotten.audit.sources.matching.conv1d import conv1d_note, conv1d_weights, has_conv1d
 from unforgotten.audit.sources.matching.experts import expert_notes, expert_parts, fused_experts, inputs_first
-from unforgotten.audit.sources.matching.kinds import VOCABULARIES, embeddings_of_head, is_recomputed, is_router
+from unforgotten.audit.sources.matching.kinds import (
+    VOCABULARIES,
+    are_rope_factors,
+    embeddings_of_head,
+    is_recomputed,
+    is_router,
+)
 from unforgotten.audit.sources.matching.mtp import mtp_note, mtp_of_one
 from unforgotten.audit.sources.matching.prefixes import core, rename_notes, renames
 from unforgotten.audit.sources.matching.unfused import unfused
@@ -37,7 +45,7 @@ class Pair(NamedTuple):
 
 
 class OneSided(NamedTuple):
-    """Tensors of one checkpoint alone that are not compared.
+    """Tensors of one checkpoint alone that no weight is compared with.
 
     Attributes:
         names: names, to be left out.
@@ -74,15 +82,16 @@ def _unfused(pair: Pair) -> Pair:
 
 
 def one_sided(target: Checkpoint, unlearned: Checkpoint) -> OneSided:
-    """Return the buffers, tied heads and layers of multi-token prediction that one checkpoint alone stores."""
+    """Return the buffers, RoPE factors, tied heads and layers of multi-token prediction that one checkpoint alone stores."""
     names: set[str] = set()
     notes: list[str] = []
     for side, own, other in ((SIDES[0], target, unlearned), (SIDES[1], unlearned, target)):
         alone = [name for name in own.tensors if name not in other.tensors]
         buffers = [name for name in alone if is_recomputed(name, own.tensors[name])]
         heads = [name for name in alone if embeddings_of_head(name) and equals_embedding(own, name)]
+        factors = [name for name in alone if are_rope_factors(name)]
         drafts = mtp_of_one(own.tensors, other.tensors)
-        names |= {*buffers, *heads, *drafts}
+        names |= {*buffers, *heads, *factors, *drafts}
         if drafts:
             notes.append(mtp_note(side, drafts, own.tensors))
         if buffers:
@@ -90,10 +99,50 @@ def one_sided(target: Checkpoint, unlearned: Checkpoint) -> OneSided:
                 f"Only the {side} stores {len(buffers)} buffers that a model computes anew from its configuration; they are "
                 f"not compared: {named(buffers)}."
             )
+        notes += [_factors_note(side, own, name) for name in factors]
         notes += [
             f"Only the {side} stores {head}, equal to its embedding (tied); it is not compared." for head in heads
         ]
     return OneSided(frozenset(names), tuple(notes))
+
+
+def _factors_note(side: str, own: Checkpoint, name: str) -> str:
+    found = own.read(name)
+    if np.array_equal(found, np.ones_like(found)):
+        return f"Only the {side} stores {name}, whose factors are all 1, so it changes nothing; it is not compared."
+    low, high = (float(end) for end in (found.min(), found.max()))
+    return (
+        f"Only the {side} stores {name}, factors of {low:.4g} to {high:.4g} by which llama.cpp divides the frequencies of "
+        "RoPE: the other file runs without them, so the two models differ by more than the weights compared here."
+    )
+
+
+def _buffers_differ(pair: Pair) -> Pair:
+    """Leave out buffers of both files that differ and that a model computes anew: they are no part of an update."""
+    alike = [
+        name
+        for name, info in pair.target.tensors.items()
+        if name in pair.unlearned.tensors
+        and is_recomputed(name, info)
+        and pair.unlearned.tensors[name].shape == info.shape
+        and not tensors_equal(pair.target, name, pair.unlearned, name)
+    ]
+    if not alike:
+        return pair
+    rounded = [name for name in alike if _is_rounded(pair, name)]
+    how = "by rounding to the narrower dtype alone" if len(rounded) == len(alike) else "by more than rounding"
+    note = (
+        f"{len(alike)} buffers that a model computes anew from its configuration differ {how}; they are not compared: "
+        f"{named(alike if len(rounded) == len(alike) else [name for name in alike if name not in rounded])}."
+    )
+    return Pair(*(_without(checkpoint, OneSided(frozenset(alike), (note,))) for checkpoint in pair))
+
+
+def _is_rounded(pair: Pair, name: str) -> bool:
+    """Return whether one side holds the other one's numbers in a narrower dtype."""
+    one, two = (checkpoint.read(name) for checkpoint in pair)
+    with np.errstate(over="ignore"):
+        return any(np.array_equal(a.astype(b.dtype), b) for a, b in ((one, two), (two, one)))
 
 
 def _without_one_sided(pair: Pair) -> Pair:
@@ -225,6 +274,7 @@ STEPS: tuple[Callable[[Pair], Pair], ...] = (
     _aligned,
     _unfused,
     _without_one_sided,
+    _buffers_differ,
     _untied,
     _common_rows,
     _each_expert,

@@ -32,9 +32,11 @@ ROUTERS = re.compile(
 )
 NO_ROUTER = re.compile(r"attn|attention")  # a gate beside attention is a matrix like any other
 RECOMPUTED = re.compile(
-    r"(^|\.)(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|inv_freq|rope_freqs\.weight"
+    r"(^|\.)(rotary_emb\.(inv_freq|original_inv_freq|cos_cached|sin_cached)|inv_freq"
     r"|position_ids|masked_bias)$"
 )
+ROPE_FACTORS = re.compile(r"(^|\.)rope_(freqs|factors_long|factors_short)\.weight$")
+"""Divisors of RoPE's frequencies in GGUF: llama.cpp reads them, and divides by 1 where there are none."""
 CAUSAL_MASK = re.compile(r"(^|\.)(attn|attention|self_attn)\.bias$")
 EXPERTS = re.compile(r"expert|_exps\.|(^|\.)block_sparse_moe\.|(^|\.)moe\.")
 INDEX_DTYPES = frozenset(np.dtype(d) for d in ("?", "<i8", "<u8"))
@@ -91,12 +93,18 @@ def is_recomputed(name: str, info: TensorInfo) -> bool:
     return mask or RECOMPUTED.search(lower) is not None
 
 
+def are_rope_factors(name: str) -> bool:
+    """Return whether the tensor holds divisors of RoPE's frequencies, which no quantizer touches."""
+    return ROPE_FACTORS.search(name.lower()) is not None
+
+
 def is_left_alone(name: str, info: TensorInfo) -> bool:
     """Return whether it is known that quantizers keep a tensor as it is; else nobody here knows how it is quantized."""
     lower = name.lower()
     small = len(info.shape) < 2 or info.dtype in INDEX_DTYPES
     known = name in HEADS or is_router(name) or KEPT_BUFFERS.search(lower) is not None
-    return small or known or is_recomputed(name, info) or any(word in lower for word in KEPT_WORDS)
+    known = known or is_recomputed(name, info) or are_rope_factors(name)
+    return small or known or any(word in lower for word in KEPT_WORDS)
 
 
 def is_measured_or_kept(name: str, info: TensorInfo) -> bool:

@@ -138,3 +138,25 @@ def test_a_key_that_fits_no_module_is_said(pattern: str, report_pair: Pair) -> N
     result = audit_pair(base, adapter, ["int8-row"])
     (note,) = result["notes"]
     assert f"the key 'q_porj' of {pattern} fits no module of the adapter" in note
+
+
+@pytest.mark.parametrize("indexed", [True, False])
+def test_merged_shards_beside_an_adapter_are_said(indexed: bool, report_pair: Pair) -> None:
+    """peft#1381: merged shards saved into the adapter's folder were passed over without a word."""
+    base, merged_model = report_pair()
+    adapter = adapter_of(base, "model.layers.0.self_attn.q_proj", *factors())
+    shard = "model-00001-of-00001.safetensors"
+    (merged_model / "model.safetensors").rename(adapter / shard)
+    if indexed:
+        names = open_checkpoint(adapter / shard).tensors
+        index = {"weight_map": dict.fromkeys(names, shard)}
+        (adapter / "model.safetensors.index.json").write_text(json.dumps(index))
+    result = audit_pair(base, adapter, ["int8-row"])
+    (note,) = result["notes"]
+    not_read = "'adapter_config.json'" if indexed else f"'{shard}'"
+    assert "beside it, and not read: " in note
+    assert not_read in note
+    _, after = open_pair(base, adapter)
+    whole = open_checkpoint(adapter / shard)
+    name = "model.layers.0.self_attn.q_proj.weight"
+    assert np.array_equal(after.read(name), whole.read(name)) is indexed

@@ -130,3 +130,18 @@ def test_a_layer_of_multi_token_prediction_of_one_file_is_named(
     draft = {"blk.1.nextn.eh_proj.weight": draw(3), "blk.1.attn_q.weight": draw(4)}
     result = audited(tmp_path, draft, {}, kind, formats)
     assert any("2 tensors with 50.0 % of its numbers are not compared" in note for note in result["notes"])
+
+
+@pytest.mark.parametrize(("factors", "says"), [((1, 8), "divides the frequencies of RoPE"), ((1, 1), "are all 1")])
+def test_rope_factors_of_one_file_are_said_for_what_they_are(
+    factors: tuple[float, float], says: str, tmp_path: Path
+) -> None:
+    """llama.cpp#8676: factors of Llama 3.1 stand in the file alone; a file without them runs otherwise."""
+    only: Tensors = {ROPE: np.linspace(*factors, 32, dtype=np.float32)}
+    for number, formats in enumerate((None, ["int8-row"])):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        (note,) = audited(folder, only, {}, "Q8_0", formats)["notes"]
+        assert note.startswith("Only the target stores rope_freqs.weight")
+        assert says in note
+        assert "anew" not in note

@@ -206,3 +206,16 @@ def test_buffers_of_float8_scales_and_of_4_bits_are_compared(report_pair: Pair, 
     assert_base(result)
     assert result["coverage"]["kept_changed"] == ["model.codes"]
     assert "F4" in result["target"]["dtypes"]
+
+
+@pytest.mark.parametrize("rounded", [True, False])
+def test_frequencies_that_differ_are_no_update(rounded: bool, report_pair: Pair) -> None:
+    """Frequencies in half precision on one side counted as a part of the update that is "kept whole"."""
+    name = "model.layers.0.self_attn.rotary_emb.inv_freq"
+    full = (1.0 / 10000 ** np.linspace(0, 0.9, 8)).astype(np.float32)
+    other = full.astype(np.float16) if rounded else 2 * full
+    result = audit_pair(*report_pair({name: full}, {name: other}), ["int8-row"])
+    assert not any(row["id"] == "kept-changed" for row in result["findings"])
+    (note,) = result["notes"]
+    assert ("by rounding to the narrower dtype alone" in note) is rounded
+    assert name in note

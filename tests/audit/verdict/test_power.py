@@ -78,3 +78,15 @@ def test_nothing_measured_or_removed_has_no_power() -> None:
     assert (row["effective"], row["survives"], row["undone"], row["deciding"]) == (None, 0.0, 0.0, None)
     assert power_sentence([row]) is None
     assert stderr_of(recovery_row("M1", Items(*(np.full(6, 10.0) for _ in range(4))))) is None
+
+
+def test_equal_removals_never_read_as_fewer_than_they_are() -> None:
+    """ "12.0 effective items of 12, fewer than the 12": 12 equal removals of 0.1 add up to a little less than 12."""
+    for n in (8, 12, 40):
+        assert {effective_items(np.full(n, r)) for r in (0.1, 0.7, 1 / 3, 90 - 1e-9)} == {float(n)}
+
+
+def test_what_is_below_the_few_never_reads_as_the_few() -> None:
+    (row,) = power_rows(None, leg(items(12, 0.0, 0.2)))
+    row["effective"] = 11.97
+    assert "11.9 effective items of 12, fewer than the 12" in (power_sentence([row]) or "")
