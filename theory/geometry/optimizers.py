@@ -54,7 +54,7 @@ def sgd_step_upper_bound(
 ) -> float:
     """|step t| <= lr clip b_t, b_1 = 1, b_t = momentum b_{t-1} + 1 - dampening; Nesterov: 1 + momentum b_t for b_t.
 
-    For gradients with |g_i| <= clip entrywise, which a clipped norm implies; attained by equal gradients. A bound of
+    At momentum 0 there is no buffer, dampening is ignored, and b_t = 1: torch steps by the gradient itself. For gradients with |g_i| <= clip entrywise, which a clipped norm implies; attained by equal gradients. A bound of
     the gradient is needed: without one a step of SGD has none. Coupled weight decay is part of the gradient: add
     lambda times the largest weight to `clip`, as it is added after clipping.
 
@@ -64,7 +64,7 @@ def sgd_step_upper_bound(
         clip: bound of |g|, entrywise, >= 0.
         momentum: factor of the buffer, in [0, 1).
         dampening: share of a gradient that the buffer leaves out, in [0, 1]; 0 for the first gradient, as in torch.
-        nesterov: whether to use Nesterov's step; needs dampening 0, as in torch.
+        nesterov: whether to use Nesterov's step; needs dampening 0, as in torch. At momentum 0 it is the plain step.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -75,9 +75,10 @@ def sgd_step_upper_bound(
         raise ValueError(f"momentum must be in [0, 1) and dampening in [0, 1], got {momentum!r} and {dampening!r}")
     if nesterov and dampening:
         raise ValueError(f"dampening must be 0 with nesterov, got dampening={dampening!r}")
-    decayed = momentum ** (t - 1)
-    rest = -math.expm1((t - 1) * math.log(momentum)) if momentum else float(t > 1)
-    size = decayed + (1 - dampening) * rest / (1 - momentum)
+    size = 1.0
+    if momentum:
+        rest = -math.expm1((t - 1) * math.log(momentum))
+        size = momentum ** (t - 1) + (1 - dampening) * rest / (1 - momentum)
     return _up(lr * clip * (1 + momentum * size if nesterov else size))
 
 
