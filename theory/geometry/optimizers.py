@@ -20,6 +20,7 @@ import numpy as np
 from unforgotten.theory.claims import claim
 from unforgotten.theory.geometry.adamw import adamw_step_upper_bound, check_betas, moment_ratios
 from unforgotten.theory.geometry.dead_zone import SIGNIFICANT_BITS, check_dtype, frozen_exponent
+from unforgotten.theory.geometry.stored_steps import FLOAT32_BITS, KERNEL, STATES, rounded_momentum, rounded_ratio
 
 ROUNDINGS = 16  # at most, in each bound of this file that is not a root or a power
 U64 = 2.0**-53
@@ -178,13 +179,52 @@ def largest_step(optimizer: str, lr: float, t: int, **options: Any) -> float:
     return bound(lr, t, **options)
 
 
+@claim("T5", kind="exact", source="the rounded recursions of `stored_steps`; torch.optim 2.x")
+def largest_stored_step(optimizer: str, lr: float, t: int, states: str, **options: Any) -> float:
+    """|step t| <= `largest_step` times what stored states add: c_t' / c_t of Adam, a momentum grown by (1+u)^2 of SGD.
+
+    Sign and Lion add nothing but the rounding of lr to float32. No earlier step is larger.
+
+    Args:
+        optimizer: a key of `STEP_UPPER_BOUNDS`.
+        lr: learning rate, >= 0; the largest of a schedule.
+        t: number of the step, from 1.
+        states: dtype of the optimizer's states, "float32" or "bfloat16".
+        **options: options of the optimizer, as of `largest_step`.
+
+    Raises:
+        ValueError: an argument is out of its range, or the buffer of SGD can grow without end.
+    """
+    if states not in STATES:
+        raise ValueError(f"states must be one of {', '.join(STATES)}, got states={states!r}")
+    factor = 1.0
+    if optimizer in ("adam", "adamw", "adam-uncorrected"):
+        betas = options.get("beta1", 0.9), options.get("beta2", 0.999)
+        check_betas(*betas)
+        _check_step(t)
+        factor = rounded_ratio(t, states, *betas, corrected=optimizer != "adam-uncorrected")
+    elif options.get("momentum"):
+        momentum, factor = rounded_momentum(options["momentum"], states)
+        options = {**options, "momentum": momentum}
+    size = largest_step(optimizer, lr, t, **options)
+    return _up(size * factor * float(1 + KERNEL)) if size else 0.0
+
+
 @claim("T4", kind="exact", source="T4 and T5; induction over steps")
 def frozen_magnitude(
-    optimizer: str, lr: float, steps: int, dtype: str, weight_decay: float = 0.0, **options: Any
+    optimizer: str,
+    lr: float,
+    steps: int,
+    dtype: str,
+    weight_decay: float = 0.0,
+    *,
+    states: str | None = None,
+    **options: Any,
 ) -> float:
     """Every weight with |w| > 2^e never moves in `steps` steps, e = frozen_exponent(eta / (1 - lr lambda 2^(p+1))).
 
-    eta = `largest_step(optimizer, lr, steps)`. Decoupled decay of a share lr lambda of w is lost by itself while
+    eta = `largest_stored_step(optimizer, lr, steps)`, and a share 2^(p-24) more for a kernel that adds in float32
+    before it rounds to p bits. Rounding to nearest, and no state underflows. Decoupled decay of a share lr lambda of w is lost by itself while
     lr lambda <= 2^-(p+1), whatever w is (bf16: 0.002), and inf is returned beyond. Holds whether a kernel rounds
     decay and step apart or once together; |w| = 2^e exactly can step toward 0, as T4 says. Weights below may move, and
     then stop at this size. AdamW in bfloat16 at lr 1e-5 is frozen for certain from 2^-8 after 1 step, from 2^-5 after
@@ -196,13 +236,17 @@ def frozen_magnitude(
         steps: number of steps, >= 1.
         dtype: storage of the weights, "float32", "float16" or "bfloat16", with p significant bits.
         weight_decay: decoupled lambda, >= 0.
+        states: dtype of the optimizer's states, "float32" or "bfloat16"; None: that of the weights, as in torch, and
+            float32 for shorter ones, of which second moments underflow.
         **options: options of the optimizer, as of `largest_step`.
 
     Raises:
         ValueError: an argument is out of its range.
     """
     check_dtype(dtype)
-    eta = largest_step(optimizer, lr, steps, **options)
+    eta = largest_stored_step(optimizer, lr, steps, states or (dtype if dtype in STATES else "float32"), **options)
+    if eta and dtype != "float32":
+        eta = _up(eta / (1 - 2.0 ** (SIGNIFICANT_BITS[dtype] - FLOAT32_BITS)))
     share = decay_step_upper_bound(lr, weight_decay, 1.0)
     left = 1 - share * 2.0 ** (SIGNIFICANT_BITS[dtype] + 1)
     if left <= 0:

@@ -164,6 +164,28 @@ def decay_unrolls() -> None:
         assert sp.expand((w - w_0) - claimed) == 0, f"T={steps}"
 
 
+@proof("T5", method="derivation", domain="1 to 5 steps, all gradients, betas and u in (0, 1)")
+def rounded_states_are_other_betas() -> None:
+    """b1 (1+u) and b2 (1-u)^2 are the betas of the largest m and the smallest v under roundings by 1 +- u.
+
+    All terms are of one sign once gradients are |g|, so each rounding is at its end; Cauchy-Schwarz then gives the
+    square of `rounded_states_ratio_upper_bound` without bias correction, kernel and denominator.
+    """
+    u = sp.Symbol("u", positive=True)
+    more, less = B1 * (1 + u), B2 * (1 - u) ** 2
+    for t in range(1, 6):
+        sizes = sp.symbols(f"g0:{t}", positive=True)
+        m = v = sp.Integer(0)
+        for g in reversed(sizes):
+            m, v = (B1 * m + (1 - B1) * g) * (1 + u), (B2 * v * (1 - u) + (1 - B2) * g**2) * (1 - u)
+        check_equal(m, (1 - B1) * (1 + u) * sum(more**k * g for k, g in enumerate(sizes)), f"m, t={t}")
+        check_equal(v, (1 - B2) * (1 - u) * sum(less**k * g**2 for k, g in enumerate(sizes)), f"v, t={t}")
+        q = more**2 / less
+        front = (1 - B1) ** 2 * (1 + u) ** 2 / ((1 - B2) * (1 - u))
+        extremal = {g: (more / less) ** k for k, g in enumerate(sizes)}
+        check_equal((m**2 / v).subs(extremal), front * sum(q**k for k in range(t)), f"attained, t={t}")
+
+
 @proof("T5", method="derivation", domain="every t, momentum in (0, 1), any dampening")
 def sgd_momentum_is_geometric() -> None:
     """b_t = mu^(t-1) + (1-tau)(1-mu^(t-1))/(1-mu) solves b_1 = 1, b_t = mu b_{t-1} + 1 - tau; and is the code's."""
