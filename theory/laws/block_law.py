@@ -100,13 +100,25 @@ def block_law(fmt: Format, density: Density, law: AbsmaxLaw, delta: float, mode:
 
 
 def adaptive_error(density: Density, law: AbsmaxLaw, delta: float) -> float:
-    """Return the largest error of an adaptive `block_law`'s gain: 2 P(another entry overtakes) / B.
+    """Return the largest error of an adaptive `block_law`'s gain, 2 P(another entry overtakes) / B, from its own D.
 
-    Overtaking needs another entry within 2 |delta| of the absmax, and the absmax to shrink.
+    No bound of `flips` and `levels`: where the overtaker lands scales all weights of the block, and the law takes
+    OVERTAKING_NODES places for it. `overtaking_probability` is the share of blocks for which that matters.
+    """
+    return overtaking_probability(density, law, delta) / law.size
+
+
+def overtaking_probability(density: Density, law: AbsmaxLaw, delta: float) -> float:
+    """Return P(another entry lies within 2 |delta| of the absmax), without which none can overtake it.
+
+    Args:
+        density: F.
+        law: law of the absmax of blocks.
+        delta: size of the update, > 0.
     """
     a = law.values
     inside = magnitude_cdf(np.maximum(a - 2 * delta, 0.0), density) / magnitude_cdf(a, density)
-    return float((1 - inside ** (law.size - 1)) @ law.weights / law.size)
+    return float((1 - inside ** (law.size - 1)) @ law.weights)
 
 
 def _average(m: Moments, weight: NDArray[Any], delta: float) -> Expected:
