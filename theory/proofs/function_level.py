@@ -17,7 +17,7 @@ from unforgotten.theory.claims import proof
 from unforgotten.theory.models.curvature import gating_curvature
 from unforgotten.theory.models.divergence import total_variation_upper_bound
 from unforgotten.theory.models.recovery import recovered_fraction
-from unforgotten.theory.models.response import gating_variance, linear_response
+from unforgotten.theory.models.response import gating_variance, linear_response, path_change, path_remainder_upper_bound
 from unforgotten.theory.models.tails import bernstein_radius, bernstein_tail_upper_bound
 
 DIGITS = 40
@@ -78,6 +78,21 @@ def response_moments() -> None:
     assert near(linear_response(gradient, delta, step).variance, expected)
     curved = sum(sp.Rational(a) * b for a, b in zip(gradient.tolist(), noise, strict=True)) / 2
     assert near(gating_curvature(gradient, delta, step), curved)
+
+
+@proof("T13", method="derivation", domain="polynomials of degree up to 8 along a segment")
+def path_change_is_the_trapezoidal_rule() -> None:
+    """F(1) - F(0) - (f(0) + f(1))/2 = -int t(1-t)/2 f2(t) dt, f = dF/dt, f2 its second; the kernel is >= 0, sum 1/12."""
+    t = sp.Symbol("t", positive=True)
+    kernel = t * (1 - t) / 2
+    assert sp.integrate(kernel, (t, 0, 1)) == sp.Rational(1, 12)
+    for power in range(1, 9):
+        slope = sp.diff(t**power, t)
+        gap = 1 - (slope.subs(t, 0) + slope.subs(t, 1)) / 2
+        assert sp.integrate(kernel * sp.diff(slope, t, 2), (t, 0, 1)) == -gap, f"x^{power}"
+    delta = np.array([3.0, 4.0])
+    assert near(path_remainder_upper_bound(6.0, delta), sp.Rational(6, 12) * 125)
+    assert near(path_change(np.array([[1.0, 0.0], [2.0, 3.0]]), delta), sp.Rational(9, 2) + 6)
 
 
 @proof("T13", method="derivation", domain="1 to 4 independent weights")
