@@ -146,6 +146,23 @@ def adamw_code_is_the_closed_form() -> None:
         check_code(bound, sp.sqrt(plain), f"uncorrected {beta1}, {beta2}, {t}")
 
 
+@proof("T5", method="derivation", domain="1 to 5 steps, all gradients and beta1")
+def energy_bound_is_jensens() -> None:
+    """(sum a_i) sum a_i g_i^2 - (sum a_i g_i)^2 is the sum over i < j of a_i a_j (g_i - g_j)^2, where the weights a_i of m^ sum to 1."""
+    for t in range(1, 6):
+        gradients = sp.symbols(f"g0:{t}", real=True)
+        weights = [B1 ** (t - 1 - i) * (1 - B1) / (1 - B1**t) for i in range(t)]
+        check_equal(sum(weights), 1, f"weights, t={t}")
+        check_equal(
+            recursion(list(gradients))[0], sum(a * g for a, g in zip(weights, gradients, strict=True)), f"m, t={t}"
+        )
+        mean = sum(a * g for a, g in zip(weights, gradients, strict=True))
+        energy = sum(a * g**2 for a, g in zip(weights, gradients, strict=True))
+        pairs = [(i, j) for i in range(t) for j in range(i + 1, t)]
+        spread = sum(weights[i] * weights[j] * (gradients[i] - gradients[j]) ** 2 for i, j in pairs)
+        check_equal(energy - mean**2, spread, f"t={t}")
+
+
 @proof("T5", method="derivation", domain="1 to 5 steps, any schedule")
 def decay_unrolls() -> None:
     """w_t = (1 - x_t) w_{t-1} - s_t gives w_T - w_0 = -(1 - prod(1-x_t)) w_0 - sum s_t prod_{j>t}(1-x_j).
