@@ -137,8 +137,10 @@ def t16_recovery() -> list[str]:
             f"- 60 items, unlearned mean {unlearned.mean():.1f}, quantized {quantized.mean():.1f}, target at that precision "
             f"{target.mean():.1f}: ρ = {part.rho:.2f} [{part.low:.2f}, {part.high:.2f}]."
         ),
-        f"- The first 10 items: n_eff = {few.effective:.1f}, ρ = {few.rho:.2f} [{few.low:.2f}, {few.high:.2f}] by Fieller "
-        f"with pseudo-items. Of 60 items of which 8 hold all, n_eff = {effective_items(sparse):.0f}.",
+        (
+            f"- The first 10 items: n_eff = {few.effective:.1f}, ρ = {few.rho:.2f} [{few.low:.2f}, {few.high:.2f}] by "
+            f"Fieller with pseudo-items. Of 60 items of which 8 hold all, n_eff = {effective_items(sparse):.0f}."
+        ),
         f"- Against a target that knows no more than the unlearned model: defined = {none.defined}.",
     ]
 

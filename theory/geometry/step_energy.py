@@ -57,12 +57,12 @@ def energy_ratio_upper_bound(gradients: NDArray[Any], beta1: float = 0.9, beta2:
     for t, row in enumerate(scaled):
         seen = (row > 0) | (recent > 0)
         recent = beta1 * recent + (1 - beta1) * np.maximum(row, SAFE * (row > 0)) ** 2 + LOST * seen
-        whole = beta2 * whole + (1 - beta2) * np.where(row < SAFE, 0.0, row) ** 2
-        whole = np.where(whole < NORMAL, 0.0, whole)
+        whole = beta2 * whole + (1 - beta2) * np.where(row >= SAFE, row, 0.0) ** 2
+        whole = np.where(whole >= NORMAL, whole, 0.0)
         with np.errstate(divide="ignore", invalid="ignore"):
             square = recent / -np.expm1((t + 1) * _log(beta1)) / (whole / -np.expm1((t + 1) * _log(beta2)))
         # five roundings a step in each average of positive numbers, and of 1 - b; the corrections and the root
-        slack = 1 + (5 * (t + 1) / 2 + 2 / (1 - beta1) + 2 / (1 - beta2) + 16) * U64
+        slack = 1 + (2.5 * (t + 1) + 2 / (1 - beta1) + 2 / (1 - beta2) + 16) * U64
         found[t] = np.where(recent > 0, np.sqrt(square) * slack, 0.0)
     return found
 

@@ -194,7 +194,7 @@ def fieller_is_the_inverse_of_a_test() -> None:
 
 @proof("T16", method="derivation", domain="every weights; k of n items hold equal shares")
 def kish_counts_the_items_that_hold_the_removal() -> None:
-    """n sum b^2 - (sum b)^2 = sum over i < j of (b_i - b_j)^2, so n_eff <= n; k equal items among zeros give k."""
+    """(sum b)^2 = n sum b^2 less the sum over i < j of (b_i - b_j)^2, so n_eff <= n; k equal items among zeros give k."""
     for n in range(1, 6):
         b = sp.symbols(f"b0:{n}", real=True)
         gap = n * sum(x**2 for x in b) - sum(b) ** 2
