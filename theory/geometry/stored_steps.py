@@ -5,8 +5,8 @@ far the stored weight moves. Both are rounded up.
 
 >>> round(rounded_states_ratio_upper_bound(1, "bfloat16"), 3)
 1.018
->>> stored_move_upper_bound(1e-5, "float32")
-2e-05
+>>> round(stored_move_upper_bound(1.0, "float32"), 6)
+2.0
 """
 
 from __future__ import annotations

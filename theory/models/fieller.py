@@ -5,7 +5,7 @@ and whether anything was removed at all.
 
 >>> found = fieller_interval(np.array([1.0, 0, 0, 0, 0, 0, 0, 0]), np.ones(8))
 >>> round(found.rho, 3), round(found.low, 2), round(found.high, 2), found.effective
-(0.125, -0.06, 0.58, 8.0)
+(0.125, -0.07, 0.52, 8.0)
 """
 
 from __future__ import annotations
