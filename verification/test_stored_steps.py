@@ -211,11 +211,12 @@ def test_stored_displacement_upper_bound__bounds_torch(dtype: str, decay: float)
 
 
 def test_stored_displacement_upper_bound__is_the_sum_it_states() -> None:
-    """float32, three steps of a schedule, decay: 2 S_T + 2 sum x_t (W + 2 S_{t-1}), by hand."""
+    """float32, three steps of a schedule, decay: S_T + 2 sum x_t (W + S_{t-1}), by hand."""
     rates, decay, largest = [0.125, 0.25, 0.0625], 0.5, 3.0
     sizes = [r * rounded_states_ratio_upper_bound(t, "bfloat16") for t, r in enumerate(rates, start=1)]
     before = [0.0, 2 * sizes[0], 2 * (sizes[0] + sizes[1])]
-    want = 2 * sum(sizes) + 2 * sum(r * decay * (largest + b) for r, b in zip(rates, before, strict=True))
+    shares = [r * decay + 2.0**-25 for r in rates]
+    want = 2 * sum(sizes) + 2 * sum(x * (largest + b) for x, b in zip(shares, before, strict=True))
     got = stored_displacement_upper_bound(
         rates, 3, "float32", states="bfloat16", weight_decay=decay, largest_weight=largest
     )

@@ -181,7 +181,7 @@ def largest_step(optimizer: str, lr: float, t: int, **options: Any) -> float:
 
 @claim("T5", kind="exact", source="the rounded recursions of `stored_steps`; torch.optim 2.x")
 def largest_stored_step(optimizer: str, lr: float, t: int, states: str, **options: Any) -> float:
-    """|step t| <= `largest_step` times what stored states add: c_t' / c_t of Adam, a momentum grown by (1+u)^2 of SGD.
+    """|step t| <= `largest_step` with what stored states add: c_t' for c_t of Adam, a momentum grown by (1+u)^2 of SGD.
 
     Sign and Lion add nothing but the rounding of lr to float32. No earlier step is larger.
 
@@ -197,16 +197,12 @@ def largest_stored_step(optimizer: str, lr: float, t: int, states: str, **option
     """
     if states not in STATES:
         raise ValueError(f"states must be one of {', '.join(STATES)}, got states={states!r}")
-    factor = 1.0
+    size, factor = largest_step(optimizer, lr, t, **options), 1.0
     if optimizer in ("adam", "adamw", "adam-uncorrected"):
-        betas = options.get("beta1", 0.9), options.get("beta2", 0.999)
-        check_betas(*betas)
-        _check_step(t)
-        factor = rounded_ratio(t, states, *betas, corrected=optimizer != "adam-uncorrected")
+        size = lr * rounded_ratio(t, states, corrected=optimizer != "adam-uncorrected", **options)
     elif options.get("momentum"):
         momentum, factor = rounded_momentum(options["momentum"], states)
-        options = {**options, "momentum": momentum}
-    size = largest_step(optimizer, lr, t, **options)
+        size = largest_step(optimizer, lr, t, **{**options, "momentum": momentum})
     return _up(size * factor * float(1 + KERNEL)) if size else 0.0
 
 
@@ -248,6 +244,8 @@ def frozen_magnitude(
     if eta and dtype != "float32":
         eta = _up(eta / (1 - 2.0 ** (SIGNIFICANT_BITS[dtype] - FLOAT32_BITS)))
     share = decay_step_upper_bound(lr, weight_decay, 1.0)
+    if weight_decay and dtype != "float32":
+        share += 2.0**-23  # a kernel holds 1 - lr lambda, and its product with w, in float32
     left = 1 - share * 2.0 ** (SIGNIFICANT_BITS[dtype] + 1)
     if left <= 0:
         return math.inf

@@ -21,7 +21,6 @@ from numpy.typing import NDArray
 
 from unforgotten.theory.claims import claim
 from unforgotten.theory.geometry.adamw import (
-    RATIO_ROUNDINGS,
     U64,
     bias_corrections,
     check_betas,
@@ -35,6 +34,7 @@ STATES = ("float32", "bfloat16")
 """Dtypes of moments that have a bound: v of float16 underflows at gradients of 1e-2, and then a step has none."""
 KERNEL = Fraction(1, 2**20)  # 16 roundings to float32 inside one operation of a kernel, at most
 FLOAT32_BITS = 24
+HALF_ULP_OF_1 = 2.0**-25  # of float32, just below 1
 
 
 @claim("T5", kind="exact", source="Cauchy-Schwarz on the rounded recursions; operations of torch.optim.AdamW 2.x")
@@ -61,9 +61,7 @@ def rounded_states_ratio_upper_bound(t: int, states: str, beta1: float = 0.9, be
     Raises:
         ValueError: an argument is out of its range.
     """
-    if t < 1:
-        raise ValueError(f"t must be at least 1, got t={t!r}")
-    return float(_ratios(np.array([t]), states, beta1, beta2, corrected=True)[0])
+    return rounded_ratio(t, states, beta1, beta2, corrected=True)
 
 
 @claim("T5", kind="exact", source="the nearest lattice point to w - u is no farther from it than w")
@@ -99,11 +97,12 @@ def stored_displacement_upper_bound(
     weight_decay: float = 0.0,
     largest_weight: float = 0.0,
 ) -> float:
-    """|w_T - w_0| <= S_T + 2 sum_t lr_t lambda (|w_0| + S_{t-1}), S_t = sum_{i<=t} k lr_i c_i', for stored weights.
+    """|w_T - w_0| <= S_T + k sum_t x_t (|w_0| + S_{t-1}), S_t = sum_{i<=t} k lr_i c_i', for stored weights.
 
     k lr c' is `stored_move_upper_bound` of a step with stored moments (k = 2 in float32, 2.0001 in bfloat16). The decay
-    moves a stored weight toward 0 and never across it, by at most twice lr lambda |w|, whether it is rounded apart or
-    with the step. Rounding to nearest only.
+    moves a stored weight toward 0 and never across it, by at most k x |w|, whether it is rounded apart or with the
+    step; x = lr lambda + 2^-25, as a kernel holds 1 - lr lambda in float32, and 0 without decay. Rounding to nearest
+    only.
 
     Args:
         lr: learning rate, >= 0, or one for each step.
@@ -128,22 +127,22 @@ def stored_displacement_upper_bound(
     number = np.arange(1, steps + 1)
     sizes = _doubling(dtype) * rates * _ratios(number, states or dtype, beta1, beta2, corrected=True)
     before = np.concatenate([[0.0], np.cumsum(sizes)[:-1]]) if steps else sizes
-    drift = 2 * math.fsum(rates * weight_decay * (largest_weight + before))
+    shares = np.where(rates * weight_decay > 0, rates * weight_decay + HALF_ULP_OF_1, 0.0)
+    drift = _doubling(dtype) * math.fsum(shares * (largest_weight + before))
     # sums of non-negative numbers: a relative error of one rounding a term of the running sum, and 8 more
     total = (math.fsum(sizes) + drift) * (1 + (steps + 8) * U64) + steps * 2.0**-1073
     return float(np.nextafter(total, np.inf))
 
 
-def rounded_ratio(t: int, states: str, beta1: float, beta2: float, *, corrected: bool) -> float:
-    """Return c_t' / c_t, what stored moments add to a step of Adam, with or without bias correction; rounded up.
+def rounded_ratio(t: int, states: str, beta1: float = 0.9, beta2: float = 0.999, *, corrected: bool) -> float:
+    """Return c_t' of `rounded_states_ratio_upper_bound`, with or without bias correction; rounded up.
 
     Raises:
-        ValueError: the states have no bound, or a decay is out of its range.
+        ValueError: an argument is out of its range.
     """
-    number = np.array([t])
-    rounded, real = (_ratios(number, kept, beta1, beta2, corrected=corrected)[0] for kept in (states, None))
-    # c_t is rounded up by at most 2 RATIO_ROUNDINGS roundings where r <= 1
-    return float(rounded / real * (1 + (4 * RATIO_ROUNDINGS + 8 * t * (beta1**2 > beta2)) * U64))
+    if t < 1:
+        raise ValueError(f"t must be at least 1, got t={t!r}")
+    return float(_ratios(np.array([t]), states, beta1, beta2, corrected=corrected)[0])
 
 
 def rounded_momentum(momentum: float, states: str) -> tuple[float, float]:
@@ -169,15 +168,13 @@ def _unit(states: str) -> Fraction:
     return Fraction(1, 2 ** SIGNIFICANT_BITS[states])
 
 
-def _ratios(t: NDArray[Any], states: str | None, beta1: float, beta2: float, *, corrected: bool) -> NDArray[Any]:
-    """Return c_t' for many t, each rounded up; of None, c_t itself in real arithmetic."""
+def _ratios(t: NDArray[Any], states: str, beta1: float, beta2: float, *, corrected: bool) -> NDArray[Any]:
+    """Return c_t' for many t, each rounded up."""
     check_betas(beta1, beta2)
     a, b = Fraction(beta1), Fraction(beta2)
-    more = less = Fraction(1)
-    if states is not None:
-        more, less = (1 + _unit(states)) * (1 + KERNEL), (1 - _unit(states)) * (1 - KERNEL)
+    more, less = (1 + _unit(states)) * (1 + KERNEL), (1 - _unit(states)) * (1 - KERNEL)
     # the denominator is rounded three times, and m / denominator times lr once, in the kernel
-    front = ((1 - a) * more) ** 2 / ((1 - b) * less) / less**6 * (1 if states is None else (1 + KERNEL) ** 2)
+    front = ((1 - a) * more) ** 2 / ((1 - b) * less) / less**6 * (1 + KERNEL) ** 2
     root = root_of_series(t, front, (a * more) ** 2 / (b * less**2))
     return np.asarray(root * bias_corrections(t, beta1, beta2) if corrected else root)
 

@@ -198,8 +198,8 @@ def _equal_shares(places: NDArray[Any], below: NDArray[Any]) -> tuple[NDArray[An
     columns = range(below.shape[1])
     reached = np.stack([np.interp(cuts[:, i], below[:, i], moment[:, i]) for i in columns], axis=1)
     mass = np.diff(cuts, axis=0)
-    middle = np.broadcast_to((places[0] + places[-1]) / 2, mass.shape)
-    means = np.divide(np.diff(reached, axis=0), mass, out=middle.copy(), where=mass > TINY)
+    unused = np.broadcast_to(places[0], mass.shape).copy()
+    means = np.divide(np.diff(reached, axis=0), mass, out=unused, where=mass > TINY)
     return np.clip(means, places[0], places[-1]), mass
 
 
