@@ -96,6 +96,7 @@ def test_path_change__refuses_what_does_not_fit() -> None:
     for third in (-1.0, math.inf):
         with pytest.raises(ValueError, match="third must be finite"):
             path_remainder_upper_bound(third, np.ones(2))
+    assert path_remainder_upper_bound(12.0, np.array([0.0, 3.0, 4.0])) == pytest.approx(125, rel=64 * U64, abs=0)
     assert path_remainder_upper_bound(1.0, np.zeros(3)) == 0
     assert path_remainder_upper_bound(0.0, np.ones(3)) == 0
     assert path_remainder_upper_bound(12.0, np.full(4, 2.0**-300)) == pytest.approx(8 * 2.0**-900, rel=64 * U64, abs=0)

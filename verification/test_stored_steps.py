@@ -171,6 +171,14 @@ def test_stored_move_upper_bound__bounds_every_weight(step: float, dtype: str) -
         assert (np.abs(after - exact) <= bound).all()
 
 
+def test_stored_move_upper_bound__counts_two_roundings_of_a_short_dtype() -> None:
+    for dtype, bits in (("bfloat16", 8), ("float16", 11)):
+        want = 2 / (1 - Fraction(1, 2 ** (23 - bits)))
+        assert want <= Fraction(stored_move_upper_bound(1.0, dtype)) <= want * (1 + Fraction(1, 2**48))
+    assert stored_move_upper_bound(1.0, "float32") == np.nextafter(2.0, np.inf)
+    assert stored_move_upper_bound(0.0, "float32") == 0
+
+
 def test_stored_move_upper_bound__is_reached_in_the_limit() -> None:
     step = 2.0**-8 * (1 + 2.0**-7)  # just above half the gap above 1
     assert rounded_to(1 + step) - 1 == 2.0**-7
