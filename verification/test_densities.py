@@ -217,3 +217,9 @@ def test_absmax_law__refuses_a_histogram_whose_ends_it_reaches(name: str) -> Non
     fine = empirical(np.arange(17.0), 16)  # an end bin holds a sixteenth
     with pytest.raises(ValueError, match="size must be at most 0"):
         absmax_law(fine, 1)
+
+
+def test_absmax_law__minds_the_coarser_end_of_a_histogram() -> None:
+    lopsided = Empirical(np.array([-1.0, 0.0, 0.5, 1.0]), np.array([0.0, 0.001, 0.5, 1.0]), 0.5)
+    with pytest.raises(ValueError, match="end bins hold 0.5 of the weights"):
+        absmax_law(lopsided, 16)
