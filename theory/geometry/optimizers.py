@@ -32,7 +32,8 @@ def adam_uncorrected_step_upper_bound(lr: float, t: int, beta1: float = 0.9, bet
     """|step t| <= lr (1-b1)/sqrt(1-b2) sqrt((1-r^t)/(1-r)), r = b1^2/b2: Adam without bias correction.
 
     The first step is the largest share of all: 3.16 lr at the defaults, where the corrected one is lr; the limit is
-    the same c_inf. Attained by the same extremal gradients.
+    the same c_inf. Attained by the same extremal gradients. In real arithmetic, as all here but `largest_stored_step`
+    and `frozen_magnitude`, which count the roundings of what is stored.
 
     Args:
         lr: learning rate, >= 0.
@@ -57,7 +58,7 @@ def sgd_step_upper_bound(
 
     At momentum 0 there is no buffer, dampening is ignored, and b_t = 1: torch steps by the gradient itself. For gradients with |g_i| <= clip entrywise, which a clipped norm implies; attained by equal gradients. A bound of
     the gradient is needed: without one a step of SGD has none. Coupled weight decay is part of the gradient: add
-    lambda times the largest weight to `clip`, as it is added after clipping.
+    lambda times the largest weight to `clip`, as it is added after clipping. In real arithmetic.
 
     Args:
         lr: learning rate, >= 0.
@@ -128,7 +129,7 @@ def lora_change_upper_bound(
     """|s (B'A' - BA)_ij| <= s rank (dB a + b dA + dB dA), for |B| <= b, |B' - B| <= dB, |A| <= a, |A' - A| <= dA.
 
     With B = 0 at the start it is the bound of s B'A' itself, s rank dB (a + dA). Attained where all entries of a
-    factor are equal. So LoRA moves a merged weight by `rank * scale` times a product, not by lr per step.
+    factor are equal. In real arithmetic: factors and a merge that are stored are rounded once more each. So LoRA moves a merged weight by `rank * scale` times a product, not by lr per step.
 
     Args:
         b_initial: b, bound of the entries of B at the start; LoRA starts at 0.
