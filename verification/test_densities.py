@@ -221,5 +221,5 @@ def test_absmax_law__refuses_a_histogram_whose_ends_it_reaches(name: str) -> Non
 
 def test_absmax_law__minds_the_coarser_end_of_a_histogram() -> None:
     lopsided = Empirical(np.array([-1.0, 0.0, 0.5, 1.0]), np.array([0.0, 0.001, 0.5, 1.0]), 0.5)
-    with pytest.raises(ValueError, match="end bins hold 0.5 of the weights"):
+    with pytest.raises(ValueError, match=r"end bins hold 0\.5 of the weights"):
         absmax_law(lopsided, 16)

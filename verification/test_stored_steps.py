@@ -248,7 +248,7 @@ def test_largest_stored_step__bounds_a_buffer_in_bfloat16(
             step = rounded_to(g + momentum * buffer) if nesterov else buffer
         bound = largest_stored_step("sgd", 1.0, t, "bfloat16", clip=8.0, **options)
         assert abs(step) <= bound
-    record("largest_stored_step", gradients, momentum, dampening, nesterov, ratio=abs(step) / bound)
+        record("largest_stored_step", gradients[:t], momentum, dampening, nesterov, ratio=abs(step) / bound)
 
 
 def test_largest_stored_step__adds_what_the_states_add() -> None:
