@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from fractions import Fraction
+from types import SimpleNamespace
 from typing import Any
 
 import hypothesis.strategies as st
@@ -47,6 +48,14 @@ def test_cells__tile_the_reach(fmt: Format) -> None:
 
 def test_cells__have_the_exact_thresholds_as_ends(fmt: Format) -> None:
     assert [Fraction(x) for x in cells(fmt).upper[:-1]] == midpoints(fmt)
+
+
+def test_cells__end_at_the_last_threshold_where_the_reach_ends_before_it() -> None:
+    """Then the end cells have no width, and no threshold lies outside."""
+    fmt: Any = SimpleNamespace(thresholds=np.array([-2.0, 0.0, 1.0, 3.0]), reach=(-1.0, 2.0))
+    cell = cells(fmt)
+    assert cell.lower.tolist() == [-2.0, -2.0, 0.0, 1.0, 3.0]
+    assert cell.upper.tolist() == [-2.0, 0.0, 1.0, 3.0, 3.0]
 
 
 def test_cells__hold_their_levels(fmt: Format) -> None:

@@ -201,3 +201,25 @@ def test_empirical__has_magnitudes_down_to_0_where_no_knot_is_0() -> None:
     """Half of the weights of (-1, 1, 3) are spread over [-1, 1], so three quarters exceed 1/2."""
     density = empirical(np.array([-1.0, 1.0, 3.0]), 2)
     assert density.magnitude_above([1.0, 0.75, 0.5, 0.0]).tolist() == [0, 0.5, 1, 3]
+
+
+@pytest.mark.parametrize("name", sorted(DENSITIES))
+def test_absmax_law__refuses_a_histogram_whose_ends_it_reaches(name: str) -> None:
+    """4,096 bins of 2^18 weights: blocks of 127 at most. In 64 1 / absmax is right within 2 %, and far off beyond."""
+    law = density_named(name, 1.0)
+    rng = rng_for("histogram", name)
+    w = law.magnitude_above(rng.uniform(size=2**18)) * rng.choice([-1.0, 1.0], 2**18)
+    histogram = empirical(w)
+    inverse = expected_inverse_absmax(histogram, 64)
+    assert inverse == pytest.approx(expected_inverse_absmax(law, 64), rel=0.02, abs=0)
+    with pytest.raises(ValueError, match=r"at most 127 for a histogram .* got size=4096; use observed_absmax"):
+        absmax_law(histogram, 4096)
+    fine = empirical(np.arange(17.0), 16)  # an end bin holds a sixteenth
+    with pytest.raises(ValueError, match="size must be at most 0"):
+        absmax_law(fine, 1)
+
+
+def test_absmax_law__minds_the_coarser_end_of_a_histogram() -> None:
+    lopsided = Empirical(np.array([-1.0, 0.0, 0.5, 1.0]), np.array([0.0, 0.001, 0.5, 1.0]), 0.5)
+    with pytest.raises(ValueError, match=r"end bins hold 0\.5 of the weights"):
+        absmax_law(lopsided, 16)

@@ -9,6 +9,7 @@ from scipy.special import ndtri
 
 from unforgotten.theory.formats.codebooks import FP4_ORDER, FP4_TWELFTHS, NF4_LEVELS, small_float
 from unforgotten.theory.formats.names import Format, format_named
+from unforgotten.theory.formats.reference import quantize
 from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES
 from unforgotten.verification.oracles import U32, float32, midpoints
 
@@ -175,3 +176,16 @@ def test_small_floats__are_those_of_ml_dtypes(name: str) -> None:
 
 def test_small_float__counts_subnormals_and_normals() -> None:
     assert small_float(2, 1, 1, 6.0) == [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+
+
+@pytest.mark.parametrize("name", ["mxfp4-b32", "nvfp4", "fp8-row"])
+def test_floats_with_a_sign_bit__count_both_zeros_as_one_code(name: str) -> None:
+    """Stored, a small negative weight is minus zero: its sign is no part of the code. FP4 of bitsandbytes counts two."""
+    fmt = format_named(name)
+    w = np.full((1, 32), 1.0, np.float32)
+    w[0, 1:3] = 1e-6, -1e-6
+    codes, _ = quantize(w, fmt)
+    assert codes[0, 1] == codes[0, 2]
+    assert np.signbit(w[0, 1]) != np.signbit(w[0, 2])
+    assert fmt.levels.count(0.0) == 1
+    assert format_named("fp4-b64").levels.count(0.0) == 2

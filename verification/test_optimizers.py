@@ -76,11 +76,14 @@ def uncorrected(gradients: NDArray[Any], beta1: float, beta2: float) -> float:
 
 
 def sgd_steps(gradients: list[Fraction], momentum: Fraction, dampening: Fraction, *, nesterov: bool) -> list[Fraction]:
-    """torch.optim.SGD in rationals, lr 1."""
-    buffer, out = ZERO, []
-    for i, g in enumerate(gradients):
-        buffer = momentum * buffer + (1 - dampening) * g if i else g
-        out.append(g + momentum * buffer if nesterov else buffer)
+    """The update that the documentation of torch.optim.SGD prints, in rationals, lr 1."""
+    buffer: Fraction | None = None
+    out = []
+    for g in gradients:
+        if momentum != 0:
+            buffer = g if buffer is None else momentum * buffer + (1 - dampening) * g
+            g = g + momentum * buffer if nesterov else buffer
+        out.append(g)
     return out
 
 
@@ -100,7 +103,8 @@ def test_sgd_step_upper_bound__bounds_every_clipped_history(
 
 
 @given(st.integers(1, 80), momenta, unit, st.booleans(), st.floats(2.0**-20, 1e3))
-@example(2, 0.0, 1.0, False, 1.0)  # no step at all, of which the bound is the least number above 0
+@example(2, 0.0, 0.5, False, 1.0)  # without momentum there is no buffer to dampen
+@example(2, 5e-324, 1.0, False, 1.0)  # almost no step, of which the bound is the least number above 0
 def test_sgd_step_upper_bound__is_attained_by_equal_gradients(
     t: int, momentum: float, dampening: float, nesterov: bool, clip: float
 ) -> None:
@@ -113,17 +117,22 @@ def test_sgd_step_upper_bound__is_attained_by_equal_gradients(
     record("sgd_step_upper_bound", *case, ratio=float(step / 2 / bound))
 
 
-def test_sgd_step_upper_bound__is_the_step_of_torch() -> None:
+@pytest.mark.parametrize("momentum", [0.0, 0.5])
+@pytest.mark.parametrize("options", [{}, {"dampening": 0.25}, {"dampening": 1.0}, {"nesterov": True}], ids=str)
+def test_sgd_step_upper_bound__is_the_step_of_torch(momentum: float, options: dict[str, Any]) -> None:
+    """Equal gradients of 1. Torch refuses Nesterov without momentum, so that is no step of it."""
     torch = pytest.importorskip("torch")
-    cases: tuple[dict[str, Any], ...] = ({}, {"dampening": 0.25}, {"nesterov": True})
-    for options in cases:
-        w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
-        optimizer = torch.optim.SGD([w], lr=1.0, momentum=0.5, **options)
-        for t in range(1, 20):
-            before, w.grad = w.item(), torch.ones(1, dtype=torch.float64)
-            optimizer.step()
-            bound = sgd_step_upper_bound(1.0, t, 1.0, 0.5, **options)
-            assert abs(before - w.item()) == pytest.approx(bound, rel=0, abs=ROUNDED_UP * 2 * t)
+    w = torch.nn.Parameter(torch.zeros(1, dtype=torch.float64))
+    if momentum == 0 and options.get("nesterov"):
+        with pytest.raises(ValueError, match="Nesterov momentum requires a momentum"):
+            torch.optim.SGD([w], lr=1.0, momentum=momentum, **options)
+        return
+    optimizer = torch.optim.SGD([w], lr=1.0, momentum=momentum, **options)
+    for t in range(1, 20):
+        before, w.grad = w.item(), torch.ones(1, dtype=torch.float64)
+        optimizer.step()
+        bound = sgd_step_upper_bound(1.0, t, 1.0, momentum, **options)
+        assert abs(before - w.item()) == pytest.approx(bound, rel=0, abs=ROUNDED_UP * 2 * t)
 
 
 def test_sgd_step_upper_bound__covers_coupled_weight_decay() -> None:

@@ -275,6 +275,7 @@ NOT_A_RATE: Mapping[str, str] = {
     "bernstein_tail_upper_bound": "an inequality, against exact tails: test_response",
     "bernstein_radius": "an inequality: test_response",
     "empirical_bernstein_radius": "an inequality, with its own power test: test_response",
+    "fieller_interval": "a rate of misses with a bound of it, and its own power test: test_fieller",
 }
 
 

@@ -9,10 +9,13 @@ import pytest
 from hypothesis import given
 
 from unforgotten.theory.formats.names import format_named
-from unforgotten.theory.laws.absmax import expected_inverse_absmax
+from unforgotten.theory.formats.reference import encode, fit_grid, round_trip, to_blocks
+from unforgotten.theory.laws.absmax import absmax_law, expected_absmax, expected_inverse_absmax
+from unforgotten.theory.laws.block_law import overtaking_probability
 from unforgotten.theory.laws.boundary import moments
-from unforgotten.theory.laws.concentration import concentrated_cosine, needed_share
+from unforgotten.theory.laws.concentration import concentrated_cosine, follower_ratio, needed_share
 from unforgotten.theory.laws.densities import DENSITIES, Gaussian, density_named
+from unforgotten.theory.laws.energy import energy_density
 from unforgotten.theory.laws.regimes import (
     hidden_energy_upper_bound,
     hidden_wash_z,
@@ -27,6 +30,7 @@ from unforgotten.verification.recording.tallies import record
 
 ROUNDINGS = 16 * 2.0**-53
 TRIALS = 400_000
+SIGMAS = 6.5  # two-sided 1e-10 of a normal mean
 steps = st.floats(2.0**-8, 2.0**8)
 
 
@@ -36,6 +40,23 @@ def test_on_grid_survivor__is_the_rounded_update(delta: float, step: float) -> N
     assert float(on_grid_survivor(delta, step)) == float(exact)
     if abs(Fraction(delta)) < Fraction(step) / 2 * (1 - Fraction(1, 2**52)):
         assert float(on_grid_survivor(delta, step)) == 0
+
+
+def test_on_grid_survivor__is_what_an_integer_grid_leaves_at_its_ends() -> None:
+    """Weights on int4's grid at scale 1, block 1's absmax held by its first entry: the end code pushed out stays."""
+    fmt = format_named("int4-g16")
+    codes = np.arange(-7, 8)
+    w = np.concatenate([[-7.0], codes])[None, :].astype(np.float32)
+    for delta in (-3.0, -0.75, 0.25, 0.75, 2.0, 3.0):
+        grid = fit_grid(to_blocks(w, fmt), fmt)
+        after = encode(to_blocks(w + np.float32(delta), fmt), grid, fmt).ravel()
+        moved = after - encode(to_blocks(w, fmt), grid, fmt).ravel()
+        room = (w.ravel() + 7, 7 - w.ravel())
+        assert np.array_equal(on_grid_survivor(np.full(16, delta), 1.0, room), moved.astype(float))
+    assert on_grid_survivor(3.0, 1.0) == 3
+    assert on_grid_survivor(3.0, 1.0, (14, 0)) == 0
+    with pytest.raises(ValueError, match="room must not be negative"):
+        on_grid_survivor(1.0, 1.0, (-1, 0))
 
 
 @pytest.mark.parametrize("ratio", [0.2, 1.0, 2.5])
@@ -120,6 +141,57 @@ def test_concentrated_cosine__saturates_and_dips() -> None:
     assert min(beyond) == pytest.approx(math.sqrt(8 / 9), rel=1e-4)
     assert concentrated_cosine(rms, rms**2 / (4 / 3) ** 2, 1.0) == pytest.approx(math.sqrt(8 / 9))
     assert needed_share(rms, 0.5, 1.0) == pytest.approx(rms**2 * 16)
+
+
+BLOCKS = 2**14
+
+
+@pytest.mark.parametrize("density", ["gaussian", "laplace"])
+@pytest.mark.parametrize("name", ["int4-g64", "nf4-b64", "fp4-b64"])
+def test_follower_ratio__is_the_energy_of_unmoved_weights(name: str, density: str) -> None:
+    """Updates of 0.02 standard deviations on 2 % of the weights and on each absmax, grids made anew.
+
+    The share of blocks whose absmax moves is a factor of its own. First order: of the half of the blocks whose absmax shrinks, those where another entry overtakes follow less.
+    """
+    fmt, law_of = format_named(name), density_named(density, 1.0)
+    share, size = 0.02, 0.02
+    law = absmax_law(law_of, 64)
+    rng = rng_for("followers", name, density)
+    w = law_of.magnitude_above(rng.uniform(size=(BLOCKS, 64))) * rng.choice([-1.0, 1.0], (BLOCKS, 64))
+    moved = rng.uniform(size=w.shape) < share
+    moved[np.arange(BLOCKS), np.abs(w).argmax(axis=1)] = True
+    delta = np.where(moved, size * rng.choice([-1.0, 1.0], w.shape), 0.0)
+    w32, new32 = w.astype(np.float32), (w + delta).astype(np.float32)
+    energy = np.square(round_trip(new32, fmt).astype(np.float64) - round_trip(w32, fmt))
+    unmoved = np.where(moved, 0.0, energy).sum(axis=1)
+    shapes = np.array([energy_density(fmt, law_of, a) for a in law.values])
+    one = size * float(law.weights @ shapes)  # of one moved weight
+    expected = 63 * (1 - share) * one * follower_ratio(fmt, law_of, law)
+    error = unmoved.std(ddof=1) / math.sqrt(BLOCKS)
+    first_order = overtaking_probability(law_of, law, size) / 2
+    assert SIGMAS * error < expected / 8  # or the comparison would say nothing
+    assert abs(unmoved.mean() - expected) <= SIGMAS * error + first_order * expected
+
+
+def test_follower_ratio__of_a_uniform_grid_is_the_mean_of_the_others() -> None:
+    """A Riemann sum over 254 thresholds of weights that are not all beyond the first: second order in their spacing."""
+    second_order = 16 / 127**2
+    for law_of, mean in (
+        (Gaussian(0.02), 0.02 * math.sqrt(2 / math.pi)),
+        (density_named("laplace", 0.02), 0.02 / math.sqrt(2)),
+    ):
+        got = follower_ratio(format_named("int8-g64"), law_of, absmax_law(law_of, 64))
+        want = (64 * mean / expected_absmax(law_of, 64) - 1) / 63
+        assert got == pytest.approx(want, rel=second_order, abs=0)
+
+
+def test_concentrated_cosine__is_lower_on_a_grid_that_follows() -> None:
+    fixed = concentrated_cosine(0.01, 0.04, 1.0)
+    assert concentrated_cosine(0.01, 0.04, 1.0, 0.3) == pytest.approx(fixed / math.sqrt(1 + 0.96 * 0.3), rel=ROUNDINGS)
+    assert concentrated_cosine(0.01, 1.0, 1.0, 0.3) == concentrated_cosine(0.01, 1.0, 1.0)
+    for bad in (-0.1, math.inf):
+        with pytest.raises(ValueError, match="followers must be finite"):
+            concentrated_cosine(0.01, 0.5, 1.0, bad)
 
 
 @pytest.mark.parametrize(

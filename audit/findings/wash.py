@@ -2,7 +2,9 @@
 
 Two tests must agree. The count of flips of every tensor and format, against Hoeffding's bound under assumption U, at a
 false discovery rate of WASH_LEVEL over all of them (Benjamini & Yekutieli: valid under any dependence); a ratio within
-WASH_RATIO of 1 is no finding, as the density of real weights bends over a cell. Then, on the probe's rows, a permutation
+WASH_RATIO of 1 is no finding, as the density of real weights bends over a cell: a placed update that lacks up to a fifth
+of the expected flips, or has up to a quarter too many, is never reported, at any number of weights. Its z and p stand
+beside the format in `audit.json` all the same. Then, on the probe's rows, a permutation
 of the updates among weights of one code, one quarter of a binade and one sign, which needs no U: what storage in a
 narrow dtype or the size of a weight decides is the same in every permutation. False alarms: at most WASH_LEVEL an
 audit where U holds; where it fails, at most 2 / (1 + PERMUTATIONS) for each tensor that is looked at twice.

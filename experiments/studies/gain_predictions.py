@@ -5,7 +5,7 @@ one sign; `ratio` with one more number, the size of the pair's free steps (`stat
 displacements by quarter binade, which leaves T6 and the law of the absmax alone to be tested and is no forecast.
 
 `beyond` is the share of weights that moved in the first binade that steps of lr cannot move (T4): each of them has had a
-step larger than lr, which AdamW takes while gradients grow (T5).
+step larger than lr, which AdamW takes where a weight's recent gradients have more energy than those of its run (T5).
 
 Settings: the folders of the runs, with their models. The rows of all of them go to `rows.jsonl`.
 

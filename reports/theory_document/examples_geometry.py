@@ -126,7 +126,7 @@ def t5_adamw() -> list[str]:
         f"- {ratios}; the limit is {adamw_limit_ratio():.3f}.",
         f"- AdamW on the extremal gradients makes step {t} of size {attained:.3f} lr.",
         (
-            f"- In bfloat16 at lr 1e-5 no weight above {edges[0]:.4g} moves in the first step, for certain; none above "
-            f"{edges[1]:.4g} in 2,000 steps."
+            f"- In bfloat16, moments included, at lr 1e-5 no gradients move a weight above {edges[0]:.4g} in the first step, "
+            f"nor one above {edges[1]:.4g} in 2,000 steps."
         ),
     ]

@@ -8,7 +8,7 @@ from unforgotten.theory.calculators.bound import Question, bound
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.laws.absmax import absmax_law, expected_absmax, expected_inverse_absmax
 from unforgotten.theory.laws.block_law import block_law
-from unforgotten.theory.laws.concentration import concentrated_cosine, needed_share
+from unforgotten.theory.laws.concentration import concentrated_cosine, follower_ratio, needed_share
 from unforgotten.theory.laws.densities import Gaussian
 from unforgotten.theory.laws.energy import effective_step, expected_cosine
 from unforgotten.theory.laws.gating import gated_mean, gated_variance, riemann_gain
@@ -76,6 +76,12 @@ def t9_concentration() -> list[str]:
     )
     return [
         f"- An update of rms {rms:g} over all weights, step {step:g}. Its cosine, when confined to {cosines}.",
+        "- x of an adaptive grid, Gaussian weights: "
+        + ", ".join(
+            f"{follower_ratio(format_named(n), WEIGHTS, absmax_law(WEIGHTS, 64)):.2f} ({n})"
+            for n in ("int4-g64", "nf4-b64", "fp4-b64")
+        )
+        + ".",
         f"- A cosine of 0.5 asks for a share of at most {needed_share(rms, 0.5, step):.2%}.",
     ]
 

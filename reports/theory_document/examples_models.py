@@ -25,6 +25,7 @@ from unforgotten.theory.models.auc import auc_range
 from unforgotten.theory.models.curvature import gating_curvature
 from unforgotten.theory.models.decomposition import LostEffect, lost_effect
 from unforgotten.theory.models.divergence import metric_change_upper_bound, total_variation_upper_bound
+from unforgotten.theory.models.fieller import effective_items, fieller_interval
 from unforgotten.theory.models.greedy import certified_tokens
 from unforgotten.theory.models.lattice import error_norm_upper_bound, is_swallowed, one_feature_shift
 from unforgotten.theory.models.recovery import recovered_fraction
@@ -129,10 +130,16 @@ def t16_recovery() -> list[str]:
     quantized = unlearned + 0.3 * (target - unlearned) + rng.normal(0, 10, 60)
     part = recovered_fraction(unlearned, quantized, target, seed=0)
     none = recovered_fraction(unlearned, quantized, rng.permutation(unlearned), seed=0)
+    few = fieller_interval((quantized - unlearned)[:10], (target - unlearned)[:10])
+    sparse = np.repeat([1.0, 0.0], [8, 52])
     return [
         (
             f"- 60 items, unlearned mean {unlearned.mean():.1f}, quantized {quantized.mean():.1f}, target at that precision "
             f"{target.mean():.1f}: ρ = {part.rho:.2f} [{part.low:.2f}, {part.high:.2f}]."
+        ),
+        (
+            f"- The first 10 items: n_eff = {few.effective:.1f}, ρ = {few.rho:.2f} [{few.low:.2f}, {few.high:.2f}] by "
+            f"Fieller with pseudo-items. Of 60 items of which 8 hold all, n_eff = {effective_items(sparse):.0f}."
         ),
         f"- Against a target that knows no more than the unlearned model: defined = {none.defined}.",
     ]

@@ -49,11 +49,39 @@ def test_the_verdicts_counted_in_the_readme_are_those_of_the_rows() -> None:
     assert f"On {len(whole) - made} pairs from `run` and {made} made so" in text
     assert f"gave {len(sure)} confident verdicts and all were right" in text
     assert f"said undecided for {len(whole) - len(sure)}." in text
+    runs = [r for r in whole if r["set"] == "whole"]
+    alive, undone = ([r for r in runs if r["truth"] == word] for word in ("survives", "undone"))
+    right = [sum(r["verdict"] == r["truth"] for r in group) for group in (alive, undone)]
+    assert f'{right[0]} of {len(alive)} that survive "survives" (specificity)' in text
+    assert f'{right[1]} of {len(undone)} that are undone "undone" (sensitivity)' in text
+    assert f"the other {len(undone) - right[1]} are undecided" in text
+    fresh = [r for r in runs if not r["looked_at"]]
+    told = [r for r in fresh if r["verdict"] != "undecided"]
+    assert {r["verdict"] for r in told} == {"survives"}
+    missed = [r for r in fresh if r["truth"] == "undone"]
+    assert {r["verdict"] for r in missed} == {"undecided"}
+    assert f'On the {len(fresh)} that were not looked at, all {len(told)} confident verdicts are "survives"' in text
+    assert f"the {len(missed)} that are undone are undecided" in text
+    bad = [r for r in whole if r["set"] == "constructed" and r["truth"] == "undone"]
+    assert f"the pairs that were made, {sum(r['verdict'] == 'undone' for r in bad)} of {len(bad)}" in text
     halves = [r for r in rows if r["set"] == "halves"]
     wrong = [r for r in halves if r["verdict"] not in ("undecided", r["truth"])]
     assert {r["verdict"] for r in wrong} == {"survives"}
     undecided = sum(r["verdict"] == "undecided" for r in halves)
     assert f"undecided for {undecided} of {len(halves)}, and its {len(wrong)} errors" in text
+
+
+def test_the_readme_says_how_many_models_lose_retained_knowledge() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    lost = models = 0
+    for seed in range(5):
+        rows = read_json_lines(ROOT / f"reports/published/tiny-seed{seed}/rows.jsonl")
+        m4 = [r for r in rows if r["metric"] == "M4" and r["format"] == "none"]
+        (target,) = (r["value"] for r in m4 if r["model"] == "target")
+        unlearned = [r["value"] for r in m4 if r["model"] == "unlearned"]
+        models += len(unlearned)
+        lost += sum(target - value > 5 for value in unlearned)
+    assert f"{lost} of the {models} unlearned models lose more than 5 points of M4" in text
 
 
 def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:
@@ -67,4 +95,4 @@ def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:
         scale, ours = row["weights"] / row["yardstick_weights"], row["seconds"]["audit one/2"]
         speed = median(row["weights"] / s / 1e6 for s in ours)
         times = median(scale * b / a for a, b in zip(ours, row["seconds"]["bitsandbytes/2"], strict=True))
-        assert f"{times:.0f} times bitsandbytes ({speed:.0f} million weights a second)" in text
+        assert f"{times:.0f} times as fast as bitsandbytes ({speed:.0f} million weights a second)" in text

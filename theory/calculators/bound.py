@@ -70,7 +70,8 @@ class Answer:
     Attributes:
         question: the question that was asked.
         dead_zone: weights of this magnitude and above do not move in the mean; None where all move.
-        certain_dead_zone: weights above it cannot move at all, whatever the gradients (T5's largest step).
+        certain_dead_zone: no gradients move a weight above it (T5's largest step), with states in the dtype of the
+            parameters (float32 for fp16) that do not underflow, rounding to nearest and no weight decay.
         moved: share of the weights that move by at least half a spacing.
         rms_update: sqrt(E[delta^2]) over all weights, in the units of the weights.
         gain, cosine: gain and cosine of the surviving update; None where nothing moves, or nothing survives.
@@ -98,7 +99,7 @@ def bound(question: Question, *, gain: float | None = None, cosine: float | None
     setup = _Setup(question)
     check_training(question.lr, question.steps, setup.dtype)
     p = setup.predict(question.lr)
-    certain = frozen_magnitude(STEP_BOUNDS[question.optimizer], question.lr, max(question.steps, 1), setup.dtype)
+    certain = frozen_magnitude(STEP_BOUNDS[question.optimizer], question.lr, question.steps, setup.dtype)
     wanted = gain is not None or cosine is not None
     return Answer(
         question=question,

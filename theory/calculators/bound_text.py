@@ -13,7 +13,7 @@ def lines(answer: Answer, wanted: bool) -> list[str]:
     zone = "none: every weight can move" if answer.dead_zone is None else f"|w| >= {answer.dead_zone:.4g} stands still"
     rows = [
         ("steps", _steps(q.snr)),
-        ("dead zone", f"{zone}; for certain above {answer.certain_dead_zone:.4g}"),
+        ("dead zone", f"{zone}; no gradients move |w| > {answer.certain_dead_zone:.4g} if rounded to nearest"),
         ("moved", f"{100 * answer.moved:.2f} % of the weights"),
         ("rms update", f"{answer.rms_update:.3g} ({answer.rms_update / q.std:.3g} std)"),
         ("gain", _number(answer.gain)),

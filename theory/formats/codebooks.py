@@ -51,7 +51,12 @@ def small_float(exponent_bits: int, mantissa_bits: int, bias: int, largest: floa
 
 
 def _signed(magnitudes: list[float], sign_bit: int) -> tuple[tuple[float, ...], tuple[int, ...]]:
-    """Return levels and labels with both signs. The minus zero is left out: it has the value of the other."""
+    """Return levels and labels with both signs, one code for both zeros.
+
+    A stored E2M1 or E4M3 has a sign bit, so that a weight below 0 that rounds to 0 is stored as minus zero, and its
+    stored bits flip where the code does not: under U on one more threshold, at 0. The value is the same. FP4 of
+    bitsandbytes is counted with both of its zeros.
+    """
     negative = [-v for v in reversed(magnitudes[1:])]
     labels = [sign_bit + k for k in range(len(magnitudes) - 1, 0, -1)]
     return (*negative, *magnitudes), (*labels, *range(len(magnitudes)))

@@ -33,8 +33,8 @@ def adamw_step_upper_bound(lr: float, t: int, beta1: float = 0.9, beta2: float =
     The step is lr m^_t / (sqrt(v^_t) + eps), bias-corrected, without the weight decay, for any gradients g_1 … g_t
     and any eps >= 0; attained at eps = 0 by `extremal_gradients`. c_1 = 1, and c_t never falls with t, as
     (1-r) c_t^2 (1-b2) / (1-b1)^2 = 1 - (sinh((d-a)t/2) / sinh((d+a)t/2))^2 with b2 = e^-2a and r = e^-2d. Gradients may hold a coupled weight decay or be clipped: the bound asks nothing of them; amsgrad only
-    lowers the step. In real arithmetic: states kept in float32 add a relative error of at most about
-    4 min(t, 1/(1-b2)) 2^-24, and states kept in bfloat16 are not covered, as v then cannot decay.
+    lowers the step. In real arithmetic: `rounded_states_ratio_upper_bound` covers states that are stored, and
+    `stored_move_upper_bound` weights that are.
 
     Args:
         lr: learning rate, >= 0, in the units of the weight.
@@ -115,7 +115,8 @@ def adamw_displacement_upper_bound(
 ) -> float:
     """|w_T - w_0| <= sum_t lr_t c_t + (1 - prod_t (1 - lr_t lambda)) |w_0|, for 0 <= lr_t lambda <= 1.
 
-    From w_t = (1 - lr_t lambda) w_{t-1} - step_t. Not attained for T > 1: no gradients are extremal at every step.
+    From w_t = (1 - lr_t lambda) w_{t-1} - step_t, in real arithmetic: of stored weights and moments, which can move
+    up to twice as far, `stored_displacement_upper_bound` tells. Not attained for T > 1: no gradients are extremal at every step.
 
     Args:
         lr: learning rate, >= 0, or one for each step.
@@ -178,23 +179,27 @@ def ratios(t: NDArray[Any], beta1: float, beta2: float) -> NDArray[Any]:
     Works with exact 1 - b and 1 - r and with expm1, so that no difference cancels; each power then has a relative
     error of a few roundings, and t log r of them where r > 1.
     """
-    return np.asarray(moment_ratios(t, beta1, beta2) * _corrections(t, beta1, beta2))
+    return np.asarray(moment_ratios(t, beta1, beta2) * bias_corrections(t, beta1, beta2))
 
 
 def moment_ratios(t: NDArray[Any], beta1: float, beta2: float) -> NDArray[Any]:
     """Return the largest |m_t| / sqrt(v_t), not bias-corrected: (1-b1)/sqrt(1-b2) sqrt((1-r^t)/(1-r)); rounded up."""
     a, b = Fraction(beta1), Fraction(beta2)
-    front = float((1 - a) ** 2 / (1 - b))
-    gap = float(1 - a * a / b)  # 1 - r, rounded once
+    return root_of_series(t, (1 - a) ** 2 / (1 - b), a * a / b)
+
+
+def root_of_series(t: NDArray[Any], front: Fraction, r: Fraction) -> NDArray[Any]:
+    """Return sqrt(front (1-r^t)/(1-r)) for many t >= 1, float64, each rounded up."""
+    front_rounded, gap = float(front), float(1 - r)  # rounded once
     with np.errstate(over="ignore"):
         exponent = t * np.log1p(-gap) if gap < 1 else np.full(t.shape, -np.inf)
         series = -np.expm1(exponent) / gap if gap else t.astype(np.float64)
-        value = np.sqrt(front * series)
+        value = np.sqrt(front_rounded * series)
     growth = np.where(exponent > 0, exponent, 0.0)
     return np.asarray(value * (1 + (RATIO_ROUNDINGS / 2 + 2 * growth) * U64))
 
 
-def _corrections(t: NDArray[Any], beta1: float, beta2: float) -> NDArray[Any]:
+def bias_corrections(t: NDArray[Any], beta1: float, beta2: float) -> NDArray[Any]:
     """Return sqrt(1-b2^t) / (1-b1^t), rounded up."""
     second = np.sqrt(-np.expm1(t * math.log(beta2)))
     first = -np.expm1(t * math.log(beta1)) if beta1 else np.ones(t.shape)

@@ -34,10 +34,10 @@ MIN_WEIGHTS = 200  # a binade with fewer weights says nothing
 
 @claim("T4", kind="exact", source="round to nearest even, IEEE 754-2019 §4.3.1")
 def frozen_exponent(eta: float, dtype: str) -> int:
-    """Every weight with |w| >= 2^e is frozen under updates of size at most eta; e is the smallest with 2^(e-p) > eta.
+    """Every weight with |w| > 2^e is frozen under updates of size at most eta; e is the smallest with 2^(e-p) > eta.
 
-    The one exception is |w| = 2^e exactly, if 2^e is above the smallest normal number: its neighbour toward 0 is at
-    2^(e-p), so a step toward 0 of more than 2^(e-p) / 2 moves it. Sound in the subnormal range too, where the spacing
+    So is |w| = 2^e, but toward 0 if 2^e is above the smallest normal number: its neighbour there is at 2^(e-p), so a
+    step toward 0 of more than 2^(e-p) / 2 moves it. Sound in the subnormal range too, where the spacing
     is only wider than the formula says. The sum is rounded once: a kernel that adds in float32 first can turn a sum
     just below a tie into the tie, so there the statement needs eta < 2^(e-p) - 2^(e-24).
 

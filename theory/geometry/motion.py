@@ -55,7 +55,8 @@ def step_law(optimizer: str, snr: float = math.inf) -> StepLaw:
     s = z / sqrt(1 + z^2), q = (1 - beta1) / (1 + beta1). A sign optimizer: +-lr with mean s = erf(z / sqrt 2). At
     snr = inf both step by lr with one sign for ever: the nominal model.
 
-    Left out, and seen in training: gradients that grow, which make AdamW's steps larger than lr (T5), and its first
+    Left out, and seen in training: gradients that turn or grow, which make AdamW's steps larger than lr where a weight's
+    recent energy exceeds that of its run (`step_energy`), and its first
     1 / (1 - beta1) steps, whose noise is larger.
 
     Args:

@@ -20,6 +20,7 @@ import numpy as np
 from unforgotten.theory.claims import claim
 from unforgotten.theory.geometry.adamw import adamw_step_upper_bound, check_betas, moment_ratios
 from unforgotten.theory.geometry.dead_zone import SIGNIFICANT_BITS, check_dtype, frozen_exponent
+from unforgotten.theory.geometry.stored_steps import FLOAT32_BITS, KERNEL, STATES, rounded_momentum, rounded_ratio
 
 ROUNDINGS = 16  # at most, in each bound of this file that is not a root or a power
 U64 = 2.0**-53
@@ -31,7 +32,8 @@ def adam_uncorrected_step_upper_bound(lr: float, t: int, beta1: float = 0.9, bet
     """|step t| <= lr (1-b1)/sqrt(1-b2) sqrt((1-r^t)/(1-r)), r = b1^2/b2: Adam without bias correction.
 
     The first step is the largest share of all: 3.16 lr at the defaults, where the corrected one is lr; the limit is
-    the same c_inf. Attained by the same extremal gradients.
+    the same c_inf. Attained by the same extremal gradients. In real arithmetic, as all here but `largest_stored_step`
+    and `frozen_magnitude`, which count the roundings of what is stored.
 
     Args:
         lr: learning rate, >= 0.
@@ -54,9 +56,9 @@ def sgd_step_upper_bound(
 ) -> float:
     """|step t| <= lr clip b_t, b_1 = 1, b_t = momentum b_{t-1} + 1 - dampening; Nesterov: 1 + momentum b_t for b_t.
 
-    For gradients with |g_i| <= clip entrywise, which a clipped norm implies; attained by equal gradients. A bound of
+    At momentum 0 there is no buffer, dampening is ignored, and b_t = 1: torch steps by the gradient itself. For gradients with |g_i| <= clip entrywise, which a clipped norm implies; attained by equal gradients. A bound of
     the gradient is needed: without one a step of SGD has none. Coupled weight decay is part of the gradient: add
-    lambda times the largest weight to `clip`, as it is added after clipping.
+    lambda times the largest weight to `clip`, as it is added after clipping. In real arithmetic.
 
     Args:
         lr: learning rate, >= 0.
@@ -64,7 +66,7 @@ def sgd_step_upper_bound(
         clip: bound of |g|, entrywise, >= 0.
         momentum: factor of the buffer, in [0, 1).
         dampening: share of a gradient that the buffer leaves out, in [0, 1]; 0 for the first gradient, as in torch.
-        nesterov: whether to use Nesterov's step; needs dampening 0, as in torch.
+        nesterov: whether to use Nesterov's step; needs dampening 0, as in torch. At momentum 0 it is the plain step.
 
     Raises:
         ValueError: an argument is out of its range.
@@ -75,9 +77,10 @@ def sgd_step_upper_bound(
         raise ValueError(f"momentum must be in [0, 1) and dampening in [0, 1], got {momentum!r} and {dampening!r}")
     if nesterov and dampening:
         raise ValueError(f"dampening must be 0 with nesterov, got dampening={dampening!r}")
-    decayed = momentum ** (t - 1)
-    rest = -math.expm1((t - 1) * math.log(momentum)) if momentum else float(t > 1)
-    size = decayed + (1 - dampening) * rest / (1 - momentum)
+    size = 1.0
+    if momentum:
+        rest = -math.expm1((t - 1) * math.log(momentum))
+        size = momentum ** (t - 1) + (1 - dampening) * rest / (1 - momentum)
     return _up(lr * clip * (1 + momentum * size if nesterov else size))
 
 
@@ -126,7 +129,7 @@ def lora_change_upper_bound(
     """|s (B'A' - BA)_ij| <= s rank (dB a + b dA + dB dA), for |B| <= b, |B' - B| <= dB, |A| <= a, |A' - A| <= dA.
 
     With B = 0 at the start it is the bound of s B'A' itself, s rank dB (a + dA). Attained where all entries of a
-    factor are equal. So LoRA moves a merged weight by `rank * scale` times a product, not by lr per step.
+    factor are equal. In real arithmetic: factors and a merge that are stored are rounded once more each. So LoRA moves a merged weight by `rank * scale` times a product, not by lr per step.
 
     Args:
         b_initial: b, bound of the entries of B at the start; LoRA starts at 0.
@@ -177,13 +180,48 @@ def largest_step(optimizer: str, lr: float, t: int, **options: Any) -> float:
     return bound(lr, t, **options)
 
 
+@claim("T5", kind="exact", source="the rounded recursions of `stored_steps`; torch.optim 2.x")
+def largest_stored_step(optimizer: str, lr: float, t: int, states: str, **options: Any) -> float:
+    """|step t| <= `largest_step` with what stored states add: c_t' for c_t of Adam, a momentum grown by (1+u)^2 of SGD.
+
+    Sign and Lion add nothing but the rounding of lr to float32. No earlier step is larger.
+
+    Args:
+        optimizer: a key of `STEP_UPPER_BOUNDS`.
+        lr: learning rate, >= 0; the largest of a schedule.
+        t: number of the step, from 1.
+        states: dtype of the optimizer's states, "float32" or "bfloat16".
+        **options: options of the optimizer, as of `largest_step`.
+
+    Raises:
+        ValueError: an argument is out of its range, or the buffer of SGD can grow without end.
+    """
+    if states not in STATES:
+        raise ValueError(f"states must be one of {', '.join(STATES)}, got states={states!r}")
+    size, factor = largest_step(optimizer, lr, t, **options), 1.0
+    if optimizer in ("adam", "adamw", "adam-uncorrected"):
+        size = lr * rounded_ratio(t, states, corrected=optimizer != "adam-uncorrected", **options)
+    elif options.get("momentum"):
+        momentum, factor = rounded_momentum(options["momentum"], states)
+        size = largest_step(optimizer, lr, t, **{**options, "momentum": momentum})
+    return _up(size * factor * float(1 + KERNEL)) if size else 0.0
+
+
 @claim("T4", kind="exact", source="T4 and T5; induction over steps")
 def frozen_magnitude(
-    optimizer: str, lr: float, steps: int, dtype: str, weight_decay: float = 0.0, **options: Any
+    optimizer: str,
+    lr: float,
+    steps: int,
+    dtype: str,
+    weight_decay: float = 0.0,
+    *,
+    states: str | None = None,
+    **options: Any,
 ) -> float:
     """Every weight with |w| > 2^e never moves in `steps` steps, e = frozen_exponent(eta / (1 - lr lambda 2^(p+1))).
 
-    eta = `largest_step(optimizer, lr, steps)`. Decoupled decay of a share lr lambda of w is lost by itself while
+    eta = `largest_stored_step(optimizer, lr, steps)`, and a share 2^(p-24) more for a kernel that adds in float32
+    before it rounds to p bits. Rounding to nearest, and no state underflows. Decoupled decay of a share lr lambda of w is lost by itself while
     lr lambda <= 2^-(p+1), whatever w is (bf16: 0.002), and inf is returned beyond. Holds whether a kernel rounds
     decay and step apart or once together; |w| = 2^e exactly can step toward 0, as T4 says. Weights below may move, and
     then stop at this size. AdamW in bfloat16 at lr 1e-5 is frozen for certain from 2^-8 after 1 step, from 2^-5 after
@@ -195,14 +233,20 @@ def frozen_magnitude(
         steps: number of steps, >= 1.
         dtype: storage of the weights, "float32", "float16" or "bfloat16", with p significant bits.
         weight_decay: decoupled lambda, >= 0.
+        states: dtype of the optimizer's states, "float32" or "bfloat16"; None: that of the weights, as in torch, and
+            float32 for shorter ones, of which second moments underflow.
         **options: options of the optimizer, as of `largest_step`.
 
     Raises:
         ValueError: an argument is out of its range.
     """
     check_dtype(dtype)
-    eta = largest_step(optimizer, lr, steps, **options)
+    eta = largest_stored_step(optimizer, lr, steps, states or (dtype if dtype in STATES else "float32"), **options)
+    if eta and dtype != "float32":
+        eta = _up(eta / (1 - 2.0 ** (SIGNIFICANT_BITS[dtype] - FLOAT32_BITS)))
     share = decay_step_upper_bound(lr, weight_decay, 1.0)
+    if weight_decay and dtype != "float32":
+        share += 2.0**-23  # a kernel holds 1 - lr lambda, and its product with w, in float32
     left = 1 - share * 2.0 ** (SIGNIFICANT_BITS[dtype] + 1)
     if left <= 0:
         return math.inf

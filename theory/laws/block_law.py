@@ -26,7 +26,9 @@ from unforgotten.theory.laws.boundary import Moments, moments, shape_of
 from unforgotten.theory.laws.densities import Density
 from unforgotten.theory.laws.update import GRID_MODES, GridMode
 
-OVERTAKING_NODES = 8
+OVERTAKING_NODES = 8  # places of the entry that overtakes, of equal probability
+FINE_EDGES = 512  # at which its law is computed; in blocks of 10,000 it spans a 50th of the range
+TINY = 1e-12  # a probability without a mean worth a quotient
 
 
 class Expected(NamedTuple):
@@ -100,13 +102,26 @@ def block_law(fmt: Format, density: Density, law: AbsmaxLaw, delta: float, mode:
 
 
 def adaptive_error(density: Density, law: AbsmaxLaw, delta: float) -> float:
-    """Return the largest error of an adaptive `block_law`'s gain: 2 P(another entry overtakes) / B.
+    """Return the largest error of an adaptive `block_law`'s gain, 2 P(another entry overtakes) / B, from its own D.
 
-    Overtaking needs another entry within 2 |delta| of the absmax, and the absmax to shrink.
+    No bound of the error of `flips` and `levels`: where the overtaker lands scales all weights of the block, and the
+    law takes OVERTAKING_NODES places for it, of equal probability. `overtaking_probability` is the share of blocks for
+    which that matters.
+    """
+    return overtaking_probability(density, law, delta) / law.size
+
+
+def overtaking_probability(density: Density, law: AbsmaxLaw, delta: float) -> float:
+    """Return P(another entry lies within 2 |delta| of the absmax), without which none can overtake it.
+
+    Args:
+        density: F.
+        law: law of the absmax of blocks.
+        delta: size of the update, > 0.
     """
     a = law.values
     inside = magnitude_cdf(np.maximum(a - 2 * delta, 0.0), density) / magnitude_cdf(a, density)
-    return float((1 - inside ** (law.size - 1)) @ law.weights / law.size)
+    return float((1 - inside ** (law.size - 1)) @ law.weights)
 
 
 def _average(m: Moments, weight: NDArray[Any], delta: float) -> Expected:
@@ -163,10 +178,29 @@ def _successors(
         return [(a, one)]
     if outward:
         return [(a + delta, one)]  # no other entry can get there
-    edges = [np.abs(a - delta) + f * 2 * np.minimum(a, delta) for f in np.linspace(0, 1, OVERTAKING_NODES + 1)]
-    below = [_largest_other_cdf(m, a, delta, density) ** (law.size - 1) for m in edges]
-    steps = [((edges[i] + edges[i + 1]) / 2, below[i + 1] - below[i]) for i in range(OVERTAKING_NODES)]
-    return [(edges[0], below[0]), *steps]
+    edges = [np.abs(a - delta) + f * 2 * np.minimum(a, delta) for f in np.linspace(0, 1, FINE_EDGES + 1)]
+    below = np.stack([_largest_other_cdf(m, a, delta, density) ** (law.size - 1) for m in edges])
+    means, shares = _equal_shares(np.stack(edges), np.maximum.accumulate(below, axis=0))
+    return [(edges[0], below[0]), *zip(means, shares, strict=True)]
+
+
+def _equal_shares(places: NDArray[Any], below: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
+    """Return OVERTAKING_NODES means and probabilities of equal shares of each law, (nodes, n); places where it has none.
+
+    Args:
+        places: magnitudes, ascending, (m, n).
+        below: probability up to each, (m, n); what lies below the first is left out.
+    """
+    first = np.diff(below, axis=0) * (places[1:] + places[:-1]) / 2
+    moment = np.concatenate([np.zeros((1, below.shape[1])), np.cumsum(first, axis=0)])
+    shares = np.linspace(0, 1, OVERTAKING_NODES + 1)[:, None]
+    cuts = below[0] + shares * (below[-1] - below[0])
+    columns = range(below.shape[1])
+    reached = np.stack([np.interp(cuts[:, i], below[:, i], moment[:, i]) for i in columns], axis=1)
+    mass = np.diff(cuts, axis=0)
+    unused = np.broadcast_to(places[0], mass.shape).copy()
+    means = np.divide(np.diff(reached, axis=0), mass, out=unused, where=mass > TINY)
+    return np.clip(means, places[0], places[-1]), mass
 
 
 def _largest_other_cdf(m: NDArray[Any], a: NDArray[Any], delta: float, density: Density) -> NDArray[Any]:

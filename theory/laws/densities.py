@@ -186,6 +186,8 @@ class Empirical:
 def empirical(w: NDArray[Any], bins: int = HISTOGRAM_BINS) -> Empirical:
     """Return the histogram of a tensor between `bins + 1` quantiles: equal shares, so narrow where weights are many.
 
+    Its end bins are wide and flat, so it has no tail: `absmax_law` refuses it for all but small blocks.
+
     Args:
         w: weights, any shape, finite, at least two distinct values.
         bins: largest number of bins; ties merge bins.

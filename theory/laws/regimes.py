@@ -15,23 +15,36 @@ from unforgotten.theory.laws.gating import checked_step
 
 
 @claim("T11", kind="exact", source="rounding a grid point plus delta")
-def on_grid_survivor(delta: ArrayLike, step: float) -> NDArray[Any]:
-    """(a) w on the grid: D = step * round(delta / step), so 0 iff |delta| < step / 2 (a tie may round either way).
+def on_grid_survivor(
+    delta: ArrayLike, step: float, room: tuple[ArrayLike, ArrayLike] = (np.inf, np.inf)
+) -> NDArray[Any]:
+    """(a) w on a uniform grid that stays as it is: D = step * clip(round(delta / step), -below, above), `room` to its ends.
 
-    For weights that were quantized before, on the same grid: a QAT model, a dequantized one, one format twice.
+    So D = 0 iff |delta| < step / 2 (a tie may round either way), or the code is an end and delta points outward. For
+    weights that were quantized before, on the same grid: a QAT model, a dequantized one, one format twice. Where w'
+    sets a new scale, and on a codebook such as NF4, it does not hold.
 
     Args:
         delta: the update, any shape.
         step: Delta > 0.
+        room: (below, above), the codes between the weight's and the lowest, and the highest; >= 0, as `delta`'s shape.
+            Infinite where nothing is clipped.
+
+    Raises:
+        ValueError: the step is not positive and finite, or a room is negative or nan.
     """  # noqa: D401
-    return step * np.rint(np.asarray(delta, np.float64) / checked_step(step))
+    below, above = (np.asarray(x, np.float64) for x in room)
+    if not ((below >= 0).all() and (above >= 0).all()):
+        raise ValueError(f"room must not be negative, got room={room!r}")
+    return step * np.clip(np.rint(np.asarray(delta, np.float64) / checked_step(step)), -below, above)
 
 
 @claim("T11", kind="law", source="Gaussian tail sum for rint(delta / step)")
 def on_grid_gain(spread: float, step: float) -> float:
     """(a) G = sum_{k>=1} 2 c phi((k - 1/2) c), c = step / spread, for delta ~ N(0, spread^2): E[D delta] / E[delta^2].
 
-    Exponentially small for c >> 1, and 1 for c << 1: dithering by a wide update restores U. phi is the normal density.
+    A fixed uniform grid on which no code is clipped. Exponentially small for c >> 1, and 1 for c << 1: dithering by a
+    wide update restores U. phi is the normal density.
 
     Args:
         spread: standard deviation of delta, > 0.
@@ -75,8 +88,9 @@ def swallowing_absmax(fmt: Format, edge: float) -> float:
 def hidden_energy_upper_bound(step: float) -> float:
     """(c) E[delta^2] <= 7/12 step^2 for an update that flips no code, under U for w: projected training hides this much.
 
-    A weight at place x of its cell can move by max(x, 1 - x) of a step, and the mean square of that is 7/12. The wash
-    test (T12) sees it: no flips where sum p_i were expected.
+    A weight at place x of its cell can move by max(x, 1 - x) of a step, and the mean square of that is 7/12. A fixed
+    uniform grid, inner cells: outward from an end cell an update of any size flips nothing. The wash test (T12) sees
+    it: no flips where sum p_i were expected.
 
     Args:
         step: Delta > 0.

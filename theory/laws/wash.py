@@ -33,7 +33,9 @@ class WashTest(NamedTuple):
 def wash_test(flips: int, expected: float, variance: float, weights: int) -> WashTest:
     """Under U the flips are a sum of independent Bernoulli(p_i): z = (flips - sum p_i) / sqrt(sum p_i (1 - p_i)).
 
-    `p` is no approximation: P[mean >= x] <= exp(-n KL(x || mean p)) holds for unequal p_i; both sides, doubled.
+    `p` is no approximation: P[mean >= x] <= exp(-n KL(x || mean p)) holds for unequal p_i; both sides, doubled. Of
+    real weights U holds to some per cent, which many weights tell from exactly: there p below 0.01 is no rarity, and
+    needs a limit on the ratio of the counts, or a permutation test, beside it.
 
     Args:
         flips: observed flips.

@@ -137,13 +137,51 @@ def lost_update_upper_bound(step: NDArray[Any], factor: NDArray[Any]) -> NDArray
     """|delta - D|_H <= sqrt(sum_i (step_i / U_ii)^2), |x|_H^2 = x'Hx, whatever delta, where no code is clipped.
 
     So an update with a larger |delta|_H cannot be swallowed, however small each of its entries is, and its gain in this
-    norm, <D, delta>_H / |delta|_H^2, is within bound / |delta|_H of 1. Twice the error bound: two roundings.
+    norm, <D, delta>_H / |delta|_H^2, is within bound / |delta|_H of 1. Twice the error bound: two roundings. Both
+    models are rounded with one H, and with one bound of the steps. Two calibrations of two models have two:
+    `lost_update_of_two_upper_bound`.
 
     Args:
         step: step of each column in the order of rounding, (..., n).
         factor: U, (n, n).
     """
     return 2 * error_norm_upper_bound(step, factor)
+
+
+class Rounding(NamedTuple):
+    """What bounds one run of GPTQ: `step` (n,) and `factor` U (n, n) in the order of rounding, and that `order` (n,)."""
+
+    step: NDArray[Any]
+    factor: NDArray[Any]
+    order: NDArray[Any]
+
+
+@claim("T17", kind="exact", source="derived here; triangle inequality and the largest generalized eigenvalue")
+def lost_update_of_two_upper_bound(before: Rounding, after: Rounding) -> float:
+    """|delta - D|_H <= b(H) + sqrt(lambda_max(H H'^-1)) b(H'), b of `error_norm_upper_bound`: each model has its Hessian.
+
+    delta - D = e' - e, the errors of the two roundings, |e|_H <= b(H), and |e'|_H is at most the root times |e'|_H'.
+    Both grids may be fitted anew; no code is clipped. H is of the model before, whose outputs are asked about. With
+    H^-1 = A'A and H'^-1 = B'B in one order of columns the root is the spectral norm of B A^-1. Equal runs give
+    `lost_update_upper_bound`. Plain rounding and AWQ have diagonal factors: U_ii = 1 and 1 over the scale of a column.
+
+    Args:
+        before: rounding of w.
+        after: rounding of w'.
+
+    Raises:
+        ValueError: the runs differ in their number of columns, or an order is no permutation.
+    """
+    n = len(before.factor)
+    if after.factor.shape != before.factor.shape:
+        raise ValueError(f"factors must have one shape, got {before.factor.shape} and {after.factor.shape}")
+    for run in (before, after):
+        if not np.array_equal(np.sort(run.order), np.arange(n)):
+            raise ValueError(f"order must be a permutation of {n} columns, got order={run.order!r}")
+    a, b = (run.factor[:, np.argsort(run.order)] for run in (before, after))
+    stretch = float(np.linalg.norm(np.linalg.solve(a.T, b.T), 2))
+    first, second = (float(error_norm_upper_bound(run.step, run.factor)) for run in (before, after))
+    return first + stretch * second
 
 
 def pushed_shift(delta: NDArray[Any], survived: NDArray[Any], factor: NDArray[Any]) -> NDArray[Any]:

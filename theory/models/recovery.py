@@ -22,15 +22,19 @@ class Recovery(NamedTuple):
     defined: bool
 
 
-@claim("T16", kind="exact", source="definition; percentile bootstrap, Efron 1979")
+@claim("T16", kind="exact", source="definition; its interval by the percentile bootstrap, Efron 1979")
 def recovered_fraction(
     unlearned: NDArray[Any], quantized: NDArray[Any], quantized_target: NDArray[Any], *, seed: int
 ) -> Recovery:
     """Rho = (m(Q(w')) - m(w')) / (m(Q(w)) - m(w')): 0 as unlearned, 1 as the target at the same precision.
 
-    Items, and seeds where there are several, are resampled together, so their difficulty cancels. Where the interval of
-    the denominator holds 0 there is nothing to recover: the point estimate is given, `defined` is False, and the
-    interval is (-inf, inf). Neither the unit nor the origin nor the direction of the metric matters.
+    rho is exact, its interval is not. Items, and seeds where there are several, are resampled together, so their
+    difficulty cancels; a percentile interval of few items is too short: it misses 20, 12, 8 and 6 % at n = 4, 8, 16 and
+    32 for even returns, and half where items come back all or nothing. `fieller_interval` holds what it promises there;
+    the rows of published runs, and what the audit prints beside its tests, are of this one. Where the interval of the
+    denominator holds 0 there is nothing to recover: the point estimate is given, `defined` is False, and the interval
+    is (-inf, inf); of a removal that is none, `defined` is True in 9 % at n = 16. Neither the unit nor the origin nor
+    the direction of the metric matters.
 
     Args:
         unlearned: the metric of each item on w', (n,), n >= 2, or (seeds, n).

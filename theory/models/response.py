@@ -27,10 +27,12 @@ def linear_response(gradient: NDArray[Any], delta: NDArray[Any], step: NDArray[A
 
     Assumption U on a fixed uniform grid, unclipped, and positions independent *between* weights, which the variance
     and every tail bound need and the mean does not. On another grid the mean is G g·delta with the gain G of T7.
-    F(Q(w) + D) - F(Q(w)) is g·D to first order; `curvature` holds the second.
+    For any fixed g this is exact. That F(Q(w) + D) - F(Q(w)) is g·D, g the gradient at Q(w), is first order, with a
+    remainder up to half the largest curvature times |D|^2. Where w has been trained on F that gradient is near 0 and
+    the remainder is all: then take g from `mean_gradient`, with which g·delta is right to third order.
 
     Args:
-        gradient: gradient of F at Q(w), (n,).
+        gradient: g, (n,).
         delta: the update, (n,).
         step: Delta > 0, one number or (n,).
 
@@ -39,6 +41,67 @@ def linear_response(gradient: NDArray[Any], delta: NDArray[Any], step: NDArray[A
     """
     g, d, s = vectors(gradient, delta, step)
     return Response(float(g @ d), float(np.square(g) @ gating_variance(d, s)), float(np.abs(g * s).max()))
+
+
+def mean_gradient(gradients: NDArray[Any]) -> NDArray[Any]:
+    """Return the gradient in the mean over a path by the trapezoidal rule, for `path_change`: (n,).
+
+    Args:
+        gradients: gradients of F at m >= 2 equally spaced points from y to y + delta, (m, n).
+
+    Raises:
+        ValueError: there are fewer than two points.
+    """
+    g = np.asarray(gradients, np.float64)
+    if g.ndim != 2 or len(g) < 2:
+        raise ValueError(f"gradients must be of two points or more, (m, n), got shape={g.shape}")
+    weights = np.ones(len(g))
+    weights[[0, -1]] = 0.5
+    return np.asarray(weights / (len(g) - 1) @ g)
+
+
+@claim("T13", kind="first-order", source="trapezoidal rule with Peano's kernel t (1 - t) / 2")
+def path_change(gradients: NDArray[Any], delta: NDArray[Any]) -> float:
+    """F(y + delta) - F(y) = mean of g over the path · delta + R, |R| <= K |delta|^3 / 12 (m - 1)^2: at a minimum too.
+
+    With g at every point of the path it is exact. The trapezoidal rule takes m of them; two, the ends, are enough for
+    a quadratic F, of which the gradient at y alone gives nothing at its minimum. K is as in
+    `path_remainder_upper_bound`. For gating take y = Q(w) and delta or D; for T14's base shift the other corners.
+
+    Args:
+        gradients: gradients of F at m >= 2 equally spaced points from y to y + delta, (m, n).
+        delta: the update, (n,).
+
+    Raises:
+        ValueError: shapes differ, there are fewer than two points, or a number is not finite.
+    """
+    g, d, _ = vectors(mean_gradient(gradients), delta, 1.0)
+    return float(g @ d)
+
+
+@claim("T13", kind="first-order", source="Peano kernel of the trapezoidal rule: its integral over [0, 1] is 1/12")
+def path_remainder_upper_bound(third: float, delta: NDArray[Any], points: int = 2) -> float:
+    """|R| <= K |delta|^3 / 12 (m - 1)^2, K >= |third derivative of F| along delta: the rest of `path_change`; rounded up.
+
+    Args:
+        third: bound of |d^3/dx^3 F(p + x u)|, u = delta / |delta|, for p on the segment from y to y + delta.
+        delta: the update, (n,).
+        points: m >= 2.
+
+    Raises:
+        ValueError: the update is no vector of finite numbers, K is negative or not finite, or m is below 2.
+    """
+    if not (math.isfinite(third) and third >= 0):
+        raise ValueError(f"third must be finite and not negative, got third={third!r}")
+    if points < 2:
+        raise ValueError(f"points must be at least 2, got points={points}")
+    _, d, _ = vectors(np.zeros(np.shape(delta)), delta, 1.0)
+    unit = float(np.abs(d).max())
+    if unit == 0 or third == 0:
+        return 0.0
+    length = float(np.linalg.norm(d / unit))
+    bound = third / (12 * (points - 1) ** 2) * length**3 * unit * unit * unit
+    return float(np.nextafter(bound * (1 + (3 * d.size + 32) * U64), np.inf))
 
 
 def gating_variance(delta: NDArray[Any], step: NDArray[Any] | float) -> NDArray[Any]:

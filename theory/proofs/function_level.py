@@ -16,8 +16,9 @@ import sympy as sp
 from unforgotten.theory.claims import proof
 from unforgotten.theory.models.curvature import gating_curvature
 from unforgotten.theory.models.divergence import total_variation_upper_bound
+from unforgotten.theory.models.fieller import effective_items
 from unforgotten.theory.models.recovery import recovered_fraction
-from unforgotten.theory.models.response import gating_variance, linear_response
+from unforgotten.theory.models.response import gating_variance, linear_response, path_change, path_remainder_upper_bound
 from unforgotten.theory.models.tails import bernstein_radius, bernstein_tail_upper_bound
 
 DIGITS = 40
@@ -78,6 +79,21 @@ def response_moments() -> None:
     assert near(linear_response(gradient, delta, step).variance, expected)
     curved = sum(sp.Rational(a) * b for a, b in zip(gradient.tolist(), noise, strict=True)) / 2
     assert near(gating_curvature(gradient, delta, step), curved)
+
+
+@proof("T13", method="derivation", domain="polynomials of degree up to 8 along a segment")
+def path_change_is_the_trapezoidal_rule() -> None:
+    """F(1) - F(0) - (f(0) + f(1))/2 = -int t(1-t)/2 f2(t) dt, f = dF/dt, f2 its second; the kernel is >= 0, sum 1/12."""
+    t = sp.Symbol("t", positive=True)
+    kernel = t * (1 - t) / 2
+    assert sp.integrate(kernel, (t, 0, 1)) == sp.Rational(1, 12)
+    for power in range(1, 9):
+        slope = sp.diff(t**power, t)
+        gap = 1 - (slope.subs(t, 0) + slope.subs(t, 1)) / 2
+        assert sp.integrate(kernel * sp.diff(slope, t, 2), (t, 0, 1)) == -gap, f"x^{power}"
+    delta = np.array([3.0, 4.0])
+    assert near(path_remainder_upper_bound(6.0, delta), sp.Rational(6, 12) * 125)
+    assert near(path_change(np.array([[1.0, 0.0], [2.0, 3.0]]), delta), sp.Rational(9, 2) + 6)
 
 
 @proof("T13", method="derivation", domain="1 to 4 independent weights")
@@ -158,6 +174,33 @@ def total_variation_bound_is_concave() -> None:
     assert sp.diff(kl / 2, kl, 2) == 0
     assert sp.simplify(sp.diff(1 - sp.exp(-kl), kl, 2) + sp.exp(-kl)) == 0
     assert sp.simplify(sp.diff(sp.sqrt(kl), kl, 2) + kl ** sp.Rational(-3, 2) / 4) == 0
+
+
+@proof("T16", method="derivation", domain="every sample: N, sums, squares; t > 0")
+def fieller_is_the_inverse_of_a_test() -> None:
+    """(sum r)^2 = f SS(r), r = a - rho b, f = t^2 N/(N-1), is the quadratic in rho whose roots the code takes.
+
+    SS(r) = SS(a) - 2 rho SP + rho^2 SS(b) about the means; the set is an interval where the leading coefficient is > 0,
+    that is where a test of mean b = 0 with this t rejects.
+    """
+    a, b, saa, sab, sbb, f, rho = sp.symbols("A B Saa Sab Sbb f rho", real=True)
+    kept = (a - rho * b) ** 2 - f * (saa - 2 * rho * sab + rho**2 * sbb)
+    square, middle, rest = b**2 - f * sbb, a * b - f * sab, a**2 - f * saa
+    assert sp.expand(kept - (square * rho**2 - 2 * middle * rho + rest)) == 0
+    for sign in (-1, 1):
+        end = (middle + sign * sp.sqrt(middle**2 - square * rest)) / square
+        assert sp.simplify(kept.subs(rho, end)) == 0
+
+
+@proof("T16", method="derivation", domain="every weights; k of n items hold equal shares")
+def kish_counts_the_items_that_hold_the_removal() -> None:
+    """(sum b)^2 = n sum b^2 less the sum over i < j of (b_i - b_j)^2, so n_eff <= n; k equal items among zeros give k."""
+    for n in range(1, 6):
+        b = sp.symbols(f"b0:{n}", real=True)
+        gap = n * sum(x**2 for x in b) - sum(b) ** 2
+        assert sp.expand(gap - sum((b[i] - b[j]) ** 2 for i in range(n) for j in range(i + 1, n))) == 0
+    for k in range(1, 5):
+        assert near(effective_items(np.repeat([0.5, 0.0], [k, 9])), sp.Integer(k))
 
 
 @proof("T16", method="derivation", domain="every metric u, q, t with t != u, every unit a != 0 and origin b")

@@ -51,6 +51,23 @@ def gptq_residuals_are_skewed_errors() -> None:
         assert (scaled - root * (w - q)).applyfunc(sp.cancel) == sp.zeros(n, 1), f"norm, {n} columns"
 
 
+@proof("T17", method="derivation", domain="2 columns, every pair of positive definite Hessians by their factors")
+def two_hessians_are_compared_by_an_eigenvalue() -> None:
+    """|e|_H^2 = |A^-T e|^2 and A^-T = (B A^-1)' B^-T, H^-1 = A'A, H'^-1 = B'B: the norm of B A^-1 turns one into the other.
+
+    Its square is lambda_max(B H B') = lambda_max(H B'B) = lambda_max(H H'^-1), as XY and YX have one spectrum.
+    """
+    a = upper_factor(2)
+    b = sp.Matrix([[sp.Symbol("v0", positive=True), sp.Symbol("v01", real=True)], [0, sp.Symbol("v1", positive=True)]])
+    stretch = b * a.inv()
+    assert (a.inv().T - stretch.T * b.inv().T).applyfunc(sp.cancel) == sp.zeros(2, 2)
+    h, h_new_inverse = (a.T * a).inv(), b.T * b
+    x = sp.Symbol("x")
+    left = (stretch * stretch.T).charpoly(x).as_expr()
+    right = (h * h_new_inverse).charpoly(x).as_expr()
+    assert sp.cancel(left - right) == 0
+
+
 @proof("T17", method="derivation", domain="every H = xx' + damping up to 4 columns")
 def one_feature_pushes_the_output() -> None:
     """(M delta)_i = delta_i + x_i sum_{j<i} x_j delta_j / (damping + sum_{k>=i} x_k^2), M from its definition.

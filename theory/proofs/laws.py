@@ -107,6 +107,27 @@ def energy_of_the_survivor() -> None:
     agree(expected_cosine(np.full(2, 0.25), 2.0), cosine.subs({step: 2, phi: sp.Rational(1, 8)}))
 
 
+@proof("T9", method="derivation", domain="adaptive uniform grid, first order; uniform and Laplace weights in a block")
+def followers_of_the_scale() -> None:
+    """|w|/a is the mean shift of an unmoved weight over that of a moved one, so x = E|w|/a: the limit of fine grids.
+
+    Moved ones are shifted by |1 - s w/a| d with a sign s, which is d in the mean over s as |w| <= a.
+    """
+    w, a, d = sp.symbols("w a d", positive=True)
+    before = w / a  # place in units of the scale, after the absmax has become a + d
+    shift = sp.series(w / (a + d) - before, d, 0, 2).removeO() * a
+    assert sp.simplify(-shift / d - w / a) == 0
+    assert sp.simplify((1 - w / a) / 2 + (1 + w / a) / 2 - 1) == 0
+    x = sp.Symbol("x", positive=True)
+    for f in (sp.Integer(1), sp.exp(-3 * x)):
+        mean = sp.integrate(x * f, (x, 0, 1)) / sp.integrate(f, (x, 0, 1))
+        points = [sp.Rational(2 * k + 1, 2 * 127) for k in range(127)]
+        riemann = sum(p * f.subs(x, p) for p in points) / sum(f.subs(x, p) for p in points)
+        assert abs(sp.N(mean - riemann)) < sp.Rational(1, 127**2), f  # midpoint rule, second order
+    both = concentrated_cosine(0.02, 0.1, 1.0) / concentrated_cosine(0.02, 0.1, 1.0, 0.5)
+    agree(both, sp.sqrt(1 + sp.Rational(9, 10) / 2))
+
+
 @proof("T9", method="derivation", domain="moved weights of equal size, at most a step")
 def concentration() -> None:
     """Cos = sqrt(rms / Delta) rho^(-1/4), which is 1 at rho = (rms / Delta)^2; beyond, cos^2 >= 8/9."""

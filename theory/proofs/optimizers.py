@@ -146,6 +146,23 @@ def adamw_code_is_the_closed_form() -> None:
         check_code(bound, sp.sqrt(plain), f"uncorrected {beta1}, {beta2}, {t}")
 
 
+@proof("T5", method="derivation", domain="1 to 5 steps, all gradients and beta1")
+def energy_bound_is_jensens() -> None:
+    """(sum a_i) sum a_i g_i^2 - (sum a_i g_i)^2 is the sum over i < j of a_i a_j (g_i - g_j)^2, where the weights a_i of m^ sum to 1."""
+    for t in range(1, 6):
+        gradients = sp.symbols(f"g0:{t}", real=True)
+        weights = [B1 ** (t - 1 - i) * (1 - B1) / (1 - B1**t) for i in range(t)]
+        check_equal(sum(weights), 1, f"weights, t={t}")
+        check_equal(
+            recursion(list(gradients))[0], sum(a * g for a, g in zip(weights, gradients, strict=True)), f"m, t={t}"
+        )
+        mean = sum(a * g for a, g in zip(weights, gradients, strict=True))
+        energy = sum(a * g**2 for a, g in zip(weights, gradients, strict=True))
+        pairs = [(i, j) for i in range(t) for j in range(i + 1, t)]
+        spread = sum(weights[i] * weights[j] * (gradients[i] - gradients[j]) ** 2 for i, j in pairs)
+        check_equal(energy - mean**2, spread, f"t={t}")
+
+
 @proof("T5", method="derivation", domain="1 to 5 steps, any schedule")
 def decay_unrolls() -> None:
     """w_t = (1 - x_t) w_{t-1} - s_t gives w_T - w_0 = -(1 - prod(1-x_t)) w_0 - sum s_t prod_{j>t}(1-x_j).
@@ -162,6 +179,28 @@ def decay_unrolls() -> None:
         whole = sp.prod([1 - rate for rate in x])
         claimed = -(1 - whole) * w_0 - sum(a * b for a, b in zip(s, left, strict=True))
         assert sp.expand((w - w_0) - claimed) == 0, f"T={steps}"
+
+
+@proof("T5", method="derivation", domain="1 to 5 steps, all gradients, betas and u in (0, 1)")
+def rounded_states_are_other_betas() -> None:
+    """b1 (1+u) and b2 (1-u)^2 are the betas of the largest m and the smallest v under roundings by 1 +- u.
+
+    All terms are of one sign once gradients are |g|, so each rounding is at its end; Cauchy-Schwarz then gives the
+    square of `rounded_states_ratio_upper_bound` without bias correction, kernel and denominator.
+    """
+    u = sp.Symbol("u", positive=True)
+    more, less = B1 * (1 + u), B2 * (1 - u) ** 2
+    for t in range(1, 6):
+        sizes = sp.symbols(f"g0:{t}", positive=True)
+        m = v = sp.Integer(0)
+        for g in reversed(sizes):
+            m, v = (B1 * m + (1 - B1) * g) * (1 + u), (B2 * v * (1 - u) + (1 - B2) * g**2) * (1 - u)
+        check_equal(m, (1 - B1) * (1 + u) * sum(more**k * g for k, g in enumerate(sizes)), f"m, t={t}")
+        check_equal(v, (1 - B2) * (1 - u) * sum(less**k * g**2 for k, g in enumerate(sizes)), f"v, t={t}")
+        q = more**2 / less
+        front = (1 - B1) ** 2 * (1 + u) ** 2 / ((1 - B2) * (1 - u))
+        extremal = {g: (more / less) ** k for k, g in enumerate(sizes)}
+        check_equal((m**2 / v).subs(extremal), front * sum(q**k for k in range(t)), f"attained, t={t}")
 
 
 @proof("T5", method="derivation", domain="every t, momentum in (0, 1), any dampening")

@@ -127,3 +127,29 @@ def test_requantized_weights_are_no_wash(tmp_path: Path) -> None:
     ids = {row["id"] for row in audit_pair(before, after, ["nf4-b64"])["findings"]}
     assert "on-grid" in ids
     assert "wash" not in ids
+
+
+def test_a_tenth_of_an_update_that_is_hidden_is_no_finding_but_has_its_p(tmp_path: Path) -> None:
+    """Of the updates that flip a code of nf4, one in ten is turned around. Within WASH_RATIO: no word, but z and p."""
+    from safetensors.numpy import save_file
+
+    from unforgotten.theory.formats.names import format_named
+    from unforgotten.theory.formats.reference import encode, fit_grid, to_blocks
+
+    fmt, rng = format_named("nf4-b64"), np.random.default_rng(10)
+    w = rng.normal(0, 0.02, (1024, 1024)).astype(np.float32)
+    delta = rng.normal(0, 0.001, w.shape).astype(np.float32)
+    grid = fit_grid(to_blocks(w, fmt), fmt)
+    codes = encode(to_blocks(w, fmt), grid, fmt)
+    flipped = (encode(to_blocks(w + delta, fmt), grid, fmt) != codes).reshape(w.shape)
+    hidden = flipped & (rng.random(w.shape) < 0.1)
+    for name, values in (("before", w), ("after", np.where(hidden, w - delta, w + delta).astype(np.float32))):
+        (tmp_path / name).mkdir()
+        save_file({"model.layers.0.mlp.up_proj.weight": values}, tmp_path / name / "model.safetensors")
+    result = audit_pair(tmp_path / "before", tmp_path / "after", ["nf4-b64"])
+    assert "wash" not in {row["id"] for row in result["findings"]}
+    (total,) = [f for f in result["formats"] if f["grid"] == "fixed"]
+    assert total["wash"]["z"] is not None
+    assert total["wash"]["p"] is not None
+    assert total["wash"]["z"] < -9
+    assert total["wash"]["p"] < 1e-9
