@@ -147,7 +147,7 @@ def safe_step_lower_bound(
     curvature: NDArray[Any] | float = 0.0,
     profile: NDArray[Any] | float = 1.0,
 ) -> float:
-    """x such that with steps Delta_i <= x s_i gating brings back more than the share with probability at most alpha.
+    """P[gating brings back more than y] <= alpha for steps Delta_i <= x s_i, s a profile: x is returned.
 
     The bound of `gating_share_upper_bound` rises with every step, so that it holds for all formats with such steps at
     once: "no format with step at most x brings back more than y through equal codes". Larger steps may be safe too.
