@@ -9,6 +9,7 @@ import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from numpy.typing import NDArray
 
 from unforgotten.theory.models.gating_certificate import (
     effective_weights,
@@ -74,7 +75,7 @@ def test_gating_share_tail_upper_bound__is_the_formula_of_n_eff(pair: Pair, shar
     assert got == pytest.approx(expected, rel=4 * ROUNDINGS * magnified * (1 + exponent), abs=2.0**-1000)
 
 
-def quadratic(pair: Pair, seed: int) -> tuple[list[list[Fraction]], np.ndarray]:
+def quadratic(pair: Pair, seed: int) -> tuple[list[list[Fraction]], NDArray[Any]]:
     """Return a symmetric H in sixteenths and c_i = sum_j |H_ij|, with which |e'He| <= sum c_i e_i^2."""
     n = len(pair.gradient)
     h = rng_for("hessian", n, seed).integers(-8, 9, (n, n)) / 16

@@ -3,11 +3,13 @@ from __future__ import annotations
 import math
 from fractions import Fraction
 from itertools import combinations
+from typing import Any
 
 import hypothesis.strategies as st
 import numpy as np
 import pytest
 from hypothesis import given
+from numpy.typing import NDArray
 
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.reference import decode, encode, fit_grid
@@ -148,7 +150,7 @@ def test_unbiased_variance_lower_bound__refuses_a_mean_out_of_reach() -> None:
     assert unbiased_variance_lower_bound([0.0, 1.0], [0.0, 1.0]).tolist() == [0.0, 0.0]
 
 
-def information(law: np.ndarray, channel: np.ndarray) -> float:
+def information(law: NDArray[Any], channel: NDArray[Any]) -> float:
     """Return I(delta; change) in nats, from P[delta] and P[change | delta]."""
     joint = law[:, None] * channel
     both = joint.sum(axis=0)

@@ -16,6 +16,7 @@ import sympy as sp
 import z3
 
 from unforgotten.theory.claims import proof
+from unforgotten.theory.models.dither import dithered_loss_radius, dithered_moments
 from unforgotten.theory.models.functional_gain import functional_gain, share_returned
 from unforgotten.theory.models.gating_certificate import effective_weights, gating_share_tail_upper_bound
 from unforgotten.theory.proofs.smt import Statement, prove, size
@@ -107,3 +108,55 @@ def effect_free(gradient: Any, delta: Any) -> bool:
     except ValueError:
         return True
     return False
+
+
+@proof(
+    "T19", method="derivation", domain="every w = (n + phi) Delta and |delta| = (m + psi) Delta; places by integration"
+)
+def dithered_rounding() -> None:
+    """E[Q] = w, Var[Q] = Delta^2 phi (1 - phi); with a shared dither D has n or n + 1 steps as under U, whatever phi is.
+
+    floor(phi + u) is 1 for u >= 1 - phi. For the survivor, u -> frac(phi + u) keeps the uniform law, as it is two shifts.
+    """
+    u = sp.Symbol("u", real=True)
+    value = [WHOLE * STEP, (WHOLE + 1) * STEP]
+    first, second = (
+        sp.integrate(value[0] ** k, (u, 0, 1 - PHASE)) + sp.integrate(value[1] ** k, (u, 1 - PHASE, 1)) for k in (1, 2)
+    )
+    assert sp.expand(first - (WHOLE + PHASE) * STEP) == 0
+    assert sp.expand(second - first**2 - STEP**2 * PHASE * (1 - PHASE)) == 0
+    f = sp.Function("f")
+    x = sp.Symbol("x", real=True)
+    shifted = sp.Integral(f(x), (x, PHASE, 1)) + sp.Integral(f(x), (x, 0, PHASE))
+    powers = [shifted.replace(f, lambda y, k=k: y**k).doit() - sp.Rational(1, k + 1) for k in range(5)]
+    assert all(sp.expand(p) == 0 for p in powers)
+    got = dithered_moments(np.array([0.75]), 0.5)
+    assert (got.mean[0], got.variance[0]) == (0.75, 0.0625)
+
+
+@proof(
+    "T19",
+    method="derivation",
+    domain="centred variables of two values Delta apart, every phi; sums of independent ones",
+)
+def dithered_tail() -> None:
+    """E exp(s e) has a logarithm <= s^2 Delta^2 / 8: at 0 it and its slope are 0, and its curvature is a variance, at most Delta^2 / 4.
+
+    At s = 4 x / sum Delta^2 the exponent -s x + s^2 sum Delta^2 / 8 is -2 x^2 / sum Delta^2, so x = |Delta| sqrt(L / 2) gives -L.
+    """
+    s, x, total, log = sp.symbols("s x T L", positive=True)
+    moment = (1 - PHASE) * sp.exp(-s * PHASE * STEP) + PHASE * sp.exp(s * (1 - PHASE) * STEP)
+    generating = sp.log(moment)
+    assert sp.simplify(generating.subs(s, 0)) == 0
+    assert sp.simplify(sp.diff(generating, s).subs(s, 0)) == 0
+    tilted = PHASE * sp.exp(s * (1 - PHASE) * STEP) / moment  # the probability of the upper value, tilted
+    assert sp.simplify(sp.diff(generating, s, 2) - STEP**2 * tilted * (1 - tilted)) == 0
+    exponent = -s * x + s**2 * total / 8
+    best = exponent.subs(s, 4 * x / total)
+    assert sp.simplify(best + 2 * x**2 / total) == 0
+    assert sp.simplify(best.subs(x, sp.sqrt(total * log / 2)) + log) == 0
+    got = dithered_loss_radius(np.array([3.0, -4.0]), 2.0, 0.25)
+    assert near(got, 10 * sp.sqrt(sp.log(4) / 2))
+    bent = dithered_loss_radius(np.array([3.0, -4.0]), 2.0, 0.25, curvature=np.array([1.0, 0.5]))
+    root = sp.sqrt(sp.log(8) / 2)
+    assert near(bent, 10 * root + (sp.Rational(6, 4) + sp.sqrt(20) * root) / 2)
