@@ -157,6 +157,7 @@ def test_share_returned__is_certain_or_says_that_it_is_not() -> None:
     assert Returned(0.1, -0.1, 0.3).sign == 0
     assert Returned(0.1, 0.05, 0.3).sign == 1
     assert Returned(-0.1, -0.3, -0.05).sign == -1
+    assert Returned(0.1, 0.0, 0.3).sign == Returned(-0.1, -0.3, 0.0).sign == 0
     wide = share_returned(np.ones(1), np.ones(1), np.zeros(1), curvature=10.0)
     assert (wide.share, wide.sign) == (1.0, 0)
     assert wide.low == pytest.approx(-4.0)

@@ -18,7 +18,7 @@ from unforgotten.theory.models.gating_certificate import (
     safe_step_lower_bound,
 )
 from unforgotten.theory.models.response import response_variance_upper_bound
-from unforgotten.theory.models.tails import bernstein_tail_upper_bound
+from unforgotten.theory.models.tails import bernstein_radius, bernstein_tail_upper_bound
 from unforgotten.verification.chance import hoeffding_radius, rng_for
 from unforgotten.verification.domains.gating_outcomes import Pair, error_outcomes, gated_pairs
 from unforgotten.verification.oracles import U64
@@ -165,6 +165,17 @@ def test_gating_share_tail_upper_bound__is_bernsteins_by_hand() -> None:
     """g = delta = 1, step 8: V = 8, M = 8, effect 1, y = 2."""
     got = gating_share_tail_upper_bound(2.0, np.ones(1), np.ones(1), 8.0)
     assert got == pytest.approx(bernstein_tail_upper_bound(2.0, 8.0, 8.0), rel=ROUNDINGS)
+
+
+def test_gating_share_upper_bound__adds_its_two_parts() -> None:
+    """g = (1, 2), delta = 1/4, steps 1 and 2, c = 3, effect 3/4, each part at alpha / 2.
+
+    V = 1/4 + 2, M = 4; sum c e^2 has mean 3/4 + 3/2 at most, variance 9/4 + 9·4·1/2 = 81/4, and terms up to 12.
+    """
+    linear = bernstein_radius(2.25, 4.0, 0.05)
+    bent = (2.25 + bernstein_radius(20.25, 12.0, 0.05)) / 2
+    got = gating_share_upper_bound(np.array([1.0, 2.0]), np.full(2, 0.25), np.array([1.0, 2.0]), 0.1, curvature=3.0)
+    assert got == pytest.approx((linear + bent) / 0.75, rel=4 * ROUNDINGS)
 
 
 one = np.ones(2)

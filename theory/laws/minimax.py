@@ -52,7 +52,7 @@ def flip_probability_upper_bound(delta: ArrayLike, *, levels: int, length: float
     size = np.abs(np.asarray(delta, np.float64))
     if not np.isfinite(size).all():
         raise ValueError("delta must be finite, got nan or inf")
-    share = size / length * (levels - 1) * (1 + 2 * U64)
+    share = size / length * (levels - 1) * (1 + 4 * U64)
     return np.where(size * (levels > 1) == 0, 0.0, np.minimum(np.nextafter(share, np.inf), 1.0))
 
 

@@ -143,6 +143,6 @@ def _first_order(g: NDArray[Any], d: NDArray[Any]) -> float:
     """
     products = g * d
     effect = math.fsum(products)
-    if abs(effect) <= 2 * U64 * math.fsum(np.abs(products)):
+    if abs(effect) <= 4 * U64 * math.fsum(np.abs(products)):
         raise ValueError(f"g·delta must not be 0, got {effect!r}: the update has no effect of first order")
     return effect

@@ -93,7 +93,7 @@ def gating_share_tail_upper_bound(
     if not (math.isfinite(share) and share >= 0):
         raise ValueError(f"share must be finite and not negative, got share={share!r}")
     noise = _linear_noise(gradient, delta, step)
-    x = share * _effect(gradient, delta, effect) * (1 - 2 * U64)
+    x = share * _effect(gradient, delta, effect) * (1 - 4 * U64)
     return bernstein_tail_upper_bound(x, noise.variance, noise.largest)
 
 
@@ -200,7 +200,7 @@ def _radius(
 
 def _linear_noise(gradient: NDArray[Any], delta: NDArray[Any], step: NDArray[Any] | float) -> Noise:
     g, d, s = vectors(gradient, delta, step)
-    return Noise(response_variance_upper_bound(g, d, s), float(np.abs(g * s).max()) * (1 + 2 * U64))
+    return Noise(response_variance_upper_bound(g, d, s), float(np.abs(g * s).max()) * (1 + 4 * U64))
 
 
 def checked_curvature(curvature: NDArray[Any] | float, shape: tuple[int, ...]) -> NDArray[Any]:
@@ -222,7 +222,7 @@ def _effect(gradient: NDArray[Any], delta: NDArray[Any], effect: float | None) -
     if effect is None:
         g, d, _ = vectors(gradient, delta, 1.0)
         products = g * d
-        slack = math.fsum(np.abs(products)) * 2 * U64 + products.size * 2.0**-1074
+        slack = math.fsum(np.abs(products)) * 4 * U64 + products.size * 2.0**-1074
         size = abs(math.fsum(products)) - slack
     else:
         size = abs(float(effect))
@@ -233,15 +233,10 @@ def _effect(gradient: NDArray[Any], delta: NDArray[Any], effect: float | None) -
 
 def _last_held(holds: Callable[[float], bool]) -> float:
     """Return the largest double of [2^-FAR, 2^FAR] at which a falling condition holds; inf beyond, 0 if at none."""
-    low = high = 1.0
-    while holds(high):
-        high *= 2
-        if high > 2.0**FAR:
-            return math.inf
-    while not holds(low):
-        low /= 2
-        if low < 2.0**-FAR:
-            return 0.0
+    low = next((2.0**-k for k in range(FAR + 1) if holds(2.0**-k)), None)
+    high = next((2.0**k for k in range(FAR + 1) if not holds(2.0**k)), None)
+    if low is None or high is None:
+        return 0.0 if low is None else math.inf
     inside, outside = (int(np.float64(x).view(np.int64)) for x in (low, high))
     while outside - inside > 1:
         middle = (inside + outside) // 2
