@@ -165,7 +165,7 @@ def functional_gains(folder: Path, formats: Sequence[str]) -> Iterator[dict[str,
     torch.set_num_threads(config.threads)
     models = folder / "models"
     corpus, _ = prepare_corpus(config.corpus, config.seed, folder / "corpus")
-    tokenizer = load_tokenizer(models / "base")
+    tokenizer = load_tokenizer(models / "target")
     probes = make_probes(corpus, tokenizer, config)
     shell = Shell(load_model(models / "target"), tokenizer)
     target = state_of(load_model(models / "target"))
