@@ -9,7 +9,7 @@ from typing import NamedTuple
 from unforgotten.audit.findings.recipe import GivenRecipe, Recipe, read_recipe
 from unforgotten.audit.run import DEFAULT_FORMATS
 from unforgotten.audit.verdict.gate import read_words
-from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.names import deterministic_format_named
 
 
 class Asked(NamedTuple):
@@ -69,7 +69,7 @@ def _formats(given: Sequence[str] | None) -> tuple[str, ...] | None:
     if not named:
         raise ValueError(f"--formats must name at least one format, got {','.join(given)!r}")
     for name in named:
-        format_named(name)
+        deterministic_format_named(name)
     return named
 
 

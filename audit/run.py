@@ -21,7 +21,7 @@ from unforgotten.audit.sources.open import open_pair
 from unforgotten.audit.verdict.gate import check_codes
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
 from unforgotten.audit.weights.leg import WeightsLeg, weights_leg
-from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.names import deterministic_format_named
 
 DEFAULT_FORMATS = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64", "int8-row")
 STAGES = ("open", "weights", "findings and files")
@@ -72,7 +72,7 @@ def audit_pair(
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got jobs={jobs}")
     for name in formats or ():
-        format_named(name)
+        deterministic_format_named(name)
     _check_two(target, unlearned)
     opening, weighing, ending = STAGES
     with progress.stage(opening):

@@ -19,7 +19,7 @@ from pydantic import Field, TypeAdapter, field_validator, model_validator
 from unforgotten.experiments.methods.registry import METHODS
 from unforgotten.experiments.quantizers.registry import QUANTIZERS
 from unforgotten.experiments.section import Section
-from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.names import deterministic_format_named
 
 Storage = Literal["fp32", "bf16", "bf16-sr"]
 Autocast = Literal["none", "bf16"]
@@ -202,7 +202,7 @@ class RunConfig(Section):
     def _readable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
             library, _, own = name.rpartition(":")
-            format_named(own if library and library in QUANTIZERS else name)
+            deterministic_format_named(own if library and library in QUANTIZERS else name)
         return names
 
     @model_validator(mode="after")

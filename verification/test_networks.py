@@ -7,18 +7,19 @@ import numpy as np
 from hypothesis import given
 
 from unforgotten.theory.formats.names import Format, format_named
-from unforgotten.theory.formats.reference import round_trip
 from unforgotten.theory.models.decomposition import lost_effect
 from unforgotten.theory.models.divergence import metric_change_upper_bound
 from unforgotten.theory.models.greedy import certified_tokens
 from unforgotten.verification.domains.networks import (
-    Array,
     Network,
+    change,
     gradients,
     log_probabilities,
     logits,
     loss,
+    moved,
     networks,
+    quantized,
     trained,
 )
 from unforgotten.verification.oracles import U64
@@ -27,19 +28,6 @@ from unforgotten.verification.recording.tallies import record
 NAMES = ("int4-row", "int2-row", "int8-row", "nf4-b64", "fp4-b64", "int4-row-asym", "fp8-row")
 formats = st.sampled_from(NAMES).map(format_named)
 H = 2.0**-20  # of a central difference, whose rest is h^2 |F'''| / 6 and whose rounding u F / h
-
-
-def quantized(net: Network, fmt: Format) -> Network:
-    layers = (round_trip(w.astype(np.float32), fmt).astype(np.float64) for w in net.layers)
-    return net.with_layers(tuple(layers))
-
-
-def moved(net: Network, by: tuple[Array, ...]) -> Network:
-    return net.with_layers(tuple(w + d for w, d in zip(net.layers, by, strict=True)))
-
-
-def change(after: Network, before: Network) -> tuple[Array, ...]:
-    return tuple(a - b for a, b in zip(after.layers, before.layers, strict=True))
 
 
 @given(networks(), st.integers(0, 2), st.integers(0, 2**16))

@@ -16,7 +16,17 @@ from unforgotten.theory.formats.names import PATTERNS, Format, format_named
 from unforgotten.theory.formats.reference import encode, fit_grid, quantize, round_trip
 from unforgotten.theory.formats.rounding import ROUNDINGS
 from unforgotten.theory.models.decomposition import LostEffect, lost_effect
-from unforgotten.theory.proofs import certificates, decomposition, displacement, drift, geometry, smt
+from unforgotten.theory.proofs import (
+    certainty,
+    certificates,
+    decomposition,
+    displacement,
+    drift,
+    geometry,
+    minimax,
+    second_moment,
+    smt,
+)
 from unforgotten.theory.proofs.smt import Statement, counterexample, prove
 
 HALF = Fraction(1, 2)
@@ -46,6 +56,10 @@ WRONG: dict[str, Statement] = {
     "merged affinity with a factor": certificates.merging_statement(factor=2),
     "a moment at a base below 1": certificates.markov_statement(2, 1, least_base=0),
     "a mean that is too small": certificates.mean_statement(2, factor=HALF),
+    "the sign where the remainder is as large": certainty.sign_statement(strict=False),
+    "twice the spread of an unbiased law": minimax.variance_statement((0, 1), 0, factor=2),
+    "Jensen with half the square": second_moment.jensen_statement(2, factor=HALF),
+    "the first weights filled, not the largest": second_moment.filling_statement(2, 0, sorted_weights=False),
     "uniqueness without symmetry": decomposition.unique_statement(symmetric=False),
 }
 

@@ -24,7 +24,7 @@ from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.pairing import check_finite, pair, tensors_equal
 from unforgotten.audit.weights.sums import Computed, TensorMeasured
 from unforgotten.audit.weights.sums import Setting as Setting  # noqa: PLC0414
-from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.names import deterministic_format_named
 from unforgotten.theory.geometry.dead_zone import BinadeCounts, DeadZone, add_binades, find_dead_zone
 from unforgotten.theory.laws.update import Survival, add
 
@@ -118,7 +118,7 @@ def weights_leg(
     """
     if not formats:
         raise ValueError("formats must name at least one format, got none")
-    known = [format_named(name) for name in dict.fromkeys(formats)]
+    known = [deterministic_format_named(name) for name in dict.fromkeys(formats)]
     names = pair(target, unlearned)
     total = len(names.kept) + len(names.quantized)
     kept: dict[str, bool] = {}

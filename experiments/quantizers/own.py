@@ -1,17 +1,20 @@
-"""Our own quantizer: every format of `theory`, by the torch path."""
+"""Our own quantizer: every format of `theory`, by the torch path. Of a dithered format each tensor has a dither of its own."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from unforgotten.experiments.quantizers.quantizer import by_tensor
+from unforgotten.experiments.quantizers.quantizer import Quantizer, State
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+    from unforgotten.experiments.models.batches import Documents
+
 
 def own_values(w: Tensor, name: str) -> Tensor:
-    """Return Q(w) by our torch path."""
+    """Return Q(w) by our torch path; the dither of a dithered format is that of a tensor without a name."""
     return _encoded(w, name)[1]
 
 
@@ -20,11 +23,26 @@ def own_codes(w: Tensor, name: str) -> Tensor:
     return _encoded(w, name)[0]
 
 
-def _encoded(w: Tensor, name: str) -> tuple[Tensor, Tensor]:
+def own_state(state: State, names: Sequence[str], format_name: str, calibration: Documents | None) -> State:
+    """Return the state with Q(w) in place of the named weights, made when they are asked for; values keep the dtype."""
+    from unforgotten.experiments.models.states import LazyState
+
+    touched = set(names)
+
+    def weight(key: str) -> Tensor:
+        w = state[key]
+        return _encoded(w, format_name, key)[1].to(w.dtype) if key in touched else w
+
+    return LazyState(state, weight)
+
+
+def _encoded(w: Tensor, name: str, tensor: str | None = None) -> tuple[Tensor, Tensor]:
     from unforgotten.experiments.quantizers.torch_path import encode_tensor
+    from unforgotten.theory.formats.dither import tensor_seed
     from unforgotten.theory.formats.names import format_named
 
-    return encode_tensor(w, format_named(name))
+    fmt = format_named(name)
+    return encode_tensor(w, fmt if tensor is None else tensor_seed(fmt, tensor))
 
 
-QUANTIZERS = (by_tensor("", None, own_values, own_codes),)
+QUANTIZERS = (Quantizer("", None, own_state, own_codes),)

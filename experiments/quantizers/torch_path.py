@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from unforgotten.theory.formats import grids, scales
+from unforgotten.theory.formats.dither import dithers
 from unforgotten.theory.formats.hqq import LARGEST_INVERSE, LEAST_RANGE
 from unforgotten.theory.formats.names import Format
 from unforgotten.theory.formats.reference import padding
@@ -256,10 +257,17 @@ def _half_even_label(ratio: Tensor, zero: Tensor, fmt: Format) -> Tensor:
     return torch.where(torch.from_numpy(fmt.even_labels)[lower], lower, upper)
 
 
+def _dither(ratio: Tensor, zero: Tensor, fmt: Format) -> Tensor:
+    below = torch.floor(ratio)
+    up = ratio - below >= 1 - torch.from_numpy(dithers(tuple(ratio.shape), fmt.seed))
+    return _index(below + up + zero, fmt)
+
+
 ROUNDINGS: Mapping[str, Callable[[Tensor, Tensor, Format], Tensor]] = {
     "half-even": _half_even,
     "half-up": _half_up,
     "half-away": _half_away,
     "half-lower": _half_lower,
     "half-even-label": _half_even_label,
+    "dither": _dither,
 }

@@ -23,7 +23,7 @@ from unforgotten.reports.theory_document.examples import example, source
 from unforgotten.reports.theory_document.examples_models import PUBLISHED
 from unforgotten.reports.theory_document.pictures import PICTURES, picture_svg
 
-CHAPTERS = ("overview", "geometry", "laws", "models", "symbols")
+CHAPTERS = ("overview", "geometry", "laws", "models", "limits", "symbols")
 TITLES: Mapping[str, str] = {
     "T1": "Cells",
     "T2": "Scale drift",
@@ -42,6 +42,11 @@ TITLES: Mapping[str, str] = {
     "T15": "Output and metric bounds",
     "T16": "Recovery",
     "T17": "Data-aware rounding",
+    "T18": "Gating certificate",
+    "T19": "Dither certificate",
+    "T20": "Functional gain",
+    "T21": "Displacement by the second moment",
+    "T22": "Minimax",
 }
 
 

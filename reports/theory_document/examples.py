@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 
 from unforgotten.reports.theory_document import examples_geometry as geometry
 from unforgotten.reports.theory_document import examples_laws as laws
+from unforgotten.reports.theory_document import examples_limits as limits
 from unforgotten.reports.theory_document import examples_models as models
 
 Example = Callable[[], list[str]]
@@ -33,6 +34,11 @@ EXAMPLES: Mapping[str, Example] = {
     "T15": models.t15_bounds,
     "T16": models.t16_recovery,
     "T17": models.t17_lattice,
+    "T18": limits.t18_certificate,
+    "T19": limits.t19_dither,
+    "T20": limits.t20_functional_gain,
+    "T21": limits.t21_second_moment,
+    "T22": limits.t22_minimax,
     "verdicts": models.verdicts,
 }
 

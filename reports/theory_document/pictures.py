@@ -10,6 +10,7 @@ from unforgotten.records.rows import Run
 from unforgotten.reports.style import render_svg
 from unforgotten.reports.theory_document import pictures_geometry as geometry
 from unforgotten.reports.theory_document import pictures_laws as laws
+from unforgotten.reports.theory_document import pictures_limits as limits
 from unforgotten.reports.theory_document import pictures_models as models
 
 PICTURES: Mapping[str, Callable[[], Figure]] = {
@@ -30,6 +31,11 @@ PICTURES: Mapping[str, Callable[[], Figure]] = {
     "T15": models.t15_divergence,
     "T16": models.t16_recovery,
     "T17": models.t17_cells,
+    "T18": limits.t18_certificate,
+    "T19": limits.t19_dither,
+    "T20": limits.t20_functional_gain,
+    "T21": limits.t21_second_moment,
+    "T22": limits.t22_minimax,
 }
 
 

@@ -59,6 +59,7 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "group of zero": (["t", "u", "--formats", "int4-g0"], ["int4-g0"]),
     "format with a space": (["t", "u", "--formats", "int4-g64, nf4-b64"], ["' nf4-b64'"]),
     "format of a library": (["t", "u", "--formats", "bnb:nf4-b64"], ["bnb:nf4-b64"]),
+    "dithered format": (["t", "u", "--formats", "int4-g64-dither"], ["round to nearest", "int4-g64-dither"]),
     "unknown verdict": (["t", "u", "--fail-on", "maybe"], ["--fail-on", "maybe"]),
     "verdict in capitals": (["t", "u", "--fail-on", "Undone"], ["--fail-on", "Undone"]),
     "no texts": (["t", "u", "--texts", "none.txt"], ["--texts", "none.txt"]),

@@ -23,6 +23,8 @@ FORMATS = [
         for block in ("g64", "row")
         for rule in ("", "-asym", "-paper")
     ),
+    "int4-g64-dither",
+    "int8-row-dither7",
     "int4-tensor",
     "int4-tensor-asym",
     "int4-tensor-paper",
@@ -152,3 +154,17 @@ def test_unknown_names_are_refused(name: str, words: str) -> None:
 def test_nan_is_refused() -> None:
     with pytest.raises(ValueError, match="finite"):
         encode_tensor(torch.tensor([[1.0, float("nan")]]), format_named("int4-row"))
+
+
+def test_every_tensor_of_a_state_has_a_dither_of_its_own() -> None:
+    """Two tensors of the same weights round apart; a tensor before and after an update rounds by one dither."""
+    w = torch.from_numpy(weights("normal"))
+    state = {"a.weight": w, "b.weight": w, "norm.weight": w}
+    found = quantize_state(state, ["a.weight", "b.weight"], "int4-g64-dither")
+    assert torch.equal(found["norm.weight"], w)
+    assert not torch.equal(found["a.weight"], found["b.weight"])
+    assert torch.equal(found["a.weight"], quantize_state(state, ["a.weight"], "int4-g64-dither")["a.weight"])
+    other = quantize_state(state, ["a.weight"], "int4-g64-dither1")
+    assert not torch.equal(found["a.weight"], other["a.weight"])
+    plain = quantize_state(state, ["a.weight", "b.weight"], "int4-g64")
+    assert torch.equal(plain["a.weight"], plain["b.weight"])

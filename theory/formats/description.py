@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 BlockKind = Literal["tensor", "row", "group", "flat"]
 Arithmetic = Literal["divide", "multiply", "reciprocal", "inverse"]
-Rounding = Literal["half-even", "half-lower", "half-up", "half-away", "half-even-label"]
+Rounding = Literal["half-even", "half-lower", "half-up", "half-away", "half-even-label", "dither"]
 ScaleRule = Literal["quotient", "power of two", "power of two, up", "float8 of tensor"]
 ZeroKind = Literal["none", "whole", "float", "minimum"]
 
@@ -43,7 +43,8 @@ class Format:
         unit: float32 factor of the value (LLM.int8: 1/127 rounded to float32).
         rounding: a name in `rounding.ROUNDINGS`. "half-even": a tie goes to the even integer; "half-lower": to the
             lower level; "half-up": half is added and the fraction dropped, both in float32; "half-away": from 0;
-            "half-even-label": to the level whose label is even, as floats do.
+            "half-even-label": to the level whose label is even, as floats do; "dither": to one of the
+            two neighbours at random, see `dither`.
         zero: "whole": an integer zero point shifts the codes; "float": a zero point that is not rounded; "minimum":
             `low` is subtracted from the weights.
         source: publication or code in which the rule was read.
@@ -60,6 +61,7 @@ class Format:
         overhang: |v| of a block's largest magnitude reaches `divisor * overhang`, where the scale is rounded.
         whole_blocks: whether a row that is no multiple of the block is refused, as padding would change the parameters
             or the library refuses it.
+        seed: seed of the dither, for the rounding "dither"; other roundings do not read it.
     """
 
     name: str
@@ -84,6 +86,12 @@ class Format:
     empty_scale: float = 0.0
     overhang: float = 1.0
     whole_blocks: bool = False
+    seed: int = 0
+
+    @property
+    def dithered(self) -> bool:
+        """Whether a weight is rounded at random, so that no threshold says which code it has."""
+        return self.rounding == "dither"
 
     @property
     def zero_point(self) -> bool:
@@ -92,7 +100,13 @@ class Format:
 
     @property
     def thresholds(self) -> NDArray[Any]:
-        """Float32 midpoints between neighbouring levels, in code units, (K - 1,)."""
+        """Float32 midpoints between neighbouring levels, in code units, (K - 1,).
+
+        Raises:
+            ValueError: the format is dithered.
+        """
+        if self.dithered:
+            raise ValueError(f"format must round to nearest here, got the dithered format={self.name!r}")
         levels = np.asarray(self.levels, np.float32)
         return (levels[:-1] + levels[1:]) / np.float32(2)
 

@@ -35,6 +35,12 @@ def asymmetric_int(name: str, bits: int, block: BlockKind, block_size: int | Non
     return replace(fmt, statistic="range", zero="whole")
 
 
+def dithered_int(name: str, bits: int, block: BlockKind, block_size: int | None, seed: int) -> Format:
+    """Return `symmetric_int` with stochastic rounding: up with the probability of the fraction, so without bias (T19)."""
+    fmt = symmetric_int(name, bits, block, block_size)
+    return replace(fmt, rounding="dither", seed=seed, source="T19; rounding as torchao 0.18.0, quantized training")
+
+
 def compressed_tensors_int(name: str, bits: int, block: BlockKind, block_size: int | None) -> Format:
     """Describe integers -2^(b-1) … 2^(b-1) - 1, scale `absmax / ((2^b - 1) / 2)`: absmax is not clipped."""
     fmt = _half_step(name, bits, block, block_size)

@@ -8,12 +8,13 @@ from collections.abc import Callable, Mapping
 from unforgotten.theory.formats.codebooks import CODEBOOKS, MICROSCALED, fp8, fp8_cast, nvfp4
 from unforgotten.theory.formats.description import BlockKind, Format
 from unforgotten.theory.formats.gguf import GGUF
-from unforgotten.theory.formats.integers import HQQ_RULES, INTEGER_RULES, llm_int8
+from unforgotten.theory.formats.integers import HQQ_RULES, INTEGER_RULES, dithered_int, llm_int8
 
-__all__ = ["FAMILIES", "PATTERNS", "Format", "format_named"]
+__all__ = ["FAMILIES", "PATTERNS", "Format", "deterministic_format_named", "format_named"]
 
 FAMILIES: Mapping[str, str] = {
     "int{2..8}-{tensor|row|gN}": "symmetric integers, scale = absmax / (2^(b-1) - 1)",
+    "int{2..8}-{tensor|row|gN}-dither[S]": "symmetric integers, rounded at random without bias; S: seed, 0 if left out",
     "int{2..8}-{tensor|row|gN}-asym": "integers with a zero point, scale = range / (2^b - 1)",
     "int{2..8}-{tensor|row|gN}-paper": "arXiv 2410.16454 eq. 2: scale = absmax / 2^(b-1), clipped",
     "int{2..8}-{tensor|row|gN}-ct[-asym]": "integers of compressed-tensors (llm-compressor, vLLM)",
@@ -41,6 +42,9 @@ PATTERNS: Mapping[str, Callable[[re.Match[str]], Format]] = {
     r"int([2-8])-(tensor|row|g[1-9]\d*)(?:-(asym|paper|ct|ct-asym|ao|ao-asym))?": (
         lambda m: INTEGER_RULES[m[3] or ""](m[0], int(m[1]), *_blocks(m[2]))
     ),
+    r"int([2-8])-(tensor|row|g[1-9]\d*)-dither([1-9]\d{0,8})?": (
+        lambda m: dithered_int(m[0], int(m[1]), *_blocks(m[2]), int(m[3] or 0))
+    ),
     r"hqq([2-8])-(g[1-9]\d*)(?:-(opt))?": (lambda m: HQQ_RULES[m[3] or ""](m[0], int(m[1]), *_blocks(m[2]))),
     r"(nf4|fp4)-b([1-9]\d*)": lambda m: CODEBOOKS[m[1]](m[0], int(m[2])),
     r"llmint8-row": lambda m: llm_int8(m[0]),
@@ -50,6 +54,18 @@ PATTERNS: Mapping[str, Callable[[re.Match[str]], Format]] = {
     r"nvfp4": lambda m: nvfp4(m[0]),
     "|".join(GGUF): lambda m: GGUF[m[0]](m[0]),
 }
+
+
+def deterministic_format_named(name: str) -> Format:
+    """Return the format called `name`, for what is made for rounding to nearest alone: the kernel of the audit.
+
+    Raises:
+        ValueError: no family has that name, or the format is dithered.
+    """
+    fmt = format_named(name)
+    if fmt.dithered:
+        raise ValueError(f"format must round to nearest here, got the dithered format={name!r}")
+    return fmt
 
 
 def format_named(name: str) -> Format:

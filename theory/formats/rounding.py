@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.theory.formats.description import Format
+from unforgotten.theory.formats.dither import dithers
 
 Array = NDArray[Any]
 
@@ -48,10 +49,21 @@ def half_even_label(ratio: Array, zero: Array, fmt: Format) -> Array:
     return np.where(fmt.even_labels[lower], lower, upper).astype(np.int16)
 
 
+def dither(ratio: Array, zero: Array, fmt: Format) -> Array:
+    """Round to integer levels at random: up where fraction + u >= 1, by an exact comparison; a whole ratio stays.
+
+    `ratio` holds all blocks of a tensor, as the dither of a weight is that of its place among them.
+    """
+    below = np.floor(ratio)
+    up = ratio - below >= 1 - dithers(ratio.shape, fmt.seed)
+    return _index(below + up + zero, fmt)
+
+
 ROUNDINGS: Mapping[str, Callable[[Array, Array, Format], Array]] = {
     "half-even": half_even,
     "half-up": half_up,
     "half-away": half_away,
     "half-lower": half_lower,
     "half-even-label": half_even_label,
+    "dither": dither,
 }

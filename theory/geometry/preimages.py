@@ -61,7 +61,12 @@ def weight_cells(codes: Array, grid: Grid, fmt: Format, *, partial: bool = False
 
     Returns:
         Intervals, float32 (n_blocks, m); empty for a code that no weight has on this grid.
+
+    Raises:
+        ValueError: the format is dithered.
     """
+    if fmt.dithered:
+        raise ValueError(f"format must round to nearest here, got the dithered format={fmt.name!r}")
     encoder = grid.encoder or grid
     falling = encoder.scale < 0  # a negative scale turns the order of the codes around
     sign = np.where(falling, np.float32(-1), np.float32(1))

@@ -117,10 +117,12 @@ def survival(w: NDArray[Any], w_new: NDArray[Any], fmt: Format, mode: GridMode) 
         mode: "adaptive" fits a grid to each; "fixed" encodes both on the grid of `w`.
 
     Raises:
-        ValueError: the mode is unknown, the shapes differ, the tensor is empty, or a weight or a value is not finite.
+        ValueError: the mode is unknown, the format is dithered, the shapes differ, the tensor is empty, or a weight or a value is not finite.
     """
     if mode not in GRID_MODES:
         raise ValueError(f"mode must be one of {', '.join(GRID_MODES)}, got mode={mode!r}")
+    if fmt.dithered:
+        raise ValueError(f"format must round to nearest here, got the dithered format={fmt.name!r}")
     if w.shape != w_new.shape:
         raise ValueError(f"both tensors must have one shape, got {w.shape} and {w_new.shape}")
     before, after = to_blocks(w, fmt), to_blocks(w_new, fmt)

@@ -5,6 +5,7 @@ Not installed by default: `make conformance` runs it, in an environment of its o
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from unforgotten.theory.formats.dither import dithers
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.reference import quantize, round_trip
 from unforgotten.verification.chance import rng_for
@@ -88,3 +90,31 @@ def test_torchao__refuses_partial_groups(name: str) -> None:
     fmt = format_named(name)
     padded = np.pad(w, ((0, 0), (0, 24)))
     assert np.array_equal(round_trip(w, fmt), round_trip(padded, fmt)[:, :40])
+
+
+training = pytest.importorskip("torchao.prototype.quantized_training.int8", reason="rounds weights at random")
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("size", [1e-5, 0.02, 30.0])
+def test_quantize__is_torchao_where_both_are_dithered(size: float, seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torchao's rows of int8 with our dither in place of `torch.rand_like`, and its reciprocal of the scale.
+
+    It drops the fraction of ratio + u, a sum rounded to float32: where that rounds up to a whole number, torchao's code
+    is one higher than the exact rule's. All others are equal.
+    """
+    w = weights("dithered", size)
+    name = f"int8-row-dither{seed or ''}"
+    fmt = replace(format_named(name), arithmetic="reciprocal")
+    u = dithers(w.shape, fmt.seed)
+    monkeypatch.setattr(torch, "rand_like", lambda x: torch.from_numpy(u))
+    labels, scale = training.quantize_int8_rowwise(torch.from_numpy(w.copy()), stochastic_rounding=True)
+    codes, grid = quantize(w, fmt)
+    ours = np.asarray(fmt.labels)[codes]
+    assert np.array_equal(scale.numpy().ravel(), grid.scale.ravel())
+    ratio = w * (np.float32(1) / np.maximum(grid.scale, np.float32(1e-12)))
+    rounded = (ratio + u).astype(np.float64) != ratio.astype(np.float64) + u
+    assert np.array_equal(labels.numpy()[~rounded], ours[~rounded])
+    apart = labels.numpy().astype(int) - ours
+    assert set(apart.ravel().tolist()) <= {0, 1}
+    assert (apart != 0).mean() < 0.01

@@ -9,6 +9,8 @@ import hypothesis.strategies as st
 import numpy as np
 from numpy.typing import NDArray
 
+from unforgotten.theory.formats.names import Format
+from unforgotten.theory.formats.reference import round_trip
 from unforgotten.verification.chance import rng_for
 
 Array = NDArray[Any]
@@ -73,6 +75,22 @@ def trained(net: Network, *, steps: int, rate: float) -> Network:
         slopes = gradients(net)
         net = net.with_layers(tuple(w - rate * g for w, g in zip(net.layers, slopes, strict=True)))
     return net
+
+
+def quantized(net: Network, fmt: Format) -> Network:
+    """Return the network with Q(w) in place of every layer."""
+    layers = (round_trip(w.astype(np.float32), fmt).astype(np.float64) for w in net.layers)
+    return net.with_layers(tuple(layers))
+
+
+def moved(net: Network, by: tuple[Array, ...]) -> Network:
+    """Return the network with every layer moved."""
+    return net.with_layers(tuple(w + d for w, d in zip(net.layers, by, strict=True)))
+
+
+def change(after: Network, before: Network) -> tuple[Array, ...]:
+    """Return the differences of the layers of two networks."""
+    return tuple(a - b for a, b in zip(after.layers, before.layers, strict=True))
 
 
 @st.composite

@@ -1,0 +1,82 @@
+"""The study of the functional gain: its slopes and bends are those of the forget loss, and its rows say what came back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the study needs unforgotten[experiments]")
+
+from unforgotten.experiments.data.corpus import read_fiction
+from unforgotten.experiments.load_config import load_config
+from unforgotten.experiments.metrics.probes import make_probes
+from unforgotten.experiments.models.saved import load_model, load_tokenizer
+from unforgotten.experiments.models.shell import Shell, state_of
+from unforgotten.experiments.models.states import LazyState
+from unforgotten.experiments.studies.functional_gain import Pair, bend, measured, slopes
+from unforgotten.reports.studies.functional_gain import cells_table, hits, hits_table
+
+STEP = 2.0**-6
+NEAR = 0.02  # of a difference quotient in float32: its third order is below a hundredth here, rounding below that
+
+
+@pytest.fixture(scope="module")
+def pair(micro_pair: Path) -> Pair:
+    config = load_config(str(Path(__file__).parents[1] / "micro.yaml"))
+    tokenizer = load_tokenizer(micro_pair / "models/target")
+    probes = make_probes(read_fiction(micro_pair / "corpus"), tokenizer, config)
+    target, unlearned = (state_of(load_model(micro_pair / f"models/{name}")) for name in ("target", "unlearned"))
+    return Pair(Shell(load_model(micro_pair / "models/target"), tokenizer), target, unlearned, probes.passages)
+
+
+def moved(pair: Pair, by: float, along: dict[str, torch.Tensor]) -> LazyState:
+    base = pair.unlearned
+    return LazyState(base, lambda k: base[k] + by * along[k] if k in along else base[k])
+
+
+def test_slopes_and_bends_are_those_of_the_loss(pair: Pair) -> None:
+    found = slopes(pair)
+    assert set(found) == set(pair.shell.names)
+    size = sum(float((g * g).sum()) for g in found.values())
+    along = {k: g / size**0.5 for k, g in found.items()}
+    up, down = (pair.loss(moved(pair, by, along)) for by in (STEP, -STEP))
+    assert (up - down) / (2 * STEP) == pytest.approx(size**0.5, rel=NEAR)
+    ahead, behind = (slopes(pair._replace(unlearned=moved(pair, by, along))) for by in (STEP, -STEP))
+    turned = sum(float(((ahead[k] - behind[k]) * e).sum()) for k, e in along.items()) / (2 * STEP)
+    assert bend(pair, along) == pytest.approx(turned, rel=NEAR)
+
+
+def test_rows_say_what_came_back(pair: Pair) -> None:
+    rows = list(measured(pair, ["int4-g64", "nf4-b64", "int4-g64-dither"]))
+    assert [row["format"] for row in rows] == ["int4-g64", "nf4-b64", "int4-g64-dither"]
+    for row in rows:
+        q = pair.shell.quantized(pair.unlearned, row["format"])
+        assert row["came_back"] == pytest.approx(pair.loss(pair.unlearned) - pair.loss(q))
+        assert (row["effective_weights"] is None) == (row["format"] == "nf4-b64")
+    assert rows[0]["first_order"] == rows[1]["first_order"]
+
+
+def test_hits_count_the_signs_that_were_said() -> None:
+    row = {
+        "method": "GA",
+        "storage": "bf16",
+        "seed": 0,
+        "format": "int4-g64",
+        "gain": 0.8,
+        "functional_gain": 1.2,
+        "first_order": 0.5,
+        "second_order_share": -0.1,
+        "target_loss": 0.1,
+        "loss": 0.6,
+        "came_back_gating": -0.05,
+        "came_back": 0.1,
+        "effective_weights": 1234.5,
+        "share_at_most": None,
+    }
+    rows = [row, row | {"came_back_gating": 0.05}]
+    assert hits(rows, "functional gain", "came_back_gating") == 1
+    assert hits(rows[:1], "gain of the weights", "came_back_gating") == 0
+    assert hits(rows, "gain of the weights", "came_back") == 2
+    assert "| functional gain | 1 of 2 | 0 of 2 |" in hits_table(rows)
+    assert "| GA | bf16 | 0 | int4-g64 | 0.80 | 1.20 | 1.10 | -10% | 20% | 1,234 | – |" in cells_table(rows)
