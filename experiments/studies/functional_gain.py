@@ -1,9 +1,8 @@
 """The functional gain (T20) of a run's models beside the gain of their weights, and what came back of the forget loss.
 
-One backward pass at the unlearned model and one Hessian-vector product for each format. `came_back_gating` is the forget loss
+One backward pass at the unlearned model and, with `second_order`, a Hessian-vector product for each format. `came_back_gating` is the forget loss
 of the unlearned model less that of the target with the surviving update, `came_back` less that of the quantized model, which
-holds the base shift too: positive, where less is forgotten than before. `effective_weights` and `share_at_most` are T18's
-at 95 %, for formats of symmetric integers; a linear loss is taken for the latter.
+holds the base shift too: positive, where less is forgotten than before.
 
 Settings: the folders of the runs, with their models, and formats. The rows of all of them go to `rows.jsonl`.
 
@@ -37,12 +36,8 @@ from unforgotten.experiments.run import revision
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.study import Study
 from unforgotten.records.files import write_json_lines
-from unforgotten.theory.formats.names import Format, format_named
-from unforgotten.theory.formats.reference import fit_grid, from_blocks, to_blocks
-from unforgotten.theory.models.functional_gain import functional_gain, second_order_share_returned
-from unforgotten.theory.models.gating_certificate import effective_weights, gating_share_upper_bound
+from unforgotten.theory.formats.names import format_named
 
-ALPHA = 0.05
 TOGETHER = 4
 """Documents of one backward pass."""
 
@@ -112,7 +107,7 @@ def _losses(pair: Pair) -> Iterator[Tensor]:
         yield -(scored.label.sum(-1) / scored.mask.sum(-1)).sum() / len(pair.documents)
 
 
-def measured(pair: Pair, formats: Sequence[str]) -> Iterator[dict[str, Any]]:
+def measured(pair: Pair, formats: Sequence[str], *, second_order: bool) -> Iterator[dict[str, Any]]:
     """Yield what one pair shows in each format."""
     before, after = pair.loss(pair.target), pair.loss(pair.unlearned)
     slope = slopes(pair)
@@ -123,43 +118,22 @@ def measured(pair: Pair, formats: Sequence[str]) -> Iterator[dict[str, Any]]:
         error = {k: survivor[k] - (pair.unlearned[k] - pair.target[k]) for k in pair.shell.names}
         kept = pair.flat(survivor)
         hybrid = hybrid_states(pair.shell.names, pair.target, pair.unlearned, q, q_new)["target+D"]
-        second = second_order_share_returned(g, delta, kept, bend=bend(pair, error), third=0.0)
+        effect = float(g @ delta)  # the sums of T20, in float64: a million terms are more than its exact sums need
+        gamma = float(g @ kept) / effect
         yield {
             "format": name,
             "gain": float(kept @ delta / (delta @ delta)),
-            "functional_gain": functional_gain(g, delta, kept),
-            "first_order": float(g @ delta),
-            "second_order_share": second.share,
+            "functional_gain": gamma,
+            "first_order": effect,
+            "second_order_share": 1 - gamma - bend(pair, error) / effect / 2 if second_order else None,
             "target_loss": before,
             "loss": after,
             "came_back_gating": after - pair.loss(hybrid),
             "came_back": after - pair.loss(q_new),
-            **_certificate(pair, format_named(name), g, delta, after - before),
         }
 
 
-def _certificate(
-    pair: Pair, fmt: Format, g: NDArray[Any], delta: NDArray[Any], effect: float
-) -> dict[str, float | None]:
-    """Return T18 for formats of symmetric integers, on the target's grid; None for others, whose steps differ."""
-    if fmt.statistic != "absmax" or set(np.diff(fmt.levels)) != {1.0} or fmt.arithmetic != "divide":
-        return {"effective_weights": None, "share_at_most": None}
-    step = np.concatenate([_steps(pair.target[name].numpy(), fmt).ravel() for name in pair.shell.names])
-    held = step > 0  # a block of zeros has no step, and nothing in it moves by a code
-    parts = g[held], delta[held], step[held]
-    return {
-        "effective_weights": effective_weights(*parts, effect=effect),
-        "share_at_most": gating_share_upper_bound(*parts, ALPHA, effect=effect),
-    }
-
-
-def _steps(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
-    blocks = to_blocks(w, fmt)
-    scale = np.broadcast_to(fit_grid(blocks, fmt).scale, blocks.shape)
-    return from_blocks(scale.astype(np.float64), w.shape, fmt)
-
-
-def functional_gains(folder: Path, formats: Sequence[str]) -> Iterator[dict[str, Any]]:
+def functional_gains(folder: Path, formats: Sequence[str], *, second_order: bool) -> Iterator[dict[str, Any]]:
     """Yield one row for each unlearned model of a run and each format, in the order of the models' names."""
     config = RunConfig.model_validate_json((folder / "config.json").read_text(encoding="utf-8"))
     torch.set_num_threads(config.threads)
@@ -180,15 +154,16 @@ def functional_gains(folder: Path, formats: Sequence[str]) -> Iterator[dict[str,
             "steps": notes["steps"],
         }
         pair = Pair(shell, target, state_of(load_model(path)), probes.passages)
-        for row in measured(pair, formats):
+        for row in measured(pair, formats, second_order=second_order):
             yield {**arm, **row, "revision": revision()}
 
 
 class RunsAndFormats(Section):
-    """Folders of runs, with their models, and the formats to measure."""
+    """Folders of runs, with their models; the formats to measure; whether curvature is measured too."""
 
     runs: tuple[Path, ...]
     formats: tuple[str, ...] = Field(min_length=1)
+    second_order: bool = False
 
 
 def _measure(settings: RunsAndFormats, folder: Path, progress: Progress) -> None:
@@ -197,7 +172,7 @@ def _measure(settings: RunsAndFormats, folder: Path, progress: Progress) -> None
     rows: list[dict[str, Any]] = []
     for run in settings.runs:
         with progress.stage(f"measure {run.name}"):
-            rows += functional_gains(run, settings.formats)
+            rows += functional_gains(run, settings.formats, second_order=settings.second_order)
     write_json_lines(folder / "rows.jsonl", rows)
 
 

@@ -12,7 +12,6 @@ from unforgotten.records.rows import ROWS_FILE
 Row = dict[str, Any]
 SAID: Mapping[str, Callable[[Row], float]] = {
     "functional gain": lambda row: (1 - row["functional_gain"]) * row["first_order"],
-    "functional gain, second order": lambda row: row["second_order_share"] * row["first_order"],
     "gain of the weights": lambda row: 1 - row["gain"],
 }
 """What each says of the sign of what comes back."""
@@ -21,7 +20,7 @@ CAME_BACK: Mapping[str, str] = {"came_back_gating": "by gating", "came_back": "i
 
 COLUMNS = (
     *("method", "storage", "seed", "format", "gain", "functional gain", "second order"),
-    *("came back by gating", "in all", "n_eff", "gating takes at most (95 %)"),
+    *("came back by gating", "in all"),
 )
 
 
@@ -37,7 +36,7 @@ def hits(rows: Sequence[Row], said: str, came_back: str) -> int:
 
 
 def hits_table(rows: Sequence[Row]) -> str:
-    """Return a line for each of the two gains and orders: of how many rows each has the sign of what came back."""
+    """Return a line for each of the two gains: of how many rows each has the sign of what came back."""
     lines = [f"| sign by | {' | '.join(f'came back {how}' for how in CAME_BACK.values())} |", "| --- |" + " --- |" * 2]
     for said in SAID:
         counts = (f"{hits(rows, said, name)} of {len(rows)}" for name in CAME_BACK)
@@ -46,7 +45,7 @@ def hits_table(rows: Sequence[Row]) -> str:
 
 
 def cells_table(rows: Sequence[Row]) -> str:
-    """Return a line for each row: both gains, what came back of the forget loss, and T18 where it speaks."""
+    """Return a line for each row: both gains, and what came back of the forget loss as a share of what unlearning added."""
     lines = [f"| {' | '.join(COLUMNS)} |", "| --- |" + " --- |" * (len(COLUMNS) - 1)]
     lines += [f"| {' | '.join(_cells(row))} |" for row in rows]
     return "\n".join(lines)
@@ -54,8 +53,7 @@ def cells_table(rows: Sequence[Row]) -> str:
 
 def _cells(row: Row) -> list[str]:
     raised = row["loss"] - row["target_loss"]
-    second = 1 - row["second_order_share"]
-    n, share = row["effective_weights"], row["share_at_most"]
+    second = row["second_order_share"]
     return [
         row["method"],
         row["storage"],
@@ -63,9 +61,7 @@ def _cells(row: Row) -> list[str]:
         row["format"],
         f"{row['gain']:.2f}",
         f"{row['functional_gain']:.2f}",
-        f"{second:.2f}",
+        "–" if second is None else f"{1 - second:.2f}",
         f"{row['came_back_gating'] / raised:.0%}",
         f"{row['came_back'] / raised:.0%}",
-        "–" if n is None else f"{n:,.0f}",
-        "–" if share is None else f"{share:.0%}",
     ]
