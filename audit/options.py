@@ -49,7 +49,7 @@ def read_options(asked: Asked, unlearned: str) -> Options:
     Raises:
         ValueError: one breaks its rule.
     """
-    named = _formats(asked.formats)
+    named = read_formats(asked.formats)
     models = [name for name in ("texts", "benchmark") if getattr(asked, name) is not None]
     fatal = read_words(asked.fail_on, models)
     _check_files(asked)
@@ -61,7 +61,7 @@ def read_options(asked: Asked, unlearned: str) -> Options:
     return Options(named, named or DEFAULT_FORMATS, fatal, bool(models), recipe)
 
 
-def _formats(given: Sequence[str] | None) -> tuple[str, ...] | None:
+def read_formats(given: Sequence[str] | None) -> tuple[str, ...] | None:
     """Return the names of all --formats, each of which may hold several, with commas; one that comes twice counts once."""
     if not given:
         return None

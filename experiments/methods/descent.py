@@ -58,6 +58,7 @@ def descend(model: PreTrainedModel, forget: Term, retain: Term | None, settings:
                     loss = loss + settings.alpha * kept
             accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
+        task.before_step(model, settings.lr)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if step % settings.check_every == 0 or step == settings.max_steps:

@@ -24,6 +24,10 @@ if TYPE_CHECKING:
     from unforgotten.experiments.models.training import Progress
 
 
+def nothing(model: PreTrainedModel, lr: float) -> None:
+    """Do nothing before a step."""
+
+
 @dataclass(frozen=True)
 class Task:
     """What a method is given beside the model.
@@ -38,6 +42,8 @@ class Task:
         reference: function that gives log-probabilities of the target, from a model that still has its weights.
         seed: seed of the order of documents, and of the random bits of stochastic rounding.
         progress: function that is told of each step.
+        before_step: function that is given the model with its clipped gradients, and the learning rate, before each step
+            of AdamW.
     """
 
     forget: Documents
@@ -49,6 +55,7 @@ class Task:
     reference: Callable[[PreTrainedModel], Reference]
     seed: int
     progress: Progress
+    before_step: Callable[[PreTrainedModel, float], None] = nothing
 
 
 @dataclass(frozen=True)

@@ -218,6 +218,31 @@ def bound(
 
 
 @app.command()
+def forecast(
+    source: Annotated[Path, typer.Argument(help="Gradients of a pilot (.npz, see README), or a run with its models.")],
+    formats: Annotated[
+        list[str] | None, typer.Option(help="Names of formats, with commas or once each: see unforgotten formats.")
+    ] = None,
+    storages: Annotated[
+        str, typer.Option(help="Of parameters and moments: bf16, bf16-sr, fp32, with commas.")
+    ] = "bf16",
+    method: Annotated[str | None, typer.Option(help="Of a run: the method whose pilot is made.")] = None,
+    quiet: Quiet = False,
+    as_json: Json = False,
+) -> None:
+    """Forecast gain and functional gain of a run that was not made, from the gradients of a short float32 pilot."""
+    from unforgotten.forecasting import forecast_all
+    from unforgotten.theory.calculators.forecast_text import as_object, lines
+
+    try:
+        paths, told = forecast_all(source, method, formats, storages, quiet=quiet)
+    except KeyboardInterrupt:
+        print("interrupted; nothing was written", file=sys.stderr)
+        raise typer.Exit(130) from None
+    _print_object(as_object(paths, told), as_json, lines(paths, told))
+
+
+@app.command()
 def report(
     folders: Annotated[list[Path], typer.Argument(help="Directories of runs.")],
     out: Annotated[Path | None, typer.Option(help="Default: report.html of the first.")] = None,

@@ -1,0 +1,93 @@
+"""Forecasts from a pilot's gradients beside the gains that the run's own rows hold, with nothing fitted to them.
+
+The pilot is the method's float32 run, made anew from the run's target; its gradients stay in the run's folder as
+`gradients-METHOD.npz`, and are read from there the next time. `measured` is the gain in the rows of the run.
+
+Settings: the folders of the runs, with `config.json`, `rows.jsonl` and `models/target`; methods, storages and formats. The
+rows of all of them go to `rows.jsonl`.
+
+    unforgotten study forecast --set runs=[runs/tiny-seed0] --out runs/forecast
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from unforgotten.audit.progress.stages import Progress, Step
+from unforgotten.experiments.pilot import pilot
+from unforgotten.experiments.run import revision
+from unforgotten.experiments.section import Section
+from unforgotten.experiments.studies.study import Study
+from unforgotten.records.files import read_json_lines, write_json_lines
+from unforgotten.records.gradients import Gradients, read_gradients, write_gradients
+from unforgotten.records.rows import ROWS_FILE
+from unforgotten.theory.calculators.forecast import Path as Replayed
+from unforgotten.theory.calculators.forecast import Pilot, forecast, pilot_of, replayed
+from unforgotten.theory.geometry.replay import Storage
+
+
+class Forecasts(Section):
+    """What is forecast."""
+
+    runs: tuple[Path, ...]
+    methods: tuple[str, ...] = Field(min_length=1)
+    storages: tuple[Storage, ...] = Field(min_length=1)
+    formats: tuple[str, ...] = Field(min_length=1)
+
+
+def recorded(folder: Path, method: str, step: Step) -> Gradients:
+    """Return the gradients of a method's pilot, read where an earlier call left them."""
+    path = folder / f"gradients-{method}.npz"
+    if not path.exists():
+        write_gradients(path, pilot(folder, method, progress=step))
+    return read_gradients(path)
+
+
+def forecasts(folder: Path, method: str, gradients: Gradients, settings: Forecasts) -> Iterator[dict[str, Any]]:
+    """Yield a row for each storage and format of a method that the run has measured."""
+    measured = {
+        (row["storage"], row["format"]): row
+        for row in read_json_lines(folder / ROWS_FILE)
+        if row["metric"] == "gain" and row["method"] == method
+    }
+    sample = pilot_of(gradients)
+    for storage in settings.storages:
+        path = replayed(sample, storage)
+        yield from _rows(sample, path, [measured[storage, f] for f in settings.formats if (storage, f) in measured])
+
+
+def _rows(sample: Pilot, path: Replayed, measured: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    for row in measured:
+        told = forecast(sample, path, row["format"])
+        yield {
+            **{key: row[key] for key in ("method", "storage", "format", "seed", "lr")},
+            "measured": row["value"],
+            "measured_revision": row["revision"],
+            "predicted": told.gain,
+            "range": list(told.gain_range),
+            "functional_gain": told.functional_gain,
+            "functional_range": list(told.functional_range),
+            "steps": row["steps"],
+            "pilot_steps": len(sample.lr),
+            "replayed_steps": path.steps,
+            "slower": path.slower,
+            "progress": path.progress,
+            "blocks": len(sample.weights),
+            "revision": revision(),
+        }
+
+
+def _measure(settings: Forecasts, folder: Path, progress: Progress) -> None:
+    rows: list[dict[str, Any]] = []
+    for run in settings.runs:
+        for method in settings.methods:
+            with progress.stage(f"{run.name} {method}") as step:
+                rows += forecasts(run, method, recorded(run, method, step), settings)
+    write_json_lines(folder / ROWS_FILE, rows)
+
+
+STUDY = Study(Forecasts, lambda settings: len(settings.runs) * len(settings.methods), _measure)

@@ -1,0 +1,57 @@
+"""The lines that `unforgotten forecast` prints."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+from unforgotten.theory.calculators.forecast import LEVEL, SLOWER, Forecast, Path
+
+
+def lines(paths: Sequence[Path], told: Sequence[Forecast]) -> list[str]:
+    """Return how each storage was replayed, a line for each of its formats, and what the ranges leave out."""
+    found = []
+    for path in paths:
+        found.append(_replayed(path))
+        found += [_format(one) for one in told if one.storage == path.storage]
+    share = f"{LEVEL:.0%}"
+    found.append(
+        f"gain: share of the update that is left; functional gain: the same along the last gradients, 1 - it comes back by "
+        f"gating, to first order. Ranges: {share} for the choice of blocks alone; how far forecasts were from measured "
+        "gains stands in reports/published/forecast."
+    )
+    return found
+
+
+def as_object(paths: Sequence[Path], told: Sequence[Forecast]) -> dict[str, Any]:
+    """Return the forecasts for JSON: what is undefined becomes None."""
+    replays = {path.storage: {"slower": path.slower, "steps": path.steps, "progress": path.progress} for path in paths}
+    rows = [
+        {key: _known(value) for key, value in asdict(one).items()} | {"returned": _known(one.returned)} for one in told
+    ]
+    return {"replays": replays, "formats": rows}
+
+
+def _replayed(path: Path) -> str:
+    how = f"{path.storage}: each gradient given {path.slower} times, {path.steps} steps"
+    if path.progress < 1:
+        return f"{how}; it went only {path.progress:.0%} as far as the pilot, slower than {SLOWER[-1]} was not tried"
+    return how
+
+
+def _format(one: Forecast) -> str:
+    if math.isnan(one.gain):
+        return f"  {one.format:12} undefined: nothing moves"
+    gain, functional = (f"{low:.2f} to {high:.2f}" for low, high in (one.gain_range, one.functional_range))
+    return (
+        f"  {one.format:12} gain {one.gain:.2f} ({gain}), functional gain {one.functional_gain:.2f} ({functional}), "
+        f"comes back {one.returned:+.0%}"
+    )
+
+
+def _known(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_known(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
