@@ -118,7 +118,7 @@ def measured(pair: Pair, formats: Sequence[str], *, second_order: bool) -> Itera
         error = {k: survivor[k] - (pair.unlearned[k] - pair.target[k]) for k in pair.shell.names}
         kept = pair.flat(survivor)
         hybrid = hybrid_states(pair.shell.names, pair.target, pair.unlearned, q, q_new)["target+D"]
-        effect = float(g @ delta)  # the sums of T20, in float64: a million terms are more than its exact sums need
+        effect = float(g @ delta)  # plain float64: an exact sum of a million terms takes seconds
         gamma = float(g @ kept) / effect
         yield {
             "format": name,
