@@ -160,7 +160,7 @@ def replayed(pilot: Pilot, storage: Storage, *, seed: int = 0) -> Path:
     found = Path(storage, pilot.weights, 0, 0, 0.0)
     for slower in SLOWER:
         for step, w in enumerate(replay(pilot.weights, pilot.steps(slower), pilot.adam, storage, seed=seed), 1):
-            progress = float((slope * (w - start)).sum()) / goal
+            progress = float((slope * (w - start)).sum()) / goal + 0.0  # no minus zero
             found = Path(storage, w, slower, step, progress)
             if progress >= 1.0:
                 return found

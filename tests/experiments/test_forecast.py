@@ -1,0 +1,186 @@
+"""A pilot records what the optimizer was given, the command forecasts from it, and the study compares with what was measured."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch", reason="pilots need unforgotten[experiments]")
+
+from unforgotten.cli import main
+from unforgotten.experiments.models.saved import load_model
+from unforgotten.experiments.pilot import GradientRecorder, pilot
+from unforgotten.experiments.studies.registry import load_study
+from unforgotten.records.files import read_json_lines, write_json, write_json_lines
+from unforgotten.records.gradients import Gradients, read_gradients, write_gradients
+from unforgotten.reports.studies.forecast import render
+from unforgotten.theory.calculators.forecast import pilot_of, replayed
+from unforgotten.theory.geometry.replay import replay
+
+METHOD = "NPO_GDR"
+STEPS = 12
+EXAMPLE = Path(__file__).parents[2] / "examples/record_gradients.py"
+
+
+@pytest.fixture(scope="module")
+def run(micro_pair: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The directory of a run whose method makes STEPS steps, with rows that hold a gain."""
+    folder = tmp_path_factory.mktemp("forecast") / "run"
+    (folder / "models").mkdir(parents=True)
+    shutil.copytree(micro_pair / "models/target", folder / "models/target")
+    config = json.loads((micro_pair / "config.json").read_text())
+    config["unlearning"]["max_steps"] = dict.fromkeys(("fp32", "bf16", "bf16-sr"), STEPS)
+    write_json(folder / "config.json", config)
+    row = {"metric": "gain", "method": METHOD, "storage": "bf16", "seed": 0, "lr": 1e-4, "steps": 99, "revision": "x"}
+    write_json_lines(
+        folder / "rows.jsonl", [{**row, "format": name, "value": 0.5} for name in ("int4-g64", "int4-row")]
+    )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def gradients(run: Path) -> Gradients:
+    return pilot(run, METHOD)
+
+
+def test_the_replay_of_a_pilot_is_the_float32_run(
+    run: Path, gradients: Gradients, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The weights of the blocks, recorded before each step beside their gradients, are where the replay has them."""
+    seen: list[Any] = []
+    called = GradientRecorder.__call__
+
+    def watched(self: Any, model: Any, lr: float) -> None:
+        parameters = dict(model.named_parameters())
+        seen.append(self._sample([parameters[name] for name in self._parts]))
+        called(self, model, lr)
+
+    monkeypatch.setattr(GradientRecorder, "__call__", watched)
+    again = pilot(run, METHOD)
+    assert np.array_equal(again.gradients, gradients.gradients)
+    assert again.gradients.shape == (STEPS, len(again.weights), 64)
+    sample = pilot_of(again)
+    assert np.array_equal(seen[0], again.weights)
+    for here, there in zip(replay(sample.weights, sample.steps(1), sample.adam, "fp32"), seen[1:], strict=False):
+        error = np.abs(here - there)  # roundings of a weight and of a step, at each step
+        assert (error <= STEPS * (np.spacing(np.abs(there)) + 8 * 2.0**-24 * 1e-4)).all()
+    assert np.abs(seen[-1] - seen[0]).max() > 1e-4
+
+
+def test_blocks_stand_in_their_rows(run: Path) -> None:
+    model = load_model(run / "models/target")
+    found = GradientRecorder(model, blocks=10**6)
+    matrices = [w.detach().float().numpy() for n, w in model.named_parameters() if "proj" in n]
+    rows = {row.tobytes() for w in matrices for row in w.reshape(-1, 64)}
+    assert {row.tobytes() for row in found._weights} == rows
+    for block, largest in zip(found._weights, found._row_absmax, strict=True):
+        assert any(largest == np.abs(row).max() and block.tobytes() in row.tobytes() for w in matrices for row in w)
+
+
+def test_the_command_makes_a_pilot_once_and_forecasts(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+
+    def told(*arguments: str) -> Any:
+        monkeypatch.setattr(sys, "argv", ["unforgotten", "forecast", *arguments, "--quiet", "--json"])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert ended.value.code in (0, None)
+        return json.loads(capsys.readouterr().out)
+
+    first = told(str(folder), "--method", METHOD, "--storages", "bf16,fp32")
+    kept = folder / f"gradients-{METHOD}.npz"
+    assert {row["storage"] for row in first["formats"]} == {"fp32", "bf16"}
+    assert len(first["formats"]) == 8
+    made = kept.stat().st_mtime_ns
+    assert told(str(folder), "--method", METHOD, "--storages", "fp32,bf16") == first
+    assert kept.stat().st_mtime_ns == made
+    assert told(str(kept), "--storages", "bf16,fp32") == first
+    (one,) = told(str(kept), "--formats", "int4-g32")["formats"]
+    assert (one["format"], one["storage"]) == ("int4-g32", "bf16")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["RUN"], "--method must name a method of the run"),
+        (["RUN", "--method", "XX"], "method must be one of GA, GA_GDR, GA_KLR, NPO, NPO_GDR, NPO_KLR, got method='XX'"),
+        (["RUN/config.json", "--method", METHOD], "--method must be of a run, a directory, got 'NPO_GDR'"),
+        (["RUN/config.json"], "RUN/config.json: must be an .npz of recorded gradients, got other bytes"),
+        (["RUN/corpus", "--method", METHOD], "RUN/corpus: must be "),
+        (["RUN", "--method", METHOD, "--storages", "fp8"], "--storages must be of fp32, bf16, bf16-sr, got 'fp8'"),
+        (["RUN", "--method", METHOD, "--formats", "int4"], "format must be one of"),
+    ],
+)
+def test_bad_arguments_end_in_one_line(
+    arguments: list[str], words: str, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [argument.replace("RUN", str(run)) for argument in arguments]
+    monkeypatch.setattr(sys, "argv", ["unforgotten", "forecast", *given, "--quiet"])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert words.replace("RUN", str(run)) in err
+
+
+def test_the_study_compares_with_the_rows_of_the_run(run: Path, gradients: Gradients, tmp_path: Path) -> None:
+    write_gradients(run / f"gradients-{METHOD}.npz", gradients)
+    study = load_study("forecast", [f"runs=[{run}]", f"methods=[{METHOD}]"])
+    study.measure(tmp_path)
+    rows = read_json_lines(tmp_path / "rows.jsonl")
+    assert [(row["format"], row["measured"], row["pilot_steps"]) for row in rows] == [
+        ("int4-g64", 0.5, STEPS),
+        ("int4-row", 0.5, STEPS),
+    ]
+    path = replayed(pilot_of(gradients), "bf16")
+    assert [(row["slower"], row["replayed_steps"], row["progress"]) for row in rows] == [
+        (path.slower, path.steps, path.progress)
+    ] * 2
+    table = render(tmp_path)["table.md"]
+    assert f"| all | 2 | {np.median([abs(row['predicted'] - 0.5) for row in rows]):.3f} |" in table
+
+
+def test_the_example_records_a_trainer(run: Path, tmp_path: Path) -> None:
+    """What the callback writes, replayed in float32, is where the trainer's weights went."""
+    from transformers import Trainer, TrainingArguments
+
+    spec = importlib.util.spec_from_file_location("record_gradients", EXAMPLE)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    model = load_model(run / "models/target")
+    data = [{"input_ids": torch.arange(i, i + 8), "labels": torch.arange(i, i + 8)} for i in range(STEPS)]
+    arguments = TrainingArguments(
+        str(tmp_path / "out"),
+        max_steps=STEPS,
+        per_device_train_batch_size=2,
+        learning_rate=1e-3,
+        weight_decay=0.01,
+        report_to="none",
+        save_strategy="no",
+        use_cpu=True,
+        disable_tqdm=True,
+    )
+    trainer = Trainer(model=model, args=arguments, train_dataset=data)  # type: ignore[arg-type]
+    recorder = module.RecordGradients(model, tmp_path / "gradients.npz", blocks=64)
+    trainer.add_callback(recorder)
+    trainer.train()
+    sample = pilot_of(read_gradients(tmp_path / "gradients.npz"))
+    assert sample.adam.weight_decay == 0.01
+    *_, end = replay(sample.weights, sample.steps(1), sample.adam, "fp32")
+    there = recorder.sample(lambda w: w)
+    assert (np.abs(end - there) <= STEPS * (np.spacing(np.abs(there)) + 8 * 2.0**-24 * 1e-3)).all()
+    assert np.abs(there - sample.weights).max() > 1e-3
