@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from unforgotten.theory.geometry.replay import LOW, Adam, at_random, bfloat16, replay
 
@@ -12,7 +15,7 @@ LR = 2e-5
 FUSED = 0.01  # share of weights: kernels may fuse a product and a sum, which then are rounded once and not twice
 
 
-def drawn(seed: int) -> tuple[np.ndarray, np.ndarray]:
+def drawn(seed: int) -> tuple[NDArray[Any], NDArray[Any]]:
     random = np.random.default_rng(seed)
     w = random.normal(0, 0.02, 2048).astype(np.float32)
     size = 10.0 ** random.uniform(-7, -2, 2048)
@@ -53,7 +56,7 @@ def test_replay__takes_each_steps_learning_rate(storage: str) -> None:
 class AllBits:
     """Hands out every number of sixteen bits once, in order."""
 
-    def integers(self, high: int, size: tuple[int, ...], dtype: type) -> np.ndarray:
+    def integers(self, high: int, size: tuple[int, ...], dtype: type) -> NDArray[Any]:
         assert (high, size) == (LOW, (LOW,))
         return np.arange(LOW, dtype=dtype)
 

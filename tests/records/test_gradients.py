@@ -18,7 +18,9 @@ def recorded() -> Gradients:
     random = np.random.default_rng(0)
     w = random.normal(size=(BLOCKS, 64)).astype(np.float32)
     gradients = random.normal(size=(STEPS, BLOCKS, 64)).astype(np.float32)
-    return Gradients(w, np.abs(w).max(1), gradients, np.linspace(0, 1e-5, STEPS), {**SETTINGS, "beta2": 0.95})
+    return Gradients(
+        w, np.abs(w).max(1), gradients, np.linspace(0, 1e-5, STEPS, dtype=np.float64), {**SETTINGS, "beta2": 0.95}
+    )
 
 
 def arrays() -> dict[str, Any]:

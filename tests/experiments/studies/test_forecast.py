@@ -26,7 +26,7 @@ from unforgotten.theory.geometry.replay import replay
 
 METHOD = "NPO_GDR"
 STEPS = 12
-EXAMPLE = Path(__file__).parents[2] / "examples/record_gradients.py"
+EXAMPLE = Path(__file__).parents[3] / "examples/record_gradients.py"
 
 
 @pytest.fixture(scope="module")
@@ -174,7 +174,7 @@ def test_the_example_records_a_trainer(run: Path, tmp_path: Path) -> None:
         use_cpu=True,
         disable_tqdm=True,
     )
-    trainer = Trainer(model=model, args=arguments, train_dataset=data)  # type: ignore[arg-type]
+    trainer = Trainer(model=model, args=arguments, train_dataset=data)
     recorder = module.RecordGradients(model, tmp_path / "gradients.npz", blocks=64)
     trainer.add_callback(recorder)
     trainer.train()

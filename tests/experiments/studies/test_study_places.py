@@ -11,7 +11,7 @@ from unforgotten.experiments.studies.registry import load_study, study_names, st
 from unforgotten.experiments.studies.runs import RunsSettings, planned_runs
 from unforgotten.reports.studies.registry import render, study_modules
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PUBLISHED = ROOT / "reports" / "published"
 MICRO = str(ROOT / "tests" / "micro.yaml")
 NAMES = study_names()

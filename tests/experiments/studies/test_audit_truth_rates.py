@@ -14,7 +14,7 @@ from unforgotten.experiments.studies.audit_truth_rates import CASES, COUNTS, LAW
 
 ROWS: list[dict[str, Any]] = [
     json.loads(line)
-    for line in (Path(__file__).parents[2] / "reports/published/audit-truth/rates.jsonl").read_text().splitlines()
+    for line in (Path(__file__).parents[3] / "reports/published/audit-truth/rates.jsonl").read_text().splitlines()
 ]
 WORDS: tuple[Word, ...] = ("survives", "undone", "undecided")
 

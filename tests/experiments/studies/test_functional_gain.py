@@ -27,7 +27,7 @@ NEAR = 0.02  # of a difference quotient in float32: its third order is below a h
 
 @pytest.fixture(scope="module")
 def pair(micro_pair: Path) -> Pair:
-    config = load_config(str(Path(__file__).parents[1] / "micro.yaml"))
+    config = load_config(str(Path(__file__).parents[2] / "micro.yaml"))
     tokenizer = load_tokenizer(micro_pair / "models/target")
     probes = make_probes(read_fiction(micro_pair / "corpus"), tokenizer, config)
     target, unlearned = (state_of(load_model(micro_pair / f"models/{name}")) for name in ("target", "unlearned"))
