@@ -184,3 +184,17 @@ def test_the_example_records_a_trainer(run: Path, tmp_path: Path) -> None:
     there = recorder.sample(lambda w: w)
     assert (np.abs(end - there) <= STEPS * (np.spacing(np.abs(there)) + 8 * 2.0**-24 * 1e-3)).all()
     assert np.abs(there - sample.weights).max() > 1e-3
+
+
+def test_the_readme_says_what_the_rows_say() -> None:
+    root = EXAMPLE.parents[1]
+    rows = read_json_lines(root / "reports/published/forecast/rows.jsonl")
+    sizes = np.abs([row["predicted"] - row["measured"] for row in rows])
+    text = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    assert {(row["method"], row["seed"]) for row in rows} == {(m, s) for m in ("GA_KLR", "NPO_GDR") for s in range(5)}
+    steps = [row["pilot_steps"] for row in rows]
+    assert (
+        f"pilot of {min(steps)} to {max(steps)} steps: over five seeds of GA_KLR and NPO_GDR, {len(rows)} cells" in text
+    )
+    assert f"the median miss is {np.median(sizes):.2f}, nine in ten are below {np.quantile(sizes, 0.9):.2f}" in text
+    assert f"and the largest is {sizes.max():.2f}" in text

@@ -17,6 +17,7 @@ from unforgotten.experiments.models.saved import load_model, load_tokenizer
 from unforgotten.experiments.models.shell import Shell, state_of
 from unforgotten.experiments.models.states import LazyState
 from unforgotten.experiments.studies.functional_gain import Pair, bend, measured, slopes
+from unforgotten.records.files import read_json_lines
 from unforgotten.reports.studies.functional_gain import cells_table, hits, hits_table
 from unforgotten.theory.models.functional_gain import functional_gain
 
@@ -90,3 +91,16 @@ def test_hits_count_the_signs_that_were_said() -> None:
     assert hits(rows, "gain of the weights", "came_back") == 2
     assert "| functional gain | 1 of 2 | 0 of 2 |" in hits_table(rows)
     assert "| GA | bf16 | 0 | int4-g64 | 0.80 | 1.20 | 1.10 | -10% | 20% |" in cells_table(rows)
+
+
+def test_the_readme_says_what_the_rows_say() -> None:
+    root = Path(__file__).parents[3]
+    rows = read_json_lines(root / "reports/published/functional-gain/rows.jsonl")
+    cells = [
+        row for row in rows if row["storage"] == "bf16" and row["seed"] == 0 and not row["format"].endswith("-dither")
+    ]
+    said = [hits(cells, name, "came_back") for name in ("functional gain", "gain of the weights")]
+    text = " ".join((root / "README.md").read_text(encoding="utf-8").split())
+    assert (
+        f"in {said[0]} of {len(cells)} bf16 cells of seed 0, where the gain of the weights has it in {said[1]}" in text
+    )
