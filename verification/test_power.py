@@ -275,6 +275,11 @@ NOT_A_RATE: Mapping[str, str] = {
     "bernstein_tail_upper_bound": "an inequality, against exact tails: test_response",
     "bernstein_radius": "an inequality: test_response",
     "empirical_bernstein_radius": "an inequality, with its own power test: test_response",
+    "effective_weights": "a quotient of sums, against every outcome: test_gating_certificate",
+    "gating_share_tail_upper_bound": "an inequality, against every outcome: test_gating_certificate",
+    "gating_share_upper_bound": "the inequality inverted: test_gating_certificate",
+    "safe_step_lower_bound": "the inequality inverted: test_gating_certificate",
+    "flip_probability_upper_bound": "an inequality, attained below the smallest cell: test_minimax",
     "fieller_interval": "a rate of misses with a bound of it, and its own power test: test_fieller",
 }
 
