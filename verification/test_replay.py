@@ -31,6 +31,7 @@ def test_replay__is_torchs_adamw(storage: str, weight_decay: float) -> None:
     parameter = torch.nn.Parameter(torch.tensor(w).to(dtype))
     optimizer = torch.optim.AdamW([parameter], lr=LR, weight_decay=weight_decay, foreach=False)
     path = replay(w, ((g, LR) for g in gradients), Adam(weight_decay=weight_decay), storage)  # type: ignore[arg-type]
+    here = there = w
     for gradient, here in zip(gradients, path, strict=True):
         parameter.grad = torch.tensor(gradient).to(dtype)
         optimizer.step()

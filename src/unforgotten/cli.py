@@ -134,7 +134,6 @@ def audit(
     try:
         from unforgotten.audit.findings.recipe import GivenRecipe
         from unforgotten.audit.options import Asked, read_options
-        from unforgotten.audit.outputs.write import UNFINISHED
         from unforgotten.audit.progress.stages import progress_on
         from unforgotten.audit.run import STAGES, audit_pair
         from unforgotten.measured import behaviour_of, output_of
@@ -162,12 +161,15 @@ def audit(
                 fatal=options.fatal,
             )
     except KeyboardInterrupt:
-        print(f"interrupted; {_left_behind(out / UNFINISHED)}", file=sys.stderr)
+        print(f"interrupted; {_left_behind(out)}", file=sys.stderr)
         raise typer.Exit(130) from None
     _end_audit(result, out, options.fatal, quiet=quiet, as_json=as_json)
 
 
-def _left_behind(unfinished: Path) -> str:
+def _left_behind(out: Path) -> str:
+    from unforgotten.audit.outputs.write import UNFINISHED
+
+    unfinished = out / UNFINISHED
     if unfinished.is_dir():
         return f"no result was written; the same command goes on from what is in {unfinished}"
     return "nothing was written"

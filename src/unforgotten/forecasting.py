@@ -12,7 +12,7 @@ from unforgotten.audit.progress.stages import progress_on
 from unforgotten.records.extras import need
 from unforgotten.records.gradients import Gradients, read_gradients, write_gradients
 from unforgotten.theory.calculators.forecast import Forecast, forecast, pilot_of, replayed
-from unforgotten.theory.geometry.replay import STORAGES
+from unforgotten.theory.geometry.replay import STORAGES, Storage
 
 if TYPE_CHECKING:
     from unforgotten.theory.calculators.forecast import Path as Replayed
@@ -36,8 +36,9 @@ def forecast_all(
         ValueError: an argument breaks its rule, in one line.
     """
     named = read_formats(formats) or FORMATS
-    kinds = [kind for kind in STORAGES if kind in storages.split(",")]
-    if not kinds or set(storages.split(",")) - set(STORAGES):
+    asked = storages.split(",")
+    kinds: list[Storage] = [kind for kind in STORAGES if asked.count(kind)]
+    if not kinds or set(asked) - set(STORAGES):
         raise ValueError(f"--storages must be of {', '.join(STORAGES)}, got {storages!r}")
     sample = pilot_of(_gradients(source, method, quiet=quiet))
     paths = [replayed(sample, kind) for kind in kinds]
