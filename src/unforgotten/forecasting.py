@@ -15,7 +15,7 @@ from unforgotten.theory.calculators.forecast import Forecast, forecast, pilot_of
 from unforgotten.theory.geometry.replay import STORAGES, Storage
 
 if TYPE_CHECKING:
-    from unforgotten.theory.calculators.forecast import Path as Replayed
+    from unforgotten.theory.calculators.forecast import Replayed
 
 FORMATS = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64")
 

@@ -102,7 +102,7 @@ def pilot_of(found: Recorded) -> Pilot:
 
 
 @dataclass(frozen=True)
-class Path:
+class Replayed:
     """Where the sample goes in one storage.
 
     Attributes:
@@ -145,7 +145,7 @@ class Forecast:
         return 1.0 - self.functional_gain
 
 
-def replayed(pilot: Pilot, storage: Storage, *, seed: int = 0) -> Path:
+def replayed(pilot: Pilot, storage: Storage, *, seed: int = 0) -> Replayed:
     """Replay the pilot in a storage until it has gone as far as in float32.
 
     Raises:
@@ -157,17 +157,17 @@ def replayed(pilot: Pilot, storage: Storage, *, seed: int = 0) -> Path:
     if not goal < 0:
         rule = "gradients must be of steps that lower their loss: the sum of last gradient times update must be below 0"
         raise ValueError(f"{rule}, got {goal:.3g}")
-    found = Path(storage, pilot.weights, 0, 0, 0.0)
+    found = Replayed(storage, pilot.weights, 0, 0, 0.0)
     for slower in SLOWER:
         for step, w in enumerate(replay(pilot.weights, pilot.steps(slower), pilot.adam, storage, seed=seed), 1):
             progress = float((slope * (w - start)).sum()) / goal + 0.0  # no minus zero
-            found = Path(storage, w, slower, step, progress)
+            found = Replayed(storage, w, slower, step, progress)
             if progress >= 1.0:
                 return found
     return found
 
 
-def forecast(pilot: Pilot, path: Path, format_name: str, *, seed: int = 0) -> Forecast:
+def forecast(pilot: Pilot, path: Replayed, format_name: str, *, seed: int = 0) -> Forecast:
     """Return what a format leaves of the update of a path.
 
     Args:

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from unforgotten.theory.calculators.forecast import LEVEL, SLOWER, Forecast, Path
+from unforgotten.theory.calculators.forecast import LEVEL, SLOWER, Forecast, Replayed
 
 
-def lines(paths: Sequence[Path], told: Sequence[Forecast]) -> list[str]:
+def lines(paths: Sequence[Replayed], told: Sequence[Forecast]) -> list[str]:
     """Return how each storage was replayed, a line for each of its formats, and what the ranges leave out."""
     found = []
     for path in paths:
@@ -25,7 +25,7 @@ def lines(paths: Sequence[Path], told: Sequence[Forecast]) -> list[str]:
     return found
 
 
-def as_object(paths: Sequence[Path], told: Sequence[Forecast]) -> dict[str, Any]:
+def as_object(paths: Sequence[Replayed], told: Sequence[Forecast]) -> dict[str, Any]:
     """Return the forecasts for JSON: what is undefined becomes None."""
     replays = {path.storage: {"slower": path.slower, "steps": path.steps, "progress": path.progress} for path in paths}
     rows = [
@@ -34,7 +34,7 @@ def as_object(paths: Sequence[Path], told: Sequence[Forecast]) -> dict[str, Any]
     return {"replays": replays, "formats": rows}
 
 
-def _replayed(path: Path) -> str:
+def _replayed(path: Replayed) -> str:
     how = f"{path.storage}: each gradient given {path.slower} times, {path.steps} steps"
     if path.progress < 1:
         return f"{how}; it went only {path.progress:.0%} as far as the pilot, slower than {SLOWER[-1]} was not tried"

@@ -198,3 +198,23 @@ def test_the_readme_says_what_the_rows_say() -> None:
     )
     assert f"the median miss is {np.median(sizes):.2f}, nine in ten are below {np.quantile(sizes, 0.9):.2f}" in text
     assert f"and the largest is {sizes.max():.2f}" in text
+
+
+def test_the_published_text_compares_with_the_published_runs_too() -> None:
+    published = EXAMPLE.parents[1] / "reports/published"
+    measured = {
+        (row["seed"], row["method"], row["storage"], row["format"]): row["value"]
+        for seed in range(5)
+        for row in read_json_lines(published / f"tiny-seed{seed}/rows.jsonl")
+        if row["metric"] == "gain"
+    }
+    rows = read_json_lines(published / "forecast/rows.jsonl")
+    there = [measured[row["seed"], row["method"], row["storage"], row["format"]] for row in rows]
+    sizes = np.abs([row["predicted"] - gain for row, gain in zip(rows, there, strict=True)])
+    text = " ".join((published / "README.md").read_text(encoding="utf-8").split())
+    assert f"a median of {np.median(sizes):.2f}, nine in ten are below {np.quantile(sizes, 0.9):.2f}" in text
+    assert f"and the largest is {sizes.max():.2f}: two bf16 runs" in text
+    (one,) = [
+        i for i, row in enumerate(rows) if (row["method"], row["seed"], row["format"]) == ("GA_KLR", 3, "int4-g64")
+    ]
+    assert f"int4-g64: {there[one]:.2f} there, {rows[one]['measured']:.2f} here" in text
