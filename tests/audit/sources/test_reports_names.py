@@ -219,3 +219,13 @@ def test_frequencies_that_differ_are_no_update(rounded: bool, report_pair: Pair)
     (note,) = result["notes"]
     assert ("by rounding to the narrower dtype alone" in note) is rounded
     assert name in note
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int32])
+def test_frequencies_as_whole_numbers_are_no_rounding(dtype: type, report_pair: Pair) -> None:
+    """What the fuzz found: a cast of numbers that whole numbers do not hold, which numpy warns of."""
+    name = "model.rotary_emb.inv_freq"
+    full = np.array([3e38, np.nan, -1, 0.5], np.float32)
+    result = audit_pair(*report_pair({name: full}, {name: np.zeros(4, dtype)}), ["int8-row"])
+    (note,) = result["notes"]
+    assert "by more than rounding" in note
