@@ -32,6 +32,11 @@ from unforgotten.theory.laws.densities import (
 from unforgotten.verification.chance import FALSE_ALARM, rng_for
 
 SPECIAL = 64 * np.finfo(float).eps  # special functions of scipy: a few ulp each, composed
+INVERTED = 32 * SPECIAL
+"""A quantile and its law: |x f(x) / p|, how often an error of x counts in p, is at most 23, a Gaussian's at 10^-6."""
+FAR = 256 * SPECIAL  # the same at 10^-30, where it is 135
+INTERPOLATED = 16 * np.finfo(float).eps  # two interpolations of a few roundings, x f(x) being below 1/2
+BINS = 256  # a histogram is off by the share of one bin at most
 QUADRATURE = 1e-7  # scipy's quad is asked for 1e-10; the law's own rule errs by 3e-9
 REFERENCE = {
     "gaussian": stats.norm(),
@@ -63,9 +68,9 @@ def test_densities__are_those_of_scipy_stats(name: str, z: float, scale: float) 
 @given(st.sampled_from(sorted(DENSITIES)), st.floats(1e-6, 1 - 1e-6))
 def test_densities__quantiles_invert(name: str, p: float) -> None:
     density = density_named(name, 0.02)
-    assert float(density.cdf(density.quantile(p))) == pytest.approx(p, rel=1e-9)
+    assert float(density.cdf(density.quantile(p))) == pytest.approx(p, rel=INVERTED)
     above = density.magnitude_above(p)
-    assert 1 - float(magnitude_cdf(above, density)) == pytest.approx(p, rel=1e-9, abs=SPECIAL)
+    assert 1 - float(magnitude_cdf(above, density)) == pytest.approx(p, rel=INVERTED, abs=SPECIAL)
 
 
 def test_densities__reach_far_into_the_tail(name: str) -> None:
@@ -73,7 +78,7 @@ def test_densities__reach_far_into_the_tail(name: str) -> None:
     x = density_named(name, 1.0).magnitude_above(np.array([1e-30, 1e-20, 1e-10]))
     assert (np.diff(x) < 0).all()
     assert np.isfinite(x).all()
-    assert float(2 * REFERENCE[name].sf(x[0])) == pytest.approx(1e-30, rel=1e-9)
+    assert float(2 * REFERENCE[name].sf(x[0])) == pytest.approx(1e-30, rel=FAR)
 
 
 def test_densities__refuse_bad_parameters() -> None:
@@ -92,17 +97,17 @@ def test_densities__refuse_bad_parameters() -> None:
 
 def test_empirical__is_within_a_bin_of_the_sample(name: str) -> None:
     w = density_named(name, 1.0).quantile(rng_for(name).uniform(size=SAMPLE))
-    density = empirical(w, 256)
+    density = empirical(w, BINS)
     assert isinstance(density, Empirical)
     assert isinstance(density, Density)
     assert density.scale == pytest.approx(w.std())
     x = np.quantile(w, np.linspace(0.001, 0.999, 97))
     exact = (w[:, None] <= x).mean(axis=0)
-    assert np.abs(density.cdf(x) - exact).max() <= 1 / 256 + 1 / SAMPLE
+    assert np.abs(density.cdf(x) - exact).max() <= 1 / BINS + 1 / SAMPLE
     p = np.linspace(0, 1, 33)
-    assert density.cdf(density.quantile(p)) == pytest.approx(p, abs=1e-12)
+    assert density.cdf(density.quantile(p)) == pytest.approx(p, abs=INTERPOLATED)
     tail = np.array([0.5, 0.1, 0.01])
-    assert 1 - magnitude_cdf(density.magnitude_above(tail), density) == pytest.approx(tail, abs=1 / 256)
+    assert 1 - magnitude_cdf(density.magnitude_above(tail), density) == pytest.approx(tail, abs=1 / BINS)
 
 
 def test_empirical__is_a_density() -> None:
@@ -113,15 +118,16 @@ def test_empirical__is_a_density() -> None:
     assert (density.pdf(np.array([-1.0, 100.0])) == 0).all()
     assert float(density.magnitude_above(0.0)) == w.max()
     positive = empirical(np.arange(1.0, 10.0))
-    assert float(positive.magnitude_above(1.0)) == pytest.approx(0.0, abs=1.0)
+    assert 0 <= float(positive.magnitude_above(1.0)) <= 1  # the least weight
 
 
 @given(st.sampled_from(sorted(DENSITIES)), st.integers(1, 5000), st.floats(0.01, 6))
 def test_absmax_cdf__is_a_power(name: str, size: int, x: float) -> None:
     reference = REFERENCE[name]
-    exact = (1 - 2 * reference.sf(x)) ** size
-    rounding = size * SPECIAL  # the relative error of the base, times the exponent
-    assert float(absmax_cdf(x, density_named(name, 1.0), size)) == pytest.approx(exact, rel=1e-9 + rounding, abs=1e-300)
+    base = 1 - 2 * reference.sf(x)
+    rounding = size * SPECIAL / base  # the relative error of the base, of which 1 was taken away, times the exponent
+    found = float(absmax_cdf(x, density_named(name, 1.0), size))
+    assert found == pytest.approx(base**size, rel=rounding, abs=np.finfo(float).tiny)
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -7,16 +7,17 @@ Each function is a command, its signature the options, its docstring the help; b
 
 from __future__ import annotations
 
-import io
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from unforgotten.printing import need_extra, print_mapping, print_object, replace_unprintable
 
 if TYPE_CHECKING:
     from unforgotten.audit.outputs.result import AuditResult
@@ -62,7 +63,7 @@ def run(
     as_json: Json = False,
 ) -> None:
     """Train, unlearn, quantize, evaluate M1-M4, decompose, and report."""
-    _need("experiments", "torch", "transformers", "accelerate", "rouge_score", "sklearn")
+    need_extra("experiments", "torch", "transformers", "accelerate", "rouge_score", "sklearn")
     from unforgotten.experiments.load_config import load_config
     from unforgotten.experiments.run import run as run_all
     from unforgotten.experiments.run import stages
@@ -70,7 +71,7 @@ def run(
     config = load_config(profile, seed=seed, overrides=overrides or ())
     plan = stages(config)
     if dry_run:
-        _print_object({"config": config.model_dump(mode="json"), "stages": plan}, as_json, plan)
+        print_object({"config": config.model_dump(mode="json"), "stages": plan}, as_json, plan)
         return
     from unforgotten.audit.progress.stages import progress_on
     from unforgotten.experiments.run import write_summary
@@ -86,7 +87,7 @@ def run(
         print("interrupted; go on with --resume", file=sys.stderr)
         raise typer.Exit(130) from None
     summary = write_summary(folder, report)
-    _print_object(summary, as_json, [f"rows:   {summary['rows']}", f"report: {report}"])
+    print_object(summary, as_json, [f"rows:   {summary['rows']}", f"report: {report}"])
 
 
 @app.command()
@@ -141,9 +142,9 @@ def audit(
         given = GivenRecipe(lr, steps, optimizer, trained_in)
         options = read_options(Asked(formats, fail_on, texts, benchmark, retrained, jobs, ray, given), unlearned)
         if options.needs_models:
-            _need("experiments", "torch", "transformers", "rouge_score", "sklearn")
+            need_extra("experiments", "torch", "transformers", "rouge_score", "sklearn")
         if ray is not None:
-            _need("ray", "ray")
+            need_extra("ray", "ray")
         pair = Path(target), Path(unlearned)
         stages = len(STAGES) + (texts is not None) + (benchmark is not None)
         with progress_on(sys.stderr, stages, quiet=quiet, transient=True) as progress:
@@ -216,7 +217,7 @@ def bound(
     asked = Question(format, std, lr, steps, density, dtype, optimizer, snr, columns, rows)
     answer = answer_of(asked, gain=gain, cosine=cosine)
     wanted = gain is not None or cosine is not None
-    _print_object(as_object(answer), as_json, lines(answer, wanted))
+    print_object(as_object(answer), as_json, lines(answer, wanted))
 
 
 @app.command()
@@ -241,7 +242,7 @@ def forecast(
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None
-    _print_object(as_object(paths, told), as_json, lines(paths, told))
+    print_object(as_object(paths, told), as_json, lines(paths, told))
 
 
 @app.command()
@@ -254,7 +255,7 @@ def report(
     from unforgotten.reports.run.build import build_report
 
     path = build_report(folders, out or folders[0] / "report.html")
-    _print_object({"report": str(path)}, as_json, [f"report: {path}"])
+    print_object({"report": str(path)}, as_json, [f"report: {path}"])
 
 
 @app.command()
@@ -272,7 +273,7 @@ def study(
     from unforgotten.experiments.studies.registry import load_study, study_names, study_questions
 
     if name is None and not render:
-        _print_mapping("study", study_questions(), as_json)
+        print_mapping("study", study_questions(), as_json)
         return
     if name is None and (out or overrides):
         raise ValueError("--out and --set must have a study, got no name")
@@ -290,7 +291,7 @@ def study(
                 print("interrupted; the same command goes on", file=sys.stderr)
                 raise typer.Exit(130) from None
         written += write_study(asked.name, folder)
-    _print_object({"files": [str(path) for path in written]}, as_json, [f"written: {path}" for path in written])
+    print_object({"files": [str(path) for path in written]}, as_json, [f"written: {path}" for path in written])
 
 
 @app.command()
@@ -298,7 +299,7 @@ def formats(as_json: Json = False) -> None:
     """List the quantization formats."""
     from unforgotten.theory.formats.names import FAMILIES
 
-    _print_mapping("format", FAMILIES, as_json)
+    print_mapping("format", FAMILIES, as_json)
 
 
 @app.command()
@@ -306,7 +307,7 @@ def methods(as_json: Json = False) -> None:
     """List the unlearning methods."""
     from unforgotten.experiments.methods.registry import METHODS
 
-    _print_mapping("method", {name: m.statement for name, m in METHODS.items()}, as_json)
+    print_mapping("method", {name: m.statement for name, m in METHODS.items()}, as_json)
 
 
 @app.command()
@@ -315,7 +316,7 @@ def metrics(as_json: Json = False) -> None:
     from unforgotten.experiments.metrics.registry import METRICS as MEASURED
     from unforgotten.records.metrics import METRICS
 
-    _print_mapping("metric", {**METRICS, **{name: m.meaning for name, m in MEASURED.items()}}, as_json)
+    print_mapping("metric", {**METRICS, **{name: m.meaning for name, m in MEASURED.items()}}, as_json)
 
 
 @app.command()
@@ -344,7 +345,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Run the verification suite; or its contracts against a quantizer of your own. Ends with 1 where something fails."""
-    _need("verify", "hypothesis", "pytest")
+    need_extra("verify", "hypothesis", "pytest")
     from unforgotten.verification.contracts import described, outcome, search
     from unforgotten.verification.recording import suite
 
@@ -352,7 +353,7 @@ def verify(
         if seed is not None:
             raise ValueError(f"--seed needs --quantizer, got seed={seed}")
         result = suite.run_suite(profile, quiet=quiet)
-        _print_object(result, as_json, [f"verification suite, {profile}: {result['verdict']}"])
+        print_object(result, as_json, [f"verification suite, {profile}: {result['verdict']}"])
         raise typer.Exit(suite.exit_code(result["pytest"]))
     from unforgotten.audit.progress.stages import progress_on
 
@@ -360,40 +361,14 @@ def verify(
     stages = search.tried(q)
     with progress_on(sys.stderr, len(stages), quiet=quiet, transient=True) as progress:
         result = search.verify(q, profile=profile, seed=seed, progress=progress)
-    _print_object(result, as_json, outcome.lines(result))
+    print_object(result, as_json, outcome.lines(result))
     raise typer.Exit(int(result["verdict"] == "fails"))
-
-
-def _print_mapping(title: str, mapping: Mapping[str, str], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(dict(mapping), indent=1))
-        return
-    table = Table(title, "meaning")
-    for name, meaning in mapping.items():
-        table.add_row(name, meaning)
-    Console().print(table)
-
-
-def _print_object(result: Mapping[str, Any], as_json: bool, lines: list[str]) -> None:
-    print(json.dumps(result, indent=1, allow_nan=False) if as_json else "\n".join(lines))
-
-
-def _need(extra: str, *packages: str) -> None:
-    from unforgotten.records.extras import need
-
-    need(f"unforgotten[{extra}]", *packages)
-
-
-def _replace_unprintable(stream: object) -> None:
-    """Let a stream replace what its encoding lacks: a Windows console has no arrow, and an answer is worth a "?"."""
-    if isinstance(stream, io.TextIOWrapper):
-        stream.reconfigure(errors="replace")
 
 
 def main() -> None:
     """Run the command line. Bad input ends with one line on standard error and code 2, an interrupt with 130."""
     for stream in (sys.stdout, sys.stderr):
-        _replace_unprintable(stream)
+        replace_unprintable(stream)
     try:
         sys.exit(app(standalone_mode=False))
     except (typer.Abort, KeyboardInterrupt):

@@ -135,7 +135,8 @@ def adamw_displacement_upper_bound(
     rates = learning_rates(lr, steps)
     check_betas(beta1, beta2)
     sizes = rates * ratios(np.arange(1, steps + 1), beta1, beta2)
-    drift = decay_share(rates, weight_decay) * _magnitude(largest_weight)
+    check_magnitude(largest_weight)
+    drift = decay_share(rates, weight_decay) * largest_weight
     # a product and a correctly rounded sum of non-negative numbers; two products and a sum for the decay; underflow
     total = (math.fsum(sizes) + drift) * (1 + 8 * U64) + steps * 2.0**-1074
     return float(np.nextafter(total, np.inf))
@@ -223,7 +224,11 @@ def _check_lr(lr: float) -> None:
         raise ValueError(f"lr must be finite and not negative, got lr={lr!r}")
 
 
-def _magnitude(largest_weight: float) -> float:
+def check_magnitude(largest_weight: float) -> None:
+    """Refuse a bound of a weight that is none.
+
+    Raises:
+        ValueError: it is negative or not finite.
+    """
     if not (math.isfinite(largest_weight) and largest_weight >= 0):
         raise ValueError(f"largest_weight must be finite and not negative, got largest_weight={largest_weight!r}")
-    return largest_weight

@@ -24,6 +24,7 @@ from unforgotten.theory.geometry.adamw import (
     U64,
     bias_corrections,
     check_betas,
+    check_magnitude,
     decay_share,
     learning_rates,
     root_of_series,
@@ -122,8 +123,7 @@ def stored_displacement_upper_bound(
     """
     rates = learning_rates(lr, steps)
     decay_share(rates, weight_decay)  # refuses what is out of range
-    if not (math.isfinite(largest_weight) and largest_weight >= 0):
-        raise ValueError(f"largest_weight must be finite and not negative, got largest_weight={largest_weight!r}")
+    check_magnitude(largest_weight)
     number = np.arange(1, steps + 1)
     sizes = _doubling(dtype) * rates * _ratios(number, states or dtype, beta1, beta2, corrected=True)
     before = np.concatenate([[0.0], np.cumsum(sizes)[:-1]]) if steps else sizes
