@@ -42,9 +42,10 @@ def packed(scheme: Scheme, checkpoint: Checkpoint, name: str) -> Layer:
     has_zero = has_zero_points(scheme, parts)
     groups = parts.shape(".weight_scale")[1]
     if has_zero:
-        whole = has_zero and checkpoint.tensors[name + ".weight_zero_point"].dtype == INT8
+        whole = checkpoint.tensors[name + ".weight_zero_point"].dtype == INT8
         parts.take(".weight_zero_point", only(INT8, INT32), (outs if whole else -(-outs * bits // 32), groups))
-        check_zero_points(scheme, parts, _zeros(parts, bits, outs))
+        if scheme.symmetric:
+            check_zero_points(parts, _zeros(parts, bits, outs))
     group = group_of(scheme, parts, ".weight_g_idx", ins, groups)
 
     def decode(start: int, stop: int) -> CodedWeights:
@@ -78,13 +79,13 @@ def has_zero_points(scheme: Scheme, parts: Parts) -> bool:
     return found
 
 
-def check_zero_points(scheme: Scheme, parts: Parts, zeros: NDArray[Any]) -> None:
-    """Compare zero points with the configuration: some loaders read them, and others leave them out by what it says.
+def check_zero_points(parts: Parts, zeros: NDArray[Any]) -> None:
+    """Refuse zero points of a layer that is symmetric by its configuration: some loaders read them, others do not.
 
     Raises:
-        CheckpointError: the configuration says that the layer is symmetric, and one is not 0.
+        CheckpointError: one is not 0.
     """
-    if scheme.symmetric and (others := np.count_nonzero(zeros)):
+    if others := np.count_nonzero(zeros):
         rule = "must be 0 everywhere where the configuration says symmetric: true"
         raise parts.refuse(".weight_zero_point", rule, f"{others} others")
 
@@ -125,7 +126,8 @@ def _plain(scheme: Scheme, checkpoint: Checkpoint, name: str, ending: str, dtype
     if has_zero_points(scheme, parts):
         parts.take(".weight_zero_point", dtypes, *shapes)
         zero = _columns(parts.float32(".weight_zero_point"))
-        check_zero_points(scheme, parts, zero)
+        if scheme.symmetric:
+            check_zero_points(parts, zero)
     zero = np.broadcast_to(zero, (outs, groups))
     group = group_of(scheme, parts, ".weight_g_idx", ins, groups)
 

@@ -25,8 +25,8 @@ from unforgotten.experiments.studies.study import Study
 from unforgotten.records.files import read_json_lines, write_json_lines
 from unforgotten.records.gradients import Gradients, read_gradients, write_gradients
 from unforgotten.records.rows import ROWS_FILE
-from unforgotten.theory.calculators.forecast import Pilot, Replayed, forecast, pilot_of, replayed
-from unforgotten.theory.geometry.replay import Storage
+from unforgotten.theory.calculators.forecast import Pilot, Replayed, forecast, replayed
+from unforgotten.theory.geometry.replay import Adam, Storage
 
 
 class Forecasts(Section):
@@ -53,7 +53,9 @@ def forecasts(folder: Path, method: str, gradients: Gradients, settings: Forecas
         for row in read_json_lines(folder / ROWS_FILE)
         if row["metric"] == "gain" and row["method"] == method
     }
-    sample = pilot_of(gradients)
+    sample = Pilot(
+        gradients.weights, gradients.row_absmax, gradients.gradients, gradients.lr, Adam(**gradients.settings)
+    )
     for storage in settings.storages:
         path = replayed(sample, storage)
         yield from _rows(sample, path, [measured[storage, f] for f in settings.formats if (storage, f) in measured])

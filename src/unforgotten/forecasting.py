@@ -11,8 +11,8 @@ from unforgotten.audit.options import read_formats
 from unforgotten.audit.progress.stages import progress_on
 from unforgotten.records.extras import need
 from unforgotten.records.gradients import Gradients, read_gradients, write_gradients
-from unforgotten.theory.calculators.forecast import Forecast, forecast, pilot_of, replayed
-from unforgotten.theory.geometry.replay import STORAGES, Storage
+from unforgotten.theory.calculators.forecast import Forecast, Pilot, forecast, replayed
+from unforgotten.theory.geometry.replay import STORAGES, Adam, Storage
 
 if TYPE_CHECKING:
     from unforgotten.theory.calculators.forecast import Replayed
@@ -40,8 +40,12 @@ def forecast_all(
     kinds: list[Storage] = [kind for kind in STORAGES if asked.count(kind)]
     if not kinds or set(asked) - set(STORAGES):
         raise ValueError(f"--storages must be of {', '.join(STORAGES)}, got {storages!r}")
-    sample = pilot_of(_gradients(source, method, quiet=quiet))
-    paths = [replayed(sample, kind) for kind in kinds]
+    found = _gradients(source, method, quiet=quiet)
+    try:
+        sample = Pilot(found.weights, found.row_absmax, found.gradients, found.lr, Adam(**found.settings))
+        paths = [replayed(sample, kind) for kind in kinds]
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
     return paths, [forecast(sample, path, name) for path in paths for name in named]
 
 

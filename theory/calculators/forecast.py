@@ -11,9 +11,9 @@ first order, as the pilot went. What is left of that update in a format is the f
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -61,44 +61,6 @@ class Pilot:
         for gradient, lr in zip(self.gradients, self.lr, strict=True):
             for _ in range(slower):
                 yield gradient, float(lr)
-
-
-class Recorded(Protocol):
-    """What a file of recorded gradients holds, see `records/gradients.py`."""
-
-    @property
-    def weights(self) -> Array:
-        """Weights before the first step."""
-        ...
-
-    @property
-    def row_absmax(self) -> Array:
-        """Largest magnitude in the row of each block."""
-        ...
-
-    @property
-    def gradients(self) -> Array:
-        """Gradients of each step."""
-        ...
-
-    @property
-    def lr(self) -> Array:
-        """Learning rate of each step."""
-        ...
-
-    @property
-    def settings(self) -> Mapping[str, float]:
-        """Other settings of AdamW."""
-        ...
-
-
-def pilot_of(found: Recorded) -> Pilot:
-    """Return the pilot of a file of recorded gradients.
-
-    Raises:
-        ValueError: a setting of AdamW is out of its range.
-    """
-    return Pilot(found.weights, found.row_absmax, found.gradients, found.lr, Adam(**found.settings))
 
 
 @dataclass(frozen=True)

@@ -21,12 +21,16 @@ from unforgotten.experiments.studies.registry import load_study
 from unforgotten.records.files import read_json_lines, write_json, write_json_lines
 from unforgotten.records.gradients import Gradients, read_gradients, write_gradients
 from unforgotten.reports.studies.forecast import render
-from unforgotten.theory.calculators.forecast import pilot_of, replayed
-from unforgotten.theory.geometry.replay import replay
+from unforgotten.theory.calculators.forecast import Pilot, replayed
+from unforgotten.theory.geometry.replay import Adam, replay
 
 METHOD = "NPO_GDR"
 STEPS = 12
 EXAMPLE = Path(__file__).parents[3] / "examples/record_gradients.py"
+
+
+def pilot_of(found: Gradients) -> Pilot:
+    return Pilot(found.weights, found.row_absmax, found.gradients, found.lr, Adam(**found.settings))
 
 
 @pytest.fixture(scope="module")
@@ -133,6 +137,33 @@ def test_bad_arguments_end_in_one_line(
     assert out == ""
     assert err.count("\n") == 1
     assert words.replace("RUN", str(run)) in err
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"beta1": np.float64(2)}, "beta1 must be in [0, 1), got beta1=2.0"),
+        ({"gradients": 0}, "must be below 0, got 0"),
+    ],
+)
+def test_what_no_pilot_is_names_its_file(
+    changed: dict[str, Any],
+    words: str,
+    gradients: Gradients,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    arrays: dict[str, Any] = {name: getattr(gradients, name) for name in ("weights", "row_absmax", "gradients", "lr")}
+    arrays |= {name: value * arrays[name] if name in arrays else value for name, value in changed.items()}
+    np.savez(tmp_path / "g.npz", **arrays)
+    monkeypatch.setattr(sys, "argv", ["unforgotten", "forecast", str(tmp_path / "g.npz")])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    err = capsys.readouterr().err
+    assert err.startswith(f"unforgotten: {tmp_path / 'g.npz'}: ")
+    assert err.endswith(f"{words}\n")
 
 
 def test_the_study_compares_with_the_rows_of_the_run(run: Path, gradients: Gradients, tmp_path: Path) -> None:
