@@ -13,6 +13,7 @@ from scipy.stats import binom, t
 from unforgotten.audit.verdict.legs import Leak, Mean, RecoveryRow
 from unforgotten.records.shares import clopper_pearson
 from unforgotten.theory.laws.multiplicity import false_discoveries
+from unforgotten.theory.models import fieller
 from unforgotten.theory.models.bootstrap import checked, interval, resampled_means
 from unforgotten.theory.models.recovery import recovered_fraction
 
@@ -86,14 +87,14 @@ def _tests(back: NDArray[Any], removed: NDArray[Any]) -> tuple[float, float]:
 
 
 def effective_items(removed: NDArray[Any]) -> float:
-    """Return (sum r)^2 / sum r^2 over what was removed from the items, negative ones counted as 0 (Kish 1965).
+    """Return Kish's number of items over what was removed from them, negative ones counted as 0.
 
-    Rounded up by what the sums can have lost, and at most the number of positive r: equal removals count whole.
+    Rounded up by what it can have lost, and at most the number of positive r: equal removals count whole.
     """
     weights = np.maximum(removed, 0.0)
     positive = int(np.count_nonzero(weights))
-    lost = 4 * len(weights) * EPSILON  # two sums of n terms, one of them squared; a square each; one quotient
-    return float(min(positive, weights.sum() ** 2 / (weights**2).sum() * (1.0 + lost)))
+    lost = 8 * EPSILON  # a quotient each, its square; two sums that are rounded once, one of them squared; a quotient
+    return min(float(positive), fieller.effective_items(weights) * (1.0 + lost))
 
 
 def student(contrasts: NDArray[Any]) -> float:
