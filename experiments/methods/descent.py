@@ -52,9 +52,9 @@ def descend(model: PreTrainedModel, forget: Term, retain: Term | None, settings:
         step += 1
         with arithmetic.computing():
             with autocast(settings.autocast):
-                loss = forget(View(model, next(forget_batches), reference), settings)
+                loss = forget(View(model, next(forget_batches), reference.forget), settings)
                 if retain is not None:
-                    kept = retain(View(model, next(retain_batches), reference), settings)
+                    kept = retain(View(model, next(retain_batches), reference.retain), settings)
                     loss = loss + settings.alpha * kept
             accelerator.backward(loss)
         accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)

@@ -2,17 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+import copy
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.arms.arithmetic import Arithmetic, autocast
-from unforgotten.experiments.models.batches import Documents
-from unforgotten.experiments.models.log_probs import distributions, sequence_log_probs
-from unforgotten.experiments.models.scoring import batches_of, next_logits, score_batch
+from unforgotten.experiments.models.batches import Batch, Documents
+from unforgotten.experiments.models.log_probs import sequence_log_probs, token_log_probs
+from unforgotten.experiments.models.scoring import batches_of, next_logits
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A set of documents as the target sees it.
+
+    Attributes:
+        sequences: log p of each document, (n,).
+        hidden: what the output layer is given at each position of each document, (length, width); the logits themselves
+            where they are not the output of that layer.
+        head: output layer of the target.
+    """
+
+    sequences: Tensor
+    hidden: tuple[Tensor, ...]
+    head: nn.Module
+
+    @torch.no_grad()
+    def logits(self, documents: Sequence[int]) -> Tensor:
+        """Return the logits at each position of the documents, (batch, length, vocabulary); of no meaning on padding."""
+        rows = [self.hidden[i] for i in documents]
+        logits: Tensor = self.head(nn.utils.rnn.pad_sequence(rows, batch_first=True))
+        return logits
 
 
 @dataclass(frozen=True)
@@ -20,16 +44,14 @@ class Reference:
     """What the losses need of the target, computed once.
 
     Attributes:
-        sequences: log p of each forget document, (n,).
-        distributions: normalized log-probabilities at every position of each retain document, float32
-            (length - 1, vocabulary).
+        forget: documents to forget.
+        retain: documents to keep.
     """
 
-    sequences: Tensor
-    distributions: tuple[Tensor, ...]
+    forget: Seen
+    retain: Seen
 
 
-@torch.no_grad()
 def make_reference(
     target: PreTrainedModel, documents: tuple[Documents, Documents], batch: int, arithmetic: Arithmetic
 ) -> Reference:
@@ -39,16 +61,47 @@ def make_reference(
     divergence is 0 and no preference comes from rounding the weights.
     """
     arithmetic.cast(target)
-    sequences: list[Tensor] = []
-    rows: list[Tensor] = []
     with arithmetic.computing(), autocast(arithmetic.autocast):
-        for b in batches_of(target, documents[0], batch):
-            sequences.append(sequence_log_probs(score_batch(target, b)))
-        for b in batches_of(target, documents[1], batch):
-            lengths = (b.attention_mask.sum(-1) - 1).tolist()
-            normalized = distributions(next_logits(target, b))
-            rows += [d[:n].clone() for d, n in zip(normalized, lengths, strict=True)]
-    return Reference(torch.cat(sequences), tuple(rows))
+        forget, retain = (_seen(target, d, batch) for d in documents)
+    return Reference(forget, retain)
+
+
+@torch.no_grad()
+def _seen(target: PreTrainedModel, documents: Documents, batch: int) -> Seen:
+    """Keep what the output layer is given, which is smaller than the logits, and a copy of that layer."""
+    sequences: list[Tensor] = []
+    hidden: list[Tensor] = []
+    layer = _logit_layer(target, next(batches_of(target, documents, batch)))
+    for b in batches_of(target, documents, batch):
+        given, logits = _pass(target, b)
+        sequences.append(sequence_log_probs(token_log_probs(logits, b.input_ids, b.attention_mask)))
+        rows = logits if layer is None else given
+        lengths = b.attention_mask.sum(-1).tolist()
+        hidden += [row[:n].clone() for row, n in zip(rows, lengths, strict=True)]
+    kept = nn.Identity() if layer is None else copy.deepcopy(layer).requires_grad_(False)
+    return Seen(torch.cat(sequences), tuple(hidden), kept)
+
+
+def _logit_layer(target: PreTrainedModel, batch: Batch) -> nn.Module | None:
+    """Return the output layer, or None where the logits are not its output alone: capped, say, or scaled."""
+    layer = target.get_output_embeddings()
+    given, logits = _pass(target, batch)
+    return layer if layer is not None and torch.equal(layer(given), logits) else None
+
+
+def _pass(target: PreTrainedModel, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return what the output layer was given, and the logits; the logits twice where there is no such layer."""
+    layer = target.get_output_embeddings()
+    if layer is None:
+        logits = next_logits(target, batch)
+        return logits, logits
+    given: list[Tensor] = []
+    hook = layer.register_forward_pre_hook(lambda _, args: given.append(args[0]))
+    try:
+        logits = next_logits(target, batch)
+    finally:
+        hook.remove()
+    return given[0], logits
 
 
 class References:

@@ -54,11 +54,13 @@ class RetainTerm:
         name: last part of a method's name.
         statement: description.
         loss: function that gives the loss.
+        source: where it is from, if not from MUSE.
     """
 
     name: str
     statement: str
     loss: Term
+    source: str = ""
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,9 @@ class LossMethod:
 
     @property
     def source(self) -> str:
-        """Where its forget term is from; the retain terms are MUSE's."""
-        return self.forget.source
+        """Where its terms are from."""
+        own = "" if self.retain is None else self.retain.source
+        return "; ".join(dict.fromkeys(s for s in (self.forget.source, own) if s))
 
     @property
     def settings(self) -> type[MethodConfig]:

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from unforgotten.experiments.methods.reference import Reference
+from unforgotten.experiments.methods.reference import Seen
 from unforgotten.experiments.models.batches import Batch
 from unforgotten.experiments.models.log_probs import TokenLogProbs, distributions
 from unforgotten.experiments.models.scoring import next_logits, score_batch
@@ -21,12 +20,12 @@ class View:
     Attributes:
         model: model of the moment; every look at it is a forward pass.
         batch: token ids and mask.
-        reference: log-probabilities of all documents under the target.
+        seen: all documents of that set, under the target.
     """
 
     model: PreTrainedModel
     batch: Batch
-    reference: Reference
+    seen: Seen
 
     @property
     def scored(self) -> TokenLogProbs:
@@ -34,22 +33,36 @@ class View:
         return score_batch(self.model, self.batch)
 
     @property
+    def logits(self) -> Tensor:
+        """Logits at every position under the model, not normalized, (batch, length, vocabulary)."""
+        return next_logits(self.model, self.batch)
+
+    @property
     def distributions(self) -> Tensor:
-        """Log-probabilities of all tokens at every position, under the model."""
-        return distributions(next_logits(self.model, self.batch))
+        """Log-probabilities of all tokens at every position but the last, under the model."""
+        return distributions(self.logits)
+
+    @property
+    def real(self) -> Tensor:
+        """True on real tokens, (batch, length)."""
+        return self.batch.attention_mask.bool()
 
     @property
     def mask(self) -> Tensor:
-        """True on real tokens, (batch, length - 1)."""
-        return self.batch.attention_mask[:, 1:].bool()
+        """True on real tokens but the first, (batch, length - 1): where a distribution has a token that follows."""
+        return self.real[:, 1:]
 
     @property
     def target_sequences(self) -> Tensor:
-        """Log-probability of each forget document, under the target, (batch,)."""
-        return self.reference.sequences[list(self.batch.documents)]
+        """Log-probability of each document, under the target, (batch,)."""
+        return self.seen.sequences[list(self.batch.documents)]
+
+    @property
+    def target_logits(self) -> Tensor:
+        """`logits` under the target; of no meaning on padding."""
+        return self.seen.logits(self.batch.documents)
 
     @property
     def target_distributions(self) -> Tensor:
-        """`distributions` of a retain batch under the target."""
-        rows = [self.reference.distributions[i] for i in self.batch.documents]
-        return torch.nn.utils.rnn.pad_sequence(list(rows), batch_first=True)
+        """`distributions` under the target; of no meaning on padding."""
+        return distributions(self.target_logits)
