@@ -41,8 +41,10 @@ demo: $(READY)
 	  --set corpus.passages=12 --set corpus.holdout=24
 
 # `pytest`, not `python -m pytest`: that would put the repository root, and a second copy of each package, on sys.path.
+# Files go to two processes, each whole, so that what a module prepares is prepared once.
+WORKERS ?= 2
 test: $(READY)
-	$(BIN)/pytest
+	$(BIN)/pytest -n $(WORKERS) --dist loadfile
 
 # What an ordinary processor runs, imitated on one that has more: the variables take instructions away from our kernel,
 # Numba, torch and oneDNN. NUMBA_CPU_FEATURES is empty, or Numba would keep those of this processor.

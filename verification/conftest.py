@@ -25,6 +25,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     if folder := config.getoption("--verification-report"):
+        if workers := config.getoption("numprocesses", default=None):
+            raise pytest.UsageError(f"--verification-report counts in one process, got -n {workers}")
         config.pluginmanager.register(Plugin(folder, PROFILE))
     config.addinivalue_line(  # here too, for an installed package has no pyproject.toml
         "markers", "statistical: draws samples; `python -m unforgotten.verification.recording.seeds`"

@@ -212,3 +212,17 @@ def test_active__is_that_of_this_run_at_most() -> None:
 def test_report__names_the_proofs_that_ran(content: dict[str, Any]) -> None:
     first = min(load_proofs())
     assert {f: p["verdict"] for f, p in content["proofs"].items()} == {first: "holds"}
+
+
+def test_report__is_refused_where_several_processes_would_count(tmp_path: Path) -> None:
+    pytest.importorskip("xdist", reason="what runs tests in several processes")
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-n", "2", "--verification-report", str(tmp_path / "out"), __file__],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        check=False,
+    )
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert "--verification-report counts in one process, got -n 2" in done.stderr
+    assert not (tmp_path / "out").exists()
