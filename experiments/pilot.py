@@ -113,7 +113,7 @@ def pilot(folder: Path, method: str, *, blocks: int = BLOCKS, progress: Step = i
         ValueError: the folder holds no run with its target, the method is none of its configuration, or it makes no steps
             of AdamW.
     """
-    config = _config(folder)
+    config = config_of(folder)
     if method not in config.unlearning.methods:
         known = ", ".join(config.unlearning.methods)
         raise ValueError(f"method must be one of {known}, got method={method!r}")
@@ -143,7 +143,12 @@ def pilot(folder: Path, method: str, *, blocks: int = BLOCKS, progress: Step = i
     return recorded
 
 
-def _config(folder: Path) -> RunConfig:
+def config_of(folder: Path) -> RunConfig:
+    """Return the configuration of a run that holds its models.
+
+    Raises:
+        ValueError: the folder holds none.
+    """
     for path in (folder / "config.json", folder / "models/target"):
         if not path.exists():
             raise ValueError(f"{folder}: must be the directory of a run with its models, got none of {path.name}")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from unforgotten.theory.calculators import forecast as module
 from unforgotten.theory.calculators.forecast import LEVEL, SLOWER, Pilot, forecast, replayed
@@ -31,7 +34,7 @@ def pilot(*, lr: float = 2e-5, steps: int = STEPS) -> Pilot:
 def test_replayed__in_float32_is_the_pilot_itself() -> None:
     sample = pilot()
     path = replayed(sample, "fp32")
-    *_, end = replay(sample.weights, sample.steps(1), sample.adam, "fp32")
+    *_, end = replay(sample.weights, sample.steps(STEPS), sample.adam, "fp32")
     assert (path.slower, path.steps, path.progress) == (1, STEPS, 1.0)
     assert np.array_equal(path.weights, end)
 
@@ -44,8 +47,10 @@ def test_replayed__in_bfloat16_goes_as_far_with_more_steps_and_no_further() -> N
     assert np.array_equal(bfloat16(path.weights), path.weights)
     towards = sample.gradients[-3:].mean(0, dtype=np.float64)  # a tenth of the steps
     start = sample.weights.astype(np.float64)
-    *_, goal = (float((towards * (w - start)).sum()) for w in replay(sample.weights, sample.steps(1), Adam(), "fp32"))
-    path_bf16 = replay(sample.weights, sample.steps(path.slower), Adam(), "bf16")
+    *_, goal = (
+        float((towards * (w - start)).sum()) for w in replay(sample.weights, sample.steps(STEPS), Adam(), "fp32")
+    )
+    path_bf16 = replay(sample.weights, sample.steps(int(path.slower) * STEPS), Adam(), "bf16")
     gone = [float((towards * (w - start)).sum()) for w in path_bf16][: path.steps]
     assert path.progress == pytest.approx(gone[-1] / goal, rel=SUMS)
     assert gone[-1] <= goal < gone[-2] < 0
@@ -122,6 +127,46 @@ def test_lines__say_no_more_where_all_was_gone() -> None:
     sample = pilot()
     path = replayed(sample, "fp32")
     assert lines([path], [forecast(sample, path, "int8-row")])[0] == f"fp32: each gradient given 1 times, {STEPS} steps"
+
+
+@given(own=st.integers(1, 9), count=st.integers(1, 40))
+def test_steps__go_through_the_pilot_evenly(own: int, count: int) -> None:
+    """Each gradient as often as the next, but for one; in their order, and the last no further than the pilot's last."""
+    gradients = np.arange(own, dtype=np.float32)[:, None, None] * np.ones((1, 1, 2), np.float32)
+    sample = Pilot(np.ones((1, 2), np.float32), np.ones(1), gradients, np.arange(own) / 8, Adam())
+    given_steps = list(sample.steps(count))
+    order = [int(g[0, 0]) for g, _ in given_steps]
+    assert [lr * 8 for _, lr in given_steps] == order
+    assert order == sorted(order)
+    times = np.bincount(order, minlength=own)
+    assert len(order) == count
+    assert times.max() - times.min() <= 1
+
+
+@pytest.mark.parametrize("steps", [STEPS // 2, STEPS, 3 * STEPS])
+def test_replayed__for_a_number_of_steps_makes_as_many(steps: int) -> None:
+    sample = pilot()
+    path = replayed(sample, "bf16", steps=steps)
+    assert (path.steps, path.slower) == (steps, steps / STEPS)
+    *_, end = replay(sample.weights, sample.steps(steps), Adam(), "bf16")
+    assert np.array_equal(path.weights, end)
+    slope, start = sample.slope, sample.weights.astype(np.float64)
+    whole = replayed(sample, "fp32").weights
+    share = (slope * (end - start)).sum() / (slope * (whole - start)).sum()
+    assert path.progress == pytest.approx(share, rel=1e-9)
+    (first, *_) = lines([path], [], steps=steps)
+    assert first == f"bf16: the pilot's gradients over {steps} steps; it goes {path.progress:.0%} as far as the pilot"
+
+
+def test_replayed__for_a_number_of_steps_needs_no_progress() -> None:
+    """A loss that goes nowhere has no goal, and a number of steps needs none."""
+    sample = pilot()
+    nowhere = replace(sample, gradients=np.zeros_like(sample.gradients))
+    path = replayed(nowhere, "bf16", steps=4)
+    assert math.isnan(path.progress)
+    assert as_object([path], [])["replays"]["bf16"]["progress"] is None
+    with pytest.raises(ValueError, match="steps must be at least 1, got steps=0"):
+        replayed(sample, "bf16", steps=0)
 
 
 def test_replayed__refuses_a_pilot_that_went_nowhere() -> None:

@@ -1,24 +1,27 @@
 """Forecasts from a pilot's gradients beside the gains that the run's own rows hold, with nothing fitted to them.
 
 The pilot is the method's float32 run, made anew from the run's target; its gradients stay in the run's folder as
-`gradients-METHOD.npz`, and are read from there the next time. `measured` is the gain in the rows of the run.
+`gradients-METHOD.npz`, and are read from there the next time. `measured` is the gain in the rows of the run. A run that ended at
+its largest number of steps is replayed for as many, any other as far as the pilot went.
 
-Settings: the folders of the runs, with `config.json`, `rows.jsonl` and `models/target`; methods, storages and formats. The
-rows of all of them go to `rows.jsonl`.
+Settings: the folders of the runs, with `config.json`, `rows.jsonl` and `models/target`; methods, of each run those that it has;
+storages and formats. The rows of all of them go to `rows.jsonl`.
 
     unforgotten study forecast --set runs=[runs/tiny-seed0] --out runs/forecast
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from unforgotten.audit.progress.stages import Progress, Step
-from unforgotten.experiments.pilot import pilot
+from unforgotten.experiments.pilot import config_of, pilot
 from unforgotten.experiments.run import revision
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.study import Study
@@ -57,8 +60,14 @@ def forecasts(folder: Path, method: str, gradients: Gradients, settings: Forecas
         gradients.weights, gradients.row_absmax, gradients.gradients, gradients.lr, Adam(**gradients.settings)
     )
     for storage in settings.storages:
-        path = replayed(sample, storage)
-        yield from _rows(sample, path, [measured[storage, f] for f in settings.formats if (storage, f) in measured])
+        rows = [measured[storage, f] for f in settings.formats if (storage, f) in measured]
+        for steps, ended in groupby(rows, _given_steps):
+            yield from _rows(sample, replayed(sample, storage, steps=steps), list(ended))
+
+
+def _given_steps(row: dict[str, Any]) -> int | None:
+    """Return the number of steps that ended a run; None where the depth of forgetting did."""
+    return int(row["steps"]) if row.get("stopped") == "max_steps" else None
 
 
 def _rows(sample: Pilot, path: Replayed, measured: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -76,7 +85,8 @@ def _rows(sample: Pilot, path: Replayed, measured: Sequence[dict[str, Any]]) -> 
             "pilot_steps": len(sample.lr),
             "replayed_steps": path.steps,
             "slower": path.slower,
-            "progress": path.progress,
+            "progress": path.progress if math.isfinite(path.progress) else None,
+            "stopped": row.get("stopped"),
             "blocks": len(sample.weights),
             "revision": revision(),
         }
@@ -84,11 +94,22 @@ def _rows(sample: Pilot, path: Replayed, measured: Sequence[dict[str, Any]]) -> 
 
 def _measure(settings: Forecasts, folder: Path, progress: Progress) -> None:
     rows: list[dict[str, Any]] = []
-    for run in settings.runs:
-        for method in settings.methods:
-            with progress.stage(f"{run.name} {method}") as step:
-                rows += forecasts(run, method, recorded(run, method, step), settings)
+    for run, method in _asked(settings):
+        with progress.stage(f"{run.name} {method}") as step:
+            rows += forecasts(run, method, recorded(run, method, step), settings)
     write_json_lines(folder / ROWS_FILE, rows)
 
 
-STUDY = Study(Forecasts, lambda settings: len(settings.runs) * len(settings.methods), _measure)
+def _asked(settings: Forecasts) -> list[tuple[Path, str]]:
+    """Return the runs with each of their methods that is asked for.
+
+    Raises:
+        ValueError: a method is of no run.
+    """
+    found = [(run, m) for run in settings.runs for m in settings.methods if m in config_of(run).unlearning.methods]
+    if missing := set(settings.methods) - {method for _, method in found}:
+        raise ValueError(f"methods must be of one of the runs, got {', '.join(sorted(missing))}")
+    return found
+
+
+STUDY = Study(Forecasts, lambda settings: len(_asked(settings)), _measure)

@@ -230,6 +230,9 @@ def forecast(
         str, typer.Option(help="Of parameters and moments: bf16, bf16-sr, fp32, with commas.")
     ] = "bf16",
     method: Annotated[str | None, typer.Option(help="Of a run: the method whose pilot is made.")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="That the recipe makes; left out where it ends at a depth of forgetting.")
+    ] = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -238,11 +241,11 @@ def forecast(
     from unforgotten.theory.calculators.forecast_text import as_object, lines
 
     try:
-        paths, told = forecast_all(source, method, formats, storages, quiet=quiet)
+        paths, told = forecast_all(source, method, formats, storages, steps=steps, quiet=quiet)
     except KeyboardInterrupt:
         print("interrupted; nothing was written", file=sys.stderr)
         raise typer.Exit(130) from None
-    print_object(as_object(paths, told), as_json, lines(paths, told))
+    print_object(as_object(paths, told), as_json, lines(paths, told, steps=steps))
 
 
 @app.command()

@@ -21,7 +21,7 @@ FORMATS = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64")
 
 
 def forecast_all(
-    source: Path, method: str | None, formats: Sequence[str] | None, storages: str, *, quiet: bool
+    source: Path, method: str | None, formats: Sequence[str] | None, storages: str, *, steps: int | None, quiet: bool
 ) -> tuple[list[Replayed], list[Forecast]]:
     """Return how each storage was replayed, and a forecast for each storage and format.
 
@@ -30,6 +30,7 @@ def forecast_all(
         method: method of the run; none for a file.
         formats: names of formats, with commas or not; FORMATS if None.
         storages: names of storages, with commas.
+        steps: number of steps that the run will make; None where it ends at a depth of forgetting.
         quiet: whether to say nothing of the pilot while it is made.
 
     Raises:
@@ -40,10 +41,12 @@ def forecast_all(
     kinds: list[Storage] = [kind for kind in STORAGES if asked.count(kind)]
     if not kinds or set(asked) - set(STORAGES):
         raise ValueError(f"--storages must be of {', '.join(STORAGES)}, got {storages!r}")
+    if steps is not None and steps < 1:
+        raise ValueError(f"--steps must be at least 1, got {steps}")
     found = _gradients(source, method, quiet=quiet)
     try:
         sample = Pilot(found.weights, found.row_absmax, found.gradients, found.lr, Adam(**found.settings))
-        paths = [replayed(sample, kind) for kind in kinds]
+        paths = [replayed(sample, kind, steps=steps) for kind in kinds]
     except ValueError as error:
         raise ValueError(f"{source}: {error}") from None
     return paths, [forecast(sample, path, name) for path in paths for name in named]

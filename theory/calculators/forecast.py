@@ -2,7 +2,8 @@
 
 In bfloat16 a run needs more steps than in float32 to go as far, for most of its steps are lost, and its gradients turn later.
 So each gradient of the pilot is given to the optimizer several times, until the loss of the last gradients has gone as far, to
-first order, as the pilot went. What is left of that update in a format is the forecast. Takes a sample of blocks of weights.
+first order, as the pilot went; a recipe that ends after a number of steps is replayed for as many. What is left of that update
+in a format is the forecast. Takes a sample of blocks of weights.
 
     path = replayed(pilot, "bf16")
     forecast(pilot, path, "int4-g64").gain
@@ -56,11 +57,12 @@ class Pilot:
         count = max(1, round(LAST * len(self.gradients)))
         return np.asarray(self.gradients[-count:].mean(0, dtype=np.float64))
 
-    def steps(self, slower: int) -> Iterator[tuple[Array, float]]:
-        """Yield gradient and learning rate of each step, every one `slower` times."""
-        for gradient, lr in zip(self.gradients, self.lr, strict=True):
-            for _ in range(slower):
-                yield gradient, float(lr)
+    def steps(self, count: int) -> Iterator[tuple[Array, float]]:
+        """Yield gradient and learning rate of `count` steps, which go from the first of the pilot to its last evenly."""
+        own = len(self.gradients)
+        for step in range(count):
+            at = step * own // count
+            yield self.gradients[at], float(self.lr[at])
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,15 @@ class Replayed:
     Attributes:
         storage: storage of parameters and moments.
         weights: weights at the end, float32 (blocks, n).
-        slower: how many times each gradient was given.
+        slower: how many times each gradient was given; a fraction where the number of steps was.
         steps: steps that were made.
-        progress: first-order progress over the pilot's; below 1 where SLOWER did not suffice.
+        progress: first-order progress over the pilot's; below 1 where SLOWER did not suffice, of any size, or nan, where the
+            number of steps was given.
     """
 
     storage: Storage
     weights: Array
-    slower: int
+    slower: float
     steps: int
     progress: float
 
@@ -107,24 +110,39 @@ class Forecast:
         return 1.0 - self.functional_gain
 
 
-def replayed(pilot: Pilot, storage: Storage, *, seed: int = 0) -> Replayed:
-    """Replay the pilot in a storage until it has gone as far as in float32.
+def replayed(pilot: Pilot, storage: Storage, *, steps: int | None = None, seed: int = 0) -> Replayed:
+    """Replay the pilot in a storage until it has gone as far as in float32, or for a number of steps.
+
+    Args:
+        pilot: recorded steps.
+        storage: storage of parameters and moments.
+        steps: number of steps of the run, >= 1, where its recipe sets one; None where it ends at a depth of forgetting.
+        seed: seed of stochastic rounding.
 
     Raises:
-        ValueError: the storage is unknown, or the pilot's update does not lower the loss of its last gradients.
+        ValueError: the storage is unknown, the number is below 1, or, without one, the pilot's update does not lower the loss of
+            its last gradients.
     """
-    slope, start = pilot.slope, np.asarray(pilot.weights, np.float64)
-    *_, end = replay(pilot.weights, pilot.steps(1), pilot.adam, "fp32")
+    slope, start, own = pilot.slope, np.asarray(pilot.weights, np.float64), len(pilot.gradients)
+    *_, end = replay(pilot.weights, pilot.steps(own), pilot.adam, "fp32")
     goal = float((slope * (end - start)).sum())
+
+    def progress(w: Array) -> float:
+        return float((slope * (w - start)).sum()) / goal + 0.0  # no minus zero
+
+    if steps is not None:
+        if steps < 1:
+            raise ValueError(f"steps must be at least 1, got steps={steps}")
+        *_, w = replay(pilot.weights, pilot.steps(steps), pilot.adam, storage, seed=seed)
+        return Replayed(storage, w, steps / own, steps, progress(w) if goal < 0 else math.nan)
     if not goal < 0:
         rule = "gradients must be of steps that lower their loss: the sum of last gradient times update must be below 0"
         raise ValueError(f"{rule}, got {goal:.3g}")
     found = Replayed(storage, pilot.weights, 0, 0, 0.0)
     for slower in SLOWER:
-        for step, w in enumerate(replay(pilot.weights, pilot.steps(slower), pilot.adam, storage, seed=seed), 1):
-            progress = float((slope * (w - start)).sum()) / goal + 0.0  # no minus zero
-            found = Replayed(storage, w, slower, step, progress)
-            if progress >= 1.0:
+        for step, w in enumerate(replay(pilot.weights, pilot.steps(slower * own), pilot.adam, storage, seed=seed), 1):
+            found = Replayed(storage, w, slower, step, progress(w))
+            if found.progress >= 1.0:
                 return found
     return found
 

@@ -10,11 +10,17 @@ from typing import Any
 from unforgotten.theory.calculators.forecast import LEVEL, SLOWER, Forecast, Replayed
 
 
-def lines(paths: Sequence[Replayed], told: Sequence[Forecast]) -> list[str]:
-    """Return how each storage was replayed, a line for each of its formats, and what the ranges leave out."""
+def lines(paths: Sequence[Replayed], told: Sequence[Forecast], *, steps: int | None = None) -> list[str]:
+    """Return how each storage was replayed, a line for each of its formats, and what the ranges leave out.
+
+    Args:
+        paths: replays.
+        told: forecasts.
+        steps: number of steps, where it was asked for.
+    """
     found = []
     for path in paths:
-        found.append(_replayed(path))
+        found.append(_replayed(path, steps))
         found += [_format(one) for one in told if one.storage == path.storage]
     share = f"{LEVEL:.0%}"
     found.append(
@@ -27,14 +33,19 @@ def lines(paths: Sequence[Replayed], told: Sequence[Forecast]) -> list[str]:
 
 def as_object(paths: Sequence[Replayed], told: Sequence[Forecast]) -> dict[str, Any]:
     """Return the forecasts for JSON: what is undefined becomes None."""
-    replays = {path.storage: {"slower": path.slower, "steps": path.steps, "progress": path.progress} for path in paths}
+    replays = {
+        path.storage: {"slower": path.slower, "steps": path.steps, "progress": _known(path.progress)} for path in paths
+    }
     rows = [
         {key: _known(value) for key, value in asdict(one).items()} | {"returned": _known(one.returned)} for one in told
     ]
     return {"replays": replays, "formats": rows}
 
 
-def _replayed(path: Replayed) -> str:
+def _replayed(path: Replayed, asked: int | None) -> str:
+    if asked is not None:
+        far = "" if math.isnan(path.progress) else f"; it goes {path.progress:.0%} as far as the pilot"
+        return f"{path.storage}: the pilot's gradients over {asked} steps{far}"
     how = f"{path.storage}: each gradient given {path.slower} times, {path.steps} steps"
     if path.progress < 1:
         return f"{how}; it went only {path.progress:.0%} as far as the pilot, slower than {SLOWER[-1]} was not tried"
