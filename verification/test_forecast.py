@@ -143,7 +143,7 @@ def test_steps__go_through_the_pilot_evenly(own: int, count: int) -> None:
     assert times.max() - times.min() <= 1
 
 
-@pytest.mark.parametrize("steps", [STEPS // 2, STEPS, 3 * STEPS])
+@pytest.mark.parametrize("steps", [1, STEPS // 2, STEPS, 3 * STEPS])
 def test_replayed__for_a_number_of_steps_makes_as_many(steps: int) -> None:
     sample = pilot()
     path = replayed(sample, "bf16", steps=steps)
