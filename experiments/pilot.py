@@ -55,7 +55,7 @@ class GradientRecorder:
         }
         self._weights = self._sample(list(weights.values()))
         rows = [
-            w.detach().float().abs().amax(1)[(at * BLOCK) // w.shape[1]]
+            w.detach().float().abs().flatten(0, -2).amax(1)[(at * BLOCK) // w.shape[-1]]
             for w, at in zip(weights.values(), self._parts.values(), strict=True)
         ]
         self._row_absmax = torch.cat(rows).numpy()
@@ -97,7 +97,7 @@ class GradientRecorder:
 def _matrices(model: PreTrainedModel) -> dict[str, Tensor]:
     """Return the weights of linear layers whose rows are whole blocks, by name."""
     parameters = dict(model.named_parameters())
-    return {name: parameters[name] for name in linear_names(model) if parameters[name].shape[1] % BLOCK == 0}
+    return {name: parameters[name] for name in linear_names(model) if parameters[name].shape[-1] % BLOCK == 0}
 
 
 def pilot(folder: Path, method: str, *, blocks: int = BLOCKS, progress: Step = ignore) -> Gradients:

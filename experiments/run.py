@@ -16,16 +16,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 
 from unforgotten.audit.progress.stages import SILENT, Progress
 from unforgotten.audit.sources.checkpoint import open_checkpoint
 from unforgotten.audit.weights.leg import Setting, weights_leg
-from unforgotten.experiments.arms.arithmetic import Arithmetic
-from unforgotten.experiments.arms.arm import TRAINED, Arm, arms
+from unforgotten.experiments.arms.arm import Arm, arms
 from unforgotten.experiments.arms.processor import processor
-from unforgotten.experiments.arms.products import resolve
-from unforgotten.experiments.config import RunConfig, TrainingConfig
+from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.data.corpus import Corpus, prepare_corpus
 from unforgotten.experiments.evaluation import decompose, weights_rows
 from unforgotten.experiments.methods.method import Task
@@ -34,11 +31,9 @@ from unforgotten.experiments.methods.registry import METHODS
 from unforgotten.experiments.metrics.effects import Items
 from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.metrics.probes import make_probes
-from unforgotten.experiments.models.base import load_smollm2, tiny_llama, train_tokenizer
-from unforgotten.experiments.models.batches import encode_documents
 from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer, save_model
 from unforgotten.experiments.models.shell import Shell, state_of
-from unforgotten.experiments.models.training import train
+from unforgotten.experiments.prepared_models import prepare_models, prepared_models, stage_of
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.records.files import write_json, write_text
 from unforgotten.records.rows import Subject
@@ -48,13 +43,18 @@ from unforgotten.theory.laws.update import GRID_MODES
 
 def stages(config: RunConfig) -> list[str]:
     """Return every stage of a run, in order."""
-    trained = ["base", "target", "retrained"]
-    names = [f"train {name}" for name in trained]
-    names += [f"evaluate {m} {f}" for m in ("retrained", "target") for f in ("none", *config.formats)]
-    names.append("evaluate base none")
+    prepared = prepared_models(config)
+    names = [stage_of(config, name) for name in prepared]
+    for name in reversed(prepared):
+        names += [f"evaluate {name} {f}" for f in _evaluated_in(config, name)]
     for arm in arms(config):
         names += [f"unlearn {arm.name}", *_measurements_of(config, arm)]
     return names
+
+
+def _evaluated_in(config: RunConfig, name: str) -> tuple[str, ...]:
+    """Return the formats in which a model that the run starts from is measured."""
+    return ("none",) if name == "base" else ("none", *config.formats)
 
 
 def _measurements_of(config: RunConfig, arm: Arm) -> list[str]:
@@ -92,7 +92,7 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
         "processor": processor(),
     }
     models = folder / "models"
-    _train_models(config, corpus, models, progress)
+    prepare_models(config, corpus, models, progress)
     meter = _meter(config, corpus, models)
     store = RowStore(folder, common | {"rouge": meter.probes.rouge_tokenizer})
     meter = _evaluate_trained(config, meter, models, store, progress)
@@ -117,85 +117,20 @@ def _claim_folder(config: RunConfig, folder: Path, resume: bool) -> None:
     write_text(path, config.model_dump_json(indent=1))
 
 
-def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Progress) -> None:
-    """Train and save base, target (forget + retain) and retrained (retain only), unless they are saved already."""
-    if (models / "base").exists():
-        progress.skip()
-    else:
-        model, tokenizer = _train_base(config, corpus, progress)
-        save_model(models / "base", model, tokenizer, torch.float32, _base_notes(config))
-    tokenizer = load_tokenizer(models / "base")
-    everything = corpus.forget + corpus.forget_rest + corpus.retain
-    for name, texts in (("target", everything), ("retrained", corpus.retain)):
-        if (models / name).exists():
-            progress.skip()
-            continue
-        model = load_model(models / "base")
-        documents = encode_documents(texts, tokenizer, config.corpus.passage_tokens)
-        with progress.stage(f"train {name}") as step:
-            train(
-                model,
-                documents,
-                config.finetuning,
-                seed=config.seed + 1,
-                progress=step,
-                products=resolve(config.bf16_products),
-            )
-        notes = _trained_notes(config, config.finetuning)
-        save_model(models / name, model, tokenizer, torch.bfloat16, notes)
-
-
-def _base_notes(config: RunConfig) -> dict[str, Any]:
-    """Return how the base was trained; of one that came in a package this is not known."""
-    dtypes = TRAINED | {"checkpoint": "float32"}
-    if config.base.kind == "smollm2" or config.pretraining is None:
-        return {"dtypes": dtypes, "products": None, "rounding": None}
-    return _trained_notes(config, config.pretraining) | {"dtypes": dtypes}
-
-
-def _trained_notes(config: RunConfig, training: TrainingConfig) -> dict[str, Any]:
-    """Return how a model was trained: dtypes, products, rounding."""
-    arithmetic = Arithmetic(torch.float32, training.autocast, resolve(config.bf16_products))
-    return {"dtypes": TRAINED, "products": arithmetic.products_name, "rounding": "nearest"}
-
-
-def _train_base(config: RunConfig, corpus: Corpus, progress: Progress) -> tuple[PreTrainedModel, Any]:
-    with progress.stage("train base") as step:
-        if config.base.kind == "smollm2":
-            return load_smollm2()
-        if config.pretraining is None:
-            raise ValueError("pretraining must be given for base.kind tiny-llama, got none")
-        if not corpus.general:
-            raise ValueError("corpus.kind must be fiction for base.kind tiny-llama, got muse")
-        tokenizer = train_tokenizer(corpus.general, config.base.vocabulary)
-        model = tiny_llama(config.base, config.seed)
-        documents = encode_documents(corpus.general, tokenizer, config.corpus.passage_tokens)
-        train(
-            model,
-            documents,
-            config.pretraining,
-            seed=config.seed,
-            progress=step,
-            products=resolve(config.bf16_products),
-        )
-    return model, tokenizer
-
-
 def _meter(config: RunConfig, corpus: Corpus, models: Path) -> Meter:
-    tokenizer = load_tokenizer(models / "base")
+    tokenizer = load_tokenizer(models / "target")
     shell = Shell(load_model(models / "target"), tokenizer)
     return Meter(shell, make_probes(corpus, tokenizer, config), config)
 
 
 def _evaluate_trained(config: RunConfig, meter: Meter, models: Path, store: RowStore, progress: Progress) -> Meter:
-    """Write the rows of retrained, target and base; return the meter that knows the retrained model's scores, for M3."""
-    retrained = state_of(load_model(models / "retrained"))
-    meter = dataclasses.replace(meter, retrained_scores=meter.membership(retrained))
-    for name in ("retrained", "target", "base"):
+    """Write the rows of what the run starts from; return the meter that knows the retrained model's scores, for M3."""
+    for name in reversed(prepared_models(config)):
         notes = load_notes(models / name)
-        state = retrained if name == "retrained" else state_of(load_model(models / name))
-        formats = ("none",) if name == "base" else ("none", *config.formats)
-        for format_name in formats:
+        state = state_of(load_model(models / name))
+        if name == "retrained":
+            meter = dataclasses.replace(meter, retrained_scores=meter.membership(state))
+        for format_name in _evaluated_in(config, name):
             subject = Subject(name, format=format_name, **_recorded(notes))
             stage = f"evaluate {name} {format_name}"
             if store.done(stage):

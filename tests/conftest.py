@@ -49,8 +49,9 @@ def micro_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from unforgotten.experiments.config import BaseConfig
     from unforgotten.experiments.data.corpus import prepare_corpus
     from unforgotten.experiments.load_config import load_config
-    from unforgotten.experiments.models.base import tiny_llama, train_tokenizer
+    from unforgotten.experiments.models.bases.llama import TINY
     from unforgotten.experiments.models.saved import save_model
+    from unforgotten.experiments.models.tokenizer import train_tokenizer
     from unforgotten.records.files import write_text
 
     folder = tmp_path_factory.mktemp("micro-pair")
@@ -58,9 +59,9 @@ def micro_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     corpus, _ = prepare_corpus(config.corpus, config.seed, folder / "corpus")
     write_text(folder / "config.json", config.model_dump_json(indent=1))
     base = BaseConfig(vocabulary=400, width=64, feed_forward=64, layers=1, heads=2, positions=96)
-    tokenizer = train_tokenizer(corpus.general, base.vocabulary)
+    tokenizer = train_tokenizer(corpus.general, TINY.shape_of(base).vocabulary)
     for name, scale in (("target", 0.0), ("unlearned", 0.02), ("retrained", 0.05)):
-        model = tiny_llama(base, seed=0)
+        model = TINY.model(base, seed=0)
         generator = torch.Generator().manual_seed(7)
         with torch.no_grad():
             for p in model.parameters():

@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from unforgotten.audit.sources.matching.kinds import is_router
+from unforgotten.experiments.models.experts import by_expert, expert_names, fused_experts, joined
 from unforgotten.experiments.models.states import fill
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.experiments.quantizers.registry import quantize_state
@@ -37,17 +39,29 @@ class Shell:
         return fill(self.model, state)
 
     def quantized(self, state: State, format_name: str) -> State:
-        """Return Q(state), or the state itself for "none"."""
-        return state if format_name == "none" else quantize_state(state, self.names, format_name)
+        """Return Q(state), or the state itself for "none"; each expert is a matrix of its own."""
+        if format_name == "none":
+            return state
+        fused = {name: len(state[name]) for name in self.names if name in fused_experts(self.model)}
+        if not fused:
+            return quantize_state(state, self.names, format_name)
+        split, names = by_expert(state, fused), expert_names(self.names, fused)
+        return joined(quantize_state(split, names, format_name), state, fused)
 
 
 def linear_names(model: nn.Module) -> list[str]:
-    """Return the weights that quantizers touch: of every linear layer but the output head."""
-    return sorted(
+    """Return the weights that quantizers touch: of every linear layer and every expert, but no output head and no router.
+
+    Raises:
+        ValueError: experts are kept in an order of their axes that is not out, in.
+    """
+    head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
+    linear = [
         f"{name}.weight"
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and name.rsplit(".", 1)[-1] != "lm_head"
-    )
+        if isinstance(module, nn.Linear) and module is not head and name.rsplit(".", 1)[-1] != "lm_head"
+    ]
+    return sorted([name for name in linear if not is_router(name)] + list(fused_experts(model)))
 
 
 def state_of(model: PreTrainedModel) -> State:

@@ -314,6 +314,14 @@ def methods(as_json: Json = False) -> None:
 
 
 @app.command()
+def models(as_json: Json = False) -> None:
+    """List the base models that a run may begin with, as `base.kind`."""
+    from unforgotten.experiments.models.bases.registry import BASES
+
+    print_mapping("model", {name: base.statement for name, base in BASES.items()}, as_json)
+
+
+@app.command()
 def metrics(as_json: Json = False) -> None:
     """List the metrics of a run's rows."""
     from unforgotten.experiments.metrics.registry import METRICS as MEASURED

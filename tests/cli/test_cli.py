@@ -257,7 +257,7 @@ def test_audit_refuses_bad_input(pair: tuple[str, str], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("listing", ["formats", "methods", "metrics", "claims"])
+@pytest.mark.parametrize("listing", ["formats", "methods", "models", "metrics", "claims"])
 def test_listings(listing: str) -> None:
     done = call(listing, "--json")
     assert done.returncode == 0, done.stderr
@@ -281,5 +281,5 @@ def test_the_module_and_the_console_script_run() -> None:
 
 def test_help_names_every_command() -> None:
     text = call("--help").stdout
-    for name in ("run", "audit", "report", "formats", "methods", "metrics", "claims"):
+    for name in ("run", "audit", "report", "formats", "methods", "models", "metrics", "claims"):
         assert name in text

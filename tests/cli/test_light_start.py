@@ -49,7 +49,7 @@ THEORY = {
     "claims": {"numpy", "unforgotten.theory.laws.densities", "unforgotten.theory.models.lattice"},
 }
 """What a listing needs of the theory; the others need nothing of it."""
-COMMANDS = ("run", "audit", "bound", "report", "formats", "methods", "metrics", "claims", "verify")
+COMMANDS = ("run", "audit", "bound", "report", "formats", "methods", "models", "metrics", "claims", "verify")
 
 
 def loaded(*arguments: str) -> set[str]:
@@ -60,7 +60,7 @@ def loaded(*arguments: str) -> set[str]:
     return set(done.stderr.split())
 
 
-@pytest.mark.parametrize("listing", ["formats", "methods", "metrics", "claims"])
+@pytest.mark.parametrize("listing", ["formats", "methods", "models", "metrics", "claims"])
 @pytest.mark.parametrize("more", [[], ["--json"]], ids=["table", "json"])
 def test_a_listing_loads_nothing_heavy(listing: str, more: list[str]) -> None:
     modules = loaded(listing, *more)

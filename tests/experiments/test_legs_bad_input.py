@@ -19,7 +19,7 @@ from unforgotten.experiments.data.texts import read_texts
 from unforgotten.experiments.legs.behaviour import behaviour_leg
 from unforgotten.experiments.legs.loaded_pair import open_model_pair
 from unforgotten.experiments.legs.output import output_leg
-from unforgotten.experiments.models.base import tiny_llama
+from unforgotten.experiments.models.bases.llama import TINY
 from unforgotten.experiments.models.saved import save_model
 from unforgotten.records.files import write_json
 
@@ -162,7 +162,7 @@ def test_one_tokenizer_is_enough_and_none_is_not(tmp_path: Path, run: Path, pair
 
 def test_other_shapes_end_in_one_line(tmp_path: Path, run: Path, pair: tuple[Path, Path]) -> None:
     tokenizer = open_model_pair(*pair).shell.tokenizer
-    save_model(tmp_path / "wide", tiny_llama(WIDER, 0), tokenizer, torch.float32, {})
+    save_model(tmp_path / "wide", TINY.model(WIDER, 0), tokenizer, torch.float32, {})
     with one_line(tmp_path / "wide"):
         output_leg(pair[0], tmp_path / "wide", FORMATS, run / "corpus/privleak/forget.json")
     with one_line(tmp_path / "wide"):

@@ -14,7 +14,7 @@ from unforgotten.experiments.config import BaseConfig
 from unforgotten.experiments.methods.raw_logits import raw_divergence, raw_preference
 from unforgotten.experiments.methods.reference import make_reference
 from unforgotten.experiments.methods.registry import METHODS
-from unforgotten.experiments.models.base import tiny_llama
+from unforgotten.experiments.models.bases.llama import TINY
 from unforgotten.experiments.models.batches import pad
 from unforgotten.experiments.models.scoring import next_logits
 
@@ -66,7 +66,7 @@ def test_the_preference_pushes_every_logit_down_alike_at_the_reference() -> None
 def test_the_target_s_logits_are_its_own() -> None:
     """From what its output layer was given, or whole where that layer's output is scaled after it."""
     documents = ((1, 2, 3, 4), (5, 6, 7), (8, 9, 10, 11, 12))
-    model = tiny_llama(BaseConfig(vocabulary=300, width=64, feed_forward=64, layers=1, heads=2, positions=64), seed=0)
+    model = TINY.model(BaseConfig(vocabulary=300, width=64, feed_forward=64, layers=1, heads=2, positions=64), seed=0)
     batch = pad(documents, 0)
     plain = model.forward
     for scaled in (False, True):

@@ -27,7 +27,7 @@ from unforgotten.experiments.arms.products import (
     resolve,
 )
 from unforgotten.experiments.config import BaseConfig
-from unforgotten.experiments.models.base import tiny_llama
+from unforgotten.experiments.models.bases.llama import TINY
 
 aten = torch.ops.aten
 U16 = 2.0**-8  # half an ulp of bfloat16 at 1
@@ -127,7 +127,7 @@ def threads(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def narrow_llama() -> Any:
-    return tiny_llama(
+    return TINY.model(
         BaseConfig(vocabulary=300, width=64, feed_forward=96, layers=2, heads=2, positions=64), seed=0
     ).to(torch.bfloat16)
 

@@ -135,9 +135,9 @@ def test_only_the_named_weights_are_quantized() -> None:
 
 def test_every_linear_layer_but_the_head_is_quantized() -> None:
     from unforgotten.experiments.config import BaseConfig
-    from unforgotten.experiments.models.base import tiny_llama
+    from unforgotten.experiments.models.bases.llama import TINY
 
-    names = linear_names(tiny_llama(BaseConfig(layers=2), 0))
+    names = linear_names(TINY.model(BaseConfig(layers=2), 0))
     assert len(names) == 2 * 7
     assert not any("head" in name or "embed" in name or "norm" in name for name in names)
 

@@ -1,0 +1,1 @@
+"""Base models, one file each: `base.py` says what one is, `registry.py` finds them."""

@@ -1,0 +1,36 @@
+"""Llamas of random weights, with tied embeddings. Source: Touvron et al. 2023, arXiv 2302.13971."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from unforgotten.experiments.models.bases.scratch import SPECIAL, Scratch, Shape
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from unforgotten.experiments.config import BaseConfig
+
+
+def llama(shape: Shape, config: BaseConfig) -> PreTrainedModel:
+    """Return a Llama without grouped heads."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=shape.vocabulary,
+            hidden_size=shape.width,
+            intermediate_size=shape.feed_forward,
+            num_hidden_layers=shape.layers,
+            num_attention_heads=shape.heads,
+            num_key_value_heads=shape.heads,
+            max_position_embeddings=shape.positions,
+            tie_word_embeddings=True,
+            **SPECIAL,
+        )
+    )
+
+
+TINY = Scratch("tiny-llama", "a Llama of 2 million weights, trained here", Shape(2048, 192, 512, 4, 4, 512), llama)
+SMALL = Scratch("small-llama", "a Llama of 14 million weights, trained here", Shape(4096, 384, 1024, 7, 6, 512), llama)
+BASES = (TINY, SMALL)

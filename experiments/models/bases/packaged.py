@@ -1,0 +1,48 @@
+"""GGUF files that come in Python packages, loaded by transformers."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from unforgotten.records.extras import missing
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def folder_of(package: str, requirement: str) -> Path:
+    """Return the folder of an installed package, which is not imported.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    spec = importlib.util.find_spec(package)
+    if spec is None or spec.origin is None:
+        raise ValueError(missing(package, requirement))
+    return Path(spec.origin).parent
+
+
+def file_of(package: str, requirement: str, pattern: str) -> Path:
+    """Return the first file of a package by its pattern.
+
+    Raises:
+        ValueError: the package is not installed, or has none.
+    """
+    folder = folder_of(package, requirement)
+    found = sorted(folder.glob(pattern))
+    if not found:
+        raise ValueError(f"{folder}: must hold a file {pattern}, got none; install {requirement} anew")
+    return found[0]
+
+
+def load_gguf(path: Path) -> PreTrainedModel:
+    """Return the model of a GGUF file, dequantized to float32."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    with contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores every setting
+        return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)

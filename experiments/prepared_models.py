@@ -1,0 +1,131 @@
+"""What a run starts from: base, target and retrained model, each trained here or given.
+
+The target learned everything, the retrained model all but what is to be forgotten. Of a target that is given no base is known,
+and there is a retrained model only if that is given, too.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+
+from unforgotten.audit.progress.stages import Progress
+from unforgotten.experiments.arms.arithmetic import Arithmetic
+from unforgotten.experiments.arms.arm import TRAINED
+from unforgotten.experiments.arms.products import resolve
+from unforgotten.experiments.config import RunConfig, TrainingConfig
+from unforgotten.experiments.data.corpus import Corpus
+from unforgotten.experiments.models.bases.given import fetched, loaded
+from unforgotten.experiments.models.bases.registry import BASES
+from unforgotten.experiments.models.batches import encode_documents
+from unforgotten.experiments.models.saved import load_model, load_tokenizer, save_model
+from unforgotten.experiments.models.training import train
+
+UNKNOWN = {name: "unknown" for name in ("parameters", "master", "moments")}
+"""Dtypes in which a model was trained that came trained."""
+HUB = "hub:"
+
+
+def prepared_models(config: RunConfig) -> tuple[str, ...]:
+    """Return the models that a run starts from, in the order in which they are made."""
+    if config.models.target is None:
+        return ("base", "target", "retrained")
+    return ("target",) if config.models.retrained is None else ("target", "retrained")
+
+
+def stage_of(config: RunConfig, name: str) -> str:
+    """Return the stage in which a model is made: it is trained, or loaded."""
+    return f"train {name}" if _source(config, name) is None else f"load {name}"
+
+
+def _source(config: RunConfig, name: str) -> str | None:
+    return {"target": config.models.target, "retrained": config.models.retrained}.get(name)
+
+
+def prepare_models(config: RunConfig, corpus: Corpus, models: Path, progress: Progress) -> None:
+    """Train, or take over, and save what is not saved yet.
+
+    Raises:
+        ValueError: a model that is given cannot be loaded, or a base cannot be made.
+    """
+    for name in prepared_models(config):
+        folder = models / name
+        if folder.exists():
+            progress.skip()
+            continue
+        with progress.stage(stage_of(config, name)) as step:
+            if source := _source(config, name):
+                _take_over(source, folder)
+            elif name == "base":
+                model, tokenizer = _base(config, corpus, step)
+                save_model(folder, model, tokenizer, torch.float32, _base_notes(config))
+            else:
+                _fine_tune(config, corpus, models, name, step)
+
+
+def _take_over(source: str, folder: Path) -> None:
+    """Save a model that is given, in the dtype of its own checkpoint."""
+    model, tokenizer = loaded(_place(source))
+    dtype = _stored_dtype(_place(source))
+    notes = {"dtypes": UNKNOWN | {"checkpoint": str(dtype).removeprefix("torch.")}, "products": None, "rounding": None}
+    save_model(folder, model, tokenizer, dtype, {**notes, "source": source})
+
+
+def _place(source: str) -> Path:
+    if not source.startswith(HUB):
+        return Path(source)
+    repo, _, revision = source.removeprefix(HUB).partition("@")
+    return fetched(repo, revision or None)
+
+
+def _stored_dtype(folder: Path) -> torch.dtype:
+    """Return the widest dtype among the matrices of a checkpoint."""
+    from unforgotten.audit.sources.checkpoint import open_checkpoint
+
+    found = {str(info.dtype) for info in open_checkpoint(folder).tensors.values() if len(info.shape) > 1}
+    kinds = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+    if not found <= kinds.keys():
+        raise ValueError(
+            f"{folder}: must hold matrices of {', '.join(kinds)}, got {', '.join(sorted(found - kinds.keys()))}"
+        )
+    return torch.float32 if len(found) > 1 else kinds[found.pop()]
+
+
+def _base(config: RunConfig, corpus: Corpus, step: Any) -> tuple[PreTrainedModel, Any]:
+    base = BASES[config.base.kind]
+    if base.trained:
+        return base.make(config.base, corpus.general, config.seed)
+    if config.pretraining is None:
+        raise ValueError(f"pretraining must be given for base.kind {base.name}, got none")
+    model, tokenizer = base.make(config.base, corpus.general, config.seed)
+    documents = encode_documents(corpus.general, tokenizer, config.corpus.passage_tokens)
+    products = resolve(config.bf16_products)
+    train(model, documents, config.pretraining, seed=config.seed, progress=step, products=products)
+    return model, tokenizer
+
+
+def _fine_tune(config: RunConfig, corpus: Corpus, models: Path, name: str, step: Any) -> None:
+    everything = corpus.forget + corpus.forget_rest + corpus.retain
+    model, tokenizer = load_model(models / "base"), load_tokenizer(models / "base")
+    texts = everything if name == "target" else corpus.retain
+    documents = encode_documents(texts, tokenizer, config.corpus.passage_tokens)
+    products = resolve(config.bf16_products)
+    train(model, documents, config.finetuning, seed=config.seed + 1, progress=step, products=products)
+    save_model(models / name, model, tokenizer, torch.bfloat16, _trained_notes(config, config.finetuning))
+
+
+def _base_notes(config: RunConfig) -> dict[str, Any]:
+    """Return how the base was trained; of one that came trained this is not known."""
+    dtypes = TRAINED | {"checkpoint": "float32"}
+    if BASES[config.base.kind].trained or config.pretraining is None:
+        return {"dtypes": dtypes, "products": None, "rounding": None}
+    return _trained_notes(config, config.pretraining) | {"dtypes": dtypes}
+
+
+def _trained_notes(config: RunConfig, training: TrainingConfig) -> dict[str, Any]:
+    """Return how a model was trained: dtypes, products, rounding."""
+    arithmetic = Arithmetic(torch.float32, training.autocast, resolve(config.bf16_products))
+    return {"dtypes": TRAINED, "products": arithmetic.products_name, "rounding": "nearest"}
