@@ -33,7 +33,7 @@ from unforgotten.experiments.methods.reference import References
 from unforgotten.experiments.methods.registry import METHODS
 from unforgotten.experiments.metrics.effects import Items
 from unforgotten.experiments.metrics.meter import Meter
-from unforgotten.experiments.metrics.probes import make_probes
+from unforgotten.experiments.metrics.probes import encode_training, make_probes
 from unforgotten.experiments.models.base import load_smollm2, tiny_llama, train_tokenizer
 from unforgotten.experiments.models.batches import encode_documents
 from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer, save_model
@@ -131,7 +131,7 @@ def _train_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pro
             progress.skip()
             continue
         model = load_model(models / "base")
-        documents = encode_documents(texts, tokenizer, config.corpus.passage_tokens)
+        documents = encode_training(corpus, texts, tokenizer, config.corpus.passage_tokens)
         with progress.stage(f"train {name}") as step:
             train(
                 model,

@@ -18,7 +18,7 @@ from unforgotten.experiments.metrics.probes import Probes
 from unforgotten.experiments.models.generation import generate
 from unforgotten.experiments.models.scoring import LOGIT_BYTES, SCORED_TOGETHER, token_scores
 
-Texts = Literal["passages", "retain", "holdout"]
+Texts = Literal["passages", "retained", "holdout"]
 
 
 @dataclass(frozen=True)
@@ -56,14 +56,23 @@ class Examined:
 
     def continuations(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
         """Return the greedy continuation of each prompt, as text."""
+        return [self.decode(tokens) for tokens in self.continuation_tokens(prompts, new_tokens)]
+
+    def continuation_tokens(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        """Return the greedy continuation of each prompt, as token ids, without an end token."""
         batch, tokenizer = self.settings.evaluation.batch, self.tokenizer
         outputs = self._rows(
-            ["greedy", [list(p) for p in prompts], new_tokens, batch, tokenizer.eos_token_id],
+            ["greedy alone", [list(p) for p in prompts], new_tokens, batch, tokenizer.eos_token_id],
             lambda: [
                 np.array(tokens, np.int64) for tokens in generate(self.model, prompts, tokenizer, new_tokens, batch)
             ],
         )
-        return [tokenizer.decode(tokens.tolist(), skip_special_tokens=True) for tokens in outputs]
+        return [tokens.tolist() for tokens in outputs]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, special ones left out."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
 
     def _rows(self, decides: list[Any], make: Callable[[], list[NDArray[Any]]]) -> list[NDArray[Any]]:
         if self.kept is None:

@@ -1,4 +1,8 @@
-"""auc, auc_gap and M3, privacy leakage: 100 (AUC - AUC_retrained) / AUC_retrained, AUC = P[MinK(holdout) > MinK(forget)]."""
+"""auc, auc_gap and M3, privacy leakage: 100 (AUC - AUC_retrained) / AUC_retrained, AUC = P[MinK(holdout) > MinK(forget)].
+
+Min-K % is over the tokens of the text after its start tokens. An end token is none of them, as in MUSE: this holds from
+the revision after 0.1.0+src.e8a72f452c72 on.
+"""
 
 from __future__ import annotations
 
