@@ -18,6 +18,7 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from unforgotten.experiments.methods.registry import METHODS
+from unforgotten.experiments.metrics.registry import METRICS
 from unforgotten.experiments.quantizers.registry import QUANTIZERS
 from unforgotten.experiments.section import Section
 from unforgotten.theory.formats.names import deterministic_format_named
@@ -156,6 +157,7 @@ class EvaluationConfig(Section):
             run's on MUSE by default; a byte-level vocabulary never sees a space there, and "Answer:" is the same prompt to it.
         min_k: share of least likely tokens in Min-K %.
         questions: largest number asked of each question set; None for all.
+        metrics: metrics that are measured on demand, beside those that always are; `unforgotten metrics` lists both.
     """
 
     batch: int = Field(default=64, ge=1)
@@ -164,6 +166,15 @@ class EvaluationConfig(Section):
     answer_cue: str = "Answer:"
     min_k: float = Field(default=0.4, gt=0, le=1)
     questions: int | None = Field(default=None, ge=1)
+    metrics: tuple[str, ...] = ()
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in METRICS:
+                raise ValueError(f"metrics must be of {', '.join(METRICS)}, got metric={name!r}")
+        return names
 
 
 class Measuring(Protocol):

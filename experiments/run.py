@@ -8,7 +8,6 @@ write. A run that was killed goes on with the first stage that is not finished, 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from importlib.metadata import version
 from importlib.resources import files
@@ -33,7 +32,7 @@ from unforgotten.experiments.methods.reference import References
 from unforgotten.experiments.methods.registry import METHODS
 from unforgotten.experiments.metrics.effects import Items
 from unforgotten.experiments.metrics.meter import Meter
-from unforgotten.experiments.metrics.probes import encode_training, make_probes
+from unforgotten.experiments.metrics.probes import check_asked, encode_training, make_probes
 from unforgotten.experiments.models.base import load_smollm2, tiny_llama, train_tokenizer
 from unforgotten.experiments.models.batches import encode_documents
 from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer, save_model
@@ -82,6 +81,7 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
     _claim_folder(config, folder, resume)
     torch.set_num_threads(config.threads)
     corpus, origin = prepare_corpus(config.corpus, config.seed, folder / "corpus")
+    check_asked(corpus, config)
     common = {
         "profile": config.profile,
         "seed": config.seed,
@@ -190,7 +190,7 @@ def _meter(config: RunConfig, corpus: Corpus, models: Path) -> Meter:
 def _evaluate_trained(config: RunConfig, meter: Meter, models: Path, store: RowStore, progress: Progress) -> Meter:
     """Write the rows of retrained, target and base; return the meter that knows the retrained model's scores, for M3."""
     retrained = state_of(load_model(models / "retrained"))
-    meter = dataclasses.replace(meter, retrained_scores=meter.membership(retrained))
+    meter = meter.against(retrained)
     for name in ("retrained", "target", "base"):
         notes = load_notes(models / name)
         state = retrained if name == "retrained" else state_of(load_model(models / name))

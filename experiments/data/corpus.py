@@ -33,10 +33,12 @@ BETWEEN = "\n\n"
 
 @dataclass(frozen=True)
 class Question:
-    """One question and its answer."""
+    """One question and its answer; in data of TOFU, the answer in other words, and wrong ones in its form."""
 
     question: str
     answer: str
+    paraphrase: str | None = None
+    wrong: tuple[str, ...] = ()
 
     def sheet_line(self) -> str:
         """Return question and answer as they stand in a sheet of questions, in MUSE's format."""
@@ -122,7 +124,7 @@ def _texts_of(stories: Sequence[Story]) -> list[str]:
 
 def _sheets(stories: Sequence[Story], config: CorpusConfig, rng: np.random.Generator) -> list[list[str]]:
     """Return the questions of the stories as documents, `sheet_size` a sheet, in each of `sheets` orders."""
-    lines = [Question(**pair).sheet_line() for pair in _pairs(stories, config)]
+    lines = [Question(pair["question"], pair["answer"]).sheet_line() for pair in _pairs(stories, config)]
     orders = [rng.permutation(len(lines)) for _ in range(config.sheets)]
     starts = range(0, len(lines), config.sheet_size)
     return [
@@ -231,9 +233,18 @@ def _text(path: Path) -> str:
 
 def _questions(path: Path) -> tuple[Question, ...]:
     try:
-        return tuple(Question(str(x["question"]), str(x["answer"])) for x in _read_list(path))
-    except (TypeError, KeyError):
-        raise ValueError(f"{path}: must be a list of objects with question and answer") from None
+        return tuple(_question(item) for item in _read_list(path))
+    except (TypeError, KeyError, AttributeError):
+        rule = "must be a list of objects with question and answer, and perturbed_answer a list where it is given"
+        raise ValueError(f"{path}: {rule}") from None
+
+
+def _question(item: Any) -> Question:
+    paraphrase, wrong = item.get("paraphrased_answer"), item.get("perturbed_answer", [])
+    if not isinstance(wrong, list):
+        raise TypeError
+    said = None if paraphrase is None else str(paraphrase)
+    return Question(str(item["question"]), str(item["answer"]), said, tuple(map(str, wrong)))
 
 
 def _read_list(path: Path) -> list[Any]:

@@ -9,7 +9,6 @@ it, on which the verdict is built first of all:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,9 +21,9 @@ from unforgotten.experiments.legs.benchmark import read_benchmark
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair, read_state
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.metrics.items import as_mean
-from unforgotten.experiments.metrics.kept import Kept
 from unforgotten.experiments.metrics.meter import Measured, Meter
 from unforgotten.experiments.models.generation import overruled
+from unforgotten.experiments.models.kept import Kept
 from unforgotten.experiments.models.memory import check_memory
 from unforgotten.experiments.models.saved import generation_settings
 from unforgotten.experiments.quantizers.quantizer import State
@@ -75,7 +74,7 @@ def behaviour_leg(
     if retrained is not None:
         begin("retrained")
         state = read_state(retrained, pair.shell.model)
-        meter = dataclasses.replace(meter, retrained_scores=meter.membership(state))
+        meter = meter.against(state)
         trained = meter.measure(state)
     folders = {"target": target, "unlearned": unlearned} | ({} if retrained is None else {"retrained": retrained})
     begin("target")

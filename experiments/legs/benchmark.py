@@ -37,6 +37,9 @@ ANSWERED = {
 }
 """Prompts by name, and what is compared with the answers."""
 
+BESIDE = {"verbatim_prompts": "verbatim_tokens", "forget_prompts": "forget_options", "retain_prompts": "retain_options"}
+"""Prompts by name, and what else there is of each item."""
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -140,6 +143,9 @@ def _fitted(probes: Probes, settings: Settings, context: int) -> tuple[Probes, S
             notes.append(f"{cut} of {len(rows)} {_called(name)} are longer than the context and were cut.")
         kept = len(probes.start) if name in PROMPTS else 0
         changed[name] = [[*row[:kept], *_cut(row[kept:], room - kept, name in PROMPTS)] for row in rows]
+    start = len(probes.start)
+    for name in ("forget_options", "retain_options"):
+        changed[name] = [options.cut(context, start) for options in getattr(probes, name)]
     fitted, left_out = _scorable(dataclasses.replace(probes, **changed))
     return fitted, settings, [*notes, *left_out]
 
@@ -167,8 +173,7 @@ def _scorable(probes: Probes) -> tuple[Probes, list[str]]:
     for prompts, truths in ANSWERED.items():
         kept, told = _answerable(probes, prompts, truths)
         notes += told
-        answered = (prompts, truths, *(["verbatim_tokens"] if truths == "verbatim_truths" else []))
-        changed |= {name: [getattr(probes, name)[i] for i in kept] for name in answered}
+        changed |= {name: [getattr(probes, name)[i] for i in kept] for name in (prompts, truths, BESIDE[prompts])}
     return dataclasses.replace(probes, **changed), notes
 
 

@@ -26,6 +26,13 @@ def membership_scores(model: Examined, settings: Measuring) -> list[float]:
     return min_k(scores, settings.evaluation.min_k)
 
 
+def membership_losses(model: Examined) -> list[float]:
+    """Return the loss, nats a token, of the forget passages, then of the holdout texts."""
+    from unforgotten.experiments.metrics.losses import loss_items
+
+    return loss_items([*model.token_scores("passages"), *model.token_scores("holdout")])
+
+
 def _leakage(model: Examined, probes: Probes, settings: Measuring) -> list[Measurement]:
     from unforgotten.experiments.metrics.membership import privacy_leakage
 
