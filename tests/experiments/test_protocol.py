@@ -184,7 +184,7 @@ def test_the_forget_loss_is_among_what_is_recovered(micro_pair: Path, pair: tupl
     corpus, _ = prepare_corpus(config.corpus, config.seed, micro_pair / "again")
     shell = Shell(load_model(pair[0]), tokenizer)
     meter = Meter(shell, make_probes(corpus, tokenizer, config), config)
-    states = state_of(load_model(pair[0])), state_of(load_model(pair[1]))
+    states = dict(state_of(load_model(pair[0]))), dict(state_of(load_model(pair[1])))
     states[1]["model.norm.weight"] *= 8  # every text becomes unlikelier, so that there is something to recover
     known = {
         name: {k: m.items or () for k, m in meter.measure(shell.quantized(state, form)).items()}
