@@ -183,7 +183,8 @@ def _running(folder: Path, name: str) -> str:
     if not listed.exists():
         rule = "must exist for training, or raw/{name}.json; corpus.trained_on=sample trains on the texts of privleak"
         raise ValueError(f"{path}: {rule.format(name=name)}")
-    return BETWEEN.join(_texts(listed))
+    texts = [text for text in _read_list(listed) if text != ""]  # MUSE-News has an empty one
+    return BETWEEN.join(_checked(listed, texts))
 
 
 def _retained(folder: Path) -> tuple[str, ...]:
@@ -215,8 +216,11 @@ def _read_questions(folder: Path) -> _Asked:
 
 
 def _texts(path: Path) -> tuple[str, ...]:
-    items = _read_list(path)
-    if not all(isinstance(item, str) and item.strip() for item in items):
+    return _checked(path, _read_list(path))
+
+
+def _checked(path: Path, items: list[Any]) -> tuple[str, ...]:
+    if not items or not all(isinstance(item, str) and item.strip() for item in items):
         raise ValueError(f"{path}: must be a list of texts that are not empty")
     return tuple(items)
 

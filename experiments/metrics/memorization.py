@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def _verbatim(model: Examined, probes: Probes, settings: Measuring) -> list[float]:
     lengths = [len(truth) for truth in probes.verbatim_tokens]
-    said = model.continuation_tokens(probes.verbatim_prompts, max(lengths, default=1))
+    said = model.continuation_tokens(probes.verbatim_prompts, max([1, *lengths]))
     cut = [model.decode(tokens[:length]) for tokens, length in zip(said, lengths, strict=True)]
     return rouge_items(probes.verbatim_truths, cut, probes.rouge_tokenizer)
 

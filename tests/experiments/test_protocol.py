@@ -141,12 +141,16 @@ def test_a_run_on_muse_is_trained_on_all_of_its_raw_texts(muse: Path, tokenizer:
 
 def test_documents_of_raw_are_joined_as_in_muses_text(muse: Path) -> None:
     config = raw(muse, retain1="One.\n\nTwo.\n\nThree.")
-    write_json(muse / "raw/forget.json", ["First.", "Second."])
+    write_json(muse / "raw/forget.json", ["First.", "", "Second."])  # MUSE-News has an empty one among 889
     assert read_muse(muse, config).forget == ("First.\n\nSecond.",)
     (muse / "privleak/retain.json").unlink()
     assert read_muse(muse, config).retained == ("One.", "Two.", "Three.")
     write_json(muse / "raw/retain1.json", ["Four.", "Five."])
     assert read_muse(muse, config).retained == ("Four.", "Five.")
+    for bad in ([""], ["a", 1]):
+        write_json(muse / "raw/forget.json", bad)
+        with pytest.raises(ValueError, match=r"raw/forget\.json: must be a list of texts that are not empty"):
+            read_muse(muse, config)
 
 
 @pytest.mark.parametrize("name", ["forget", "retain1"])
