@@ -183,8 +183,7 @@ def _running(folder: Path, name: str) -> str:
     if not listed.exists():
         rule = "must exist for training, or raw/{name}.json; corpus.trained_on=sample trains on the texts of privleak"
         raise ValueError(f"{path}: {rule.format(name=name)}")
-    texts = [text for text in _read_list(listed) if text != ""]  # MUSE-News has an empty one
-    return BETWEEN.join(_checked(listed, texts))
+    return BETWEEN.join(_raw_texts(listed))
 
 
 def _retained(folder: Path) -> tuple[str, ...]:
@@ -192,7 +191,7 @@ def _retained(folder: Path) -> tuple[str, ...]:
     listed = [folder / name for name in ("raw/retain1.json", "privleak/retain.json")]
     path, whole = next((path for path in listed if path.exists()), listed[-1]), folder / "raw/retain1.txt"
     if path.exists() or not whole.exists():
-        return _texts(path)
+        return _raw_texts(path)
     return tuple(piece for piece in _text(whole).split(BETWEEN) if piece.strip())
 
 
@@ -217,6 +216,11 @@ def _read_questions(folder: Path) -> _Asked:
 
 def _texts(path: Path) -> tuple[str, ...]:
     return _checked(path, _read_list(path))
+
+
+def _raw_texts(path: Path) -> tuple[str, ...]:
+    """Return the texts of a file but empty ones, of which MUSE-News has one."""
+    return _checked(path, [text for text in _read_list(path) if text != ""])
 
 
 def _checked(path: Path, items: list[Any]) -> tuple[str, ...]:

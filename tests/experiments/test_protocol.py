@@ -167,6 +167,26 @@ def test_a_raw_text_that_is_missing_is_asked_for_by_name(name: str, muse: Path) 
     assert (corpus.forget, corpus.running, origin) == (corpus.passages, False, f"muse-sample:{muse}")
 
 
+def test_a_run_on_muses_layout_goes_through(muse: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    raw(muse, forget="The mayor opened the bridge.\n\n" * 60, retain1="The river rose in spring.\n\n" * 60)
+
+    def base(config: RunConfig, corpus: Any, progress: Any) -> Any:
+        progress.skip()
+        return tiny_llama(config.base, 0), train_tokenizer(corpus.passages, config.base.vocabulary)
+
+    monkeypatch.setattr(run_module, "_train_base", base)
+    corpus = {"kind": "muse", "path": str(muse), "passages": 6, "holdout": 6, "passage_tokens": 48}
+    own = {"only_methods": ["NPO_GDR"], "storages": ["fp32"], "formats": ["int4-g64"], "pretraining": None}
+    run(load_config(str(MICRO), settings={**own, "corpus": corpus}), tmp_path / "run", resume=False)
+    rows = read_run(tmp_path / "run")
+    assert {row.corpus for row in rows.rows} == {f"muse:{muse}"}
+    for metric in ("M1", "M2", "M4", "retain_loss", "M3"):
+        row = rows.get(metric, "unlearned", "NPO_GDR", "fp32", "int4-g64")
+        assert row is not None
+        assert row.n is not None
+        assert row.n >= 6
+
+
 def test_chunks_need_room_for_a_token(tokenizer: Any) -> None:
     with pytest.raises(ValueError, match="longest must be above 1 start tokens, got longest=1"):
         encode_chunks(["text"], tokenizer, 1)
