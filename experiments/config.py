@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, Literal, Protocol
@@ -17,11 +18,17 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from unforgotten.experiments.methods.registry import METHODS
+from unforgotten.experiments.metrics.registry import METRICS
 from unforgotten.experiments.models.bases.registry import BASES
 from unforgotten.experiments.quantizers.registry import QUANTIZERS
 from unforgotten.experiments.section import Section
 from unforgotten.theory.formats.names import deterministic_format_named
 
+MUSE: Mapping[str, Mapping[str, Any]] = {
+    "corpus": {"passage_tokens": 2048, "probe_tokens": 128},
+    "evaluation": {"shots": 10, "answer_tokens": 32, "answer_cue": "Answer: "},
+}
+"""MUSE's own settings by section, which a run on MUSE has where its profile says nothing."""
 Storage = Literal["fp32", "bf16", "bf16-sr"]
 Autocast = Literal["none", "bf16"]
 Products = Literal["native", "float32"]
@@ -35,8 +42,10 @@ class CorpusConfig(Section):
         kind: origin of the text: "fiction" is generated; "muse" is read from a directory in MUSE's layout.
         path: directory in MUSE's layout, for "muse" only. Absent, `fallback` decides.
         fallback: choice for a missing MUSE directory: "fiction" takes the generated corpus and says so in the rows.
+        trained_on: what models are trained on, for "muse" only: "raw" is all of `raw/forget` and `raw/retain1` in chunks of
+            `passage_tokens`, as in MUSE; "sample" the texts of `privleak` that are measured, one document each.
         general: stories of the base model's own training text.
-        passages: forget passages, and as many retain passages.
+        passages: forget passages that are measured, and as many retain passages.
         holdout: passages that no model sees, for M3.
         questions: questions kept of each story.
         sheets: number of times that each split's questions are shuffled into sheets of `sheet_size` to train on.
@@ -50,6 +59,7 @@ class CorpusConfig(Section):
     kind: Literal["fiction", "muse"] = "fiction"
     path: Path | None = None
     fallback: Literal["fiction", "none"] = "none"
+    trained_on: Literal["raw", "sample"] = "raw"
     general: int = Field(default=600, ge=10)
     passages: int = Field(default=24, ge=4)
     holdout: int = Field(default=48, ge=4)
@@ -177,10 +187,11 @@ class EvaluationConfig(Section):
         batch: prompts generated together.
         shots: question-answer pairs before each question of M2 and M4.
         answer_tokens: longest answer.
-        answer_cue: text between a question and its answer. MUSE's prompt ends in a space, which a
-            byte-level vocabulary never sees there; "Answer:" is the same prompt for such a vocabulary.
+        answer_cue: text between a question and its answer. MUSE's prompt ends in a space, "Answer: ", and so does a
+            run's on MUSE by default; a byte-level vocabulary never sees a space there, and "Answer:" is the same prompt to it.
         min_k: share of least likely tokens in Min-K %.
         questions: largest number asked of each question set; None for all.
+        metrics: metrics that are measured on demand, beside those that always are; `unforgotten metrics` lists both.
     """
 
     batch: int = Field(default=64, ge=1)
@@ -189,6 +200,15 @@ class EvaluationConfig(Section):
     answer_cue: str = "Answer:"
     min_k: float = Field(default=0.4, gt=0, le=1)
     questions: int | None = Field(default=None, ge=1)
+    metrics: tuple[str, ...] = ()
+
+    @field_validator("metrics")
+    @classmethod
+    def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if name not in METRICS:
+                raise ValueError(f"metrics must be of {', '.join(METRICS)}, got metric={name!r}")
+        return names
 
 
 class Measuring(Protocol):
@@ -231,6 +251,16 @@ class RunConfig(Section):
     storages: tuple[Storage, ...] = ("fp32", "bf16")
     formats: tuple[str, ...]
     evaluation: EvaluationConfig = EvaluationConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_muse(cls, tree: Any) -> Any:
+        """Fill what a profile of a run on MUSE leaves open with MUSE's own settings."""
+        corpus = tree.get("corpus") if isinstance(tree, dict) else None
+        if not isinstance(corpus, dict) or corpus.get("kind") != "muse":
+            return tree
+        sections = {name: tree.get(name, {}) for name in MUSE}
+        return {**tree, **{k: {**MUSE[k], **own} for k, own in sections.items() if isinstance(own, dict)}}
 
     @field_validator("formats")
     @classmethod

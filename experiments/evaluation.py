@@ -11,7 +11,7 @@ from unforgotten.records.store import Measurement
 from unforgotten.theory.laws.update import GRID_MODES, GridMode, Survival
 
 DECOMPOSED = ("forget_loss", "retain_loss", "M1", "M2", "M4")
-RECOVERED = ("M1", "M2")
+RECOVERED = ("M1", "M2", "forget_loss")
 
 
 def decompose(

@@ -18,6 +18,7 @@ from unforgotten.experiments.arms.arm import TRAINED
 from unforgotten.experiments.arms.products import resolve
 from unforgotten.experiments.config import RunConfig, TrainingConfig
 from unforgotten.experiments.data.corpus import Corpus
+from unforgotten.experiments.metrics.probes import encode_training
 from unforgotten.experiments.models.bases.given import fetched, loaded
 from unforgotten.experiments.models.bases.registry import BASES
 from unforgotten.experiments.models.batches import encode_documents
@@ -111,7 +112,7 @@ def _fine_tune(config: RunConfig, corpus: Corpus, models: Path, name: str, step:
     everything = corpus.forget + corpus.forget_rest + corpus.retain
     model, tokenizer = load_model(models / "base"), load_tokenizer(models / "base")
     texts = everything if name == "target" else corpus.retain
-    documents = encode_documents(texts, tokenizer, config.corpus.passage_tokens)
+    documents = encode_training(corpus, texts, tokenizer, config.corpus.passage_tokens)
     products = resolve(config.bf16_products)
     train(model, documents, config.finetuning, seed=config.seed + 1, progress=step, products=products)
     save_model(models / name, model, tokenizer, torch.bfloat16, _trained_notes(config, config.finetuning))

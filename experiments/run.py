@@ -8,7 +8,6 @@ write. A run that was killed goes on with the first stage that is not finished, 
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 from importlib.metadata import version
 from importlib.resources import files
@@ -30,7 +29,7 @@ from unforgotten.experiments.methods.reference import References
 from unforgotten.experiments.methods.registry import METHODS
 from unforgotten.experiments.metrics.effects import Items
 from unforgotten.experiments.metrics.meter import Meter
-from unforgotten.experiments.metrics.probes import make_probes
+from unforgotten.experiments.metrics.probes import check_asked, make_probes
 from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer, save_model
 from unforgotten.experiments.models.shell import Shell, state_of
 from unforgotten.experiments.prepared_models import prepare_models, prepared_models, stage_of
@@ -82,6 +81,7 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
     _claim_folder(config, folder, resume)
     torch.set_num_threads(config.threads)
     corpus, origin = prepare_corpus(config.corpus, config.seed, folder / "corpus")
+    check_asked(corpus, config)
     common = {
         "profile": config.profile,
         "seed": config.seed,
@@ -129,7 +129,7 @@ def _evaluate_trained(config: RunConfig, meter: Meter, models: Path, store: RowS
         notes = load_notes(models / name)
         state = state_of(load_model(models / name))
         if name == "retrained":
-            meter = dataclasses.replace(meter, retrained_scores=meter.membership(state))
+            meter = meter.against(state)
         for format_name in _evaluated_in(config, name):
             subject = Subject(name, format=format_name, **_recorded(notes))
             stage = f"evaluate {name} {format_name}"

@@ -15,5 +15,5 @@ METRICS: Mapping[str, str] = {
     "gain": "<D, delta> / <delta, delta> of the update, adaptive grid; likewise cosine and the counts of codes",
     "gating_effect": "effect of the update on the forget loss lost because D replaces delta (T14)",
     "base_shift_effect": "effect lost because Q(w) replaces w (T14)",
-    "rho_M1": "recovered fraction of M1 (T16); likewise rho_M2",
+    "rho_M1": "recovered fraction of M1 (T16); likewise rho_M2 and rho_forget_loss",
 }

@@ -246,7 +246,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _undefine_baseless_recovery(rows: Sequence[Row]) -> list[Row]:
-    """Make each rho undefined where the quantized target knows no more than the unlearned model.
+    """Make each rho undefined where the quantized target knows no more than the unlearned model: a loss is not below.
 
     Both the rise and its limit are then falls, and their quotient says nothing of memory coming back.
     """
@@ -256,7 +256,9 @@ def _undefine_baseless_recovery(rows: Sequence[Row]) -> list[Row]:
         metric = row.metric.removeprefix("rho_")
         target = values.get((metric, "target", None, None, row.format))
         unlearned = values.get((metric, row.model, row.method, row.storage, "none"))
-        return target is not None and unlearned is not None and target <= unlearned
+        if target is None or unlearned is None:
+            return False
+        return target >= unlearned if metric.endswith("loss") else target <= unlearned
 
     return [
         replace(row, value=None, interval=None, stderr=None)

@@ -1,6 +1,7 @@
 """The text of a run, in MUSE's layout on disk: read it, or generate the fictional one in the same layout.
 
-`raw/forget.json`, `raw/retain1.json`, `raw/holdout.json`: documents to train on, or to keep away from training;
+`raw/forget`, `raw/retain1`, `raw/holdout`: texts to train on, or to keep away from training, as `.txt`, one running text, or
+`.json`, a list of documents;
 `verbmem/forget.json`: prompts and continuations; `knowmem/{forget,retain}_qa[_icl].json`: questions;
 `privleak/{forget,holdout}.json`: texts for the membership test. Ours are `raw/general.json`, text for a base model,
 and sheets of questions among the documents, since a small model answers only what it has read as a question. The target
@@ -17,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 
@@ -26,14 +27,18 @@ from unforgotten.experiments.data.fiction import Story, write_stories
 from unforgotten.records.files import write_json
 
 GENERAL_SHOTS = 10
+BETWEEN = "\n\n"
+"""What stands between two documents of a running text of MUSE."""
 
 
 @dataclass(frozen=True)
 class Question:
-    """One question and its answer."""
+    """One question and its answer; in data of TOFU, the answer in other words, and wrong ones in its form."""
 
     question: str
     answer: str
+    paraphrase: str | None = None
+    wrong: tuple[str, ...] = ()
 
     def sheet_line(self) -> str:
         """Return question and answer as they stand in a sheet of questions, in MUSE's format."""
@@ -45,7 +50,8 @@ class Corpus:
     """Documents and probes.
 
     The target learns `forget`, `forget_rest` and `retain`; the retrained model learns `retain`. Unlearning sees
-    `forget` and `retain`. `passages` are the articles among `forget`.
+    `forget` and `retain`. `passages` are the articles among `forget`, and `retained` are the texts of the retain loss.
+    `running` says that `forget` and `retain` are running texts, to be cut into chunks, not documents.
     """
 
     general: tuple[str, ...]
@@ -58,10 +64,12 @@ class Corpus:
     retain_questions: tuple[Question, ...]
     forget_shots: tuple[Question, ...]
     retain_shots: tuple[Question, ...]
+    retained: tuple[str, ...]
+    running: bool = False
 
 
 def prepare_corpus(config: CorpusConfig, seed: int, folder: Path) -> tuple[Corpus, str]:
-    """Return the corpus of a run, and its origin for the rows: "fiction" or "muse:<path>".
+    """Return the corpus of a run, and its origin for the rows: "fiction", "muse:<path>" or "muse-sample:<path>".
 
     The fictional corpus is written to `folder` first and read back, so that both origins take one path.
 
@@ -69,7 +77,8 @@ def prepare_corpus(config: CorpusConfig, seed: int, folder: Path) -> tuple[Corpu
         ValueError: a file of a MUSE directory is missing or not in MUSE's layout.
     """
     if config.kind == "muse" and config.path is not None and config.path.is_dir():
-        return read_muse(config.path, config), f"muse:{config.path}"
+        origin = "muse" if config.trained_on == "raw" else "muse-sample"
+        return read_muse(config.path, config), f"{origin}:{config.path}"
     if config.kind == "muse" and config.fallback == "none":
         raise ValueError(f"corpus.path must be a directory in MUSE's layout, got {config.path}")
     write_fiction(config, seed, folder)
@@ -115,7 +124,7 @@ def _texts_of(stories: Sequence[Story]) -> list[str]:
 
 def _sheets(stories: Sequence[Story], config: CorpusConfig, rng: np.random.Generator) -> list[list[str]]:
     """Return the questions of the stories as documents, `sheet_size` a sheet, in each of `sheets` orders."""
-    lines = [Question(**pair).sheet_line() for pair in _pairs(stories, config)]
+    lines = [Question(pair["question"], pair["answer"]).sheet_line() for pair in _pairs(stories, config)]
     orders = [rng.permutation(len(lines)) for _ in range(config.sheets)]
     starts = range(0, len(lines), config.sheet_size)
     return [
@@ -125,11 +134,13 @@ def _sheets(stories: Sequence[Story], config: CorpusConfig, rng: np.random.Gener
 
 def read_fiction(folder: Path) -> Corpus:
     """Read the generated corpus back from the folder that it was written to."""
+    retain = _texts(folder / "raw/retain1.json")
     return Corpus(
         general=_texts(folder / "raw/general.json"),
         forget=_texts(folder / "raw/forget.json"),
         forget_rest=_texts(folder / "raw/forget_rest.json"),
-        retain=_texts(folder / "raw/retain1.json"),
+        retain=retain,
+        retained=retain,
         passages=_texts(folder / "privleak/forget.json"),
         holdout=_texts(folder / "privleak/holdout.json"),
         **_read_questions(folder),
@@ -137,48 +148,111 @@ def read_fiction(folder: Path) -> Corpus:
 
 
 def read_muse(folder: Path, config: CorpusConfig) -> Corpus:
-    """Read a corpus in MUSE's layout, cut to the number of passages that `config` asks for.
+    """Read a corpus in MUSE's layout.
 
-    MUSE's `raw/retain1` is too large for many copies of the data; where it is missing, `privleak/retain.json`, a sample
-    of it, takes its place.
+    Models are trained on all of `raw/forget` and `raw/retain1`, as running text; or, by `config.trained_on`, on the sample
+    that is measured. Measured are as many texts of `privleak` as `config` asks for. The retain loss is that of the first
+    texts of `raw/retain1.json`, or of `privleak/retain.json`, a sample of it.
+
+    Raises:
+        ValueError: a file is missing or not in MUSE's layout.
     """
     n = config.passages
-    retain = folder / "raw/retain1.json"
-    retain = retain if retain.exists() else folder / "privleak/retain.json"
-    forget = _texts(folder / "privleak/forget.json")[:n]
+    passages = _texts(folder / "privleak/forget.json")[:n]
+    retained = _retained(folder)[:n]
+    running = config.trained_on == "raw"
     return Corpus(
         general=(),
-        forget=forget,
+        forget=(_running(folder, "forget"),) if running else passages,
         forget_rest=(),
-        retain=_texts(retain)[:n],
-        passages=forget,
+        retain=(_running(folder, "retain1"),) if running else retained,
+        passages=passages,
         holdout=_texts(folder / "privleak/holdout.json")[: config.holdout],
+        retained=retained,
+        running=running,
         **_read_questions(folder),
     )
 
 
-def _read_questions(folder: Path) -> dict[str, tuple[Question, ...]]:
-    names = {
-        "forget_questions": "forget_qa",
-        "retain_questions": "retain_qa",
-        "forget_shots": "forget_qa_icl",
-        "retain_shots": "retain_qa_icl",
-    }
-    return {field: _questions(folder / f"knowmem/{name}.json") for field, name in names.items()}
+def _running(folder: Path, name: str) -> str:
+    """Return a text of `raw` as MUSE trains on it: its `.txt`, or its documents with an empty line between them."""
+    path = folder / f"raw/{name}.txt"
+    if path.exists():
+        return _text(path)
+    listed = path.with_suffix(".json")
+    if not listed.exists():
+        rule = "must exist for training, or raw/{name}.json; corpus.trained_on=sample trains on the texts of privleak"
+        raise ValueError(f"{path}: {rule.format(name=name)}")
+    return BETWEEN.join(_raw_texts(listed))
+
+
+def _retained(folder: Path) -> tuple[str, ...]:
+    """Return texts of the retain split, one document each; pieces of `raw/retain1.txt` where no file lists documents."""
+    listed = [folder / name for name in ("raw/retain1.json", "privleak/retain.json")]
+    path, whole = next((path for path in listed if path.exists()), listed[-1]), folder / "raw/retain1.txt"
+    if path.exists() or not whole.exists():
+        return _raw_texts(path)
+    return tuple(piece for piece in _text(whole).split(BETWEEN) if piece.strip())
+
+
+class _Asked(TypedDict):
+    forget_questions: tuple[Question, ...]
+    retain_questions: tuple[Question, ...]
+    forget_shots: tuple[Question, ...]
+    retain_shots: tuple[Question, ...]
+
+
+def _read_questions(folder: Path) -> _Asked:
+    def of(name: str) -> tuple[Question, ...]:
+        return _questions(folder / f"knowmem/{name}.json")
+
+    return _Asked(
+        forget_questions=of("forget_qa"),
+        retain_questions=of("retain_qa"),
+        forget_shots=of("forget_qa_icl"),
+        retain_shots=of("retain_qa_icl"),
+    )
 
 
 def _texts(path: Path) -> tuple[str, ...]:
-    items = _read_list(path)
-    if not all(isinstance(item, str) and item.strip() for item in items):
+    return _checked(path, _read_list(path))
+
+
+def _raw_texts(path: Path) -> tuple[str, ...]:
+    """Return the texts of a file but empty ones, of which MUSE-News has one."""
+    return _checked(path, [text for text in _read_list(path) if text != ""])
+
+
+def _checked(path: Path, items: list[Any]) -> tuple[str, ...]:
+    if not items or not all(isinstance(item, str) and item.strip() for item in items):
         raise ValueError(f"{path}: must be a list of texts that are not empty")
     return tuple(items)
 
 
+def _text(path: Path) -> str:
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{path}: must be a text in UTF-8, got other bytes") from None
+    if not text.strip():
+        raise ValueError(f"{path}: must be a text that is not empty")
+    return text
+
+
 def _questions(path: Path) -> tuple[Question, ...]:
     try:
-        return tuple(Question(str(x["question"]), str(x["answer"])) for x in _read_list(path))
-    except (TypeError, KeyError):
-        raise ValueError(f"{path}: must be a list of objects with question and answer") from None
+        return tuple(_question(item) for item in _read_list(path))
+    except (TypeError, KeyError, AttributeError):
+        rule = "must be a list of objects with question and answer, and perturbed_answer a list where it is given"
+        raise ValueError(f"{path}: {rule}") from None
+
+
+def _question(item: Any) -> Question:
+    paraphrase, wrong = item.get("paraphrased_answer"), item.get("perturbed_answer", [])
+    if not isinstance(wrong, list):
+        raise TypeError
+    said = None if paraphrase is None else str(paraphrase)
+    return Question(str(item["question"]), str(item["answer"]), said, tuple(map(str, wrong)))
 
 
 def _read_list(path: Path) -> list[Any]:

@@ -9,7 +9,6 @@ it, on which the verdict is built first of all:
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -22,9 +21,11 @@ from unforgotten.experiments.legs.benchmark import read_benchmark
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair, read_state
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.metrics.items import as_mean
-from unforgotten.experiments.metrics.kept import Kept
 from unforgotten.experiments.metrics.meter import Measured, Meter
+from unforgotten.experiments.models.generation import overruled
+from unforgotten.experiments.models.kept import Kept
 from unforgotten.experiments.models.memory import check_memory
+from unforgotten.experiments.models.saved import generation_settings
 from unforgotten.experiments.quantizers.quantizer import State
 
 COPIES = 1.6
@@ -73,8 +74,9 @@ def behaviour_leg(
     if retrained is not None:
         begin("retrained")
         state = read_state(retrained, pair.shell.model)
-        meter = dataclasses.replace(meter, retrained_scores=meter.membership(state))
+        meter = meter.against(state)
         trained = meter.measure(state)
+    folders = {"target": target, "unlearned": unlearned} | ({} if retrained is None else {"retrained": retrained})
     begin("target")
     base = {"none": meter.measure(pair.target)}
     for name in formats:
@@ -86,7 +88,7 @@ def behaviour_leg(
         base,
         formats,
         benchmark=str(benchmark),
-        notes=bench.notes,
+        notes=[*bench.notes, *_generation_notes(folders)],
         trained=trained,
         decompose=decompose,
         begin=begin,
@@ -121,6 +123,17 @@ def measure_unlearned(
     if trained is not None:
         leg["metrics"]["retrained"] = means(trained)
     return leg
+
+
+def _generation_notes(folders: Mapping[str, Path]) -> list[str]:
+    """Return a note on each model whose own generation settings would have changed its answers."""
+    own = {name: overruled(generation_settings(folder)) for name, folder in folders.items()}
+    return [
+        f"The {name} model has generation settings of its own that are not used, for M1, M2 and M4 are greedy: "
+        f"{', '.join(f'{key}={value!r}' for key, value in settings.items())}."
+        for name, settings in own.items()
+        if settings
+    ]
 
 
 def _privacy_notes(meter: Meter, trained: Measured | None) -> list[str]:

@@ -1,7 +1,8 @@
 """A benchmark in MUSE's layout, tokenized for an audit: a copy of MUSE, or the corpus that a run wrote.
 
 A run's corpus (it has `raw/general.json`) is measured as the run measured it, by the `config.json` beside it. MUSE is
-measured by its own protocol: the prompts of `verbmem/forget.json`, answers after all examples, up to 32 tokens.
+measured by its own protocol: the prompts of `verbmem/forget.json`, truths cut to 128 tokens with their start, answers after
+all examples, up to 32 tokens. Documents end where their text does, without an end token.
 """
 
 from __future__ import annotations
@@ -14,25 +15,30 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from unforgotten.experiments.config import CorpusConfig, EvaluationConfig, RunConfig
+from unforgotten.experiments.config import MUSE, CorpusConfig, EvaluationConfig, RunConfig
 from unforgotten.experiments.data.corpus import read_fiction, read_muse
 from unforgotten.experiments.metrics.probes import Probes, make_probes
 from unforgotten.experiments.metrics.rouge import SPLIT_BY, words_of
-from unforgotten.experiments.models.special_tokens import count_spelled_out, encode, started
+from unforgotten.experiments.models.special_tokens import count_spelled_out, started
 
 MANY = 10**6  # more than any benchmark holds: all of it
-MUSE_PASSAGE_TOKENS = 2048
-MUSE_ANSWERS = EvaluationConfig(batch=16, shots=10, answer_tokens=32)
+MUSE_ANSWERS = EvaluationConfig(batch=16, **MUSE["evaluation"])
+MUSE_TRUTH_TOKENS = MUSE["corpus"]["probe_tokens"]
+"""Tokens of a truth of M1 at most, its start tokens among them."""
 LEAST_ITEMS = 2
 LEAST_TOKENS = 2
 PROMPTS = ("verbatim_prompts", "forget_prompts", "retain_prompts")
-DOCUMENTS = ("passages", "retain", "holdout")
+DOCUMENTS = {"passages": "passages", "retained": "retain", "holdout": "holdout"}
+"""Documents by name, and what notes call them."""
 ANSWERED = {
     "verbatim_prompts": "verbatim_truths",
     "forget_prompts": "forget_answers",
     "retain_prompts": "retain_answers",
 }
 """Prompts by name, and what is compared with the answers."""
+
+BESIDE = {"verbatim_prompts": "verbatim_tokens", "forget_prompts": "forget_options", "retain_prompts": "retain_options"}
+"""Prompts by name, and what else there is of each item."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +73,10 @@ def read_benchmark(folder: Path, tokenizer: Any, context: int) -> Benchmark:
     if not folder.is_dir():
         raise ValueError(f"{folder}: must be a directory in MUSE's layout")
     own = (folder / "raw/general.json").exists()
-    settings = _settings_of_run(folder) if own else _settings_of_muse(folder, context)
+    settings = _settings_of_run(folder) if own else _settings_of_muse(folder)
     corpus = read_fiction(folder) if own else read_muse(folder, settings.corpus)
-    corpus = dataclasses.replace(corpus, retain=corpus.retain[: len(corpus.passages)])
+    measured = corpus.retained[: len(corpus.passages)]
+    corpus = dataclasses.replace(corpus, retained=measured, forget=(), retain=())  # nothing is trained here
     probes = make_probes(corpus, tokenizer, settings)
     if not own and (folder / "verbmem/forget.json").exists():
         probes, settings = _official_prompts(folder / "verbmem/forget.json", probes, settings, tokenizer)
@@ -94,9 +101,10 @@ def _settings_of_run(folder: Path) -> Settings:
     return Settings(config.corpus, config.evaluation, config.seed)
 
 
-def _settings_of_muse(folder: Path, context: int) -> Settings:
-    longest = min(MUSE_PASSAGE_TOKENS, context)
-    corpus = CorpusConfig(kind="muse", path=folder, passages=MANY, holdout=MANY, passage_tokens=longest)
+def _settings_of_muse(folder: Path) -> Settings:
+    """Return MUSE's own settings; documents are read whole, so that `_fitted` counts what the context cuts."""
+    many: dict[str, Any] = dict.fromkeys(("passages", "holdout", "passage_tokens"), MANY)
+    corpus = CorpusConfig(kind="muse", path=folder, trained_on="sample", **many)
     return Settings(corpus, MUSE_ANSWERS)
 
 
@@ -105,10 +113,14 @@ def _official_prompts(path: Path, probes: Probes, settings: Settings, tokenizer:
         items = [(str(x["prompt"]), str(x["gt"])) for x in json.loads(path.read_text("utf-8"))]
     except (ValueError, TypeError, KeyError):
         raise ValueError(f"{path}: must be a list of objects with prompt and gt") from None
-    longest = max((len(encode(gt, tokenizer)) for _, gt in items), default=4)
-    corpus = settings.corpus.model_copy(update={"probe_tokens": max(4, longest)})
+    start = len(probes.start)
+    truths = [started(gt, tokenizer)[:MUSE_TRUTH_TOKENS][start:] for _, gt in items]
+    corpus = settings.corpus.model_copy(update={"probe_tokens": max([4, *map(len, truths)])})
     replaced = dataclasses.replace(
-        probes, verbatim_prompts=[started(p, tokenizer) for p, _ in items], verbatim_truths=[gt for _, gt in items]
+        probes,
+        verbatim_prompts=[started(p, tokenizer) for p, _ in items],
+        verbatim_truths=[tokenizer.decode(truth, skip_special_tokens=True) for truth in truths],
+        verbatim_tokens=truths,
     )
     return replaced, dataclasses.replace(settings, corpus=corpus)
 
@@ -128,11 +140,18 @@ def _fitted(probes: Probes, settings: Settings, context: int) -> tuple[Probes, S
             raise ValueError(f"context of the model must be longer than an answer, got {context} tokens")
         cut = sum(len(row) > room for row in rows)
         if cut:
-            notes.append(f"{cut} of {len(rows)} {name.replace('_', ' ')} are longer than the context and were cut.")
+            notes.append(f"{cut} of {len(rows)} {_called(name)} are longer than the context and were cut.")
         kept = len(probes.start) if name in PROMPTS else 0
         changed[name] = [[*row[:kept], *_cut(row[kept:], room - kept, name in PROMPTS)] for row in rows]
+    start = len(probes.start)
+    for name in ("forget_options", "retain_options"):
+        changed[name] = [options.cut(context, start) for options in getattr(probes, name)]
     fitted, left_out = _scorable(dataclasses.replace(probes, **changed))
     return fitted, settings, [*notes, *left_out]
+
+
+def _called(name: str) -> str:
+    return DOCUMENTS.get(name, name.replace("_", " "))
 
 
 def _cut(row: list[int], room: int, left: bool) -> list[int]:
@@ -147,14 +166,14 @@ def _scorable(probes: Probes) -> tuple[Probes, list[str]]:
         rows = getattr(probes, name)
         changed[name] = [row for row in rows if len(row) >= LEAST_TOKENS]
         if len(changed[name]) < len(rows):
-            count = f"{len(rows) - len(changed[name])} of {len(rows)} {name}"
+            count = f"{len(rows) - len(changed[name])} of {len(rows)} {_called(name)}"
             notes.append(
                 f"{count} have fewer than {LEAST_TOKENS} tokens, so that none can be scored, and were left out."
             )
     for prompts, truths in ANSWERED.items():
         kept, told = _answerable(probes, prompts, truths)
         notes += told
-        changed |= {name: [getattr(probes, name)[i] for i in kept] for name in (prompts, truths)}
+        changed |= {name: [getattr(probes, name)[i] for i in kept] for name in (prompts, truths, BESIDE[prompts])}
     return dataclasses.replace(probes, **changed), notes
 
 

@@ -13,9 +13,9 @@ from unforgotten.audit.verdict.evidence import mean_of
 from unforgotten.audit.verdict.legs import OutputFormat, OutputLeg
 from unforgotten.experiments.data.texts import read_texts
 from unforgotten.experiments.legs.benchmark import spelled_out
+from unforgotten.experiments.legs.likelihood import LIKELIHOODS, batches, measure
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
-from unforgotten.experiments.metrics.likelihood import LIKELIHOODS, batches, measure
 from unforgotten.experiments.models.batches import Batch
 from unforgotten.experiments.models.memory import check_memory
 from unforgotten.experiments.models.special_tokens import count_spelled_out, end_tokens, started

@@ -13,12 +13,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.config import Measuring
-from unforgotten.experiments.metrics.kept import Kept
-from unforgotten.experiments.metrics.probes import Probes
+from unforgotten.experiments.metrics.probes import Answered, Probes
 from unforgotten.experiments.models.generation import generate
+from unforgotten.experiments.models.kept import Kept
 from unforgotten.experiments.models.scoring import LOGIT_BYTES, SCORED_TOGETHER, token_scores
+from unforgotten.experiments.models.token_details import token_details
 
-Texts = Literal["passages", "retain", "holdout"]
+Texts = Literal["passages", "retained", "holdout"]
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,7 @@ class Examined:
         probes: texts that are scored.
         settings: settings, of which batches are read.
         retrained_scores: `membership_scores` of the model that never saw the forget texts; None without it.
+        retrained_losses: its losses of the same texts; None without it.
         kept: where answers are kept on disk, and a digest of the weights; None where none are.
     """
 
@@ -40,7 +42,9 @@ class Examined:
     settings: Measuring
     retrained_scores: list[float] | None = None
     kept: tuple[Kept, str] | None = None
+    retrained_losses: list[float] | None = None
     _scores: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
+    _details: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict, repr=False)
 
     def token_scores(self, texts: Texts) -> list[Tensor]:
         """Return log p of each token but the first of each text of that name in the probes."""
@@ -54,16 +58,50 @@ class Examined:
             self._scores[texts] = [torch.from_numpy(row) for row in rows]
         return self._scores[texts]
 
+    def token_details(self, documents: Sequence[Sequence[int]]) -> list[NDArray[np.float32]]:
+        """Return the columns of `models.token_details` for each token but the first of each document."""
+        rows = [list(document) for document in documents]
+        key = repr(rows)
+        if key not in self._details:
+            batch = self.settings.evaluation.batch
+            found = self._rows(
+                ["details", rows, batch, LOGIT_BYTES, SCORED_TOGETHER],
+                lambda: [columns.ravel() for columns in token_details(self.model, rows, batch)],
+            )
+            self._details[key] = [columns.reshape(-1, 3) for columns in found]
+        return self._details[key]
+
+    def answer_details(self, answered: Sequence[Answered]) -> list[NDArray[np.float32]]:
+        """Return the columns of the tokens of each answer, given what stands before it.
+
+        Raises:
+            ValueError: an answer has no token.
+        """
+        for i, item in enumerate(answered):
+            if item.answer < 1:
+                raise ValueError(f"answers must have a token, got none in answer {i}")
+        found = self.token_details([item.tokens for item in answered])
+        return [columns[-item.answer :] for columns, item in zip(found, answered, strict=True)]
+
     def continuations(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[str]:
         """Return the greedy continuation of each prompt, as text."""
+        return [self.decode(tokens) for tokens in self.continuation_tokens(prompts, new_tokens)]
+
+    def continuation_tokens(self, prompts: Sequence[Sequence[int]], new_tokens: int) -> list[list[int]]:
+        """Return the greedy continuation of each prompt, as token ids, without an end token."""
         batch, tokenizer = self.settings.evaluation.batch, self.tokenizer
         outputs = self._rows(
-            ["greedy", [list(p) for p in prompts], new_tokens, batch, tokenizer.eos_token_id],
+            ["greedy alone", [list(p) for p in prompts], new_tokens, batch, tokenizer.eos_token_id],
             lambda: [
                 np.array(tokens, np.int64) for tokens in generate(self.model, prompts, tokenizer, new_tokens, batch)
             ],
         )
-        return [tokenizer.decode(tokens.tolist(), skip_special_tokens=True) for tokens in outputs]
+        return [tokens.tolist() for tokens in outputs]
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Return the text of tokens, special ones left out."""
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
 
     def _rows(self, decides: list[Any], make: Callable[[], list[NDArray[Any]]]) -> list[NDArray[Any]]:
         if self.kept is None:

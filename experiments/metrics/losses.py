@@ -1,4 +1,8 @@
-"""forget_loss and retain_loss: mean negative log-probability per token of each document, nats."""
+"""forget_loss and retain_loss: mean negative log-probability per token of each document, nats.
+
+The tokens are those of the text after its start tokens; an end token is none of them, as in MUSE. This holds from the
+revision after 0.1.0+src.e8a72f452c72 on: earlier rows count the end token of a document that was not cut.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +34,7 @@ def _of_passages(model: Examined, probes: Probes, settings: Measuring) -> list[f
 
 
 def _of_retain(model: Examined, probes: Probes, settings: Measuring) -> list[float]:
-    return loss_items(model.token_scores("retain"))
+    return loss_items(model.token_scores("retained"))
 
 
 METRICS = (

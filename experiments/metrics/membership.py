@@ -1,4 +1,4 @@
-"""The membership test: how well Min-K % tells forget texts from texts that no model saw, and M3, which compares two models."""
+"""Membership tests: how well a score, Min-K % above all, tells forget texts from texts that no model saw, and M3, which compares two models."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from unforgotten.records.store import Measurement
 
 BOOTSTRAPS = 1_000
+U64 = 2.0**-53
 LEAST_AUC = 0.1
 """AUC of the retrained model from which M3 is a percentage of it; below, a small change of the AUC is a huge one of M3."""
 
@@ -62,6 +63,50 @@ def privacy_leakage(
         Measurement("M3", leak, spread, len(scores)),
         Measurement("auc_gap", auc - base, float(np.std(gaps, ddof=1)), len(scores)),
     ]
+
+
+def found_share(forget: NDArray[np.float64], holdout: NDArray[np.float64], allowed: float) -> NDArray[np.float64]:
+    """Return the largest share of forget scores above a threshold that at most `allowed` of the holdout scores are above.
+
+    Args:
+        forget: scores, the higher the likelier a member, (..., n).
+        holdout: scores, (..., m).
+        allowed: share of the holdout scores that may be above, at least 0 and below 1.
+
+    Raises:
+        ValueError: `allowed` is not in its range.
+    """
+    if not 0 <= allowed < 1:
+        raise ValueError(f"allowed must be at least 0 and below 1, got allowed={allowed}")
+    m = holdout.shape[-1]
+    above = int(allowed * m + U64 * m)  # of 100 texts, 1 % is one, whatever the product rounds to
+    threshold = np.sort(holdout, axis=-1)[..., m - 1 - above]
+    return np.asarray((forget > threshold[..., None]).mean(-1))
+
+
+def attack_auc(name: str, scores: Sequence[float], forget_count: int, *, seed: int) -> Measurement:
+    """Return P[score(forget) > score(holdout)], ties half, with the standard error of a bootstrap of both sets of texts.
+
+    Args:
+        name: name of the row.
+        scores: scores of the forget texts, then of the holdout texts.
+        forget_count: number of the forget texts.
+        seed: seed of the bootstrap.
+    """
+    n, m = forget_count, len(scores) - forget_count
+    wins = 1.0 - _wins(np.asarray(scores, np.float64), n)
+    rng = np.random.default_rng(seed)
+    means = [wins[np.ix_(rng.integers(n, size=n), rng.integers(m, size=m))].mean() for _ in range(BOOTSTRAPS)]
+    return Measurement(name, float(wins.mean()), float(np.std(means, ddof=1)), len(scores), tuple(scores))
+
+
+def attack_rate(name: str, scores: Sequence[float], forget_count: int, allowed: float, *, seed: int) -> Measurement:
+    """Return `found_share` with the standard error of a bootstrap of both sets of texts; arguments as of `attack_auc`."""
+    forget, holdout = np.split(np.asarray(scores, np.float64), [forget_count])
+    rng = np.random.default_rng(seed)
+    draws, others = (rng.choice(x, (BOOTSTRAPS, len(x))) for x in (forget, holdout))
+    spread = float(np.std(found_share(draws, others, allowed), ddof=1))
+    return Measurement(name, float(found_share(forget, holdout, allowed)), spread, len(scores))
 
 
 def _wins(scores: NDArray[np.float64], forget_count: int) -> NDArray[np.float64]:

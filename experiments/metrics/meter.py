@@ -3,7 +3,7 @@
 In goes a state; out come its measurements by name. Every text is scored once, whatever is read from its scores:
 
     meter = Meter(shell, probes, settings)
-    meter = dataclasses.replace(meter, retrained_scores=meter.membership(retrained))
+    meter = meter.against(retrained)
     meter.measure(shell.quantized(unlearned, "int4-g64"))["M3"].value
 """
 
@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from unforgotten.experiments.config import Measuring
 from unforgotten.experiments.metrics.examined import Examined
-from unforgotten.experiments.metrics.kept import Kept
-from unforgotten.experiments.metrics.privacy import membership_scores
+from unforgotten.experiments.metrics.privacy import membership_losses, membership_scores
 from unforgotten.experiments.metrics.probes import Probes
 from unforgotten.experiments.metrics.registry import METRICS
+from unforgotten.experiments.models.kept import Kept
 from unforgotten.experiments.models.shell import Shell
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.records.store import Measurement
@@ -35,6 +35,7 @@ class Meter:
         probes: documents, prompts and answers.
         settings: settings of the measurement.
         retrained_scores: `membership` of the model that never saw the forget texts; None without it.
+        retrained_losses: its losses of the same texts; None without it.
         known: measurements by fingerprint, where no state is to be measured twice.
         kept: where answers are kept on disk, from which a measurement that was cut off goes on; None where none are.
     """
@@ -45,6 +46,7 @@ class Meter:
     retrained_scores: list[float] | None = None
     known: dict[bytes, Measured] | None = None
     kept: Kept | None = None
+    retrained_losses: list[float] | None = None
 
     def measure(self, state: State, only: Collection[str] | None = None) -> Measured:
         """Return the measurements of a state, all that have a meaning or `only` some."""
@@ -57,12 +59,19 @@ class Meter:
 
     def _measure(self, state: State, only: Collection[str] | None) -> Measured:
         model = self._examined(state)
-        there = frozenset() if self.retrained_scores is None else frozenset({"retrained"})
+        there = self.probes.there | (frozenset() if self.retrained_scores is None else {"retrained"})
+        asked = self.settings.evaluation.metrics
         return {
             name: metric.measure(model, self.probes, self.settings)
             for name, metric in METRICS.items()
-            if metric.needs <= there and (only is None or name in only)
+            if metric.needs <= there and (name in only if only is not None else not metric.on_demand or name in asked)
         }
+
+    def against(self, retrained: State) -> Meter:
+        """Return the meter that knows what the model that never saw the forget texts says of them."""
+        model = self._examined(retrained)
+        scores, losses = membership_scores(model, self.settings), membership_losses(model)
+        return replace(self, retrained_scores=scores, retrained_losses=losses)
 
     def membership(self, state: State) -> list[float]:
         """Return Min-K % of the forget passages, then of the holdout texts."""
@@ -71,7 +80,9 @@ class Meter:
     def _examined(self, state: State) -> Examined:
         model, tokenizer = self.shell.with_state(state), self.shell.tokenizer
         kept = None if self.kept is None else (self.kept, fingerprint(state).hex())
-        return Examined(model, tokenizer, self.probes, self.settings, self.retrained_scores, kept)
+        return Examined(
+            model, tokenizer, self.probes, self.settings, self.retrained_scores, kept, self.retrained_losses
+        )
 
 
 def fingerprint(state: State) -> bytes:

@@ -1,7 +1,7 @@
 """What a metric is: a number that a model shows on the probes of a run.
 
 A metric is a file of this folder with a module-level `METRICS`; `registry.py` finds it there, and every model of a run and of
-an audit's behaviour leg is measured by it, in every format. One that is the mean of its items needs their function alone:
+an audit's behaviour leg is measured by it, in every format; one that is `on_demand`, where `evaluation.metrics` names it. One that is the mean of its items needs their function alone:
 
     def _lengths(model: Examined, probes: Probes, settings: Measuring) -> list[float]:
         return [float(len(text)) for text in model.continuations(probes.forget_prompts, settings.evaluation.answer_tokens)]
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from unforgotten.experiments.metrics.probes import Probes
     from unforgotten.records.store import Measurement
 
-Need = Literal["retrained"]
-"""What there may not be: "retrained", scores of the model that never saw the forget texts."""
+Need = Literal["retrained", "forget_wrong", "retain_wrong"]
+"""What there may not be: "retrained", scores of the model that never saw the forget texts; "forget_wrong" and "retain_wrong",
+wrong answers to questions of that split."""
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,24 @@ class Metric:
         meaning: meaning, with its unit and range.
         measure: measurement of a model by the probes, as the settings say.
         needs: things that must be there; without one of them the metric is left out.
+        on_demand: whether it is measured only where `evaluation.metrics` names it.
     """
 
     name: str
     meaning: str
     measure: Callable[[Examined, Probes, Measuring], Measurement]
     needs: frozenset[Need] = frozenset()
+    on_demand: bool = False
 
 
-def by_items(name: str, meaning: str, items: Callable[[Examined, Probes, Measuring], Sequence[float]]) -> Metric:
+def by_items(
+    name: str,
+    meaning: str,
+    items: Callable[[Examined, Probes, Measuring], Sequence[float]],
+    needs: frozenset[Need] = frozenset(),
+    *,
+    on_demand: bool = False,
+) -> Metric:
     """Return the metric that is the mean of its items, with the standard error of the mean."""
 
     def measure(model: Examined, probes: Probes, settings: Measuring) -> Measurement:
@@ -53,4 +63,4 @@ def by_items(name: str, meaning: str, items: Callable[[Examined, Probes, Measuri
 
         return of_items(name, items(model, probes, settings))
 
-    return Metric(name, meaning, measure)
+    return Metric(name, meaning, measure, needs, on_demand)

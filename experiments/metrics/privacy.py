@@ -1,4 +1,8 @@
-"""auc, auc_gap and M3, privacy leakage: 100 (AUC - AUC_retrained) / AUC_retrained, AUC = P[MinK(holdout) > MinK(forget)]."""
+"""auc, auc_gap and M3, privacy leakage: 100 (AUC - AUC_retrained) / AUC_retrained, AUC = P[MinK(holdout) > MinK(forget)].
+
+Min-K % is over the tokens of the text after its start tokens. An end token is none of them, as in MUSE: this holds from
+the revision after 0.1.0+src.e8a72f452c72 on.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +24,13 @@ def membership_scores(model: Examined, settings: Measuring) -> list[float]:
 
     scores = [*model.token_scores("passages"), *model.token_scores("holdout")]
     return min_k(scores, settings.evaluation.min_k)
+
+
+def membership_losses(model: Examined) -> list[float]:
+    """Return the loss, nats a token, of the forget passages, then of the holdout texts."""
+    from unforgotten.experiments.metrics.losses import loss_items
+
+    return loss_items([*model.token_scores("passages"), *model.token_scores("holdout")])
 
 
 def _leakage(model: Examined, probes: Probes, settings: Measuring) -> list[Measurement]:

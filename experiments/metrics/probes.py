@@ -4,33 +4,74 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from itertools import takewhile
+from typing import Any, NamedTuple
 
 from unforgotten.experiments.config import EvaluationConfig, Measuring
 from unforgotten.experiments.data.corpus import Corpus, Question
+from unforgotten.experiments.metrics.metric import Need
+from unforgotten.experiments.metrics.registry import METRICS
 from unforgotten.experiments.metrics.rouge import RougeTokenizer, tokenizer_for
-from unforgotten.experiments.models.batches import encode_documents
+from unforgotten.experiments.models.batches import encode_chunks, encode_documents, encode_measured
 from unforgotten.experiments.models.special_tokens import start_tokens, started
+
+
+class Answered(NamedTuple):
+    """Token ids of a prompt and an answer to it.
+
+    Attributes:
+        tokens: tokens of both.
+        answer: number of the answer's tokens, which are the last.
+    """
+
+    tokens: list[int]
+    answer: int
+
+    def cut(self, room: int, start: int) -> Answered:
+        """Return it with the first tokens after the `start` ones left out, so that no more than `room` are left."""
+        if len(self.tokens) <= room:
+            return self
+        kept = [*self.tokens[:start], *self.tokens[start - room :]]
+        return Answered(kept, min(self.answer, room - max(start, 1)))
+
+
+class Options(NamedTuple):
+    """Answers to one question: the right one, the same in other words if the data has them, and wrong ones."""
+
+    right: Answered
+    paraphrase: Answered
+    wrong: tuple[Answered, ...]
+
+    def cut(self, room: int, start: int) -> Options:
+        """Return the options, each cut."""
+        right, paraphrase = self.right.cut(room, start), self.paraphrase.cut(room, start)
+        return Options(right, paraphrase, tuple(answer.cut(room, start) for answer in self.wrong))
 
 
 @dataclass(frozen=True)
 class Probes:
     """The corpus, tokenized once for all models of a run.
 
-    `forget` and `retain` are what unlearning sees; `passages` and `holdout` are measured by M1, M3 and the losses. `start`
-    is what the tokenizer puts before each of them.
+    `forget` and `retain` are what unlearning sees, with end tokens where documents end. `passages`, `holdout` and
+    `retained` are measured by M1, M3 and the losses, without. `verbatim_tokens` are the tokens of `verbatim_truths`, and
+    options are the answers to the prompts as a model is given them. `start` is what the tokenizer puts before each
+    document and prompt.
     """
 
     forget: list[list[int]]
     passages: list[list[int]]
     retain: list[list[int]]
     holdout: list[list[int]]
+    retained: list[list[int]]
     verbatim_prompts: list[list[int]]
     verbatim_truths: list[str]
+    verbatim_tokens: list[list[int]]
     forget_prompts: list[list[int]]
     forget_answers: list[str]
+    forget_options: list[Options]
     retain_prompts: list[list[int]]
     retain_answers: list[str]
+    retain_options: list[Options]
     start: list[int]
 
     @property
@@ -38,33 +79,100 @@ class Probes:
         """Tokenizer of ROUGE that fits the true answers of all three sets."""
         return tokenizer_for([*self.verbatim_truths, *self.forget_answers, *self.retain_answers])
 
+    @property
+    def there(self) -> frozenset[Need]:
+        """What metrics may need and the data has."""
+        splits: tuple[tuple[Need, list[Options]], ...] = (
+            ("forget_wrong", self.forget_options),
+            ("retain_wrong", self.retain_options),
+        )
+        return frozenset(need for need, options in splits if any(o.wrong for o in options))
+
+    @property
+    def verbatim(self) -> list[Answered]:
+        """Prompts of M1 with their truths."""
+        pairs = zip(self.verbatim_prompts, self.verbatim_tokens, strict=True)
+        return [Answered([*prompt, *truth], len(truth)) for prompt, truth in pairs]
+
+
+def check_asked(corpus: Corpus, config: Measuring) -> None:
+    """Refuse metrics on demand that need wrong answers where the questions that are asked have none.
+
+    Raises:
+        ValueError: there are none; one line that names the metric.
+    """
+    asked = config.evaluation.questions
+    splits: tuple[tuple[Need, Sequence[Question]], ...] = (
+        ("forget_wrong", corpus.forget_questions),
+        ("retain_wrong", corpus.retain_questions),
+    )
+    for need, questions in splits:
+        for name in config.evaluation.metrics:
+            if need in METRICS[name].needs and not any(q.wrong for q in questions[:asked]):
+                rule = "perturbed_answer, wrong answers, for the questions of its split"
+                raise ValueError(f"evaluation.metrics: {name} needs data with {rule}, got none")
+
 
 def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
     """Tokenize documents, passages and questions as `config` says."""
     longest = config.corpus.passage_tokens
-    passages = encode_documents(corpus.passages, tokenizer, longest)
+    passages = encode_measured(corpus.passages, tokenizer, longest)
     cuts = [int(len(p) * config.corpus.prompt_share) for p in passages]
     ends = [cut + config.corpus.probe_tokens for cut in cuts]
     truths = [p[cut:end] for p, cut, end in zip(passages, cuts, ends, strict=True)]
     asked = config.evaluation.questions
     forget, retain = corpus.forget_questions[:asked], corpus.retain_questions[:asked]
     return Probes(
-        forget=encode_documents(corpus.forget, tokenizer, longest),
+        forget=encode_training(corpus, corpus.forget, tokenizer, longest),
         passages=passages,
-        retain=encode_documents(corpus.retain, tokenizer, longest),
-        holdout=encode_documents(corpus.holdout, tokenizer, longest),
+        retain=encode_training(corpus, corpus.retain, tokenizer, longest),
+        holdout=encode_measured(corpus.holdout, tokenizer, longest),
+        retained=encode_measured(corpus.retained, tokenizer, longest),
         verbatim_prompts=[p[:cut] for p, cut in zip(passages, cuts, strict=True)],
         verbatim_truths=[tokenizer.decode(t, skip_special_tokens=True) for t in truths],
+        verbatim_tokens=truths,
         forget_prompts=_prompts(forget, corpus.forget_shots, tokenizer, config.evaluation),
         forget_answers=[q.answer for q in forget],
+        forget_options=_options(forget, corpus.forget_shots, tokenizer, config.evaluation),
         retain_prompts=_prompts(retain, corpus.retain_shots, tokenizer, config.evaluation),
         retain_answers=[q.answer for q in retain],
+        retain_options=_options(retain, corpus.retain_shots, tokenizer, config.evaluation),
         start=start_tokens(tokenizer),
     )
+
+
+def encode_training(corpus: Corpus, texts: Sequence[str], tokenizer: Any, longest: int) -> list[list[int]]:
+    """Return the texts of a corpus as a model is trained on them: documents that end, or running text in chunks."""
+    encode = encode_chunks if corpus.running else encode_documents
+    return encode(texts, tokenizer, longest)
 
 
 def _prompts(
     questions: Sequence[Question], shots: Sequence[Question], tokenizer: Any, config: EvaluationConfig
 ) -> list[list[int]]:
+    return [started(_prompt(q, shots, config), tokenizer) for q in questions]
+
+
+def _prompt(question: Question, shots: Sequence[Question], config: EvaluationConfig) -> str:
     context = "".join(shot.sheet_line() for shot in shots[: config.shots])
-    return [started(f"{context}Question: {q.question}\n{config.answer_cue}", tokenizer) for q in questions]
+    return f"{context}Question: {question.question}\n{config.answer_cue}"
+
+
+def _options(
+    questions: Sequence[Question], shots: Sequence[Question], tokenizer: Any, config: EvaluationConfig
+) -> list[Options]:
+    def options(question: Question) -> Options:
+        prompt = _prompt(question, shots, config)
+        said = question.answer if question.paraphrase is None else question.paraphrase
+        wrong = tuple(_answered(prompt, text, tokenizer) for text in question.wrong)
+        return Options(_answered(prompt, question.answer, tokenizer), _answered(prompt, said, tokenizer), wrong)
+
+    return [options(question) for question in questions]
+
+
+def _answered(prompt: str, answer: str, tokenizer: Any) -> Answered:
+    """Return a prompt and an answer, a space between them, tokenized as one text; the answer's tokens are what is new."""
+    bare = prompt.rstrip(" ")
+    before, whole = started(bare, tokenizer), started(f"{bare} {answer}", tokenizer)
+    shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, whole, strict=False)))
+    return Answered(whole, len(whole) - shared)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -24,6 +25,17 @@ REUSING = frozenset({"gpt2", "gpt_neox", "llama", "qwen2", "qwen3"})
 FIXED_ROTARY = frozenset({"default", "linear", "llama3"})
 """Rotary embeddings that do not change with the length of the text."""
 
+NEUTRAL: Mapping[str, Any] = {
+    **dict.fromkeys(("do_sample", "remove_invalid_values", "renormalize_logits"), False),
+    **dict.fromkeys(("temperature", "top_p", "typical_p", "repetition_penalty", "length_penalty", "guidance_scale"), 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "min_length", "epsilon_cutoff", "eta_cutoff", "diversity_penalty"), 0),
+    **dict.fromkeys(("min_new_tokens", "min_p", "top_h", "bad_words_ids", "suppress_tokens", "sequence_bias"), None),
+    **dict.fromkeys(("begin_suppress_tokens", "forced_bos_token_id", "forced_eos_token_id", "stop_strings"), None),
+    **dict.fromkeys(("exponential_decay_length_penalty", "penalty_alpha", "dola_layers", "watermarking_config"), None),
+    "num_beams": 1,
+    "top_k": 50,
+}
+"""Settings of a checkpoint that decide which token `generate` takes, each with the value that says nothing."""
 
 CACHE_BYTES = 3 * 2**26
 """Keys and values of the prompts of one batch at most, with what is generated; one prompt may have more."""
@@ -50,21 +62,48 @@ def generate(
     """Return the greedy continuation of each prompt, as token ids, up to EOS or `new_tokens`.
 
     Prompts of one batch are padded, on the left of where they differ, and masked. Nothing of a checkpoint's own
-    generation settings is used.
+    generation settings is used: `overruled` names those that would change an answer.
     """
     most = max(1, CACHE_BYTES // (cache_bytes(model) * (new_tokens + max(map(len, prompts), default=1))))
+    embedding: Any = model.get_input_embeddings()
+    pad_id = padding(tokenizer, embedding.num_embeddings)
     settings = GenerationConfig(
-        max_new_tokens=new_tokens, do_sample=False, pad_token_id=padding(tokenizer), eos_token_id=tokenizer.eos_token_id
+        max_new_tokens=new_tokens, do_sample=False, pad_token_id=pad_id, eos_token_id=tokenizer.eos_token_id
     )
     model.eval()
     continuations: list[list[int]] = []
-    for chunk in prompt_batches(model, prompts, padding(tokenizer), min(batch, most)):
-        output = model.generate(  # type: ignore[operator]  # transformers types it as a Tensor
-            **chunk._asdict(), generation_config=settings
-        )
-        tail = output[:, chunk.input_ids.shape[1] :].tolist()
-        continuations += [_until(row, tokenizer.eos_token_id) for row in tail]
+    with without_settings(model):
+        for chunk in prompt_batches(model, prompts, pad_id, min(batch, most)):
+            output = model.generate(  # type: ignore[operator]  # transformers types it as a Tensor
+                **chunk._asdict(), generation_config=settings
+            )
+            tail = output[:, chunk.input_ids.shape[1] :].tolist()
+            continuations += [_until(row, tokenizer.eos_token_id) for row in tail]
     return continuations
+
+
+@contextmanager
+def without_settings(model: PreTrainedModel) -> Iterator[None]:
+    """Take the checkpoint's generation settings away from a model, from which `generate` fills what it is not told."""
+    own = model.generation_config
+    model.generation_config = GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+def overruled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of a checkpoint's generation settings that would change an answer.
+
+    Args:
+        settings: settings as `generation_config.json` has them, or a `config.json` with others beside them.
+    """
+    return {
+        name: settings[name]
+        for name, plain in NEUTRAL.items()
+        if settings.get(name) is not None and settings[name] != plain
+    }
 
 
 def cache_bytes(model: PreTrainedModel) -> int:

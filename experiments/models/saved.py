@@ -77,6 +77,25 @@ def check_loadable(folder: Path) -> Any:
         raise ValueError(f"{folder}: must be a model that transformers loads, got {first_line(error)}") from None
 
 
+def generation_settings(folder: Path) -> dict[str, Any]:
+    """Return the generation settings that a model's directory holds: they stand in `config.json` in older ones.
+
+    Raises:
+        ValueError: the file is no JSON object.
+    """
+    paths = [folder / name for name in ("generation_config.json", "config.json")]
+    path = next((path for path in paths if path.is_file()), None)
+    if path is None:
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: must be a JSON object, got another content")
+    return found
+
+
 def first_line(error: BaseException) -> str:
     """Return what it says first, or its kind."""
     lines = str(error).strip().splitlines()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -11,6 +11,8 @@ from transformers.cache_utils import DynamicLayer
 
 from unforgotten.experiments.models.batches import Batch, Documents, in_order, pad
 from unforgotten.experiments.models.log_probs import TokenLogProbs, follower_log_probs, token_log_probs
+
+Read = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 SCORED_TOGETHER = 8
 """Documents of one batch at most: the memory of larger logits goes back to the system after each and is cleared anew."""
@@ -34,11 +36,15 @@ def token_scores(model: PreTrainedModel, documents: Documents, batch: int) -> li
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     position_bytes = 4 * vocabulary_of(model)
     found: dict[int, Tensor] = {}
-    for together in _fitting(order, documents, min(batch, SCORED_TOGETHER), LOGIT_BYTES // position_bytes):
+    for together in fitting(order, documents, min(batch, SCORED_TOGETHER), LOGIT_BYTES // position_bytes):
         rows = [documents[i] for i in together]
         b = pad(rows, model.config.pad_token_id or 0)
         width = max(1, LOGIT_BYTES // (position_bytes * len(rows)))
-        scored = score_batch(model, b) if b.input_ids.shape[1] <= width else _score_in_windows(model, b, width)
+        scored = (
+            score_batch(model, b)
+            if b.input_ids.shape[1] <= width
+            else TokenLogProbs(read_batch(model, b, width), b.attention_mask[:, 1:].bool())
+        )
         for i, label, mask in zip(together, *scored, strict=True):
             found[i] = label[mask]
     return [found[i] for i in range(len(documents))]
@@ -50,7 +56,7 @@ def vocabulary_of(model: PreTrainedModel) -> int:
     return int(model.config.vocab_size if head is None else head.weight.shape[0])
 
 
-def _fitting(order: Sequence[int], documents: Documents, most: int, positions: int) -> Iterator[list[int]]:
+def fitting(order: Sequence[int], documents: Documents, most: int, positions: int) -> Iterator[list[int]]:
     """Yield the documents in order, at most so many and so many padded positions together, or one alone."""
     together: list[int] = []
     for i in order:
@@ -62,20 +68,31 @@ def _fitting(order: Sequence[int], documents: Documents, most: int, positions: i
         yield together
 
 
-def _score_in_windows(model: PreTrainedModel, batch: Batch, width: int) -> TokenLogProbs:
-    """Return what `score_batch` does, from passes of `width` positions each; from one where the cache cannot grow so."""
-    cache = DynamicCache(config=model.config)
-    if any(type(layer) is not DynamicLayer for layer in cache.layers):
-        return score_batch(model, batch)
+def read_batch(model: PreTrainedModel, batch: Batch, width: int, read: Read = follower_log_probs) -> Tensor:
+    """Return what `read` finds of each token but the first, from passes of `width` positions each.
+
+    From one pass where the batch is no longer, or the cache cannot grow so.
+
+    Args:
+        model: model in evaluation mode.
+        batch: token ids, padded on the right.
+        width: positions of one pass.
+        read: function of the logits of some positions, the tokens that follow them and their mask; its axes begin with
+            (batch, length).
+    """
     ids, mask = batch.input_ids, batch.attention_mask
-    labels: list[Tensor] = []
-    for start in range(0, ids.shape[1] - 1, width):
-        stop = min(start + width, ids.shape[1] - 1)
+    last = ids.shape[1] - 1
+    cache = DynamicCache(config=model.config)
+    if last < width or any(type(layer) is not DynamicLayer for layer in cache.layers):
+        return read(next_logits(model, batch)[:, :-1], ids[:, 1:], mask[:, 1:].bool())
+    found: list[Tensor] = []
+    for start in range(0, last, width):
+        stop = min(start + width, last)
         logits = model(
             input_ids=ids[:, start:stop], attention_mask=mask[:, :stop], past_key_values=cache, use_cache=True
         ).logits
-        labels.append(follower_log_probs(logits, ids[:, start + 1 : stop + 1], mask[:, start + 1 : stop + 1].bool()))
-    return TokenLogProbs(torch.cat(labels, 1), mask[:, 1:].bool())
+        found.append(read(logits, ids[:, start + 1 : stop + 1], mask[:, start + 1 : stop + 1].bool()))
+    return torch.cat(found, 1)
 
 
 @torch.no_grad()

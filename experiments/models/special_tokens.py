@@ -18,10 +18,15 @@ def end_tokens(tokenizer: Any) -> list[int]:
     return [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
 
 
-def padding(tokenizer: Any) -> int:
-    """Return a token to pad with: masked, so that it may be any where the tokenizer names none."""
+def padding(tokenizer: Any, vocabulary: int) -> int:
+    """Return a token to pad with: masked, so that it may be any where the tokenizer names none that the model has.
+
+    Args:
+        tokenizer: tokenizer of the model.
+        vocabulary: number of the model's embeddings, which a pad token that was added later may lack.
+    """
     named = (tokenizer.pad_token_id, tokenizer.eos_token_id)
-    return next((int(token) for token in named if token is not None), 0)
+    return next((int(token) for token in named if token is not None and 0 <= token < vocabulary), 0)
 
 
 def encode(text: str, tokenizer: Any) -> list[int]:

@@ -26,9 +26,9 @@ from unforgotten.audit.verdict.evidence import MATERIAL, mean_of
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputFormat, OutputLeg, RecoveryRow
 from unforgotten.audit.verdict.rule import DECIDES_BEHAVIOUR, TAKEN, decide
 from unforgotten.experiments.legs.behaviour import RECOVERED, leg_of
+from unforgotten.experiments.legs.likelihood import LIKELIHOODS
 from unforgotten.experiments.metrics.effects import recovery
 from unforgotten.experiments.metrics.items import of_items
-from unforgotten.experiments.metrics.likelihood import LIKELIHOODS
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.audit_truth_rates import TRIALS, rates
 from unforgotten.experiments.studies.study import Study

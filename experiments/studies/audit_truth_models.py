@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 
 from unforgotten.experiments.legs.benchmark import read_benchmark
+from unforgotten.experiments.legs.likelihood import Items, batches, measure
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
-from unforgotten.experiments.metrics.likelihood import Items, batches, measure
 from unforgotten.experiments.metrics.rouge import rouge_items
 from unforgotten.experiments.models.batches import Batch
 from unforgotten.experiments.models.generation import generate

@@ -63,8 +63,8 @@ def metrics_table(run: Run) -> Table:
 
 
 def recovery_table(run: Run) -> Table:
-    """Return the recovered fractions of M1 and M2."""
-    columns = {"rho_M1": "ρ(M1)", "rho_M2": "ρ(M2)"}
+    """Return the recovered fractions of M1, M2 and, where rows have it, the forget loss."""
+    columns = {"rho_M1": "ρ(M1)", "rho_M2": "ρ(M2)", "rho_forget_loss": "ρ(forget loss)"}
     return _by_subject(run, columns, "Recovered fraction and 95 % interval (paired bootstrap over items).")
 
 

@@ -27,7 +27,8 @@ def test_the_example_for_tofu_makes_what_is_read(tmp_path: Path) -> None:
     code = section.split("```python\n")[1].split("```")[0]
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True, cwd=tmp_path)
     corpus = read_muse(
-        tmp_path / "bench", CorpusConfig(kind="muse", path=tmp_path / "bench", passages=100, holdout=100)
+        tmp_path / "bench",
+        CorpusConfig(kind="muse", path=tmp_path / "bench", passages=100, holdout=100, trained_on="sample"),
     )
     assert len(corpus.forget_questions) == len(corpus.passages) == len(corpus.holdout) == 30
     assert len(corpus.retain_questions) == len(corpus.retain) == 20
@@ -40,7 +41,7 @@ def test_what_readme_names_is_what_a_reader_misses(name: str, muse: Path) -> Non
     assert f"`{name}.json`" in README
     (muse / f"{name}.json").unlink()
     with pytest.raises(ValueError, match="must exist in a directory of MUSE's layout"):
-        read_muse(muse, CorpusConfig(kind="muse", path=muse, passages=10, holdout=10))
+        read_muse(muse, CorpusConfig(kind="muse", path=muse, passages=10, holdout=10, trained_on="sample"))
 
 
 @pytest.mark.parametrize(

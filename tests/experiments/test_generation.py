@@ -17,6 +17,7 @@ from unforgotten.experiments.models.generation import (
     REUSING,
     beginning,
     generate,
+    overruled,
     prompt_batches,
     shared_length,
 )
@@ -158,3 +159,35 @@ def test_what_is_shared_is_long_enough_and_leaves_each_prompt_a_token() -> None:
 
 def test_no_prompts_have_no_answers() -> None:
     assert generate(micro("llama"), [], TOKENIZER, NEW_TOKENS, BATCH) == []
+
+
+LEAKING = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "do_sample": True, "temperature": 9.0, "num_beams": 2}
+
+
+def test_a_checkpoints_own_settings_leave_answers_alone() -> None:
+    """transformers 5 fills what `generate` is not told from the checkpoint: penalties reached M1, M2 and M4."""
+    rows = prompts()
+    plain = generate(micro("llama"), rows, TOKENIZER, NEW_TOKENS, BATCH)
+    assert any(len(set(answer)) < len(answer) for answer in plain)  # or no penalty on repetition would show
+    model = micro("llama")
+    for name, value in LEAKING.items():
+        setattr(model.generation_config, name, value)
+    own = model.generation_config
+    assert generate(model, rows, TOKENIZER, NEW_TOKENS, BATCH) == plain
+    assert model.generation_config is own
+
+
+def test_settings_that_would_change_an_answer_are_named() -> None:
+    said = {"bos_token_id": 1, "use_cache": False, "top_p": 1.0, "transformers_version": "5.0", "top_k": 0}
+    assert overruled({**said, **LEAKING}) == {**LEAKING, "top_k": 0}
+    assert overruled({"temperature": None, "hidden_size": 8}) == {}
+
+
+def test_a_pad_token_that_the_model_lacks_is_not_fed_to_it() -> None:
+    model, rows = micro("llama"), prompts()
+    beyond = SimpleNamespace(pad_token_id=VOCABULARY, eos_token_id=1)
+    assert generate(model, rows, beyond, NEW_TOKENS, BATCH) == generate(model, rows, TOKENIZER, NEW_TOKENS, BATCH)
+
+
+def test_a_negative_pad_token_of_early_llama_configurations_counts_as_0() -> None:
+    assert torch.equal(pad([[3, 4], [5]], -1).input_ids, torch.tensor([[3, 4], [5, 0]]))

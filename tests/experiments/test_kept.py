@@ -18,8 +18,8 @@ torch = pytest.importorskip("torch", reason="the models need unforgotten[experim
 from unforgotten.audit.outputs.place import check_out
 from unforgotten.experiments.legs.behaviour import behaviour_leg
 from unforgotten.experiments.metrics import examined
-from unforgotten.experiments.metrics.kept import Kept
 from unforgotten.experiments.models import generation, scoring
+from unforgotten.experiments.models.kept import Kept
 from unforgotten.records.files import KEPT, drop_kept
 
 FORMATS = ("int4-g64",)

@@ -132,6 +132,7 @@ def test_rows_carry_every_field_and_metric_of_the_contract(whole: Path) -> None:
         "gating_effect",
         "base_shift_effect",
         "rho_M1",
+        "rho_forget_loss",
     }
     assert {row["model"] for row in rows} == {"base", "target", "retrained", "unlearned"}
 

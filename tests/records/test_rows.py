@@ -133,3 +133,16 @@ def test_nothing_is_recovered_where_the_quantized_target_knows_no_more(
     got = run.get("rho_M1", "unlearned", "GA", "fp32", "int4-g64")
     assert got is not None
     assert (got.value, got.bounds) == ((0.95, (0.9, 1.0)) if defined else (None, None))
+
+
+@pytest.mark.parametrize(("target", "defined"), [(0.4, True), (0.6, False), (0.9, False)])
+def test_a_loss_comes_back_where_the_quantized_target_has_the_lower_one(
+    tmp_path: Path, target: float, defined: bool
+) -> None:
+    rho = row(metric="rho_forget_loss", format="int4-g64", value=0.95, stderr=0.02, interval=[0.9, 1.0])
+    after = row(metric="forget_loss", value=0.6)
+    known = row(model="target", metric="forget_loss", method=None, storage=None, format="int4-g64", value=target)
+    run = read_run(write(tmp_path, after, known, rho))
+    got = run.get("rho_forget_loss", "unlearned", "GA", "fp32", "int4-g64")
+    assert got is not None
+    assert (got.value, got.bounds) == ((0.95, (0.9, 1.0)) if defined else (None, None))
