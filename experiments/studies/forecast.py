@@ -93,7 +93,7 @@ def _rows(sample: Pilot, path: Replayed, measured: Sequence[dict[str, Any]]) -> 
 
 
 def _measure(settings: Forecasts, folder: Path, progress: Progress) -> None:
-    known = {run: config_of(run).unlearning.methods for run in settings.runs}
+    known = {run: config_of(run).methods for run in settings.runs}
     if missing := set(settings.methods).difference(*known.values()):
         raise ValueError(f"methods must be of one of the runs, got {', '.join(sorted(missing))}")
     rows: list[dict[str, Any]] = []
