@@ -93,23 +93,18 @@ def _rows(sample: Pilot, path: Replayed, measured: Sequence[dict[str, Any]]) -> 
 
 
 def _measure(settings: Forecasts, folder: Path, progress: Progress) -> None:
+    known = {run: config_of(run).methods for run in settings.runs}
+    if missing := set(settings.methods).difference(*known.values()):
+        raise ValueError(f"methods must be of one of the runs, got {', '.join(sorted(missing))}")
     rows: list[dict[str, Any]] = []
-    for run, method in _asked(settings):
-        with progress.stage(f"{run.name} {method}") as step:
-            rows += forecasts(run, method, recorded(run, method, step), settings)
+    for run in settings.runs:
+        for method in settings.methods:
+            if method not in known[run]:
+                progress.skip()
+                continue
+            with progress.stage(f"{run.name} {method}") as step:
+                rows += forecasts(run, method, recorded(run, method, step), settings)
     write_json_lines(folder / ROWS_FILE, rows)
 
 
-def _asked(settings: Forecasts) -> list[tuple[Path, str]]:
-    """Return the runs with each of their methods that is asked for.
-
-    Raises:
-        ValueError: a method is of no run.
-    """
-    found = [(run, m) for run in settings.runs for m in settings.methods if m in config_of(run).unlearning.methods]
-    if missing := set(settings.methods) - {method for _, method in found}:
-        raise ValueError(f"methods must be of one of the runs, got {', '.join(sorted(missing))}")
-    return found
-
-
-STUDY = Study(Forecasts, lambda settings: len(_asked(settings)), _measure)
+STUDY = Study(Forecasts, lambda settings: len(settings.runs) * len(settings.methods), _measure)

@@ -193,7 +193,7 @@ def test_the_study_takes_of_each_run_what_it_has_and_its_number_of_steps(
     for folder, kept in zip(folders, (METHOD, "GA_KLR"), strict=True):
         shutil.copytree(run, folder)
         config = json.loads((folder / "config.json").read_text())
-        config["unlearning"]["methods"] = {kept: config["unlearning"]["methods"][kept]}
+        config["only_methods"] = [kept]
         write_json(folder / "config.json", config)
         write_gradients(folder / f"gradients-{kept}.npz", gradients)
         (row, _) = read_json_lines(run / "rows.jsonl")
