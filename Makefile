@@ -49,7 +49,7 @@ test: $(READY)
 # What an ordinary processor runs, imitated on one that has more: the variables take instructions away from our kernel,
 # Numba, torch and oneDNN. NUMBA_CPU_FEATURES is empty, or Numba would keep those of this processor.
 PATH_TESTS := $(addprefix verification/test_kernel,.py _entries.py _rules.py) tests/audit/kernel/test_simd.py \
-  $(addprefix tests/audit/weights/test_,memory.py weights.py processes.py) tests/experiments/test_products.py
+  $(addprefix tests/audit/weights/test_,memory.py weights.py processes.py) tests/experiments/arms/test_products.py
 HASWELL := UNFORGOTTEN_SIMD=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 NUMBA_CPU_NAME=haswell NUMBA_CPU_FEATURES=
 
 HAS_AVX2 := $(BIN)/python -P -c 'import sys; from unforgotten.audit.kernel.simd import available_paths as p; sys.exit("avx2" not in p())'

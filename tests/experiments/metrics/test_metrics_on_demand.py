@@ -36,7 +36,7 @@ from unforgotten.experiments.run import run
 from unforgotten.records.files import write_json
 from unforgotten.records.rows import read_run
 
-MICRO = Path(__file__).parents[1] / "micro.yaml"
+MICRO = Path(__file__).parents[2] / "micro.yaml"
 ON_DEMAND = tuple(name for name, metric in METRICS.items() if metric.on_demand)
 WRONG = {"forget_truth_ratio", "retain_truth_ratio"}
 U32, U64 = 2.0**-24, 2.0**-53

@@ -37,7 +37,7 @@ from unforgotten.experiments.run import run
 from unforgotten.records.files import write_json
 from unforgotten.records.rows import read_run
 
-MICRO = Path(__file__).parents[1] / "micro.yaml"
+MICRO = Path(__file__).parents[2] / "micro.yaml"
 HANG_SECONDS = 3600
 BARE = ("pad_token", "eos_token")
 

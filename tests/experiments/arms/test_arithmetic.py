@@ -97,7 +97,7 @@ def test_every_arm_is_given_the_reference_of_its_own_arithmetic(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Arms of equal arithmetic share one: fp32 has its own, bf16 and bf16-sr have another, whatever the method."""
-    config = load_config(str(Path(__file__).parents[1] / "micro.yaml"))
+    config = load_config(str(Path(__file__).parents[2] / "micro.yaml"))
     made: list[Arithmetic] = []
     given: list[tuple[str, Any]] = []
     monkeypatch.setattr(run, "load_model", lambda folder: None)

@@ -21,7 +21,7 @@ from unforgotten.experiments.run import run, stages
 from unforgotten.records.files import read_json_lines
 from unforgotten.reports.run.build import build_report
 
-MICRO = str(Path(__file__).parents[1] / "micro.yaml")
+MICRO = str(Path(__file__).parents[2] / "micro.yaml")
 CUT = ["only_methods=[GA_KLR]", "storages=[bf16]", "formats=[int4-g32]"]
 SCRATCH = {name: base for name, base in BASES.items() if isinstance(base, Scratch)}
 

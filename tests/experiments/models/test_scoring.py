@@ -29,7 +29,7 @@ SHARE = 0.4
 
 @pytest.fixture(scope="module")
 def meter(micro_pair: Path) -> Meter:
-    config = load_config(str(Path(__file__).parents[1] / "micro.yaml"))
+    config = load_config(str(Path(__file__).parents[2] / "micro.yaml"))
     tokenizer = load_tokenizer(micro_pair / "models/target")
     probes = make_probes(read_fiction(micro_pair / "corpus"), tokenizer, config)
     return Meter(Shell(load_model(micro_pair / "models/unlearned"), tokenizer), probes, config)
