@@ -77,7 +77,7 @@ def repository(tmp_path: Path) -> Path:
         "verification/conftest.py": PROFILE,
         "verification/test_tiny.py": TESTS,
         "verification/mutation/worker.py": Path(worker.__file__).read_text(),
-        "tests/experiments/test_quantizers.py": "def test_nothing() -> None:\n    pass\n",
+        "tests/experiments/quantizers/test_quantizers.py": "def test_nothing() -> None:\n    pass\n",
         "tests/reports/test_theory_document.py": f"def {LISTED.rpartition('::')[2]}() -> None:\n    pass\n",
         "pyproject.toml": '[tool.pytest.ini_options]\naddopts = ["--import-mode=importlib"]\n',
         "typings/unforgotten/__init__.py": "",

@@ -27,7 +27,7 @@ from unforgotten.records.files import write_text
 from unforgotten.verification.mutation.operators import Mutant
 
 LISTED = "tests/reports/test_theory_document.py::test_the_functions_that_are_listed_are_the_registry"
-TARGETS = ("verification", "tests/experiments/test_quantizers.py", LISTED)
+TARGETS = ("verification", "tests/experiments/quantizers/test_quantizers.py", LISTED)
 """The suite, the test that holds the torch path equal to the numpy reference, and one that knows every claim by name."""
 
 REGISTRY = ("verification/test_claims.py", LISTED)
@@ -219,7 +219,7 @@ def near_tests(tree: Path, path: str) -> list[str]:
     """List the test files that import the mutated module by name: what a new module can be met with at once."""
     module = module_name(path)
     package, _, name = module.rpartition(".")
-    files = [*sorted((tree / "verification").rglob("test_*.py")), tree / "tests/experiments/test_quantizers.py"]
+    files = [*sorted((tree / "verification").rglob("test_*.py")), tree / "tests/experiments/quantizers/test_quantizers.py"]
     asked = re.compile(rf"from {re.escape(module)} import|from {re.escape(package)} import.*\b{name}\b")
     return [str(f.relative_to(tree)) for f in files if asked.search(f.read_text("utf-8"))]
 
