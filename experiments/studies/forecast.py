@@ -12,7 +12,6 @@ storages and formats. The rows of all of them go to `rows.jsonl`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -85,7 +84,7 @@ def _rows(sample: Pilot, path: Replayed, measured: Sequence[dict[str, Any]]) -> 
             "pilot_steps": len(sample.lr),
             "replayed_steps": path.steps,
             "slower": path.slower,
-            "progress": path.progress if math.isfinite(path.progress) else None,
+            "progress": path.progress,
             "stopped": row.get("stopped"),
             "blocks": len(sample.weights),
             "revision": revision(),

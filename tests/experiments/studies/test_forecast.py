@@ -72,7 +72,7 @@ def test_the_replay_of_a_pilot_is_the_float32_run(
     assert again.gradients.shape == (STEPS, len(again.weights), 64)
     sample = pilot_of(again)
     assert np.array_equal(seen[0], again.weights)
-    for here, there in zip(replay(sample.weights, sample.steps(STEPS), sample.adam, "fp32"), seen[1:], strict=False):
+    for here, there in zip(replay(sample.weights, sample.steps, sample.adam, "fp32"), seen[1:], strict=False):
         error = np.abs(here - there)  # roundings of a weight and of a step, at each step
         assert (error <= STEPS * (np.spacing(np.abs(there)) + 8 * 2.0**-24 * 1e-4)).all()
     assert np.abs(seen[-1] - seen[0]).max() > 1e-4
@@ -121,7 +121,7 @@ def test_the_command_makes_a_pilot_once_and_forecasts(
         (["RUN", "--method", "XX"], "method must be one of GA, GA_GDR, GA_KLR, NPO, NPO_GDR, NPO_KLR, got method='XX'"),
         (["RUN/config.json", "--method", METHOD], "--method must be of a run, a directory, got 'NPO_GDR'"),
         (["RUN/config.json"], "RUN/config.json: must be an .npz of recorded gradients, got other bytes"),
-        (["RUN/corpus", "--method", METHOD], "RUN/corpus: must be "),
+        (["RUN/models", "--method", METHOD], "RUN/models: must be "),
         (["RUN", "--method", METHOD, "--storages", "fp8"], "--storages must be of fp32, bf16, bf16-sr, got 'fp8'"),
         (["RUN", "--method", METHOD, "--steps", "0"], "--steps must be at least 1, got 0"),
         (["RUN", "--method", METHOD, "--formats", "int4"], "format must be one of"),
@@ -237,7 +237,7 @@ def test_the_example_records_a_trainer(run: Path, tmp_path: Path) -> None:
     trainer.train()
     sample = pilot_of(read_gradients(tmp_path / "gradients.npz"))
     assert sample.adam.weight_decay == 0.01
-    *_, end = replay(sample.weights, sample.steps(STEPS), sample.adam, "fp32")
+    *_, end = replay(sample.weights, sample.steps, sample.adam, "fp32")
     there = recorder.sample(lambda w: w)
     assert (np.abs(end - there) <= STEPS * (np.spacing(np.abs(there)) + 8 * 2.0**-24 * 1e-3)).all()
     assert np.abs(there - sample.weights).max() > 1e-3
