@@ -182,7 +182,7 @@ def test_the_study_compares_with_the_rows_of_the_run(run: Path, gradients: Gradi
         (path.slower, path.steps, path.progress)
     ] * 2
     table = render(tmp_path)["table.md"]
-    assert f"| all | 2 | {np.median([abs(row['predicted'] - 0.5) for row in rows]):.3f} |" in table
+    assert f"| all that were not | 2 | {np.median([abs(row['predicted'] - 0.5) for row in rows]):.3f} |" in table
 
 
 def test_the_study_takes_of_each_run_what_it_has_and_its_number_of_steps(
@@ -199,12 +199,15 @@ def test_the_study_takes_of_each_run_what_it_has_and_its_number_of_steps(
         (row, _) = read_json_lines(run / "rows.jsonl")
         write_json_lines(folder / "rows.jsonl", [{**row, "method": kept, "steps": 20, "stopped": "max_steps"}])
     runs = f"runs=[{folders[0]},{folders[1]}]"
-    load_study("forecast", [runs, f"methods=[GA_KLR,{METHOD}]"]).measure(tmp_path / "out")
+    load_study("forecast", [runs, f"methods=[GA_KLR,{METHOD}]", "looked_at=[GA_KLR]"]).measure(tmp_path / "out")
     rows = read_json_lines(tmp_path / "out/rows.jsonl")
-    assert [(row["method"], row["stopped"], row["replayed_steps"]) for row in rows] == [
-        (METHOD, "max_steps", 20),
-        ("GA_KLR", "max_steps", 20),
+    assert [(row["method"], row["stopped"], row["replayed_steps"], row["looked_at"]) for row in rows] == [
+        (METHOD, "max_steps", 20, False),
+        ("GA_KLR", "max_steps", 20, True),
     ]
+    table = render(tmp_path / "out")["table.md"]
+    assert "| all that were looked at | 1 |" in table
+    assert "| all that were not | 1 |" in table
     with pytest.raises(ValueError, match="methods must be of one of the runs, got NPO"):
         load_study("forecast", [runs, "methods=[GA_KLR,NPO]"]).measure(tmp_path / "none")
 
