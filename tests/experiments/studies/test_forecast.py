@@ -182,7 +182,7 @@ def test_the_study_compares_with_the_rows_of_the_run(run: Path, gradients: Gradi
         (path.slower, path.steps, path.progress)
     ] * 2
     table = render(tmp_path)["table.md"]
-    assert f"| all that were not | 2 | {np.median([abs(row['predicted'] - 0.5) for row in rows]):.3f} |" in table
+    assert f"| all that were looked at | 2 | {np.median([abs(row['predicted'] - 0.5) for row in rows]):.3f} |" in table
 
 
 def test_the_study_takes_of_each_run_what_it_has_and_its_number_of_steps(
