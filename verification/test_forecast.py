@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from unforgotten.theory.calculators import forecast as module
-from unforgotten.theory.calculators.forecast import LEVEL, SLOWER, Pilot, forecast, replayed
+from unforgotten.theory.calculators.forecast import LEVEL, LIMIT, Pilot, forecast, replayed
 from unforgotten.theory.calculators.forecast_text import as_object, lines
 from unforgotten.theory.formats.names import format_named
-from unforgotten.theory.geometry.replay import Adam, bfloat16, replay
+from unforgotten.theory.geometry.replay import Adam, Storage, bfloat16, replay
 from unforgotten.theory.laws.update import survival
 
+Array = NDArray[Any]
 BLOCKS, SIZE, STEPS = 40, 64, 30
 SUMS = BLOCKS * SIZE * 2.0**-52  # of two float64 sums over the weights, in another order
 
@@ -31,29 +33,55 @@ def pilot(*, lr: float = 2e-5, steps: int = STEPS) -> Pilot:
     return Pilot(w, largest * np.float32(1.5), gradients, np.full(steps, lr), Adam())
 
 
+def warmed(sample: Pilot) -> Pilot:
+    """The pilot with a learning rate that rises and falls, so that it matters at which step it is read."""
+    shape = np.concatenate([np.linspace(0.5, 1, STEPS // 2), np.linspace(1, 0.6, STEPS - STEPS // 2)])
+    return replace(sample, lr=sample.lr * shape)
+
+
 def test_replayed__in_float32_is_the_pilot_itself() -> None:
     sample = pilot()
     path = replayed(sample, "fp32")
-    *_, end = replay(sample.weights, sample.steps(STEPS), sample.adam, "fp32")
+    *_, end = replay(sample.weights, sample.steps, sample.adam, "fp32")
     assert (path.slower, path.steps, path.progress) == (1, STEPS, 1.0)
     assert np.array_equal(path.weights, end)
 
 
-def test_replayed__in_bfloat16_goes_as_far_with_more_steps_and_no_further() -> None:
-    sample = pilot()
-    path = replayed(sample, "bf16")
-    assert path.slower in SLOWER[1:]
-    assert SLOWER[SLOWER.index(path.slower) - 1] * STEPS < path.steps <= path.slower * STEPS
-    assert np.array_equal(bfloat16(path.weights), path.weights)
+def by_hand(sample: Pilot, storage: Storage, most: int, *, to_the_end: bool, rates: Sequence[int]) -> list[Array]:
+    """Weights of a replay step by step, each from a replay anew: at equal progress, the gradient of the pilot."""
     towards = sample.gradients[-3:].mean(0, dtype=np.float64)  # a tenth of the steps
-    start = sample.weights.astype(np.float64)
-    *_, goal = (
-        float((towards * (w - start)).sum()) for w in replay(sample.weights, sample.steps(STEPS), Adam(), "fp32")
-    )
-    path_bf16 = replay(sample.weights, sample.steps(int(path.slower) * STEPS), Adam(), "bf16")
-    gone = [float((towards * (w - start)).sum()) for w in path_bf16][: path.steps]
-    assert path.progress == pytest.approx(gone[-1] / goal, rel=SUMS)
-    assert gone[-1] <= goal < gone[-2] < 0
+
+    def progress(w: Array) -> float:
+        return float((towards * (w.astype(np.float64) - sample.weights)).sum())
+
+    pilot_went = [progress(w) for w in replay(sample.weights, sample.steps, sample.adam, "fp32")]
+    goal, given, path = pilot_went[-1], list[tuple[Array, float]](), list[Array]()
+    for step in range(most):
+        here = progress(path[-1]) / goal if path else 0.0
+        if to_the_end and here >= 1:
+            break
+        reached = [0.0, *(part / goal for part in pilot_went[:-1])]
+        index = max(i for i in range(STEPS) if max(reached[: i + 1]) <= max(here, 0.0))
+        given.append((sample.gradients[index], float(sample.lr[rates[step]])))
+        *_, w = replay(sample.weights, given, sample.adam, storage)
+        path.append(w)
+    return path
+
+
+def test_replayed__in_bfloat16_goes_as_far_with_more_steps_and_no_further() -> None:
+    sample = warmed(pilot())
+    rates = [min(step, STEPS - 1) for step in range(LIMIT * STEPS)]
+    expected = by_hand(sample, "bf16", LIMIT * STEPS, to_the_end=True, rates=rates)
+    path = replayed(sample, "bf16")
+    assert path.steps == len(expected) > STEPS
+    assert path.slower == path.steps / STEPS
+    assert np.array_equal(path.weights, expected[-1])
+    assert np.array_equal(bfloat16(path.weights), path.weights)
+    towards, start = sample.slope, sample.weights.astype(np.float64)
+    *_, end = replay(sample.weights, sample.steps, Adam(), "fp32")
+    goal, before, gone = (float((towards * (w - start)).sum()) for w in (end, expected[-2], expected[-1]))
+    assert path.progress == pytest.approx(gone / goal, rel=SUMS)
+    assert gone <= goal < before < 0
 
 
 @pytest.mark.parametrize(("steps", "last"), [(4, 1), (30, 3), (70, 7)])
@@ -113,12 +141,12 @@ def test_ratio__of_equal_blocks_is_certain() -> None:
 def test_forecast__says_that_nothing_moves() -> None:
     sample = pilot(lr=1e-9)
     path = replayed(sample, "bf16")
-    assert (path.slower, path.steps, path.progress) == (SLOWER[-1], SLOWER[-1] * STEPS, 0.0)
+    assert (path.slower, path.steps, path.progress) == (LIMIT, LIMIT * STEPS, 0.0)
     told = forecast(sample, path, "int4-g64")
     assert math.isnan(told.gain)
     first, second, _ = lines([path], [told])
-    how = f"bf16: each gradient given 64 times, {path.steps} steps"
-    assert first == f"{how}; it went only 0% as far as the pilot, slower than 64 was not tried"
+    how = f"bf16: {path.steps} steps, 64.0 times the pilot's"
+    assert first == f"{how}; it went only 0% as far, more than 64 times were not tried"
     assert second == "  int4-g64     undefined: nothing moves"
     assert as_object([path], [told])["formats"][0]["gain"] is None
 
@@ -126,47 +154,38 @@ def test_forecast__says_that_nothing_moves() -> None:
 def test_lines__say_no_more_where_all_was_gone() -> None:
     sample = pilot()
     path = replayed(sample, "fp32")
-    assert lines([path], [forecast(sample, path, "int8-row")])[0] == f"fp32: each gradient given 1 times, {STEPS} steps"
+    assert lines([path], [forecast(sample, path, "int8-row")])[0] == f"fp32: {STEPS} steps, 1.0 times the pilot's"
 
 
-@given(own=st.integers(1, 9), count=st.integers(1, 40))
-def test_steps__go_through_the_pilot_evenly(own: int, count: int) -> None:
-    """Each gradient as often as the next, but for one; in their order, and the last no further than the pilot's last."""
-    gradients = np.arange(own, dtype=np.float32)[:, None, None] * np.ones((1, 1, 2), np.float32)
-    sample = Pilot(np.ones((1, 2), np.float32), np.ones(1), gradients, np.arange(own) / 8, Adam())
-    given_steps = list(sample.steps(count))
-    order = [int(g[0, 0]) for g, _ in given_steps]
-    assert [lr * 8 for _, lr in given_steps] == order
-    assert order == sorted(order)
-    times = np.bincount(order, minlength=own)
-    assert len(order) == count
-    assert times.max() - times.min() <= 1
-
-
-@pytest.mark.parametrize("steps", [1, STEPS // 2, STEPS, 3 * STEPS])
+@pytest.mark.parametrize("steps", [1, STEPS // 2, STEPS, 2 * STEPS])
 def test_replayed__for_a_number_of_steps_makes_as_many(steps: int) -> None:
-    sample = pilot()
+    """Also beyond the end of the pilot, whose last gradient then goes on; the learning rate is spread over them."""
+    sample = warmed(pilot())
+    rates = [step * STEPS // steps for step in range(steps)]
+    expected = by_hand(sample, "bf16", steps, to_the_end=False, rates=rates)
     path = replayed(sample, "bf16", steps=steps)
     assert (path.steps, path.slower) == (steps, steps / STEPS)
-    *_, end = replay(sample.weights, sample.steps(steps), Adam(), "bf16")
-    assert np.array_equal(path.weights, end)
-    slope, start = sample.slope, sample.weights.astype(np.float64)
+    assert np.array_equal(path.weights, expected[-1])
     whole = replayed(sample, "fp32").weights
-    share = (slope * (end - start)).sum() / (slope * (whole - start)).sum()
-    assert path.progress == pytest.approx(share, rel=1e-9)
+    shares = [float((sample.slope * (w - sample.weights.astype(np.float64))).sum()) for w in (expected[-1], whole)]
+    assert path.progress == pytest.approx(shares[0] / shares[1], rel=1e-9)
     (first, *_) = lines([path], [], steps=steps)
-    assert first == f"bf16: the pilot's gradients over {steps} steps; it goes {path.progress:.0%} as far as the pilot"
+    assert first == f"bf16: {steps} steps, {steps / STEPS:.1f} times the pilot's; it goes {path.progress:.0%} as far"
 
 
-def test_replayed__for_a_number_of_steps_needs_no_progress() -> None:
-    """A loss that goes nowhere has no goal, and a number of steps needs none."""
-    sample = pilot()
-    nowhere = replace(sample, gradients=np.zeros_like(sample.gradients))
-    path = replayed(nowhere, "bf16", steps=4)
-    assert math.isnan(path.progress)
-    assert as_object([path], [])["replays"]["bf16"]["progress"] is None
+def test_replayed__refuses_less_than_a_step() -> None:
     with pytest.raises(ValueError, match="steps must be at least 1, got steps=0"):
-        replayed(sample, "bf16", steps=0)
+        replayed(pilot(), "bf16", steps=0)
+
+
+def test_replayed__that_goes_back_is_given_the_first_gradient() -> None:
+    """A first gradient against the slope is no progress: the replay is given it again, as the pilot had gone nowhere."""
+    sample = pilot()
+    gradients = sample.gradients.copy()
+    gradients[:2] *= -1
+    turned = replace(sample, gradients=gradients)
+    expected = by_hand(turned, "fp32", 8, to_the_end=False, rates=[step * STEPS // 8 for step in range(8)])
+    assert np.array_equal(replayed(turned, "fp32", steps=8).weights, expected[-1])
 
 
 def test_replayed__refuses_a_pilot_that_went_nowhere() -> None:

@@ -12,7 +12,6 @@ storages and formats. The rows of all of them go to `rows.jsonl`.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -33,9 +32,17 @@ from unforgotten.theory.geometry.replay import Adam, Storage
 
 
 class Forecasts(Section):
-    """What is forecast."""
+    """What is forecast.
+
+    Attributes:
+        runs: folders of runs.
+        methods: methods, of each run those that it has.
+        looked_at: those of them whose errors were known when the replay was designed.
+        storages, formats: names.
+    """
 
     runs: tuple[Path, ...]
+    looked_at: tuple[str, ...] = ()
     methods: tuple[str, ...] = Field(min_length=1)
     storages: tuple[Storage, ...] = Field(min_length=1)
     formats: tuple[str, ...] = Field(min_length=1)
@@ -62,7 +69,7 @@ def forecasts(folder: Path, method: str, gradients: Gradients, settings: Forecas
     for storage in settings.storages:
         rows = [measured[storage, f] for f in settings.formats if (storage, f) in measured]
         for steps, ended in groupby(rows, _given_steps):
-            yield from _rows(sample, replayed(sample, storage, steps=steps), list(ended))
+            yield from _rows(sample, replayed(sample, storage, steps=steps), list(ended), method in settings.looked_at)
 
 
 def _given_steps(row: dict[str, Any]) -> int | None:
@@ -70,7 +77,9 @@ def _given_steps(row: dict[str, Any]) -> int | None:
     return int(row["steps"]) if row.get("stopped") == "max_steps" else None
 
 
-def _rows(sample: Pilot, path: Replayed, measured: Sequence[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _rows(
+    sample: Pilot, path: Replayed, measured: Sequence[dict[str, Any]], looked_at: bool
+) -> Iterator[dict[str, Any]]:
     for row in measured:
         told = forecast(sample, path, row["format"])
         yield {
@@ -85,8 +94,9 @@ def _rows(sample: Pilot, path: Replayed, measured: Sequence[dict[str, Any]]) -> 
             "pilot_steps": len(sample.lr),
             "replayed_steps": path.steps,
             "slower": path.slower,
-            "progress": path.progress if math.isfinite(path.progress) else None,
+            "progress": path.progress,
             "stopped": row.get("stopped"),
+            "looked_at": looked_at,
             "blocks": len(sample.weights),
             "revision": revision(),
         }

@@ -1,9 +1,9 @@
 """The gain of a run before it is made: the gradients of a short float32 pilot, replayed in another storage.
 
-In bfloat16 a run needs more steps than in float32 to go as far, for most of its steps are lost, and its gradients turn later.
-So each gradient of the pilot is given to the optimizer several times, until the loss of the last gradients has gone as far, to
-first order, as the pilot went; a recipe that ends after a number of steps is replayed for as many. What is left of that update
-in a format is the forecast. Takes a sample of blocks of weights.
+In bfloat16 most steps of a run are lost, so it is slower than in float32, and so its gradients turn later. A step of the replay is
+given the gradient that the pilot had when it had gone as far, to first order, by the loss of its last gradients. The replay ends
+where the pilot ended, or after the number of steps that a recipe sets. What is left of its update in a format is the forecast.
+Takes a sample of blocks of weights.
 
     path = replayed(pilot, "bf16")
     forecast(pilot, path, "int4-g64").gain
@@ -12,7 +12,7 @@ in a format is the forecast. Takes a sample of blocks of weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,8 +25,8 @@ from unforgotten.theory.formats.reference import round_trip
 from unforgotten.theory.geometry.replay import Adam, Storage, replay
 
 Array = NDArray[Any]
-SLOWER = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-"""How many times each gradient is given, the least that goes as far as the pilot."""
+LIMIT = 64
+"""Steps of a replay at most, over those of its pilot, where the recipe sets no number."""
 LAST = 0.1
 """Share of the steps, the last, whose mean gradient stands for the loss at the end."""
 DRAWS = 2000
@@ -57,12 +57,10 @@ class Pilot:
         count = max(1, round(LAST * len(self.gradients)))
         return np.asarray(self.gradients[-count:].mean(0, dtype=np.float64))
 
-    def steps(self, count: int) -> Iterator[tuple[Array, float]]:
-        """Yield gradient and learning rate of `count` steps, which go from the first of the pilot to its last evenly."""
-        own = len(self.gradients)
-        for step in range(count):
-            at = step * own // count
-            yield self.gradients[at], float(self.lr[at])
+    @property
+    def steps(self) -> Iterable[tuple[Array, float]]:
+        """Gradient and learning rate of each step."""
+        return zip(self.gradients, self.lr.tolist(), strict=True)
 
 
 @dataclass(frozen=True)
@@ -72,16 +70,16 @@ class Replayed:
     Attributes:
         storage: storage of parameters and moments.
         weights: weights at the end, float32 (blocks, n).
-        slower: how many times each gradient was given; a fraction where the number of steps was.
         steps: steps that were made.
-        progress: first-order progress over the pilot's; below 1 where SLOWER did not suffice, of any size, or nan, where the
-            number of steps was given.
+        slower: the same over the pilot's.
+        progress: first-order progress over the pilot's; below 1 where LIMIT did not suffice, of any size where the number of
+            steps was given.
     """
 
     storage: Storage
     weights: Array
-    slower: float
     steps: int
+    slower: float
     progress: float
 
 
@@ -113,6 +111,9 @@ class Forecast:
 def replayed(pilot: Pilot, storage: Storage, *, steps: int | None = None, seed: int = 0) -> Replayed:
     """Replay the pilot in a storage until it has gone as far as in float32, or for a number of steps.
 
+    A gradient is the pilot's at equal progress; the learning rate is the pilot's at the same step, or, with a number of steps, at
+    the same share of them.
+
     Args:
         pilot: recorded steps.
         storage: storage of parameters and moments.
@@ -120,31 +121,31 @@ def replayed(pilot: Pilot, storage: Storage, *, steps: int | None = None, seed: 
         seed: seed of stochastic rounding.
 
     Raises:
-        ValueError: the storage is unknown, the number is below 1, or, without one, the pilot's update does not lower the loss of
-            its last gradients.
+        ValueError: the storage is unknown, the number is below 1, or the pilot's update does not lower the loss of its last
+            gradients.
     """
+    if steps is not None and steps < 1:
+        raise ValueError(f"steps must be at least 1, got steps={steps}")
     slope, start, own = pilot.slope, np.asarray(pilot.weights, np.float64), len(pilot.gradients)
-    *_, end = replay(pilot.weights, pilot.steps(own), pilot.adam, "fp32")
-    goal = float((slope * (end - start)).sum())
-
-    def progress(w: Array) -> float:
-        return float((slope * (w - start)).sum()) / goal + 0.0  # no minus zero
-
-    if steps is not None:
-        if steps < 1:
-            raise ValueError(f"steps must be at least 1, got steps={steps}")
-        *_, w = replay(pilot.weights, pilot.steps(steps), pilot.adam, storage, seed=seed)
-        return Replayed(storage, w, steps / own, steps, progress(w) if goal < 0 else math.nan)
+    gone = [float((slope * (w - start)).sum()) for w in replay(pilot.weights, pilot.steps, pilot.adam, "fp32")]
+    goal = gone[-1]
     if not goal < 0:
         rule = "gradients must be of steps that lower their loss: the sum of last gradient times update must be below 0"
         raise ValueError(f"{rule}, got {goal:.3g}")
-    found = Replayed(storage, pilot.weights, 0, 0, 0.0)
-    for slower in SLOWER:
-        for step, w in enumerate(replay(pilot.weights, pilot.steps(slower * own), pilot.adam, storage, seed=seed), 1):
-            found = Replayed(storage, w, slower, step, progress(w))
-            if found.progress >= 1.0:
-                return found
-    return found
+    farthest = np.maximum.accumulate([0.0, *(part / goal for part in gone[:-1])])
+    most, now = LIMIT * own if steps is None else steps, 0.0
+
+    def paced() -> Iterator[tuple[Array, float]]:
+        for step in range(most):
+            rate = min(step, own - 1) if steps is None else step * own // steps
+            yield pilot.gradients[np.searchsorted(farthest, now, side="right") - 1], float(pilot.lr[rate])
+
+    for made, w in enumerate(replay(pilot.weights, paced(), pilot.adam, storage, seed=seed), 1):
+        progress = float((slope * (w - start)).sum()) / goal + 0.0  # no minus zero
+        if made == most or (steps is None and progress >= 1.0):
+            break
+        now = max(progress, 0.0)
+    return Replayed(storage, w, made, made / own, progress)
 
 
 def forecast(pilot: Pilot, path: Replayed, format_name: str, *, seed: int = 0) -> Forecast:

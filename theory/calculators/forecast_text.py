@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
-from unforgotten.theory.calculators.forecast import LEVEL, SLOWER, Forecast, Replayed
+from unforgotten.theory.calculators.forecast import LEVEL, LIMIT, Forecast, Replayed
 
 
 def lines(paths: Sequence[Replayed], told: Sequence[Forecast], *, steps: int | None = None) -> list[str]:
@@ -33,9 +33,7 @@ def lines(paths: Sequence[Replayed], told: Sequence[Forecast], *, steps: int | N
 
 def as_object(paths: Sequence[Replayed], told: Sequence[Forecast]) -> dict[str, Any]:
     """Return the forecasts for JSON: what is undefined becomes None."""
-    replays = {
-        path.storage: {"slower": path.slower, "steps": path.steps, "progress": _known(path.progress)} for path in paths
-    }
+    replays = {path.storage: {"slower": path.slower, "steps": path.steps, "progress": path.progress} for path in paths}
     rows = [
         {key: _known(value) for key, value in asdict(one).items()} | {"returned": _known(one.returned)} for one in told
     ]
@@ -43,12 +41,11 @@ def as_object(paths: Sequence[Replayed], told: Sequence[Forecast]) -> dict[str, 
 
 
 def _replayed(path: Replayed, asked: int | None) -> str:
+    how = f"{path.storage}: {path.steps} steps, {path.slower:.1f} times the pilot's"
     if asked is not None:
-        far = "" if math.isnan(path.progress) else f"; it goes {path.progress:.0%} as far as the pilot"
-        return f"{path.storage}: the pilot's gradients over {asked} steps{far}"
-    how = f"{path.storage}: each gradient given {path.slower} times, {path.steps} steps"
+        return f"{how}; it goes {path.progress:.0%} as far"
     if path.progress < 1:
-        return f"{how}; it went only {path.progress:.0%} as far as the pilot, slower than {SLOWER[-1]} was not tried"
+        return f"{how}; it went only {path.progress:.0%} as far, more than {LIMIT} times were not tried"
     return how
 
 

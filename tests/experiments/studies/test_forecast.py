@@ -72,7 +72,7 @@ def test_the_replay_of_a_pilot_is_the_float32_run(
     assert again.gradients.shape == (STEPS, len(again.weights), 64)
     sample = pilot_of(again)
     assert np.array_equal(seen[0], again.weights)
-    for here, there in zip(replay(sample.weights, sample.steps(STEPS), sample.adam, "fp32"), seen[1:], strict=False):
+    for here, there in zip(replay(sample.weights, sample.steps, sample.adam, "fp32"), seen[1:], strict=False):
         error = np.abs(here - there)  # roundings of a weight and of a step, at each step
         assert (error <= STEPS * (np.spacing(np.abs(there)) + 8 * 2.0**-24 * 1e-4)).all()
     assert np.abs(seen[-1] - seen[0]).max() > 1e-4
@@ -121,7 +121,7 @@ def test_the_command_makes_a_pilot_once_and_forecasts(
         (["RUN", "--method", "XX"], "method must be one of GA, GA_GDR, GA_KLR, NPO, NPO_GDR, NPO_KLR, got method='XX'"),
         (["RUN/config.json", "--method", METHOD], "--method must be of a run, a directory, got 'NPO_GDR'"),
         (["RUN/config.json"], "RUN/config.json: must be an .npz of recorded gradients, got other bytes"),
-        (["RUN/corpus", "--method", METHOD], "RUN/corpus: must be "),
+        (["RUN/models", "--method", METHOD], "RUN/models: must be "),
         (["RUN", "--method", METHOD, "--storages", "fp8"], "--storages must be of fp32, bf16, bf16-sr, got 'fp8'"),
         (["RUN", "--method", METHOD, "--steps", "0"], "--steps must be at least 1, got 0"),
         (["RUN", "--method", METHOD, "--formats", "int4"], "format must be one of"),
@@ -182,7 +182,7 @@ def test_the_study_compares_with_the_rows_of_the_run(run: Path, gradients: Gradi
         (path.slower, path.steps, path.progress)
     ] * 2
     table = render(tmp_path)["table.md"]
-    assert f"| all | 2 | {np.median([abs(row['predicted'] - 0.5) for row in rows]):.3f} |" in table
+    assert f"| all that were looked at | 2 | {np.median([abs(row['predicted'] - 0.5) for row in rows]):.3f} |" in table
 
 
 def test_the_study_takes_of_each_run_what_it_has_and_its_number_of_steps(
@@ -199,12 +199,15 @@ def test_the_study_takes_of_each_run_what_it_has_and_its_number_of_steps(
         (row, _) = read_json_lines(run / "rows.jsonl")
         write_json_lines(folder / "rows.jsonl", [{**row, "method": kept, "steps": 20, "stopped": "max_steps"}])
     runs = f"runs=[{folders[0]},{folders[1]}]"
-    load_study("forecast", [runs, f"methods=[GA_KLR,{METHOD}]"]).measure(tmp_path / "out")
+    load_study("forecast", [runs, f"methods=[GA_KLR,{METHOD}]", "looked_at=[GA_KLR]"]).measure(tmp_path / "out")
     rows = read_json_lines(tmp_path / "out/rows.jsonl")
-    assert [(row["method"], row["stopped"], row["replayed_steps"]) for row in rows] == [
-        (METHOD, "max_steps", 20),
-        ("GA_KLR", "max_steps", 20),
+    assert [(row["method"], row["stopped"], row["replayed_steps"], row["looked_at"]) for row in rows] == [
+        (METHOD, "max_steps", 20, False),
+        ("GA_KLR", "max_steps", 20, True),
     ]
+    table = render(tmp_path / "out")["table.md"]
+    assert "| all that were looked at | 1 |" in table
+    assert "| all that were not | 1 |" in table
     with pytest.raises(ValueError, match="methods must be of one of the runs, got NPO"):
         load_study("forecast", [runs, "methods=[GA_KLR,NPO]"]).measure(tmp_path / "none")
 
@@ -237,7 +240,7 @@ def test_the_example_records_a_trainer(run: Path, tmp_path: Path) -> None:
     trainer.train()
     sample = pilot_of(read_gradients(tmp_path / "gradients.npz"))
     assert sample.adam.weight_decay == 0.01
-    *_, end = replay(sample.weights, sample.steps(STEPS), sample.adam, "fp32")
+    *_, end = replay(sample.weights, sample.steps, sample.adam, "fp32")
     there = recorder.sample(lambda w: w)
     assert (np.abs(end - there) <= STEPS * (np.spacing(np.abs(there)) + 8 * 2.0**-24 * 1e-3)).all()
     assert np.abs(there - sample.weights).max() > 1e-3
