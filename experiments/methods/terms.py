@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from unforgotten.experiments.methods.method import Outcome, Task
     from unforgotten.experiments.methods.settings import MethodConfig, Settings
+    from unforgotten.experiments.methods.steps import Step
     from unforgotten.experiments.methods.view import View
 
 Term = Callable[["View", "Settings"], "Tensor"]
@@ -95,11 +96,15 @@ class LossMethod:
 
     def unlearn(self, model: PreTrainedModel, task: Task, settings: MethodConfig) -> Outcome:
         """Descend the loss, see `descent.py`."""
+        return self.descend(model, task, settings)
+
+    def descend(self, model: PreTrainedModel, task: Task, settings: MethodConfig, step: Step | None = None) -> Outcome:
+        """Descend the loss with steps of another kind, see `steps.py`."""
         from unforgotten.experiments.methods.descent import descend
         from unforgotten.experiments.methods.settings import settings_of
 
         kept = None if self.retain is None else self.retain.loss
-        return descend(model, self.forget.loss, kept, settings_of(task, settings), task)
+        return descend(model, self.forget.loss, kept, settings_of(task, settings), task, step)
 
 
 def by_loss(forget: ForgetTerm, retain: RetainTerm | None) -> LossMethod:

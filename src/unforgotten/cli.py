@@ -307,7 +307,7 @@ def methods(as_json: Json = False) -> None:
     """List the unlearning methods."""
     from unforgotten.experiments.methods.registry import METHODS
 
-    print_mapping("method", {name: m.statement for name, m in METHODS.items()}, as_json)
+    print_mapping("method", {name: f"{m.statement} ({m.source})" for name, m in METHODS.items()}, as_json)
 
 
 @app.command()
