@@ -16,7 +16,8 @@ from typing import Annotated, Any, Literal, Protocol
 
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
-from unforgotten.experiments.methods.registry import METHODS
+from unforgotten.experiments.methods.own import label_of
+from unforgotten.experiments.methods.registry import METHODS, method_named
 from unforgotten.experiments.quantizers.registry import QUANTIZERS
 from unforgotten.experiments.section import Section
 from unforgotten.theory.formats.names import deterministic_format_named
@@ -97,7 +98,7 @@ class UnlearningConfig(Section):
     """AdamW, constant lr, no weight decay, on pairs of a forget and a retain batch.
 
     Attributes:
-        methods: names of `METHODS`, each with what it sets differently.
+        methods: names of `METHODS`, or references to methods of one's own, each with what it sets differently.
         lr: learning rate of each storage arm.
         alpha: weight of the retain loss.
         beta: inverse temperature of NPO.
@@ -129,9 +130,9 @@ class UnlearningConfig(Section):
             return methods  # refused by its type
         read: dict[str, Any] = {}
         for name, given in methods.items():
-            if name not in METHODS:
-                raise ValueError(f"method must be one of {', '.join(METHODS)}, got method={name!r}")
-            kinds: Any = GenericAlias(dict, (str, METHODS[name].settings))
+            if name != label_of(name) and (label_of(name) in METHODS or label_of(name) in map(label_of, read)):
+                raise ValueError(f"a method of one's own must have a name of its own, got method={name!r}")
+            kinds: Any = GenericAlias(dict, (str, method_named(name).settings))
             read |= TypeAdapter(kinds).validate_python({name: given})
         return read
 

@@ -16,10 +16,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.arms.arithmetic import autocast
-from unforgotten.experiments.arms.arm import KEPT
-from unforgotten.experiments.arms.stochastic_rounding import StochasticAdamW
-from unforgotten.experiments.config import Storage
 from unforgotten.experiments.methods.method import Outcome, Task
+from unforgotten.experiments.methods.optimizers import make_optimizer
 from unforgotten.experiments.methods.reference import Reference
 from unforgotten.experiments.methods.settings import Settings
 from unforgotten.experiments.methods.steps import Losses, PlainStep, Step
@@ -53,7 +51,7 @@ def descend(
     torch.manual_seed(task.seed)
     arithmetic = task.arithmetic
     arithmetic.cast(model)
-    optimizer = _optimizer(model, settings.lr, task.storage, task.seed)
+    optimizer = make_optimizer(model, settings, task)
     model, optimizer = accelerator.prepare(model, optimizer)
     losses_of = _Losses(model, forget, retain, settings, reference, accelerator)
     around.begin(model, lambda: _forget_gradients(losses_of, task))
@@ -133,9 +131,3 @@ def _forget_gradients(losses_of: _Losses, task: Task) -> dict[str, Tensor]:
                 total[name] += parameter.grad.float() * (len(batch.documents) / len(task.forget))
         model.zero_grad(set_to_none=True)
     return total
-
-
-def _optimizer(model: PreTrainedModel, lr: float, storage: Storage, seed: int) -> torch.optim.Optimizer:
-    if KEPT[storage].rounding == "stochastic":
-        return StochasticAdamW(model.parameters(), lr, seed + 2)  # seed, seed + 1: the documents
-    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)

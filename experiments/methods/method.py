@@ -11,7 +11,7 @@ functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -66,13 +66,19 @@ class Outcome:
         steps: steps that it took.
         stopped: reason: the rule of the run ("forget_loss"), or the limit ("max_steps").
         forget_loss: mean loss of the watched documents at the end.
-        settings: settings that it ran with; "lr", "alpha" and "beta" go to the rows.
+        settings: settings that it ran with; "lr", "alpha" and "beta" go to the rows. "optimizer" is None where a weight may
+            move otherwise than by the steps of an optimizer that it names; absent, the steps are AdamW's.
     """
 
     steps: int
     stopped: str
     forget_loss: float
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def not_plain(outcome: Outcome) -> Outcome:
+    """Return the outcome of a method whose weights do not move by the steps of an optimizer alone."""
+    return replace(outcome, settings={**outcome.settings, "optimizer": None})
 
 
 class Method(Protocol):

@@ -56,6 +56,10 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Replace one setting: a.b=value, in YAML.")
     ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Unlearn by this alone, or these: a name, or one of your own, path.py:name or module:name."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: runs/<profile>-seed<N>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages and stop.")] = False,
@@ -68,7 +72,7 @@ def run(
     from unforgotten.experiments.run import run as run_all
     from unforgotten.experiments.run import stages
 
-    config = load_config(profile, seed=seed, overrides=overrides or ())
+    config = load_config(profile, seed=seed, overrides=overrides or (), methods=method or ())
     plan = stages(config)
     if dry_run:
         print_object({"config": config.model_dump(mode="json"), "stages": plan}, as_json, plan)

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from unforgotten.experiments.methods.ga import GA
+from unforgotten.experiments.methods.method import not_plain
 from unforgotten.experiments.methods.npo import NPO
 from unforgotten.experiments.methods.retain import RETAIN_TERMS
 from unforgotten.experiments.methods.terms import LossMethod, by_loss
@@ -117,7 +118,8 @@ class SureMethod:
 
     def unlearn(self, model: PreTrainedModel, task: Task, settings: SureConfig) -> Outcome:
         """Descend the losses of the pair on what is salient."""
-        return self.base.descend(model, task, settings, SureStep(settings.mask, settings.threshold))
+        outcome = self.base.descend(model, task, settings, SureStep(settings.mask, settings.threshold))
+        return not_plain(outcome)
 
 
 METHODS = tuple(SureMethod(by_loss(forget, retain)) for forget in (GA, NPO) for retain in RETAIN_TERMS)

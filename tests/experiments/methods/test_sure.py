@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -13,12 +13,14 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="methods need unforgotten[experiments]")
 
+from unforgotten.experiments.config import Autocast, Storage
 from unforgotten.experiments.methods.masked.saliency import Part, on, part_norms, salient
 from unforgotten.experiments.methods.masked.settings import SureConfig
 from unforgotten.experiments.methods.masked.sure import SureStep
 from unforgotten.experiments.methods.registry import METHODS
 from unforgotten.experiments.methods.steps import Losses
 from unforgotten.experiments.models.scoring import mean_loss
+from unforgotten.verification.domains.micro_target import micro_target, micro_task
 
 PARTS: tuple[Part, ...] = ("module", "row", "neuron", "layer")
 NAMES = tuple(name for name in METHODS if name.endswith("_SURE"))
@@ -44,10 +46,9 @@ def test_every_pair_has_one() -> None:
         assert "2410.16454" in METHODS[name].source
 
 
-def test_masked_parts_stay_bit_for_bit_through_50_steps_with_momentum(
-    target: Any, task_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_masked_parts_stay_bit_for_bit_through_50_steps_with_momentum(monkeypatch: pytest.MonkeyPatch) -> None:
     """AdamW would move them: before its step some masked weights have a first moment, for the masks differ by step."""
+    target = micro_target()
     found: list[tuple[dict[str, Any], Weights, Weights]] = []
     ended = SureStep.end
     before: dict[str, Any] = {}
@@ -67,7 +68,7 @@ def test_masked_parts_stay_bit_for_bit_through_50_steps_with_momentum(
     for storage in ("fp32", "bf16", "bf16-sr"):
         found.clear()
         would_move = 0
-        model, task = copy.deepcopy(target), task_of(storage, max_steps=50)
+        model, task = copy.deepcopy(target), micro_task(storage, max_steps=50)
         task.arithmetic.cast(model)
         before = weights(model)
         METHODS["NPO_GDR_SURE"].unlearn(model, task, SureConfig(mask="row", threshold=90.0))
@@ -81,8 +82,9 @@ def test_masked_parts_stay_bit_for_bit_through_50_steps_with_momentum(
 @pytest.mark.parametrize("part", ["module", "neuron", "layer"])
 @pytest.mark.parametrize("storage", ["fp32", "bf16", "bf16-sr"])
 def test_a_fixed_mask_leaves_what_it_masks_as_the_target_has_it(
-    part: Part, storage: str, target: Any, task_of: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+    part: Part, storage: Storage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    target = micro_target()
     made: list[SureStep] = []
     begin = SureStep.begin
 
@@ -91,7 +93,7 @@ def test_a_fixed_mask_leaves_what_it_masks_as_the_target_has_it(
         begin(self, *arguments)
 
     monkeypatch.setattr(SureStep, "begin", recorded)
-    task = task_of(storage, max_steps=50)
+    task = micro_task(storage, max_steps=50)
     task.arithmetic.cast(target)
     old = weights(target)
     METHODS["GA_KLR_SURE"].unlearn(target, task, SureConfig(mask=part, threshold=60.0))
@@ -108,10 +110,9 @@ def test_a_fixed_mask_leaves_what_it_masks_as_the_target_has_it(
 @pytest.mark.parametrize(
     ("storage", "autocast"), [("fp32", "none"), ("fp32", "bf16"), ("bf16", "none"), ("bf16-sr", "none")]
 )
-def test_a_threshold_of_0_is_no_mask_bit_for_bit(
-    part: Part, storage: str, autocast: str, target: Any, task_of: Callable[..., Any]
-) -> None:
-    plain, task = copy.deepcopy(target), task_of(storage, max_steps=6, autocast=autocast)
+def test_a_threshold_of_0_is_no_mask_bit_for_bit(part: Part, storage: Storage, autocast: Autocast) -> None:
+    target = micro_target()
+    plain, task = copy.deepcopy(target), micro_task(storage, max_steps=6, autocast=autocast)
     for model, name, settings in (
         (plain, "NPO_KLR", METHODS["NPO_KLR"].settings()),
         (target, "NPO_KLR_SURE", SureConfig(mask=part, threshold=0.0)),
@@ -121,18 +122,17 @@ def test_a_threshold_of_0_is_no_mask_bit_for_bit(
     assert all(equal(ours[name], theirs[name]) for name in theirs)
 
 
-def test_the_module_mask_is_that_of_the_whole_forget_set_at_the_target(
-    target: Any, documents: list[list[int]], task_of: Callable[..., Any]
-) -> None:
+def test_the_module_mask_is_that_of_the_whole_forget_set_at_the_target() -> None:
     """By hand: the documents one by one, GA's loss; batches of one weigh every document alike, so do batches of two."""
-    task = task_of(max_steps=1, batch=1)
+    target = micro_target()
+    task = micro_task(max_steps=1, batch=1)
     expected: dict[str, Any] = dict.fromkeys(dict(target.named_parameters()), 0.0)
     for row in task.forget:
         target.zero_grad()
         ids = torch.tensor([row])
         logits = target(input_ids=ids).logits[0, :-1]
         (-torch.nn.functional.cross_entropy(logits, ids[0, 1:]) / len(task.forget)).backward()
-        expected = {name: expected[name] + p.grad.clone() for name, p in target.named_parameters()}
+        expected = {name: expected[name] + torch.clone(p.grad) for name, p in target.named_parameters()}
     target.zero_grad()
     sizes = {name: float(g.norm()) for name, g in expected.items()}
     made: list[Any] = []
@@ -205,8 +205,9 @@ def test_a_higher_threshold_takes_no_more(seed: int, part: Part, one: float, oth
 
 @pytest.mark.parametrize("part", PARTS)
 @pytest.mark.parametrize("name", ["GA_SURE", "NPO_KLR_SURE"])
-def test_it_forgets(name: str, part: Part, target: Any, task_of: Callable[..., Any]) -> None:
-    task = task_of(max_steps=20)
+def test_it_forgets(name: str, part: Part) -> None:
+    target = micro_target()
+    task = micro_task(max_steps=20)
     before = mean_loss(target, task.forget, 4)
     outcome = METHODS[name].unlearn(target, task, SureConfig(mask=part, threshold=50.0, lr=2e-3))
     assert outcome.forget_loss > before + 0.1
@@ -230,10 +231,11 @@ def test_the_released_step_goes_along_twice_the_forget_gradient() -> None:
     assert torch.equal(model.weight.grad[0], 2 * x + 0.5 * y)
 
 
-def test_what_was_released_moves_every_weight_that_has_a_gradient(target: Any, task_of: Callable[..., Any]) -> None:
+def test_what_was_released_moves_every_weight_that_has_a_gradient() -> None:
+    target = micro_target()
     old = weights(target)
     method = METHODS["GA_GDR_SURE_as_released"]
-    outcome = method.unlearn(target, task_of(max_steps=8), method.settings())
+    outcome = method.unlearn(target, micro_task(max_steps=8), method.settings())
     new = weights(target)
     matrices = [name for name in old if "proj" in name]
     assert all(int((old[n] == new[n]).sum()) < old[n].numel() / 1000 for n in matrices)
