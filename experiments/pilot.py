@@ -134,6 +134,7 @@ def pilot(folder: Path, method: str, *, blocks: int = BLOCKS, progress: Step = i
         reference=lambda target: references.of(target, arithmetic),
         seed=config.seed + 2,
         progress=progress,
+        tokenizer=tokenizer,
         before_step=recorder,
     )
     outcome = method_named(method).unlearn(model, task, config.unlearning.methods[method])

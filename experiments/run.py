@@ -248,6 +248,7 @@ def _unlearn_arm(
             reference=lambda target: references.of(target, arithmetic),
             seed=config.seed + 2,
             progress=step,
+            tokenizer=meter.shell.tokenizer,
         )
         outcome = method_named(arm.method).unlearn(model, task, config.unlearning.methods[arm.method])
     notes = {

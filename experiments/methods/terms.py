@@ -28,6 +28,12 @@ Term = Callable[["View", "Settings"], "Tensor"]
 """A loss: of one batch, as the model and the target see it, and of what the method runs with."""
 
 
+def _common() -> type[MethodConfig]:
+    from unforgotten.experiments.methods.settings import MethodConfig
+
+    return MethodConfig
+
+
 @dataclass(frozen=True)
 class ForgetTerm:
     """A loss on forget batches.
@@ -38,6 +44,8 @@ class ForgetTerm:
         beside: description before that of a retain term.
         loss: function that gives the loss.
         source: paper that it is from.
+        settings: function that gives the type of what a profile may set for it; what the common settings lack stands in
+            `Settings.own`.
     """
 
     name: str
@@ -45,6 +53,7 @@ class ForgetTerm:
     beside: str
     loss: Term
     source: str
+    settings: Callable[[], type[MethodConfig]] = _common
 
 
 @dataclass(frozen=True)
@@ -90,9 +99,7 @@ class LossMethod:
     @property
     def settings(self) -> type[MethodConfig]:
         """Type of what a profile may set for it."""
-        from unforgotten.experiments.methods.settings import MethodConfig
-
-        return MethodConfig
+        return self.forget.settings()
 
     def unlearn(self, model: PreTrainedModel, task: Task, settings: MethodConfig) -> Outcome:
         """Descend the loss, see `descent.py`."""
