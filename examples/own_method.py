@@ -23,4 +23,4 @@ def less_likely(model, task, settings):
         task.progress(step, settings.max_steps, f"loss {loss.item():.3f}")
     with task.arithmetic.computing():
         forgotten = mean_loss(model, task.watched, settings.batch)
-    return Outcome(settings.max_steps, "max_steps", forgotten, {**settings.recorded(), "optimizer": "adamw"})
+    return Outcome(settings.max_steps, "max_steps", forgotten, settings.recorded())

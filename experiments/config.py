@@ -14,7 +14,14 @@ from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field, TypeAdapter, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
 from unforgotten.experiments.methods.own import label_of
 from unforgotten.experiments.methods.registry import METHODS, method_named
@@ -25,6 +32,7 @@ from unforgotten.theory.formats.names import deterministic_format_named
 Storage = Literal["fp32", "bf16", "bf16-sr"]
 Autocast = Literal["none", "bf16"]
 Products = Literal["native", "float32"]
+Optimizer = Literal["adamw", "sgd", "sign"]
 Bf16Products = Literal["auto", "native", "float32"]
 
 
@@ -95,7 +103,7 @@ class TrainingConfig(Section):
 
 
 class UnlearningConfig(Section):
-    """AdamW, constant lr, no weight decay, on pairs of a forget and a retain batch.
+    """AdamW or another optimizer, constant lr, no weight decay, on pairs of a forget and a retain batch.
 
     Attributes:
         methods: names of `METHODS`, or references to methods of one's own, each with what it sets differently.
@@ -103,6 +111,8 @@ class UnlearningConfig(Section):
         alpha: weight of the retain loss.
         beta: inverse temperature of NPO.
         batch, retain_batch: documents of one step.
+        optimizer: rule of a step: "adamw"; "sgd", without momentum; "sign", by lr along the sign of the gradient. A
+            configuration of the default does not name it.
         autocast: dtype of the fp32 arm's losses: "bf16" computes them as mixed-precision training does.
         stop_forget_loss: threshold of the fixed rule: stop at the first check where the mean loss of the forget
             passages is at least this, in nats per token.
@@ -120,7 +130,14 @@ class UnlearningConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     stop_forget_loss: float = Field(gt=0)
     check_every: int = Field(default=10, ge=1)
+    optimizer: Optimizer = "adamw"
     autocast: Autocast = "none"
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave a default out that older configurations do not have: their text, and its hash, stay what they were."""
+        tree: dict[str, Any] = handler(self)
+        return {name: value for name, value in tree.items() if (name, value) != ("optimizer", "adamw")}
 
     @field_validator("methods", mode="before")
     @classmethod

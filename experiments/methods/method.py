@@ -69,7 +69,7 @@ class Outcome:
         stopped: reason: the rule of the run ("forget_loss"), or the limit ("max_steps").
         forget_loss: mean loss of the watched documents at the end.
         settings: settings that it ran with; "lr", "alpha" and "beta" go to the rows. "optimizer" is None where a weight may
-            move otherwise than by the steps of an optimizer that it names; absent, the steps are AdamW's.
+            move otherwise than by the steps of an optimizer; absent, the steps are AdamW's.
     """
 
     steps: int

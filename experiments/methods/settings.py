@@ -11,7 +11,7 @@ from pydantic import Field
 from unforgotten.experiments.section import Section
 
 if TYPE_CHECKING:
-    from unforgotten.experiments.config import Autocast, Products
+    from unforgotten.experiments.config import Autocast, Optimizer, Products
     from unforgotten.experiments.methods.method import Task
 
 
@@ -43,6 +43,7 @@ class Settings:
     max_steps: int
     autocast: Autocast
     products: Products
+    optimizer: Optimizer = "adamw"
     own: Mapping[str, Any] = field(default_factory=dict)
 
     def recorded(self) -> dict[str, Any]:
@@ -67,5 +68,6 @@ def settings_of(task: Task, own: MethodConfig) -> Settings:
         max_steps=own.max_steps or common.max_steps[storage],
         autocast=task.arithmetic.autocast,
         products=task.arithmetic.products,
+        optimizer=common.optimizer,
         own=extra,
     )

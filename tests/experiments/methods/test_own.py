@@ -72,7 +72,9 @@ def test_the_example_is_run_reported_audited_and_forecast(tmp_path: Path) -> Non
     told = call("forecast", "out", "--method", "mine.py:less_likely", "--formats", "int4-g64", "--quiet", cwd=tmp_path)
     assert told.returncode == 0, told.stderr
     (tmp_path / "out/gradients-less_likely.npz").unlink()
-    (tmp_path / "mine.py").write_text(EXAMPLE.read_text().replace('"optimizer": "adamw"', '"optimizer": "sgd"'))
+    (tmp_path / "mine.py").write_text(
+        EXAMPLE.read_text().replace("settings.recorded()", '{**settings.recorded(), "optimizer": "sgd"}')
+    )
     told = call("forecast", "out", "--method", "mine.py:less_likely", "--quiet", cwd=tmp_path)
     assert told.returncode == 2
     assert "method must make steps of AdamW and nothing else, got 'mine.py:less_likely', by sgd" in told.stderr
