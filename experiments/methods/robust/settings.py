@@ -34,3 +34,23 @@ class StraightThroughConfig(MethodConfig):
             if name != "none":
                 deterministic_format_named(name)
         return names
+
+
+class BoundaryConfig(MethodConfig):
+    """Settings of the boundary push.
+
+    Attributes:
+        format: format whose cells are crossed.
+        share: largest share of the weights of linear layers that is moved.
+        retain_budget: largest rise of the retain loss of the quantized model by the push, nats per token.
+    """
+
+    format: str = "int4-g64"
+    share: float = Field(default=0.01, gt=0, le=1)
+    retain_budget: float = Field(default=0.05, gt=0)
+
+    @field_validator("format")
+    @classmethod
+    def _deterministic(cls, name: str) -> str:
+        deterministic_format_named(name)
+        return name
