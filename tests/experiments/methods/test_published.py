@@ -13,12 +13,18 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="methods need unforgotten[experiments]")
 
 from unforgotten.experiments.config import Storage
-from unforgotten.experiments.methods.refusal import REFUSALS, Continued, answer_log_probs, direct_preference, split
+from unforgotten.experiments.methods.literature.refusal import (
+    REFUSALS,
+    Continued,
+    answer_log_probs,
+    direct_preference,
+    split,
+)
+from unforgotten.experiments.methods.literature.rmu import random_direction, steered_distance
+from unforgotten.experiments.methods.literature.simnpo import simple_preference
+from unforgotten.experiments.methods.literature.task_vector import negated
+from unforgotten.experiments.methods.literature.undial import adjusted_distillation
 from unforgotten.experiments.methods.registry import METHODS
-from unforgotten.experiments.methods.rmu import random_direction, steered_distance
-from unforgotten.experiments.methods.simnpo import simple_preference
-from unforgotten.experiments.methods.task_vector import negated
-from unforgotten.experiments.methods.undial import adjusted_distillation
 from unforgotten.experiments.models.base import train_tokenizer
 from unforgotten.experiments.models.log_probs import TokenLogProbs
 from unforgotten.experiments.models.scoring import mean_loss
@@ -147,7 +153,7 @@ def test_rmu_moves_the_second_matrices_of_three_layers_at_most() -> None:
 
 def test_rmu_steers_the_hidden_states() -> None:
     """The forget states come nearer to c u than they were."""
-    from unforgotten.experiments.methods.rmu import decoder_layers, hidden_states
+    from unforgotten.experiments.methods.literature.rmu import decoder_layers, hidden_states
     from unforgotten.experiments.models.batches import pad
 
     model, method, task = micro_target(), METHODS["RMU"], micro_task(max_steps=60, lr=3e-3)

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PreTrainedModel
 
-    from unforgotten.experiments.methods.extras import RMUConfig
+    from unforgotten.experiments.methods.literature.settings import RMUConfig
     from unforgotten.experiments.methods.method import Outcome, Task
     from unforgotten.experiments.methods.settings import Settings
     from unforgotten.experiments.methods.view import View
@@ -104,7 +104,7 @@ class RMU:
     @property
     def settings(self) -> type[RMUConfig]:
         """Type of what a profile may set for it."""
-        from unforgotten.experiments.methods.extras import RMUConfig
+        from unforgotten.experiments.methods.literature.settings import RMUConfig
 
         return RMUConfig
 

@@ -10,7 +10,7 @@ from unforgotten.experiments.methods.terms import ForgetTerm, by_loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unforgotten.experiments.methods.extras import UndialConfig
+    from unforgotten.experiments.methods.literature.settings import UndialConfig
     from unforgotten.experiments.methods.settings import Settings
     from unforgotten.experiments.methods.view import View
 
@@ -37,7 +37,7 @@ def _loss(view: View, settings: Settings) -> Tensor:
 
 
 def _config() -> type[UndialConfig]:
-    from unforgotten.experiments.methods.extras import UndialConfig
+    from unforgotten.experiments.methods.literature.settings import UndialConfig
 
     return UndialConfig
 

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from unforgotten.experiments.methods.extras import TaskVectorConfig
+    from unforgotten.experiments.methods.literature.settings import TaskVectorConfig
     from unforgotten.experiments.methods.method import Outcome, Task
     from unforgotten.experiments.methods.settings import Settings
     from unforgotten.experiments.methods.view import View
@@ -36,7 +36,7 @@ class TaskVector:
     @property
     def settings(self) -> type[TaskVectorConfig]:
         """Type of what a profile may set for it."""
-        from unforgotten.experiments.methods.extras import TaskVectorConfig
+        from unforgotten.experiments.methods.literature.settings import TaskVectorConfig
 
         return TaskVectorConfig
 

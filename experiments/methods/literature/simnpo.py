@@ -10,7 +10,7 @@ from unforgotten.experiments.methods.terms import ForgetTerm, by_loss
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from unforgotten.experiments.methods.extras import SimNPOConfig
+    from unforgotten.experiments.methods.literature.settings import SimNPOConfig
     from unforgotten.experiments.methods.settings import Settings
     from unforgotten.experiments.methods.view import View
     from unforgotten.experiments.models.log_probs import TokenLogProbs
@@ -35,7 +35,7 @@ def _loss(view: View, settings: Settings) -> Tensor:
 
 
 def _config() -> type[SimNPOConfig]:
-    from unforgotten.experiments.methods.extras import SimNPOConfig
+    from unforgotten.experiments.methods.literature.settings import SimNPOConfig
 
     return SimNPOConfig
 

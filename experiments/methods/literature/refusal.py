@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from unforgotten.experiments.methods.extras import RefusalConfig
+    from unforgotten.experiments.methods.literature.settings import RefusalConfig
     from unforgotten.experiments.methods.method import Outcome, Task
     from unforgotten.experiments.methods.settings import Settings
     from unforgotten.experiments.methods.terms import RetainTerm
@@ -160,7 +160,7 @@ class RefusalMethod:
     @property
     def settings(self) -> type[RefusalConfig]:
         """Type of what a profile may set for it."""
-        from unforgotten.experiments.methods.extras import RefusalConfig
+        from unforgotten.experiments.methods.literature.settings import RefusalConfig
 
         return RefusalConfig
 

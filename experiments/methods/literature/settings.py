@@ -61,3 +61,15 @@ class TaskVectorConfig(MethodConfig):
     """
 
     strength: float = Field(default=1.0, gt=0)
+
+
+class LoraConfig(MethodConfig):
+    """Settings of LoRA.
+
+    Attributes:
+        rank: rank of the factors.
+        lora_alpha: rank times the factor before their product.
+    """
+
+    rank: int = Field(default=8, ge=1)
+    lora_alpha: int = Field(default=16, ge=1)
