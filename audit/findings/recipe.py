@@ -99,7 +99,12 @@ def _run(found: Mapping[str, object], dtypes: Mapping[str, object]) -> dict[str,
     updated = dtypes.get("master") if dtypes.get("master") not in (None, "none") else dtypes.get("parameters")
     nearest = found.get("rounding") in (None, "nearest")
     trained_in = {"float32": "fp32", "bfloat16": "bf16" if nearest else None}.get(str(updated))
-    parts = {"lr": found.get("lr"), "steps": found.get("steps"), "optimizer": found.get("optimizer", "adamw"), "trained_in": trained_in}
+    parts = {
+        "lr": found.get("lr"),
+        "steps": found.get("steps"),
+        "optimizer": found.get("optimizer", "adamw"),
+        "trained_in": trained_in,
+    }
     return {name: value for name, value in parts.items() if value is not None and _rule(name, value) is None}
 
 

@@ -36,7 +36,8 @@ class StatelessDescent(torch.optim.Optimizer):
 
     def __init__(self, parameters: Iterable[Tensor], rule: Rule, lr: float, storage: Storage, seed: int) -> None:
         super().__init__(parameters, {"lr": lr})
-        self._direction, self._storage = DIRECTIONS[rule], storage
+        self._direction = DIRECTIONS[rule]
+        self._storage: Storage = storage
         self._generator = torch.Generator().manual_seed(seed)
 
     @torch.no_grad()

@@ -60,15 +60,16 @@ def load_own(reference: str) -> Method:
     module = _module(place)
     if not hasattr(module, name):
         raise ValueError(f"{place}: must hold the method, got no name {name!r}")
-    found = getattr(module, name)
+    found: Any = getattr(module, name)
     if all(hasattr(found, part) for part in PARTS) and not isinstance(found, type):
         _check_arguments(reference, found.unlearn)
         method: Method = found
         return method
     if not callable(found) or isinstance(found, type):
         raise ValueError(f"{reference}: must be a function or a Method, got {type(found).__name__}")
-    _check_arguments(reference, found)
-    return FunctionMethod(name, found, reference)
+    function: Callable[..., Any] = found
+    _check_arguments(reference, function)
+    return FunctionMethod(name, function, reference)
 
 
 def _module(place: str) -> ModuleType:

@@ -8,7 +8,7 @@ blocks of that layer and of the two before it move, and nothing else.
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -67,7 +67,11 @@ def hidden_states(model: PreTrainedModel, batch: Batch, layer: nn.Module) -> Ten
     from unforgotten.experiments.models.scoring import next_logits
 
     given: list[Tensor] = []
-    hook = layer.register_forward_hook(lambda _, args, out: given.append(out[0] if isinstance(out, tuple) else out))
+
+    def keep(module: nn.Module, args: Any, output: Any) -> None:
+        given.append(output[0] if isinstance(output, tuple) else output)
+
+    hook = layer.register_forward_hook(keep)
     try:
         next_logits(model, batch)
     finally:

@@ -42,7 +42,8 @@ class SureStep:
     """
 
     def __init__(self, part: Part, threshold: float) -> None:
-        self._part, self._threshold = part, threshold
+        self._part: Part = part
+        self._threshold = threshold
         self._masks: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
 

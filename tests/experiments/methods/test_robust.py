@@ -87,7 +87,7 @@ def test_a_configuration_of_adamw_is_written_as_before() -> None:
     assert json.loads(other.model_dump_json())["optimizer"] == "sign"
     assert UnlearningConfig.model_validate_json(other.model_dump_json()) == other
     with pytest.raises(ValueError, match="optimizer"):
-        UnlearningConfig(**settings, optimizer="lion")
+        UnlearningConfig(**{**settings, "optimizer": "lion"})
 
 
 def _absent() -> Any:
