@@ -15,9 +15,17 @@ from pathlib import Path
 from types import GenericAlias
 from typing import Annotated, Any, Literal, Protocol
 
-from pydantic import Field, TypeAdapter, field_validator, model_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    TypeAdapter,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 
-from unforgotten.experiments.methods.registry import METHODS
+from unforgotten.experiments.methods.own import label_of
+from unforgotten.experiments.methods.registry import METHODS, method_named
 from unforgotten.experiments.metrics.registry import METRICS
 from unforgotten.experiments.models.bases.registry import BASES
 from unforgotten.experiments.quantizers.registry import QUANTIZERS
@@ -32,6 +40,7 @@ MUSE: Mapping[str, Mapping[str, Any]] = {
 Storage = Literal["fp32", "bf16", "bf16-sr"]
 Autocast = Literal["none", "bf16"]
 Products = Literal["native", "float32"]
+Optimizer = Literal["adamw", "sgd", "sign"]
 Bf16Products = Literal["auto", "native", "float32"]
 
 
@@ -138,14 +147,16 @@ class TrainingConfig(Section):
 
 
 class UnlearningConfig(Section):
-    """AdamW, constant lr, no weight decay, on pairs of a forget and a retain batch.
+    """AdamW or another optimizer, constant lr, no weight decay, on pairs of a forget and a retain batch.
 
     Attributes:
-        methods: names of `METHODS`, each with what it sets differently.
+        methods: names of `METHODS`, or references to methods of one's own, each with what it sets differently.
         lr: learning rate of each storage arm.
         alpha: weight of the retain loss.
         beta: inverse temperature of NPO.
         batch, retain_batch: documents of one step.
+        optimizer: rule of a step: "adamw"; "sgd", without momentum; "sign", by lr along the sign of the gradient. A
+            configuration of the default does not name it.
         autocast: dtype of the fp32 arm's losses: "bf16" computes them as mixed-precision training does.
         stop_forget_loss: threshold of the fixed rule: stop at the first check where the mean loss of the forget
             passages is at least this, in nats per token.
@@ -163,7 +174,14 @@ class UnlearningConfig(Section):
     max_grad_norm: float = Field(default=1.0, gt=0)
     stop_forget_loss: float = Field(gt=0)
     check_every: int = Field(default=10, ge=1)
+    optimizer: Optimizer = "adamw"
     autocast: Autocast = "none"
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave a default out that older configurations do not have: their text, and its hash, stay what they were."""
+        tree: dict[str, Any] = handler(self)
+        return {name: value for name, value in tree.items() if (name, value) != ("optimizer", "adamw")}
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -173,9 +191,9 @@ class UnlearningConfig(Section):
             return methods  # refused by its type
         read: dict[str, Any] = {}
         for name, given in methods.items():
-            if name not in METHODS:
-                raise ValueError(f"method must be one of {', '.join(METHODS)}, got method={name!r}")
-            kinds: Any = GenericAlias(dict, (str, METHODS[name].settings))
+            if name != label_of(name) and (label_of(name) in METHODS or label_of(name) in map(label_of, read)):
+                raise ValueError(f"a method of one's own must have a name of its own, got method={name!r}")
+            kinds: Any = GenericAlias(dict, (str, method_named(name).settings))
             read |= TypeAdapter(kinds).validate_python({name: given})
         return read
 

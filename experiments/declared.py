@@ -33,6 +33,8 @@ T = TypeVar("T", bound=Named)
 def declared(package: str, variable: str) -> Iterator[Any]:
     """Yield the members of a module-level variable of every module of a package, in the order of the modules' names.
 
+    A sub-package is searched where its name stands.
+
     A module is loaded only if its text assigns the variable: to list what there is, no loop and no torch is loaded.
 
     Args:
@@ -40,6 +42,9 @@ def declared(package: str, variable: str) -> Iterator[Any]:
         variable: name of the variable, whose value is a sequence.
     """
     for found in sorted(pkgutil.iter_modules(import_module(package).__path__), key=lambda m: m.name):
+        if found.ispkg:
+            yield from declared(f"{package}.{found.name}", variable)
+            continue
         spec = found.module_finder.find_spec(f"{package}.{found.name}", None)
         source = getattr(spec and spec.loader, "get_source", lambda name: "")(f"{package}.{found.name}")
         if found.name != REGISTRY and variable in _assigned(source or ""):

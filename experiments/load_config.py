@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from types import MappingProxyType
@@ -13,13 +13,19 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from unforgotten.experiments.config import RunConfig
+from unforgotten.experiments.methods.own import is_own
 
 PROFILES = files("unforgotten.experiments").joinpath("profiles")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def load_config(
-    source: str, *, seed: int | None = None, overrides: Iterable[str] = (), settings: Mapping[str, Any] = NOTHING
+    source: str,
+    *,
+    seed: int | None = None,
+    overrides: Iterable[str] = (),
+    settings: Mapping[str, Any] = NOTHING,
+    methods: Sequence[str] = (),
 ) -> RunConfig:
     """Return the configuration of a profile, with some of its settings replaced.
 
@@ -28,6 +34,8 @@ def load_config(
         seed: seed in place of the profile's.
         overrides: settings in place of the profile's, as texts `a.b=value`.
         settings: settings in place of the profile's, by dotted name.
+        methods: methods to run in place of the profile's, by name or by a reference to one's own; those that the profile
+            has keep their settings.
 
     Raises:
         ValueError: the profile or file is missing, or a value breaks a rule; one line that names it.
@@ -35,6 +43,7 @@ def load_config(
     tree = read_tree(_profile_text(source), source)
     for name, value in settings.items():
         _put(tree, name, value)
+    _choose(tree, methods)
     for override in overrides:
         set_dotted(tree, override)
     if seed is not None:
@@ -43,6 +52,25 @@ def load_config(
         return RunConfig.model_validate(tree)
     except ValidationError as error:
         raise ValueError(complaint(source, error)) from None
+
+
+def _choose(tree: dict[str, Any], methods: Sequence[str]) -> None:
+    """Cut a tree to these methods, and add those that it lacks."""
+    if not methods:
+        return
+    section = tree.setdefault("unlearning", {})
+    if isinstance(section, dict) and isinstance(section.setdefault("methods", {}), dict):
+        section["methods"] = {**section["methods"], **{m: {} for m in methods if m not in section["methods"]}}
+    tree["only_methods"] = list(methods)
+
+
+def without_own(tree: Any) -> Any:
+    """Return the tree of a configuration without methods of somebody's own, whose code who reads it may not want to run."""
+    section = tree.get("unlearning") if isinstance(tree, dict) else None
+    if not isinstance(section, dict) or not isinstance(section.get("methods"), dict):
+        return tree
+    methods = {name: given for name, given in section["methods"].items() if not is_own(name)}
+    return {**tree, "unlearning": {**section, "methods": methods}, "only_methods": None}
 
 
 def complaint(source: str, error: ValidationError) -> str:

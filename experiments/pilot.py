@@ -21,7 +21,7 @@ from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.data.corpus import prepare_corpus
 from unforgotten.experiments.methods.method import Task
 from unforgotten.experiments.methods.reference import References
-from unforgotten.experiments.methods.registry import METHODS
+from unforgotten.experiments.methods.registry import method_named
 from unforgotten.experiments.metrics.probes import make_probes
 from unforgotten.experiments.models.saved import load_model, load_tokenizer
 from unforgotten.experiments.models.shell import linear_names
@@ -134,12 +134,18 @@ def pilot(folder: Path, method: str, *, blocks: int = BLOCKS, progress: Step = i
         reference=lambda target: references.of(target, arithmetic),
         seed=config.seed + 2,
         progress=progress,
+        tokenizer=tokenizer,
         before_step=recorder,
     )
-    outcome = METHODS[method].unlearn(model, task, config.unlearning.methods[method])
+    outcome = method_named(method).unlearn(model, task, config.unlearning.methods[method])
     recorded = recorder.recorded()
     if len(recorded.lr) != outcome.steps:
         raise ValueError(f"method must make steps of AdamW, got {method!r}, which told of {len(recorded.lr)}")
+    optimizer = outcome.settings.get("optimizer", "adamw")
+    if optimizer != "adamw":
+        raise ValueError(
+            f"method must make steps of AdamW and nothing else, got {method!r}, by {optimizer or 'another rule'}"
+        )
     return recorded
 
 

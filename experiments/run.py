@@ -9,6 +9,8 @@ write. A run that was killed goes on with the first stage that is not finished, 
 from __future__ import annotations
 
 import hashlib
+import json
+from collections.abc import Mapping
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -25,8 +27,9 @@ from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.data.corpus import Corpus, prepare_corpus
 from unforgotten.experiments.evaluation import decompose, weights_rows
 from unforgotten.experiments.methods.method import Task
+from unforgotten.experiments.methods.own import digests
 from unforgotten.experiments.methods.reference import References
-from unforgotten.experiments.methods.registry import METHODS
+from unforgotten.experiments.methods.registry import method_named
 from unforgotten.experiments.metrics.effects import Items
 from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.metrics.probes import check_asked, make_probes
@@ -38,6 +41,9 @@ from unforgotten.records.files import write_json, write_text
 from unforgotten.records.rows import Subject
 from unforgotten.records.store import Measurement, RowStore
 from unforgotten.theory.laws.update import GRID_MODES
+
+OWN_METHODS = "own_methods.json"
+"""SHA-256 of the file of each method of one's own, by its reference."""
 
 
 def stages(config: RunConfig) -> list[str]:
@@ -62,13 +68,15 @@ def _measurements_of(config: RunConfig, arm: Arm) -> list[str]:
     return evaluated + [f"decompose {arm.name} {f}" for f in config.formats]
 
 
-def revision() -> str:
-    """Return the version and a hash of the sources that compute rows."""
+def revision(own: Mapping[str, str] | None = None) -> str:
+    """Return the version and a hash of the sources that compute rows; `own` has those of methods of one's own."""
     digest = hashlib.sha256()
     for package in ("theory", "records", "audit", "experiments"):
         root = Path(str(files(f"unforgotten.{package}")))
         for path in sorted(root.rglob("*.py")) + sorted(root.rglob("*.yaml")):
             digest.update(path.read_bytes())
+    for reference, content in sorted((own or {}).items()):
+        digest.update(f"{reference} {content}".encode())
     return f"{version('unforgotten')}+src.{digest.hexdigest()[:12]}"
 
 
@@ -86,7 +94,7 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
         "profile": config.profile,
         "seed": config.seed,
         "config": config.hash,
-        "revision": revision(),
+        "revision": revision(digests(config.methods)),
         "corpus": origin,
         "device": "cpu",
         "processor": processor(),
@@ -114,7 +122,18 @@ def _claim_folder(config: RunConfig, folder: Path, resume: bool) -> None:
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: must be empty or hold a run, got other files")
     folder.mkdir(parents=True, exist_ok=True)
+    _claim_own(digests(config.methods), folder / OWN_METHODS)
     write_text(path, config.model_dump_json(indent=1))
+
+
+def _claim_own(own: dict[str, str], path: Path) -> None:
+    """Note the files of methods of one's own; refuse to go on with others."""
+    before = json.loads(path.read_text()) if path.exists() else own
+    for reference, content in own.items():
+        if content != before.get(reference):
+            raise ValueError(f"{path}: --resume needs the methods of the run, got another file of {reference}")
+    if own:
+        write_json(path, own)
 
 
 def _meter(config: RunConfig, corpus: Corpus, models: Path) -> Meter:
@@ -164,8 +183,9 @@ def _unlearn_arm(
             reference=lambda target: references.of(target, arithmetic),
             seed=config.seed + 2,
             progress=step,
+            tokenizer=meter.shell.tokenizer,
         )
-        outcome = METHODS[arm.method].unlearn(model, task, config.unlearning.methods[arm.method])
+        outcome = method_named(arm.method).unlearn(model, task, config.unlearning.methods[arm.method])
     notes = {
         **outcome.settings,
         "steps": outcome.steps,
@@ -213,7 +233,7 @@ def _arm_subjects(config: RunConfig, arm: Arm, notes: dict[str, Any]) -> dict[st
     return {
         format_name: Subject(
             "unlearned",
-            arm.method,
+            arm.label,
             arm.storage,
             format_name,
             lr=notes.get("lr"),

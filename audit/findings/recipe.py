@@ -95,11 +95,16 @@ def _own(path: Path) -> dict[str, Any]:
 
 
 def _run(found: Mapping[str, object], dtypes: Mapping[str, object]) -> dict[str, Any]:
-    """Return the recipe of a model that `run` trained: by AdamW; in bfloat16 where that is rounded to nearest."""
+    """Return the recipe of a model that `run` trained: by AdamW where it names no other, or null; in bfloat16 where that is rounded to nearest."""
     updated = dtypes.get("master") if dtypes.get("master") not in (None, "none") else dtypes.get("parameters")
     nearest = found.get("rounding") in (None, "nearest")
     trained_in = {"float32": "fp32", "bfloat16": "bf16" if nearest else None}.get(str(updated))
-    parts = {"lr": found.get("lr"), "steps": found.get("steps"), "optimizer": "adamw", "trained_in": trained_in}
+    parts = {
+        "lr": found.get("lr"),
+        "steps": found.get("steps"),
+        "optimizer": found.get("optimizer", "adamw"),
+        "trained_in": trained_in,
+    }
     return {name: value for name, value in parts.items() if value is not None and _rule(name, value) is None}
 
 

@@ -11,6 +11,7 @@ import torch
 from unforgotten.experiments.arms.arithmetic import Arithmetic
 from unforgotten.experiments.arms.products import resolve
 from unforgotten.experiments.config import RunConfig, Storage
+from unforgotten.experiments.methods.own import label_of
 
 Rounding = Literal["nearest", "stochastic"]
 
@@ -41,20 +42,25 @@ TRAINED = KEPT["fp32"].dtypes | {"checkpoint": "bfloat16"}
 
 @dataclass(frozen=True)
 class Arm:
-    """One unlearned model: a method in a storage arm."""
+    """One unlearned model: a method, by its name or a reference to one's own, in a storage arm."""
 
     method: str
     storage: Storage
 
     @property
+    def label(self) -> str:
+        """Name of the method in rows and folders."""
+        return label_of(self.method)
+
+    @property
     def name(self) -> str:
         """Folder name below `models/`."""
-        return f"unlearned-{self.method}-{self.storage}"
+        return f"unlearned-{self.label}-{self.storage}"
 
     @property
     def title(self) -> str:
         """Name of the arm in what progress says."""
-        return f"{self.method} {self.storage}"
+        return f"{self.label} {self.storage}"
 
     @property
     def kept(self) -> Kept:

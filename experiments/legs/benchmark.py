@@ -17,6 +17,7 @@ from typing import Any
 
 from unforgotten.experiments.config import MUSE, CorpusConfig, EvaluationConfig, RunConfig
 from unforgotten.experiments.data.corpus import read_fiction, read_muse
+from unforgotten.experiments.load_config import without_own
 from unforgotten.experiments.metrics.probes import Probes, make_probes
 from unforgotten.experiments.metrics.rouge import SPLIT_BY, words_of
 from unforgotten.experiments.models.special_tokens import count_spelled_out, started
@@ -93,7 +94,7 @@ def read_benchmark(folder: Path, tokenizer: Any, context: int) -> Benchmark:
 def _settings_of_run(folder: Path) -> Settings:
     path = folder.parent / "config.json"
     try:
-        config = RunConfig.model_validate_json(path.read_bytes())
+        config = RunConfig.model_validate(without_own(json.loads(path.read_bytes())))
     except FileNotFoundError:
         raise ValueError(f"{path}: must stand beside the corpus of a run, with its settings") from None
     except ValueError:

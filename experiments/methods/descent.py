@@ -7,25 +7,34 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.arms.arithmetic import autocast
-from unforgotten.experiments.arms.arm import KEPT
-from unforgotten.experiments.arms.stochastic_rounding import StochasticAdamW
-from unforgotten.experiments.config import Storage
 from unforgotten.experiments.methods.method import Outcome, Task
+from unforgotten.experiments.methods.optimizers import make_optimizer
+from unforgotten.experiments.methods.reference import Reference
 from unforgotten.experiments.methods.settings import Settings
+from unforgotten.experiments.methods.steps import Losses, PlainStep, Step
 from unforgotten.experiments.methods.terms import Term
 from unforgotten.experiments.methods.view import View
-from unforgotten.experiments.models.batches import shuffled_batches
-from unforgotten.experiments.models.scoring import mean_loss
+from unforgotten.experiments.models.batches import Batch, shuffled_batches
+from unforgotten.experiments.models.scoring import batches_of, mean_loss
 
 
-def descend(model: PreTrainedModel, forget: Term, retain: Term | None, settings: Settings, task: Task) -> Outcome:
+def descend(
+    model: PreTrainedModel,
+    forget: Term,
+    retain: Term | None,
+    settings: Settings,
+    task: Task,
+    step_of: Step | None = None,
+) -> Outcome:
     """Unlearn in place, starting from the target's weights.
 
     Args:
@@ -34,14 +43,18 @@ def descend(model: PreTrainedModel, forget: Term, retain: Term | None, settings:
         retain: loss of a retain batch, `settings.alpha` times of which is added; None for none.
         settings: settings, see `settings_of`.
         task: documents, and how to compute.
+        step_of: what a step passes back and changes; None for a `PlainStep`.
     """
+    around = PlainStep() if step_of is None else step_of
     reference = task.reference(model)
     accelerator = Accelerator(cpu=True)
     torch.manual_seed(task.seed)
     arithmetic = task.arithmetic
     arithmetic.cast(model)
-    optimizer = _optimizer(model, settings.lr, task.storage, task.seed)
+    optimizer = make_optimizer(model, settings, task)
     model, optimizer = accelerator.prepare(model, optimizer)
+    losses_of = _Losses(model, forget, retain, settings, reference, accelerator)
+    around.begin(model, lambda: _forget_gradients(losses_of, task))
     pad_id = model.config.pad_token_id or 0
     forget_batches = shuffled_batches(task.forget, settings.batch, pad_id, task.seed)
     retain_batches = shuffled_batches(task.retain, settings.retain_batch, pad_id, task.seed + 1)
@@ -50,17 +63,14 @@ def descend(model: PreTrainedModel, forget: Term, retain: Term | None, settings:
     step, stopped = 0, "max_steps"
     while step < settings.max_steps:
         step += 1
+        kept = None if retain is None else next(retain_batches)
         with arithmetic.computing():
-            with autocast(settings.autocast):
-                loss = forget(View(model, next(forget_batches), reference.forget), settings)
-                if retain is not None:
-                    kept = retain(View(model, next(retain_batches), reference.retain), settings)
-                    loss = loss + settings.alpha * kept
-            accelerator.backward(loss)
+            around.gradients(model, losses_of(next(forget_batches), kept))
         accelerator.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
         task.before_step(model, settings.lr)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
+        around.end(model)
         if step % settings.check_every == 0 or step == settings.max_steps:
             with arithmetic.computing():
                 loss_now = mean_loss(model, task.watched, 4 * settings.batch)
@@ -69,10 +79,55 @@ def descend(model: PreTrainedModel, forget: Term, retain: Term | None, settings:
             stopped = "forget_loss"
             break
     model.eval()
-    return Outcome(step, stopped, loss_now, asdict(settings))
+    return Outcome(step, stopped, loss_now, settings.recorded())
 
 
-def _optimizer(model: PreTrainedModel, lr: float, storage: Storage, seed: int) -> torch.optim.Optimizer:
-    if KEPT[storage].rounding == "stochastic":
-        return StochasticAdamW(model.parameters(), lr, seed + 2)  # seed, seed + 1: the documents
-    return torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.0)
+@dataclass(frozen=True)
+class _Losses:
+    """The losses of a pair of batches, as `Losses`."""
+
+    model: PreTrainedModel
+    forget: Term
+    retain: Term | None
+    settings: Settings
+    reference: Reference
+    accelerator: Accelerator
+
+    def __call__(self, forgotten: Batch, kept: Batch | None) -> Losses:
+        def both() -> tuple[Tensor, Tensor]:
+            with autocast(self.settings.autocast):
+                loss = self._forget_loss(forgotten)
+                return loss, loss if kept is None else loss + self._retain_loss(kept)
+
+        def of(loss: Callable[[Batch], Tensor], batch: Batch) -> Callable[[], Tensor]:
+            def alone() -> Tensor:
+                with autocast(self.settings.autocast):
+                    return loss(batch)
+
+            return alone
+
+        retain = None if kept is None else of(self._retain_loss, kept)
+        return Losses(of(self._forget_loss, forgotten), retain, both, self.accelerator.backward)
+
+    def _forget_loss(self, batch: Batch) -> Tensor:
+        return self.forget(View(self.model, batch, self.reference.forget), self.settings)
+
+    def _retain_loss(self, batch: Batch) -> Tensor:
+        if self.retain is None:
+            raise ValueError("retain must be a term where there is a retain batch, got None")
+        return self.settings.alpha * self.retain(View(self.model, batch, self.reference.retain), self.settings)
+
+
+def _forget_gradients(losses_of: _Losses, task: Task) -> dict[str, Tensor]:
+    """Return the gradient of the mean over the forget set of the forget loss, each batch by its share of documents."""
+    model = losses_of.model
+    total = {name: torch.zeros_like(p, dtype=torch.float32) for name, p in model.named_parameters()}
+    for batch in batches_of(model, task.forget, losses_of.settings.batch):
+        losses = losses_of(batch, None)
+        with task.arithmetic.computing():
+            losses.backward(losses.forget())
+        for name, parameter in model.named_parameters():
+            if parameter.grad is not None:
+                total[name] += parameter.grad.float() * (len(batch.documents) / len(task.forget))
+        model.zero_grad(set_to_none=True)
+    return total

@@ -31,6 +31,6 @@ GA = ForgetTerm(
     statement="gradient ascent on the forget text",
     beside="gradient ascent",
     loss=_loss,
-    source="Jang et al. 2023, arXiv 2210.01504; as in MUSE, Shi et al. 2024, arXiv 2407.06460",
+    source="Jang et al. 2023, arXiv 2210.01504; as in MUSE, Shi et al. 2024, arXiv 2407.06460; with GDR, GradDiff elsewhere",
 )
 METHODS = tuple(by_loss(GA, retain) for retain in RETAIN_TERMS)

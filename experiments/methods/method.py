@@ -11,7 +11,7 @@ functions.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -42,6 +42,7 @@ class Task:
         reference: function that gives log-probabilities of the target, from a model that still has its weights.
         seed: seed of the order of documents, and of the random bits of stochastic rounding.
         progress: function that is told of each step.
+        tokenizer: tokenizer of the model; None where there is none, and then no method may ask for it.
         before_step: function that is given the model with its clipped gradients, and the learning rate, before each step
             of AdamW.
     """
@@ -55,6 +56,7 @@ class Task:
     reference: Callable[[PreTrainedModel], Reference]
     seed: int
     progress: Progress
+    tokenizer: Any = None
     before_step: Callable[[PreTrainedModel, float], None] = nothing
 
 
@@ -66,13 +68,19 @@ class Outcome:
         steps: steps that it took.
         stopped: reason: the rule of the run ("forget_loss"), or the limit ("max_steps").
         forget_loss: mean loss of the watched documents at the end.
-        settings: settings that it ran with; "lr", "alpha" and "beta" go to the rows.
+        settings: settings that it ran with; "lr", "alpha" and "beta" go to the rows. "optimizer" is None where a weight may
+            move otherwise than by the steps of an optimizer; absent, the steps are AdamW's.
     """
 
     steps: int
     stopped: str
     forget_loss: float
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def not_plain(outcome: Outcome) -> Outcome:
+    """Return the outcome of a method whose weights do not move by the steps of an optimizer alone."""
+    return replace(outcome, settings={**outcome.settings, "optimizer": None})
 
 
 class Method(Protocol):

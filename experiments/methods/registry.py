@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from unforgotten.experiments.declared import by_name, declared
 from unforgotten.experiments.methods.method import Method
+from unforgotten.experiments.methods.own import FORM, is_own, load_own
 
 
 def find_methods() -> Mapping[str, Method]:
@@ -14,3 +15,16 @@ def find_methods() -> Mapping[str, Method]:
 
 
 METHODS: Mapping[str, Method] = find_methods()
+
+
+def method_named(name: str) -> Method:
+    """Return the method of a name, or of a reference to one's own.
+
+    Raises:
+        ValueError: there is none, see `load_own` for a reference.
+    """
+    if is_own(name):
+        return load_own(name)
+    if name not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, or {FORM}, got method={name!r}")
+    return METHODS[name]

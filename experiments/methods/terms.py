@@ -21,10 +21,17 @@ if TYPE_CHECKING:
 
     from unforgotten.experiments.methods.method import Outcome, Task
     from unforgotten.experiments.methods.settings import MethodConfig, Settings
+    from unforgotten.experiments.methods.steps import Step
     from unforgotten.experiments.methods.view import View
 
 Term = Callable[["View", "Settings"], "Tensor"]
 """A loss: of one batch, as the model and the target see it, and of what the method runs with."""
+
+
+def _common() -> type[MethodConfig]:
+    from unforgotten.experiments.methods.settings import MethodConfig
+
+    return MethodConfig
 
 
 @dataclass(frozen=True)
@@ -37,6 +44,8 @@ class ForgetTerm:
         beside: description before that of a retain term.
         loss: function that gives the loss.
         source: paper that it is from.
+        settings: function that gives the type of what a profile may set for it; what the common settings lack stands in
+            `Settings.own`.
     """
 
     name: str
@@ -44,6 +53,7 @@ class ForgetTerm:
     beside: str
     loss: Term
     source: str
+    settings: Callable[[], type[MethodConfig]] = _common
 
 
 @dataclass(frozen=True)
@@ -89,17 +99,19 @@ class LossMethod:
     @property
     def settings(self) -> type[MethodConfig]:
         """Type of what a profile may set for it."""
-        from unforgotten.experiments.methods.settings import MethodConfig
-
-        return MethodConfig
+        return self.forget.settings()
 
     def unlearn(self, model: PreTrainedModel, task: Task, settings: MethodConfig) -> Outcome:
         """Descend the loss, see `descent.py`."""
+        return self.descend(model, task, settings)
+
+    def descend(self, model: PreTrainedModel, task: Task, settings: MethodConfig, step: Step | None = None) -> Outcome:
+        """Descend the loss with steps of another kind, see `steps.py`."""
         from unforgotten.experiments.methods.descent import descend
         from unforgotten.experiments.methods.settings import settings_of
 
         kept = None if self.retain is None else self.retain.loss
-        return descend(model, self.forget.loss, kept, settings_of(task, settings), task)
+        return descend(model, self.forget.loss, kept, settings_of(task, settings), task, step)
 
 
 def by_loss(forget: ForgetTerm, retain: RetainTerm | None) -> LossMethod:

@@ -20,6 +20,7 @@ from typing import Any
 from pydantic import Field
 
 from unforgotten.audit.progress.stages import Progress, Step
+from unforgotten.experiments.methods.own import label_of
 from unforgotten.experiments.pilot import config_of, pilot
 from unforgotten.experiments.run import revision
 from unforgotten.experiments.section import Section
@@ -50,7 +51,7 @@ class Forecasts(Section):
 
 def recorded(folder: Path, method: str, step: Step) -> Gradients:
     """Return the gradients of a method's pilot, read where an earlier call left them."""
-    path = folder / f"gradients-{method}.npz"
+    path = folder / f"gradients-{label_of(method)}.npz"
     if not path.exists():
         write_gradients(path, pilot(folder, method, progress=step))
     return read_gradients(path)
@@ -61,7 +62,7 @@ def forecasts(folder: Path, method: str, gradients: Gradients, settings: Forecas
     measured = {
         (row["storage"], row["format"]): row
         for row in read_json_lines(folder / ROWS_FILE)
-        if row["metric"] == "gain" and row["method"] == method
+        if row["metric"] == "gain" and row["method"] == label_of(method)
     }
     sample = Pilot(
         gradients.weights, gradients.row_absmax, gradients.gradients, gradients.lr, Adam(**gradients.settings)

@@ -172,7 +172,8 @@ def _settings_row(run: Run, row: Row) -> list[str]:
     method = row.method or "–"
     steps = "–" if row.steps is None else f"{row.steps:,}"
     lr = plain(row.lr) or "–"
-    return [method, storage_label(row.storage), lr, _alpha(run, method), steps, row.stopped or "–"]
+    alpha = _alpha(run, method) if row.alpha is None else plain(row.alpha)
+    return [method, storage_label(row.storage), lr, alpha or "–", steps, row.stopped or "–"]
 
 
 def _kept(row: Row, name: str) -> str | None:
@@ -186,8 +187,10 @@ def _alpha(run: Run, method: str) -> str:
     unlearning: Any = (run.settings or {}).get("unlearning")
     if not isinstance(unlearning, dict):
         return "–"
-    own: Any = (unlearning.get("methods") or {}).get(method) or {}
-    alpha = own.get("alpha")
+    methods: Any = unlearning.get("methods") or {}
+    if method not in methods:
+        return "–"  # of somebody's own: only its rows know
+    alpha = (methods[method] or {}).get("alpha")
     return plain(unlearning.get("alpha") if alpha is None else alpha) or "–"
 
 

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from unforgotten.listings import LISTINGS, Json
 from unforgotten.printing import need_extra, print_mapping, print_object, replace_unprintable
 
 if TYPE_CHECKING:
@@ -28,7 +27,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Does quantization bring back what your model unlearned?",
 )
-Json = Annotated[bool, typer.Option("--json", help="Print the result object on standard output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 
 
@@ -56,6 +54,10 @@ def run(
     overrides: Annotated[
         list[str] | None, typer.Option("--set", help="Replace one setting: a.b=value, in YAML.")
     ] = None,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help="Unlearn by this alone, or these: a name, or one of your own, path.py:name or module:name."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: runs/<profile>-seed<N>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages and stop.")] = False,
@@ -68,7 +70,7 @@ def run(
     from unforgotten.experiments.run import run as run_all
     from unforgotten.experiments.run import stages
 
-    config = load_config(profile, seed=seed, overrides=overrides or ())
+    config = load_config(profile, seed=seed, overrides=overrides or (), methods=method or ())
     plan = stages(config)
     if dry_run:
         print_object({"config": config.model_dump(mode="json"), "stages": plan}, as_json, plan)
@@ -297,54 +299,8 @@ def study(
     print_object({"files": [str(path) for path in written]}, as_json, [f"written: {path}" for path in written])
 
 
-@app.command()
-def formats(as_json: Json = False) -> None:
-    """List the quantization formats."""
-    from unforgotten.theory.formats.names import FAMILIES
-
-    print_mapping("format", FAMILIES, as_json)
-
-
-@app.command()
-def methods(as_json: Json = False) -> None:
-    """List the unlearning methods."""
-    from unforgotten.experiments.methods.registry import METHODS
-
-    print_mapping("method", {name: m.statement for name, m in METHODS.items()}, as_json)
-
-
-@app.command()
-def models(as_json: Json = False) -> None:
-    """List the base models that a run may begin with, as `base.kind`."""
-    from unforgotten.experiments.models.bases.registry import BASES
-
-    print_mapping("model", {name: base.statement for name, base in BASES.items()}, as_json)
-
-
-@app.command()
-def metrics(as_json: Json = False) -> None:
-    """List the metrics of a run's rows."""
-    from unforgotten.experiments.metrics.registry import METRICS as MEASURED
-    from unforgotten.records.metrics import METRICS
-
-    print_mapping("metric", {**METRICS, **{name: m.meaning for name, m in MEASURED.items()}}, as_json)
-
-
-@app.command()
-def claims(as_json: Json = False) -> None:
-    """Every statement: kind, source, tests, derivations and proofs, and what the recorded run of the suite said."""
-    from unforgotten.verification.recording.recorded import claim_rows
-
-    rows = claim_rows()
-    if as_json:
-        print(json.dumps(rows, indent=1))
-        return
-    table = Table("id", "kind", "statement", "source", "tests", "proofs", "verdict")
-    for row in rows:
-        proofs = ", ".join(sorted({p["method"] for p in row["proofs"]})) or "none"
-        counts = (row["id"], row["kind"], row["statement"], row["source"])
-        table.add_row(*counts, str(len(row["tests"])), proofs, row["verdict"])
-    Console().print(table)
+for listing in LISTINGS:
+    app.command()(listing)
 
 
 @app.command()

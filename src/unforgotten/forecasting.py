@@ -60,7 +60,7 @@ def _gradients(source: Path, method: str | None, *, quiet: bool) -> Gradients:
         return read_gradients(source)
     if method is None:
         raise ValueError(f"--method must name a method of the run {str(source)!r}, got none")
-    path = source / f"gradients-{method}.npz"
+    path = source / f"gradients-{method.rpartition(':')[2]}.npz"
     if not path.exists():
         need("unforgotten[experiments]", "torch", "transformers", "accelerate")
         from unforgotten.experiments.pilot import pilot

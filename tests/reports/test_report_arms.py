@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,15 @@ def test_settings_show_what_any_row_says_of_how_it_computed(run: Run) -> None:
     )
     old = settings_table(read_run(PUBLISHED))
     assert old.columns[6:] == ("Parameters", "Master copy", "Checkpoint")
+
+
+def test_alpha_is_what_the_rows_say_and_no_guess_for_a_method_of_somebody_s_own(run: Run) -> None:
+    """The configuration's common alpha is that of the methods that it has settings of."""
+    others = {"unlearning": {"alpha": 7.0, "methods": {"mine.py:own": {}, "NPO": {"alpha": 2.0}}}}
+    first = next(row for row in run.rows if row.method == "NPO")
+    rows = [replace(first, method=m, alpha=a) for m, a in (("own", None), ("own2", 3.0), ("NPO", None))]
+    shown = settings_table(Run(tuple(rows), run.sha256, others)).rows
+    assert [row[3] for row in shown] == ["–", "3", "2"]
 
 
 def test_the_processor_stands_with_the_origin_where_the_rows_name_it(run: Run) -> None:

@@ -219,7 +219,10 @@ def near_tests(tree: Path, path: str) -> list[str]:
     """List the test files that import the mutated module by name: what a new module can be met with at once."""
     module = module_name(path)
     package, _, name = module.rpartition(".")
-    files = [*sorted((tree / "verification").rglob("test_*.py")), tree / "tests/experiments/quantizers/test_quantizers.py"]
+    files = [
+        *sorted((tree / "verification").rglob("test_*.py")),
+        tree / "tests/experiments/quantizers/test_quantizers.py",
+    ]
     asked = re.compile(rf"from {re.escape(module)} import|from {re.escape(package)} import.*\b{name}\b")
     return [str(f.relative_to(tree)) for f in files if asked.search(f.read_text("utf-8"))]
 

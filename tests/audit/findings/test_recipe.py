@@ -117,6 +117,18 @@ def test_the_notes_of_a_run_are_a_recipe(
     assert (less["lr"], less["steps"]) == (None, None)
 
 
+@pytest.mark.parametrize(("optimizer", "expected"), [("sign", "sign"), ("sgd", "sgd"), (None, None), ("lion", None)])
+def test_a_run_that_names_its_optimizer_is_not_taken_for_adamw(
+    optimizer: str | None, expected: str | None, pair: tuple[Path, Path]
+) -> None:
+    """Null is a method that masks or moves weights otherwise: no law of an optimizer says where they went."""
+    notes = {"lr": 1e-4, "steps": 4, "dtypes": {"parameters": "float32", "master": "float32"}, "optimizer": optimizer}
+    (pair[1] / "unforgotten.json").write_text(json.dumps(notes))
+    found = read_recipe(pair[1])
+    assert found is not None
+    assert found["optimizer"] == expected
+
+
 def test_a_trainers_state_tells_lr_and_steps_and_no_more(pair: tuple[Path, Path]) -> None:
     log = [{"learning_rate": 1e-6, "step": 1}, {"learning_rate": 1e-5, "step": 2}, {"loss": 1.0}]
     (pair[1] / "trainer_state.json").write_text(json.dumps({"global_step": 7, "log_history": log}))

@@ -1,0 +1,67 @@
+"""The optimizer of a storage arm: what moves the parameters, in the dtype in which the arm keeps them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+from unforgotten.experiments.arms.arm import KEPT
+from unforgotten.experiments.arms.rounding import rounded
+from unforgotten.experiments.arms.stochastic_rounding import StochasticAdamW
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from unforgotten.experiments.config import Storage
+    from unforgotten.experiments.methods.method import Task
+    from unforgotten.experiments.methods.settings import Settings
+
+Rule = Literal["sgd", "sign"]
+DIRECTIONS: Mapping[Rule, Callable[[Tensor], Tensor]] = {"sgd": lambda g: g, "sign": torch.sign}
+
+
+class StatelessDescent(torch.optim.Optimizer):
+    """SGD without momentum, or its sign: w' = w - lr g, or w - lr sign(g), in float32, rounded once as the arm rounds.
+
+    Args:
+        parameters: parameters in the arm's dtype.
+        rule: "sgd" or "sign".
+        lr: learning rate.
+        storage: arm.
+        seed: seed of the random bits, of an arm that rounds so.
+    """
+
+    def __init__(self, parameters: Iterable[Tensor], rule: Rule, lr: float, storage: Storage, seed: int) -> None:
+        super().__init__(parameters, {"lr": lr})
+        self._direction = DIRECTIONS[rule]
+        self._storage: Storage = storage
+        self._generator = torch.Generator().manual_seed(seed)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]  # no loss to return
+        """Move every parameter that has a gradient."""
+        for group in self.param_groups:
+            for w in group["params"]:
+                if w.grad is not None:
+                    moved = w.float().add(self._direction(w.grad.float()), alpha=-group["lr"])
+                    w.copy_(rounded(moved, self._storage, self._generator))
+
+
+def make_optimizer(model: PreTrainedModel, settings: Settings, task: Task) -> torch.optim.Optimizer:
+    """Return the optimizer of the settings without weight decay; where the arm rounds stochastically, so does it.
+
+    Args:
+        model: model in the arm's dtype; what needs no gradient is left out.
+        settings: settings with the optimizer and the learning rate.
+        task: task with the arm, and the seed of its random bits.
+    """
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    seed = task.seed + 2  # seed, seed + 1: the documents
+    if settings.optimizer != "adamw":
+        return StatelessDescent(parameters, settings.optimizer, settings.lr, task.storage, seed)
+    if KEPT[task.storage].rounding == "stochastic":
+        return StochasticAdamW(parameters, settings.lr, seed)
+    return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
