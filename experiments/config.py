@@ -17,9 +17,8 @@ from typing import Annotated, Any, Literal, Protocol
 from pydantic import Field, TypeAdapter, field_validator, model_validator
 
 from unforgotten.experiments.methods.registry import METHODS
-from unforgotten.experiments.quantizers.registry import QUANTIZERS
+from unforgotten.experiments.quantizers.registry import ours_of
 from unforgotten.experiments.section import Section
-from unforgotten.theory.formats.names import deterministic_format_named
 
 Storage = Literal["fp32", "bf16", "bf16-sr"]
 Autocast = Literal["none", "bf16"]
@@ -157,6 +156,16 @@ class EvaluationConfig(Section):
     questions: int | None = Field(default=None, ge=1)
 
 
+class CalibrationConfig(Section):
+    """The text that quantizers are calibrated on, whatever text a format's name asks for.
+
+    Attributes:
+        documents: largest number of documents, the first of each text; each is cut as those that train are.
+    """
+
+    documents: int = Field(default=128, ge=1)
+
+
 class Measuring(Protocol):
     """What M1-M4 need of a configuration."""
 
@@ -195,14 +204,14 @@ class RunConfig(Section):
     unlearning: UnlearningConfig
     storages: tuple[Storage, ...] = ("fp32", "bf16")
     formats: tuple[str, ...]
+    calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @field_validator("formats")
     @classmethod
     def _readable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            library, _, own = name.rpartition(":")
-            deterministic_format_named(own if library and library in QUANTIZERS else name)
+            ours_of(name)
         return names
 
     @model_validator(mode="after")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -10,17 +11,25 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from unforgotten.experiments.models.batches import Documents
 from unforgotten.experiments.models.states import fill
-from unforgotten.experiments.quantizers.quantizer import State
-from unforgotten.experiments.quantizers.registry import quantize_state
+from unforgotten.experiments.quantizers.quantizer import Calibration, State
+from unforgotten.experiments.quantizers.registry import quantize_state, text_of
 
 
 @dataclass(frozen=True)
 class Shell:
-    """A model that takes the weights of the moment, and its tokenizer."""
+    """A model that takes the weights of the moment.
+
+    Attributes:
+        model: the model.
+        tokenizer: its tokenizer.
+        texts: token ids of what quantizers are calibrated on, by the names of `quantizers/quantizer.TEXTS`.
+    """
 
     model: PreTrainedModel
     tokenizer: Any
+    texts: Mapping[str, Documents] = field(default_factory=dict)
 
     @cached_property
     def names(self) -> list[str]:
@@ -37,8 +46,20 @@ class Shell:
         return fill(self.model, state)
 
     def quantized(self, state: State, format_name: str) -> State:
-        """Return Q(state), or the state itself for "none"."""
-        return state if format_name == "none" else quantize_state(state, self.names, format_name)
+        """Return Q(state), or the state itself for "none". To calibrate, the model takes the weights of the state.
+
+        Raises:
+            ValueError: as `quantize_state`; or the format is calibrated on a text that is not among `texts`.
+        """
+        if format_name == "none":
+            return state
+        text = text_of(format_name)
+        if text is None:
+            return quantize_state(state, self.names, format_name)
+        if not self.texts.get(text):
+            known = ", ".join(name for name, documents in self.texts.items() if documents) or "none"
+            raise ValueError(f"{format_name} is calibrated on {text} text, got texts: {known}")
+        return quantize_state(state, self.names, format_name, Calibration(self.model, self.texts[text]))
 
 
 def linear_names(model: nn.Module) -> list[str]:

@@ -120,4 +120,25 @@ def codes_int8(w: Tensor) -> Tensor:
     return codes.long() + 127
 
 
-QUANTIZERS = (by_tensor("bnb", "quantizers", bitsandbytes_values, bitsandbytes_codes),)
+def bitsandbytes_ours(name: str) -> str:
+    """Return the name of the format of ours with the same values: the same name.
+
+    Raises:
+        ValueError: bitsandbytes has no such format.
+    """
+    if name != "llmint8-row":
+        _kind_and_size(name)
+    return name
+
+
+QUANTIZERS = (
+    by_tensor(
+        "bnb",
+        "quantizers",
+        bitsandbytes_values,
+        bitsandbytes_codes,
+        ours=bitsandbytes_ours,
+        formats={"nf4-bN, fp4-bN": "flat blocks of N", "llmint8-row": "rows of LLM.int8, weights alone"},
+        packages=("bitsandbytes",),
+    ),
+)

@@ -7,13 +7,9 @@ a kernel's activations.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from unforgotten.experiments.declared import by_name, declared
-from unforgotten.experiments.quantizers.quantizer import Quantizer, State
-
-if TYPE_CHECKING:
-    from unforgotten.experiments.models.batches import Documents
+from unforgotten.experiments.quantizers.quantizer import Calibration, Quantizer, State, Text
 
 
 def find_quantizers() -> Mapping[str, Quantizer]:
@@ -24,22 +20,51 @@ def find_quantizers() -> Mapping[str, Quantizer]:
 QUANTIZERS: Mapping[str, Quantizer] = find_quantizers()
 
 
-def quantize_state(state: State, names: Sequence[str], format_name: str, calibration: Documents | None = None) -> State:
+def quantize_state(
+    state: State, names: Sequence[str], format_name: str, calibration: Calibration | None = None
+) -> State:
     """Return the state with Q(w) in place of the named weights.
 
     Args:
         state: weights by name.
         names: names of the weights to quantize.
         format_name: name of a format, after the name of a library and a colon if it is not ours to compute.
-        calibration: token ids of text, for a library that wants to see some.
+        calibration: text and a model, for a quantizer that calibrates.
 
     Raises:
-        ValueError: the library is unknown; and where a weight is asked for, the format is, or the library is missing.
+        ValueError: the library is unknown, or calibrates and was given no text; and where a weight is asked for, the
+            format is unknown, or the library is missing.
+    """
+    quantizer, name = quantizer_of(format_name)
+    if quantizer.text is not None and calibration is None:
+        raise ValueError(f"calibration must be given for {quantizer.name}:, got format={format_name!r} without text")
+    return quantizer.values(state, names, name, calibration)
+
+
+def quantizer_of(format_name: str) -> tuple[Quantizer, str]:
+    """Return the quantizer of a format and the format's name without the quantizer's.
+
+    Raises:
+        ValueError: no quantizer has the name before the colon.
     """
     prefix, _, name = format_name.rpartition(":")
     try:
-        quantizer = QUANTIZERS[prefix]
+        return QUANTIZERS[prefix], name
     except KeyError:
         known = ", ".join(f"{p}:" for p in QUANTIZERS if p)
         raise ValueError(f"back end must be one of {known}, got format={format_name!r}") from None
-    return quantizer.values(state, names, name, calibration)
+
+
+def text_of(format_name: str) -> Text | None:
+    """Return the text that a format is calibrated on; None for "none" and for one that looks at weights alone."""
+    return None if format_name == "none" else quantizer_of(format_name)[0].text
+
+
+def ours_of(format_name: str) -> str | None:
+    """Return the format of ours with the same values bit for bit; None where there is none.
+
+    Raises:
+        ValueError: the library is unknown, or has no such format.
+    """
+    quantizer, name = quantizer_of(format_name)
+    return quantizer.ours(name)
