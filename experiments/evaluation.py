@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from unforgotten.experiments.metrics.effects import Items, effects, hybrid_states, recovered
 from unforgotten.experiments.metrics.meter import Meter
+from unforgotten.experiments.models.runtime import RuntimeState
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.experiments.quantizers.registry import ours_of
 from unforgotten.records.store import Measurement
@@ -31,6 +32,8 @@ def decompose(
     shell = meter.shell
     four = (*states, *(shell.quantized(s, format_name) for s in states))
     mixed = hybrid_states(shell.names, *four)
+    if isinstance(four[2], RuntimeState):
+        mixed["Q(target)+delta"] = four[2].with_weights(mixed["Q(target)+delta"])
     measured = {name: meter.measure(state, DECOMPOSED) for name, state in mixed.items()}
     rows = [
         Measurement(f"{m.metric}@{name}", m.value, m.stderr, m.n, m.items)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.models.batches import Documents
+from unforgotten.experiments.models.runtime import with_layers
 from unforgotten.experiments.models.states import fill
 from unforgotten.experiments.quantizers.quantizer import Calibration, State
 from unforgotten.experiments.quantizers.registry import quantize_state, text_of
@@ -43,6 +44,7 @@ class Shell:
 
     def with_state(self, state: State) -> PreTrainedModel:
         """Return the model with these weights."""
+        with_layers(self.model, state)
         return fill(self.model, state)
 
     def quantized(self, state: State, format_name: str) -> State:
@@ -59,7 +61,7 @@ class Shell:
         if not self.texts.get(text):
             known = ", ".join(name for name, documents in self.texts.items() if documents) or "none"
             raise ValueError(f"{format_name} is calibrated on {text} text, got texts: {known}")
-        return quantize_state(state, self.names, format_name, Calibration(self.model, self.texts[text]))
+        return quantize_state(state, self.names, format_name, Calibration(self.with_state(state), self.texts[text]))
 
 
 def linear_names(model: nn.Module) -> list[str]:

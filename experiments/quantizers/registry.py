@@ -1,7 +1,7 @@
 """Quantizers of a model's linear layers by name, found in the modules beside this one: our formats, and real libraries.
 
 A quantized model here computes with the dequantized weights in float32, so a result speaks of the weights alone, not of
-a kernel's activations.
+a kernel's activations; but for dynamic quantization, whose states say how their layers compute (`models/runtime.py`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A run with quantizers that calibrate or round at random: their rows are as those of other formats, and say the text."""
+"""A run with quantizers that calibrate, round at random or quantize inputs: their rows are as those of other formats, and say the text."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ TEXTS = {
     "gptq:int4-g64": "generic",
     "gptq-forget:int4-g64": "forget",
     "awq-retain:int4-g64-asym": "retain",
+    "dynamic:int8-row": None,
 }
 
 
@@ -59,7 +60,7 @@ def test_a_format_has_its_measurements_and_effects(rows: Run, name: str) -> None
 
 def test_codes_are_counted_where_the_values_are_those_of_a_format_of_ours(rows: Run) -> None:
     flips = {name: rows.get("code_flips", "unlearned", "NPO", "fp32", name) for name in TEXTS if name != "none"}
-    assert [name for name, row in flips.items() if row is not None] == ["int4-g64"]
+    assert [name for name, row in flips.items() if row is not None] == ["int4-g64", "dynamic:int8-row"]
 
 
 def test_every_row_says_the_text_of_its_format(rows: Run) -> None:
