@@ -77,4 +77,4 @@ def awq_values(w: Tensor, inputs: Inputs, fmt: Format) -> Tensor:
     return best
 
 
-QUANTIZERS = by_layer("awq", awq_values, {"any format that rounds to nearest": "AWQ: columns scaled before rounding"})
+QUANTIZERS = by_layer("awq", awq_values, {"FORMAT": "AWQ in FORMAT, one of ours that rounds to nearest"})

@@ -73,4 +73,4 @@ def _rule(w: Tensor, inputs: Inputs, fmt: Format) -> Tensor:
     return gptq_values(w, inputs.hessian, fmt)
 
 
-QUANTIZERS = by_layer("gptq", _rule, {"any format that rounds to nearest": "GPTQ on its grid"})
+QUANTIZERS = by_layer("gptq", _rule, {"FORMAT": "GPTQ on the grid of FORMAT, one of ours that rounds to nearest"})

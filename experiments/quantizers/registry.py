@@ -7,9 +7,11 @@ a kernel's activations; but for dynamic quantization, whose states say how their
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 
 from unforgotten.experiments.declared import by_name, declared
 from unforgotten.experiments.quantizers.quantizer import Calibration, Quantizer, State, Text
+from unforgotten.records.extras import pip_install
 
 
 def find_quantizers() -> Mapping[str, Quantizer]:
@@ -53,6 +55,29 @@ def quantizer_of(format_name: str) -> tuple[Quantizer, str]:
     except KeyError:
         known = ", ".join(f"{p}:" for p in QUANTIZERS if p)
         raise ValueError(f"back end must be one of {known}, got format={format_name!r}") from None
+
+
+def known_formats() -> Mapping[str, str]:
+    """Return every family of formats by its name in a run, and its meaning with what it needs; our own come first."""
+    found: dict[str, str] = {}
+    for quantizer in sorted(QUANTIZERS.values(), key=lambda q: q.name != ""):
+        prefix = f"{quantizer.name}:" if quantizer.name else ""
+        for names, meaning in quantizer.formats.items():
+            key = ", ".join(f"{prefix}{name}" for name in names.split(", "))
+            found[key] = meaning + _needed(quantizer)
+    return found
+
+
+def _needed(quantizer: Quantizer) -> str:
+    """Return what a quantizer needs, and whether it is there."""
+    text = f"; calibrated on {quantizer.text} text" if quantizer.text else ""
+    for package in quantizer.packages:
+        module = package.partition("==")[0]
+        there = "" if find_spec(module.replace("-", "_")) else ", missing here"
+        text += (
+            f"; needs {module}{there}: {pip_install(f'unforgotten[{quantizer.extra}]' if quantizer.extra else package)}"
+        )
+    return text
 
 
 def text_of(format_name: str) -> Text | None:

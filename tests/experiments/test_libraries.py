@@ -15,7 +15,8 @@ pytest.importorskip("unforgotten.experiments.models.runtime", reason="needs unfo
 from torch import Tensor, nn
 
 from unforgotten.experiments.models.runtime import RuntimeState
-from unforgotten.experiments.quantizers.registry import QUANTIZERS, ours_of, quantize_state
+from unforgotten.experiments.quantizers.registry import QUANTIZERS, known_formats, ours_of, quantize_state
+from unforgotten.theory.formats.names import FAMILIES
 
 ROWS, COLUMNS = 24, 256
 BITSANDBYTES = [
@@ -29,7 +30,25 @@ TORCHAO = [
     "torchao-dynamic:int8-row-ao",
 ]
 GGUF = [f"gguf:{name}" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q6_k")]
-MODULES = {"bnb": "bitsandbytes", "bnb-dynamic": "bitsandbytes", "torchao-dynamic": "torchao"}
+CT = [
+    *(f"ct:int{b}-{g}-ct{more}" for b in (2, 4, 8) for g in ("g64", "row", "tensor") for more in ("", "-asym")),
+    *(f"ct:{name}" for name in ("fp8-g64", "fp8-row", "fp8-tensor", "mxfp4-b32-ct", "nvfp4")),
+]
+PRESETS = {
+    "ct:int4-g128-ct": "W4A16",
+    "ct:int4-g128-ct-asym": "W4A16_ASYM",
+    "ct:int8-g128-ct": "W8A16",
+    "ct:int8-row-ct": "INT8",
+    "ct:fp8-row": "FP8_DYNAMIC",
+    "ct:mxfp4-b32-ct": "MXFP4A16",
+    "ct:nvfp4": "NVFP4A16",
+}
+MODULES = {
+    "ct": "compressed_tensors",
+    "bnb": "bitsandbytes",
+    "bnb-dynamic": "bitsandbytes",
+    "torchao-dynamic": "torchao",
+}
 
 
 def weights() -> Tensor:
@@ -137,6 +156,31 @@ def test_outputs_are_those_of_torchaos_dynamic_layer() -> None:
     assert torch.equal(quantize_state({"w": weights()}, ["w"], name)["w"], weight.dequantize())
 
 
+@pytest.mark.parametrize(("name", "preset"), PRESETS.items())
+def test_values_are_those_of_llm_compressors_layer(name: str, preset: str) -> None:
+    """A layer with a scheme that users name, its scales those of llm-compressor's observer."""
+    need_library(name)
+    lifecycle = pytest.importorskip("llmcompressor.modifiers.quantization.calibration", reason="its observer")
+    from compressed_tensors.quantization import initialize_module_for_quantization, preset_name_to_scheme
+    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+
+    layer: Any = linear(weights())
+    scheme = preset_name_to_scheme(preset, ["Linear"])
+    scheme.input_activations = None
+    initialize_module_for_quantization(layer, scheme)
+    lifecycle.initialize_observer(layer, "weight")
+    lifecycle.observe(layer, "weight")
+    lifecycle.update_qparams(layer, "weight")
+    theirs = fake_quantize(
+        layer.weight,
+        layer.weight_scale,
+        getattr(layer, "weight_zero_point", None),
+        scheme.weights,
+        global_scale=getattr(layer, "weight_global_scale", None),
+    )
+    assert torch.equal(computed(name), theirs)
+
+
 @pytest.mark.parametrize("name", GGUF)
 def test_values_are_read_from_the_bytes_of_a_file(name: str, tmp_path: Any) -> None:
     library = need_library(name)
@@ -155,7 +199,7 @@ def test_values_are_read_from_the_bytes_of_a_file(name: str, tmp_path: Any) -> N
     assert np.array_equal(computed(name).numpy(), theirs)
 
 
-@pytest.mark.parametrize("name", [*BITSANDBYTES, *HQQ, *TORCHAO, *GGUF])
+@pytest.mark.parametrize("name", [*BITSANDBYTES, *HQQ, *TORCHAO, *CT, *GGUF])
 def test_a_format_of_ours_that_is_named_has_the_same_weights(name: str) -> None:
     need_library(name)
     ours = ours_of(name)
@@ -176,6 +220,7 @@ def test_a_format_of_ours_that_is_named_has_the_same_weights(name: str) -> None:
         ("torchao:int4-g64", "intB-gN-ao"),
         ("torchao-dynamic:int8-row", "int8-row-ao"),
         ("gguf:q2_k", "q4_0, q4_1"),
+        ("ct:int4-g64", "for ct:"),
     ],
 )
 def test_a_format_that_a_library_lacks_is_refused_by_its_name(name: str, words: str) -> None:
@@ -183,7 +228,9 @@ def test_a_format_that_a_library_lacks_is_refused_by_its_name(name: str, words: 
         ours_of(name)
 
 
-@pytest.mark.parametrize("name", ["hqq:hqq4-g48", "torchao:int4-g48-ao", "gguf:q4_0", "gguf:q4_k", "bnb:nf4-b48"])
+@pytest.mark.parametrize(
+    "name", ["hqq:hqq4-g48", "torchao:int4-g48-ao", "ct:int4-g48-ct", "gguf:q4_0", "gguf:q4_k", "bnb:nf4-b48"]
+)
 def test_parts_of_blocks_are_refused(name: str) -> None:
     need_library(name)
     with pytest.raises(ValueError, match=r"whole (groups|blocks) of"):
@@ -201,5 +248,17 @@ def test_a_missing_library_is_named_in_one_line(name: str, monkeypatch: pytest.M
         quantize_state({"w": weights()}, ["w"], name)["w"]
 
 
-def test_every_quantizer_lists_its_formats() -> None:
-    assert all(q.formats for q in QUANTIZERS.values())
+def test_every_quantizer_lists_its_formats_and_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    listed = known_formats()
+    assert next(iter(listed)) in FAMILIES
+    for quantizer in QUANTIZERS.values():
+        own = [name for name in listed if name.rpartition(":")[0].rpartition(" ")[2] == quantizer.name]
+        assert len(own) == len(quantizer.formats) > 0
+        for name in own:
+            assert all(f"needs {p.partition('==')[0]}" in listed[name] for p in quantizer.packages)
+            assert (quantizer.text is None) == ("calibrated on" not in listed[name])
+    monkeypatch.setattr("unforgotten.experiments.quantizers.registry.find_spec", lambda name: None)
+    assert known_formats()["bnb:llmint8-row"].endswith(
+        "; needs bitsandbytes, missing here: pip install 'unforgotten[quantizers]'"
+    )
+    assert known_formats()["gptq-forget:FORMAT"].endswith("; calibrated on forget text")
