@@ -18,7 +18,7 @@ from unforgotten.experiments.run import run
 from unforgotten.records.rows import Run, read_run
 from unforgotten.reports.run.build import build_report
 
-MICRO = Path(__file__).parents[1] / "micro.yaml"
+MICRO = Path(__file__).parents[2] / "micro.yaml"
 TEXTS = {
     "none": None,
     "int4-g64": None,
