@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from unforgotten.experiments.quantizers.quantizer import TEXTS, Calibration, Quantizer, State
+from unforgotten.records.extras import need
 from unforgotten.theory.formats.names import Format, deterministic_format_named
 
 if TYPE_CHECKING:
@@ -17,7 +18,23 @@ Rule = Callable[["Tensor", "Inputs", Format], "Tensor"]
 """Q of a weight in a format, from the weight, its inputs and the format."""
 
 
-def by_layer(name: str, rule: Rule, formats: Mapping[str, str]) -> tuple[Quantizer, ...]:
+def any_format(name: str) -> None:
+    """Take any format of ours that rounds to nearest.
+
+    Raises:
+        ValueError: the name is of none.
+    """
+    deterministic_format_named(name)
+
+
+def by_layer(
+    name: str,
+    rule: Rule,
+    formats: Mapping[str, str],
+    *,
+    takes: Callable[[str], None] = any_format,
+    packages: tuple[str, ...] = (),
+) -> tuple[Quantizer, ...]:
     """Return a quantizer for each text: `name` for the generic one, `name-retain` and `name-forget` for the splits.
 
     Weights are quantized in the order of computation, each by the inputs that its quantized predecessors give it.
@@ -26,13 +43,18 @@ def by_layer(name: str, rule: Rule, formats: Mapping[str, str]) -> tuple[Quantiz
         name: name of the method.
         rule: Q of one weight.
         formats: families of formats that the rule takes, and their meanings.
+        takes: function that raises ValueError for a name of another format.
+        packages: packages that the rule imports, as pip installs them.
     """
 
     def values(state: State, names: Sequence[str], format_name: str, calibration: Calibration | None) -> State:
         from unforgotten.experiments.models.layer_inputs import replace_in_order
         from unforgotten.experiments.models.states import LazyState, fill
 
+        takes(format_name)
         fmt = deterministic_format_named(format_name)
+        for package in packages:
+            need(package, package.partition("==")[0].replace("-", "_"))
         if calibration is None:
             raise ValueError(f"calibration must be given for {name}:{format_name}, got none")
         replaced = replace_in_order(
@@ -46,16 +68,13 @@ def by_layer(name: str, rule: Rule, formats: Mapping[str, str]) -> tuple[Quantiz
 
     return tuple(
         Quantizer(
-            name if text == "generic" else f"{name}-{text}", None, values, text=text, ours=_checked, formats=formats
+            name if text == "generic" else f"{name}-{text}",
+            None,
+            values,
+            text=text,
+            ours=takes,  # no values of ours are those of a calibrated quantizer
+            formats=formats,
+            packages=packages,
         )
         for text in TEXTS
     )
-
-
-def _checked(name: str) -> None:
-    """Return None, as no values of ours are those of a calibrated quantizer.
-
-    Raises:
-        ValueError: the name is no format of ours that rounds to nearest.
-    """
-    deterministic_format_named(name)

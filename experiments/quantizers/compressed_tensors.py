@@ -34,24 +34,40 @@ def ct_values(w: Tensor, name: str) -> Tensor:
     """
     fmt = format_named(ct_ours(name))
     need(REQUIREMENT, "compressed_tensors")
-    if fmt.block_size is not None and w.shape[-1] % fmt.block_size:
-        raise ValueError(f"ct:{name} takes rows of whole groups of {fmt.block_size}, got columns={w.shape[-1]}")
     import torch
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-    from compressed_tensors.quantization.utils import calculate_qparams, generate_gparam
+    from compressed_tensors.quantization.utils import generate_gparam
 
     x = w.detach().float().reshape(-1, w.shape[-1])
     if not torch.isfinite(x).all():
         raise ValueError(f"weights must be finite to be quantized to ct:{name}, got nan or inf")
+    whole = generate_gparam(x.min(), x.max()) if name == "nvfp4" else None
+    scale, zero, args = fitted(x, fmt, whole)
+    values: Tensor = fake_quantize(x, scale, zero, args, global_scale=whole)
+    return values.float().reshape(w.shape)
+
+
+def fitted(x: Tensor, fmt: Format, whole: Tensor | None = None) -> tuple[Tensor, Tensor, Any]:
+    """Return scales, zero points and the library's description of the format.
+
+    Args:
+        x: weights, float32 (rows, columns).
+        fmt: the format.
+        whole: scale of the whole tensor, for NVFP4.
+
+    Raises:
+        ValueError: a row is no multiple of the group.
+    """
+    from compressed_tensors.quantization.utils import calculate_qparams
+
+    if fmt.block_size is not None and x.shape[1] % fmt.block_size:
+        raise ValueError(f"ct:{fmt.name} takes rows of whole groups of {fmt.block_size}, got columns={x.shape[1]}")
     groups = x.reshape(len(x), -1, fmt.block_size or x.shape[1])
     low, high = groups.amin(-1), groups.amax(-1)
     if fmt.block == "tensor":
         low, high = low.min(), high.max()
-    whole = generate_gparam(x.min(), x.max()) if name == "nvfp4" else None
     args = _arguments(fmt)
-    scale, zero = calculate_qparams(low, high, args, global_scale=whole)
-    values: Tensor = fake_quantize(x, scale, zero, args, global_scale=whole)
-    return values.float().reshape(w.shape)
+    return *calculate_qparams(low, high, args, global_scale=whole), args
 
 
 def ct_ours(name: str) -> str:

@@ -14,9 +14,13 @@ pytest.importorskip("unforgotten.experiments.models.runtime", reason="needs unfo
 
 from torch import Tensor, nn
 
+from unforgotten.experiments.config import BaseConfig
+from unforgotten.experiments.models.base import tiny_llama
 from unforgotten.experiments.models.runtime import RuntimeState
+from unforgotten.experiments.models.shell import linear_names, state_of
+from unforgotten.experiments.quantizers.quantizer import Calibration
 from unforgotten.experiments.quantizers.registry import QUANTIZERS, known_formats, ours_of, quantize_state
-from unforgotten.theory.formats.names import FAMILIES
+from unforgotten.theory.formats.names import FAMILIES, format_named
 
 ROWS, COLUMNS = 24, 256
 BITSANDBYTES = [
@@ -160,25 +164,63 @@ def test_outputs_are_those_of_torchaos_dynamic_layer() -> None:
 def test_values_are_those_of_llm_compressors_layer(name: str, preset: str) -> None:
     """A layer with a scheme that users name, its scales those of llm-compressor's observer."""
     need_library(name)
-    lifecycle = pytest.importorskip("llmcompressor.modifiers.quantization.calibration", reason="its observer")
-    from compressed_tensors.quantization import initialize_module_for_quantization, preset_name_to_scheme
+    pytest.importorskip("llmcompressor", reason="its observer")
     from compressed_tensors.quantization.lifecycle.forward import fake_quantize
 
-    layer: Any = linear(weights())
+    layer = observed(weights(), preset)
+    theirs = fake_quantize(
+        layer.weight,
+        layer.weight_scale,
+        getattr(layer, "weight_zero_point", None),
+        layer.quantization_scheme.weights,
+        global_scale=getattr(layer, "weight_global_scale", None),
+    )
+    assert torch.equal(computed(name), theirs)
+
+
+def observed(w: Tensor, preset: str) -> Any:
+    """Return a layer with a scheme of this name, its scales those of llm-compressor's observer."""
+    lifecycle = pytest.importorskip("llmcompressor.modifiers.quantization.calibration", reason="its observer")
+    from compressed_tensors.quantization import initialize_module_for_quantization, preset_name_to_scheme
+
+    layer: Any = linear(w)
     scheme = preset_name_to_scheme(preset, ["Linear"])
     scheme.input_activations = None
     initialize_module_for_quantization(layer, scheme)
     lifecycle.initialize_observer(layer, "weight")
     lifecycle.observe(layer, "weight")
     lifecycle.update_qparams(layer, "weight")
-    theirs = fake_quantize(
-        layer.weight,
-        layer.weight_scale,
-        getattr(layer, "weight_zero_point", None),
-        scheme.weights,
-        global_scale=getattr(layer, "weight_global_scale", None),
-    )
-    assert torch.equal(computed(name), theirs)
+    return layer
+
+
+@pytest.mark.parametrize(("name", "preset"), [("int4-g128-ct", "W4A16"), ("int4-g128-ct-asym", "W4A16_ASYM")])
+def test_gptq_is_that_of_llm_compressor_on_its_own_scales(name: str, preset: str) -> None:
+    gptq = pytest.importorskip("llmcompressor.modifiers.gptq.gptq_quantize", reason="compares with the library")
+    from unforgotten.experiments.quantizers.llmcompressor import library_values
+
+    x = tokens().reshape(-1, COLUMNS).double()
+    hessian = x.T @ x + torch.eye(COLUMNS, dtype=torch.float64)
+    layer = observed(weights(), preset)
+    args = layer.quantization_scheme.weights.model_copy(update={"actorder": "weight"})
+    scale, zero = layer.weight_scale.data[None], layer.weight_zero_point.data[None]
+    theirs = gptq.quantize_weight(weights()[None], hessian.float()[None], scale, zero, None, args)[0][0]
+    ours = library_values(weights(), hessian, format_named(name))
+    assert torch.equal(ours, theirs)
+    assert not torch.equal(ours, quantize_state({"w": weights()}, ["w"], f"ct:{name}")["w"])
+
+
+def test_gptq_of_llm_compressor_walks_through_a_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "llmcompressor-gptq-forget:int4-g64-ct"
+    model = tiny_llama(BaseConfig(vocabulary=300, width=64, feed_forward=64, layers=2, heads=2), 0).eval()
+    state, names = state_of(model), linear_names(model)
+    calibration = Calibration(model, [[1, 5, 9, 12, 7, 44], [1, 8, 8, 3]])
+    with monkeypatch.context() as patch:
+        patch.setattr(importlib.util, "find_spec", lambda module: None)
+        with pytest.raises(ValueError, match=r"^llmcompressor is missing: pip install 'llmcompressor==[\d.]+'$"):
+            quantize_state(state, names, name, calibration)
+    pytest.importorskip("llmcompressor.modifiers.gptq.gptq_quantize", reason="runs the library")
+    found, plain = quantize_state(state, names, name, calibration), quantize_state(state, names, "int4-g64-ct")
+    assert all(torch.isfinite(found[key]).all() and not torch.equal(found[key], plain[key]) for key in names)
 
 
 @pytest.mark.parametrize("name", GGUF)
@@ -221,6 +263,7 @@ def test_a_format_of_ours_that_is_named_has_the_same_weights(name: str) -> None:
         ("torchao-dynamic:int8-row", "int8-row-ao"),
         ("gguf:q2_k", "q4_0, q4_1"),
         ("ct:int4-g64", "for ct:"),
+        ("llmcompressor-gptq:int4-g64", "for llmcompressor-gptq"),
     ],
 )
 def test_a_format_that_a_library_lacks_is_refused_by_its_name(name: str, words: str) -> None:
