@@ -6,6 +6,7 @@ ct_values(torch.randn(8, 64), "int4-g64-ct")
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from unforgotten.experiments.quantizers.quantizer import by_tensor
@@ -35,8 +36,9 @@ def ct_values(w: Tensor, name: str) -> Tensor:
     fmt = format_named(ct_ours(name))
     need(REQUIREMENT, "compressed_tensors")
     import torch
-    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
-    from compressed_tensors.quantization.utils import generate_gparam
+
+    fake_quantize = import_module("compressed_tensors.quantization.lifecycle.forward").fake_quantize
+    generate_gparam = import_module("compressed_tensors.quantization.utils").generate_gparam
 
     x = w.detach().float().reshape(-1, w.shape[-1])
     if not torch.isfinite(x).all():
@@ -58,7 +60,7 @@ def fitted(x: Tensor, fmt: Format, whole: Tensor | None = None) -> tuple[Tensor,
     Raises:
         ValueError: a row is no multiple of the group.
     """
-    from compressed_tensors.quantization.utils import calculate_qparams
+    calculate_qparams = import_module("compressed_tensors.quantization.utils").calculate_qparams
 
     if fmt.block_size is not None and x.shape[1] % fmt.block_size:
         raise ValueError(f"ct:{fmt.name} takes rows of whole groups of {fmt.block_size}, got columns={x.shape[1]}")
@@ -84,7 +86,8 @@ def ct_ours(name: str) -> str:
 def _arguments(fmt: Format) -> Any:
     """Return the library's description of a format."""
     import torch
-    from compressed_tensors.quantization import QuantizationArgs
+
+    QuantizationArgs = import_module("compressed_tensors.quantization").QuantizationArgs
 
     kinds = {"group": "group", "row": "channel", "tensor": "tensor"}
     settings: dict[str, Any] = {"num_bits": fmt.bits, "strategy": kinds[fmt.block], "group_size": fmt.block_size}

@@ -10,6 +10,7 @@ Called directly, as Transformers' `HqqConfig` raises on what it supports here.
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from unforgotten.experiments.quantizers.quantizer import by_tensor
@@ -32,7 +33,8 @@ def hqq_values(w: Tensor, name: str) -> Tensor:
     if w.shape[-1] % size:  # the library's groups would straddle rows
         raise ValueError(f"hqq:{name} takes rows of whole groups of {size}, got columns={w.shape[-1]}")
     import torch
-    from hqq.core.quantize import Quantizer
+
+    Quantizer = import_module("hqq.core.quantize").Quantizer
 
     codes, meta = Quantizer.quantize(
         w.detach().float().clone(),

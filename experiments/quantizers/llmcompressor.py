@@ -7,6 +7,7 @@ were, with the library's damping of 0.01. H is summed in float64 and rounded to 
 from __future__ import annotations
 
 import re
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from unforgotten.experiments.quantizers.calibrated import by_layer
@@ -43,7 +44,7 @@ def library_values(w: Tensor, hessian: Tensor, fmt: Format) -> Tensor:
     Raises:
         ValueError: a row is no multiple of the group.
     """
-    from llmcompressor.modifiers.gptq.gptq_quantize import quantize_weight
+    quantize_weight = import_module("llmcompressor.modifiers.gptq.gptq_quantize").quantize_weight
 
     scale, zero, args = fitted(w, fmt)
     args.actorder = "weight"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from unforgotten.experiments.quantizers.quantizer import Calibration, Quantizer, State, by_tensor
@@ -74,8 +75,9 @@ def _intx(w: Tensor, name: str) -> Any:
     if size is not None and w.shape[-1] % size:
         raise ValueError(f"torchao:{name} takes rows of whole groups of {size}, got columns={w.shape[-1]}")
     import torch
-    from torchao.quantization import IntxUnpackedToInt8Tensor
-    from torchao.quantization.quant_primitives import MappingType
+
+    IntxUnpackedToInt8Tensor = import_module("torchao.quantization").IntxUnpackedToInt8Tensor
+    MappingType = import_module("torchao.quantization.quant_primitives").MappingType
 
     kind = MappingType.SYMMETRIC if symmetric else MappingType.ASYMMETRIC
     dtype = getattr(torch, f"int{bits}")
@@ -87,7 +89,10 @@ def dynamic_layer(w: Tensor) -> Layer:
     """Return torchao's linear layer of these weights, (rows, columns): it quantizes its inputs, each token for itself."""
     import torch
     from torch import nn
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+
+    quantization = import_module("torchao.quantization")
+    Int8DynamicActivationInt8WeightConfig = quantization.Int8DynamicActivationInt8WeightConfig
+    quantize_ = quantization.quantize_
 
     rows, columns = w.shape
     linear = nn.Linear(columns, rows, bias=False)

@@ -85,7 +85,11 @@ def test_a_models_layers_compute_with_integers(model: PreTrainedModel) -> None:
     name = "model.layers.1.mlp.down_proj"
     layer = model.get_submodule(name)
     assert isinstance(layer, nn.Linear)
-    handle = layer.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+
+    def watch(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        seen.append((inputs[0], output))
+
+    handle = layer.register_forward_hook(watch)
     model(torch.tensor(IDS))
     handle.remove()
     shell.with_state(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -120,7 +121,9 @@ def test_llm_int8_is_that_of_bitsandbytes_layer() -> None:
 @pytest.mark.parametrize("name", HQQ)
 def test_values_are_those_of_hqqs_layer(name: str) -> None:
     need_library(name)
-    from hqq.core.quantize import BaseQuantizeConfig, HQQLinear
+    library = import_module("hqq.core.quantize")
+    BaseQuantizeConfig = library.BaseQuantizeConfig
+    HQQLinear = library.HQQLinear
 
     config = BaseQuantizeConfig(nbits=int(name[7]), group_size=64, axis=1)
     if (int(name[7]) == 4) == name.endswith("-opt-round"):
@@ -133,8 +136,12 @@ def test_values_are_those_of_hqqs_layer(name: str) -> None:
 @pytest.mark.parametrize("name", [n for n in TORCHAO if n.startswith("torchao:")])
 def test_values_are_those_of_torchaos_layer(name: str) -> None:
     need_library(name)
-    from torchao.quantization import IntxWeightOnlyConfig, PerAxis, PerGroup, quantize_
-    from torchao.quantization.quant_primitives import MappingType
+    quantization = import_module("torchao.quantization")
+    IntxWeightOnlyConfig = quantization.IntxWeightOnlyConfig
+    PerAxis = quantization.PerAxis
+    PerGroup = quantization.PerGroup
+    quantize_ = quantization.quantize_
+    MappingType = import_module("torchao.quantization.quant_primitives").MappingType
 
     layer = nn.Sequential(linear(weights()))
     config = IntxWeightOnlyConfig(
@@ -150,7 +157,9 @@ def test_values_are_those_of_torchaos_layer(name: str) -> None:
 def test_outputs_are_those_of_torchaos_dynamic_layer() -> None:
     name = TORCHAO[-1]
     need_library(name)
-    from torchao.quantization import Int8DynamicActivationInt8WeightConfig, quantize_
+    quantization = import_module("torchao.quantization")
+    Int8DynamicActivationInt8WeightConfig = quantization.Int8DynamicActivationInt8WeightConfig
+    quantize_ = quantization.quantize_
 
     layer = nn.Sequential(linear(weights()))
     quantize_(layer, Int8DynamicActivationInt8WeightConfig())
@@ -165,7 +174,7 @@ def test_values_are_those_of_llm_compressors_layer(name: str, preset: str) -> No
     """A layer with a scheme that users name, its scales those of llm-compressor's observer."""
     need_library(name)
     pytest.importorskip("llmcompressor", reason="its observer")
-    from compressed_tensors.quantization.lifecycle.forward import fake_quantize
+    fake_quantize = import_module("compressed_tensors.quantization.lifecycle.forward").fake_quantize
 
     layer = observed(weights(), preset)
     theirs = fake_quantize(
@@ -181,7 +190,9 @@ def test_values_are_those_of_llm_compressors_layer(name: str, preset: str) -> No
 def observed(w: Tensor, preset: str) -> Any:
     """Return a layer with a scheme of this name, its scales those of llm-compressor's observer."""
     lifecycle = pytest.importorskip("llmcompressor.modifiers.quantization.calibration", reason="its observer")
-    from compressed_tensors.quantization import initialize_module_for_quantization, preset_name_to_scheme
+    quantization = import_module("compressed_tensors.quantization")
+    initialize_module_for_quantization = quantization.initialize_module_for_quantization
+    preset_name_to_scheme = quantization.preset_name_to_scheme
 
     layer: Any = linear(w)
     scheme = preset_name_to_scheme(preset, ["Linear"])
