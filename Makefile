@@ -111,6 +111,7 @@ conformance: $(CONFORMANCE)/.ready $(if $(UNFORGOTTEN_GGML),,$(GGML))
 	UNFORGOTTEN_GGML=$(or $(UNFORGOTTEN_GGML),$(abspath $(GGML))) HYPOTHESIS_PROFILE=ci $(CONFORMANCE)/bin/pytest \
 	  -p unforgotten.verification.conformance.record --conformance-record $(RECORD) \
 	  verification/conformance --ignore verification/conformance/legacy
+	$(CONFORMANCE)/bin/pytest tests/experiments/quantizers/test_libraries.py
 
 # Without dependencies, see the file; of this package, too, only what two modules need.
 $(LEGACY)/.ready: requirements-conformance-legacy.txt pyproject.toml

@@ -28,9 +28,8 @@ from unforgotten.experiments.methods.own import label_of
 from unforgotten.experiments.methods.registry import METHODS, method_named
 from unforgotten.experiments.metrics.registry import METRICS
 from unforgotten.experiments.models.bases.registry import BASES
-from unforgotten.experiments.quantizers.registry import QUANTIZERS
+from unforgotten.experiments.quantizers.registry import ours_of
 from unforgotten.experiments.section import Section
-from unforgotten.theory.formats.names import deterministic_format_named
 
 MUSE: Mapping[str, Mapping[str, Any]] = {
     "corpus": {"passage_tokens": 2048, "probe_tokens": 128},
@@ -229,6 +228,16 @@ class EvaluationConfig(Section):
         return names
 
 
+class CalibrationConfig(Section):
+    """The text that quantizers are calibrated on, whatever text a format's name asks for.
+
+    Attributes:
+        documents: largest number of documents, the first of each text; each is cut as those that train are.
+    """
+
+    documents: int = Field(default=128, ge=1)
+
+
 class Measuring(Protocol):
     """What M1-M4 need of a configuration."""
 
@@ -268,6 +277,7 @@ class RunConfig(Section):
     unlearning: UnlearningConfig
     storages: tuple[Storage, ...] = ("fp32", "bf16")
     formats: tuple[str, ...]
+    calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
 
     @model_validator(mode="before")
@@ -284,8 +294,7 @@ class RunConfig(Section):
     @classmethod
     def _readable(cls, names: tuple[str, ...]) -> tuple[str, ...]:
         for name in names:
-            library, _, own = name.rpartition(":")
-            deterministic_format_named(own if library and library in QUANTIZERS else name)
+            ours_of(name)
         return names
 
     @model_validator(mode="after")

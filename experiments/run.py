@@ -33,10 +33,12 @@ from unforgotten.experiments.methods.registry import method_named
 from unforgotten.experiments.metrics.effects import Items
 from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.metrics.probes import check_asked, make_probes
+from unforgotten.experiments.models.batches import encode_documents
 from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer, save_model
 from unforgotten.experiments.models.shell import Shell, state_of
 from unforgotten.experiments.prepared_models import prepare_models, prepared_models, stage_of
 from unforgotten.experiments.quantizers.quantizer import State
+from unforgotten.experiments.quantizers.registry import ours_of, text_of
 from unforgotten.records.files import write_json, write_text
 from unforgotten.records.rows import Subject
 from unforgotten.records.store import Measurement, RowStore
@@ -90,6 +92,10 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
     torch.set_num_threads(config.threads)
     corpus, origin = prepare_corpus(config.corpus, config.seed, folder / "corpus")
     check_asked(corpus, config)
+    if not corpus.general and any(text_of(name) == "generic" for name in config.formats):
+        raise ValueError(
+            f"formats must be calibrated on retain or forget where a corpus has no generic text, got {origin}"
+        )
     common = {
         "profile": config.profile,
         "seed": config.seed,
@@ -138,8 +144,10 @@ def _claim_own(own: dict[str, str], path: Path) -> None:
 
 def _meter(config: RunConfig, corpus: Corpus, models: Path) -> Meter:
     tokenizer = load_tokenizer(models / "target")
-    shell = Shell(load_model(models / "target"), tokenizer)
-    return Meter(shell, make_probes(corpus, tokenizer, config), config)
+    probes, count = make_probes(corpus, tokenizer, config), config.calibration.documents
+    generic = encode_documents(corpus.general[:count], tokenizer, config.corpus.passage_tokens)
+    texts = {"generic": generic, "retain": probes.retain[:count], "forget": probes.forget[:count]}
+    return Meter(Shell(load_model(models / "target"), tokenizer, texts), probes, config)
 
 
 def _evaluate_trained(config: RunConfig, meter: Meter, models: Path, store: RowStore, progress: Progress) -> Meter:
@@ -150,7 +158,7 @@ def _evaluate_trained(config: RunConfig, meter: Meter, models: Path, store: RowS
         if name == "retrained":
             meter = meter.against(state)
         for format_name in _evaluated_in(config, name):
-            subject = Subject(name, format=format_name, **_recorded(notes))
+            subject = Subject(name, format=format_name, **_recorded(notes, format_name))
             stage = f"evaluate {name} {format_name}"
             if store.done(stage):
                 progress.skip()
@@ -225,7 +233,7 @@ def _evaluate_arm(config: RunConfig, meter: Meter, arm: Arm, models: Path, store
             weights = weights or _weights(models, arm, undone)
             known = _known_items(store, subjects, format_name)
             rows = decompose(meter, (target, unlearned), format_name, known)
-            rows = [*weights[format_name], *rows]
+            rows = [*weights.get(format_name, []), *rows]
             store.append(stage, subjects[format_name], rows, items_of="pair")
 
 
@@ -241,22 +249,26 @@ def _arm_subjects(config: RunConfig, arm: Arm, notes: dict[str, Any]) -> dict[st
             beta=notes.get("beta"),
             steps=notes["steps"],
             stopped=notes["stopped"],
-            **_recorded(notes),
+            **_recorded(notes, format_name),
         )
         for format_name in ("none", *config.formats)
     }
 
 
-def _recorded(notes: dict[str, Any]) -> dict[str, Any]:
-    """Return how a model was computed, as it was noted when it was: a run may go on on another processor."""
-    return {name: notes[name] for name in ("dtypes", "products", "rounding")}
+def _recorded(notes: dict[str, Any], format_name: str) -> dict[str, Any]:
+    """Return how a model was computed, as it was noted when it was, and its format calibrated.
+
+    A run may go on on another processor.
+    """
+    computed = {name: notes[name] for name in ("dtypes", "products", "rounding")}
+    return computed | {"calibration": text_of(format_name)}
 
 
 def _weights(models: Path, arm: Arm, formats: list[str]) -> dict[str, list[Measurement]]:
-    """Measure an arm's weights leg by the audit's code on the saved files; a library's format counts as ours."""
-    if not formats:
+    """Measure an arm's weights leg by the audit's code on the saved files, where a format of ours has the same values."""
+    own = {name: ours for name in formats if (ours := ours_of(name)) is not None}
+    if not own:
         return {}
-    own = {name: name.rpartition(":")[2] for name in formats}
     pair = (open_checkpoint(models / "target"), open_checkpoint(models / arm.name))
     totals = weights_leg(*pair, list(own.values())).totals
     return {

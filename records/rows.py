@@ -45,6 +45,7 @@ class Subject:
         dtypes: dtypes by what is kept in them.
         products: way in which bfloat16 matrices were multiplied.
         rounding: way in which a step was rounded to the dtype of the parameters.
+        calibration: text that the format was calibrated on; None where it looks at weights alone.
     """
 
     model: str
@@ -59,6 +60,7 @@ class Subject:
     dtypes: Mapping[str, str] = field(default_factory=dict)
     products: str | None = None
     rounding: str | None = None
+    calibration: str | None = None
 
     @property
     def file_stem(self) -> str:
@@ -128,6 +130,7 @@ MAY_BE_ABSENT = frozenset(
         "stopped",
         "products",
         "rounding",
+        "calibration",
         "interval",
         "items",
         "stage",

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -11,18 +12,27 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from unforgotten.audit.sources.matching.kinds import is_router
+from unforgotten.experiments.models.batches import Documents
 from unforgotten.experiments.models.experts import by_expert, expert_names, fused_experts, joined
+from unforgotten.experiments.models.runtime import RuntimeState, with_layers
 from unforgotten.experiments.models.states import fill
-from unforgotten.experiments.quantizers.quantizer import State
-from unforgotten.experiments.quantizers.registry import quantize_state
+from unforgotten.experiments.quantizers.quantizer import Calibration, State
+from unforgotten.experiments.quantizers.registry import quantize_state, text_of
 
 
 @dataclass(frozen=True)
 class Shell:
-    """A model that takes the weights of the moment, and its tokenizer."""
+    """A model that takes the weights of the moment.
+
+    Attributes:
+        model: the model.
+        tokenizer: its tokenizer.
+        texts: token ids of what quantizers are calibrated on, by the names of `quantizers/quantizer.TEXTS`.
+    """
 
     model: PreTrainedModel
     tokenizer: Any
+    texts: Mapping[str, Documents] = field(default_factory=dict)
 
     @cached_property
     def names(self) -> list[str]:
@@ -36,17 +46,35 @@ class Shell:
 
     def with_state(self, state: State) -> PreTrainedModel:
         """Return the model with these weights."""
+        with_layers(self.model, state)
         return fill(self.model, state)
 
     def quantized(self, state: State, format_name: str) -> State:
-        """Return Q(state), or the state itself for "none"; each expert is a matrix of its own."""
+        """Return Q(state), or the state itself for "none"; each expert is a matrix of its own.
+
+        To calibrate, the model takes the weights of the state.
+
+        Raises:
+            ValueError: as `quantize_state`; the format is calibrated on a text that is not among `texts`; or one tensor holds
+                several experts and the format sees layers at work.
+        """
         if format_name == "none":
             return state
-        fused = {name: len(state[name]) for name in self.names if name in fused_experts(self.model)}
-        if not fused:
+        text, fused = text_of(format_name), {n: len(state[n]) for n in self.names if n in fused_experts(self.model)}
+        if fused:
+            split, names = by_expert(state, fused), expert_names(self.names, fused)
+            found = None if text else quantize_state(split, names, format_name)
+            if found is None or isinstance(found, RuntimeState):
+                raise ValueError(
+                    f"{format_name} sees layers at work, which experts in one tensor are not: {min(fused)}"
+                )
+            return joined(found, state, fused)
+        if text is None:
             return quantize_state(state, self.names, format_name)
-        split, names = by_expert(state, fused), expert_names(self.names, fused)
-        return joined(quantize_state(split, names, format_name), state, fused)
+        if not self.texts.get(text):
+            known = ", ".join(name for name, documents in self.texts.items() if documents) or "none"
+            raise ValueError(f"{format_name} is calibrated on {text} text, got texts: {known}")
+        return quantize_state(state, self.names, format_name, Calibration(self.with_state(state), self.texts[text]))
 
 
 def linear_names(model: nn.Module) -> list[str]:

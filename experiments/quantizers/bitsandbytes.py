@@ -1,4 +1,4 @@
-"""Formats by bitsandbytes on the CPU: nf4-bN, fp4-bN, llmint8-row, one function for each thing that a caller may want.
+"""Formats by bitsandbytes on the CPU: nf4-bN[-dq], fp4-bN[-dq], llmint8-row, a function for each thing that a caller may want.
 
 A run takes `QUANTIZERS`, which takes whole blocks alone; `verification` wraps `values_4bit` and `values_int8` and their codes,
 which take any tensor.
@@ -16,6 +16,9 @@ from unforgotten.records.extras import need
 if TYPE_CHECKING:
     from torch import Tensor
 
+NESTED = "-dq"
+"""End of the name of a format whose absmaxes are quantized too."""
+
 
 def bitsandbytes_values(w: Tensor, name: str) -> Tensor:
     """Return Q(w).
@@ -27,10 +30,10 @@ def bitsandbytes_values(w: Tensor, name: str) -> Tensor:
     w = w.detach().float()
     if name == "llmint8-row":
         return values_int8(w)
-    kind, size = _kind_and_size(name)
+    kind, size = _kind_and_size(name.removesuffix(NESTED))
     if w.numel() % size:
         raise ValueError(f"bnb:{name} takes whole blocks of {size}, got {w.numel()} weights")
-    return values_4bit(w, kind, size)
+    return values_nested(w, kind, size) if name.endswith(NESTED) else values_4bit(w, kind, size)
 
 
 def bitsandbytes_codes(w: Tensor, name: str) -> Tensor:
@@ -41,7 +44,7 @@ def bitsandbytes_codes(w: Tensor, name: str) -> Tensor:
     """
     if name == "llmint8-row":
         return codes_int8(w)
-    return codes_4bit(w, *_kind_and_size(name))
+    return codes_4bit(w, *_kind_and_size(name.removesuffix(NESTED)))
 
 
 def _kind_and_size(name: str) -> tuple[str, int]:
@@ -49,7 +52,9 @@ def _kind_and_size(name: str) -> tuple[str, int]:
 
     fmt = format_named(name)
     if fmt.block != "flat" or fmt.block_size is None:
-        raise ValueError(f"format must be nf4-bN, fp4-bN or llmint8-row for bitsandbytes, got {name!r}")
+        raise ValueError(
+            f"format must be nf4-bN, fp4-bN, with -dq or not, or llmint8-row for bitsandbytes, got {name!r}"
+        )
     return name.split("-")[0], fmt.block_size
 
 
@@ -76,6 +81,19 @@ def values_4bit(w: Tensor, kind: str, size: int) -> Tensor:
     whole = (labels[::2] << 4 | labels[1::2]).reshape(-1, 1)
     state.shape, state.dtype = torch.Size((len(labels) // size, size)), torch.float32
     return functional.dequantize_4bit(whole, state).reshape(-1)[:count].reshape(w.shape)
+
+
+def values_nested(w: Tensor, kind: str, size: int) -> Tensor:
+    """Return Q(w) of NF4 or FP4 with absmaxes quantized to 8 bits; arguments as of `values_4bit`.
+
+    The last block may be a part of one: it is filled with zeros, so that the library sees rows of whole blocks.
+    """
+    import torch
+    from bitsandbytes import functional
+
+    rows = torch.nn.functional.pad(w.reshape(-1), (0, -w.numel() % size)).reshape(-1, size)
+    packed, state = functional.quantize_4bit(rows, blocksize=size, quant_type=kind, compress_statistics=True)
+    return functional.dequantize_4bit(packed, state).reshape(-1)[: w.numel()].reshape(w.shape)
 
 
 def codes_4bit(w: Tensor, kind: str, size: int) -> Tensor:
@@ -120,4 +138,28 @@ def codes_int8(w: Tensor) -> Tensor:
     return codes.long() + 127
 
 
-QUANTIZERS = (by_tensor("bnb", "quantizers", bitsandbytes_values, bitsandbytes_codes),)
+def bitsandbytes_ours(name: str) -> str | None:
+    """Return the format of ours with the same values: the same name; None for nested absmaxes, which no format describes.
+
+    Raises:
+        ValueError: bitsandbytes has no such format.
+    """
+    if name != "llmint8-row":
+        _kind_and_size(name.removesuffix(NESTED))
+    return None if name.endswith(NESTED) else name
+
+
+QUANTIZERS = (
+    by_tensor(
+        "bnb",
+        "quantizers",
+        bitsandbytes_values,
+        bitsandbytes_codes,
+        ours=bitsandbytes_ours,
+        formats={
+            "{nf4|fp4}-bN[-dq]": "flat blocks of N; -dq: with double quantization, absmaxes in 8 bits",
+            "llmint8-row": "rows of LLM.int8, weights alone",
+        },
+        packages=("bitsandbytes",),
+    ),
+)

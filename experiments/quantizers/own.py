@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from unforgotten.experiments.quantizers.quantizer import Quantizer, State
+from unforgotten.experiments.quantizers.quantizer import Calibration, Quantizer, State
+from unforgotten.theory.formats.names import FAMILIES, format_named
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-    from unforgotten.experiments.models.batches import Documents
 
 
 def own_values(w: Tensor, name: str) -> Tensor:
@@ -23,7 +22,7 @@ def own_codes(w: Tensor, name: str) -> Tensor:
     return _encoded(w, name)[0]
 
 
-def own_state(state: State, names: Sequence[str], format_name: str, calibration: Documents | None) -> State:
+def own_state(state: State, names: Sequence[str], format_name: str, calibration: Calibration | None) -> State:
     """Return the state with Q(w) in place of the named weights, made when they are asked for; values keep the dtype."""
     from unforgotten.experiments.models.states import LazyState
 
@@ -39,10 +38,18 @@ def own_state(state: State, names: Sequence[str], format_name: str, calibration:
 def _encoded(w: Tensor, name: str, tensor: str | None = None) -> tuple[Tensor, Tensor]:
     from unforgotten.experiments.quantizers.torch_path import encode_tensor
     from unforgotten.theory.formats.dither import tensor_seed
-    from unforgotten.theory.formats.names import format_named
 
     fmt = format_named(name)
     return encode_tensor(w, fmt if tensor is None else tensor_seed(fmt, tensor))
 
 
-QUANTIZERS = (Quantizer("", None, own_state, own_codes),)
+def deterministic(name: str) -> str | None:
+    """Return the name of a format of ours that rounds to nearest, which the audit measures; None for a dithered one.
+
+    Raises:
+        ValueError: no family has that name.
+    """
+    return None if format_named(name).dithered else name
+
+
+QUANTIZERS = (Quantizer("", None, own_state, own_codes, ours=deterministic, formats=FAMILIES),)

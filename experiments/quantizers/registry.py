@@ -1,19 +1,17 @@
 """Quantizers of a model's linear layers by name, found in the modules beside this one: our formats, and real libraries.
 
 A quantized model here computes with the dequantized weights in float32, so a result speaks of the weights alone, not of
-a kernel's activations.
+a kernel's activations; but for dynamic quantization, whose states say how their layers compute (`models/runtime.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from importlib.util import find_spec
 
 from unforgotten.experiments.declared import by_name, declared
-from unforgotten.experiments.quantizers.quantizer import Quantizer, State
-
-if TYPE_CHECKING:
-    from unforgotten.experiments.models.batches import Documents
+from unforgotten.experiments.quantizers.quantizer import Calibration, Quantizer, State, Text
+from unforgotten.records.extras import pip_install
 
 
 def find_quantizers() -> Mapping[str, Quantizer]:
@@ -24,22 +22,74 @@ def find_quantizers() -> Mapping[str, Quantizer]:
 QUANTIZERS: Mapping[str, Quantizer] = find_quantizers()
 
 
-def quantize_state(state: State, names: Sequence[str], format_name: str, calibration: Documents | None = None) -> State:
+def quantize_state(
+    state: State, names: Sequence[str], format_name: str, calibration: Calibration | None = None
+) -> State:
     """Return the state with Q(w) in place of the named weights.
 
     Args:
         state: weights by name.
         names: names of the weights to quantize.
         format_name: name of a format, after the name of a library and a colon if it is not ours to compute.
-        calibration: token ids of text, for a library that wants to see some.
+        calibration: text and a model, for a quantizer that calibrates.
 
     Raises:
-        ValueError: the library is unknown; and where a weight is asked for, the format is, or the library is missing.
+        ValueError: the library is unknown, or calibrates and was given no text; and where a weight is asked for, the
+            format is unknown, or the library is missing.
+    """
+    quantizer, name = quantizer_of(format_name)
+    if quantizer.text is not None and calibration is None:
+        raise ValueError(f"calibration must be given for {quantizer.name}:, got format={format_name!r} without text")
+    return quantizer.values(state, names, name, calibration)
+
+
+def quantizer_of(format_name: str) -> tuple[Quantizer, str]:
+    """Return the quantizer of a format and the format's name without the quantizer's.
+
+    Raises:
+        ValueError: no quantizer has the name before the colon.
     """
     prefix, _, name = format_name.rpartition(":")
     try:
-        quantizer = QUANTIZERS[prefix]
+        return QUANTIZERS[prefix], name
     except KeyError:
         known = ", ".join(f"{p}:" for p in QUANTIZERS if p)
         raise ValueError(f"back end must be one of {known}, got format={format_name!r}") from None
-    return quantizer.values(state, names, name, calibration)
+
+
+def known_formats() -> Mapping[str, str]:
+    """Return every family of formats by its name in a run, and its meaning with what it needs; our own come first."""
+    found: dict[str, str] = {}
+    for quantizer in sorted(QUANTIZERS.values(), key=lambda q: q.name != ""):
+        prefix = f"{quantizer.name}:" if quantizer.name else ""
+        for names, meaning in quantizer.formats.items():
+            key = ", ".join(f"{prefix}{name}" for name in names.split(", "))
+            found[key] = meaning + _needed(quantizer)
+    return found
+
+
+def _needed(quantizer: Quantizer) -> str:
+    """Return what a quantizer needs, and whether it is there."""
+    text = f"; calibrated on {quantizer.text} text" if quantizer.text else ""
+    for package in quantizer.packages:
+        module = package.partition("==")[0]
+        there = "" if find_spec(module.replace("-", "_")) else ", missing here"
+        text += (
+            f"; needs {module}{there}: {pip_install(f'unforgotten[{quantizer.extra}]' if quantizer.extra else package)}"
+        )
+    return text
+
+
+def text_of(format_name: str) -> Text | None:
+    """Return the text that a format is calibrated on; None for "none" and for one that looks at weights alone."""
+    return None if format_name == "none" else quantizer_of(format_name)[0].text
+
+
+def ours_of(format_name: str) -> str | None:
+    """Return the format of ours with the same values bit for bit; None where there is none.
+
+    Raises:
+        ValueError: the library is unknown, or has no such format.
+    """
+    quantizer, name = quantizer_of(format_name)
+    return quantizer.ours(name)

@@ -35,6 +35,11 @@ class Parameters(NamedTuple):
     read_scale: Tensor
     read_low: Tensor | None
 
+    def each(self, change: Callable[[Tensor], Tensor]) -> Parameters:
+        """Return the parameters, each changed by a function."""
+        low, read_low = (None if x is None else change(x) for x in (self.low, self.read_low))
+        return Parameters(change(self.scale), change(self.zero), low, change(self.read_scale), read_low)
+
 
 def encode_tensor(w: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
     """Return codes (indices into `fmt.levels`, int64) and values (float32), both in the shape of `w`.
@@ -47,12 +52,38 @@ def encode_tensor(w: Tensor, fmt: Format) -> tuple[Tensor, Tensor]:
         raise ValueError(f"weights must be finite to be quantized to {fmt.name}, got nan or inf")
     partial = fmt.block == "flat" and w.numel() % blocks.shape[1] != 0
     p = fit(blocks, fmt, partial=partial)
+    codes, values = round_to(blocks, p, fmt, partial=partial)
+    return from_blocks(codes, w.shape, fmt), from_blocks(values, w.shape, fmt)
+
+
+def round_to(blocks: Tensor, p: Parameters, fmt: Format, *, partial: bool = False) -> tuple[Tensor, Tensor]:
+    """Return codes (int64) and values (float32) of blocks on a grid that is fitted already, in their shape.
+
+    Args:
+        blocks: weights, float32 (n_blocks, block).
+        p: parameters of every block, (n_blocks, 1), or of every weight.
+        fmt: the format.
+        partial: whether the last block is a part of one, of a flat format.
+    """
     codes = ROUNDINGS[fmt.rounding](_ratio(blocks, p, fmt, partial=partial), p.zero, fmt)
     levels = torch.tensor(fmt.levels, dtype=torch.float32)
     values = (levels[codes] - p.zero) * p.read_scale
     values = values if fmt.unit == 1.0 else values * fmt.unit
-    values = values if p.read_low is None else values + p.read_low
-    return from_blocks(codes, w.shape, fmt), from_blocks(values, w.shape, fmt)
+    return codes, values if p.read_low is None else values + p.read_low
+
+
+def fit_weights(w: Tensor, fmt: Format) -> Parameters:
+    """Return the parameters of every weight, each in the shape of `w`, as `encode_tensor` fits them to its block.
+
+    Raises:
+        ValueError: as `encode_tensor`; or the last block of a flat format is a part of one.
+    """
+    blocks = to_blocks(w, fmt)
+    if not torch.isfinite(blocks).all():
+        raise ValueError(f"weights must be finite to be quantized to {fmt.name}, got nan or inf")
+    if fmt.block == "flat" and w.numel() % blocks.shape[1]:
+        raise ValueError(f"weights must be whole blocks of {blocks.shape[1]} here, got {w.numel()} in {fmt.name}")
+    return fit(blocks, fmt, partial=False).each(lambda x: from_blocks(x.expand_as(blocks), w.shape, fmt))
 
 
 def to_blocks(w: Tensor, fmt: Format) -> Tensor:

@@ -15,10 +15,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result object on s
 
 
 def formats(as_json: Json = False) -> None:
-    """List the quantization formats."""
-    from unforgotten.theory.formats.names import FAMILIES
+    """List the quantization formats: ours, which every command takes, then those of a run alone, which have a colon."""
+    from unforgotten.experiments.quantizers.registry import known_formats
 
-    print_mapping("format", FAMILIES, as_json)
+    print_mapping("format", known_formats(), as_json)
 
 
 def methods(as_json: Json = False) -> None:

@@ -18,7 +18,7 @@ TODAY = PUBLISHED / "tiny-arms-seed0"
 COMMON = ("profile", "seed", "config", "revision", "corpus", "device", "processor")
 NAMES = [field.name for field in fields(Row)]
 ROWS = 400
-LATER = {"rouge": None}  # fields that came after these rows were published
+LATER = {"calibration": None, "rouge": None}  # fields that came after these rows were published
 
 
 def test_published_rows_written_again_are_the_same_bytes(tmp_path: Path) -> None:
@@ -65,7 +65,8 @@ def test_every_field_has_a_rule_and_those_that_may_be_absent_are_fields() -> Non
 
 
 def subject_of(row: dict[str, Any]) -> Subject:
-    return Subject(**{field.name: row[field.name] for field in fields(Subject)})
+    given: dict[str, Any] = LATER | row
+    return Subject(**{field.name: given[field.name] for field in fields(Subject)})
 
 
 def measurement_of(row: dict[str, Any]) -> Measurement:

@@ -140,12 +140,13 @@ def replayed(pilot: Pilot, storage: Storage, *, steps: int | None = None, seed: 
             rate = min(step, own - 1) if steps is None else step * own // steps
             yield pilot.gradients[np.searchsorted(farthest, now, side="right") - 1], float(pilot.lr[rate])
 
+    found = Replayed(storage, pilot.weights, 0, 0.0, 0.0)
     for made, w in enumerate(replay(pilot.weights, paced(), pilot.adam, storage, seed=seed), 1):
-        progress = float((slope * (w - start)).sum()) / goal + 0.0  # no minus zero
-        if made == most or (steps is None and progress >= 1.0):
+        found = Replayed(storage, w, made, made / own, float((slope * (w - start)).sum()) / goal + 0.0)  # no minus zero
+        if steps is None and found.progress >= 1.0:
             break
-        now = max(progress, 0.0)
-    return Replayed(storage, w, made, made / own, progress)
+        now = max(found.progress, 0.0)
+    return found
 
 
 def forecast(pilot: Pilot, path: Replayed, format_name: str, *, seed: int = 0) -> Forecast:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from unforgotten.experiments.quantizers.gguf import pack_q4_k, pack_q6_k
 from unforgotten.theory.formats import kquants
 from unforgotten.theory.formats.kquants import KBlocks, q4_k, q6_k
 from unforgotten.verification.chance import rng_for
@@ -18,28 +19,6 @@ from unforgotten.verification.conformance.libggml import load_ggml, quantize_chu
 gguf = pytest.importorskip("gguf", reason="the library that K-quants are named after")
 
 SUPER_BLOCKS = 64
-
-
-def pack_q4_k(k: KBlocks) -> NDArray[Any]:
-    """d, dmin, 6-bit scales and minima (upper 2 bits of the last four above the first four), two codes a byte."""
-    scales, mins = k.scales.astype(np.uint8), k.mins.astype(np.uint8)
-    first, last = scales[:, :4] | (scales[:, 4:] >> 4 << 6), mins[:, :4] | (mins[:, 4:] >> 4 << 6)
-    nibbles = (scales[:, 4:] & 15) | ((mins[:, 4:] & 15) << 4)
-    codes = k.codes.reshape(-1, 4, 2, 32)
-    packed = (codes[:, :, 0] | codes[:, :, 1] << 4).reshape(-1, 128)
-    units = [k.d[:, None].view(np.uint8), k.dmin[:, None].view(np.uint8)]
-    return np.hstack([*units, first, last, nibbles, packed])
-
-
-def pack_q6_k(k: KBlocks) -> NDArray[Any]:
-    """Lower 4 bits of the codes, upper 2 bits, int8 scales, d."""
-    codes = k.codes.reshape(-1, 2, 4, 32)
-    low, high = codes & 15, codes >> 4
-    lower = np.concatenate([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], 2)
-    upper = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
-    scales = k.scales.astype(np.int8).view(np.uint8)
-    parts = [lower.reshape(-1, 128), upper.reshape(-1, 64), scales, k.d[:, None].view(np.uint8)]
-    return np.hstack(parts)
 
 
 class KType(NamedTuple):

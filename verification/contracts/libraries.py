@@ -17,7 +17,6 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.records.extras import missing
@@ -70,15 +69,9 @@ def bnb_double(kind: str, size: int = 64) -> Quantizer:
 
     No format of ours has the name of it; `double_quant` of the theory has its bits, see conformance.
     """
-    torch, functional = library("torch"), library("bitsandbytes.functional")
-
-    def values(w: Array) -> Array:
-        whole = torch.from_numpy(np.pad(w.ravel(), (0, -w.size % size)).reshape(-1, size))
-        packed, state = functional.quantize_4bit(whole, blocksize=size, quant_type=kind, compress_statistics=True)
-        return functional.dequantize_4bit(packed, state).numpy().ravel()[: w.size].reshape(w.shape)
-
+    torch, bnb = library("torch"), _bitsandbytes()
     return Quantizer(
-        values,
+        lambda w: bnb.values_nested(torch.from_numpy(w), kind, size).numpy(),
         name=f"bitsandbytes {kind}, blocks of {size}, nested",
         block="flat",
         block_size=size,

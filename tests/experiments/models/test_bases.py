@@ -52,7 +52,8 @@ def test_quantizers_touch_the_blocks_and_neither_ends_nor_routers(kind: str) -> 
     model = base.model(BaseConfig(layers=1), 0)
     touched = sum(dict(model.named_parameters())[name].numel() for name in linear_names(model))
     shape = base.shape_of(BaseConfig(layers=1))
-    ends = {id(p) for m in (model.get_input_embeddings(), model.get_output_embeddings()) for p in m.parameters()}
+    layers = [layer for layer in (model.get_input_embeddings(), model.get_output_embeddings()) if layer is not None]
+    ends = {id(p) for layer in layers for p in layer.parameters()}
     blocks = sum(
         p.numel() for n, p in model.named_parameters() if p.ndim > 1 and id(p) not in ends and "mlp.gate.w" not in n
     )
@@ -79,6 +80,16 @@ def test_experts_whose_rows_are_columns_are_refused() -> None:
     model.model.layers[0].mlp.experts.is_transposed = True
     with pytest.raises(ValueError, match=r"experts must be kept as \(experts, out, in\), got \(experts, in, out\)"):
         linear_names(model)
+
+
+@pytest.mark.parametrize("fmt", ["gptq-retain:int4-g32", "dynamic:int8-row"])
+def test_experts_in_one_tensor_are_seen_by_no_format_that_sees_layers(fmt: str) -> None:
+    model = SCRATCH["moe"].model(BaseConfig(layers=1, experts=2), 0)
+    shell = Shell(model, None, {"retain": [[1, 2, 3]]})
+    with pytest.raises(
+        ValueError, match=rf"{fmt} sees layers at work, which experts in one tensor are not: model\.layers"
+    ):
+        shell.quantized(state_of(model), fmt)
 
 
 def test_a_directory_is_a_base(micro_pair: Path, tmp_path: Path) -> None:

@@ -1,0 +1,80 @@
+"""What quantizers that calibrate share: the walk through a model, and their names, one for each text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from unforgotten.experiments.quantizers.quantizer import TEXTS, Calibration, Quantizer, State
+from unforgotten.records.extras import need
+from unforgotten.theory.formats.names import Format, deterministic_format_named
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from unforgotten.experiments.models.layer_inputs import Inputs
+
+Rule = Callable[["Tensor", "Inputs", Format], "Tensor"]
+"""Q of a weight in a format, from the weight, its inputs and the format."""
+
+
+def any_format(name: str) -> None:
+    """Take any format of ours that rounds to nearest.
+
+    Raises:
+        ValueError: the name is of none.
+    """
+    deterministic_format_named(name)
+
+
+def by_layer(
+    name: str,
+    rule: Rule,
+    formats: Mapping[str, str],
+    *,
+    takes: Callable[[str], None] = any_format,
+    packages: tuple[str, ...] = (),
+) -> tuple[Quantizer, ...]:
+    """Return a quantizer for each text: `name` for the generic one, `name-retain` and `name-forget` for the splits.
+
+    Weights are quantized in the order of computation, each by the inputs that its quantized predecessors give it.
+
+    Args:
+        name: name of the method.
+        rule: Q of one weight.
+        formats: families of formats that the rule takes, and their meanings.
+        takes: function that raises ValueError for a name of another format.
+        packages: packages that the rule imports, as pip installs them.
+    """
+
+    def values(state: State, names: Sequence[str], format_name: str, calibration: Calibration | None) -> State:
+        from unforgotten.experiments.models.layer_inputs import replace_in_order
+        from unforgotten.experiments.models.states import LazyState, fill
+
+        takes(format_name)
+        fmt = deterministic_format_named(format_name)
+        for package in packages:
+            need(package, package.partition("==")[0].replace("-", "_"))
+        if calibration is None:
+            raise ValueError(f"calibration must be given for {name}:{format_name}, got none")
+        replaced = replace_in_order(
+            fill(calibration.model, state),
+            names,
+            calibration.documents,
+            batch=calibration.batch,
+            replace=lambda _, w, inputs: rule(w.float(), inputs, fmt).to(w.dtype),
+        )
+        return LazyState(state, lambda key: replaced[key] if key in replaced else state[key])
+
+    return tuple(
+        Quantizer(
+            name if text == "generic" else f"{name}-{text}",
+            None,
+            values,
+            text=text,
+            ours=takes,  # no values of ours are those of a calibrated quantizer
+            formats=formats,
+            packages=packages,
+        )
+        for text in TEXTS
+    )
