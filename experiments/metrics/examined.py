@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -20,6 +21,9 @@ from unforgotten.experiments.models.scoring import LOGIT_BYTES, SCORED_TOGETHER,
 from unforgotten.experiments.models.token_details import token_details
 
 Texts = Literal["passages", "retained", "holdout"]
+Make = Callable[[Sequence[Sequence[int]]], list[NDArray[Any]]]
+PART_TOKENS = 2**15
+"""Tokens, at most, of documents whose answers are kept in one file."""
 
 
 @dataclass(frozen=True)
@@ -52,8 +56,9 @@ class Examined:
             documents: list[list[int]] = getattr(self.probes, texts)
             batch = self.settings.evaluation.batch
             rows = self._rows(
-                ["scores", documents, batch, LOGIT_BYTES, SCORED_TOGETHER],
-                lambda: [row.numpy() for row in token_scores(self.model, documents, batch)],
+                ["scores", batch, LOGIT_BYTES, SCORED_TOGETHER],
+                documents,
+                lambda part: [row.numpy() for row in token_scores(self.model, part, batch)],
             )
             self._scores[texts] = [torch.from_numpy(row) for row in rows]
         return self._scores[texts]
@@ -65,8 +70,9 @@ class Examined:
         if key not in self._details:
             batch = self.settings.evaluation.batch
             found = self._rows(
-                ["details", rows, batch, LOGIT_BYTES, SCORED_TOGETHER],
-                lambda: [columns.ravel() for columns in token_details(self.model, rows, batch)],
+                ["details", batch, LOGIT_BYTES, SCORED_TOGETHER],
+                rows,
+                lambda part: [columns.ravel() for columns in token_details(self.model, part, batch)],
             )
             self._details[key] = [columns.reshape(-1, 3) for columns in found]
         return self._details[key]
@@ -91,9 +97,10 @@ class Examined:
         """Return the greedy continuation of each prompt, as token ids, without an end token."""
         batch, tokenizer = self.settings.evaluation.batch, self.tokenizer
         outputs = self._rows(
-            ["greedy alone", [list(p) for p in prompts], new_tokens, batch, tokenizer.eos_token_id],
-            lambda: [
-                np.array(tokens, np.int64) for tokens in generate(self.model, prompts, tokenizer, new_tokens, batch)
+            ["greedy alone", new_tokens, batch, tokenizer.eos_token_id],
+            [list(p) for p in prompts],
+            lambda part: [
+                np.array(tokens, np.int64) for tokens in generate(self.model, part, tokenizer, new_tokens, batch)
             ],
         )
         return [tokens.tolist() for tokens in outputs]
@@ -103,8 +110,25 @@ class Examined:
         text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
         return text
 
-    def _rows(self, decides: list[Any], make: Callable[[], list[NDArray[Any]]]) -> list[NDArray[Any]]:
+    def _rows(self, decides: list[Any], documents: Sequence[Sequence[int]], make: Make) -> list[NDArray[Any]]:
+        """Return a row for each document; where they are kept, part by part, so that little is lost to a cut."""
         if self.kept is None:
-            return make()
+            return make(documents)
         kept, weights = self.kept
-        return kept.rows([weights, *decides], make)
+        return [
+            row
+            for part in parts_of(documents, PART_TOKENS)
+            for row in kept.rows([weights, *decides, part], partial(make, part))
+        ]
+
+
+def parts_of(documents: Sequence[Sequence[int]], tokens: int) -> Iterator[list[list[int]]]:
+    """Yield the documents in order, at most so many tokens together, or one alone."""
+    part: list[list[int]] = []
+    for document in documents:
+        if part and sum(map(len, part)) + len(document) > tokens:
+            yield part
+            part = []
+        part.append(list(document))
+    if part:
+        yield part

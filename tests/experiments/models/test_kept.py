@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import subprocess
@@ -12,6 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="the models need unforgotten[experiments]")
 
@@ -59,6 +62,34 @@ def test_a_leg_that_was_cut_off_ends_as_one_that_was_not(
     left = 0
     assert behaviour_leg(*pair, FORMATS, corpus, retrained=retrained, unfinished=kept) == whole
     assert asked_again == len(list(kept.iterdir())) - 12
+
+
+def test_long_texts_are_kept_part_by_part(micro_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part has as many documents as its tokens allow, or one; answers of all of them are those of the whole."""
+    pair = (micro_pair / "models/target", micro_pair / "models/unlearned")
+    whole = behaviour_leg(*pair, FORMATS, micro_pair / "corpus", decompose=False)
+    counts = []
+    for tokens in (examined.PART_TOKENS, 100, 1):
+        monkeypatch.setattr(examined, "PART_TOKENS", tokens)
+        kept = tmp_path / str(tokens)
+        leg = behaviour_leg(*pair, FORMATS, micro_pair / "corpus", decompose=False, unfinished=kept)
+        counts.append(len(list(kept.iterdir())))
+        for name in ("forget_loss", "retain_loss"):  # batches of other widths add in another order, in 24 bits
+            own, expected = (found["metrics"]["target"][name] for found in (leg, whole))
+            assert own == pytest.approx(expected, rel=2.0**-18), name
+    assert counts == sorted(counts)
+    assert len(set(counts)) == 3
+
+
+@given(lengths=st.lists(st.integers(0, 9), max_size=20), tokens=st.integers(1, 12))
+def test_parts_hold_all_documents_in_order_and_no_more_tokens_than_asked(lengths: list[int], tokens: int) -> None:
+    documents = [[i] * length for i, length in enumerate(lengths)]
+    parts = list(examined.parts_of(documents, tokens))
+    assert [document for part in parts for document in part] == documents
+    for part in parts:
+        assert len(part) == 1 or sum(map(len, part)) <= tokens
+    for before, after in itertools.pairwise(parts):
+        assert sum(map(len, before)) + len(after[0]) > tokens
 
 
 def test_rows_are_kept_by_all_that_decides_them(tmp_path: Path) -> None:
