@@ -98,9 +98,10 @@ def test_the_readme_says_what_the_rows_say() -> None:
     rows = read_json_lines(root / "reports/published/functional-gain/rows.jsonl")
     cells = [row for row in rows if row["storage"] == "bf16" and not row["format"].endswith("-dither")]
     assert {row["seed"] for row in cells} == set(range(5))
+    assert {row["method"] for row in cells} == {"GA", "GA_GDR", "GA_KLR", "NPO", "NPO_GDR", "NPO_KLR"}
     said = [hits(cells, name, "came_back") for name in ("functional gain", "gain of the weights")]
+    masters = [row for row in rows if row["storage"] == "fp32" and not row["format"].endswith("-dither")]
     text = " ".join((root / "README.md").read_text(encoding="utf-8").split())
-    assert (
-        f"in {said[0]} of {len(cells)} bf16 cells of five seeds, where the gain of the weights has it in {said[1]}"
-        in text
-    )
+    assert f"in {said[0]} of {len(cells)} bf16 cells (six methods, five seeds, trained anew)" in text
+    assert f"where the gain of the weights has it in {said[1]} (" in text
+    assert f"its sign is told in {hits(masters, 'functional gain', 'came_back')} of {len(masters)}" in text
