@@ -69,8 +69,9 @@ def prepare_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pr
 
 def _take_over(source: str, folder: Path) -> None:
     """Save a model that is given, in the dtype of its own checkpoint."""
-    model, tokenizer = loaded(_place(source))
-    dtype = _stored_dtype(_place(source))
+    place = _place(source)
+    model, tokenizer = loaded(place)
+    dtype = _stored_dtype(place)
     notes = {"dtypes": UNKNOWN | {"checkpoint": str(dtype).removeprefix("torch.")}, "products": None, "rounding": None}
     save_model(folder, model, tokenizer, dtype, {**notes, "source": source})
 

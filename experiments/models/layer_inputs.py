@@ -122,7 +122,7 @@ def decoder_layers(model: nn.Module, names: Iterable[str]) -> nn.ModuleList:
         if wanted and all(name.startswith(prefix) for name in wanted):
             return module
     outside = next((n for n in wanted if not any(n.startswith(prefix) for prefix, _ in lists)), "the weights")
-    raise ValueError(f"weights to calibrate must stand in one list of decoder layers, got {outside} outside of it")
+    raise ValueError(f"weights must stand in one list of decoder layers, got {outside} outside of it")
 
 
 def _equal_lengths(documents: Documents, batch: int) -> Iterator[Tensor]:

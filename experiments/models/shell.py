@@ -39,6 +39,12 @@ class Shell:
         """Names of the weights that quantizers touch."""
         return linear_names(self.model)
 
+    @cached_property
+    def experts(self) -> dict[str, int]:
+        """Number of experts in each tensor that holds several."""
+        weights = dict(self.model.named_parameters())
+        return {name: len(weights[name]) for name in fused_experts(self.model)}
+
     @property
     def context(self) -> int:
         """Longest input in tokens."""
@@ -60,7 +66,7 @@ class Shell:
         """
         if format_name == "none":
             return state
-        text, fused = text_of(format_name), {n: len(state[n]) for n in self.names if n in fused_experts(self.model)}
+        text, fused = text_of(format_name), self.experts
         if fused:
             split, names = by_expert(state, fused), expert_names(self.names, fused)
             found = None if text else quantize_state(split, names, format_name)

@@ -70,7 +70,9 @@ def forecasts(folder: Path, method: str, gradients: Gradients, settings: Forecas
     for storage in settings.storages:
         rows = [measured[storage, f] for f in settings.formats if (storage, f) in measured]
         for steps, ended in groupby(rows, _given_steps):
-            yield from _rows(sample, replayed(sample, storage, steps=steps), list(ended), method in settings.looked_at)
+            yield from _rows(
+                sample, replayed(sample, storage, steps=steps), list(ended), looked_at=method in settings.looked_at
+            )
 
 
 def _given_steps(row: dict[str, Any]) -> int | None:
@@ -79,7 +81,7 @@ def _given_steps(row: dict[str, Any]) -> int | None:
 
 
 def _rows(
-    sample: Pilot, path: Replayed, measured: Sequence[dict[str, Any]], looked_at: bool
+    sample: Pilot, path: Replayed, measured: Sequence[dict[str, Any]], *, looked_at: bool
 ) -> Iterator[dict[str, Any]]:
     for row in measured:
         told = forecast(sample, path, row["format"])

@@ -47,21 +47,6 @@ def random_direction(width: int, seed: int) -> Tensor:
     return u / u.norm()
 
 
-def decoder_layers(model: PreTrainedModel) -> nn.ModuleList:
-    """Return the list of decoder layers.
-
-    Raises:
-        ValueError: no list has as many modules as the configuration says there are layers.
-    """
-    from torch import nn
-
-    count = model.config.num_hidden_layers
-    for module in model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise ValueError(f"model must have a list of its {count} decoder layers, got none in {type(model).__name__}")
-
-
 def hidden_states(model: PreTrainedModel, batch: Batch, layer: nn.Module) -> Tensor:
     """Return the output of a decoder layer, (batch, length, width)."""
     from unforgotten.experiments.models.scoring import next_logits
@@ -125,8 +110,10 @@ class RMU:
         from unforgotten.experiments.methods.method import not_plain
         from unforgotten.experiments.methods.settings import settings_of
         from unforgotten.experiments.models.batches import pad
+        from unforgotten.experiments.models.layer_inputs import decoder_layers
+        from unforgotten.experiments.models.shell import linear_names
 
-        layers = decoder_layers(model)
+        layers = decoder_layers(model, linear_names(model))
         at = len(layers) // 4 if settings.layer is None else settings.layer
         if at >= len(layers):
             raise ValueError(f"layer must be below the {len(layers)} layers of the model, got layer={at}")

@@ -31,14 +31,9 @@ class Gemma3:
     def make(self, config: BaseConfig, texts: Sequence[str], seed: int) -> tuple[PreTrainedModel, Any]:
         """Load model and tokenizer.
 
-        The GGUF leaves quantization settings in the config, with which the model cannot be saved; a fresh config takes its
-        weights.
-
         Raises:
             ValueError: a package is not installed.
         """
-        from transformers import Gemma3ForCausalLM, Gemma3TextConfig
-
         from unforgotten.experiments.models.bases.packaged import file_of, load_gguf
 
         parts = [file_of(part, f"{REQUIREMENT}-part{i}", "data/*.gguf.part*") for i, part in enumerate(PARTS, 1)]
@@ -47,13 +42,7 @@ class Gemma3:
             with gguf.open("wb") as whole:
                 for part in parts:
                     whole.write(part.read_bytes())
-            loaded, tokenizer = load_gguf(gguf), sentencepiece_tokenizer(gguf)
-        settings = loaded.config.to_dict()
-        for name in ("quantization_config", "_name_or_path", "architectures", "dtype"):
-            settings.pop(name, None)
-        fresh = Gemma3ForCausalLM(Gemma3TextConfig(**settings))
-        fresh.load_state_dict(loaded.state_dict())
-        return fresh, tokenizer
+            return load_gguf(gguf), sentencepiece_tokenizer(gguf)
 
 
 def sentencepiece_tokenizer(gguf: Path) -> PreTrainedTokenizerFast:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unforgotten.experiments.models.bases.scratch import SPECIAL, Scratch, Shape
+from unforgotten.experiments.models.bases.scratch import Scratch, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -19,17 +19,7 @@ def gpt_neox(shape: Shape, config: BaseConfig) -> PreTrainedModel:
     """Return a GPT-NeoX whose output head is not tied, as Pythia's is not."""
     from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 
-    return GPTNeoXForCausalLM(
-        GPTNeoXConfig(
-            vocab_size=shape.vocabulary,
-            hidden_size=shape.width,
-            intermediate_size=shape.feed_forward,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            max_position_embeddings=shape.positions,
-            **SPECIAL,
-        )
-    )
+    return GPTNeoXForCausalLM(GPTNeoXConfig(**shape.named))
 
 
 BASES = (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unforgotten.experiments.models.bases.scratch import SPECIAL, Scratch, Shape
+from unforgotten.experiments.models.bases.scratch import Scratch, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -16,19 +16,7 @@ def llama(shape: Shape, config: BaseConfig) -> PreTrainedModel:
     """Return a Llama without grouped heads."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=shape.vocabulary,
-            hidden_size=shape.width,
-            intermediate_size=shape.feed_forward,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
-            num_key_value_heads=shape.heads,
-            max_position_embeddings=shape.positions,
-            tie_word_embeddings=True,
-            **SPECIAL,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(num_key_value_heads=shape.heads, tie_word_embeddings=True, **shape.named))
 
 
 TINY = Scratch("tiny-llama", "a Llama of 2 million weights, trained here", Shape(2048, 192, 512, 4, 4, 512), llama)

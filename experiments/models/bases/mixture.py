@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unforgotten.experiments.models.bases.scratch import SPECIAL, Scratch, Shape
+from unforgotten.experiments.models.bases.scratch import Scratch, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -27,18 +27,12 @@ def mixture(shape: Shape, config: BaseConfig) -> PreTrainedModel:
         )
     return MixtralForCausalLM(
         MixtralConfig(
-            vocab_size=shape.vocabulary,
-            hidden_size=shape.width,
-            intermediate_size=shape.feed_forward,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
             num_key_value_heads=shape.heads,
             num_local_experts=config.experts,
             num_experts_per_tok=config.experts_per_token,
-            max_position_embeddings=shape.positions,
             sliding_window=None,
             tie_word_embeddings=True,
-            **SPECIAL,
+            **shape.named,
         )
     )
 

@@ -40,9 +40,18 @@ def file_of(package: str, requirement: str, pattern: str) -> Path:
 
 
 def load_gguf(path: Path) -> PreTrainedModel:
-    """Return the model of a GGUF file, dequantized to float32."""
+    """Return the model of a GGUF file, dequantized to float32, which can be saved.
+
+    transformers leaves the file's quantization settings in the config, with which a model cannot be: a fresh one takes the weights.
+    """
     import torch
     from transformers import AutoModelForCausalLM
 
     with contextlib.redirect_stderr(io.StringIO()):  # its progress bar ignores every setting
-        return AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+        loaded = AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32)
+    settings = loaded.config.to_dict()
+    for name in ("quantization_config", "_name_or_path", "architectures", "dtype"):
+        settings.pop(name, None)
+    fresh: PreTrainedModel = type(loaded)(type(loaded.config)(**settings))
+    fresh.load_state_dict(loaded.state_dict())
+    return fresh

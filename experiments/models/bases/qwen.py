@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from unforgotten.experiments.models.bases.scratch import SPECIAL, Scratch, Shape
+from unforgotten.experiments.models.bases.scratch import Scratch, Shape
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -18,16 +18,10 @@ def qwen(shape: Shape, config: BaseConfig) -> PreTrainedModel:
 
     return Qwen3ForCausalLM(
         Qwen3Config(
-            vocab_size=shape.vocabulary,
-            hidden_size=shape.width,
-            intermediate_size=shape.feed_forward,
-            num_hidden_layers=shape.layers,
-            num_attention_heads=shape.heads,
             num_key_value_heads=shape.heads // 2 if shape.heads % 2 == 0 else shape.heads,
             head_dim=shape.width // shape.heads,
-            max_position_embeddings=shape.positions,
             tie_word_embeddings=True,
-            **SPECIAL,
+            **shape.named,
         )
     )
 

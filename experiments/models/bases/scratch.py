@@ -14,9 +14,6 @@ if TYPE_CHECKING:
 
     from unforgotten.experiments.config import BaseConfig
 
-SPECIAL: dict[str, Any] = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-"""Tokens of `train_tokenizer`."""
-
 
 @dataclass(frozen=True)
 class Shape:
@@ -28,6 +25,21 @@ class Shape:
     layers: int
     heads: int
     positions: int
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """The sizes as configurations of transformers name them, with the special tokens of `train_tokenizer`."""
+        return {
+            "vocab_size": self.vocabulary,
+            "hidden_size": self.width,
+            "intermediate_size": self.feed_forward,
+            "num_hidden_layers": self.layers,
+            "num_attention_heads": self.heads,
+            "max_position_embeddings": self.positions,
+            "pad_token_id": 0,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+        }
 
 
 @dataclass(frozen=True)

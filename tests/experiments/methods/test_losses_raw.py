@@ -20,6 +20,7 @@ from unforgotten.experiments.models.scoring import next_logits
 
 VOCABULARY, LENGTH, ROWS = 7, 5, 3
 REAL = torch.tensor([[1] * 5, [1] * 4 + [0], [1] * 2 + [0] * 3]).bool()
+EXP_QUOTIENT = 4 * 2.0**-24  # an exponential (two roundings), a division and a product
 SLACK = 64 * VOCABULARY * LENGTH * ROWS * 2.0**-24  # roundings of exp, a product and a sum over the batch, with room
 
 
@@ -51,7 +52,7 @@ def test_the_divergence_has_no_minimum_at_the_reference() -> None:
         z.requires_grad_()
         (gradient,) = torch.autograd.grad(raw_divergence(z, REAL, reference), z)
         expected = torch.where(REAL[..., None], -reference.exp() / ROWS, torch.zeros(()))
-        assert torch.allclose(gradient, expected, rtol=4 * 2.0**-24, atol=0)  # an exp, a division and a product
+        assert torch.allclose(gradient, expected, rtol=EXP_QUOTIENT, atol=0)
 
 
 def test_the_preference_pushes_every_logit_down_alike_at_the_reference() -> None:

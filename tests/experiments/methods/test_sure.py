@@ -20,8 +20,12 @@ from unforgotten.experiments.methods.masked.sure import SureStep
 from unforgotten.experiments.methods.registry import METHODS
 from unforgotten.experiments.methods.steps import Losses
 from unforgotten.experiments.models.scoring import mean_loss
-from unforgotten.verification.domains.micro_target import micro_target, micro_task
+from unforgotten.verification.domains.micro_target import VOCABULARY, micro_target, micro_task
 
+U32 = 2.0**-24  # half an ulp of float32 at 1
+SUMS = 128 + VOCABULARY + 4 * 64  # terms: tokens of the documents, logits, and widths that a gradient passes on its way
+GRADIENT_SLACK = 2 * SUMS * U32  # of the norms of two gradients whose sums are taken in other orders, relative
+DIVERGENCE_SLACK = 64 * 7 * U32  # roundings of exponentials, logarithms and sums over seven logits, with room
 PARTS: tuple[Part, ...] = ("module", "row", "neuron", "layer")
 NAMES = tuple(name for name in METHODS if name.endswith("_SURE"))
 Weights = Mapping[str, Any]
@@ -148,10 +152,10 @@ def test_the_module_mask_is_that_of_the_whole_forget_set_at_the_target() -> None
     by_loss(GA, None).descend(target, task, SureConfig(), Recorder("module", 75.0))
     assert len(made) == 1
     for name, size in sizes.items():
-        assert float(made[0][name].norm()) == pytest.approx(size, rel=1e-4)
+        assert float(made[0][name].norm()) == pytest.approx(size, rel=GRADIENT_SLACK)
     kept = salient(made[0], "module", 75.0)
     least = np.percentile(list(sizes.values()), 75.0)
-    assert {n for n, m in kept.items() if m} == {n for n, s in sizes.items() if s >= least * (1 - 1e-4)}
+    assert {n for n, m in kept.items() if m} == {n for n, s in sizes.items() if s >= least * (1 - GRADIENT_SLACK)}
 
 
 NAMED = {
@@ -252,7 +256,7 @@ def test_the_released_retain_loss_is_summed_over_a_document() -> None:
     for row, column in zip(*np.nonzero(real.numpy()), strict=True):
         p, q = (x[row, column].double().softmax(-1).numpy() for x in (reference, z))
         total += float(np.sum(p * np.log(p / q)))
-    assert float(summed_divergence(z, real, reference)) == pytest.approx(total / 2, rel=64 * 7 * 2.0**-24)
+    assert float(summed_divergence(z, real, reference)) == pytest.approx(total / 2, rel=DIVERGENCE_SLACK)
 
 
 def test_parts_of_a_module_with_other_rows_are_refused() -> None:
