@@ -19,6 +19,7 @@ from unforgotten.experiments.metrics.privacy import membership_losses, membershi
 from unforgotten.experiments.metrics.probes import Probes
 from unforgotten.experiments.metrics.registry import METRICS
 from unforgotten.experiments.models.kept import Kept
+from unforgotten.experiments.models.runtime import RuntimeState
 from unforgotten.experiments.models.shell import Shell
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.records.store import Measurement
@@ -53,6 +54,8 @@ class Meter:
         if self.known is None or only is not None:
             return self._measure(state, only)
         key = fingerprint(state)
+        if key is None:
+            return self._measure(state, None)
         if key not in self.known:
             self.known[key] = self._measure(state, None)
         return self.known[key]
@@ -79,14 +82,17 @@ class Meter:
 
     def _examined(self, state: State) -> Examined:
         model, tokenizer = self.shell.with_state(state), self.shell.tokenizer
-        kept = None if self.kept is None else (self.kept, fingerprint(state).hex())
+        key = None if self.kept is None else fingerprint(state)
+        kept = None if self.kept is None or key is None else (self.kept, key.hex())
         return Examined(
             model, tokenizer, self.probes, self.settings, self.retrained_scores, kept, self.retrained_losses
         )
 
 
-def fingerprint(state: State) -> bytes:
-    """Return a digest of all weights and their names."""
+def fingerprint(state: State) -> bytes | None:
+    """Return a digest of all weights and their names; None of a state whose layers compute more than its weights say."""
+    if isinstance(state, RuntimeState):
+        return None
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())

@@ -13,8 +13,13 @@ if TYPE_CHECKING:
 
 
 def own_values(w: Tensor, name: str) -> Tensor:
-    """Return Q(w) by our torch path; the dither of a dithered format is that of a tensor without a name."""
-    return _encoded(w, name)[1]
+    """Return Q(w) by our torch path; the dither of a dithered format is that of a tensor without a name.
+
+    A tensor of three axes is a stack of matrices, experts say, and each is quantized for itself.
+    """
+    import torch
+
+    return torch.stack([own_values(matrix, name) for matrix in w]) if w.ndim == 3 else _encoded(w, name)[1]
 
 
 def own_codes(w: Tensor, name: str) -> Tensor:

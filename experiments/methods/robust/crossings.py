@@ -37,7 +37,7 @@ def crossings(w: Tensor, rising: Tensor, fmt: Format, dtype: torch.dtype) -> Cro
     number of the dtype lies beyond the neighbour too; or if the neighbour has the same value, as the two zeros of fp4 have.
 
     Args:
-        w: weights, (rows, columns), that the dtype holds.
+        w: weights, (rows, columns) or a stack of such matrices, that the dtype holds.
         rising: True where the weight is to rise, boolean in the shape of w.
         fmt: format that rounds to nearest.
         dtype: dtype of the stored weights.
@@ -48,6 +48,9 @@ def crossings(w: Tensor, rising: Tensor, fmt: Format, dtype: torch.dtype) -> Cro
     if fmt.statistic not in LIMITS:
         known = ", ".join(LIMITS)
         raise ValueError(f"format must have a scale of one of {known}, got {fmt.name} with {fmt.statistic!r}")
+    if w.ndim == 3:
+        parts = [crossings(matrix, up, fmt, dtype) for matrix, up in zip(w, rising, strict=True)]
+        return Crossings(*(torch.stack(part) for part in zip(*parts, strict=True)))
     numbers = w.detach().float().numpy()
     blocks, up = to_blocks(numbers, fmt), to_blocks(rising.float().numpy(), fmt) > 0
     count = numbers.size if fmt.block == "flat" else None

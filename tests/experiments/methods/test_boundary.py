@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="methods need unforgotten[experiments]")
 
-from unforgotten.experiments.config import Storage
+from unforgotten.experiments.config import BaseConfig, Storage
 from unforgotten.experiments.methods.registry import METHODS
 from unforgotten.experiments.methods.robust.crossings import crossings
+from unforgotten.experiments.models.bases.mixture import BASES
 from unforgotten.experiments.models.scoring import mean_loss
-from unforgotten.experiments.models.shell import linear_names
+from unforgotten.experiments.models.shell import linear_names, state_of
 from unforgotten.experiments.quantizers.own import own_codes, own_values
 from unforgotten.theory.formats.names import format_named
 from unforgotten.verification.domains.micro_target import micro_target, micro_task
@@ -113,3 +114,27 @@ def test_a_format_whose_scales_are_searched_is_refused() -> None:
         crossings(torch.zeros(2, 256), torch.ones(2, 256).bool(), format_named("q4_k"), torch.float32)
     with pytest.raises(ValueError, match="format"):
         METHODS["GA_GDR_push"].settings(format="int3-x")
+
+
+@pytest.mark.parametrize("name", [*KNOWN, "int8-tensor"])
+def test_experts_in_one_tensor_are_crossed_and_quantized_one_by_one(name: str) -> None:
+    """Of 5 x 63 weights each, so that a flat block and a tensor's scale would reach over from one to the next."""
+    w = torch.randn(3, 5, 63, generator=torch.Generator().manual_seed(1)) * torch.tensor([1.0, 4.0, 0.1])[:, None, None]
+    rising, fmt = w > 0, format_named(name)
+    found, values = crossings(w, rising, fmt, torch.float32), own_values(w, name)
+    for expert, up, moved, changed, value in zip(w, rising, found.weights, found.changes, values, strict=True):
+        alone = crossings(expert, up, fmt, torch.float32)
+        assert torch.equal(moved, alone.weights)
+        assert torch.equal(changed, alone.changes)
+        assert torch.equal(value, own_values(expert, name))
+
+
+@pytest.mark.parametrize("method", ["NPO_GDR_push", "NPO_GDR_STE"])
+def test_a_mixture_of_experts_is_unlearned(method: str) -> None:
+    base, task = BASES[0].model(BaseConfig(layers=1, experts=2), 0), micro_task(max_steps=2)
+    before = state_of(base)
+    METHODS[method].unlearn(base, task, METHODS[method].settings())
+    after = state_of(base)
+    experts = [n for n in before if "experts" in n]
+    assert experts
+    assert not any(torch.equal(before[n], after[n]) for n in experts)
