@@ -24,10 +24,10 @@ from pydantic import (
     model_validator,
 )
 
-from unforgotten.experiments.methods.own import label_of
 from unforgotten.experiments.methods.registry import METHODS, method_named
-from unforgotten.experiments.metrics.registry import METRICS
-from unforgotten.experiments.models.bases.registry import BASES
+from unforgotten.experiments.metrics.registry import METRICS, metric_named
+from unforgotten.experiments.models.bases.registry import base_named
+from unforgotten.experiments.own import is_own, label_of
 from unforgotten.experiments.quantizers.registry import ours_of
 from unforgotten.experiments.section import Section
 
@@ -92,7 +92,7 @@ class BaseConfig(Section):
     """The base model.
 
     Attributes:
-        kind: name of one of `unforgotten models`.
+        kind: name of one of `unforgotten models`, or a reference to one's own.
         vocabulary, width, feed_forward, layers, heads, positions: sizes of a model of random weights; None for those of the
             kind.
         experts, experts_per_token: number of experts of "moe", and of those that a token goes to.
@@ -116,8 +116,7 @@ class BaseConfig(Section):
     @field_validator("kind")
     @classmethod
     def _known(cls, kind: str) -> str:
-        if kind not in BASES:
-            raise ValueError(f"base.kind must be one of {', '.join(BASES)}, got {kind!r}")
+        base_named(kind)
         return kind
 
 
@@ -208,7 +207,8 @@ class EvaluationConfig(Section):
             run's on MUSE by default; a byte-level vocabulary never sees a space there, and "Answer:" is the same prompt to it.
         min_k: share of least likely tokens in Min-K %.
         questions: largest number asked of each question set; None for all.
-        metrics: metrics that are measured on demand, beside those that always are; `unforgotten metrics` lists both.
+        metrics: metrics that are measured on demand, beside those that always are; `unforgotten metrics` lists both. A reference
+            stands for one's own.
     """
 
     batch: int = Field(default=64, ge=1)
@@ -222,9 +222,10 @@ class EvaluationConfig(Section):
     @field_validator("metrics")
     @classmethod
     def _known(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if name not in METRICS:
-                raise ValueError(f"metrics must be of {', '.join(METRICS)}, got metric={name!r}")
+        for i, name in enumerate(names):
+            label = metric_named(name).name
+            if (is_own(name) and label in METRICS) or label in map(label_of, names[:i]):
+                raise ValueError(f"a metric must have a name that no other has, got metric={name!r}")
         return names
 
 
@@ -321,6 +322,11 @@ class RunConfig(Section):
         """The methods to run: those of `only_methods`, or all, in the order of `unlearning.methods`."""
         chosen = self.only_methods
         return tuple(m for m in self.unlearning.methods if chosen is None or m in chosen)
+
+    @property
+    def own(self) -> tuple[str, ...]:
+        """References to what is somebody's own: methods, metrics, the base model."""
+        return tuple(filter(is_own, (*self.methods, *self.evaluation.metrics, self.base.kind)))
 
     @property
     def hash(self) -> str:

@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from pydantic_core import ErrorDetails
 
 from unforgotten.experiments.config import RunConfig
-from unforgotten.experiments.methods.own import is_own
+from unforgotten.experiments.own import is_own
 
 PROFILES = files("unforgotten.experiments").joinpath("profiles")
 NOTHING: Mapping[str, Any] = MappingProxyType({})
@@ -26,6 +26,8 @@ def load_config(
     overrides: Iterable[str] = (),
     settings: Mapping[str, Any] = NOTHING,
     methods: Sequence[str] = (),
+    metrics: Sequence[str] = (),
+    model: str | None = None,
 ) -> RunConfig:
     """Return the configuration of a profile, with some of its settings replaced.
 
@@ -36,6 +38,8 @@ def load_config(
         settings: settings in place of the profile's, by dotted name.
         methods: methods to run in place of the profile's, by name or by a reference to one's own; those that the profile
             has keep their settings.
+        metrics: metrics to measure on demand beside the profile's, by name or by a reference to one's own.
+        model: base model in place of the profile's, by name or by a reference to one's own.
 
     Raises:
         ValueError: the profile or file is missing, or a value breaks a rule; one line that names it.
@@ -44,6 +48,9 @@ def load_config(
     for name, value in settings.items():
         _put(tree, name, value)
     _choose(tree, methods)
+    _ask(tree, metrics)
+    if model is not None:
+        _put(tree, "base.kind", model)
     for override in overrides:
         set_dotted(tree, override)
     if seed is not None:
@@ -64,13 +71,28 @@ def _choose(tree: dict[str, Any], methods: Sequence[str]) -> None:
     tree["only_methods"] = list(methods)
 
 
+def _ask(tree: dict[str, Any], metrics: Sequence[str]) -> None:
+    """Add metrics on demand to those of a tree."""
+    section = tree.setdefault("evaluation", {}) if metrics else None
+    if isinstance(section, dict):
+        asked = section.get("metrics") or ()
+        section["metrics"] = list(dict.fromkeys([*asked, *metrics])) if isinstance(asked, list | tuple) else asked
+
+
 def without_own(tree: Any) -> Any:
-    """Return the tree of a configuration without methods of somebody's own, whose code who reads it may not want to run."""
-    section = tree.get("unlearning") if isinstance(tree, dict) else None
-    if not isinstance(section, dict) or not isinstance(section.get("methods"), dict):
+    """Return the tree of a configuration without what is somebody's own, whose code who reads it may not want to run."""
+    if not isinstance(tree, dict):
         return tree
-    methods = {name: given for name, given in section["methods"].items() if not is_own(name)}
-    return {**tree, "unlearning": {**section, "methods": methods}, "only_methods": None}
+    section, asked, base = (tree.get(name) for name in ("unlearning", "evaluation", "base"))
+    if isinstance(section, dict) and isinstance(section.get("methods"), dict):
+        methods = {name: given for name, given in section["methods"].items() if not is_own(name)}
+        tree = {**tree, "unlearning": {**section, "methods": methods}, "only_methods": None}
+    if isinstance(asked, dict) and isinstance(asked.get("metrics"), list):
+        names = [name for name in asked["metrics"] if not (isinstance(name, str) and is_own(name))]
+        tree = {**tree, "evaluation": {**asked, "metrics": names}}
+    if isinstance(base, dict) and isinstance(base.get("kind"), str) and is_own(base["kind"]):
+        tree = {**tree, "base": {name: value for name, value in base.items() if name != "kind"}}
+    return tree
 
 
 def complaint(source: str, error: ValidationError) -> str:

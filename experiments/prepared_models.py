@@ -20,7 +20,7 @@ from unforgotten.experiments.config import RunConfig, TrainingConfig
 from unforgotten.experiments.data.corpus import Corpus
 from unforgotten.experiments.metrics.probes import encode_training
 from unforgotten.experiments.models.bases.given import fetched, loaded
-from unforgotten.experiments.models.bases.registry import BASES
+from unforgotten.experiments.models.bases.registry import base_named
 from unforgotten.experiments.models.batches import encode_documents
 from unforgotten.experiments.models.saved import load_model, load_tokenizer, save_model
 from unforgotten.experiments.models.training import train
@@ -97,8 +97,8 @@ def _stored_dtype(folder: Path) -> torch.dtype:
 
 
 def _base(config: RunConfig, corpus: Corpus, step: Any) -> tuple[PreTrainedModel, Any]:
-    base = BASES[config.base.kind]
-    if base.trained:
+    base = base_named(config.base.kind)
+    if _comes_trained(config):
         return base.make(config.base, corpus.general, config.seed)
     if config.pretraining is None:
         raise ValueError(f"pretraining must be given for base.kind {base.name}, got none")
@@ -107,6 +107,11 @@ def _base(config: RunConfig, corpus: Corpus, step: Any) -> tuple[PreTrainedModel
     products = resolve(config.bf16_products)
     train(model, documents, config.pretraining, seed=config.seed, progress=step, products=products)
     return model, tokenizer
+
+
+def _comes_trained(config: RunConfig) -> bool:
+    trained = base_named(config.base.kind).trained
+    return config.pretraining is None if trained is None else trained
 
 
 def _fine_tune(config: RunConfig, corpus: Corpus, models: Path, name: str, step: Any) -> None:
@@ -122,7 +127,7 @@ def _fine_tune(config: RunConfig, corpus: Corpus, models: Path, name: str, step:
 def _base_notes(config: RunConfig) -> dict[str, Any]:
     """Return how the base was trained; of one that came trained this is not known."""
     dtypes = TRAINED | {"checkpoint": "float32"}
-    if BASES[config.base.kind].trained or config.pretraining is None:
+    if _comes_trained(config) or config.pretraining is None:
         return {"dtypes": dtypes, "products": None, "rounding": None}
     return _trained_notes(config, config.pretraining) | {"dtypes": dtypes}
 

@@ -27,7 +27,6 @@ from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.data.corpus import Corpus, prepare_corpus
 from unforgotten.experiments.evaluation import decompose, weights_rows
 from unforgotten.experiments.methods.method import Task
-from unforgotten.experiments.methods.own import digests
 from unforgotten.experiments.methods.reference import References
 from unforgotten.experiments.methods.registry import method_named
 from unforgotten.experiments.metrics.effects import Items
@@ -36,6 +35,7 @@ from unforgotten.experiments.metrics.probes import check_asked, make_probes
 from unforgotten.experiments.models.batches import encode_documents
 from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer, save_model
 from unforgotten.experiments.models.shell import Shell, state_of
+from unforgotten.experiments.own import digests
 from unforgotten.experiments.prepared_models import prepare_models, prepared_models, stage_of
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.experiments.quantizers.registry import ours_of, text_of
@@ -44,8 +44,8 @@ from unforgotten.records.rows import Subject
 from unforgotten.records.store import Measurement, RowStore
 from unforgotten.theory.laws.update import GRID_MODES
 
-OWN_METHODS = "own_methods.json"
-"""SHA-256 of the file of each method of one's own, by its reference."""
+OWN = "own.json"
+"""SHA-256 of the file of each method, metric and model of one's own, by its reference."""
 
 
 def stages(config: RunConfig) -> list[str]:
@@ -71,7 +71,7 @@ def _measurements_of(config: RunConfig, arm: Arm) -> list[str]:
 
 
 def revision(own: Mapping[str, str] | None = None) -> str:
-    """Return the version and a hash of the sources that compute rows; `own` has those of methods of one's own."""
+    """Return the version and a hash of the sources that compute rows; `own` has those of what is one's own."""
     digest = hashlib.sha256()
     for package in ("theory", "records", "audit", "experiments"):
         root = Path(str(files(f"unforgotten.{package}")))
@@ -100,7 +100,7 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
         "profile": config.profile,
         "seed": config.seed,
         "config": config.hash,
-        "revision": revision(digests(config.methods)),
+        "revision": revision(digests(config.own)),
         "corpus": origin,
         "device": "cpu",
         "processor": processor(),
@@ -128,16 +128,16 @@ def _claim_folder(config: RunConfig, folder: Path, resume: bool) -> None:
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder}: must be empty or hold a run, got other files")
     folder.mkdir(parents=True, exist_ok=True)
-    _claim_own(digests(config.methods), folder / OWN_METHODS)
+    _claim_own(digests(config.own), folder / OWN)
     write_text(path, config.model_dump_json(indent=1))
 
 
 def _claim_own(own: dict[str, str], path: Path) -> None:
-    """Note the files of methods of one's own; refuse to go on with others."""
+    """Note the files of what is one's own; refuse to go on with others."""
     before = json.loads(path.read_text()) if path.exists() else own
     for reference, content in own.items():
         if content != before.get(reference):
-            raise ValueError(f"{path}: --resume needs the methods of the run, got another file of {reference}")
+            raise ValueError(f"{path}: --resume needs the code of the run, got another file of {reference}")
     if own:
         write_json(path, own)
 

@@ -17,3 +17,6 @@ METRICS: Mapping[str, str] = {
     "base_shift_effect": "effect lost because Q(w) replaces w (T14)",
     "rho_M1": "recovered fraction of M1 (T16); likewise rho_M2 and rho_forget_loss",
 }
+
+ALWAYS = ("M1", "M2", "M3", "M4", "forget_loss", "retain_loss", "auc", "auc_gap")
+"""What every model of a run is measured by, whatever its configuration asks for."""

@@ -11,7 +11,7 @@ import torch
 from unforgotten.experiments.arms.arithmetic import Arithmetic
 from unforgotten.experiments.arms.products import resolve
 from unforgotten.experiments.config import RunConfig, Storage
-from unforgotten.experiments.methods.own import label_of
+from unforgotten.experiments.own import label_of
 
 Rounding = Literal["nearest", "stochastic"]
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 from unforgotten.experiments.declared import by_name, declared
 from unforgotten.experiments.methods.method import Method
-from unforgotten.experiments.methods.own import FORM, is_own, load_own
+from unforgotten.experiments.methods.own import load_own
+from unforgotten.experiments.own import FORM, is_own
 
 
 def find_methods() -> Mapping[str, Method]:

@@ -17,10 +17,11 @@ from unforgotten.experiments.config import Measuring
 from unforgotten.experiments.metrics.examined import Examined
 from unforgotten.experiments.metrics.privacy import membership_losses, membership_scores
 from unforgotten.experiments.metrics.probes import Probes
-from unforgotten.experiments.metrics.registry import METRICS
+from unforgotten.experiments.metrics.registry import measured_with
 from unforgotten.experiments.models.kept import Kept
 from unforgotten.experiments.models.runtime import RuntimeState
 from unforgotten.experiments.models.shell import Shell
+from unforgotten.experiments.own import label_of
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.records.store import Measurement
 
@@ -63,10 +64,10 @@ class Meter:
     def _measure(self, state: State, only: Collection[str] | None) -> Measured:
         model = self._examined(state)
         there = self.probes.there | (frozenset() if self.retrained_scores is None else {"retrained"})
-        asked = self.settings.evaluation.metrics
+        asked = {label_of(name) for name in self.settings.evaluation.metrics}
         return {
             name: metric.measure(model, self.probes, self.settings)
-            for name, metric in METRICS.items()
+            for name, metric in measured_with(self.settings.evaluation.metrics).items()
             if metric.needs <= there and (name in only if only is not None else not metric.on_demand or name in asked)
         }
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from unforgotten.experiments.config import EvaluationConfig, Measuring
 from unforgotten.experiments.data.corpus import Corpus, Question
 from unforgotten.experiments.metrics.metric import Need
-from unforgotten.experiments.metrics.registry import METRICS
+from unforgotten.experiments.metrics.registry import metric_named
 from unforgotten.experiments.metrics.rouge import RougeTokenizer, tokenizer_for
 from unforgotten.experiments.models.batches import encode_chunks, encode_documents, encode_measured
 from unforgotten.experiments.models.special_tokens import start_tokens, started
@@ -108,7 +108,7 @@ def check_asked(corpus: Corpus, config: Measuring) -> None:
     )
     for need, questions in splits:
         for name in config.evaluation.metrics:
-            if need in METRICS[name].needs and not any(q.wrong for q in questions[:asked]):
+            if need in metric_named(name).needs and not any(q.wrong for q in questions[:asked]):
                 rule = "perturbed_answer, wrong answers, for the questions of its split"
                 raise ValueError(f"evaluation.metrics: {name} needs data with {rule}, got none")
 

@@ -5,10 +5,12 @@ M1 verbatim memory, M2 and M4 knowledge of the forget and retain split, M3 priva
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 from unforgotten.experiments.declared import by_name, declared
 from unforgotten.experiments.metrics.metric import Metric
+from unforgotten.experiments.metrics.own import load_own
+from unforgotten.experiments.own import FORM, is_own
 
 FIRST = ("M1", "M2", "M4", "forget_loss", "retain_loss", "auc", "M3", "auc_gap")
 """The order in which rows have always had them; any other comes after."""
@@ -21,3 +23,22 @@ def find_metrics() -> Mapping[str, Metric]:
 
 
 METRICS: Mapping[str, Metric] = find_metrics()
+
+
+def metric_named(name: str) -> Metric:
+    """Return the metric of a name, or of a reference to one's own.
+
+    Raises:
+        ValueError: there is none, see `load_own` for a reference.
+    """
+    if is_own(name):
+        return load_own(name)
+    if name not in METRICS:
+        raise ValueError(f"metrics must be of {', '.join(METRICS)}, or {FORM}, got metric={name!r}")
+    return METRICS[name]
+
+
+def measured_with(names: Iterable[str]) -> Mapping[str, Metric]:
+    """Return the metrics of a run that asks for some of these on demand, in the order of its rows."""
+    own = (load_own(name) for name in names if is_own(name))
+    return {**METRICS, **{metric.name: metric for metric in own}}

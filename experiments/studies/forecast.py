@@ -20,7 +20,7 @@ from typing import Any
 from pydantic import Field
 
 from unforgotten.audit.progress.stages import Progress, Step
-from unforgotten.experiments.methods.own import label_of
+from unforgotten.experiments.own import label_of
 from unforgotten.experiments.pilot import config_of, pilot
 from unforgotten.experiments.run import revision
 from unforgotten.experiments.section import Section

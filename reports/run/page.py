@@ -50,6 +50,7 @@ class RunView:
     gate: Table
     forgetting: Table
     forgetting_sentences: list[str]
+    further: Table | None
     conjectures: tuple[Conjecture, ...]
     settings: Table
     origin: Table
@@ -94,6 +95,7 @@ def run_view(run: Run, svgs: Mapping[str, bytes], anchor: str) -> RunView:
         gate=tables.gate_table(run),
         forgetting=tables.forgetting_table(run),
         forgetting_sentences=forgetting_sentences(run),
+        further=tables.further_table(run),
         conjectures=conjectures(run),
         settings=tables.settings_table(run),
         origin=tables.origin_table(run),

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from unforgotten.records.metrics import ALWAYS
 from unforgotten.records.rows import Row, Run, select
 from unforgotten.reports.labels import estimate, family, number, plain, precision_label, storage_label, storage_short
 from unforgotten.reports.run.conjectures import conjectures
@@ -60,6 +61,15 @@ def metrics_table(run: Run) -> Table:
         "retain_loss": "Retain loss",
     }
     return _by_subject(run, columns, "Value and 95 % interval of every model at every precision.", pairs=False)
+
+
+def further_table(run: Run) -> Table | None:
+    """Return what was measured beside that of every run, of every model; None where nothing was."""
+    measured = dict.fromkeys(row.metric for row in run.rows if row.model == "target" and row.metric not in ALWAYS)
+    if not measured:
+        return None
+    caption = "Further metrics that this run asked for. Value and 95 % interval of every model at every precision."
+    return _by_subject(run, {name: name for name in measured}, caption, pairs=False)
 
 
 def recovery_table(run: Run) -> Table:

@@ -58,6 +58,12 @@ def run(
         list[str] | None,
         typer.Option(help="Unlearn by this alone, or these: a name, or one of your own, path.py:name or module:name."),
     ] = None,
+    metric: Annotated[
+        list[str] | None, typer.Option(help="Measure this too, or these: a name, or one of your own, as a method.")
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Begin with this base model: a name, or one of your own, as a method.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: runs/<profile>-seed<N>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages and stop.")] = False,
@@ -70,7 +76,9 @@ def run(
     from unforgotten.experiments.run import run as run_all
     from unforgotten.experiments.run import stages
 
-    config = load_config(profile, seed=seed, overrides=overrides or (), methods=method or ())
+    config = load_config(
+        profile, seed=seed, overrides=overrides or (), methods=method or (), metrics=metric or (), model=model
+    )
     plan = stages(config)
     if dry_run:
         print_object({"config": config.model_dump(mode="json"), "stages": plan}, as_json, plan)

@@ -32,8 +32,11 @@ class Base(Protocol):
         ...
 
     @property
-    def trained(self) -> bool:
-        """Whether its weights come trained; if not they are random, and the run trains them on general text."""
+    def trained(self) -> bool | None:
+        """Whether its weights come trained; if not they are random, and the run trains them on general text.
+
+        None where that is so if the profile has `pretraining`.
+        """
         ...
 
     def make(self, config: BaseConfig, texts: Sequence[str], seed: int) -> tuple[PreTrainedModel, Any]:

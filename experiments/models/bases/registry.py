@@ -6,6 +6,8 @@ from collections.abc import Mapping
 
 from unforgotten.experiments.declared import by_name, declared
 from unforgotten.experiments.models.bases.base import Base
+from unforgotten.experiments.models.bases.own import load_own
+from unforgotten.experiments.own import FORM, is_own
 
 
 def find_bases() -> Mapping[str, Base]:
@@ -14,3 +16,16 @@ def find_bases() -> Mapping[str, Base]:
 
 
 BASES: Mapping[str, Base] = find_bases()
+
+
+def base_named(name: str) -> Base:
+    """Return the base of a name, or of a reference to one's own.
+
+    Raises:
+        ValueError: there is none, see `load_own` for a reference.
+    """
+    if is_own(name):
+        return load_own(name)
+    if name not in BASES:
+        raise ValueError(f"base.kind must be one of {', '.join(BASES)}, or {FORM}, got {name!r}")
+    return BASES[name]

@@ -90,7 +90,7 @@ def test_the_example_is_run_reported_audited_and_forecast(tmp_path: Path) -> Non
     again = call("run", str(MICRO), *options, "--resume", cwd=tmp_path)
     assert again.returncode == 2
     assert again.stderr == (
-        "unforgotten: out/own_methods.json: --resume needs the methods of the run, got another file of mine.py:less_likely\n"
+        "unforgotten: out/own.json: --resume needs the code of the run, got another file of mine.py:less_likely\n"
     )
 
 
@@ -241,4 +241,4 @@ def test_one_in_a_module_is_found_from_the_working_directory(tmp_path: Path, mon
 def test_a_run_without_them_notes_none(tmp_path: Path) -> None:
     settings = {"unlearning.methods": {"GA": {}}, "storages": ["fp32"], "formats": ["int4-g64"]}
     run(load_config(str(MICRO), settings=settings), tmp_path / "run", resume=False)
-    assert not (tmp_path / "run/own_methods.json").exists()
+    assert not (tmp_path / "run/own.json").exists()

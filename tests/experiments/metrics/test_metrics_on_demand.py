@@ -18,15 +18,15 @@ from unforgotten.experiments.config import CorpusConfig
 from unforgotten.experiments.data.corpus import Question, prepare_corpus, read_muse
 from unforgotten.experiments.legs.benchmark import read_benchmark
 from unforgotten.experiments.load_config import load_config
-from unforgotten.experiments.metrics.extraction_strength import strength
-from unforgotten.experiments.metrics.fluency import entropy, repetition_entropy
 from unforgotten.experiments.metrics.membership import attack_auc, attack_rate, found_share
-from unforgotten.experiments.metrics.membership_suite import ATTACKS, compressed_bytes
 from unforgotten.experiments.metrics.meter import Meter
-from unforgotten.experiments.metrics.probability import normalized
+from unforgotten.experiments.metrics.on_demand.extraction_strength import strength
+from unforgotten.experiments.metrics.on_demand.fluency import entropy, repetition_entropy
+from unforgotten.experiments.metrics.on_demand.membership_suite import ATTACKS, compressed_bytes
+from unforgotten.experiments.metrics.on_demand.probability import normalized
+from unforgotten.experiments.metrics.on_demand.truth_ratio import alike, told_apart
 from unforgotten.experiments.metrics.probes import Answered, Options, check_asked, make_probes
 from unforgotten.experiments.metrics.registry import METRICS
-from unforgotten.experiments.metrics.truth_ratio import alike, told_apart
 from unforgotten.experiments.models import token_details as details
 from unforgotten.experiments.models.saved import load_model, load_tokenizer
 from unforgotten.experiments.models.scoring import vocabulary_of

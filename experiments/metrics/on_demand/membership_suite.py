@@ -45,7 +45,7 @@ def _min_k(model: Examined, settings: Measuring) -> Scores:
 
 
 def _min_k_plus_plus(model: Examined, settings: Measuring) -> Scores:
-    from unforgotten.experiments.metrics.min_k_plus_plus import scores_of
+    from unforgotten.experiments.metrics.on_demand.min_k_plus_plus import scores_of
 
     return scores_of(model, [*model.probes.passages, *model.probes.holdout], settings)
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from unforgotten.experiments.metrics.metric import Need, by_items
-from unforgotten.experiments.metrics.probability import probabilities
+from unforgotten.experiments.metrics.on_demand.probability import probabilities
 
 if TYPE_CHECKING:
     from unforgotten.experiments.config import Measuring
