@@ -1,0 +1,39 @@
+"""What the loop costs beside that of released code, as Markdown: from the rows that `experiments/studies/loop_cost.py` wrote."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from unforgotten.records.files import read_json_lines
+
+PARTS = {"unlearn": "unlearning", "evaluate": "M1-M4 and the losses", "both": "both"}
+
+
+def render(folder: Path) -> Mapping[str, str]:
+    """Return the files made of the study's rows: `table.md`."""
+    return {"table.md": loop_table(read_json_lines(folder / "rows.jsonl"))}
+
+
+def loop_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the ratios of times, and how far what both loops find is apart."""
+    first = rows[0]
+    what = f"One NPO_KLR of {first['steps']} steps on `{first['profile']}`, then M1-M4 with {first['prompts']} prompts"
+    lines = [
+        f"{what}; {first['threads']} threads of torch, on {first['processor']}.",
+        "The plain loop runs the reference model in every step and measures one text at a time, as released code does.",
+        f"Ratios of times of one round, plain over ours: median (lowest to highest) of {len(first['ratios'])} rounds.",
+        "",
+        "| part | ratio |",
+        "| --- | ---: |",
+    ]
+    lines += [f"| {PARTS[r['of']]} | {_spread(r['ratios'])} |" for r in rows if "ratios" in r]
+    lines += ["", "| metric | mean | largest difference of an item |", "| --- | ---: | ---: |"]
+    lines += [f"| {r['of']} | {r['mean']:.3f} | {r['difference']:.1e} |" for r in rows if "mean" in r]
+    return "\n".join(lines) + "\n"
+
+
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
