@@ -14,8 +14,8 @@ survives: in every format, rho of every deciding metric is below MATERIAL, by th
 undecided: anything else; always, where nothing measurable was removed, or where a format destroys the target too.
 
 Rho has two intervals, Fieller's with pseudo-items, which is printed, and the percentile bootstrap's over items, which is too
-short for few of them. A word needs both; an objection needs one of them, for Fieller's lower end, drawn toward a half, can
-be below MATERIAL where the other is not. So no word rests on the shorter of the two.
+short for few of them. A word needs both; an objection needs one of them, for the lower end of the wider can be below MATERIAL
+where the other's is not. So Fieller's interval adds no word to those of the bootstrap's, and takes none from what objects.
 
 Errors are aimed at in the worst case, rho at the border; further away they are rarer. "Survives" is the dangerous error,
 so it alone can be objected to: by the loss of the forget text, where it surely falls back by more than MATERIAL; by a
@@ -24,9 +24,9 @@ format brings back are surely more than MATERIAL. Few items cannot carry it eith
 
 Behaviour (greedy answers) decides where it was measured, by those of M1 and M2 from which unlearning took at least TAKEN
 of what the target had; one is enough for "undone". Output (likelihoods of given texts) is the cautious leg: likelihood
-comes back before greedy answers do, so accuracy and probability must both be above OUTPUT_SURELY in one format, by the bootstrap's
-lower end, to say "undone", and "survives" by it alone falls back to "undecided" where the weights say that a format swallowed the update.
-Weights alone are always "undecided". Of a model that lost what it should keep (`findings.retain`) no leg says "survives".
+comes back before greedy answers do, so accuracy and probability must both be above OUTPUT_SURELY in one format, by the
+bootstrap's lower end, to say "undone", and "survives" by it alone falls back to "undecided" where the weights say that a
+format swallowed the update. Weights alone are always "undecided". Of a model that lost what it should keep (`findings.retain`) no leg says "survives".
 How often the rule was right, on pairs of known truth: `experiments/studies/audit_truth.py`,
 `reports/published/audit-truth`. The first rule had SURELY = MATERIAL and TAKEN = 0; it was changed after a look at the
 published tiny runs, which are marked there as "looked at".
