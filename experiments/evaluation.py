@@ -45,7 +45,7 @@ def decompose(
     items = {**known, **{name: {k: m.items or () for k, m in ms.items()} for name, ms in measured.items()}}
     for metric in DECOMPOSED:
         rows += effects(metric, items)
-    return rows + [recovered(metric, items, meter.settings.seed) for metric in RECOVERED]
+    return rows + [recovered(metric, items) for metric in RECOVERED]
 
 
 def values_rows(

@@ -37,6 +37,9 @@ class Items(NamedTuple):
 def recovery_row(metric: str, items: Items, *, loss: bool = False) -> RecoveryRow:
     """Return the recovery T16 and two tests of c_i = (q_i - u_i) - r (t_i - u_i): rho > r is mean c > 0 (Fieller 1954).
 
+    The interval is Fieller's with pseudo-items, `fieller.recovery_interval`, whose rates are tested; rho is shown where it
+    says that rho is defined. `bootstrap` is the percentile interval of `recovered_fraction`, for the rule alone.
+
     Student's t on c tests rho <= SURELY, for "undone", and rho >= MATERIAL, for "survives". t trusts the spread that it
     saw, which for items that come back wholly or not at all can be 0 by luck; so no p-value is below what such items
     allow: (1 - MATERIAL)^n for "survives", the chance that none of n came back though MATERIAL of them do, and SURELY^n
@@ -52,10 +55,11 @@ def recovery_row(metric: str, items: Items, *, loss: bool = False) -> RecoveryRo
         ValueError: shapes differ, there are fewer than two items, or one is not finite.
     """
     before, u, t_, q = (x[0] for x in checked(*items))
-    r = recovered_fraction(u, q, t_, seed=SEED)
+    r, resampled = fieller.recovery_interval(u, q, t_), recovered_fraction(u, q, t_, seed=SEED)
     sign = -1.0 if loss else 1.0
     removed = _mean_interval(sign * (before - u))[0] > 0
-    shown = removed and r.defined and float((sign * (t_ - u)).mean()) > 0
+    there = removed and float((sign * (t_ - u)).mean()) > 0
+    shown = there and r.defined
     p_undone, p_survives = _tests(sign * (q - u), sign * (t_ - u)) if shown else (1.0, 1.0)
     return RecoveryRow(
         metric=metric,
@@ -68,6 +72,7 @@ def recovery_row(metric: str, items: Items, *, loss: bool = False) -> RecoveryRo
         rho=r.rho if shown else None,
         low=r.low if shown else None,
         high=r.high if shown else None,
+        bootstrap=[resampled.low, resampled.high] if there and resampled.defined else None,
         change=list(_mean_interval(q - u)),
         p_undone=p_undone,
         p_survives=p_survives,

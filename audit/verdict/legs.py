@@ -6,14 +6,20 @@ from typing import TypedDict
 
 
 class _Counted(TypedDict, total=False):
-    """`effective`: number of items of equal removal that vary as much (Kish); None where nothing was removed."""
+    """What rows of earlier audits do not have.
+
+    `effective`: number of items of equal removal that vary as much (Kish); None where nothing was removed. `bootstrap`:
+    percentile interval of rho, [low, high], None where that one is undefined; in a row without it, `low` and `high` are it.
+    """
 
     effective: float | None
+    bootstrap: list[float] | None
 
 
 class RecoveryRow(_Counted):
     """T16 of one metric in one format; rho and its interval are None while nothing to recover is measurable.
 
+    `low`, `high`: 95 % interval of rho by Fieller with pseudo-items (`theory/models/fieller.py`).
     `removed`: unlearning took something at full precision, by the interval of the difference. `change`: what
     quantization does to the unlearned model, as [low, high]. `p_undone`, `p_survives`: against rho <= SURELY and
     against rho >= MATERIAL (see `evidence`); 1 where rho is None.

@@ -2,27 +2,36 @@
 
 In goes a row of the output or behaviour leg; out comes its power: the chance that the rule says "survives" of a format that
 brings nothing back, and "undone" of one that brings all back, at the spread that the items show. Both are normal
-approximations from the interval of rho, and 0 where fewer than LEAST_EFFECTIVE items count: see `evidence.recovery_row`.
+approximations from the intervals of rho: the bootstrap's width says how estimates spread, Fieller's how far from an estimate
+its ends are, and the pseudo-items draw its middle toward a half. "Survives" is 0 below LEAST_EFFECTIVE items.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from statistics import NormalDist
 from typing import TypedDict
 
+import numpy as np
+
 from unforgotten.audit.verdict.evidence import LEVEL, MATERIAL, SURELY
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg, RecoveryRow
+from unforgotten.theory.models.fieller import PSEUDO, fieller_interval
 
 FEW = 12
 """Effective items below which the verdict says that they are few."""
-LEAST_EFFECTIVE = math.ceil(math.log(LEVEL) / math.log(1.0 - MATERIAL))
-"""Items below which the rule never says "survives", whatever they show: (1 - MATERIAL)^n <= LEVEL."""
+LEAST_EFFECTIVE = next(
+    n
+    for n in itertools.count(2)
+    if (1.0 - MATERIAL) ** n <= LEVEL and fieller_interval(np.zeros(n), np.ones(n)).high < MATERIAL
+)
+"""Items of equal removal below which the rule does not say "survives" though nothing of any comes back."""
 WANTED_POWER = 0.8
 MOST_ITEMS = 100_000
 SIDE = NormalDist().inv_cdf(1.0 - LEVEL / 2.0)
-REACH = SIDE + NormalDist().inv_cdf(WANTED_POWER)
+SPARE = NormalDist().inv_cdf(WANTED_POWER)
 
 
 class PowerRow(TypedDict):
@@ -67,31 +76,36 @@ def _power(leg: str, format_name: str, row: RecoveryRow) -> PowerRow:
         undone=0.0,
         deciding=None,
     )
-    if stderr is None or row["rho"] is None:
+    if stderr is None or row["rho"] is None or row["low"] is None or row["high"] is None:
         return found
+    drawn = 2 * PSEUDO / (effective + 2 * PSEUDO) if effective and "bootstrap" in row else 0.0
+    reach = (row["high"] - row["low"]) / 2 + drawn / 2
     few = effective is not None and effective < LEAST_EFFECTIVE
-    found["survives"] = 0.0 if few else _beyond(MATERIAL, stderr)
-    found["undone"] = _beyond(1.0 - SURELY, stderr)
-    found["deciding"] = _deciding(row["n"], effective, row["rho"], stderr)
+    found["survives"] = 0.0 if few else _beyond(MATERIAL - reach, (1.0 - drawn) * stderr)
+    found["undone"] = _beyond(1.0 - SURELY - reach, (1.0 - drawn) * stderr)
+    found["deciding"] = _deciding(row["n"], effective, row["rho"], (row["low"], row["high"]), stderr)
     return found
 
 
 def stderr_of(row: RecoveryRow) -> float | None:
-    """Return the standard error of rho that its interval stands for; None where it has none."""
-    if row["low"] is None or row["high"] is None:
+    """Return the standard error of rho that the bootstrap's interval stands for, or Fieller's; None where it has none."""
+    ends = row.get("bootstrap") or (row["low"], row["high"])
+    if ends[0] is None or ends[1] is None:
         return None
-    return (row["high"] - row["low"]) / (2.0 * SIDE)
+    return (ends[1] - ends[0]) / (2.0 * SIDE)
 
 
-def _beyond(distance: float, stderr: float) -> float:
-    """Return P[an estimate lies beyond its own interval from a border], `distance` away from the truth."""
-    return NormalDist().cdf(distance / stderr - SIDE) if stderr else 1.0
+def _beyond(room: float, stderr: float) -> float:
+    """Return P[an estimate errs by less than `room` toward the border]."""
+    return NormalDist().cdf(room / stderr) if stderr else float(room > 0)
 
 
-def _deciding(n: int, effective: float | None, rho: float, stderr: float) -> int | None:
-    distance = MATERIAL - rho if rho < MATERIAL else rho - SURELY
+def _deciding(n: int, effective: float | None, rho: float, ends: tuple[float, float], stderr: float) -> int | None:
+    alive = rho < MATERIAL
+    distance = MATERIAL - rho if alive else rho - SURELY
+    reach = ends[1] - rho if alive else rho - ends[0]
     least = LEAST_EFFECTIVE * n / effective if effective else float(LEAST_EFFECTIVE)
-    wanted = max(least, n * (REACH * stderr / distance) ** 2) if distance > 0 else math.inf
+    wanted = max(least, n * ((reach + SPARE * stderr) / distance) ** 2) if distance > 0 else math.inf
     return math.ceil(wanted) if wanted <= MOST_ITEMS else None
 
 

@@ -4,14 +4,18 @@ The quantity judged is rho of T16, the share of what unlearning removed that a f
 the share from which its return matters, SURELY, a tenth, the share that has to be beyond chance. A leg says, of the
 formats that were measured and of no others:
 
-undone: in some format, rho of a deciding metric is at least MATERIAL by its estimate and above SURELY by the lower end
-    of its paired bootstrap interval and by a test on the items' contrasts, after Benjamini & Yekutieli over all formats
-    and deciding metrics. Error aimed at: P[undone | every rho <= SURELY] <= LEVEL. Between SURELY and MATERIAL "undone"
-    can be said of less than a third by chance; it is the cautious error.
-survives: in every format, rho of every deciding metric is below MATERIAL, by interval and by test, and nothing objects
-    (below). All must hold, so no correction is due (Berger 1982). Error aimed at: P[survives | some rho >= MATERIAL]
-    <= LEVEL.
+undone: in some format, rho of a deciding metric is at least MATERIAL by its estimate, and above SURELY by the lower end
+    of its interval and by a test on the items' contrasts, after Benjamini & Yekutieli over all formats and deciding
+    metrics. Error aimed at: P[undone | every rho <= SURELY] <= LEVEL. Between SURELY and MATERIAL "undone" can be said of
+    less than a third by chance; it is the cautious error.
+survives: in every format, rho of every deciding metric is below MATERIAL, by the upper end of its interval and by test, and
+    nothing objects (below). All must hold, so no correction is due (Berger 1982). Error aimed at: P[survives | some rho >=
+    MATERIAL] <= LEVEL.
 undecided: anything else; always, where nothing measurable was removed, or where a format destroys the target too.
+
+Rho has two intervals, Fieller's with pseudo-items, which is printed, and the percentile bootstrap's over items, which is too
+short for few of them. A word needs both; an objection needs one of them, for the lower end of the wider can be below MATERIAL
+where the other's is not. So Fieller's interval adds no word to those of the bootstrap's, and takes none from what objects.
 
 Errors are aimed at in the worst case, rho at the border; further away they are rarer. "Survives" is the dangerous error,
 so it alone can be objected to: by the loss of the forget text, where it surely falls back by more than MATERIAL; by a
@@ -20,9 +24,9 @@ format brings back are surely more than MATERIAL. Few items cannot carry it eith
 
 Behaviour (greedy answers) decides where it was measured, by those of M1 and M2 from which unlearning took at least TAKEN
 of what the target had; one is enough for "undone". Output (likelihoods of given texts) is the cautious leg: likelihood
-comes back before greedy answers do, so accuracy and probability must both be above OUTPUT_SURELY in one format to say
-"undone", and "survives" by it alone falls back to "undecided" where the weights say that a format swallowed the update.
-Weights alone are always "undecided". Of a model that lost what it should keep (`findings.retain`) no leg says "survives".
+comes back before greedy answers do, so accuracy and probability must both be above OUTPUT_SURELY in one format, by the
+bootstrap's lower end, to say "undone", and "survives" by it alone falls back to "undecided" where the weights say that a
+format swallowed the update. Weights alone are always "undecided". Of a model that lost what it should keep (`findings.retain`) no leg says "survives".
 How often the rule was right, on pairs of known truth: `experiments/studies/audit_truth.py`,
 `reports/published/audit-truth`. The first rule had SURELY = MATERIAL and TAKEN = 0; it was changed after a look at the
 published tiny runs, which are marked there as "looked at".
@@ -170,27 +174,34 @@ def _back(rule: Rule, asked: Sequence[Row]) -> list[Row]:
     """Return the rows that say "undone", of formats in which enough metrics do."""
     p = np.array([row["p_undone"] for _, row in asked])
     rejected = false_discoveries(p, LEVEL, dependent=True).rejected
-    back = [
-        pair
-        for pair, hit in zip(asked, rejected, strict=True)
-        if hit and _least(pair[1]) > rule.surely and (pair[1]["rho"] or 0.0) >= MATERIAL
-    ]
+    back = [pair for pair, hit in zip(asked, rejected, strict=True) if hit and _surely_back(pair[1], rule.surely)]
     counts = Counter(name for name, _ in back)
     return [pair for pair in back if counts[pair[0]] >= rule.needed]
 
 
-def _least(row: RecoveryRow) -> float:
-    return -np.inf if row["low"] is None else row["low"]
+def _surely_back(row: RecoveryRow, surely: float) -> bool:
+    if row["rho"] is None or row["low"] is None:
+        return False
+    return row["rho"] >= MATERIAL and row["low"] > SURELY and _resampled(row)[0] > surely
 
 
 def _below(row: RecoveryRow) -> bool:
-    return row["high"] is not None and row["high"] < MATERIAL and row["p_survives"] <= LEVEL
+    if row["high"] is None or row["p_survives"] > LEVEL:
+        return False
+    return row["high"] < MATERIAL and _resampled(row)[1] < MATERIAL
+
+
+def _resampled(row: RecoveryRow) -> tuple[float, float]:
+    """Return the bootstrap's interval of rho; (-inf, inf) where it is undefined."""
+    low, high = row.get("bootstrap", [row["low"], row["high"]]) or (None, None)
+    return (-np.inf if low is None else low), (np.inf if high is None else high)
 
 
 def _objections(rule: Rule, rows: Rows, leaks: Sequence[Leak]) -> Iterator[str]:
     for name, group in rows:
         for row in group:
-            if row["metric"] not in rule.deciding and _least(row) > MATERIAL:
+            least = max(_resampled(row)[0], -np.inf if row["low"] is None else row["low"])
+            if row["metric"] not in rule.deciding and least > MATERIAL:
                 yield _sentence(rule.leg, name, row, "falls back")
             if row["metric"] in rule.deciding and not rule.decides(row) and row["change"][0] > 0:
                 yield f"{rule.leg}: {name} raises {row['metric']}, from which little was removed."

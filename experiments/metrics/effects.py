@@ -24,7 +24,7 @@ from unforgotten.experiments.models.states import LazyState
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.records.store import Measurement
 from unforgotten.theory.models.decomposition import lost_effect
-from unforgotten.theory.models.recovery import recovered_fraction
+from unforgotten.theory.models.fieller import recovery_interval
 
 FOUR = ("target", "unlearned", "Q(target)", "Q(unlearned)")
 MIXED = ("target+D", "Q(target)+delta")
@@ -88,18 +88,20 @@ def recovery(metric: str, items: Mapping[str, Items]) -> RecoveryRow:
     return recovery_row(metric, _four(metric, items), loss=metric.endswith("loss"))
 
 
-def recovered(metric: str, items: Mapping[str, Items], seed: int) -> Measurement:
+def recovered(metric: str, items: Mapping[str, Items]) -> Measurement:
     """Return T16 of one metric as a row of a run, "rho_METRIC", from the items of the FOUR models.
+
+    Its interval is Fieller's with pseudo-items, as an audit prints it, and has no standard error. Rows of the published
+    runs have a paired bootstrap's, with one.
 
     Args:
         metric: name of the metric.
         items: items of the FOUR models.
-        seed: seed of the bootstrap.
     """
     four = _four(metric, items)
-    r = recovered_fraction(four.unlearned, four.quantized_unlearned, four.quantized_target, seed=seed)
+    r = recovery_interval(four.unlearned, four.quantized_unlearned, four.quantized_target)
     value = r.rho if r.defined else float("nan")  # written as null: undefined, never a number
-    return Measurement(f"rho_{metric}", value, r.stderr, len(four.unlearned), interval=(r.low, r.high))
+    return Measurement(f"rho_{metric}", value, None, len(four.unlearned), interval=(r.low, r.high))
 
 
 def _four(metric: str, items: Mapping[str, Items]) -> FourItems:

@@ -4,6 +4,8 @@ The pilot is the method's float32 run, made anew from the run's target; its grad
 `gradients-METHOD.npz`, and are read from there the next time. `measured` is the gain in the rows of the run. A run that ended at
 its largest number of steps is replayed for as many, any other as far as the pilot went.
 
+How far gradients turn from the first tenth of a pilot's steps to the last goes to `directions.jsonl`, see `direction`.
+
 Settings: the folders of the runs, with `config.json`, `rows.jsonl` and `models/target`; methods, of each run those that it has;
 storages and formats. The rows of all of them go to `rows.jsonl`.
 
@@ -17,6 +19,8 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
 from pydantic import Field
 
 from unforgotten.audit.progress.stages import Progress, Step
@@ -30,6 +34,8 @@ from unforgotten.records.gradients import Gradients, read_gradients, write_gradi
 from unforgotten.records.rows import ROWS_FILE
 from unforgotten.theory.calculators.forecast import Pilot, Replayed, forecast, replayed
 from unforgotten.theory.geometry.replay import Adam, Storage
+
+DIRECTIONS_FILE = "directions.jsonl"
 
 
 class Forecasts(Section):
@@ -105,6 +111,54 @@ def _rows(
         }
 
 
+def direction(gradients: NDArray[np.float32]) -> dict[str, Any]:
+    """Return how far recorded gradients turn and grow from the first tenth of the steps to the last.
+
+    `cosine`: of the two mean gradients. `within_first`, `within_last`: cosine of the means of both halves of a tenth, what
+    noise of the batches and turning within it leave of 1; None for a tenth of one step. `norm_first`, `norm_last`: mean
+    norm of a step's gradient over the sampled weights, after clipping. `tenth`: steps of a tenth, rounded down.
+
+    Args:
+        gradients: gradients of each step, (steps, blocks, 64), at least ten steps.
+    """
+    steps = len(gradients)
+    tenth = steps // 10
+    flat = gradients.reshape(steps, -1).astype(np.float64)
+    first, last = flat[:tenth], flat[-tenth:]
+    return {
+        "steps": steps,
+        "tenth": tenth,
+        "cosine": _cosine(first.mean(0), last.mean(0)),
+        "within_first": _within(first),
+        "within_last": _within(last),
+        "norm_first": float(np.linalg.norm(first, axis=1).mean()),
+        "norm_last": float(np.linalg.norm(last, axis=1).mean()),
+    }
+
+
+def _within(some: NDArray[np.float64]) -> float | None:
+    middle = len(some) // 2
+    return _cosine(some[:middle].mean(0), some[middle:].mean(0)) if middle else None
+
+
+def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float | None:
+    """Return the cosine of two vectors; None where one is 0."""
+    norms = float(np.linalg.norm(a) * np.linalg.norm(b))
+    return float(a @ b) / norms if norms else None
+
+
+def directions(settings: Forecasts) -> Iterator[dict[str, Any]]:
+    """Yield `direction` of every pilot whose gradients are in its run's folder."""
+    for run in settings.runs:
+        config = config_of(run)
+        for method in settings.methods:
+            path = run / f"gradients-{label_of(method)}.npz"
+            if method in config.methods and path.exists():
+                found = read_gradients(path)
+                told = direction(found.gradients)
+                yield {"method": label_of(method), "seed": config.seed, **told, "blocks": len(found.weights)}
+
+
 def _measure(settings: Forecasts, folder: Path, progress: Progress) -> None:
     known = {run: config_of(run).methods for run in settings.runs}
     if missing := set(settings.methods).difference(*known.values()):
@@ -118,6 +172,7 @@ def _measure(settings: Forecasts, folder: Path, progress: Progress) -> None:
             with progress.stage(f"{run.name} {method}") as step:
                 rows += forecasts(run, method, recorded(run, method, step), settings)
     write_json_lines(folder / ROWS_FILE, rows)
+    write_json_lines(folder / DIRECTIONS_FILE, directions(settings))
 
 
 STUDY = Study(Forecasts, lambda settings: len(settings.runs) * len(settings.methods), _measure)

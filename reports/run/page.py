@@ -46,6 +46,7 @@ class RunView:
     answer: list[str]
     headline_alt: str
     figures: dict[str, FigureView]
+    recovery_interval: str
     can_show: bool | None
     gate: Table
     forgetting: Table
@@ -91,6 +92,7 @@ def run_view(run: Run, svgs: Mapping[str, bytes], anchor: str) -> RunView:
         answer=answer(run),
         headline_alt=" ".join(headline_sentences(run)).replace("\n", "; "),
         figures={name: _figure_view(name, run, svgs.get(name)) for name in FIGURES},
+        recovery_interval=tables.recovery_interval(run),
         can_show=passed(gate_checks(run)),
         gate=tables.gate_table(run),
         forgetting=tables.forgetting_table(run),

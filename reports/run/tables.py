@@ -30,6 +30,7 @@ ARM_COLUMNS: Mapping[str, str] = {
     "products": "Matrix products",
 }
 """Heads of the columns that say how an arm computes, by what the rows call it."""
+RECOVERED: Mapping[str, str] = {"rho_M1": "ρ(M1)", "rho_M2": "ρ(M2)", "rho_forget_loss": "ρ(forget loss)"}
 WORDS: Mapping[bool | None, str] = {True: "yes", False: "no", None: "not measured"}
 
 
@@ -74,8 +75,16 @@ def further_table(run: Run) -> Table | None:
 
 def recovery_table(run: Run) -> Table:
     """Return the recovered fractions of M1, M2 and, where rows have it, the forget loss."""
-    columns = {"rho_M1": "ρ(M1)", "rho_M2": "ρ(M2)", "rho_forget_loss": "ρ(forget loss)"}
-    return _by_subject(run, columns, "Recovered fraction and 95 % interval (paired bootstrap over items).")
+    return _by_subject(run, RECOVERED, f"Recovered fraction and 95 % interval ({recovery_interval(run)}).")
+
+
+def recovery_interval(run: Run) -> str:
+    """Name the interval of the recovered fractions: a bootstrap's where rows have a standard error, else Fieller's."""
+    known = [row for row in select(run.rows, metric=tuple(RECOVERED)) if row.value is not None]
+    resampled = {row.stderr is not None for row in known} or {False}
+    return " or ".join(
+        "paired bootstrap over items" if r else "t-test over items, Fieller's" for r in sorted(resampled)
+    )
 
 
 def gain_table(run: Run) -> Table:

@@ -12,13 +12,15 @@ from unforgotten.records.files import read_json_lines
 from unforgotten.records.rows import ROWS_FILE
 
 Row = dict[str, Any]
+DIRECTIONS_FILE = "directions.jsonl"
 COLUMNS = ("method", "storage", "seed", "format", "measured", "forecast", "of the blocks", "error", "functional gain")
 
 
 def render(folder: Path) -> Mapping[str, str]:
     """Return the files made of the study's rows: `table.md`."""
     rows = read_json_lines(folder / ROWS_FILE)
-    return {"table.md": f"{summary_table(rows)}\n\n{cells_table(rows)}\n"}
+    turned = read_json_lines(folder / DIRECTIONS_FILE)
+    return {"table.md": f"{summary_table(rows)}\n\n{directions_table(turned)}\n\n{cells_table(rows)}\n"}
 
 
 def errors(rows: Sequence[Row]) -> list[float]:
@@ -48,6 +50,44 @@ def summary_table(rows: Sequence[Row]) -> str:
         numbers = (np.median(sizes), np.quantile(sizes, 0.9), sizes.max(), found.mean())
         lines.append(f"| {name} | {len(group)} | {' | '.join(f'{number:.3f}' for number in numbers)} |")
     return "\n".join(lines)
+
+
+def directions_table(rows: Sequence[Row]) -> str:
+    """Return a line for each method: how far the gradients of its pilots turn, and how much they grow.
+
+    Cosine of the mean gradients of the first and the last tenth of the steps; of the halves of one tenth; and the norm in the
+    last tenth over that in the first, after clipping. Least to largest over the seeds.
+    """
+    lines = [
+        "| method | seeds | steps | cosine of first and last tenth | of both halves of a tenth | norm, last over first |",
+        "| --- | --- | --- | --- | --- | --- |",
+    ]
+    for name in dict.fromkeys(row["method"] for row in rows):
+        group = [row for row in rows if row["method"] == name]
+        steps = sorted(row["steps"] for row in group)
+        cells = [name, str(len(group)), f"{steps[0]} to {steps[-1]}", turn(group), turn_within(group), growth(group)]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def turn(rows: Sequence[Row]) -> str:
+    """Return the range of the cosine of the first and the last tenth."""
+    return _span([row["cosine"] for row in rows])
+
+
+def turn_within(rows: Sequence[Row]) -> str:
+    """Return the range of the cosine of both halves of a tenth."""
+    return _span([row[key] for row in rows for key in ("within_first", "within_last")])
+
+
+def growth(rows: Sequence[Row]) -> str:
+    """Return the range of the norm of the last tenth over that of the first."""
+    return _span([row["norm_last"] / row["norm_first"] if row["norm_first"] else None for row in rows])
+
+
+def _span(values: Sequence[float | None]) -> str:
+    known = sorted(value for value in values if value is not None)
+    return f"{known[0]:.2f} to {known[-1]:.2f}" if known else "none"
 
 
 def cells_table(rows: Sequence[Row]) -> str:

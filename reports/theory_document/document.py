@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import re
 import sys
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unforgotten.records.files import read_json_lines
 from unforgotten.records.rows import ROWS_FILE, read_run
 from unforgotten.reports.run.conjectures import conjectures
+from unforgotten.reports.studies.forecast import DIRECTIONS_FILE, growth, turn, turn_within
 from unforgotten.reports.studies.gain_predictions import moved_beyond, prediction_table
 from unforgotten.reports.theory_document.evidence import PARTS, calls, evidence, kinds
 from unforgotten.reports.theory_document.examples import example, source
@@ -75,6 +77,10 @@ def document_text() -> str:
         c1_summary=c1_summary(),
         prediction_table=prediction_table,
         moved_beyond=moved_beyond,
+        turn=turn,
+        turn_within=turn_within,
+        growth=growth,
+        turned=by_method(read_json_lines(PUBLISHED / "forecast" / DIRECTIONS_FILE)),
         predicted=read_json_lines(PUBLISHED / "gain-predictions" / ROWS_FILE),
     )
     chapters = [environment.get_template(f"theory_{name}.md.j2").render() for name in CHAPTERS]
@@ -92,6 +98,16 @@ def c1_summary() -> str:
     found = Counter(c.verdict for run in runs for c in conjectures(run) if c.name == "C1")
     said = " and ".join(f"{verdict} in {found[verdict]}" for verdict in sorted(found))
     return f"{said} of {len(runs)}".replace(" here", "")
+
+
+def by_method(rows: list[dict[str, Any]]) -> dict[str, list[dict[str, Any]]]:
+    """Group rows by method; under "every GA" and "every NPO" are those of all retain terms, but for the raw logits'."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["method"]].append(row)
+        if not row["method"].endswith("rawlogits"):
+            groups[f"every {row['method'].partition('_')[0]}"].append(row)
+    return groups
 
 
 def document_files() -> dict[str, bytes]:

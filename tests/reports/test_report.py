@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import re
@@ -20,6 +21,7 @@ from unforgotten.reports.run.conjectures import conjectures
 from unforgotten.reports.run.figures import FIGURES
 from unforgotten.reports.run.gates import forgetting, forgetting_sentences, gate_checks, passed
 from unforgotten.reports.run.sentences import answer, recovery
+from unforgotten.reports.run.tables import recovery_table
 from unforgotten.reports.style import render_svg
 
 FORMATS = ("int4-g64", "nf4-b64", "int8-row")
@@ -254,6 +256,14 @@ def test_bad_calls_are_refused_in_one_line(folder: Path, tmp_path: Path) -> None
     with pytest.raises(ValueError, match="must be the directory of a run"):
         build_report([folder, tmp_path / "gone"], tmp_path / "report.html")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_table_names_the_interval_of_its_rows(folder: Path) -> None:
+    """Rows with a standard error have a bootstrap's; those without, of later runs, Fieller's."""
+    run = read_run(folder)
+    later = dataclasses.replace(run, rows=tuple(dataclasses.replace(row, stderr=None) for row in run.rows))
+    assert recovery_table(run).caption == "Recovered fraction and 95 % interval (paired bootstrap over items)."
+    assert "(t-test over items, Fieller's)" in recovery_table(later).caption
 
 
 def test_recovery_is_counted_by_interval_with_undefined_apart(folder: Path) -> None:

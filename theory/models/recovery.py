@@ -30,8 +30,8 @@ def recovered_fraction(
 
     rho is exact, its interval is not. Items, and seeds where there are several, are resampled together, so their
     difficulty cancels; a percentile interval of few items is too short: it misses 20, 12, 8 and 6 % at n = 4, 8, 16 and
-    32 for even returns, and half where items come back all or nothing. `fieller_interval` holds what it promises there;
-    the rows of published runs, and what the audit prints beside its tests, are of this one. Where the interval of the
+    32 for even returns, and half where items come back all or nothing. `fieller_interval` holds what it promises there,
+    and is what an audit prints and a new run writes; rows of published runs are of this one. Where the interval of the
     denominator holds 0 there is nothing to recover: the point estimate is given, `defined` is False, and the interval
     is (-inf, inf); of a removal that is none, `defined` is True in 9 % at n = 16. Neither the unit nor the origin nor
     the direction of the metric matters.

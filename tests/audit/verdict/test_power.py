@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from unforgotten.audit.verdict.evidence import MATERIAL, Items, effective_items, recovery_row
+from unforgotten.audit.verdict.evidence import Items, effective_items, recovery_row
 from unforgotten.audit.verdict.legs import BehaviourFormat, BehaviourLeg
 from unforgotten.audit.verdict.power import LEAST_EFFECTIVE, power_rows, power_sentence, stderr_of
 from unforgotten.audit.verdict.rule import judge_behaviour
 
 TRIALS = 400
-SLACK = 0.15  # the interval is a bootstrap's, the power a normal approximation; 400 trials add 0.025
+SLACK = 0.15  # the power is a normal approximation from a bootstrap's width; 400 trials add 0.025
 
 KISH_ROUNDING = 4 * 2.0**-53  # relative, an item: two sums of n terms, a square each, one quotient
 
@@ -33,8 +33,11 @@ def test_kish_counts_equal_removals_whole_and_one_large_as_one() -> None:
     assert recovery_row("M1", items(20, 0.0, 0.1)).get("effective") == pytest.approx(20.0, rel=KISH_ROUNDING * 20)
 
 
-def test_least_is_where_luck_is_below_the_level() -> None:
-    assert (1 - MATERIAL) ** LEAST_EFFECTIVE <= 0.05 < (1 - MATERIAL) ** (LEAST_EFFECTIVE - 1)
+def test_least_is_the_number_from_which_the_rule_says_survives_of_items_that_stay_away() -> None:
+    """By luck alone 8 would be enough, (2/3)^8 < 5 %; Fieller's upper end is below a third from 10 on."""
+    said = [judge_behaviour(leg(items(n, 0.0, 0.0))).word for n in range(2, 21)]
+    assert said.index("survives") + 2 == LEAST_EFFECTIVE
+    assert set(said[LEAST_EFFECTIVE - 2 :]) == {"survives"}
 
 
 def test_fewer_items_than_the_rule_needs_have_no_power_to_say_survives() -> None:

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unforgotten.audit.findings.sentences import Finding
-from unforgotten.audit.verdict.evidence import LEVEL, MATERIAL, SURELY, Items, leak, recovery_row, student
+from unforgotten.audit.verdict.evidence import MATERIAL, SURELY, Items, leak, recovery_row, student
 from unforgotten.audit.verdict.legs import (
     BehaviourFormat,
     BehaviourLeg,
@@ -22,6 +22,7 @@ from unforgotten.audit.verdict.legs import (
     OutputLeg,
     RecoveryRow,
 )
+from unforgotten.audit.verdict.power import LEAST_EFFECTIVE
 from unforgotten.audit.verdict.rule import Word, decide, judge_behaviour, judge_output
 
 FINDINGS: tuple[Finding, ...] = get_args(Finding)
@@ -210,14 +211,14 @@ def test_rows_do_not_see_unit_or_direction(seed: int, n: int) -> None:
 
 
 def test_few_items_cannot_carry_survives() -> None:
-    """That none of n came back though a third does has chance (2/3)^n: above 5 % up to n = 7."""
-    for n in (2, 7, 8, 40):
+    """That none of n came back though a third does has chance (2/3)^n; and Fieller's end is not below a third up to 9."""
+    for n in (2, 7, 8, LEAST_EFFECTIVE - 1, LEAST_EFFECTIVE, 40):
         four = Items(np.full(n, 100.0), np.zeros(n), np.full(n, 100.0), np.zeros(n))
         found = recovery_row("M1", four)
         assert found["p_survives"] == pytest.approx((1 - MATERIAL) ** n)
         assert found["p_undone"] == 1.0
         word = judge_behaviour(behaviour([found])).word
-        assert word == ("survives" if (1 - MATERIAL) ** n <= LEVEL else "undecided")
+        assert word == ("survives" if n >= LEAST_EFFECTIVE else "undecided")
 
 
 def test_a_destroyed_target_is_undecided() -> None:

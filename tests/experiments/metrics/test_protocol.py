@@ -36,6 +36,7 @@ from unforgotten.experiments.models.tokenizer import train_tokenizer
 from unforgotten.experiments.run import run
 from unforgotten.records.files import write_json
 from unforgotten.records.rows import read_run
+from unforgotten.theory.models.fieller import recovery_interval
 
 MICRO = Path(__file__).parents[2] / "micro.yaml"
 HANG_SECONDS = 3600
@@ -223,6 +224,9 @@ def test_the_forget_loss_is_among_what_is_recovered(micro_pair: Path, pair: tupl
     assert row.interval is not None
     assert row.value == pytest.approx(float((quantized - after) / (reached - after)))
     assert row.interval[0] <= row.value <= row.interval[1]
+    four = (np.array(known[name]["forget_loss"]) for name in ("unlearned", "Q(unlearned)", "Q(target)"))
+    told = recovery_interval(*four)
+    assert (row.value, row.interval, row.stderr) == (told.rho, (told.low, told.high), None)
 
 
 def bare(vocabulary: Any) -> Any:

@@ -17,6 +17,7 @@ torch = pytest.importorskip("torch", reason="pilots need unforgotten[experiments
 from unforgotten.cli import main
 from unforgotten.experiments.models.saved import load_model
 from unforgotten.experiments.pilot import GradientRecorder, pilot
+from unforgotten.experiments.studies.forecast import direction
 from unforgotten.experiments.studies.registry import load_study
 from unforgotten.records.files import read_json_lines, write_json, write_json_lines
 from unforgotten.records.gradients import Gradients, read_gradients, write_gradients
@@ -76,6 +77,28 @@ def test_the_replay_of_a_pilot_is_the_float32_run(
         error = np.abs(here - there)  # roundings of a weight and of a step, at each step
         assert (error <= STEPS * (np.spacing(np.abs(there)) + 8 * 2.0**-24 * 1e-4)).all()
     assert np.abs(seen[-1] - seen[0]).max() > 1e-4
+
+
+COSINE_ROUNDING = 2.0**-20  # gradients are float32, the sums of 1024 products float64
+
+
+@pytest.mark.parametrize("angle", [0.0, 1.0, 2.5])
+def test_direction_is_the_angle_between_the_first_and_the_last_tenth(angle: float) -> None:
+    """40 steps: four of one direction, a stretch of others, four of twice the length turned by the angle."""
+    rng = np.random.default_rng(0)
+    one, other = np.linalg.qr(rng.standard_normal((16 * 64, 2)))[0].T
+    first, last = (np.repeat(g[None], 4, 0) for g in (one, 2 * (np.cos(angle) * one + np.sin(angle) * other)))
+    steps = np.concatenate([first, rng.standard_normal((32, 16 * 64)), last]).reshape(40, 16, 64).astype(np.float32)
+    found = direction(steps)
+    assert (found["steps"], found["tenth"]) == (40, 4)
+    assert found["cosine"] == pytest.approx(np.cos(angle), abs=COSINE_ROUNDING)
+    assert (found["within_first"], found["within_last"]) == pytest.approx((1.0, 1.0), abs=COSINE_ROUNDING)
+    assert found["norm_last"] / found["norm_first"] == pytest.approx(2.0, abs=COSINE_ROUNDING)
+
+
+def test_direction_has_no_cosine_of_nothing_and_no_halves_of_one_step() -> None:
+    found = direction(np.zeros((10, 16, 64), np.float32))
+    assert (found["cosine"], found["within_first"], found["norm_last"]) == (None, None, 0.0)
 
 
 def test_blocks_stand_in_their_rows(run: Path) -> None:
