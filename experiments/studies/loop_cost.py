@@ -150,6 +150,7 @@ def _measure(settings: LoopCostSettings, folder: Path, progress: Progress) -> No
                 rounds.append((time_ours(prepared), time_plain(prepared)))
     common = {
         "profile": settings.profile,
+        "set": settings.set,
         "steps": settings.steps,
         "prompts": sum(len(rounds[0][0].items[name]) for name in ("M1", "M2", "M4")),
         "processor": processor(),

@@ -20,7 +20,9 @@ def render(folder: Path) -> Mapping[str, str]:
 def loop_table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the ratios of times, and how far what both loops find is apart."""
     first = rows[0]
-    what = f"One NPO_KLR of {first['steps']} steps on `{first['profile']}`, then M1-M4 with {first['prompts']} prompts"
+    changed = ", ".join(f"{name}={value}" for name, value in first["set"].items())
+    where = f"`{first['profile']}`" + (f" ({changed})" if changed else "")
+    what = f"One NPO_KLR of {first['steps']} steps on {where}, then M1-M4 with {first['prompts']} prompts"
     lines = [
         f"{what}; {first['threads']} threads of torch, on {first['processor']}.",
         "The plain loop runs the reference model in every step and measures one text at a time, as released code does.",

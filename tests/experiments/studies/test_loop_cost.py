@@ -58,12 +58,12 @@ def _with(prepared: Prepared, *, lr: float = LR, alpha: float = 1.0):  # type: i
 
 
 def test_the_table_says_what_was_timed_and_how_far_apart_it_is() -> None:
-    common = {"profile": "tiny", "steps": 60, "prompts": 80, "processor": "one", "threads": 2}
+    common = {"profile": "tiny", "set": {"threads": 1}, "steps": 60, "prompts": 80, "processor": "one", "threads": 2}
     rows = [
         {"of": "unlearn", "ratios": [1.0, 1.5, 2.0], **common},
         {"of": "M1", "mean": 50.0, "difference": 0.25, **common},
     ]
     table = loop_table(rows)
-    assert "One NPO_KLR of 60 steps on `tiny`, then M1-M4 with 80 prompts; 2 threads of torch, on one." in table
+    assert "One NPO_KLR of 60 steps on `tiny` (threads=1), then M1-M4 with 80 prompts; 2 threads of torch, on one." in table
     assert "| unlearning | 1.50 (1.00 to 2.00) |" in table
     assert "| M1 | 50.000 | 2.5e-01 |" in table
