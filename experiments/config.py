@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from unforgotten.experiments.data.registry import CORPORA, corpus_named
 from unforgotten.experiments.methods.registry import METHODS, method_named
 from unforgotten.experiments.metrics.registry import METRICS, metric_named
 from unforgotten.experiments.models.bases.registry import base_named
@@ -31,10 +32,7 @@ from unforgotten.experiments.own import is_own, label_of
 from unforgotten.experiments.quantizers.registry import ours_of
 from unforgotten.experiments.section import Section
 
-MUSE: Mapping[str, Mapping[str, Any]] = {
-    "corpus": {"passage_tokens": 2048, "probe_tokens": 128},
-    "evaluation": {"shots": 10, "answer_tokens": 32, "answer_cue": "Answer: "},
-}
+MUSE: Mapping[str, Mapping[str, Any]] = corpus_named("muse").settings
 """MUSE's own settings by section, which a run on MUSE has where its profile says nothing."""
 Storage = Literal["fp32", "bf16", "bf16-sr"]
 Autocast = Literal["none", "bf16"]
@@ -43,13 +41,21 @@ Optimizer = Literal["adamw", "sgd", "sign"]
 Bf16Products = Literal["auto", "native", "float32"]
 
 
+def _without(tree: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Return the tree of a section without what has these values."""
+    return {name: value for name, value in tree.items() if name not in defaults or value != defaults[name]}
+
+
 class CorpusConfig(Section):
     """Where the text comes from, and how much of it.
 
     Attributes:
-        kind: origin of the text: "fiction" is generated; "muse" is read from a directory in MUSE's layout.
-        path: directory in MUSE's layout, for "muse" only. Absent, `fallback` decides.
-        fallback: choice for a missing MUSE directory: "fiction" takes the generated corpus and says so in the rows.
+        kind: name of one of `unforgotten corpora`.
+        path: directory of a data set in its own layout. Absent, `repo` and then `fallback` decide.
+        repo, revision: data set of the Hugging Face Hub, read through `datasets`, and its branch, tag or commit.
+        split: part of the data set that is to be forgotten, one of `unforgotten corpora`; None for the first of them.
+        asked: questions of M4 in TOFU: those of the retain split, or of real authors, or of world facts.
+        fallback: choice for data that is not there: "fiction" takes the generated corpus and says so in the rows.
         trained_on: what models are trained on, for "muse" only: "raw" is all of `raw/forget` and `raw/retain1` in chunks of
             `passage_tokens`, as in MUSE; "sample" the texts of `privleak` that are measured, one document each.
         general: stories of the base model's own training text.
@@ -64,8 +70,12 @@ class CorpusConfig(Section):
         probe_tokens: longest continuation of M1.
     """
 
-    kind: Literal["fiction", "muse"] = "fiction"
+    kind: str = "fiction"
     path: Path | None = None
+    repo: str | None = None
+    revision: str | None = None
+    split: str | None = None
+    asked: Literal["retain", "real_authors", "world_facts"] = "retain"
     fallback: Literal["fiction", "none"] = "none"
     trained_on: Literal["raw", "sample"] = "raw"
     general: int = Field(default=600, ge=10)
@@ -78,6 +88,20 @@ class CorpusConfig(Section):
     passage_tokens: int = Field(default=192, ge=16)
     prompt_share: float = Field(default=0.4, gt=0, lt=1)
     probe_tokens: int = Field(default=64, ge=4)
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave defaults out that older configurations do not have."""
+        return _without(handler(self), repo=None, revision=None, split=None, asked="retain")
+
+    @model_validator(mode="after")
+    def _is_there(self) -> CorpusConfig:
+        known = corpus_named(self.kind).splits
+        if self.split is not None and self.split not in known:
+            raise ValueError(
+                f"corpus.split of {self.kind} must be one of {', '.join(known) or 'none'}, got {self.split!r}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _sheets_exist(self) -> CorpusConfig:
@@ -126,10 +150,17 @@ class GivenModels(Section):
     Attributes:
         target: model that learned everything; with it no base is trained, and the tokenizer is its own.
         retrained: model that never saw what is to be forgotten; M3 compares with it.
+        tokenizer: tokenizer of both, where they come without one.
     """
 
     target: str | None = None
     retrained: str | None = None
+    tokenizer: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave a default out that older configurations do not have."""
+        return _without(handler(self), tokenizer=None)
 
 
 class TrainingConfig(Section):
@@ -178,8 +209,7 @@ class UnlearningConfig(Section):
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave a default out that older configurations do not have: their text, and its hash, stay what they were."""
-        tree: dict[str, Any] = handler(self)
-        return {name: value for name, value in tree.items() if (name, value) != ("optimizer", "adamw")}
+        return _without(handler(self), optimizer="adamw")
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -283,13 +313,14 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_muse(cls, tree: Any) -> Any:
-        """Fill what a profile of a run on MUSE leaves open with MUSE's own settings."""
+    def _as_its_corpus(cls, tree: Any) -> Any:
+        """Fill what a profile of a run on MUSE or TOFU leaves open with that data set's own settings."""
         corpus = tree.get("corpus") if isinstance(tree, dict) else None
-        if not isinstance(corpus, dict) or corpus.get("kind") != "muse":
+        if not isinstance(corpus, dict) or corpus.get("kind", "fiction") not in CORPORA:
             return tree
-        sections = {name: tree.get(name, {}) for name in MUSE}
-        return {**tree, **{k: {**MUSE[k], **own} for k, own in sections.items() if isinstance(own, dict)}}
+        theirs = CORPORA[corpus.get("kind", "fiction")].settings
+        sections = {name: tree.get(name, {}) for name in theirs}
+        return {**tree, **{k: {**theirs[k], **own} for k, own in sections.items() if isinstance(own, dict)}}
 
     @field_validator("formats")
     @classmethod
