@@ -25,12 +25,13 @@ from pydantic import (
 )
 
 from unforgotten.experiments.data.registry import CORPORA, corpus_named
+from unforgotten.experiments.data.settings import CorpusConfig
 from unforgotten.experiments.methods.registry import METHODS, method_named
 from unforgotten.experiments.metrics.registry import METRICS, metric_named
 from unforgotten.experiments.models.bases.registry import base_named
 from unforgotten.experiments.own import is_own, label_of
 from unforgotten.experiments.quantizers.registry import ours_of
-from unforgotten.experiments.section import Section
+from unforgotten.experiments.section import Section, without
 
 MUSE: Mapping[str, Mapping[str, Any]] = corpus_named("muse").settings
 """MUSE's own settings by section, which a run on MUSE has where its profile says nothing."""
@@ -39,77 +40,6 @@ Autocast = Literal["none", "bf16"]
 Products = Literal["native", "float32"]
 Optimizer = Literal["adamw", "sgd", "sign"]
 Bf16Products = Literal["auto", "native", "float32"]
-
-
-def _without(tree: dict[str, Any], **defaults: Any) -> dict[str, Any]:
-    """Return the tree of a section without what has these values."""
-    return {name: value for name, value in tree.items() if name not in defaults or value != defaults[name]}
-
-
-class CorpusConfig(Section):
-    """Where the text comes from, and how much of it.
-
-    Attributes:
-        kind: name of one of `unforgotten corpora`.
-        path: directory of a data set in its own layout. Absent, `repo` and then `fallback` decide.
-        repo, revision: data set of the Hugging Face Hub, read through `datasets`, and its branch, tag or commit.
-        split: part of the data set that is to be forgotten, one of `unforgotten corpora`; None for the first of them.
-        asked: questions of M4 in TOFU: those of the retain split, or of real authors, or of world facts.
-        fallback: choice for data that is not there: "fiction" takes the generated corpus and says so in the rows.
-        trained_on: what models are trained on, for "muse" only: "raw" is all of `raw/forget` and `raw/retain1` in chunks of
-            `passage_tokens`, as in MUSE; "sample" the texts of `privleak` that are measured, one document each.
-        general: stories of the base model's own training text.
-        passages: forget passages that are measured, and as many retain passages.
-        holdout: passages that no model sees, for M3.
-        questions: questions kept of each story.
-        sheets: number of times that each split's questions are shuffled into sheets of `sheet_size` to train on.
-        forget_sheets: number of the shuffled orders of the forget questions that unlearning sees. 0: the articles
-            alone, as in MUSE; M2 then falls only where forgetting the text also forgets its facts.
-        passage_tokens: longest document; longer text is cut.
-        prompt_share: share of a passage that prompts M1.
-        probe_tokens: longest continuation of M1.
-    """
-
-    kind: str = "fiction"
-    path: Path | None = None
-    repo: str | None = None
-    revision: str | None = None
-    split: str | None = None
-    asked: Literal["retain", "real_authors", "world_facts"] = "retain"
-    fallback: Literal["fiction", "none"] = "none"
-    trained_on: Literal["raw", "sample"] = "raw"
-    general: int = Field(default=600, ge=10)
-    passages: int = Field(default=24, ge=4)
-    holdout: int = Field(default=48, ge=4)
-    questions: int = Field(default=2, ge=1, le=4)
-    sheets: int = Field(default=3, ge=2)
-    sheet_size: int = Field(default=6, ge=1)
-    forget_sheets: int = Field(default=0, ge=0)
-    passage_tokens: int = Field(default=192, ge=16)
-    prompt_share: float = Field(default=0.4, gt=0, lt=1)
-    probe_tokens: int = Field(default=64, ge=4)
-
-    @model_serializer(mode="wrap")
-    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave defaults out that older configurations do not have."""
-        return _without(handler(self), repo=None, revision=None, split=None, asked="retain")
-
-    @model_validator(mode="after")
-    def _is_there(self) -> CorpusConfig:
-        known = corpus_named(self.kind).splits
-        if self.split is not None and self.split not in known:
-            raise ValueError(
-                f"corpus.split of {self.kind} must be one of {', '.join(known) or 'none'}, got {self.split!r}"
-            )
-        return self
-
-    @model_validator(mode="after")
-    def _sheets_exist(self) -> CorpusConfig:
-        if self.forget_sheets >= self.sheets:
-            raise ValueError(
-                f"forget_sheets must be below sheets={self.sheets}, got forget_sheets={self.forget_sheets}"
-            )
-        return self
 
 
 class BaseConfig(Section):
@@ -160,7 +90,7 @@ class GivenModels(Section):
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave a default out that older configurations do not have."""
-        return _without(handler(self), tokenizer=None)
+        return without(handler(self), tokenizer=None)
 
 
 class TrainingConfig(Section):
@@ -209,7 +139,7 @@ class UnlearningConfig(Section):
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave a default out that older configurations do not have: their text, and its hash, stay what they were."""
-        return _without(handler(self), optimizer="adamw")
+        return without(handler(self), optimizer="adamw")
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -335,6 +265,13 @@ class RunConfig(Section):
             if name not in self.unlearning.methods:
                 known = ", ".join(self.unlearning.methods)
                 raise ValueError(f"only_methods must be of {known}, got method={name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _pair(self) -> RunConfig:
+        sizes = self.unlearning.batch, self.unlearning.retain_batch
+        if self.corpus.pairing == "fixed" and sizes[0] != sizes[1]:
+            raise ValueError(f"corpus.pairing fixed needs unlearning.retain_batch={sizes[0]} as batch, got {sizes[1]}")
         return self
 
     @model_validator(mode="after")

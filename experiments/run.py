@@ -191,6 +191,7 @@ def _unlearn_arm(
             reference=lambda target: references.of(target, arithmetic),
             seed=config.seed + 2,
             progress=step,
+            paired=config.corpus.pairing == "fixed",
             tokenizer=meter.shell.tokenizer,
         )
         outcome = method_named(arm.method).unlearn(model, task, config.unlearning.methods[arm.method])

@@ -27,7 +27,7 @@ from unforgotten.experiments.data.question import Question
 from unforgotten.records.files import write_json
 
 if TYPE_CHECKING:
-    from unforgotten.experiments.config import CorpusConfig
+    from unforgotten.experiments.data.settings import CorpusConfig
 
 GENERAL_SHOTS = 10
 

@@ -10,7 +10,7 @@ from unforgotten.records.extras import need
 from unforgotten.records.files import write_json
 
 if TYPE_CHECKING:
-    from unforgotten.experiments.config import CorpusConfig
+    from unforgotten.experiments.data.settings import CorpusConfig
 
 HUB = "hub:"
 

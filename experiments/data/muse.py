@@ -18,7 +18,7 @@ from unforgotten.experiments.data.layout import read_asked, read_documents, read
 from unforgotten.experiments.data.source import split_of
 
 if TYPE_CHECKING:
-    from unforgotten.experiments.config import CorpusConfig
+    from unforgotten.experiments.data.settings import CorpusConfig
 
 BETWEEN = "\n\n"
 """What stands between two documents of a running text of MUSE."""

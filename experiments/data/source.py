@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from unforgotten.experiments.config import CorpusConfig
     from unforgotten.experiments.data.corpus import Corpus
+    from unforgotten.experiments.data.settings import CorpusConfig
 
 
 class DataSet(Protocol):

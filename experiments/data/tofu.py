@@ -21,8 +21,8 @@ from unforgotten.experiments.data.layout import questions_of, read_lines
 from unforgotten.experiments.data.source import split_of
 
 if TYPE_CHECKING:
-    from unforgotten.experiments.config import CorpusConfig
     from unforgotten.experiments.data.question import Question
+    from unforgotten.experiments.data.settings import CorpusConfig
 
 RETAIN: Mapping[str, str] = {"forget10": "retain90", "forget05": "retain95", "forget01": "retain99"}
 """What is kept beside each split that is forgotten."""
