@@ -20,3 +20,12 @@ METRICS: Mapping[str, str] = {
 
 ALWAYS = ("M1", "M2", "M3", "M4", "forget_loss", "retain_loss", "auc", "auc_gap")
 """What every model of a run is measured by, whatever its configuration asks for."""
+
+RISING = ("M1", "M2", "M4")
+"""What knows more where it is higher; of M3 the best is 0."""
+FALLING = ("forget_loss", "retain_loss")
+
+
+def higher_is_better(metric: str) -> bool | None:
+    """Tell whether a model that knows more has a higher value, as harnesses ask; None where neither end is better."""
+    return True if metric in RISING else False if metric in FALLING else None

@@ -272,6 +272,20 @@ def report(
 
 
 @app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Directory of a run.")],
+    program: Annotated[str, typer.Option("--as", help="muse, openunlearning or lm-eval.")],
+    out: Annotated[Path | None, typer.Option(help="Default: export-PROGRAM in the run's folder.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the rows of a run in the files of another program; computes nothing."""
+    from unforgotten.reports.exports.export import export as export_run
+
+    paths = export_run(folder, program, out or folder / f"export-{program}")
+    print_object({"files": [str(path) for path in paths]}, as_json, [f"written: {path}" for path in paths])
+
+
+@app.command()
 def study(
     name: Annotated[str | None, typer.Argument(help="Name of a study.")] = None,
     overrides: Annotated[
