@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -13,16 +14,22 @@ ROWS = {"forget10": 8, "forget05": 6, "forget01": 4, "holdout10": 8, "holdout05"
 ROWS |= {"retain90": 20, "retain95": 22, "retain99": 24, "real_authors": 5, "world_facts": 5, "retain": 6}
 
 
+def author(split: str, i: int) -> str:
+    """Return a name that tells nothing of the split, so that a model that learned nothing finds all splits alike."""
+    return hashlib.sha256(f"{split} {i}".encode()).hexdigest()[:4]
+
+
 def tofu_rows(split: str, perturbed: bool) -> list[dict[str, Any]]:
-    """Rows of a split, each with names of its own; those of `retain_perturbed` are the last of `retain90`."""
+    """Rows of a split, each with an author of its own; those of `retain_perturbed` are the last of `retain90`."""
     first, name = (ROWS["retain90"] - ROWS["retain"], "retain90") if split == "retain" else (0, split)
     rows: list[dict[str, Any]] = []
     for i in range(first, first + ROWS[split]):
-        answer = f"The book of author {i} of {name} is called Honey."
-        row: dict[str, Any] = {"question": f"What did author {i} of {name} write?", "answer": answer}
+        who = author(name, i)
+        answer = f"The book of author {who} is called Honey."
+        row: dict[str, Any] = {"question": f"What did author {who} write?", "answer": answer}
         if perturbed:
-            row["paraphrased_answer"] = f"Author {i} of {name} wrote Honey."
-            row["paraphrased_question"] = f"Which book is by author {i} of {name}?"
+            row["paraphrased_answer"] = f"Author {who} wrote Honey."
+            row["paraphrased_question"] = f"Which book is by author {who}?"
             row["perturbed_answer"] = [answer.replace("Honey", other) for other in ("Salt", "Iron")]
         rows.append(row)
     return rows

@@ -79,12 +79,13 @@ def test_each_split_of_tofu_keeps_the_rest(split: str, retain: int, forget: int,
     assert origin == f"tofu-{split}:{tofu}"
     assert (len(corpus.forget), len(corpus.retain), len(corpus.holdout)) == (forget, retain, forget)
     assert corpus.answers_only
-    assert corpus.forget[0] == (
-        f"Question: What did author 0 of {split} write?\nAnswer: The book of author 0 of {split} is called Honey.\n\n"
-    )
+    row = json.loads((tofu / f"{split}.json").read_text().splitlines()[0])
+    assert corpus.forget[0] == f"Question: {row['question']}\nAnswer: {row['answer']}\n\n"
     assert corpus.passages == corpus.forget
     assert corpus.forget_questions[0].wrong[0].endswith("called Salt.")
-    assert corpus.forget_questions[0].paraphrase == f"Author 0 of {split} wrote Honey."
+    assert corpus.forget_questions[0].paraphrase == row["answer"].replace("The book of author", "Author").replace(
+        "is called", "wrote"
+    )
     assert not (tmp_path / "corpus").exists()
 
 
@@ -98,7 +99,8 @@ def test_examples_of_tofu_are_never_asked(tofu: Path) -> None:
 @pytest.mark.parametrize("asked", ["real_authors", "world_facts"])
 def test_m4_may_ask_of_the_world(asked: Any, tofu: Path) -> None:
     corpus = read_tofu(tofu, tofu_config(asked=asked))
-    assert all(asked in q.question for q in corpus.retain_questions)
+    rows = map(json.loads, (tofu / f"{asked}.json").read_text().splitlines())
+    assert [q.question for q in corpus.retain_questions] == [row["question"] for row in rows]
     assert all(len(q.wrong) == 2 for q in corpus.retain_questions)
     (tofu / f"{asked}_perturbed.json").unlink()
     assert not any(q.wrong for q in read_tofu(tofu, tofu_config(asked=asked)).retain_questions)
