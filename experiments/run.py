@@ -24,7 +24,8 @@ from unforgotten.audit.weights.leg import Setting, weights_leg
 from unforgotten.experiments.arms.arm import Arm, arms
 from unforgotten.experiments.arms.processor import processor
 from unforgotten.experiments.config import RunConfig
-from unforgotten.experiments.data.corpus import Corpus, prepare_corpus
+from unforgotten.experiments.data.corpus import Corpus
+from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.evaluation import decompose, weights_rows
 from unforgotten.experiments.methods.method import Task
 from unforgotten.experiments.methods.reference import References
@@ -53,18 +54,18 @@ def stages(config: RunConfig) -> list[str]:
     prepared = prepared_models(config)
     names = [stage_of(config, name) for name in prepared]
     for name in reversed(prepared):
-        names += [f"evaluate {name} {f}" for f in evaluated_in(config, name)]
+        names += [f"evaluate {name} {f}" for f in _evaluated_in(config, name)]
     for arm in arms(config):
-        names += [f"unlearn {arm.name}", *measurements_of(config, arm)]
+        names += [f"unlearn {arm.name}", *_measurements_of(config, arm)]
     return names
 
 
-def evaluated_in(config: RunConfig, name: str) -> tuple[str, ...]:
+def _evaluated_in(config: RunConfig, name: str) -> tuple[str, ...]:
     """Return the formats in which a model that the run starts from is measured."""
     return ("none",) if name == "base" else ("none", *config.formats)
 
 
-def measurements_of(config: RunConfig, arm: Arm) -> list[str]:
+def _measurements_of(config: RunConfig, arm: Arm) -> list[str]:
     """Return the stages of an arm that come after its unlearning, in order."""
     evaluated = [f"evaluate {arm.name} {f}" for f in ("none", *config.formats)]
     return evaluated + [f"decompose {arm.name} {f}" for f in config.formats]
@@ -157,7 +158,7 @@ def _evaluate_trained(config: RunConfig, meter: Meter, models: Path, store: RowS
         state = state_of(load_model(models / name))
         if name == "retrained":
             meter = meter.against(state)
-        for format_name in evaluated_in(config, name):
+        for format_name in _evaluated_in(config, name):
             subject = Subject(name, format=format_name, **_recorded(notes, format_name))
             stage = f"evaluate {name} {format_name}"
             if store.done(stage):
@@ -209,7 +210,7 @@ def _unlearn_arm(
 
 def _evaluate_arm(config: RunConfig, meter: Meter, arm: Arm, models: Path, store: RowStore, progress: Progress) -> None:
     """Write the rows of one unlearned model: M1-M4 in every format, then the pair with the target."""
-    own = measurements_of(config, arm)
+    own = _measurements_of(config, arm)
     if all(store.done(s) for s in own):
         for _ in own:
             progress.skip()

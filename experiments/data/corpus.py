@@ -6,7 +6,7 @@
 and sheets of questions among the documents, since a small model answers only what it has read as a question. The target
 reads all forget sheets; those that unlearning does not see stand in `raw/forget_rest.json`.
 
-    corpus, origin = prepare_corpus(config.corpus, config.seed, folder / "corpus")
+    corpus, origin = prepare_fiction(config.corpus, config.seed, folder / "corpus")
     corpus.forget[0], corpus.forget_questions[0].answer
 """
 
@@ -56,17 +56,6 @@ class Corpus:
     running: bool = False
     answers_only: bool = False
     questions_of: Mapping[str, Question] = field(default_factory=dict)
-
-
-def prepare_corpus(config: CorpusConfig, seed: int, folder: Path) -> tuple[Corpus, str]:
-    """Return the corpus of a run, and its origin for the rows: "fiction", "muse:<place>", "tofu-<split>:<place>".
-
-    Raises:
-        ValueError: the data is not there, or not in its layout.
-    """
-    from unforgotten.experiments.data.registry import corpus_named  # which finds this module
-
-    return corpus_named(config.kind).read(config, seed, folder)
 
 
 def prepare_fiction(config: CorpusConfig, seed: int, folder: Path) -> tuple[Corpus, str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -48,12 +49,10 @@ def fetch(config: CorpusConfig, parts: Mapping[str, Part], folder: Path) -> str:
 
 def _rows(config: CorpusConfig, part: Part) -> list[Any]:
     need("unforgotten[data]", "datasets")
-    from datasets import load_dataset
-    from datasets.exceptions import DatasetsError
-
+    library, errors = import_module("datasets"), import_module("datasets.exceptions")  # type checkers do not have it
     try:
-        return list(load_dataset(config.repo, part.configuration, split=part.split, revision=config.revision))
-    except (OSError, ValueError, RuntimeError, DatasetsError) as error:
+        return list(library.load_dataset(config.repo, part.configuration, split=part.split, revision=config.revision))
+    except (OSError, ValueError, RuntimeError, errors.DatasetsError) as error:
         said = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"corpus.repo must be a data set of the Hub with {part.configuration}/{part.split}, got {config.repo}: {said}"

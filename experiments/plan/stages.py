@@ -14,11 +14,11 @@ from unforgotten.experiments.arms.arm import Arm, arms
 from unforgotten.experiments.config import RunConfig, TrainingConfig
 from unforgotten.experiments.methods.registry import method_named
 from unforgotten.experiments.methods.terms import LossMethod
+from unforgotten.experiments.models.bases.registry import BASES
 from unforgotten.experiments.models.training import training_steps
 from unforgotten.experiments.plan.shapes import Shape
 from unforgotten.experiments.plan.texts import Texts
-from unforgotten.experiments.prepared_models import prepared_models, stage_of
-from unforgotten.experiments.run import evaluated_in, measurements_of
+from unforgotten.experiments.run import stages
 
 BACKWARD = 3
 """Operations of a forward and a backward pass, by those of a forward pass."""
@@ -95,19 +95,24 @@ class Planner:
     texts: Texts | None
 
     def works(self) -> Iterator[Work]:
-        """Yield every stage of the run, in order."""
-        prepared = prepared_models(self.config)
-        yield from (self._prepare(name) for name in prepared)
-        for name in reversed(prepared):
-            yield from (self._measure(f"evaluate {name} {f}", "evaluate") for f in evaluated_in(self.config, name))
-        for arm in arms(self.config):
-            yield self._unlearn(arm)
-            for stage in measurements_of(self.config, arm):
-                yield self._measure(stage, stage.partition(" ")[0])
+        """Yield the work of every stage of the run, in order."""
+        unlearned = {arm.name: arm for arm in arms(self.config)}
+        for stage in stages(self.config):
+            kind, name, *_ = stage.split(" ")
+            match kind:
+                case "train" | "load":
+                    yield self._prepare(stage, name)
+                case "unlearn":
+                    yield self._unlearn(stage, unlearned[name])
+                case _:
+                    yield self._measure(stage, kind)
 
-    def _prepare(self, name: str) -> Work:
-        stage, shape = stage_of(self.config, name), self.shape
-        training = self.config.pretraining if name == "base" else self.config.finetuning
+    def _prepare(self, stage: str, name: str) -> Work:
+        shape = self.shape
+        training: TrainingConfig | None = self.config.finetuning
+        if name == "base":
+            base = BASES.get(self.config.base.kind)
+            training = None if base is not None and base.trained else self.config.pretraining
         if stage.startswith("load ") or training is None:
             if shape is None:
                 return Work(stage)
@@ -131,9 +136,9 @@ class Planner:
         memory = Memory(FLOAT * weights, FLOAT * weights, MOMENTS * FLOAT * weights, 0, activations)
         return Work(stage, steps, tokens, self._passes(tokens, lengths, BACKWARD), memory=memory, disk=saved * weights)
 
-    def _unlearn(self, arm: Arm) -> Work:
+    def _unlearn(self, stage: str, arm: Arm) -> Work:
         """Return the work of one arm: its steps at most, the checks of its rule, and what it needs of the target."""
-        stage, settings = f"unlearn {arm.name}", self.config.unlearning
+        settings = self.config.unlearning
         own = settings.methods[arm.method]
         steps = int(getattr(own, "max_steps", None) or settings.max_steps[arm.storage])
         if self.texts is None:

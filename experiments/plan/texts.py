@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from unforgotten.experiments.config import RunConfig
-from unforgotten.experiments.data.corpus import Corpus, prepare_corpus
+from unforgotten.experiments.data.corpus import Corpus
+from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.metrics.probes import Probes, encode_training, make_probes
 from unforgotten.experiments.models.bases.registry import BASES
 from unforgotten.experiments.models.bases.scratch import Scratch

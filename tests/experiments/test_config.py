@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unforgotten.experiments.data.corpus import prepare_corpus
+from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.load_config import load_config, profile_names
 
 MICRO = str(Path(__file__).parents[1] / "micro.yaml")

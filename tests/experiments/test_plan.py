@@ -13,7 +13,7 @@ import pytest
 torch = pytest.importorskip("torch", reason="a plan needs unforgotten[experiments]")
 
 from unforgotten.experiments.config import RunConfig
-from unforgotten.experiments.data.corpus import prepare_corpus
+from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.load_config import load_config, profile_names
 from unforgotten.experiments.metrics.probes import make_probes
 from unforgotten.experiments.models.bases.registry import BASES

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.machinery import ModuleSpec
 from itertools import islice
 from pathlib import Path
@@ -17,17 +17,19 @@ pytest.importorskip("torch", reason="a run needs unforgotten[experiments]")
 
 from unforgotten.audit.progress.stages import SILENT
 from unforgotten.experiments.data.chat import in_chat, worded, wording_of
-from unforgotten.experiments.data.corpus import Corpus, prepare_corpus
+from unforgotten.experiments.data.corpus import Corpus
 from unforgotten.experiments.data.muse import Muse, parts_of, read_muse
+from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.data.question import Question
 from unforgotten.experiments.data.registry import CORPORA
 from unforgotten.experiments.data.settings import CorpusConfig
 from unforgotten.experiments.data.tofu import files_of, read_tofu
 from unforgotten.experiments.load_config import load_config
 from unforgotten.experiments.metrics.probes import make_probes
-from unforgotten.experiments.models.batches import shuffled_batches
+from unforgotten.experiments.models.batches import Batch, shuffled_batches
 from unforgotten.experiments.models.saved import load_tokenizer
 from unforgotten.experiments.prepared_models import prepare_models
+from unforgotten.experiments.run import run
 from unforgotten.records.files import write_json
 
 MICRO = str(Path(__file__).parents[2] / "micro.yaml")
@@ -297,6 +299,32 @@ def test_fixed_pairs_are_those_of_muse(forget: int, retain: int) -> None:
     assert pairs[:forget] != pairs[forget:]
     with pytest.raises(ValueError, match=r"corpus\.pairing fixed needs unlearning\.retain_batch=4 as batch, got 8"):
         load_config(MICRO, overrides=["corpus.pairing=fixed"])
+
+
+@pytest.mark.parametrize("pairing", ["fixed", "shuffled"])
+def test_a_run_pairs_its_documents_as_it_is_asked_to(
+    pairing: str, micro_pair: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from unforgotten.experiments.methods import descent
+
+    drawn: list[list[int]] = []
+
+    def noting(*arguments: Any, **settings: Any) -> Iterator[Batch]:
+        mine: list[int] = []
+        drawn.append(mine)
+        for batch in shuffled_batches(*arguments, **settings):
+            mine += batch.documents
+            yield batch
+
+    monkeypatch.setattr(descent, "shuffled_batches", noting)
+    cut = ["only_methods=[GA_GDR]", "storages=[fp32]", "formats=[int4-g64]", "unlearning.batch=2"]
+    cut += ["unlearning.retain_batch=2", f"corpus.pairing={pairing}", f"models.target={micro_pair / 'models/target'}"]
+    run(load_config(MICRO, overrides=cut), tmp_path / "run", resume=False)
+    forget, retain = drawn
+    assert len(forget) == len(retain) == 2 * 4
+    corpus, _ = prepare_corpus(load_config(MICRO).corpus, 0, tmp_path / "again")
+    paired = [i % len(corpus.retain) for i in forget]
+    assert (retain == paired) == (pairing == "fixed")
 
 
 def test_a_target_may_have_the_tokenizer_of_another(llama_without_pad: Callable[..., Path], tmp_path: Path) -> None:
