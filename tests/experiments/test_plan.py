@@ -18,7 +18,10 @@ from unforgotten.experiments.load_config import load_config, profile_names
 from unforgotten.experiments.metrics.probes import make_probes
 from unforgotten.experiments.models.bases.registry import BASES
 from unforgotten.experiments.models.bases.scratch import Scratch
+from unforgotten.experiments.models.batches import pad
+from unforgotten.experiments.models.log_probs import cross_entropy, token_log_probs
 from unforgotten.experiments.models.saved import load_model, load_tokenizer
+from unforgotten.experiments.models.scoring import next_logits
 from unforgotten.experiments.models.tokenizer import train_tokenizer
 from unforgotten.experiments.plan.plan import Plan, as_object, lines, make_plan
 from unforgotten.experiments.plan.rates import Rates, measure_rates
@@ -111,6 +114,34 @@ def test_activations_follow_their_formula() -> None:
     assert shape is not None
     layers = 32 * (34 * 4096 + 5 * 32 * 2048)
     assert activation_bytes(shape, 2, 2048, 2) == 2 * 2048 * (layers + 3 * 4 * 32000)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("vocabulary", "batch", "length"), [(4096, 4, 192), (1024, 1, 768), (16384, 2, 128)])
+def test_activations_are_those_that_a_pass_keeps_within_a_factor_of_two(
+    vocabulary: int, batch: int, length: int, dtype: Any
+) -> None:
+    config = load_config(MICRO, overrides=["base.width=256", "base.feed_forward=688", "base.layers=3", "base.heads=4"])
+    sizes = config.base.model_copy(update={"vocabulary": vocabulary, "positions": 1024})
+    shape, base = shape_of(config.model_copy(update={"base": sizes})), BASES["tiny-llama"]
+    assert shape is not None
+    assert isinstance(base, Scratch)
+    model = base.model(sizes, 0).to(dtype)
+    own = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    kept: dict[int, Any] = {}
+
+    def keep(tensor: Any) -> Any:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage  # held, so that no other takes its place
+        return tensor
+
+    rows = pad([[5] * length] * batch, 0)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        cross_entropy(token_log_probs(next_logits(model, rows), rows.input_ids, rows.attention_mask))
+    gradient = 4 * batch * length * vocabulary  # of the logits, float32, which the backward pass begins with
+    measured = sum(storage.nbytes() for storage in kept.values()) + gradient
+    assert 0.5 < activation_bytes(shape, batch, length, dtype.itemsize) / measured < 2
 
 
 @pytest.mark.parametrize("kind", sorted(name for name, base in BASES.items() if isinstance(base, Scratch)))
