@@ -211,8 +211,8 @@ def activation_bytes(shape: Shape, batch: int, length: int, width: int) -> int:
     """Return an estimate of what a backward pass needs of a forward pass, without checkpointing, with whole attention matrices.
 
     batch * length * (layers * hidden * (34 + 5 heads length / hidden) * width / 2 + 3 vocabulary * 4); the first part is that of a
-    transformer of 16-bit activations in Korthikanti et al. 2022, arXiv 2205.05198, eq. 1, the second that of the logits. Within a factor of 2 of what a small Llama keeps
-    for the backward pass and the gradient of its logits.
+    transformer of 16-bit activations in Korthikanti et al. 2022, arXiv 2205.05198, eq. 1, the second that of the logits. It is within
+    a factor of 2 of what small Llamas keep for the backward pass, with the gradient of their logits.
 
     Args:
         shape: sizes of the model.
