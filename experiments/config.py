@@ -24,68 +24,22 @@ from pydantic import (
     model_validator,
 )
 
+from unforgotten.experiments.data.registry import CORPORA, corpus_named
+from unforgotten.experiments.data.settings import CorpusConfig
 from unforgotten.experiments.methods.registry import METHODS, method_named
 from unforgotten.experiments.metrics.registry import METRICS, metric_named
 from unforgotten.experiments.models.bases.registry import base_named
 from unforgotten.experiments.own import is_own, label_of
 from unforgotten.experiments.quantizers.registry import ours_of
-from unforgotten.experiments.section import Section
+from unforgotten.experiments.section import Section, without
 
-MUSE: Mapping[str, Mapping[str, Any]] = {
-    "corpus": {"passage_tokens": 2048, "probe_tokens": 128},
-    "evaluation": {"shots": 10, "answer_tokens": 32, "answer_cue": "Answer: "},
-}
+MUSE: Mapping[str, Mapping[str, Any]] = corpus_named("muse").settings
 """MUSE's own settings by section, which a run on MUSE has where its profile says nothing."""
 Storage = Literal["fp32", "bf16", "bf16-sr"]
 Autocast = Literal["none", "bf16"]
 Products = Literal["native", "float32"]
 Optimizer = Literal["adamw", "sgd", "sign"]
 Bf16Products = Literal["auto", "native", "float32"]
-
-
-class CorpusConfig(Section):
-    """Where the text comes from, and how much of it.
-
-    Attributes:
-        kind: origin of the text: "fiction" is generated; "muse" is read from a directory in MUSE's layout.
-        path: directory in MUSE's layout, for "muse" only. Absent, `fallback` decides.
-        fallback: choice for a missing MUSE directory: "fiction" takes the generated corpus and says so in the rows.
-        trained_on: what models are trained on, for "muse" only: "raw" is all of `raw/forget` and `raw/retain1` in chunks of
-            `passage_tokens`, as in MUSE; "sample" the texts of `privleak` that are measured, one document each.
-        general: stories of the base model's own training text.
-        passages: forget passages that are measured, and as many retain passages.
-        holdout: passages that no model sees, for M3.
-        questions: questions kept of each story.
-        sheets: number of times that each split's questions are shuffled into sheets of `sheet_size` to train on.
-        forget_sheets: number of the shuffled orders of the forget questions that unlearning sees. 0: the articles
-            alone, as in MUSE; M2 then falls only where forgetting the text also forgets its facts.
-        passage_tokens: longest document; longer text is cut.
-        prompt_share: share of a passage that prompts M1.
-        probe_tokens: longest continuation of M1.
-    """
-
-    kind: Literal["fiction", "muse"] = "fiction"
-    path: Path | None = None
-    fallback: Literal["fiction", "none"] = "none"
-    trained_on: Literal["raw", "sample"] = "raw"
-    general: int = Field(default=600, ge=10)
-    passages: int = Field(default=24, ge=4)
-    holdout: int = Field(default=48, ge=4)
-    questions: int = Field(default=2, ge=1, le=4)
-    sheets: int = Field(default=3, ge=2)
-    sheet_size: int = Field(default=6, ge=1)
-    forget_sheets: int = Field(default=0, ge=0)
-    passage_tokens: int = Field(default=192, ge=16)
-    prompt_share: float = Field(default=0.4, gt=0, lt=1)
-    probe_tokens: int = Field(default=64, ge=4)
-
-    @model_validator(mode="after")
-    def _sheets_exist(self) -> CorpusConfig:
-        if self.forget_sheets >= self.sheets:
-            raise ValueError(
-                f"forget_sheets must be below sheets={self.sheets}, got forget_sheets={self.forget_sheets}"
-            )
-        return self
 
 
 class BaseConfig(Section):
@@ -126,10 +80,17 @@ class GivenModels(Section):
     Attributes:
         target: model that learned everything; with it no base is trained, and the tokenizer is its own.
         retrained: model that never saw what is to be forgotten; M3 compares with it.
+        tokenizer: tokenizer of both, where they come without one.
     """
 
     target: str | None = None
     retrained: str | None = None
+    tokenizer: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave a default out that older configurations do not have."""
+        return without(handler(self), tokenizer=None)
 
 
 class TrainingConfig(Section):
@@ -178,8 +139,7 @@ class UnlearningConfig(Section):
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave a default out that older configurations do not have: their text, and its hash, stay what they were."""
-        tree: dict[str, Any] = handler(self)
-        return {name: value for name, value in tree.items() if (name, value) != ("optimizer", "adamw")}
+        return without(handler(self), optimizer="adamw")
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -283,13 +243,14 @@ class RunConfig(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_muse(cls, tree: Any) -> Any:
-        """Fill what a profile of a run on MUSE leaves open with MUSE's own settings."""
+    def _as_its_corpus(cls, tree: Any) -> Any:
+        """Fill what a profile of a run on MUSE or TOFU leaves open with that data set's own settings."""
         corpus = tree.get("corpus") if isinstance(tree, dict) else None
-        if not isinstance(corpus, dict) or corpus.get("kind") != "muse":
+        if not isinstance(corpus, dict) or corpus.get("kind", "fiction") not in CORPORA:
             return tree
-        sections = {name: tree.get(name, {}) for name in MUSE}
-        return {**tree, **{k: {**MUSE[k], **own} for k, own in sections.items() if isinstance(own, dict)}}
+        theirs = CORPORA[corpus.get("kind", "fiction")].settings
+        sections = {name: tree.get(name, {}) for name in theirs}
+        return {**tree, **{k: {**theirs[k], **own} for k, own in sections.items() if isinstance(own, dict)}}
 
     @field_validator("formats")
     @classmethod
@@ -304,6 +265,13 @@ class RunConfig(Section):
             if name not in self.unlearning.methods:
                 known = ", ".join(self.unlearning.methods)
                 raise ValueError(f"only_methods must be of {known}, got method={name!r}")
+        return self
+
+    @model_validator(mode="after")
+    def _pair(self) -> RunConfig:
+        sizes = self.unlearning.batch, self.unlearning.retain_batch
+        if self.corpus.pairing == "fixed" and sizes[0] != sizes[1]:
+            raise ValueError(f"corpus.pairing fixed needs unlearning.retain_batch={sizes[0]} as batch, got {sizes[1]}")
         return self
 
     @model_validator(mode="after")

@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from unforgotten.audit.progress.stages import Step, ignore
 from unforgotten.experiments.arms.arm import Arm
 from unforgotten.experiments.config import RunConfig
-from unforgotten.experiments.data.corpus import prepare_corpus
+from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.methods.method import Task
 from unforgotten.experiments.methods.reference import References
 from unforgotten.experiments.methods.registry import method_named
@@ -134,6 +134,7 @@ def pilot(folder: Path, method: str, *, blocks: int = BLOCKS, progress: Step = i
         reference=lambda target: references.of(target, arithmetic),
         seed=config.seed + 2,
         progress=progress,
+        paired=config.corpus.pairing == "fixed",
         tokenizer=tokenizer,
         before_step=recorder,
     )

@@ -59,7 +59,7 @@ def prepare_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pr
             continue
         with progress.stage(stage_of(config, name)) as step:
             if source := _source(config, name):
-                _take_over(source, folder)
+                _take_over(source, folder, config.models.tokenizer)
             elif name == "base":
                 model, tokenizer = _base(config, corpus, step)
                 save_model(folder, model, tokenizer, torch.float32, _base_notes(config))
@@ -67,20 +67,20 @@ def prepare_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pr
                 _fine_tune(config, corpus, models, name, step)
 
 
-def _take_over(source: str, folder: Path) -> None:
-    """Save a model that is given, in the dtype of its own checkpoint."""
+def _take_over(source: str, folder: Path, tokenizer_source: str | None) -> None:
+    """Save a model that is given, in the dtype of its own checkpoint, and its tokenizer or another."""
     place = _place(source)
-    model, tokenizer = loaded(place)
+    model, tokenizer = loaded(place, _place(tokenizer_source, weights=False) if tokenizer_source else None)
     dtype = _stored_dtype(place)
     notes = {"dtypes": UNKNOWN | {"checkpoint": str(dtype).removeprefix("torch.")}, "products": None, "rounding": None}
     save_model(folder, model, tokenizer, dtype, {**notes, "source": source})
 
 
-def _place(source: str) -> Path:
+def _place(source: str, *, weights: bool = True) -> Path:
     if not source.startswith(HUB):
         return Path(source)
     repo, _, revision = source.removeprefix(HUB).partition("@")
-    return fetched(repo, revision or None)
+    return fetched(repo, revision or None, weights=weights)
 
 
 def _stored_dtype(folder: Path) -> torch.dtype:

@@ -24,7 +24,8 @@ from unforgotten.audit.weights.leg import Setting, weights_leg
 from unforgotten.experiments.arms.arm import Arm, arms
 from unforgotten.experiments.arms.processor import processor
 from unforgotten.experiments.config import RunConfig
-from unforgotten.experiments.data.corpus import Corpus, prepare_corpus
+from unforgotten.experiments.data.corpus import Corpus
+from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.evaluation import decompose, weights_rows
 from unforgotten.experiments.methods.method import Task
 from unforgotten.experiments.methods.reference import References
@@ -191,6 +192,7 @@ def _unlearn_arm(
             reference=lambda target: references.of(target, arithmetic),
             seed=config.seed + 2,
             progress=step,
+            paired=config.corpus.pairing == "fixed",
             tokenizer=meter.shell.tokenizer,
         )
         outcome = method_named(arm.method).unlearn(model, task, config.unlearning.methods[arm.method])

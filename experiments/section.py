@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict
 
 
@@ -9,3 +11,8 @@ class Section(BaseModel):
     """Part of a profile. What a method lets a profile set for it is one, too."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+def without(tree: dict[str, Any], **defaults: Any) -> dict[str, Any]:
+    """Return the tree of a section without what has these values: a default that older configurations do not have."""
+    return {name: value for name, value in tree.items() if name not in defaults or value != defaults[name]}

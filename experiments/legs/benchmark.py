@@ -15,8 +15,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from unforgotten.experiments.config import MUSE, CorpusConfig, EvaluationConfig, RunConfig
-from unforgotten.experiments.data.corpus import read_fiction, read_muse
+from unforgotten.experiments.config import MUSE, EvaluationConfig, RunConfig
+from unforgotten.experiments.data.corpus import read_fiction
+from unforgotten.experiments.data.muse import read_muse
+from unforgotten.experiments.data.settings import CorpusConfig
 from unforgotten.experiments.load_config import without_own
 from unforgotten.experiments.metrics.probes import Probes, make_probes
 from unforgotten.experiments.metrics.rouge import SPLIT_BY, words_of

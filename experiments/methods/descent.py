@@ -57,7 +57,8 @@ def descend(
     around.begin(model, lambda: _forget_gradients(losses_of, task))
     pad_id = model.config.pad_token_id or 0
     forget_batches = shuffled_batches(task.forget, settings.batch, pad_id, task.seed)
-    retain_batches = shuffled_batches(task.retain, settings.retain_batch, pad_id, task.seed + 1)
+    beside, seed = (len(task.forget), task.seed) if task.paired else (None, task.seed + 1)
+    retain_batches = shuffled_batches(task.retain, settings.retain_batch, pad_id, seed, beside=beside)
     with arithmetic.computing():
         loss_now = mean_loss(model, task.watched, 4 * settings.batch)
     step, stopped = 0, "max_steps"

@@ -42,6 +42,7 @@ class Task:
         reference: function that gives log-probabilities of the target, from a model that still has its weights.
         seed: seed of the order of documents, and of the random bits of stochastic rounding.
         progress: function that is told of each step.
+        paired: whether each document to forget comes with one document to keep in every epoch, as in MUSE.
         tokenizer: tokenizer of the model; None where there is none, and then no method may ask for it.
         before_step: function that is given the model with its clipped gradients, and the learning rate, before each step
             of AdamW.
@@ -56,6 +57,7 @@ class Task:
     reference: Callable[[PreTrainedModel], Reference]
     seed: int
     progress: Progress
+    paired: bool = False
     tokenizer: Any = None
     before_step: Callable[[PreTrainedModel, float], None] = nothing
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NamedTuple
 
-from unforgotten.experiments.config import EvaluationConfig, Measuring
-from unforgotten.experiments.data.corpus import Corpus, Question
+from unforgotten.experiments.config import Measuring
+from unforgotten.experiments.data.chat import Wording, worded, wording_of
+from unforgotten.experiments.data.corpus import Corpus
+from unforgotten.experiments.data.question import Question
 from unforgotten.experiments.metrics.metric import Need
 from unforgotten.experiments.metrics.registry import metric_named
 from unforgotten.experiments.metrics.rouge import RougeTokenizer, tokenizer_for
@@ -116,27 +118,33 @@ def check_asked(corpus: Corpus, config: Measuring) -> None:
 def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
     """Tokenize documents, passages and questions as `config` says."""
     longest = config.corpus.passage_tokens
-    passages = encode_measured(corpus.passages, tokenizer, longest)
+
+    def measured(texts: Sequence[str]) -> list[list[int]]:
+        return encode_measured(worded(corpus, texts, tokenizer), tokenizer, longest)
+
+    passages = measured(corpus.passages)
     cuts = [int(len(p) * config.corpus.prompt_share) for p in passages]
     ends = [cut + config.corpus.probe_tokens for cut in cuts]
     truths = [p[cut:end] for p, cut, end in zip(passages, cuts, ends, strict=True)]
-    asked = config.evaluation.questions
+    asked, shots, cue = (getattr(config.evaluation, name) for name in ("questions", "shots", "answer_cue"))
     forget, retain = corpus.forget_questions[:asked], corpus.retain_questions[:asked]
+    put_forget = wording_of(corpus, corpus.forget_shots[:shots], cue, tokenizer)
+    put_retain = wording_of(corpus, corpus.retain_shots[:shots], cue, tokenizer)
     return Probes(
         forget=encode_training(corpus, corpus.forget, tokenizer, longest),
         passages=passages,
         retain=encode_training(corpus, corpus.retain, tokenizer, longest),
-        holdout=encode_measured(corpus.holdout, tokenizer, longest),
-        retained=encode_measured(corpus.retained, tokenizer, longest),
+        holdout=measured(corpus.holdout),
+        retained=measured(corpus.retained),
         verbatim_prompts=[p[:cut] for p, cut in zip(passages, cuts, strict=True)],
         verbatim_truths=[tokenizer.decode(t, skip_special_tokens=True) for t in truths],
         verbatim_tokens=truths,
-        forget_prompts=_prompts(forget, corpus.forget_shots, tokenizer, config.evaluation),
+        forget_prompts=[started(put_forget.prompt(q), tokenizer) for q in forget],
         forget_answers=[q.answer for q in forget],
-        forget_options=_options(forget, corpus.forget_shots, tokenizer, config.evaluation),
-        retain_prompts=_prompts(retain, corpus.retain_shots, tokenizer, config.evaluation),
+        forget_options=[_options(q, put_forget, tokenizer) for q in forget],
+        retain_prompts=[started(put_retain.prompt(q), tokenizer) for q in retain],
         retain_answers=[q.answer for q in retain],
-        retain_options=_options(retain, corpus.retain_shots, tokenizer, config.evaluation),
+        retain_options=[_options(q, put_retain, tokenizer) for q in retain],
         start=start_tokens(tokenizer),
     )
 
@@ -144,35 +152,19 @@ def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
 def encode_training(corpus: Corpus, texts: Sequence[str], tokenizer: Any, longest: int) -> list[list[int]]:
     """Return the texts of a corpus as a model is trained on them: documents that end, or running text in chunks."""
     encode = encode_chunks if corpus.running else encode_documents
-    return encode(texts, tokenizer, longest)
+    return encode(worded(corpus, texts, tokenizer), tokenizer, longest)
 
 
-def _prompts(
-    questions: Sequence[Question], shots: Sequence[Question], tokenizer: Any, config: EvaluationConfig
-) -> list[list[int]]:
-    return [started(_prompt(q, shots, config), tokenizer) for q in questions]
+def _options(question: Question, wording: Wording, tokenizer: Any) -> Options:
+    said = question.answer if question.paraphrase is None else question.paraphrase
+    wrong = tuple(_answered(question, text, wording, tokenizer) for text in question.wrong)
+    right, paraphrase = (_answered(question, text, wording, tokenizer) for text in (question.answer, said))
+    return Options(right, paraphrase, wrong)
 
 
-def _prompt(question: Question, shots: Sequence[Question], config: EvaluationConfig) -> str:
-    context = "".join(shot.sheet_line() for shot in shots[: config.shots])
-    return f"{context}Question: {question.question}\n{config.answer_cue}"
-
-
-def _options(
-    questions: Sequence[Question], shots: Sequence[Question], tokenizer: Any, config: EvaluationConfig
-) -> list[Options]:
-    def options(question: Question) -> Options:
-        prompt = _prompt(question, shots, config)
-        said = question.answer if question.paraphrase is None else question.paraphrase
-        wrong = tuple(_answered(prompt, text, tokenizer) for text in question.wrong)
-        return Options(_answered(prompt, question.answer, tokenizer), _answered(prompt, said, tokenizer), wrong)
-
-    return [options(question) for question in questions]
-
-
-def _answered(prompt: str, answer: str, tokenizer: Any) -> Answered:
-    """Return a prompt and an answer, a space between them, tokenized as one text; the answer's tokens are what is new."""
-    bare = prompt.rstrip(" ")
-    before, whole = started(bare, tokenizer), started(f"{bare} {answer}", tokenizer)
+def _answered(question: Question, answer: str, wording: Wording, tokenizer: Any) -> Answered:
+    """Return a prompt and an answer, tokenized as one text; the answer's tokens are what is new."""
+    before = started(wording.prompt(question).rstrip(" "), tokenizer)
+    whole = started(wording.answered(question, answer), tokenizer)
     shared = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(before, whole, strict=False)))
     return Answered(whole, len(whole) - shared)

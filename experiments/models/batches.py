@@ -69,15 +69,27 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, docum
     return Batch(ids, mask, tuple(documents))
 
 
-def shuffled_batches(documents: Documents, size: int, pad_id: int, seed: int) -> Iterator[Batch]:
-    """Yield batches without end; every document comes once before any comes again."""
+def shuffled_batches(
+    documents: Documents, size: int, pad_id: int, seed: int, *, beside: int | None = None
+) -> Iterator[Batch]:
+    """Yield batches without end; every document comes once before any comes again.
+
+    Args:
+        documents: token ids.
+        size: documents of one batch.
+        pad_id: token that fills shorter rows.
+        seed: seed of the order.
+        beside: number of documents that these are paired with: with a seed, document i modulo their own number comes where
+            document i of those comes with it. None where they are in an order of their own.
+    """
     rng = np.random.default_rng(seed)
     queue: list[int] = []
-    size = min(size, len(documents))
+    count = len(documents) if beside is None else beside
+    size = min(size, count)
     while True:
         while len(queue) < size:
-            queue += rng.permutation(len(documents)).tolist()
-        chosen, queue = queue[:size], queue[size:]
+            queue += rng.permutation(count).tolist()
+        chosen, queue = [i % len(documents) for i in queue[:size]], queue[size:]
         yield pad([documents[i] for i in chosen], pad_id, documents=chosen)
 
 

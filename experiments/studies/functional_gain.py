@@ -24,7 +24,7 @@ from transformers import PreTrainedModel
 
 from unforgotten.audit.progress.stages import Progress
 from unforgotten.experiments.config import RunConfig
-from unforgotten.experiments.data.corpus import prepare_corpus
+from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.metrics.effects import hybrid_states
 from unforgotten.experiments.metrics.probes import make_probes
 from unforgotten.experiments.models.batches import Documents

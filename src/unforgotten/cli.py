@@ -66,7 +66,9 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: runs/<profile>-seed<N>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the stages and stop.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print models, data, steps, memory, disk and time, and stop.")
+    ] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -81,7 +83,12 @@ def run(
     )
     plan = stages(config)
     if dry_run:
-        print_object({"config": config.model_dump(mode="json"), "stages": plan}, as_json, plan)
+        from unforgotten.experiments.plan.plan import as_object, lines, make_plan
+        from unforgotten.experiments.plan.rates import measure_rates
+
+        made = make_plan(config, measure_rates(config.threads))
+        told = {"config": config.model_dump(mode="json"), "stages": plan, "plan": as_object(made)}
+        print_object(told, as_json, lines(made))
         return
     from unforgotten.audit.progress.stages import progress_on
     from unforgotten.experiments.run import write_summary

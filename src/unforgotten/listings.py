@@ -35,6 +35,18 @@ def models(as_json: Json = False) -> None:
     print_mapping("model", {name: base.statement for name, base in BASES.items()}, as_json)
 
 
+def corpora(as_json: Json = False) -> None:
+    """List the data sets that a run may take its text from, as `corpus.kind`, and what each can forget, as `corpus.split`."""
+    from unforgotten.experiments.data.registry import CORPORA
+
+    def said(splits: tuple[str, ...]) -> str:
+        return f"; splits: {', '.join(splits)}" if splits else ""
+
+    print_mapping(
+        "corpus", {name: f"{c.statement} ({c.source}){said(c.splits)}" for name, c in CORPORA.items()}, as_json
+    )
+
+
 def metrics(as_json: Json = False) -> None:
     """List the metrics of a run's rows."""
     from unforgotten.experiments.metrics.registry import METRICS as MEASURED
@@ -59,4 +71,4 @@ def claims(as_json: Json = False) -> None:
     Console().print(table)
 
 
-LISTINGS = (formats, methods, models, metrics, claims)
+LISTINGS = (formats, methods, models, corpora, metrics, claims)

@@ -257,18 +257,21 @@ def test_audit_refuses_bad_input(pair: tuple[str, str], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("listing", ["formats", "methods", "models", "metrics", "claims"])
+@pytest.mark.parametrize("listing", ["formats", "methods", "models", "corpora", "metrics", "claims"])
 def test_listings(listing: str) -> None:
     done = call(listing, "--json")
     assert done.returncode == 0, done.stderr
-    assert len(json.loads(done.stdout)) >= 5
+    assert len(json.loads(done.stdout)) >= (3 if listing == "corpora" else 5)
     assert call(listing).stdout
 
 
 def test_dry_run_lists_the_stages_and_writes_nothing(tmp_path: Path) -> None:
     done = call("run", MICRO, "--dry-run", "--json", cwd=tmp_path)
-    stages = json.loads(done.stdout)["stages"]
-    assert len([s for s in stages if s.startswith("unlearn")]) == 6 * 3
+    told = json.loads(done.stdout)
+    assert len([s for s in told["stages"] if s.startswith("unlearn")]) == 6 * 3
+    assert [work["stage"] for work in told["plan"]["works"]] == told["stages"]
+    text = call("run", MICRO, "--dry-run", cwd=tmp_path).stdout
+    assert not [stage for stage in told["stages"] if stage not in text]
     assert list(tmp_path.iterdir()) == []
 
 

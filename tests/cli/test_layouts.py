@@ -11,8 +11,8 @@ import pytest
 
 pytest.importorskip("torch", reason="benchmarks are read by unforgotten[experiments]")
 
-from unforgotten.experiments.config import CorpusConfig
-from unforgotten.experiments.data.corpus import read_muse
+from unforgotten.experiments.data.muse import read_muse
+from unforgotten.experiments.data.settings import CorpusConfig
 from unforgotten.experiments.data.texts import read_texts
 
 README = (Path(__file__).parents[2] / "README.md").read_text("utf-8")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from unforgotten.experiments.data.corpus import prepare_corpus
+from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.load_config import load_config, profile_names
 
 MICRO = str(Path(__file__).parents[1] / "micro.yaml")
@@ -39,8 +39,9 @@ def test_a_profile_has_settings_of_every_arm(profile: str) -> None:
 @pytest.mark.parametrize("profile", profile_names())
 def test_a_profile_names_no_directory_and_says_what_is_missing(profile: str, tmp_path: Path) -> None:
     """A directory is the user's to give."""
-    config = load_config(profile, overrides=["corpus.fallback=none"])
+    config = load_config(profile, overrides=["corpus.fallback=none", "corpus.repo=null"])
     assert config.corpus.path is None
-    if config.corpus.kind == "muse":
-        with pytest.raises(ValueError, match=r"^corpus\.path must be a directory in MUSE's layout, got None$"):
+    if config.corpus.kind != "fiction":
+        layout = rf"^corpus\.path must be a directory in {config.corpus.kind.upper()}'s layout, got None$"
+        with pytest.raises(ValueError, match=layout):
             prepare_corpus(config.corpus, config.seed, tmp_path)

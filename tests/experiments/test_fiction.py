@@ -8,9 +8,9 @@ import pytest
 
 pytest.importorskip("torch", reason="the corpus module needs unforgotten[experiments]")
 
-from unforgotten.experiments.config import CorpusConfig
 from unforgotten.experiments.data.corpus import read_fiction, write_fiction
 from unforgotten.experiments.data.fiction import write_stories
+from unforgotten.experiments.data.settings import CorpusConfig
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -76,7 +76,7 @@ def test_examples_are_run_and_reported_in_one_run(tmp_path: Path, monkeypatch: p
 def test_a_model_of_one_s_own_comes_trained_without_pretraining(tmp_path: Path) -> None:
     """Then the base is saved as the function made it, and the notes say that its dtypes in training are not known."""
     config = load_config(MICRO, overrides=[*SMALL, "pretraining=null"], model=f"{EXAMPLES['own_model']}:narrow_gpt2")
-    from unforgotten.experiments.data.corpus import prepare_corpus
+    from unforgotten.experiments.data.prepare import prepare_corpus
     from unforgotten.experiments.prepared_models import _base
 
     corpus, _ = prepare_corpus(config.corpus, 0, tmp_path / "corpus")

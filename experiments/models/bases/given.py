@@ -50,23 +50,28 @@ class Hub:
         return loaded(fetched(config.repo, config.revision))
 
 
-def loaded(folder: Path) -> tuple[PreTrainedModel, Any]:
-    """Return model, float32, and tokenizer of a directory.
+def loaded(folder: Path, tokenizer: Path | None = None) -> tuple[PreTrainedModel, Any]:
+    """Return model, float32, and tokenizer of a directory; or the tokenizer of another, `tokenizer`.
 
     Raises:
         ValueError: transformers cannot load one of them.
     """
     from unforgotten.experiments.models.saved import LOADING, first_line, load_model, load_tokenizer
 
-    model = load_model(folder)
+    model, place = load_model(folder), tokenizer or folder
     try:
-        return model, load_tokenizer(folder)
+        return model, load_tokenizer(place)
     except LOADING as error:
-        raise ValueError(f"{folder}: must hold a tokenizer, got {first_line(error)}") from None
+        raise ValueError(f"{place}: must hold a tokenizer, got {first_line(error)}") from None
 
 
-def fetched(repo: str, revision: str | None) -> Path:
+def fetched(repo: str, revision: str | None, *, weights: bool = True) -> Path:
     """Return the folder of a repository in the cache, with its safetensors, tokenizer and configuration.
+
+    Args:
+        repo: name of the repository.
+        revision: branch, tag or commit; None for the newest.
+        weights: whether the safetensors are fetched too.
 
     Raises:
         ValueError: the client is missing, or the repository cannot be had.
@@ -75,7 +80,7 @@ def fetched(repo: str, revision: str | None) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.safetensors", "*.json", "*.model", "*.txt", "*.jinja"]
+    patterns = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
     try:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:

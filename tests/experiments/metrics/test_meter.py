@@ -9,7 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experiments]")
 
-from unforgotten.experiments.data.corpus import prepare_corpus
+from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.load_config import load_config
 from unforgotten.experiments.metrics.meter import Meter, fingerprint
 from unforgotten.experiments.metrics.probes import make_probes

@@ -14,8 +14,10 @@ from hypothesis.extra import numpy as hnp
 
 torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experiments]")
 
-from unforgotten.experiments.config import CorpusConfig
-from unforgotten.experiments.data.corpus import Question, prepare_corpus, read_muse
+from unforgotten.experiments.data.muse import read_muse
+from unforgotten.experiments.data.prepare import prepare_corpus
+from unforgotten.experiments.data.question import Question
+from unforgotten.experiments.data.settings import CorpusConfig
 from unforgotten.experiments.legs.benchmark import read_benchmark
 from unforgotten.experiments.load_config import load_config
 from unforgotten.experiments.metrics.membership import attack_auc, attack_rate, found_share

@@ -18,8 +18,10 @@ torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experi
 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
-from unforgotten.experiments.config import BaseConfig, CorpusConfig, RunConfig
-from unforgotten.experiments.data.corpus import prepare_corpus, read_muse
+from unforgotten.experiments.config import BaseConfig, RunConfig
+from unforgotten.experiments.data.muse import read_muse
+from unforgotten.experiments.data.prepare import prepare_corpus
+from unforgotten.experiments.data.settings import CorpusConfig
 from unforgotten.experiments.evaluation import decompose
 from unforgotten.experiments.legs.behaviour import behaviour_leg
 from unforgotten.experiments.legs.benchmark import read_benchmark

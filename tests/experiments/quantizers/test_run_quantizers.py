@@ -11,7 +11,8 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="the loop needs unforgotten[experiments]")
 
-from unforgotten.experiments.data.corpus import Corpus, prepare_corpus
+from unforgotten.experiments.data.corpus import Corpus
+from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.evaluation import values_rows
 from unforgotten.experiments.load_config import load_config
 from unforgotten.experiments.run import run
