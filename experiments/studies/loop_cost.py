@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from unforgotten.audit.progress.stages import SILENT, Progress
 from unforgotten.experiments.arms.arm import Arm
 from unforgotten.experiments.arms.processor import processor
 from unforgotten.experiments.config import RunConfig
-from unforgotten.experiments.data.corpus import prepare_corpus
+from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.load_config import load_config
 from unforgotten.experiments.methods.method import Task
 from unforgotten.experiments.methods.reference import make_reference
@@ -156,7 +156,7 @@ def _measure(settings: LoopCostSettings, folder: Path, progress: Progress) -> No
         "processor": processor(),
         "threads": torch.get_num_threads(),
     }
-    seconds = {
+    seconds: Mapping[str, Callable[[Timed], float]] = {
         "unlearn": lambda timed: timed.unlearn,
         "evaluate": lambda timed: timed.evaluate,
         "both": lambda timed: timed.unlearn + timed.evaluate,

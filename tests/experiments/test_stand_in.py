@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 pytest.importorskip("torch", reason="a run needs unforgotten[experiments]")
 
@@ -24,7 +25,7 @@ def values(rows: Mapping[str, Sequence[Measurement]], name: str) -> dict[str, fl
     return {m.metric: m.value for m in rows[name]}
 
 
-def gaussian(std: float, rows: int, columns: int) -> np.ndarray:
+def gaussian(std: float, rows: int, columns: int) -> NDArray[np.float32]:
     return (std * np.random.default_rng(0).standard_normal((rows, columns))).astype(np.float32)
 
 
@@ -73,9 +74,7 @@ def test_no_code_below_the_edge_flips_in_a_swallowing_block(name: str) -> None:
 def test_formats_of_another_kind_have_no_rows_and_zeros_count_in_no_block() -> None:
     w = np.zeros((4, 128), np.float32)
     w[0, 0] = 0.01
-    rows = stand_in_rows(
-        lambda: iter([w]), lr=LR, formats=["int4-g64", "q4_1", "gptq:int4-g64"], layers=2, tied=0.5
-    )
+    rows = stand_in_rows(lambda: iter([w]), lr=LR, formats=["int4-g64", "q4_1", "gptq:int4-g64"], layers=2, tied=0.5)
     assert set(rows) == {MODEL, "int4-g64"}
     assert rows["int4-g64"][0].n == 1
     assert values(rows, MODEL)["tied_share"] == 0.5

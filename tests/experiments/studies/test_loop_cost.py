@@ -64,6 +64,9 @@ def test_the_table_says_what_was_timed_and_how_far_apart_it_is() -> None:
         {"of": "M1", "mean": 50.0, "difference": 0.25, **common},
     ]
     table = loop_table(rows)
-    assert "One NPO_KLR of 60 steps on `tiny` (threads=1), then M1-M4 with 80 prompts; 2 threads of torch, on one." in table
+    assert (
+        "One NPO_KLR of 60 steps on `tiny` (threads=1), then M1-M4 with 80 prompts; 2 threads of torch, on one."
+        in table
+    )
     assert "| unlearning | 1.50 (1.00 to 2.00) |" in table
     assert "| M1 | 50.000 | 2.5e-01 |" in table
