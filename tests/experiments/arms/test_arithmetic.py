@@ -106,9 +106,7 @@ def test_every_arm_is_given_the_reference_of_its_own_arithmetic(
         made.append(arithmetic)
         return arithmetic
 
-    def descend(
-        model: Any, forget: Any, retain: Any, settings: Any, task: Task, step: None, means: Any
-    ) -> Outcome:
+    def descend(model: Any, forget: Any, retain: Any, settings: Any, task: Task, step: None, means: Any) -> Outcome:
         given_reference: Any = task.reference(model)
         kept = torch.float32 if task.storage == "fp32" else torch.bfloat16
         assert given_reference == task.arithmetic == Arithmetic(kept, settings.autocast, settings.products)

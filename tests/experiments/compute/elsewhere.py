@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -22,7 +22,13 @@ from torch.utils.backend_registration import _setup_privateuseone_for_python_bac
 NAME = "elsewhere"
 aten = torch.ops.aten
 CROSSING = frozenset(
-    {aten._to_copy.default, aten.copy_.default, aten.index.Tensor, aten.index_put_.default, aten._index_put_impl_.default}
+    {
+        aten._to_copy.default,
+        aten.copy_.default,
+        aten.index.Tensor,
+        aten.index_put_.default,
+        aten._index_put_impl_.default,
+    }
 )
 """What takes tensors of several devices: copies, and places in an index."""
 
@@ -33,7 +39,7 @@ class Elsewhere(Tensor):
     inner: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Elsewhere:
+    def __new__(cls, inner: Tensor) -> Self:
         made = Tensor._make_wrapper_subclass(
             cls,
             inner.shape,
@@ -94,7 +100,9 @@ def computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     there = [x for x in flat if isinstance(x, Elsewhere)]
     here = [x for x in flat if not isinstance(x, Elsewhere) and x.ndim and x.device.type == "cpu"]
     if there and here and func not in CROSSING:
-        raise RuntimeError(f"expected all tensors on one device, got {func} of {there[0].shape} and of the CPU {here[0].shape}")
+        raise RuntimeError(
+            f"expected all tensors on one device, got {func} of {there[0].shape} and of the CPU {here[0].shape}"
+        )
     asked = kwargs.get("device")
     away = torch.device(asked).type == NAME if asked is not None else bool(there)
     if func is aten.copy_.default or func is aten.index.Tensor:

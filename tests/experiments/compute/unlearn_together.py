@@ -40,13 +40,17 @@ def unlearned(method: str, *, optimizer: str = "sgd", storage: Any = "fp32", **c
     return {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}
 
 
+def of_case(case: str) -> dict[str, torch.Tensor]:
+    """Return the weights of a case, METHOD,option=value,…"""
+    name, _, rest = case.partition(",")
+    parts = (part.split("=") for part in rest.split(",") if part)
+    return unlearned(name, **{key: int(value) if value.isdigit() else value for key, value in parts})
+
+
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    together, found = processes(), {}
-    for case in sys.argv[2:]:
-        name, _, rest = case.partition(",")
-        options = {k: int(v) if v.isdigit() else v for k, v in (part.split("=") for part in rest.split(",") if part)}
-        found[case] = unlearned(name, **options)
+    together = processes()
+    found = {case: of_case(case) for case in sys.argv[2:]}
     if together.first:
         torch.save({"kind": together.kind, "count": together.count, "states": found}, Path(sys.argv[1]))
     together.wait()
