@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 import sys
 from pathlib import Path
@@ -36,7 +35,7 @@ def evaluated(folder: Path, overrides: list[str]) -> int:
     probes = make_probes(corpus, tokenizer, config)
     store = RowStore(folder, {"seed": 0, "config": "", "revision": "", "device": "cpu"})
     bench = run._bench(config, corpus, probes, tokenizer, folder / "models", store)
-    bench = dataclasses.replace(bench, states=dataclasses.replace(bench.states, streamed=False))
+    assert bench.states.streamed
     bench = run._evaluate_trained(config, bench, SILENT)
     for arm in arms(config):
         run._evaluate_arm(config, bench, arm, SILENT)
