@@ -181,7 +181,8 @@ def _prepared(
         settings = together.accelerator.state.deepspeed_plugin.deepspeed_config
         if settings["zero_optimization"]["stage"] == 3:
             raise ValueError("zero_stage must be 0 to 2, got zero_stage=3; fsdp.yaml shares out weights")
-        settings.update(train_micro_batch_size_per_gpu=1, gradient_clipping=max_norm)
+        sizes = {"train_micro_batch_size_per_gpu": 1, "train_batch_size": together.count}
+        settings.update(sizes, gradient_clipping=max_norm)
     prepared, optimizer = together.accelerator.prepare(model, optimizer)
     return (model if together.kind == ENGINE else prepared), optimizer
 

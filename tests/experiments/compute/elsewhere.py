@@ -36,23 +36,23 @@ CROSSING = frozenset(
 class Elsewhere(Tensor):
     """A tensor that says it is elsewhere."""
 
-    inner: Tensor
+    held: Tensor
 
     @staticmethod
-    def __new__(cls, inner: Tensor) -> Self:
+    def __new__(cls, held: Tensor) -> Self:
         made = Tensor._make_wrapper_subclass(
             cls,
-            inner.shape,
-            strides=inner.stride(),
-            storage_offset=inner.storage_offset(),
-            dtype=inner.dtype,
+            held.shape,
+            strides=held.stride(),
+            storage_offset=held.storage_offset(),
+            dtype=held.dtype,
             device=torch.device(NAME, 0),
         )
-        made.inner = inner
+        made.held = held
         return made
 
     @property
-    def data(self) -> Tensor:  # type: ignore[override]
+    def data(self) -> Tensor:
         """The tensor without its history."""
         return self.detach()
 
@@ -63,18 +63,18 @@ class Elsewhere(Tensor):
 
     def data_ptr(self) -> int:
         """Return the place of what it holds."""
-        return self.inner.data_ptr()
+        return self.held.data_ptr()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """Return a copy, a parameter of a parameter."""
-        made: Tensor = Elsewhere(self.inner.detach().clone())
+        made: Tensor = Elsewhere(self.held.detach().clone())
         made = torch.nn.Parameter(made, self.requires_grad) if isinstance(self, torch.nn.Parameter) else made
         memo[id(self)] = made
         return made
 
     def tolist(self) -> Any:
         """Return its numbers, as any device does."""
-        return self.inner.tolist()
+        return self.held.tolist()
 
     def numpy(self, **options: Any) -> Any:
         """Refuse, as a GPU does."""
@@ -85,10 +85,10 @@ class Elsewhere(Tensor):
         raise TypeError("can't convert a tensor that is elsewhere to numpy")
 
     def __repr__(self) -> str:  # type: ignore[override]
-        return f"Elsewhere({self.inner!r})"
+        return f"Elsewhere({self.held!r})"
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]  # torch declares it as no class method
         cls, func: Any, types: Sequence[type], args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         return computed(func, args, dict(kwargs or {}))
@@ -109,7 +109,7 @@ def computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         away = isinstance(args[0], Elsewhere)
     if asked is not None:
         kwargs["device"] = torch.device("cpu")
-    bare_args, bare_kwargs = tree_map_only(Elsewhere, lambda x: x.inner, (args, kwargs))
+    bare_args, bare_kwargs = tree_map_only(Elsewhere, lambda x: x.held, (args, kwargs))
     found = func(*bare_args, **bare_kwargs)
     if not away:
         return found
@@ -153,5 +153,5 @@ def elsewhere() -> Iterator[torch.device]:
         _setup_privateuseone_for_python_backend(NAME)
         _known.append(torch.device(NAME, 0))
     torch.__future__.set_swap_module_params_on_conversion(True)  # what is tied stays tied when a model moves
-    with _Factories(), _Literals():
+    with _Factories(), _Literals():  # type: ignore[no-untyped-call]
         yield _known[0]

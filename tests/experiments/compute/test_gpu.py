@@ -62,7 +62,8 @@ def test_a_method_moves_a_model_as_on_the_cpu_to_rounding(method: str, compute: 
 def test_every_adamw_moves_a_model(adamw: Any) -> None:
     if adamw == "paged":
         pytest.importorskip("bitsandbytes", reason="paged AdamW needs unforgotten[quantizers]")
-    model = micro_target().cuda()  # type: ignore[arg-type]
+    model = micro_target()
+    torch.nn.Module.to(model, "cuda")
     before = torch.cat([p.detach().flatten() for p in model.parameters()])
     method_named("GA").unlearn(model, micro_task(compute=ComputeConfig(adamw=adamw)), method_named("GA").settings())
     after = torch.cat([p.detach().flatten() for p in model.parameters()])

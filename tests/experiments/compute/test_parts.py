@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -81,7 +82,7 @@ def test_shares_of_a_loss_add_up_to_the_loss_and_other_shares_do_not(name: str) 
     seen = make_reference(model, (documents, documents), 4, task.arithmetic).forget
     with torch.no_grad():  # away from the target, where some losses are 0
         for parameter in model.parameters():
-            parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0)))
     settings = settings_of(task, method.settings())
     batch = batch_of(documents)
 
@@ -90,7 +91,7 @@ def test_shares_of_a_loss_add_up_to_the_loss_and_other_shares_do_not(name: str) 
             return float(term.loss(View(model, part, seen), settings))
 
     def summed(mean: Mean) -> float:
-        return sum(share * loss(part) for part, share in parts_of(batch, mean, 1))
+        return math.fsum(share * loss(part) for part, share in parts_of(batch, mean, 1))
 
     assert term.mean is not None
     assert summed(term.mean) == pytest.approx(loss(batch), rel=RTOL, abs=0)
@@ -98,7 +99,7 @@ def test_shares_of_a_loss_add_up_to_the_loss_and_other_shares_do_not(name: str) 
     assert all(summed(mean) != pytest.approx(loss(batch), rel=RTOL, abs=0) for mean in others)
 
 
-def moved(method: str, **compute: Any) -> tuple[torch.Tensor, int]:
+def moved(method: str, **compute: Any) -> tuple[Any, int]:
     """How far a method moves the micro target in three steps of SGD, and the most documents that one pass with gradients had."""
     model, together = micro_target(), [0]
     start = torch.cat([p.detach().flatten() for p in model.parameters()])
@@ -130,7 +131,7 @@ def test_a_loss_that_names_no_mean_is_computed_whole() -> None:
 def test_activations_computed_again_change_no_bit(method: str) -> None:
     from transformers.models.llama.modeling_llama import LlamaAttention
 
-    calls = []
+    calls: list[int] = []
     own = LlamaAttention.forward
 
     def counted(self: Any, *args: Any, **named: Any) -> Any:

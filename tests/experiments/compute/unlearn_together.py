@@ -44,7 +44,8 @@ def of_case(case: str) -> dict[str, torch.Tensor]:
     """Return the weights of a case, METHOD,option=value,…"""
     name, _, rest = case.partition(",")
     parts = (part.split("=") for part in rest.split(",") if part)
-    return unlearned(name, **{key: int(value) if value.isdigit() else value for key, value in parts})
+    options: dict[str, Any] = {key: int(value) if value.isdigit() else value for key, value in parts}
+    return unlearned(name, **options)
 
 
 if __name__ == "__main__":

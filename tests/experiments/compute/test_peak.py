@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,7 +22,7 @@ SCRIPT = Path(__file__).with_name("peak_of_evaluation.py")
 HANG_SECONDS = 3600
 ALLOWED = 1.6
 SETTINGS = ["only_methods=[NPO]", "storages=[fp32]", "formats=[int4-g64]", "corpus.passages=4", "corpus.holdout=4"]
-NOTES = {"dtypes": {}, "products": None, "rounding": None, "steps": 1, "stopped": "max_steps"}
+NOTES: dict[str, Any] = {"dtypes": {}, "products": None, "rounding": None, "steps": 1, "stopped": "max_steps"}
 
 
 def test_states_are_read_when_they_are_asked_for(micro_pair: Path) -> None:
