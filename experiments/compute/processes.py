@@ -78,13 +78,20 @@ ALONE = Processes()
 
 @cache
 def processes() -> Processes:
-    """Return the processes of this launch, and join them on the first call."""
+    """Return the processes of this launch, and join them on the first call.
+
+    Raises:
+        ValueError: accelerate knows others than were started, or computes otherwise than the arms of a run say.
+    """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return ALONE
     from accelerate import Accelerator
     from accelerate.utils import InitProcessGroupKwargs
 
     accelerator = Accelerator(kwargs_handlers=[InitProcessGroupKwargs(timeout=WAIT)])
+    if accelerator.num_processes != int(os.environ["WORLD_SIZE"]):  # each would take itself for the first
+        known = f"accelerate sees {accelerator.num_processes} of WORLD_SIZE={os.environ['WORLD_SIZE']}"
+        raise ValueError(f"processes of a launch must have a GPU each, or ACCELERATE_USE_CPU=true, got {known}")
     kind = str(accelerator.distributed_type.value)
     if kind == "MULTI_CPU" and os.environ.get("ACCELERATE_USE_FSDP") == "true":
         kind = SHARDED

@@ -95,3 +95,22 @@ def test_fused_adamw_makes_the_same_steps_to_rounding() -> None:
             optimizer.step()
         ends.append(weight.detach() - torch.linspace(-1, 1, 64))
     assert torch.linalg.vector_norm(ends[0] - ends[1]) <= rtol * torch.linalg.vector_norm(ends[0])
+
+
+def test_processes_that_accelerate_does_not_see_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each would take itself for the first, and write the rows."""
+    pytest.importorskip("accelerate", reason="processes are accelerate's")
+    import accelerate
+
+    from unforgotten.experiments.compute.processes import processes
+
+    class OfOne:
+        num_processes = 1
+
+        def __init__(self, **options: object) -> None:
+            pass
+
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setattr(accelerate, "Accelerator", OfOne)
+    with pytest.raises(ValueError, match=r"^processes of a launch must have a GPU each, .*sees 1 of WORLD_SIZE=2$"):
+        processes.__wrapped__()
