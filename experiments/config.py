@@ -24,6 +24,7 @@ from pydantic import (
     model_validator,
 )
 
+from unforgotten.experiments.compute.settings import ComputeConfig
 from unforgotten.experiments.data.registry import CORPORA, corpus_named
 from unforgotten.experiments.data.settings import CorpusConfig
 from unforgotten.experiments.methods.registry import METHODS, method_named
@@ -223,6 +224,7 @@ class RunConfig(Section):
 
     `bf16_products` says how bfloat16 matrices are multiplied in training: "native" by torch's own kernels, "float32" in
     float32 and rounded, "auto" natively where the processor has instructions for it. The rows say which it was.
+    A configuration whose `compute` is the default does not name it.
     """
 
     profile: str
@@ -240,6 +242,13 @@ class RunConfig(Section):
     formats: tuple[str, ...]
     calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    compute: ComputeConfig = ComputeConfig()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave the section out that older configurations do not have, where it says nothing."""
+        tree: dict[str, Any] = handler(self)
+        return {name: value for name, value in tree.items() if name != "compute" or value}
 
     @model_validator(mode="before")
     @classmethod

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from unforgotten.audit.progress.stages import Step, ignore
 from unforgotten.experiments.arms.arm import Arm
+from unforgotten.experiments.compute.device import device_of
 from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.methods.method import Task
@@ -55,10 +56,10 @@ class GradientRecorder:
         }
         self._weights = self._sample(list(weights.values()))
         rows = [
-            w.detach().float().abs().flatten(0, -2).amax(1)[(at * BLOCK) // w.shape[-1]]
+            w.detach().float().abs().flatten(0, -2).amax(1)[((at * BLOCK) // w.shape[-1]).to(w.device)]
             for w, at in zip(weights.values(), self._parts.values(), strict=True)
         ]
-        self._row_absmax = torch.cat(rows).numpy()
+        self._row_absmax = torch.cat(rows).cpu().numpy()
         self._gradients: list[NDArray[np.float32]] = []
         self._lr: list[float] = []
 
@@ -88,10 +89,10 @@ class GradientRecorder:
 
     def _sample(self, tensors: Sequence[Tensor]) -> NDArray[np.float32]:
         found = [
-            tensor.detach().float().reshape(-1, BLOCK)[at]
+            tensor.detach().float().reshape(-1, BLOCK)[at.to(tensor.device)]
             for tensor, at in zip(tensors, self._parts.values(), strict=True)
         ]
-        return np.asarray(torch.cat(found).numpy(), np.float32)
+        return np.asarray(torch.cat(found).cpu().numpy(), np.float32)
 
 
 def _matrices(model: PreTrainedModel) -> dict[str, Tensor]:
@@ -120,6 +121,7 @@ def pilot(folder: Path, method: str, *, blocks: int = BLOCKS, progress: Step = i
     torch.set_num_threads(config.threads)
     corpus, _ = prepare_corpus(config.corpus, config.seed, folder / "corpus")
     model, tokenizer = (load(folder / "models/target") for load in (load_model, load_tokenizer))
+    torch.nn.Module.to(model, device_of(config.compute))
     probes = make_probes(corpus, tokenizer, config)
     references = References(probes.forget, probes.retain, config.evaluation.batch)
     arithmetic = Arm(method, "fp32").arithmetic(config)
@@ -137,6 +139,7 @@ def pilot(folder: Path, method: str, *, blocks: int = BLOCKS, progress: Step = i
         paired=config.corpus.pairing == "fixed",
         tokenizer=tokenizer,
         before_step=recorder,
+        compute=config.compute,
     )
     outcome = method_named(method).unlearn(model, task, config.unlearning.methods[method])
     recorded = recorder.recorded()

@@ -6,6 +6,8 @@ and there is a retrained model only if that is given, too.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +16,15 @@ from transformers import PreTrainedModel
 
 from unforgotten.audit.progress.stages import Progress
 from unforgotten.experiments.arms.arithmetic import Arithmetic
-from unforgotten.experiments.arms.arm import TRAINED
-from unforgotten.experiments.arms.products import resolve
+from unforgotten.experiments.arms.arm import TRAINED, products_of
+from unforgotten.experiments.compute.device import device_of
+from unforgotten.experiments.compute.processes import processes
 from unforgotten.experiments.config import RunConfig, TrainingConfig
 from unforgotten.experiments.data.corpus import Corpus
 from unforgotten.experiments.metrics.probes import encode_training
 from unforgotten.experiments.models.bases.given import fetched, loaded
 from unforgotten.experiments.models.bases.registry import base_named
-from unforgotten.experiments.models.batches import encode_documents
+from unforgotten.experiments.models.batches import Documents, encode_documents
 from unforgotten.experiments.models.saved import load_model, load_tokenizer, save_model
 from unforgotten.experiments.models.training import train
 
@@ -47,24 +50,31 @@ def _source(config: RunConfig, name: str) -> str | None:
 
 
 def prepare_models(config: RunConfig, corpus: Corpus, models: Path, progress: Progress) -> None:
-    """Train, or take over, and save what is not saved yet.
+    """Train, or take over, and save what is not saved yet; the processes of one launch train together, and the first saves.
 
     Raises:
         ValueError: a model that is given cannot be loaded, or a base cannot be made.
     """
+    together = processes()
     for name in prepared_models(config):
-        folder = models / name
-        if folder.exists():
+        if together.agreed((models / name).exists):
             progress.skip()
             continue
         with progress.stage(stage_of(config, name)) as step:
-            if source := _source(config, name):
-                _take_over(source, folder, config.models.tokenizer)
-            elif name == "base":
-                model, tokenizer = _base(config, corpus, step)
-                save_model(folder, model, tokenizer, torch.float32, _base_notes(config))
+            source = _source(config, name)
+            if source is None:
+                save = _made(config, corpus, models, name, step)
             else:
-                _fine_tune(config, corpus, models, name, step)
+                save = partial(_take_over, source, models / name, config.models.tokenizer)
+            together.agreed(save)
+
+
+def _made(config: RunConfig, corpus: Corpus, models: Path, name: str, step: Any) -> Callable[[], None]:
+    """Train a model; return the function that saves it."""
+    if name == "base":
+        model, tokenizer = _base(config, corpus, step)
+        return partial(save_model, models / name, model, tokenizer, torch.float32, _base_notes(config))
+    return _fine_tune(config, corpus, models, name, step)
 
 
 def _take_over(source: str, folder: Path, tokenizer_source: str | None) -> None:
@@ -104,8 +114,7 @@ def _base(config: RunConfig, corpus: Corpus, step: Any) -> tuple[PreTrainedModel
         raise ValueError(f"pretraining must be given for base.kind {base.name}, got none")
     model, tokenizer = base.make(config.base, corpus.general, config.seed)
     documents = encode_documents(corpus.general, tokenizer, config.corpus.passage_tokens)
-    products = resolve(config.bf16_products)
-    train(model, documents, config.pretraining, seed=config.seed, progress=step, products=products)
+    _train(config, model, documents, config.pretraining, config.seed, step)
     return model, tokenizer
 
 
@@ -114,14 +123,23 @@ def _comes_trained(config: RunConfig) -> bool:
     return config.pretraining is None if trained is None else trained
 
 
-def _fine_tune(config: RunConfig, corpus: Corpus, models: Path, name: str, step: Any) -> None:
+def _fine_tune(config: RunConfig, corpus: Corpus, models: Path, name: str, step: Any) -> Callable[[], None]:
     everything = corpus.forget + corpus.forget_rest + corpus.retain
     model, tokenizer = load_model(models / "base"), load_tokenizer(models / "base")
     texts = everything if name == "target" else corpus.retain
     documents = encode_training(corpus, texts, tokenizer, config.corpus.passage_tokens)
-    products = resolve(config.bf16_products)
-    train(model, documents, config.finetuning, seed=config.seed + 1, progress=step, products=products)
-    save_model(models / name, model, tokenizer, torch.bfloat16, _trained_notes(config, config.finetuning))
+    _train(config, model, documents, config.finetuning, config.seed + 1, step)
+    notes = _trained_notes(config, config.finetuning)
+    return partial(save_model, models / name, model, tokenizer, torch.bfloat16, notes)
+
+
+def _train(
+    config: RunConfig, model: PreTrainedModel, documents: Documents, training: TrainingConfig, seed: int, step: Any
+) -> None:
+    """Train a model in place, on the device of the run."""
+    torch.nn.Module.to(model, device_of(config.compute))
+    products = products_of(config)
+    train(model, documents, training, seed=seed, progress=step, products=products, compute=config.compute)
 
 
 def _base_notes(config: RunConfig) -> dict[str, Any]:
@@ -134,5 +152,5 @@ def _base_notes(config: RunConfig) -> dict[str, Any]:
 
 def _trained_notes(config: RunConfig, training: TrainingConfig) -> dict[str, Any]:
     """Return how a model was trained: dtypes, products, rounding."""
-    arithmetic = Arithmetic(torch.float32, training.autocast, resolve(config.bf16_products))
+    arithmetic = Arithmetic(torch.float32, training.autocast, products_of(config))
     return {"dtypes": TRAINED, "products": arithmetic.products_name, "rounding": "nearest"}

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
 from pathlib import Path
@@ -22,7 +23,9 @@ from unforgotten.audit.progress.stages import SILENT, Progress
 from unforgotten.audit.sources.checkpoint import open_checkpoint
 from unforgotten.audit.weights.leg import Setting, weights_leg
 from unforgotten.experiments.arms.arm import Arm, arms
-from unforgotten.experiments.arms.processor import processor
+from unforgotten.experiments.arms.processor import processor_of
+from unforgotten.experiments.compute.device import device_of
+from unforgotten.experiments.compute.processes import processes
 from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.data.corpus import Corpus
 from unforgotten.experiments.data.prepare import prepare_corpus
@@ -32,16 +35,17 @@ from unforgotten.experiments.methods.reference import References
 from unforgotten.experiments.methods.registry import method_named
 from unforgotten.experiments.metrics.effects import Items
 from unforgotten.experiments.metrics.meter import Meter
-from unforgotten.experiments.metrics.probes import check_asked, make_probes
+from unforgotten.experiments.metrics.probes import Probes, check_asked, make_probes
 from unforgotten.experiments.models.batches import encode_documents
 from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer, save_model
-from unforgotten.experiments.models.shell import Shell, state_of
+from unforgotten.experiments.models.saved_states import SavedStates, saved_states
+from unforgotten.experiments.models.shell import Shell
 from unforgotten.experiments.own import digests
 from unforgotten.experiments.prepared_models import prepare_models, prepared_models, stage_of
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.experiments.quantizers.registry import ours_of, text_of
 from unforgotten.records.files import write_json, write_text
-from unforgotten.records.rows import Subject
+from unforgotten.records.rows import ROWS_FILE, Subject
 from unforgotten.records.store import Measurement, RowStore
 from unforgotten.theory.laws.update import GRID_MODES
 
@@ -86,12 +90,15 @@ def revision(own: Mapping[str, str] | None = None) -> str:
 def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = SILENT) -> Path:
     """Do everything that is not done yet; return the path of the rows.
 
+    The processes of one launch train and unlearn together; the first alone measures and writes.
+
     Raises:
         ValueError: the folder holds a run and `resume` is False, or it holds the run of another configuration.
     """
-    _claim_folder(config, folder, resume)
+    together, device = processes(), device_of(config.compute)
+    together.agreed(lambda: _claim_folder(config, folder, resume))
     torch.set_num_threads(config.threads)
-    corpus, origin = prepare_corpus(config.corpus, config.seed, folder / "corpus")
+    corpus, origin = together.agreed(lambda: prepare_corpus(config.corpus, config.seed, folder / "corpus"))
     check_asked(corpus, config)
     if not corpus.general and any(text_of(name) == "generic" for name in config.formats):
         raise ValueError(
@@ -103,20 +110,24 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
         "config": config.hash,
         "revision": revision(digests(config.own)),
         "corpus": origin,
-        "device": "cpu",
-        "processor": processor(),
+        "device": str(device),
+        "processor": processor_of(device),
     }
     models = folder / "models"
     prepare_models(config, corpus, models, progress)
-    meter = _meter(config, corpus, models)
-    store = RowStore(folder, common | {"rouge": meter.probes.rouge_tokenizer})
-    meter = _evaluate_trained(config, meter, models, store, progress)
-    references = References(meter.probes.forget, meter.probes.retain, config.evaluation.batch)
+    tokenizer = load_tokenizer(models / "target")
+    probes = make_probes(corpus, tokenizer, config)
+    bench = None
+    if together.first:
+        store = RowStore(folder, common | {"rouge": probes.rouge_tokenizer})
+        bench = _evaluate_trained(config, _bench(config, corpus, probes, tokenizer, models, store), progress)
+    references = References(probes.forget, probes.retain, config.evaluation.batch)
     for done, arm in enumerate(arms(config), 1):
-        _unlearn_arm(config, meter, arm, models, references, progress)
-        _evaluate_arm(config, meter, arm, models, store, progress)
+        _unlearn_arm(config, (probes, tokenizer), arm, models, references, progress)
+        if bench is not None:
+            _evaluate_arm(config, bench, arm, progress)
         references.keep({ahead.arithmetic(config) for ahead in arms(config)[done:]})
-    return store.rows_path
+    return folder / ROWS_FILE
 
 
 def _claim_folder(config: RunConfig, folder: Path, resume: bool) -> None:
@@ -143,30 +154,44 @@ def _claim_own(own: dict[str, str], path: Path) -> None:
         write_json(path, own)
 
 
-def _meter(config: RunConfig, corpus: Corpus, models: Path) -> Meter:
-    tokenizer = load_tokenizer(models / "target")
-    probes, count = make_probes(corpus, tokenizer, config), config.calibration.documents
+@dataclass(frozen=True)
+class _Bench:
+    """Where the models of a run are measured.
+
+    Attributes:
+        meter: meter of one model that takes the weights of all.
+        states: weights of the models, read when they are asked for.
+        store: rows.
+    """
+
+    meter: Meter
+    states: SavedStates
+    store: RowStore
+
+
+def _bench(config: RunConfig, corpus: Corpus, probes: Probes, tokenizer: Any, models: Path, store: RowStore) -> _Bench:
+    count = config.calibration.documents
     generic = encode_documents(corpus.general[:count], tokenizer, config.corpus.passage_tokens)
     texts = {"generic": generic, "retain": probes.retain[:count], "forget": probes.forget[:count]}
-    return Meter(Shell(load_model(models / "target"), tokenizer, texts), probes, config)
+    states = saved_states(models, "target", config.compute)
+    return _Bench(Meter(Shell(states.model, tokenizer, texts), probes, config), states, store)
 
 
-def _evaluate_trained(config: RunConfig, meter: Meter, models: Path, store: RowStore, progress: Progress) -> Meter:
-    """Write the rows of what the run starts from; return the meter that knows the retrained model's scores, for M3."""
+def _evaluate_trained(config: RunConfig, bench: _Bench, progress: Progress) -> _Bench:
+    """Write the rows of what the run starts from; return the bench that knows the retrained model's scores, for M3."""
     for name in reversed(prepared_models(config)):
-        notes = load_notes(models / name)
-        state = state_of(load_model(models / name))
+        notes, state = load_notes(bench.states.models / name), bench.states.of(name)
         if name == "retrained":
-            meter = meter.against(state)
+            bench = replace(bench, meter=bench.meter.against(state))
         for format_name in _evaluated_in(config, name):
             subject = Subject(name, format=format_name, **_recorded(notes, format_name))
             stage = f"evaluate {name} {format_name}"
-            if store.done(stage):
+            if bench.store.done(stage):
                 progress.skip()
                 continue
             with progress.stage(stage):
-                store.append(stage, subject, _measured(meter, state, format_name))
-    return meter
+                bench.store.append(stage, subject, _measured(bench.meter, state, format_name))
+    return bench
 
 
 def _measured(meter: Meter, state: State, format_name: str) -> list[Measurement]:
@@ -174,18 +199,20 @@ def _measured(meter: Meter, state: State, format_name: str) -> list[Measurement]
 
 
 def _unlearn_arm(
-    config: RunConfig, meter: Meter, arm: Arm, models: Path, references: References, progress: Progress
+    config: RunConfig, probing: tuple[Probes, Any], arm: Arm, models: Path, references: References, progress: Progress
 ) -> None:
-    """Train and save one unlearned model."""
-    if (models / arm.name).exists():
+    """Train and save one unlearned model; `probing` is the probes, and the tokenizer that encoded them."""
+    together, (probes, tokenizer) = processes(), probing
+    if together.agreed((models / arm.name).exists):
         progress.skip()
         return
     model, arithmetic = load_model(models / "target"), arm.arithmetic(config)
+    torch.nn.Module.to(model, device_of(config.compute))
     with progress.stage(f"unlearn {arm.title}") as step:
         task = Task(
-            forget=meter.probes.forget,
-            retain=meter.probes.retain,
-            watched=meter.probes.passages,
+            forget=probes.forget,
+            retain=probes.retain,
+            watched=probes.passages,
             common=config.unlearning,
             storage=arm.storage,
             arithmetic=arithmetic,
@@ -193,7 +220,8 @@ def _unlearn_arm(
             seed=config.seed + 2,
             progress=step,
             paired=config.corpus.pairing == "fixed",
-            tokenizer=meter.shell.tokenizer,
+            tokenizer=tokenizer,
+            compute=config.compute,
         )
         outcome = method_named(arm.method).unlearn(model, task, config.unlearning.methods[arm.method])
     notes = {
@@ -205,17 +233,18 @@ def _unlearn_arm(
         "products": arithmetic.products_name,
         "rounding": arm.kept.rounding,
     }
-    save_model(models / arm.name, model, meter.shell.tokenizer, arm.kept.dtype, notes)
+    together.agreed(lambda: save_model(models / arm.name, model, tokenizer, arm.kept.dtype, notes))
 
 
-def _evaluate_arm(config: RunConfig, meter: Meter, arm: Arm, models: Path, store: RowStore, progress: Progress) -> None:
+def _evaluate_arm(config: RunConfig, bench: _Bench, arm: Arm, progress: Progress) -> None:
     """Write the rows of one unlearned model: M1-M4 in every format, then the pair with the target."""
+    meter, store, models = bench.meter, bench.store, bench.states.models
     own = _measurements_of(config, arm)
     if all(store.done(s) for s in own):
         for _ in own:
             progress.skip()
         return
-    target, unlearned = (state_of(load_model(models / n)) for n in ("target", arm.name))
+    target, unlearned = (bench.states.of(name) for name in ("target", arm.name))
     subjects = _arm_subjects(config, arm, load_notes(models / arm.name))
     for format_name, subject in subjects.items():
         stage = f"evaluate {arm.name} {format_name}"

@@ -53,8 +53,8 @@ class Arithmetic:
         return contextlib.nullcontext() if self.in_float32 else products(self.products)
 
 
-def autocast(mode: Autocast) -> contextlib.AbstractContextManager[object]:
-    """Compute in bfloat16, or as the parameters are; the parameters themselves keep their dtype.
+def autocast(mode: Autocast, device: torch.device) -> contextlib.AbstractContextManager[object]:
+    """Compute in bfloat16 on a device, or as the parameters are; the parameters themselves keep their dtype.
 
     Raises:
         ValueError: the mode is unknown.
@@ -62,5 +62,5 @@ def autocast(mode: Autocast) -> contextlib.AbstractContextManager[object]:
     if mode not in get_args(Autocast):
         raise ValueError(f"mode must be one of {', '.join(get_args(Autocast))}, got mode={mode!r}")
     if mode == "bf16":
-        return torch.autocast("cpu", dtype=torch.bfloat16)
+        return torch.autocast(device.type, dtype=torch.bfloat16)
     return contextlib.nullcontext()

@@ -10,7 +10,8 @@ import torch
 
 from unforgotten.experiments.arms.arithmetic import Arithmetic
 from unforgotten.experiments.arms.products import resolve
-from unforgotten.experiments.config import RunConfig, Storage
+from unforgotten.experiments.compute.device import device_of
+from unforgotten.experiments.config import Products, RunConfig, Storage
 from unforgotten.experiments.own import label_of
 
 Rounding = Literal["nearest", "stochastic"]
@@ -70,7 +71,12 @@ class Arm:
     def arithmetic(self, config: RunConfig) -> Arithmetic:
         """Return how the arm computes; mixed precision is for float32 parameters alone."""
         autocast = config.unlearning.autocast if self.storage == "fp32" else "none"
-        return Arithmetic(self.kept.dtype, autocast, resolve(config.bf16_products))
+        return Arithmetic(self.kept.dtype, autocast, products_of(config))
+
+
+def products_of(config: RunConfig) -> Products:
+    """Return how bfloat16 matrices are multiplied on the device of a run."""
+    return resolve(config.bf16_products, device_of(config.compute).type)
 
 
 def arms(config: RunConfig) -> list[Arm]:

@@ -80,11 +80,11 @@ def _are_bfloat16(args: tuple[Any, ...]) -> bool:
     return all(a.dtype == torch.bfloat16 for a in args if isinstance(a, Tensor))
 
 
-def resolve(choice: Bf16Products) -> Products:
-    """Say how products are computed on this processor: "auto" is native where that is fast."""
+def resolve(choice: Bf16Products, device: str = "cpu") -> Products:
+    """Say how products are computed on a kind of device: "auto" is native where that is fast, as it is but on some processors."""
     if choice != "auto":
         return choice
-    return "native" if native_is_fast() else "float32"
+    return "native" if device != "cpu" or native_is_fast() else "float32"
 
 
 def products(computed: Products) -> contextlib.AbstractContextManager[object]:

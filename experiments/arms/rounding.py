@@ -16,9 +16,9 @@ def rounded(x: Tensor, storage: Storage, generator: torch.Generator) -> Tensor:
     Args:
         x: float32 numbers.
         storage: arm.
-        generator: generator of the random bits, of an arm that rounds so.
+        generator: generator of the random bits, of an arm that rounds so; on the device of the numbers.
     """
     kept = KEPT[storage]
     if kept.rounding == "stochastic":
-        return round_at_random(x, torch.randint(LOW, x.shape, dtype=torch.int32, generator=generator))
+        return round_at_random(x, torch.randint(LOW, x.shape, dtype=torch.int32, device=x.device, generator=generator))
     return x.to(kept.dtype)

@@ -54,7 +54,7 @@ class StochasticAdamW(torch.optim.Optimizer):
 
     def __init__(self, parameters: Iterable[Tensor], lr: float, seed: int) -> None:
         super().__init__(parameters, {"lr": lr})
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(self._parameters()[0].device).manual_seed(seed)
         for parameter in self._parameters():
             if parameter.dtype != torch.bfloat16:
                 raise ValueError(f"parameters must be torch.bfloat16, got {parameter.dtype}")
@@ -83,4 +83,4 @@ class StochasticAdamW(torch.optim.Optimizer):
             kept.copy_(round_at_random(computed, self._bits(computed)))
 
     def _bits(self, x: Tensor) -> Tensor:
-        return torch.randint(LOW, x.shape, dtype=torch.int32, generator=self._generator)
+        return torch.randint(LOW, x.shape, dtype=torch.int32, device=x.device, generator=self._generator)

@@ -54,8 +54,8 @@ def batches(texts: Sequence[Sequence[int]], vocabulary: int, pad_id: int) -> lis
 
 @torch.no_grad()
 def logits_of(model: PreTrainedModel, batch: Batch) -> list[Tensor]:
-    """Return next-token logits, float64 (tokens, vocabulary), one tensor a text."""
-    logits = next_logits(model, batch)
+    """Return next-token logits, float64 (tokens, vocabulary) on the CPU, one tensor a text."""
+    logits = next_logits(model, batch.on(model.device)).cpu()
     lengths = batch.attention_mask.sum(-1).tolist()
     return [row[: n - 1].double() for row, n in zip(logits, lengths, strict=True)]
 

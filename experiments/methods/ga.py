@@ -32,5 +32,6 @@ GA = ForgetTerm(
     beside="gradient ascent",
     loss=_loss,
     source="Jang et al. 2023, arXiv 2210.01504; as in MUSE, Shi et al. 2024, arXiv 2407.06460; with GDR, GradDiff elsewhere",
+    mean="followers",
 )
 METHODS = tuple(by_loss(GA, retain) for retain in RETAIN_TERMS)

@@ -14,6 +14,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from unforgotten.experiments.compute.settings import DEFAULT, ComputeConfig
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -46,6 +48,7 @@ class Task:
         tokenizer: tokenizer of the model; None where there is none, and then no method may ask for it.
         before_step: function that is given the model with its clipped gradients, and the learning rate, before each step
             of AdamW.
+        compute: settings of memory, which change results by rounding alone.
     """
 
     forget: Documents
@@ -60,6 +63,7 @@ class Task:
     paired: bool = False
     tokenizer: Any = None
     before_step: Callable[[PreTrainedModel, float], None] = nothing
+    compute: ComputeConfig = DEFAULT
 
 
 @dataclass(frozen=True)

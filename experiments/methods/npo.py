@@ -41,5 +41,6 @@ NPO = ForgetTerm(
     beside="NPO",
     loss=_loss,
     source="Zhang et al. 2024, arXiv 2404.05868",
+    mean="documents",
 )
 METHODS = tuple(by_loss(NPO, retain) for retain in RETAIN_TERMS)

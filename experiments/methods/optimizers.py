@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -11,6 +12,8 @@ from torch import Tensor
 from unforgotten.experiments.arms.arm import KEPT
 from unforgotten.experiments.arms.rounding import rounded
 from unforgotten.experiments.arms.stochastic_rounding import StochasticAdamW
+from unforgotten.experiments.compute.settings import AdamW
+from unforgotten.records.extras import need
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -38,7 +41,7 @@ class StatelessDescent(torch.optim.Optimizer):
         super().__init__(parameters, {"lr": lr})
         self._direction = DIRECTIONS[rule]
         self._storage: Storage = storage
-        self._generator = torch.Generator().manual_seed(seed)
+        self._generator = torch.Generator(self.param_groups[0]["params"][0].device).manual_seed(seed)
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]  # no loss to return
@@ -64,4 +67,23 @@ def make_optimizer(model: PreTrainedModel, settings: Settings, task: Task) -> to
         return StatelessDescent(parameters, settings.optimizer, settings.lr, task.storage, seed)
     if KEPT[task.storage].rounding == "stochastic":
         return StochasticAdamW(parameters, settings.lr, seed)
-    return torch.optim.AdamW(parameters, lr=settings.lr, weight_decay=0.0)
+    return adamw(parameters, settings.lr, task.compute.adamw)
+
+
+def adamw(parameters: Sequence[Tensor], lr: float, kind: AdamW) -> torch.optim.Optimizer:
+    """Return AdamW without weight decay, of one of the implementations of `compute.adamw`.
+
+    Raises:
+        ValueError: bitsandbytes is missing, or its moments would be kept otherwise than the arm says.
+    """
+    if kind != "paged":
+        return torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0, fused=True if kind == "fused" else None)
+    need("unforgotten[quantizers]", "bitsandbytes")
+    kept = {(p.device.type, str(p.dtype).removeprefix("torch.")) for p in parameters}
+    if kept != {("cuda", "float32")}:
+        rule = "its moments are float32 and in memory that a GPU shares"
+        raise ValueError(f"compute.adamw paged must have float32 parameters on cuda, {rule}, got {sorted(kept)}")
+    paged: torch.optim.Optimizer = import_module("bitsandbytes.optim").PagedAdamW32bit(
+        parameters, lr=lr, weight_decay=0.0
+    )
+    return paged

@@ -70,9 +70,14 @@ NPO_RAW = ForgetTerm(
     beside="NPO of raw logits, as released",
     loss=_preference_loss,
     source=SOURCE,
+    mean="tokens",
 )
 KLR_RAW = RetainTerm(
-    "KLR_rawlogits", "KL of raw logits on the retain text, as released under the name KLR", _divergence_loss, SOURCE
+    "KLR_rawlogits",
+    "KL of raw logits on the retain text, as released under the name KLR",
+    _divergence_loss,
+    SOURCE,
+    "documents",
 )
 METHODS = (
     by_loss(GA, KLR_RAW),

@@ -22,8 +22,8 @@ class Seen:
 
     Attributes:
         sequences: log p of each document, (n,).
-        hidden: what the output layer is given at each position of each document, (length, width); the logits themselves
-            where they are not the output of that layer.
+        hidden: what the output layer is given at each position of each document, (length, width) on the CPU; the logits
+            themselves where they are not the output of that layer.
         head: output layer of the target.
     """
 
@@ -34,7 +34,7 @@ class Seen:
     @torch.no_grad()
     def logits(self, documents: Sequence[int]) -> Tensor:
         """Return the logits at each position of the documents, (batch, length, vocabulary); of no meaning on padding."""
-        rows = [self.hidden[i] for i in documents]
+        rows = [self.hidden[i].to(self.sequences.device) for i in documents]
         logits: Tensor = self.head(nn.utils.rnn.pad_sequence(rows, batch_first=True))
         return logits
 
@@ -61,7 +61,7 @@ def make_reference(
     divergence is 0 and no preference comes from rounding the weights.
     """
     arithmetic.cast(target)
-    with arithmetic.computing(), autocast(arithmetic.autocast):
+    with arithmetic.computing(), autocast(arithmetic.autocast, target.device):
         forget, retain = (_seen(target, d, batch) for d in documents)
     return Reference(forget, retain)
 
@@ -77,7 +77,7 @@ def _seen(target: PreTrainedModel, documents: Documents, batch: int) -> Seen:
         sequences.append(sequence_log_probs(token_log_probs(logits, b.input_ids, b.attention_mask)))
         rows = logits if layer is None else given
         lengths = b.attention_mask.sum(-1).tolist()
-        hidden += [row[:n].clone() for row, n in zip(rows, lengths, strict=True)]
+        hidden += [row[:n].clone().cpu() for row, n in zip(rows, lengths, strict=True)]
     kept = nn.Identity() if layer is None else copy.deepcopy(layer).requires_grad_(False)
     return Seen(torch.cat(sequences), tuple(hidden), kept)
 

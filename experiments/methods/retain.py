@@ -35,6 +35,6 @@ def _divergence_loss(view: View, settings: Settings) -> Tensor:
     return retain_divergence(view.distributions, view.mask, view.target_distributions)
 
 
-GDR = RetainTerm("GDR", "cross entropy on the retain text", _descent_loss)
-KLR = RetainTerm("KLR", "KL(target || model) on the retain text", _divergence_loss)
+GDR = RetainTerm("GDR", "cross entropy on the retain text", _descent_loss, mean="followers")
+KLR = RetainTerm("KLR", "KL(target || model) on the retain text", _divergence_loss, mean="followers")
 RETAIN_TERMS = (None, GDR, KLR)

@@ -25,12 +25,14 @@ class Losses:
         retain: retain loss times `alpha`; None where there is no retain term.
         both: forget loss, and its sum with `retain`, of one computation.
         backward: function that adds the gradients of a loss to those of the parameters.
+        descend: function that adds the gradients of the sum, one part of the batches after the other; None for all in one pass.
     """
 
     forget: Callable[[], Tensor]
     retain: Callable[[], Tensor] | None
     both: Callable[[], tuple[Tensor, Tensor]]
     backward: Callable[[Tensor], None]
+    descend: Callable[[], None] | None = None
 
 
 ForgetGradients = Callable[[], Mapping[str, Tensor]]
@@ -61,7 +63,10 @@ class PlainStep:
 
     def gradients(self, model: PreTrainedModel, losses: Losses) -> None:
         """Pass back the sum."""
-        losses.backward(losses.both()[1])
+        if losses.descend is None:
+            losses.backward(losses.both()[1])
+        else:
+            losses.descend()
 
     def end(self, model: PreTrainedModel) -> None:
         """Change nothing."""

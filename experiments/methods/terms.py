@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from unforgotten.experiments.compute.parts import Mean
     from unforgotten.experiments.methods.method import Outcome, Task
     from unforgotten.experiments.methods.settings import MethodConfig, Settings
     from unforgotten.experiments.methods.steps import Step
@@ -46,6 +47,7 @@ class ForgetTerm:
         source: paper that it is from.
         settings: function that gives the type of what a profile may set for it; what the common settings lack stands in
             `Settings.own`.
+        mean: what the loss is a mean over; None for a loss that only a whole batch has, which is then never computed in parts.
     """
 
     name: str
@@ -54,6 +56,7 @@ class ForgetTerm:
     loss: Term
     source: str
     settings: Callable[[], type[MethodConfig]] = _common
+    mean: Mean | None = None
 
 
 @dataclass(frozen=True)
@@ -65,12 +68,14 @@ class RetainTerm:
         statement: description.
         loss: function that gives the loss.
         source: where it is from, if not from MUSE.
+        mean: what the loss is a mean over, as of a `ForgetTerm`.
     """
 
     name: str
     statement: str
     loss: Term
     source: str = ""
+    mean: Mean | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +116,8 @@ class LossMethod:
         from unforgotten.experiments.methods.settings import settings_of
 
         kept = None if self.retain is None else self.retain.loss
-        return descend(model, self.forget.loss, kept, settings_of(task, settings), task, step)
+        means = (self.forget.mean, None if self.retain is None else self.retain.mean)
+        return descend(model, self.forget.loss, kept, settings_of(task, settings), task, step, means)
 
 
 def by_loss(forget: ForgetTerm, retain: RetainTerm | None) -> LossMethod:

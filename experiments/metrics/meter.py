@@ -97,5 +97,5 @@ def fingerprint(state: State) -> bytes | None:
     digest = hashlib.sha256()
     for name in sorted(state):
         digest.update(name.encode())
-        digest.update(state[name].contiguous().numpy().tobytes())
+        digest.update(state[name].contiguous().cpu().numpy().tobytes())
     return digest.digest()

@@ -22,6 +22,10 @@ class Batch(NamedTuple):
     attention_mask: Tensor
     documents: tuple[int, ...]
 
+    def on(self, device: torch.device) -> Batch:
+        """Return the batch on a device."""
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.documents)
+
 
 def encode_documents(texts: Sequence[str], tokenizer: Any, longest: int) -> list[list[int]]:
     """Return token ids of each document to train on, between start and end tokens, cut to `longest`; cut ones keep no end."""

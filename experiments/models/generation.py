@@ -125,10 +125,10 @@ def prompt_batches(
     """
     length = shared_length(prompts)
     cache = beginning(model, prompts[0][:length]) if length else None
-    front = torch.tensor([] if cache is None else prompts[0][:length], dtype=torch.long)
+    front = torch.tensor([] if cache is None else prompts[0][:length], dtype=torch.long, device=model.device)
     for start in range(0, len(prompts), batch):
         rows = prompts[start : start + batch]
-        rest = pad([row[len(front) :] for row in rows], pad_id, left=True)
+        rest = pad([row[len(front) :] for row in rows], pad_id, left=True).on(model.device)
         fronts = front.expand(len(rows), -1)
         own = copy.deepcopy(cache)  # generation appends to it
         if own is not None:
@@ -162,7 +162,12 @@ def beginning(model: PreTrainedModel, tokens: Sequence[int]) -> DynamicCache | N
     cache = DynamicCache(config=model.config)
     if any(type(layer) is not DynamicLayer for layer in cache.layers):
         return None
-    model(input_ids=torch.tensor([list(tokens)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+    model(
+        input_ids=torch.tensor([list(tokens)], device=model.device),
+        past_key_values=cache,
+        use_cache=True,
+        logits_to_keep=1,
+    )
     return cache
 
 

@@ -56,9 +56,10 @@ class Inputs:
         return self.magnitudes / max(self.tokens, 1)
 
 
-def no_inputs(columns: int) -> Inputs:
-    """Return sums over no tokens."""
-    return Inputs(torch.zeros(columns, columns, dtype=torch.float64), torch.zeros(columns, dtype=torch.float64))
+def no_inputs(columns: int, device: torch.device | None = None) -> Inputs:
+    """Return sums over no tokens, on a device that has float64; None for the CPU."""
+    products, magnitudes = (torch.zeros(n, dtype=torch.float64, device=device) for n in (columns**2, columns))
+    return Inputs(products.reshape(columns, columns), magnitudes)
 
 
 Replace = Callable[[str, Tensor, Inputs], Tensor]
@@ -104,7 +105,8 @@ def replace_in_order(
             inputs = _inputs_of(layer, group[0], hidden, of_layer)
             for module in group:
                 name = linear[module]
-                replaced[name] = replace(name, module.weight.detach().clone(), inputs)
+                weight = module.weight.detach().clone()
+                replaced[name] = replace(name, weight.to(inputs.products.device), inputs).to(weight.device)
                 module.weight.copy_(replaced[name])
         hidden = [_run(layer, h, call) for h, call in zip(hidden, of_layer, strict=True)]
     return replaced
@@ -194,8 +196,9 @@ def _groups(layer: nn.Module, linear: Sequence[nn.Linear], hidden: Tensor, call:
 
 
 def _inputs_of(layer: nn.Module, linear: nn.Linear, hidden: Sequence[Tensor], calls: Sequence[Call]) -> Inputs:
-    inputs = no_inputs(linear.in_features)
-    with _watching([linear], lambda _, x: inputs.add(x.cpu())):
+    device = linear.weight.device
+    inputs = no_inputs(linear.in_features, None if device.type == "mps" else device)  # which has no float64
+    with _watching([linear], lambda _, x: inputs.add(x.to(inputs.products.device))):
         for h, call in zip(hidden, calls, strict=True):
             _run(layer, h, call)
     return inputs

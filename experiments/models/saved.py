@@ -22,10 +22,10 @@ logging.disable_progress_bar()
 
 
 def save_model(folder: Path, model: PreTrainedModel, tokenizer: Any, dtype: torch.dtype, notes: dict[str, Any]) -> None:
-    """Save weights in `dtype`, tokenizer and notes; the folder appears whole or not at all."""
+    """Save weights in `dtype`, tokenizer and notes; the folder appears whole or not at all, and the model ends on the CPU."""
 
     def fill(place: Path) -> None:
-        torch.nn.Module.to(model, dtype)
+        torch.nn.Module.to(model, "cpu", dtype)
         model.save_pretrained(place)
         tokenizer.save_pretrained(place)
         write_json(place / NOTES, notes)

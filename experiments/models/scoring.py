@@ -24,7 +24,7 @@ before; its scores then differ by rounding from those of one pass."""
 
 @torch.no_grad()
 def token_scores(model: PreTrainedModel, documents: Documents, batch: int) -> list[Tensor]:
-    """Return log p of each token but the first, float32 (length - 1,), for each document in the order given.
+    """Return log p of each token but the first, float32 (length - 1,) on the CPU, for each document in the order given.
 
     Documents of like length stand in one batch, so that little is padded; as many as LOGIT_BYTES allow.
 
@@ -38,7 +38,7 @@ def token_scores(model: PreTrainedModel, documents: Documents, batch: int) -> li
     found: dict[int, Tensor] = {}
     for together in fitting(order, documents, min(batch, SCORED_TOGETHER), LOGIT_BYTES // position_bytes):
         rows = [documents[i] for i in together]
-        b = pad(rows, model.config.pad_token_id or 0)
+        b = pad(rows, model.config.pad_token_id or 0).on(model.device)
         width = max(1, LOGIT_BYTES // (position_bytes * len(rows)))
         scored = (
             score_batch(model, b)
@@ -46,7 +46,7 @@ def token_scores(model: PreTrainedModel, documents: Documents, batch: int) -> li
             else TokenLogProbs(read_batch(model, b, width), b.attention_mask[:, 1:].bool())
         )
         for i, label, mask in zip(together, *scored, strict=True):
-            found[i] = label[mask]
+            found[i] = label[mask].cpu()
     return [found[i] for i in range(len(documents))]
 
 
@@ -111,8 +111,8 @@ def mean_loss(model: PreTrainedModel, documents: Documents, batch: int) -> float
 
 
 def batches_of(model: PreTrainedModel, documents: Documents, size: int) -> Iterator[Batch]:
-    """Yield the documents in order, padded as the model wants it."""
-    return in_order(documents, size, model.config.pad_token_id or 0)
+    """Yield the documents in order, padded as the model wants it, on its device."""
+    return (batch.on(model.device) for batch in in_order(documents, size, model.config.pad_token_id or 0))
 
 
 def score_batch(model: PreTrainedModel, batch: Batch) -> TokenLogProbs:

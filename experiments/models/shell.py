@@ -99,5 +99,5 @@ def linear_names(model: nn.Module) -> list[str]:
 
 
 def state_of(model: PreTrainedModel) -> State:
-    """Return a copy of the weights, float32."""
+    """Return a copy of the weights, float32, on the device of the model."""
     return {k: v.detach().clone().to(torch.float32) for k, v in model.state_dict().items()}

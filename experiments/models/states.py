@@ -50,6 +50,8 @@ class LazyState(Mapping[str, Tensor]):
 def stored_state(folder: Path, model: PreTrainedModel) -> State | None:
     """Return the weights of a checkpoint by the names of a model, float32, read from the files when they are asked for.
 
+    They come on the device of the model.
+
     Weights that the model ties are read once, under the first of their names.
 
     Args:
@@ -78,7 +80,7 @@ def stored_state(folder: Path, model: PreTrainedModel) -> State | None:
             return None
 
     def weight(name: str) -> Tensor:
-        return torch.from_numpy(checkpoint.read(source[name]).astype(np.float32))
+        return torch.from_numpy(checkpoint.read(source[name]).astype(np.float32)).to(own[name].device)
 
     return LazyState(own, weight)
 

@@ -64,8 +64,8 @@ def token_details(model: PreTrainedModel, documents: Documents, batch: int) -> l
     positions = LOGIT_BYTES // (4 * COPIES * vocabulary_of(model))
     found: dict[int, NDArray[np.float32]] = {}
     for together in fitting(order, documents, min(batch, SCORED_TOGETHER), positions):
-        rows = pad([documents[i] for i in together], model.config.pad_token_id or 0)
+        rows = pad([documents[i] for i in together], model.config.pad_token_id or 0).on(model.device)
         details = read_batch(model, rows, max(1, positions // len(together)), read_details)
         for i, own, mask in zip(together, details, rows.attention_mask[:, 1:].bool(), strict=True):
-            found[i] = own[mask].numpy()
+            found[i] = own[mask].cpu().numpy()
     return [found[i] for i in range(len(documents))]

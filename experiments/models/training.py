@@ -9,7 +9,11 @@ import torch
 from transformers import PreTrainedModel
 
 from unforgotten.experiments.arms.arithmetic import Arithmetic, autocast
+from unforgotten.experiments.compute.checkpointing import checkpointed
+from unforgotten.experiments.compute.processes import Worker, processes
+from unforgotten.experiments.compute.settings import DEFAULT, ComputeConfig
 from unforgotten.experiments.config import Products, TrainingConfig
+from unforgotten.experiments.methods.optimizers import adamw
 from unforgotten.experiments.models.batches import Documents, shuffled_batches
 from unforgotten.experiments.models.log_probs import cross_entropy, token_log_probs
 from unforgotten.experiments.models.scoring import next_logits
@@ -32,31 +36,37 @@ def train(
     seed: int,
     progress: Progress,
     products: Products,
+    compute: ComputeConfig = DEFAULT,
 ) -> None:
     """Minimize the cross entropy of the documents in place: AdamW, warm-up, cosine decay, clipping at 1.
 
-    The parameters stay float32; `autocast: bf16` only computes in bfloat16, with products as `products` says.
+    The parameters stay float32; `autocast: bf16` only computes in bfloat16, with products as `products` says. Processes of one
+    launch share the documents of a batch, and all end with the same weights.
     """
     arithmetic = Arithmetic(torch.float32, config.autocast, products)
     steps = training_steps(config, len(documents))
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, weight_decay=0.0)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: _lr_share(s, steps, config))
+    together = processes()
+    model.train()
+    worker = Worker(model, lambda m: adamw(list(m.parameters()), config.lr, compute.adamw), together, 1.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(worker.optimizer, lambda s: _lr_share(s, steps, config))
     pad_id = model.config.pad_token_id or 0
     batches = shuffled_batches(documents, config.batch, pad_id, seed)
     torch.manual_seed(seed)
-    model.train()
     for step in range(1, steps + 1):
-        batch = next(batches)
-        with arithmetic.computing():
-            with autocast(config.autocast):
-                logits = next_logits(model, batch)
-            loss = cross_entropy(token_log_probs(logits, batch.input_ids, batch.attention_mask))
-            loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        loss = seen = 0.0
+        with arithmetic.computing(), checkpointed(worker.model, enabled=compute.gradient_checkpointing):
+            for batch, share in worker.parts(next(batches), "followers", compute.micro_batch):
+                with autocast(config.autocast, batch.input_ids.device):
+                    logits = next_logits(worker.model, batch)
+                part = cross_entropy(token_log_probs(logits, batch.input_ids, batch.attention_mask))
+                worker.backward(part if share == 1.0 else share * part)
+                loss, seen = loss + share * part.item(), seen + share
+        worker.clip()
+        worker.optimizer.step()
+        worker.optimizer.zero_grad(set_to_none=True)
         schedule.step()
-        progress(step, steps, f"loss {loss.item():.3f}")
+        progress(step, steps, f"loss {loss / seen:.3f}")
+    worker.finish()
     model.eval()
 
 

@@ -61,13 +61,13 @@ def awq_values(w: Tensor, inputs: Inputs, fmt: Format) -> Tensor:
     size = fmt.block_size or w.shape[-1]
     if w.shape[-1] % size:
         raise ValueError(f"rows must be whole blocks of {size} in awq:{fmt.name}, got columns={w.shape[-1]}")
-    best = scaled_values(w, torch.ones(w.shape[1]), fmt)
+    best = scaled_values(w, torch.ones(w.shape[1], device=w.device), fmt)
     if not inputs.tokens:
         return best
-    hessian, x_mean = inputs.hessian, inputs.means.float().numpy()
-    w_mean, least = weight_means(w.numpy(), size), output_error(w, best, hessian)
+    hessian, x_mean = inputs.hessian, inputs.means.float().cpu().numpy()
+    w_mean, least = weight_means(w.cpu().numpy(), size), output_error(w, best, hessian)
     for candidate in AWQ_RULES["llmcompressor"].candidates:
-        scales = torch.from_numpy(candidate_scales(x_mean, w_mean, candidate))
+        scales = torch.from_numpy(candidate_scales(x_mean, w_mean, candidate)).to(w.device)
         if not torch.isfinite(w * scales).all():
             continue
         values = scaled_values(w, scales, fmt)

@@ -62,7 +62,7 @@ def by_layer(
             names,
             calibration.documents,
             batch=calibration.batch,
-            replace=lambda _, w, inputs: rule(w.float(), inputs, fmt).to(w.dtype),
+            replace=lambda key, w, inputs: rule(state[key].to(w.device).float(), inputs, fmt).to(state[key]),
         )
         return LazyState(state, lambda key: replaced[key] if key in replaced else state[key])
 

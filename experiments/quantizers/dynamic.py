@@ -59,7 +59,7 @@ def exact_products(a: Tensor, b: Tensor) -> Tensor:
     """
     import torch
 
-    total = torch.zeros(len(a), len(b), dtype=torch.float64)
+    total = torch.zeros(len(a), len(b), dtype=torch.float64, device=a.device)
     for start in range(0, a.shape[1], EXACT):
         total += a[:, start : start + EXACT] @ b[:, start : start + EXACT].T
     return total

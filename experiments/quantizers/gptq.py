@@ -49,11 +49,11 @@ def gptq_values(w: Tensor, hessian: Tensor, fmt: Format, damping: float = DAMPIN
     diagonal = h.diagonal()
     diagonal[diagonal == 0] = 1
     diagonal += damping * diagonal.mean()
-    factor = torch.from_numpy(inverse_factor(h.numpy()))
+    factor = torch.from_numpy(inverse_factor(h.cpu().numpy())).to(w.device)
     moving, values = w.double(), torch.empty_like(w)
     for start in range(0, w.shape[1], TOGETHER):
         end = min(start + TOGETHER, w.shape[1])
-        errors = torch.empty(len(w), end - start, dtype=torch.float64)
+        errors = torch.empty(len(w), end - start, dtype=torch.float64, device=w.device)
         for i in range(start, end):
             column = slice(i, i + 1)
             own = p.each(partial(_columns, part=column))

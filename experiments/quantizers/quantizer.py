@@ -88,7 +88,10 @@ def by_tensor(
     formats: Mapping[str, str] | None = None,
     packages: tuple[str, ...] = (),
 ) -> Quantizer:
-    """Return the quantizer that takes each tensor for itself and no text, when it is asked for; values keep its dtype."""
+    """Return the quantizer that takes each tensor for itself and no text, when it is asked for.
+
+    Values keep the tensor's dtype and device. The library computes on the CPU, where it is held to what the audit knows of it.
+    """
 
     def of_state(state: State, names: Sequence[str], format_name: str, calibration: Calibration | None) -> State:
         from unforgotten.experiments.models.states import LazyState
@@ -97,7 +100,7 @@ def by_tensor(
 
         def weight(key: str) -> Tensor:
             w = state[key]
-            return values(w, format_name).to(w.dtype) if key in touched else w
+            return values(w.cpu(), format_name).to(w) if key in touched else w
 
         return LazyState(state, weight)
 

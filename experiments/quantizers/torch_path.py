@@ -66,7 +66,7 @@ def round_to(blocks: Tensor, p: Parameters, fmt: Format, *, partial: bool = Fals
         partial: whether the last block is a part of one, of a flat format.
     """
     codes = ROUNDINGS[fmt.rounding](_ratio(blocks, p, fmt, partial=partial), p.zero, fmt)
-    levels = torch.tensor(fmt.levels, dtype=torch.float32)
+    levels = torch.tensor(fmt.levels, dtype=torch.float32, device=blocks.device)
     values = (levels[codes] - p.zero) * p.read_scale
     values = values if fmt.unit == 1.0 else values * fmt.unit
     return codes, values if p.read_low is None else values + p.read_low
@@ -116,11 +116,11 @@ def fit(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
 
 
 def _fit_by_reference(blocks: Tensor, fmt: Format) -> Parameters:
-    grid = grids.FITS[fmt.statistic](blocks.numpy(), fmt)
+    grid = grids.FITS[fmt.statistic](blocks.cpu().numpy(), fmt)
     encoder = grid.encoder or grid
 
     def tensor(x: NDArray[np.float32]) -> Tensor:
-        return torch.from_numpy(np.ascontiguousarray(x))
+        return torch.from_numpy(np.ascontiguousarray(x)).to(blocks.device)
 
     low, read_low = (None if g.low is None else tensor(g.low) for g in (encoder, grid))
     return Parameters(tensor(encoder.scale), tensor(encoder.zero), low, tensor(grid.scale), read_low)
@@ -174,7 +174,7 @@ def _fit_hqq(blocks: Tensor, fmt: Format) -> Parameters:
 
 
 def _fit_nothing(blocks: Tensor, fmt: Format) -> Parameters:
-    scale = torch.ones(len(blocks), 1)
+    scale = torch.ones(len(blocks), 1, device=blocks.device)
     return _stored(scale, torch.zeros_like(scale), None, fmt)
 
 
@@ -279,18 +279,18 @@ def _half_away(ratio: Tensor, zero: Tensor, fmt: Format) -> Tensor:
 
 
 def _half_lower(ratio: Tensor, zero: Tensor, fmt: Format) -> Tensor:
-    return torch.bucketize(ratio + zero, torch.from_numpy(fmt.thresholds))
+    return torch.bucketize(ratio + zero, torch.from_numpy(fmt.thresholds).to(ratio.device))
 
 
 def _half_even_label(ratio: Tensor, zero: Tensor, fmt: Format) -> Tensor:
-    thresholds = torch.from_numpy(fmt.thresholds)
+    thresholds, even = (torch.from_numpy(x).to(ratio.device) for x in (fmt.thresholds, fmt.even_labels))
     lower, upper = (torch.bucketize(ratio + zero, thresholds, right=r) for r in (False, True))
-    return torch.where(torch.from_numpy(fmt.even_labels)[lower], lower, upper)
+    return torch.where(even[lower], lower, upper)
 
 
 def _dither(ratio: Tensor, zero: Tensor, fmt: Format) -> Tensor:
     below = torch.floor(ratio)
-    up = ratio - below >= 1 - torch.from_numpy(dithers(tuple(ratio.shape), fmt.seed))
+    up = ratio - below >= 1 - torch.from_numpy(dithers(tuple(ratio.shape), fmt.seed)).to(ratio.device)
     return _index(below + up + zero, fmt)
 
 

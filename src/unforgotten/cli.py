@@ -91,10 +91,14 @@ def run(
         print_object(told, as_json, lines(made))
         return
     from unforgotten.audit.progress.stages import progress_on
+    from unforgotten.experiments.compute.processes import processes
     from unforgotten.experiments.run import write_summary
     from unforgotten.reports.run.build import build_report
 
     folder = out or Path("runs") / f"{config.profile}-seed{config.seed}"
+    if not processes().first:
+        run_all(config, folder, resume=resume)
+        return
     try:
         with progress_on(sys.stderr, len(plan) + 1, quiet=quiet) as progress:
             run_all(config, folder, resume=resume, progress=progress)

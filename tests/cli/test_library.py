@@ -88,7 +88,7 @@ def test_an_unknown_mode_is_refused_everywhere(mode: Any) -> None:
 
 
 def test_rows_of_an_unknown_mode_are_refused() -> None:
-    pytest.importorskip("torch", reason="rows of a run need unforgotten[experiments]")
+    torch = pytest.importorskip("torch", reason="rows of a run need unforgotten[experiments]")
     from unforgotten.experiments.arms.arithmetic import autocast
     from unforgotten.experiments.evaluation import weights_rows
 
@@ -96,7 +96,7 @@ def test_rows_of_an_unknown_mode_are_refused() -> None:
     with pytest.raises(ValueError, match="mode must be one of adaptive, fixed"):
         weights_rows(found, "Adaptive")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mode must be one of none, bf16"):
-        autocast("BF16")  # type: ignore[arg-type]
+        autocast("BF16", torch.device("cpu"))  # type: ignore[arg-type]
 
 
 def test_state_dicts_give_what_their_files_give(tmp_path: Path) -> None:

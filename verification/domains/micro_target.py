@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 
 from unforgotten.experiments.arms.arithmetic import Arithmetic
 from unforgotten.experiments.arms.arm import KEPT
+from unforgotten.experiments.compute.settings import DEFAULT, ComputeConfig
 from unforgotten.experiments.config import BaseConfig, Storage, TrainingConfig, UnlearningConfig
 from unforgotten.experiments.methods.method import Task
 from unforgotten.experiments.methods.reference import make_reference
@@ -30,11 +31,16 @@ def micro_documents() -> list[list[int]]:
     return [[1, 280 + k, *rng.integers(3, 280, 10 + k).tolist()] for k in range(8)]
 
 
+def micro_model() -> PreTrainedModel:
+    """Return a Llama of two layers of random weights."""
+    base = BaseConfig(vocabulary=VOCABULARY, width=64, feed_forward=64, layers=2, heads=2, positions=64)
+    return TINY.model(base, seed=0)
+
+
 @cache
 def _trained() -> PreTrainedModel:
     torch.set_num_threads(1)
-    base = BaseConfig(vocabulary=VOCABULARY, width=64, feed_forward=64, layers=2, heads=2, positions=64)
-    model = TINY.model(base, seed=0)
+    model = micro_model()
     settings = TrainingConfig(lr=0.003, batch=8, steps=60)
     train(model, micro_documents(), settings, seed=0, progress=_silent, products="native")
     return model
@@ -45,13 +51,21 @@ def micro_target() -> PreTrainedModel:
     return copy.deepcopy(_trained())
 
 
-def micro_task(storage: Storage = "fp32", *, max_steps: int = 4, lr: float = 1e-3, **common: Any) -> Task:
+def micro_task(
+    storage: Storage = "fp32",
+    *,
+    max_steps: int = 4,
+    lr: float = 1e-3,
+    compute: ComputeConfig = DEFAULT,
+    **common: Any,
+) -> Task:
     """Return the task of a storage arm: to forget four documents and keep four.
 
     Args:
         storage: storage arm.
         max_steps: steps to take; no other rule stops.
         lr: learning rate.
+        compute: settings of memory.
         common: settings of `UnlearningConfig`, in place of those of RULES.
     """
     config = UnlearningConfig(**{**RULES, "lr": {storage: lr}, "max_steps": {storage: max_steps}, **common})
@@ -67,6 +81,7 @@ def micro_task(storage: Storage = "fp32", *, max_steps: int = 4, lr: float = 1e-
         reference=lambda model: make_reference(model, (forget, retain), 4, arithmetic),
         seed=3,
         progress=_silent,
+        compute=compute,
     )
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
+    from unforgotten.experiments.compute.parts import Mean
     from unforgotten.experiments.methods.literature.settings import RefusalConfig
     from unforgotten.experiments.methods.method import Outcome, Task
     from unforgotten.experiments.methods.settings import Settings
@@ -59,10 +60,10 @@ def answer_log_probs(model: PreTrainedModel, asked: Continued) -> tuple[Tensor, 
     from unforgotten.experiments.models.batches import pad
     from unforgotten.experiments.models.scoring import score_batch
 
-    batch = pad(asked.rows, model.config.pad_token_id or 0)
+    batch = pad(asked.rows, model.config.pad_token_id or 0).on(model.device)
     scored = score_batch(model, batch)
-    places = torch.arange(scored.label.shape[1])
-    answer = scored.mask & (places >= torch.tensor(asked.starts)[:, None] - 1)
+    places = torch.arange(scored.label.shape[1], device=model.device)
+    answer = scored.mask & (places >= torch.tensor(asked.starts, device=model.device)[:, None] - 1)
     return scored.label.masked_fill(~answer, 0.0).sum(-1), answer.sum(-1)
 
 
@@ -116,7 +117,7 @@ def _preference(model: PreTrainedModel, task: Task, settings: Settings) -> Calla
     pair = split(task, settings.own["prompt_share"])
     task.arithmetic.cast(model)
     each = [[side.take([i]) for i in range(len(task.forget))] for side in pair]
-    with torch.no_grad(), task.arithmetic.computing(), autocast(settings.autocast):
+    with torch.no_grad(), task.arithmetic.computing(), autocast(settings.autocast, model.device):
         targets = [torch.cat([answer_log_probs(model, one)[0] for one in side]) for side in each]
 
     def loss(view: View, settings: Settings) -> Tensor:
@@ -171,7 +172,12 @@ class RefusalMethod:
 
         found = settings_of(task, settings)
         loss = {"IdkNLL": _likelihood, "IdkDPO": _preference}[self.kind](model, task, found)
-        return descend(model, loss, None if self.retain is None else self.retain.loss, found, task)
+        kept = None if self.retain is None else self.retain
+        means: tuple[Mean | None, Mean | None] = (
+            "documents" if self.kind == "IdkDPO" else None,
+            None if kept is None else kept.mean,
+        )
+        return descend(model, loss, None if kept is None else kept.loss, found, task, None, means)
 
 
 METHODS = tuple(RefusalMethod(kind, retain) for kind in ("IdkNLL", "IdkDPO") for retain in RETAIN_TERMS)

@@ -119,9 +119,9 @@ class RMU:
             raise ValueError(f"layer must be below the {len(layers)} layers of the model, got layer={at}")
         found, steered = settings_of(task, settings), layers[at]
         task.arithmetic.cast(model)
-        with torch.no_grad(), task.arithmetic.computing(), autocast(found.autocast):
-            kept = [hidden_states(model, pad([row], 0), steered)[0] for row in task.retain]
-        goal = found.own["steering"] * random_direction(kept[0].shape[-1], task.seed)
+        with torch.no_grad(), task.arithmetic.computing(), autocast(found.autocast, model.device):
+            kept = [hidden_states(model, pad([row], 0).on(model.device), steered)[0] for row in task.retain]
+        goal = found.own["steering"] * random_direction(kept[0].shape[-1], task.seed).to(model.device)
 
         def forget(view: View, settings: Settings) -> Tensor:
             return steered_distance(hidden_states(view.model, view.batch, steered), view.real, goal)
@@ -132,7 +132,7 @@ class RMU:
             return steered_distance(hidden_states(view.model, view.batch, steered), view.real, own)
 
         with _moving(model, list(layers[max(0, at - BEFORE) : at + 1])):
-            return not_plain(descend(model, forget, retain, found, task))
+            return not_plain(descend(model, forget, retain, found, task))  # hooks hold the model: never in parts
 
 
 METHODS = (RMU(),)

@@ -47,5 +47,6 @@ SIMNPO = ForgetTerm(
     loss=_loss,
     source="Fan et al. 2024, arXiv 2410.07163, eq. 4",
     settings=_config,
+    mean="documents",
 )
 METHODS = tuple(by_loss(SIMNPO, retain) for retain in RETAIN_TERMS)

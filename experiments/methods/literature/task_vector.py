@@ -56,8 +56,8 @@ class TaskVector:
         found = replace(settings_of(task, settings), stop_forget_loss=math.inf)
         task.arithmetic.cast(model)
         start = {name: p.detach().clone() for name, p in model.named_parameters()}
-        outcome = descend(model, _cross_entropy, None, found, task)
-        generator = torch.Generator().manual_seed(task.seed)
+        outcome = descend(model, _cross_entropy, None, found, task, None, ("followers", None))
+        generator = torch.Generator(model.device).manual_seed(task.seed)
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(rounded(negated(start[name], parameter, settings.strength), task.storage, generator))

@@ -49,5 +49,6 @@ UNDIAL = ForgetTerm(
     loss=_loss,
     source="Dong et al. 2024, arXiv 2402.10052",
     settings=_config,
+    mean="followers",
 )
 METHODS = tuple(by_loss(UNDIAL, retain) for retain in RETAIN_TERMS)

@@ -92,8 +92,8 @@ class AsReleased:
         return self.base.descend(model, task, settings, DoubledStep())
 
 
-NPO_RELEASED = ForgetTerm("NPO", NPO_RAW.statement, NPO_RAW.beside, NPO_RAW.loss, RELEASED)
-KLR_RELEASED = RetainTerm("KLR", "KL(target || model) summed over each retain document", _loss, RELEASED)
+NPO_RELEASED = ForgetTerm("NPO", NPO_RAW.statement, NPO_RAW.beside, NPO_RAW.loss, RELEASED, mean="tokens")
+KLR_RELEASED = RetainTerm("KLR", "KL(target || model) summed over each retain document", _loss, RELEASED, "documents")
 METHODS = tuple(
     AsReleased(by_loss(forget, retain)) for forget in (GA, NPO_RELEASED) for retain in (None, GDR, KLR_RELEASED)
 )

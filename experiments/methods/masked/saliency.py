@@ -38,7 +38,7 @@ def salient(gradients: Mapping[str, Tensor], part: Part, threshold: float) -> di
     norms = part_norms(gradients, part)
     pooled = np.concatenate([s.reshape(-1).numpy() for s in norms.values()])
     least = float(np.percentile(pooled, threshold))
-    return {name: norms[PARTS[part](name)] >= least for name in gradients}
+    return {name: (norms[PARTS[part](name)] >= least).to(g.device) for name, g in gradients.items()}
 
 
 def part_norms(gradients: Mapping[str, Tensor], part: Part) -> dict[str, Tensor]:

@@ -49,14 +49,14 @@ def push(model: PreTrainedModel, task: Task, found: Settings, settings: Boundary
     moves, scores = {}, []
     for name, weight in kept.items():
         forget, retain = (g[name] for g in gradients)
-        move = _crossings(weight, forget > 0, settings.format)
-        moves[name] = move.weights.to(weight.dtype)
-        scores.append((forget * move.changes - found.alpha * (retain * move.changes).abs()).reshape(-1))
+        move = _crossings(weight.cpu(), (forget > 0).cpu(), settings.format)
+        moves[name], changes = move.weights.to(weight), move.changes.to(weight.device)
+        scores.append((forget * changes - found.alpha * (retain * changes).abs()).reshape(-1))
     pooled = torch.cat(scores)
     order = pooled.argsort(descending=True, stable=True)
     count = min(int(settings.share * len(pooled)), int((pooled > 0).sum()))
     while count:
-        chosen = torch.zeros(len(pooled), dtype=torch.bool).index_fill_(0, order[:count], True)
+        chosen = torch.zeros(len(pooled), dtype=torch.bool, device=pooled.device).index_fill_(0, order[:count], True)
         parts = chosen.split([w.numel() for w in kept.values()])
         state = {
             name: torch.where(part.reshape(w.shape), moves[name], w)

@@ -44,7 +44,7 @@ class SamStep:
         kept = [p.detach().clone() for p in parameters]
         found = torch.autograd.grad(losses.forget(), parameters, materialize_grads=True)
         norm = torch.stack([g.float().square().sum() for g in found]).sum().sqrt()
-        scale = self._rho / norm if norm > 0 else torch.zeros(())
+        scale = self._rho / norm if norm > 0 else torch.zeros_like(norm)
         with torch.no_grad():
             for parameter, gradient in zip(parameters, found, strict=True):
                 parameter.copy_(parameter.float() + scale * gradient.float())

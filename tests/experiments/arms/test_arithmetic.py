@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
@@ -100,14 +99,14 @@ def test_every_arm_is_given_the_reference_of_its_own_arithmetic(
     config = load_config(str(Path(__file__).parents[2] / "micro.yaml"))
     made: list[Arithmetic] = []
     given: list[tuple[str, Any]] = []
-    monkeypatch.setattr(run, "load_model", lambda folder: None)
+    monkeypatch.setattr(run, "load_model", lambda folder: torch.nn.Linear(1, 1))
     monkeypatch.setattr(run, "save_model", lambda *args: None)
 
     def make(target: None, documents: Any, batch: int, arithmetic: Arithmetic) -> Arithmetic:
         made.append(arithmetic)
         return arithmetic
 
-    def descend(model: Any, forget: Any, retain: Any, settings: Any, task: Task, step: None) -> Outcome:
+    def descend(model: Any, forget: Any, retain: Any, settings: Any, task: Task, step: None, means: Any) -> Outcome:
         given_reference: Any = task.reference(model)
         kept = torch.float32 if task.storage == "fp32" else torch.bfloat16
         assert given_reference == task.arithmetic == Arithmetic(kept, settings.autocast, settings.products)
@@ -116,10 +115,10 @@ def test_every_arm_is_given_the_reference_of_its_own_arithmetic(
 
     monkeypatch.setattr(reference, "make_reference", make)
     monkeypatch.setattr(descent, "descend", descend)
-    meter = SimpleNamespace(probes=MagicMock(), shell=MagicMock())
+    probing = MagicMock(), MagicMock()
     references = References([], [], 1)
     for arm in arms(config):
-        run._unlearn_arm(config, meter, arm, tmp_path, references, SILENT)  # type: ignore[arg-type]
+        run._unlearn_arm(config, probing, arm, tmp_path, references, SILENT)
     assert len(given) == 3 * len(config.methods)
     assert [a.parameters for a in made] == [torch.float32, torch.bfloat16]
     assert {storage for storage, name in given if name == "float32"} == {"fp32"}

@@ -1,0 +1,40 @@
+"""The device that a configuration names."""
+
+from __future__ import annotations
+
+import torch
+
+from unforgotten.experiments.compute.settings import ComputeConfig
+
+
+def device_of(config: ComputeConfig) -> torch.device:
+    """Return the device of this process.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    from unforgotten.experiments.compute.processes import processes
+
+    name = _first() if config.device == "auto" else config.device
+    device = torch.device(name)
+    if device.type == "cuda":
+        return _gpu(device, processes().local)
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("compute.device must be there, got 'mps' where torch sees none")
+    return device
+
+
+def _first() -> str:
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def _gpu(device: torch.device, local: int | None) -> torch.device:
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    number = (local or 0) if device.index is None else device.index
+    if local is not None and device.index is not None:
+        raise ValueError(f"compute.device must be cuda or auto in several processes, got '{device}'")
+    if number >= count:
+        raise ValueError(f"compute.device must be there, got 'cuda:{number}' where torch sees {count} GPUs")
+    return torch.device("cuda", number)

@@ -1,0 +1,69 @@
+"""No tensor of a run stays on the CPU by mistake: a whole run goes on a device that meets no tensor of the CPU, see `elsewhere.py`."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch", reason="the loop needs unforgotten[experiments]")
+
+SCRIPT = Path(__file__).with_name("run_elsewhere.py")
+MICRO = Path(__file__).parents[2] / "micro.yaml"
+HANG_SECONDS = 3600
+FORMATS = ("int4-g64", "nf4-b64", "int4-g64-dither", "hqq4-g64-opt", "dynamic:int8-row", "gptq:int4-g64")
+SETTINGS = ["only_methods=[NPO_KLR]", f"formats={json.dumps(FORMATS)}"]
+MIXED = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import torch
+from elsewhere import elsewhere
+
+def refused(compute, error):
+    try:
+        compute()
+    except error:
+        return True
+    return False
+
+with elsewhere() as device:
+    there, here = torch.ones(3, device=device), torch.ones(3)
+    assert there.device == device and here.device.type == "cpu"
+    assert (there + there).device == device and torch.equal((there * 2).cpu(), here * 2)
+    assert refused(lambda: there + here, RuntimeError)
+    assert refused(lambda: torch.bucketize(there, here), RuntimeError)
+    assert refused(there.numpy, TypeError)
+    assert float(there.sum()) == 3.0
+"""
+
+
+def call(*arguments: str) -> None:
+    done = subprocess.run(
+        [sys.executable, *arguments], capture_output=True, text=True, check=False, timeout=HANG_SECONDS
+    )
+    assert done.returncode == 0, done.stderr[-6000:]
+
+
+def test_the_device_refuses_what_a_gpu_refuses() -> None:
+    call("-P", "-c", MIXED, str(SCRIPT.parent))
+
+
+@pytest.mark.parametrize("storage", ["fp32", pytest.param("bf16", marks=pytest.mark.nightly)])
+def test_a_whole_run_goes_elsewhere(tmp_path: Path, storage: str) -> None:
+    """Its kernels are the CPU's, taken one by one, so its numbers differ by the rounding of the models that are saved in bfloat16."""
+    from unforgotten.experiments.load_config import load_config
+    from unforgotten.experiments.run import run
+    from unforgotten.records.rows import read_run
+
+    settings = [*SETTINGS, f"storages=[{storage}]"]
+    call(str(SCRIPT), str(tmp_path / "there"), *settings)
+    run(load_config(str(MICRO), overrides=settings), tmp_path / "here", resume=False)
+    there, here = (read_run(tmp_path / name) for name in ("there", "here"))
+    assert [row.key for row in there.rows] == [row.key for row in here.rows]
+    assert {row.device for row in there.rows} == {"elsewhere:0"}
+    losses = [(a.value, b.value) for a, b in zip(there.rows, here.rows, strict=True) if a.metric == "forget_loss"]
+    assert len(losses) == 3 * len(FORMATS) + 4
+    assert all(a == pytest.approx(b, rel=2**-8) for a, b in losses)
