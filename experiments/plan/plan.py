@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from unforgotten.experiments.compute.device import device_of
 from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.models.memory import free_bytes
 from unforgotten.experiments.plan.rates import Rates
@@ -21,6 +22,8 @@ from unforgotten.experiments.plan.texts import Texts, texts_of
 
 GIB = 2**30
 UNITS = ((86400 * 365.0, "years"), (86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
+
+CPU = "cpu"
 
 
 @dataclass(frozen=True)
@@ -46,8 +49,11 @@ class Plan:
     free: int | None
 
     def seconds(self, work: Work) -> float | None:
-        """Return the time of a stage at the rates of the plan; None where the model or the text is not known."""
-        if work.operations is None or self.texts is None:
+        """Return the time of a stage at the rates of the plan; None where the model or the text is not known, or the rates.
+
+        Rates are measured on the processor, and say nothing of another device.
+        """
+        if work.operations is None or self.texts is None or self.device != CPU:
             return None
         generated = max(work.generated / self.rates.products, work.generated / work.together / self.rates.generation)
         return work.operations / self.rates.products + generated
@@ -60,7 +66,9 @@ def make_plan(config: RunConfig, rates: Rates) -> Plan:
         ValueError: what is here is not in its layout, or no model.
     """
     shape, texts = shape_of(config), texts_of(config)
-    return Plan(config, shape, texts, list(Planner(config, shape, texts).works()), rates, "cpu", free_bytes())
+    device = str(device_of(config.compute)) if config.compute.device in ("auto", CPU) else config.compute.device
+    free = free_bytes() if device == CPU else None
+    return Plan(config, shape, texts, list(Planner(config, shape, texts).works()), rates, device, free)
 
 
 def as_object(plan: Plan) -> dict[str, Any]:
@@ -130,6 +138,9 @@ def _feet(plan: Plan) -> Iterator[str]:
     free = "" if plan.free is None else f", of which {_size(plan.free)} are free here"
     yield f"memory  {_size(most) or 'unknown'} at most on {plan.device}{free}; activations are an estimate"
     yield f"disk    {_size(_total([work.disk for work in plan.works])) or 'unknown'}"
+    if plan.device != CPU:
+        yield f"time    unknown: rates are measured on this processor, and the run is on {plan.device}"
+        return
     taken = _time(_total([plan.seconds(work) for work in plan.works])) or "unknown"
     products, generation = (rate / 1e9 for rate in plan.rates)
     yield f"time    {taken} at {products:,.1f} GFLOP/s in products of matrices and {generation:,.1f} in new tokens of one prompt,"

@@ -18,15 +18,16 @@ from unforgotten.experiments.models.bases.registry import BASES
 from unforgotten.experiments.models.training import training_steps
 from unforgotten.experiments.plan.shapes import Shape
 from unforgotten.experiments.plan.texts import Texts
+from unforgotten.experiments.quantizers.registry import text_of
 from unforgotten.experiments.run import stages
 
 BACKWARD = 3
 """Operations of a forward and a backward pass, by those of a forward pass."""
 FLOAT = 4
 MOMENTS = 2
-COPIES = {"evaluate": 3, "decompose": 5}
-"""Float32 copies of the model: the one that is measured in, and its weights as they are and quantized; of target and unlearned
-model at once to decompose."""
+STATES = {"evaluate": 1, "decompose": 2}
+"""States whose quantized weights a stage keeps whole where a format is calibrated, beside the model that is measured in; others
+are read and quantized tensor by tensor."""
 LOGIT_COPIES = 3
 """Logits, their logarithms normalized, and their gradient."""
 
@@ -180,6 +181,7 @@ class Planner:
         if self.shape is None:
             return Work(stage, tokens=tokens)
         together = max(1, min(self.config.evaluation.batch, len(prompts)))
+        kept = 0 if text_of(stage.rsplit(" ", 1)[-1]) is None else STATES[kind]
         longest = max([*scored, *prompts]) + max(answers, self.config.corpus.probe_tokens)
         cached = FLOAT * self.shape.layers * self.shape.key_width * together * longest
         return Work(
@@ -188,7 +190,7 @@ class Planner:
             operations=self._passes(times * (sum(scored) + sum(prompts)), [*scored, *prompts], 1),
             generated=self._passes(times * new, prompts, 1),
             together=together,
-            memory=Memory(COPIES[kind] * FLOAT * self.shape.parameters, activations=cached),
+            memory=Memory((1 + kept) * FLOAT * self.shape.parameters, activations=cached),
             disk=0,
         )
 

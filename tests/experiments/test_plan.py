@@ -224,3 +224,26 @@ def test_generation_takes_the_longer_of_both_rates() -> None:
     assert work.operations is not None
     assert before == pytest.approx((work.operations + work.generated) / 1e11)
     assert after == pytest.approx(work.operations / 1e11 + work.generated / work.together / 1e6)
+
+
+def test_states_are_counted_where_they_are_kept_whole() -> None:
+    """A measured state is read tensor by tensor; what GPTQ and AWQ made of one is kept, of two to decompose."""
+    plan = planned("smollm2", formats=["int4-g64", "gptq-retain:int4-g64"])
+    assert plan.shape is not None
+    works = {work.stage: work.memory for work in plan.works if work.stage.split(" ")[0] in ("evaluate", "decompose")}
+    assert works
+    for stage, memory in works.items():
+        assert memory is not None
+        kept = (2 if stage.startswith("decompose") else 1) if stage.endswith(" gptq-retain:int4-g64") else 0
+        assert memory.parameters == (1 + kept) * 4 * plan.shape.parameters
+
+
+def test_rates_of_this_processor_say_nothing_of_another_device() -> None:
+    plan = planned("muse-news", "compute.device=cuda")
+    told = as_object(plan)
+    assert (told["device"], told["free"], told["seconds"]) == ("cuda", None, None)
+    assert all(work["seconds"] is None and work["memory"]["total"] > 0 for work in told["works"])
+    text = "\n".join(lines(plan))
+    assert "at most on cuda; activations" in text
+    assert "time    unknown: rates are measured on this processor, and the run is on cuda" in text
+    assert planned("muse-news").device == "cpu"
