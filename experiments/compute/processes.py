@@ -170,7 +170,7 @@ class Worker:
             return
         moved = dict(self.model.named_parameters())
         for name, parameter in self._given.named_parameters():
-            own = moved[name]
+            own: Any = moved[name]  # a tensor in shards has `full_tensor`
             parameter.copy_(own.full_tensor() if hasattr(own, "full_tensor") else own)
         torch.nn.Module.to(self._given, self._device)
 

@@ -48,4 +48,5 @@ def saved_states(models: Path, first: str, compute: ComputeConfig) -> SavedState
     streamed = stored is not None and holds(model, stored)
     for parameter in model.parameters():
         parameter.data = parameter.data.to(getattr(torch, compute.evaluation_dtype))
-    return SavedStates(models, torch.nn.Module.to(model, device_of(compute)), streamed)
+    torch.nn.Module.to(model, device_of(compute))  # in place
+    return SavedStates(models, model, streamed)

@@ -52,12 +52,7 @@ def micro_target() -> PreTrainedModel:
 
 
 def micro_task(
-    storage: Storage = "fp32",
-    *,
-    max_steps: int = 4,
-    lr: float = 1e-3,
-    compute: ComputeConfig = DEFAULT,
-    **common: Any,
+    storage: Storage = "fp32", *, max_steps: int = 4, lr: float = 1e-3, compute: ComputeConfig = DEFAULT, **common: Any
 ) -> Task:
     """Return the task of a storage arm: to forget four documents and keep four.
 

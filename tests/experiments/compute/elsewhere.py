@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Self
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_map_only
+from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "elsewhere"
@@ -39,7 +39,7 @@ class Elsewhere(Tensor):
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> Self:
+    def __new__(cls, held: Tensor) -> Elsewhere:  # noqa: PYI034  # pyright has no Self in a static method
         made = Tensor._make_wrapper_subclass(
             cls,
             held.shape,
@@ -96,7 +96,7 @@ class Elsewhere(Tensor):
 
 def computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Compute an operation on the CPU; its result is where its operands are, or where it was asked for."""
-    flat = [x for x in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    flat = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
     there = [x for x in flat if isinstance(x, Elsewhere)]
     here = [x for x in flat if not isinstance(x, Elsewhere) and x.ndim and x.device.type == "cpu"]
     if there and here and func not in CROSSING:

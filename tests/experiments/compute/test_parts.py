@@ -95,7 +95,7 @@ def test_shares_of_a_loss_add_up_to_the_loss_and_other_shares_do_not(name: str) 
 
     assert term.mean is not None
     assert summed(term.mean) == pytest.approx(loss(batch), rel=RTOL, abs=0)
-    others = [mean for mean in COUNTS if (mean == "documents") != (term.mean == "documents")]
+    others: list[Mean] = [mean for mean in COUNTS if (mean == "documents") != (term.mean == "documents")]
     assert all(summed(mean) != pytest.approx(loss(batch), rel=RTOL, abs=0) for mean in others)
 
 
