@@ -19,7 +19,7 @@ help:
 	@echo 'make conformance          our references against eight libraries, in an environment of 3 GB; writes the record'
 	@echo 'make conformance-legacy   the same, auto-gptq and AutoAWQ, in theirs'
 	@echo 'make mutants   would the suite notice a mistake? A night of mutants; killed, it goes on where it was'
-	@echo 'make bench     our quantizers and the audit against bitsandbytes, as ratios'
+	@echo 'make bench     our quantizers and the audit against bitsandbytes, the loop against released code, as ratios'
 
 # Remade when what it installs has changed; written last, so an install that was cut is done again.
 $(READY): pyproject.toml setup.py constraints.txt
@@ -133,5 +133,7 @@ mutants: $(READY)
 bench: $(READY)
 	$(BIN)/unforgotten study quantizer-cost
 	@cat reports/published/quantizer-cost/table.md
+	$(BIN)/unforgotten study loop-cost
+	@cat reports/published/loop-cost/table.md
 	$(BIN)/unforgotten study audit-cost $(AUDIT_BENCH)
 	@$(HAS_AVX2) || exit 0; $(HASWELL) $(BIN)/unforgotten study audit-cost $(AUDIT_BENCH)
