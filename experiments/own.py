@@ -14,11 +14,12 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
+T = TypeVar("T")
 FORM = "a file of Python and a name in it, path.py:name, or module:name"
 
 
@@ -62,6 +63,50 @@ def function_of(reference: str, found: Any, arguments: Sequence[str], other: str
     check_arguments(reference, found, arguments)
     function: Callable[..., Any] = found
     return function
+
+
+def load_whole(
+    reference: str, what: str, kind: str, parts: Sequence[str], arguments: Sequence[str], wrap: Callable[..., T]
+) -> T:
+    """Return what a reference stands for, if it has all parts, or what `wrap` makes of a function.
+
+    Args:
+        reference: `path.py:name` or `module:name`.
+        what: word for it in what is said of a wrong one.
+        kind: name of the protocol that has the parts.
+        parts: attributes of the protocol; the last is the one that is called.
+        arguments: arguments of that one, and of a function.
+        wrap: function of a label, a function and its reference.
+
+    Raises:
+        ValueError: it cannot be loaded, or is neither.
+    """
+    found = load_object(reference, what)
+    if all(hasattr(found, part) for part in parts) and not isinstance(found, type):
+        check_arguments(reference, getattr(found, parts[-1]), arguments)
+        whole: T = found
+        return whole
+    return wrap(label_of(reference), function_of(reference, found, arguments, kind), reference)
+
+
+def named(name: str, known: Mapping[str, T], load: Callable[[str], T], rule: str, what: str) -> T:
+    """Return the member of a name, or what a reference stands for.
+
+    Args:
+        name: name or reference.
+        known: members of this package.
+        load: function that loads a reference.
+        rule: beginning of what is said of another name: "method must be one of".
+        what: end of it: "method=".
+
+    Raises:
+        ValueError: there is none.
+    """
+    if is_own(name):
+        return load(name)
+    if name not in known:
+        raise ValueError(f"{rule} {', '.join(known)}, or {FORM}, got {what}{name!r}")
+    return known[name]
 
 
 def said_of(function: Callable[..., Any], what: str) -> str:

@@ -16,7 +16,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from unforgotten.experiments.methods.method import Method, Outcome
-from unforgotten.experiments.own import check_arguments, function_of, label_of, load_object, said_of
+from unforgotten.experiments.own import load_whole, said_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -35,12 +35,8 @@ def load_own(reference: str) -> Method:
     Raises:
         ValueError: it cannot be loaded, see `load_object`, or is neither a `Method` nor a function of three arguments.
     """
-    found = load_object(reference, "method")
-    if all(hasattr(found, part) for part in PARTS) and not isinstance(found, type):
-        check_arguments(reference, found.unlearn, ARGUMENTS)
-        method: Method = found
-        return method
-    return FunctionMethod(label_of(reference), function_of(reference, found, ARGUMENTS, "Method"), reference)
+    method: Method = load_whole(reference, "method", "Method", PARTS, ARGUMENTS, FunctionMethod)
+    return method
 
 
 @dataclass(frozen=True)

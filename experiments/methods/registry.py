@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from unforgotten.experiments.declared import by_name, declared
 from unforgotten.experiments.methods.method import Method
 from unforgotten.experiments.methods.own import load_own
-from unforgotten.experiments.own import FORM, is_own
+from unforgotten.experiments.own import named
 
 
 def find_methods() -> Mapping[str, Method]:
@@ -24,8 +24,4 @@ def method_named(name: str) -> Method:
     Raises:
         ValueError: there is none, see `load_own` for a reference.
     """
-    if is_own(name):
-        return load_own(name)
-    if name not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, or {FORM}, got method={name!r}")
-    return METHODS[name]
+    return named(name, METHODS, load_own, "method must be one of", "method=")

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from unforgotten.experiments.declared import by_name, declared
 from unforgotten.experiments.metrics.metric import Metric
 from unforgotten.experiments.metrics.own import load_own
-from unforgotten.experiments.own import FORM, is_own
+from unforgotten.experiments.own import is_own, named
 
 FIRST = ("M1", "M2", "M4", "forget_loss", "retain_loss", "auc", "M3", "auc_gap")
 """The order in which rows have always had them; any other comes after."""
@@ -31,11 +31,7 @@ def metric_named(name: str) -> Metric:
     Raises:
         ValueError: there is none, see `load_own` for a reference.
     """
-    if is_own(name):
-        return load_own(name)
-    if name not in METRICS:
-        raise ValueError(f"metrics must be of {', '.join(METRICS)}, or {FORM}, got metric={name!r}")
-    return METRICS[name]
+    return named(name, METRICS, load_own, "metrics must be of", "metric=")
 
 
 def measured_with(names: Iterable[str]) -> Mapping[str, Metric]:

@@ -15,7 +15,7 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from unforgotten.experiments.models.bases.base import Base
-from unforgotten.experiments.own import check_arguments, function_of, label_of, load_object, said_of
+from unforgotten.experiments.own import load_whole, said_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -33,12 +33,8 @@ def load_own(reference: str) -> Base:
     Raises:
         ValueError: it cannot be loaded, see `load_object`, or is neither a `Base` nor a function of three arguments.
     """
-    found = load_object(reference, "model")
-    if all(hasattr(found, part) for part in PARTS) and not isinstance(found, type):
-        check_arguments(reference, found.make, ARGUMENTS)
-        base: Base = found
-        return base
-    return FunctionBase(label_of(reference), function_of(reference, found, ARGUMENTS, "Base"), reference)
+    base: Base = load_whole(reference, "model", "Base", PARTS, ARGUMENTS, FunctionBase)
+    return base
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from unforgotten.experiments.declared import by_name, declared
 from unforgotten.experiments.models.bases.base import Base
 from unforgotten.experiments.models.bases.own import load_own
-from unforgotten.experiments.own import FORM, is_own
+from unforgotten.experiments.own import named
 
 
 def find_bases() -> Mapping[str, Base]:
@@ -24,8 +24,4 @@ def base_named(name: str) -> Base:
     Raises:
         ValueError: there is none, see `load_own` for a reference.
     """
-    if is_own(name):
-        return load_own(name)
-    if name not in BASES:
-        raise ValueError(f"base.kind must be one of {', '.join(BASES)}, or {FORM}, got {name!r}")
-    return BASES[name]
+    return named(name, BASES, load_own, "base.kind must be one of", "")

@@ -20,7 +20,7 @@ from unforgotten.experiments.methods.view import View
 from unforgotten.experiments.models.batches import Batch, pad
 from unforgotten.verification.domains.micro_target import micro_documents, micro_target, micro_task
 
-RTOL = 4 * torch.finfo(torch.float32).eps ** 0.5
+RTOL = 4 * torch.finfo(torch.float32).eps ** 0.5  # plain agreement of float32 sums in another order, relative
 TERMS: dict[str, tuple[LossMethod, ForgetTerm | RetainTerm]] = {
     term.name: (method, term)
     for method in METHODS.values()

@@ -42,6 +42,8 @@ MICRO = Path(__file__).parents[2] / "micro.yaml"
 ON_DEMAND = tuple(name for name, metric in METRICS.items() if metric.on_demand)
 WRONG = {"forget_truth_ratio", "retain_truth_ratio"}
 U32, U64 = 2.0**-24, 2.0**-53
+MEAN_OF_LOGS = 8 * U64  # logs of 0.5 and 0.125 to an ulp, 5.5; their sum 2.8; halved; an exponential, 2
+RATIO = 4 * U64  # a decimal above and one below, a sum, a quotient
 TWO_POINTS = 16 * U64  # roundings of two logarithms, of mean, variance, root and quotient
 ROUNDINGS = 64  # of a standard score, with room
 VOCABULARY = 8
@@ -108,7 +110,7 @@ def test_strength__is_the_least_prefix_after_which_all_is_hit(greedy: list[bool]
 
 
 def test_normalized__is_the_geometric_mean_by_hand() -> None:
-    assert normalized(np.log([0.5, 0.125])) == pytest.approx(0.25, rel=8 * U64)
+    assert normalized(np.log([0.5, 0.125])) == pytest.approx(0.25, rel=MEAN_OF_LOGS)
 
 
 @given(st.lists(st.floats(-50, 0), min_size=1, max_size=20))
@@ -119,9 +121,9 @@ def test_normalized__lies_between_the_least_and_the_greatest(own: list[float]) -
 
 def test_truth_ratio__by_hand() -> None:
     """The wrong ones have 0.1 and 0.3, so R = 0.2 / 0.4 = 1/2, and 2 the other way round."""
-    assert alike(0.4, [0.1, 0.3]) == pytest.approx(0.5, rel=4 * U64)
-    assert told_apart(0.4, [0.1, 0.3]) == pytest.approx(0.5, rel=4 * U64)
-    assert alike(0.1, [0.1, 0.3]) == pytest.approx(0.5, rel=4 * U64)
+    assert alike(0.4, [0.1, 0.3]) == pytest.approx(0.5, rel=RATIO)
+    assert told_apart(0.4, [0.1, 0.3]) == pytest.approx(0.5, rel=RATIO)
+    assert alike(0.1, [0.1, 0.3]) == pytest.approx(0.5, rel=RATIO)
     assert told_apart(0.1, [0.1, 0.3]) == 0.0
 
 
@@ -142,7 +144,7 @@ def test_truth_ratio__is_in_its_range_and_right_at_the_ends(true: float, wrong: 
 def test_repetition_entropy__by_hand() -> None:
     """a b a b a: 2-grams ab ba ab ba, 1 bit; 3-grams aba bab aba, log2 3 - 2/3 bits."""
     expected = (2 / 3 * 1.0 + 4 / 3 * (math.log2(3) - 2 / 3)) / 2
-    assert repetition_entropy("a b a b a") == pytest.approx(expected, rel=8 * U64)
+    assert repetition_entropy("a b a b a") == pytest.approx(expected, rel=MEAN_OF_LOGS)
     assert repetition_entropy("no no no no no no") == 0.0
     assert repetition_entropy("one") == repetition_entropy("") == 0.0
     assert repetition_entropy("It is, so.") == (2 / 3 * 2 + 4 / 3 * math.log2(3)) / 2
