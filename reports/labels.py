@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import statistics
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from unforgotten.records.rows import Row
@@ -109,3 +110,8 @@ def _digits(metric: str) -> int:
     if base in COUNTS:
         return 0
     return 1 if base.endswith(PERCENT_POINTS) and not base.startswith("rho_") else 3
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return the median of ratios, and their lowest and highest, as text."""
+    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unforgotten.records.files import read_json_lines
+from unforgotten.reports.labels import spread
 
 PARTS = {"unlearn": "unlearning", "evaluate": "M1-M4 and the losses", "both": "both"}
 
@@ -31,11 +31,7 @@ def loop_table(rows: Sequence[Mapping[str, Any]]) -> str:
         "| part | ratio |",
         "| --- | ---: |",
     ]
-    lines += [f"| {PARTS[r['of']]} | {_spread(r['ratios'])} |" for r in rows if "ratios" in r]
+    lines += [f"| {PARTS[r['of']]} | {spread(r['ratios'])} |" for r in rows if "ratios" in r]
     lines += ["", "| metric | mean | largest difference of an item |", "| --- | ---: | ---: |"]
     lines += [f"| {r['of']} | {r['mean']:.3f} | {r['difference']:.1e} |" for r in rows if "mean" in r]
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from unforgotten.records.files import read_json_lines
+from unforgotten.reports.labels import spread
 
 
 def render(folder: Path) -> Mapping[str, str]:
@@ -26,9 +26,5 @@ def cost_table(rows: Sequence[Mapping[str, Any]]) -> str:
         "| what | over | format | ratio |",
         "| --- | --- | --- | ---: |",
     ]
-    lines += [f"| {r['of']} | {r['over']} | {r['format'] or '–'} | {_spread(r['ratios'])} |" for r in rows]
+    lines += [f"| {r['of']} | {r['over']} | {r['format'] or '–'} | {spread(r['ratios'])} |" for r in rows]
     return "\n".join(lines) + "\n"
-
-
-def _spread(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
