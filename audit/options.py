@@ -11,6 +11,9 @@ from unforgotten.audit.run import DEFAULT_FORMATS
 from unforgotten.audit.verdict.gate import read_words
 from unforgotten.theory.formats.names import deterministic_format_named
 
+LEAST_ITEMS = 2
+"""Of which a mean has an error."""
+
 
 class Asked(NamedTuple):
     """What the command line was given, unchecked; see `unforgotten audit --help`."""
@@ -23,6 +26,7 @@ class Asked(NamedTuple):
     jobs: int = 1
     ray: str | None = None
     recipe: GivenRecipe = GivenRecipe()
+    items: int | None = None
 
 
 class Options(NamedTuple):
@@ -81,3 +85,7 @@ def _check_files(asked: Asked) -> None:
             raise ValueError(f"{option} must be a directory that exists, got {str(folder)!r}")
     if asked.retrained is not None and asked.benchmark is None:
         raise ValueError(f"--retrained needs --benchmark, got {str(asked.retrained)!r}")
+    if asked.items is not None and asked.benchmark is None:
+        raise ValueError(f"--items needs --benchmark, got {asked.items}")
+    if asked.items is not None and asked.items < LEAST_ITEMS:
+        raise ValueError(f"--items must be at least {LEAST_ITEMS}, got {asked.items}")

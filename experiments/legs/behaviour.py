@@ -45,6 +45,7 @@ def behaviour_leg(
     benchmark: Path,
     *,
     retrained: Path | None = None,
+    items: int | None = None,
     decompose: bool = True,
     step: Step = ignore,
     unfinished: Path | None = None,
@@ -57,6 +58,7 @@ def behaviour_leg(
         formats: names of formats, at least one.
         benchmark: directory, see `read_benchmark`.
         retrained: directory of the model that never saw the forget texts, for M3.
+        items: how many items of each part of the benchmark are measured at most; None for all.
         decompose: switch for measuring the two mixed models of T14 too, which doubles the time.
         step: callback that is told which model comes next.
         unfinished: directory that keeps what each model answered, from which a leg that was cut off goes on.
@@ -66,7 +68,7 @@ def behaviour_leg(
     """
     check_memory(target, COPIES)
     pair = open_model_pair(target, unlearned)
-    bench = read_benchmark(benchmark, pair.shell.tokenizer, pair.shell.context)
+    bench = read_benchmark(benchmark, pair.shell.tokenizer, pair.shell.context, items)
     kept = None if unfinished is None else Kept(unfinished)
     meter = Meter(pair.shell, bench.probes, bench.settings, kept=kept)
     trained = None

@@ -15,10 +15,12 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from unforgotten.audit.options import LEAST_ITEMS
 from unforgotten.experiments.config import MUSE, EvaluationConfig, RunConfig
 from unforgotten.experiments.data.corpus import read_fiction
 from unforgotten.experiments.data.muse import read_muse
 from unforgotten.experiments.data.settings import CorpusConfig
+from unforgotten.experiments.legs.sample import sampled
 from unforgotten.experiments.load_config import without_own
 from unforgotten.experiments.metrics.probes import Probes, make_probes
 from unforgotten.experiments.metrics.rouge import SPLIT_BY, words_of
@@ -28,7 +30,6 @@ MANY = 10**6  # more than any benchmark holds: all of it
 MUSE_ANSWERS = EvaluationConfig(batch=16, **MUSE["evaluation"])
 MUSE_TRUTH_TOKENS = MUSE["corpus"]["probe_tokens"]
 """Tokens of a truth of M1 at most, its start tokens among them."""
-LEAST_ITEMS = 2
 LEAST_TOKENS = 2
 PROMPTS = ("verbatim_prompts", "forget_prompts", "retain_prompts")
 DOCUMENTS = {"passages": "passages", "retained": "retain", "holdout": "holdout"}
@@ -62,13 +63,14 @@ class Benchmark:
     notes: list[str]
 
 
-def read_benchmark(folder: Path, tokenizer: Any, context: int) -> Benchmark:
+def read_benchmark(folder: Path, tokenizer: Any, context: int, items: int | None = None) -> Benchmark:
     """Read the benchmark of a directory, cut to the longest input of the models.
 
     Args:
         folder: directory in MUSE's layout, or the corpus of a run beside its `config.json`.
         tokenizer: tokenizer of the models.
         context: longest input of the models, in tokens.
+        items: how many items of each part are measured at most, a sample; None for all.
 
     Raises:
         ValueError: a file is missing, not in MUSE's layout, or holds fewer than two items; one line.
@@ -90,7 +92,8 @@ def read_benchmark(folder: Path, tokenizer: Any, context: int) -> Benchmark:
     for name in (*PROMPTS, "passages", "holdout"):
         if len(getattr(probes, name)) < LEAST_ITEMS:
             raise ValueError(f"{folder}: must hold at least {LEAST_ITEMS} {name.replace('_', ' ')}")
-    return Benchmark(probes, settings, notes)
+    probes, told = sampled(probes, items)
+    return Benchmark(probes, settings, [*told, *notes])
 
 
 def _settings_of_run(folder: Path) -> Settings:

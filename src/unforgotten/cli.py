@@ -143,6 +143,9 @@ def audit(
         ),
     ] = None,
     retrained: Annotated[Path | None, typer.Option(help="The model that never saw the forget texts.")] = None,
+    items: Annotated[
+        int | None, typer.Option(help="Items of each part of --benchmark at most, a sample drawn with seed 0.")
+    ] = None,
     jobs: Annotated[int, typer.Option(help="Processes that share the tensors.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that does.")] = None,
     lr: Annotated[float | None, typer.Option(help="Of the unlearning, for the theory's column.")] = None,
@@ -161,7 +164,7 @@ def audit(
         from unforgotten.measured import behaviour_of, output_of
 
         given = GivenRecipe(lr, steps, optimizer, trained_in)
-        options = read_options(Asked(formats, fail_on, texts, benchmark, retrained, jobs, ray, given), unlearned)
+        options = read_options(Asked(formats, fail_on, texts, benchmark, retrained, jobs, ray, given, items), unlearned)
         if options.needs_models:
             need_extra("experiments", "torch", "transformers", "rouge_score", "sklearn")
         if ray is not None:
@@ -177,7 +180,7 @@ def audit(
                 jobs=jobs,
                 ray=ray,
                 output=output_of(pair, options.measured, texts, progress),
-                behaviour=behaviour_of(pair, options.measured, benchmark, retrained, progress, out=out),
+                behaviour=behaviour_of(pair, options.measured, benchmark, retrained, progress, items=items, out=out),
                 recipe=options.recipe,
                 force=force,
                 fatal=options.fatal,

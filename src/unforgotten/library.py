@@ -76,6 +76,7 @@ def audit_pair(
     texts: Path | str | None = None,
     benchmark: Path | str | None = None,
     retrained: Path | str | None = None,
+    items: int | None = None,
     jobs: int = 1,
     force: bool = False,
 ) -> AuditResult:
@@ -89,6 +90,7 @@ def audit_pair(
         texts: forget texts, to measure the output of the models on; the models must be paths.
         benchmark: benchmark in MUSE's layout, to measure their behaviour; likewise.
         retrained: model that never saw the forget texts, for M3.
+        items: items of each part of the benchmark at most, a sample drawn with seed 0; all if None.
         jobs: processes that share the tensors.
         force: whether `out` may hold other files.
 
@@ -100,7 +102,9 @@ def audit_pair(
     from unforgotten.audit.run import audit_pair as audited
     from unforgotten.measured import behaviour_of, output_of
 
-    asked = Asked(formats, texts=_place(texts), benchmark=_place(benchmark), retrained=_place(retrained), jobs=jobs)
+    asked = Asked(
+        formats, texts=_place(texts), benchmark=_place(benchmark), retrained=_place(retrained), jobs=jobs, items=items
+    )
     options = read_options(asked, "")
     named = [isinstance(side, str | Path) for side in (target, unlearned)]
     if options.needs_models and not all(named):
@@ -115,7 +119,9 @@ def audit_pair(
             _place(out),
             jobs=jobs,
             output=output_of(both, options.measured, asked.texts),
-            behaviour=behaviour_of(both, options.measured, asked.benchmark, asked.retrained, out=_place(out)),
+            behaviour=behaviour_of(
+                both, options.measured, asked.benchmark, asked.retrained, items=items, out=_place(out)
+            ),
             recipe=read_recipe(pair[1]) if named[1] else None,
             force=force,
             called=(called[0], called[1]),

@@ -33,6 +33,7 @@ def behaviour_of(
     retrained: Path | None,
     progress: Progress = SILENT,
     *,
+    items: int | None = None,
     out: Path | None = None,
 ) -> Leg:
     """Return what measures M1-M4 of both models on a benchmark; None without one.
@@ -47,6 +48,8 @@ def behaviour_of(
             from unforgotten.experiments.legs.behaviour import behaviour_leg
 
             kept = None if out is None else out / UNFINISHED
-            return behaviour_leg(*pair, formats, benchmark, retrained=retrained, step=step, unfinished=kept)
+            return behaviour_leg(
+                *pair, formats, benchmark, retrained=retrained, items=items, step=step, unfinished=kept
+            )
 
     return measure

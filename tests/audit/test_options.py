@@ -68,6 +68,8 @@ BAD: dict[str, tuple[list[str], list[str]]] = {
     "benchmark is a file": (["t", "u", "--benchmark", "file"], ["--benchmark", "file"]),
     "no retrained model": (["t", "u", "--retrained", "none"], ["--retrained", "none"]),
     "retrained without a benchmark": (["t", "u", "--retrained", "t"], ["--retrained", "--benchmark"]),
+    "items without a benchmark": (["t", "u", "--items", "5"], ["--items", "--benchmark"]),
+    "one item": (["t", "u", "--benchmark", "folder", "--items", "1"], ["--items", "at least 2", "got 1"]),
     "no jobs": (["t", "u", "--jobs", "0"], ["--jobs", "at least 1"]),
     "jobs below none": (["t", "u", "--jobs", "-3"], ["--jobs", "-3"]),
     "jobs in words": (["t", "u", "--jobs", "many"], ["--jobs", "integer"]),
@@ -133,19 +135,23 @@ def test_texts_and_benchmark_reach_their_legs(
         step(3, 3)
         return output
 
-    def measure_behaviour(*arguments: object, retrained: Path, step: Step, unfinished: Path) -> BehaviourLeg:
-        given["behaviour"] = (*arguments, retrained, unfinished)
+    def measure_behaviour(*arguments: object, step: Step, **named: object) -> BehaviourLeg:
+        given["behaviour"] = (*arguments, named)
         step(6, 7, "Q(unlearned) int8-row")
         return behaviour
 
     monkeypatch.setattr("unforgotten.experiments.legs.output.output_leg", measure_output)
     monkeypatch.setattr("unforgotten.experiments.legs.behaviour.behaviour_leg", measure_behaviour)
-    options = ["--texts", "file", "--benchmark", "folder", "--retrained", "t"]
+    options = ["--texts", "file", "--benchmark", "folder", "--retrained", "t", "--items", "5"]
     assert run(root, ["t", "u", *options, "--formats", "int8-row", "--json"], monkeypatch) == 0
     pair = (Path("t"), Path("u"), ("int8-row",))
     assert given == {
         "output": (*pair, Path("file")),
-        "behaviour": (*pair, Path("folder"), Path("t"), Path("audits/latest/unfinished")),
+        "behaviour": (
+            *pair,
+            Path("folder"),
+            {"retrained": Path("t"), "items": 5, "unfinished": Path("audits/latest/unfinished")},
+        ),
     }
     out, err = capsys.readouterr()
     result = json.loads(out)
