@@ -157,6 +157,18 @@ class UnlearningConfig(Section):
         return read
 
 
+class HarnessConfig(Section):
+    """How lm-evaluation-harness is asked, for the metrics Gen, Tru and Fac.
+
+    Attributes:
+        path: directory of task files of one's own, which come before the harness's tasks of the same names.
+        limit: largest number of items of each task; None for all.
+    """
+
+    path: Path | None = None
+    limit: int | None = Field(default=None, ge=2)
+
+
 class EvaluationConfig(Section):
     """How M1-M4 are measured.
 
@@ -170,6 +182,7 @@ class EvaluationConfig(Section):
         questions: largest number asked of each question set; None for all.
         metrics: metrics that are measured on demand, beside those that always are; `unforgotten metrics` lists both. A reference
             stands for one's own.
+        harness: how lm-evaluation-harness is asked.
     """
 
     batch: int = Field(default=64, ge=1)
@@ -179,6 +192,12 @@ class EvaluationConfig(Section):
     min_k: float = Field(default=0.4, gt=0, le=1)
     questions: int | None = Field(default=None, ge=1)
     metrics: tuple[str, ...] = ()
+    harness: HarnessConfig = HarnessConfig()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave a default out that older configurations do not have."""
+        return without(handler(self), harness=HarnessConfig().model_dump())
 
     @field_validator("metrics")
     @classmethod

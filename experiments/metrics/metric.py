@@ -39,6 +39,7 @@ class Metric:
         measure: measurement of a model by the probes, as the settings say.
         needs: things that must be there; without one of them the metric is left out.
         on_demand: whether it is measured only where `evaluation.metrics` names it.
+        check: function that raises `ValueError` where settings ask for what cannot be measured, before a run trains.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Metric:
     measure: Callable[[Examined, Probes, Measuring], Measurement]
     needs: frozenset[Need] = frozenset()
     on_demand: bool = False
+    check: Callable[[Measuring], None] | None = None
 
 
 def by_items(

@@ -98,11 +98,15 @@ class Probes:
 
 
 def check_asked(corpus: Corpus, config: Measuring) -> None:
-    """Refuse metrics on demand that need wrong answers where the questions that are asked have none.
+    """Refuse metrics on demand that cannot be measured, as those of wrong answers where the questions that are asked have none.
 
     Raises:
-        ValueError: there are none; one line that names the metric.
+        ValueError: one cannot; one line that names the metric.
     """
+    for name in config.evaluation.metrics:
+        check = metric_named(name).check
+        if check is not None:
+            check(config)
     asked = config.evaluation.questions
     splits: tuple[tuple[Need, Sequence[Question]], ...] = (
         ("forget_wrong", corpus.forget_questions),
