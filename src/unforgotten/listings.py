@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from unforgotten.printing import print_mapping
 
@@ -67,7 +68,7 @@ def claims(as_json: Json = False) -> None:
     for row in rows:
         proofs = ", ".join(sorted({p["method"] for p in row["proofs"]})) or "none"
         counts = (row["id"], row["kind"], row["statement"], row["source"])
-        table.add_row(*counts, str(len(row["tests"])), proofs, row["verdict"])
+        table.add_row(*map(Text, (*counts, str(len(row["tests"])), proofs, row["verdict"])))
     Console().print(table)
 
 

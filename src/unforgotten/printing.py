@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def print_mapping(title: str, mapping: Mapping[str, str], as_json: bool) -> None:
@@ -18,7 +19,7 @@ def print_mapping(title: str, mapping: Mapping[str, str], as_json: bool) -> None
         return
     table = Table(title, "meaning")
     for name, meaning in mapping.items():
-        table.add_row(name, meaning)
+        table.add_row(Text(name), Text(meaning))  # no markup: "unforgotten[lora]" is no style
     Console().print(table)
 
 

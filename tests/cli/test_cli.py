@@ -20,6 +20,7 @@ import pytest
 from numpy.typing import NDArray
 
 from unforgotten.cli import main
+from unforgotten.printing import print_mapping
 
 MICRO = str(Path(__file__).parents[1] / "micro.yaml")
 
@@ -263,6 +264,14 @@ def test_listings(listing: str) -> None:
     assert done.returncode == 0, done.stderr
     assert len(json.loads(done.stdout)) >= (3 if listing == "corpora" else 5)
     assert call(listing).stdout
+
+
+def test_a_listing_prints_brackets_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    """Of "[quantizers]" rich makes a style, and leaves it out."""
+    print_mapping("format", {"int4[-asym]": "needs bitsandbytes: pip install 'unforgotten[quantizers]'"}, as_json=False)
+    told = " ".join(word.strip("│ ") for word in capsys.readouterr().out.split())
+    assert "int4[-asym]" in told
+    assert "'unforgotten[quantizers]'" in told
 
 
 def test_dry_run_lists_the_stages_and_writes_nothing(tmp_path: Path) -> None:
