@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 from unforgotten.audit.findings.recipe import GivenRecipe, Recipe, read_recipe
+from unforgotten.audit.judged.judge import read_judged, with_note
 from unforgotten.audit.run import DEFAULT_FORMATS
 from unforgotten.audit.verdict.gate import read_words
+from unforgotten.audit.verdict.legs import BehaviourLeg
 from unforgotten.theory.formats.names import deterministic_format_named
 
 LEAST_ITEMS = 2
@@ -27,6 +30,7 @@ class Asked(NamedTuple):
     ray: str | None = None
     recipe: GivenRecipe = GivenRecipe()
     items: int | None = None
+    judged: Path | None = None
 
 
 class Options(NamedTuple):
@@ -38,6 +42,7 @@ class Options(NamedTuple):
         fatal: the words that end with code 1.
         needs_models: whether a leg runs the models.
         recipe: recipe of the training, where it was given or stands beside the checkpoint.
+        judged: function that returns the behaviour leg of an evaluation made elsewhere; None without one.
     """
 
     formats: Sequence[str] | None
@@ -45,6 +50,7 @@ class Options(NamedTuple):
     fatal: Sequence[str]
     needs_models: bool
     recipe: Recipe | None
+    judged: Callable[[], BehaviourLeg] | None = None
 
 
 def read_options(asked: Asked, unlearned: str) -> Options:
@@ -55,14 +61,15 @@ def read_options(asked: Asked, unlearned: str) -> Options:
     """
     named = read_formats(asked.formats)
     models = [name for name in ("texts", "benchmark") if getattr(asked, name) is not None]
-    fatal = read_words(asked.fail_on, models)
     _check_files(asked)
+    judged = None if asked.judged is None else partial(with_note, read_judged(asked.judged), named or DEFAULT_FORMATS)
+    fatal = read_words(asked.fail_on, models if judged is None else [*models, "benchmark"])
     if asked.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {asked.jobs}")
     if asked.ray is not None and not asked.ray.strip():
         raise ValueError(f"--ray must be an address, as auto or ray://host:port, got {asked.ray!r}")
     recipe = read_recipe(unlearned, asked.recipe)
-    return Options(named, named or DEFAULT_FORMATS, fatal, bool(models), recipe)
+    return Options(named, named or DEFAULT_FORMATS, fatal, bool(models), recipe, judged)
 
 
 def read_formats(given: Sequence[str] | None) -> tuple[str, ...] | None:
@@ -85,6 +92,10 @@ def _check_files(asked: Asked) -> None:
             raise ValueError(f"{option} must be a directory that exists, got {str(folder)!r}")
     if asked.retrained is not None and asked.benchmark is None:
         raise ValueError(f"--retrained needs --benchmark, got {str(asked.retrained)!r}")
+    if asked.judged is not None and asked.benchmark is not None:
+        raise ValueError(
+            f"--judged must stand without --benchmark, got {str(asked.judged)!r} beside {str(asked.benchmark)!r}"
+        )
     if asked.items is not None and asked.benchmark is None:
         raise ValueError(f"--items needs --benchmark, got {asked.items}")
     if asked.items is not None and asked.items < LEAST_ITEMS:

@@ -8,13 +8,15 @@ unlearned model against the target, and of each quantized unlearned model agains
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from unforgotten.audit.findings.row import STANDARD_DEVIATIONS, FindingRow, finding
-from unforgotten.audit.verdict.legs import BehaviourLeg, Mean
+from unforgotten.audit.verdict.legs import BehaviourLeg, Mean, retained_of
 
 KEPT = 0.5
 LOSS_RISE = math.log(10.0)
+TENS = 9.95
+"""From which on a mean is printed without decimals: percentages are, shares are not."""
 
 
 def retain_findings(leg: BehaviourLeg | None) -> list[FindingRow]:
@@ -22,32 +24,37 @@ def retain_findings(leg: BehaviourLeg | None) -> list[FindingRow]:
     if leg is None:
         return []
     target, unlearned = (leg["metrics"].get(name, {}) for name in ("target", "unlearned"))
-    whole = _lost("The unlearned model", target, unlearned, None)
+    names = retained_of(leg)
+    whole = _lost("The unlearned model", (target, unlearned), names, None)
     if whole is not None:
         return [whole]
-    return list(_by_format(leg, unlearned))
+    return list(_by_format(leg, unlearned, names))
 
 
-def _by_format(leg: BehaviourLeg, unlearned: Mapping[str, Mean]) -> Iterator[FindingRow]:
+def _by_format(leg: BehaviourLeg, unlearned: Mapping[str, Mean], names: Sequence[str]) -> Iterator[FindingRow]:
     for row in leg["formats"]:
         name = row["format"]
-        found = _lost(f"{name}: the quantized unlearned model", unlearned, row["metrics"].get("Q(unlearned)", {}), name)
+        pair = (unlearned, row["metrics"].get("Q(unlearned)", {}))
+        found = _lost(f"{name}: the quantized unlearned model", pair, names, name)
         if found is not None:
             yield found
 
 
 def _lost(
-    who: str, before: Mapping[str, Mean], after: Mapping[str, Mean], format_name: str | None
+    who: str, models: tuple[Mapping[str, Mean], Mapping[str, Mean]], names: Sequence[str], format_name: str | None
 ) -> FindingRow | None:
-    knowledge, loss = (_pair(name, before, after) for name in ("M4", "retain_loss"))
-    fell = knowledge is not None and _beyond(*knowledge, (1 - KEPT) * knowledge[0]["value"])
+    named = {name: pair for name in names if (pair := _pair(name, *models)) is not None}
+    metric = next((name for name, pair in named.items() if _halved(pair)), next(iter(named), ""))
+    knowledge, loss = named.get(metric), _pair("retain_loss", *models)
+    fell = knowledge is not None and _halved(knowledge)
     rose = loss is not None and _beyond(loss[1], loss[0], LOSS_RISE)
     if not (fell or rose):
         return None
-    seen = [f"M4 {_arrow(knowledge, '.0f')}"] if knowledge is not None else []
+    digits = ".0f" if knowledge is not None and knowledge[0]["value"] >= TENS else ".2g"
+    seen = [f"{metric} {_arrow(knowledge, digits)}"] if knowledge is not None else []
     seen += [f"retain loss {_arrow(loss, '.2g')}"] if loss is not None else []
     sentence = f"{who} lost what it should keep: {', '.join(seen)}; what a broken model forgot says nothing."
-    measure, effect = ("change of M4", knowledge) if fell else ("change of the retain loss, nats a token", loss)
+    measure, effect = (f"change of {metric}", knowledge) if fell else ("change of the retain loss, nats a token", loss)
     assert effect is not None, "one of the two was found"
     change, margin = effect[1]["value"] - effect[0]["value"], STANDARD_DEVIATIONS * _stderr(*effect)
     return finding(
@@ -59,6 +66,11 @@ def _lost(
         interval=(change - margin, change + margin),
         format=format_name,
     )
+
+
+def _halved(pair: tuple[Mean, Mean]) -> bool:
+    """Tell whether less than KEPT is left of what the first mean was."""
+    return _beyond(*pair, (1 - KEPT) * pair[0]["value"])
 
 
 def _pair(name: str, before: Mapping[str, Mean], after: Mapping[str, Mean]) -> tuple[Mean, Mean] | None:

@@ -17,12 +17,11 @@ from unforgotten.audit.outputs.merged import top_reasons
 from unforgotten.audit.outputs.result import AuditResult
 from unforgotten.audit.outputs.result_rows import FormatRow
 from unforgotten.audit.verdict.gate import RETAIN_LOST, format_word
-from unforgotten.audit.verdict.legs import RecoveryRow
+from unforgotten.audit.verdict.legs import RecoveryRow, deciding_of, retained_of
 from unforgotten.audit.verdict.power import power_sentence
-from unforgotten.audit.verdict.rule import DECIDES_BEHAVIOUR, DECIDES_OUTPUT, decide
+from unforgotten.audit.verdict.rule import DECIDES_OUTPUT, decide
 
 Tone = Literal["good", "bad", "open"]
-BEHAVIOUR_SHOWN = ("M1", "M2", "M4")
 OUTPUT_SHOWN = ("accuracy", "probability")
 TONES: Mapping[str, Tone] = {
     "survives": "good",
@@ -118,7 +117,7 @@ def _tone(word: str, broken: bool) -> Tone:
 
 def _shown(result: AuditResult) -> tuple[str, ...]:
     if result["behaviour"] is not None:
-        return BEHAVIOUR_SHOWN
+        return (*deciding_of(result["behaviour"]), *retained_of(result["behaviour"]))
     return OUTPUT_SHOWN if result["output"] is not None else ()
 
 
@@ -197,7 +196,8 @@ def text_of(x: float | None) -> str:
 
 def _recovered(result: AuditResult, name: str) -> str:
     """Return the largest recovered share of a metric that decides, with its interval."""
-    asked = [r for r in _recoveries(result, name) if r["metric"] in (*DECIDES_BEHAVIOUR, *DECIDES_OUTPUT)]
+    deciding = (*deciding_of(result["behaviour"]), *DECIDES_OUTPUT)
+    asked = [r for r in _recoveries(result, name) if r["metric"] in deciding]
     known = [row for row in asked if row["rho"] is not None]
     if not known:
         return NO_VALUE
@@ -212,7 +212,7 @@ def _models(result: AuditResult) -> str:
     if leg is None:
         return ""
     target, unlearned = (leg["metrics"].get(name, {}) for name in ("target", "unlearned"))
-    pairs = [("M4", "M4"), ("retain_loss", "retain loss"), ("auc", "AUC")]
+    pairs = [*((name, name) for name in retained_of(leg)), ("retain_loss", "retain loss"), ("auc", "AUC")]
     parts = [
         f"{label} {text_of(_value(target, name))} → {text_of(_value(unlearned, name))}"
         for name, label in pairs

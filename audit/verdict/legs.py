@@ -123,7 +123,14 @@ class BehaviourFormat(TypedDict):
     effects: list[Effects]
 
 
-class BehaviourLeg(TypedDict):
+class _Named(TypedDict, total=False):
+    """What a leg has whose metrics are not M1, M2 and M4: those that decide, and those of the retain split."""
+
+    deciding: list[str]
+    retained: list[str]
+
+
+class BehaviourLeg(_Named):
     """M1-M4 on a benchmark; metrics by model: "target", "unlearned", and "retrained" where given."""
 
     benchmark: str
@@ -131,3 +138,16 @@ class BehaviourLeg(TypedDict):
     formats: list[BehaviourFormat]
     leaks: list[Leak]
     notes: list[str]
+
+
+DECIDES_BEHAVIOUR = ("M1", "M2")
+
+
+def deciding_of(leg: BehaviourLeg | None) -> tuple[str, ...]:
+    """Return the metrics on which a verdict by behaviour rests."""
+    return DECIDES_BEHAVIOUR if leg is None else tuple(leg.get("deciding", DECIDES_BEHAVIOUR))
+
+
+def retained_of(leg: BehaviourLeg) -> tuple[str, ...]:
+    """Return the metrics of the retain split of which more is more knowledge."""
+    return tuple(leg.get("retained", ("M4",)))

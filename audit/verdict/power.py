@@ -17,7 +17,7 @@ from typing import TypedDict
 import numpy as np
 
 from unforgotten.audit.verdict.evidence import LEVEL, MATERIAL, SURELY
-from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg, RecoveryRow
+from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg, RecoveryRow, deciding_of
 from unforgotten.theory.models.fieller import PSEUDO, fieller_interval
 
 FEW = 12
@@ -54,7 +54,10 @@ class PowerRow(TypedDict):
 
 def power_rows(output: OutputLeg | None, behaviour: BehaviourLeg | None) -> list[PowerRow]:
     """Return a row for each deciding metric in each format that was measured."""
-    return [*_rows("output", output, ("accuracy", "probability")), *_rows("behaviour", behaviour, ("M1", "M2"))]
+    return [
+        *_rows("output", output, ("accuracy", "probability")),
+        *_rows("behaviour", behaviour, deciding_of(behaviour)),
+    ]
 
 
 def _rows(name: str, leg: OutputLeg | BehaviourLeg | None, deciding: tuple[str, ...]) -> Iterator[PowerRow]:

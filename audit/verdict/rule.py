@@ -43,13 +43,12 @@ import numpy as np
 from unforgotten.audit.findings.retain import retain_findings
 from unforgotten.audit.findings.sentences import Finding
 from unforgotten.audit.verdict.evidence import LEVEL, MATERIAL, SURELY
-from unforgotten.audit.verdict.legs import BehaviourLeg, Leak, OutputLeg, RecoveryRow
+from unforgotten.audit.verdict.legs import BehaviourLeg, Leak, OutputLeg, RecoveryRow, deciding_of
 from unforgotten.theory.laws.multiplicity import false_discoveries
 
 __all__ = ["BehaviourLeg", "Decision", "OutputLeg", "Word", "decide", "judge_behaviour", "judge_output"]
 
 Word = Literal["survives", "undone", "undecided"]
-DECIDES_BEHAVIOUR = ("M1", "M2")
 DECIDES_OUTPUT = ("accuracy", "probability")
 TAKEN = 1 / 4
 OUTPUT_SURELY = 1 / 2
@@ -128,7 +127,7 @@ def _combine(weights: Finding, output: Opinion | None, behaviour: Opinion | None
 def judge_behaviour(leg: BehaviourLeg) -> Opinion:
     """Return the behaviour leg's word: M1 or M2 is enough for "undone"."""
     rows = [(f["format"], f["recoveries"]) for f in leg["formats"]]
-    rule = Rule("Behaviour", DECIDES_BEHAVIOUR, needed=1, surely=SURELY, taken=TAKEN)
+    rule = Rule("Behaviour", deciding_of(leg), needed=1, surely=SURELY, taken=TAKEN)
     return _judge(rule, rows, leg["leaks"])
 
 

@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 from unforgotten.audit.progress.stages import Progress
 from unforgotten.audit.verdict.evidence import MATERIAL, mean_of
-from unforgotten.audit.verdict.legs import BehaviourLeg, OutputFormat, OutputLeg, RecoveryRow
-from unforgotten.audit.verdict.rule import DECIDES_BEHAVIOUR, TAKEN, decide
+from unforgotten.audit.verdict.legs import DECIDES_BEHAVIOUR, BehaviourLeg, OutputFormat, OutputLeg, RecoveryRow
+from unforgotten.audit.verdict.rule import TAKEN, decide
 from unforgotten.experiments.legs.behaviour import RECOVERED, leg_of
 from unforgotten.experiments.legs.likelihood import LIKELIHOODS
 from unforgotten.experiments.metrics.effects import recovery

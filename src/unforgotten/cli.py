@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unforgotten.judging import judge
 from unforgotten.listings import LISTINGS, Json
 from unforgotten.printing import need_extra, print_mapping, print_object, replace_unprintable
 
@@ -146,6 +147,7 @@ def audit(
     items: Annotated[
         int | None, typer.Option(help="Items of each part of --benchmark at most, a sample drawn with seed 0.")
     ] = None,
+    judged: Annotated[Path | None, typer.Option(help="What unforgotten judge --out wrote, for --benchmark.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that share the tensors.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that does.")] = None,
     lr: Annotated[float | None, typer.Option(help="Of the unlearning, for the theory's column.")] = None,
@@ -164,7 +166,9 @@ def audit(
         from unforgotten.measured import behaviour_of, output_of
 
         given = GivenRecipe(lr, steps, optimizer, trained_in)
-        options = read_options(Asked(formats, fail_on, texts, benchmark, retrained, jobs, ray, given, items), unlearned)
+        options = read_options(
+            Asked(formats, fail_on, texts, benchmark, retrained, jobs, ray, given, items, judged), unlearned
+        )
         if options.needs_models:
             need_extra("experiments", "torch", "transformers", "rouge_score", "sklearn")
         if ray is not None:
@@ -180,7 +184,8 @@ def audit(
                 jobs=jobs,
                 ray=ray,
                 output=output_of(pair, options.measured, texts, progress),
-                behaviour=behaviour_of(pair, options.measured, benchmark, retrained, progress, items=items, out=out),
+                behaviour=options.judged
+                or behaviour_of(pair, options.measured, benchmark, retrained, progress, items=items, out=out),
                 recipe=options.recipe,
                 force=force,
                 fatal=options.fatal,
@@ -335,7 +340,7 @@ def study(
     print_object({"files": [str(path) for path in written]}, as_json, [f"written: {path}" for path in written])
 
 
-for listing in LISTINGS:
+for listing in (judge, *LISTINGS):
     app.command()(listing)
 
 
