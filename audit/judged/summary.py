@@ -47,7 +47,12 @@ def print_judged(result: Judged, last: str, console: Console | None = None) -> N
         console.print(
             Text(f"{'To decide: more items: ' if overall == 'undecided' else 'Items: '}{items}"), soft_wrap=wrap
         )
-    console.print(Text('Metrics in brackets decide nothing; they can only object to "survives".'), soft_wrap=wrap)
+    retrained = {name: text_of(mean["value"]) for name, mean in leg["metrics"].get("retrained", {}).items()}
+    if retrained:
+        line = ", ".join(f"{name} {value}" for name, value in retrained.items())
+        console.print(Text(f"Retrained model: {line}."), soft_wrap=wrap)
+    if any(row["metric"] not in deciding_of(leg) for found in leg["formats"] for row in found["recoveries"]):
+        console.print(Text('Metrics in brackets decide nothing; they can only object to "survives".'), soft_wrap=wrap)
     console.print(Text(last), soft_wrap=wrap)
 
 
