@@ -242,7 +242,7 @@ def all_rows_table(run: Run) -> Table:
         (*SUBJECT_COLUMNS, "Metric", "Value", "95 % interval", "n"),
         [
             (
-                *_words(row.key[1:]),
+                *_words(row.place),
                 row.metric,
                 plain(row.value) or "undefined",
                 _plain_bounds(row),
@@ -301,7 +301,7 @@ def _by_subject(run: Run, columns: Mapping[str, str], caption: str, *, pairs: bo
     """Return a line for each model and precision that has any of these metrics."""
     rows = select(run.rows, metric=tuple(columns))
     shown = {m: name for m, name in columns.items() if any(row.metric == m for row in rows)}
-    subjects: dict[SubjectKey, None] = {row.key[1:]: None for row in rows}
+    subjects: dict[SubjectKey, None] = {row.place: None for row in rows}
     first = 1 if pairs else 0  # a pair is always of an unlearned model: its column would say nothing
     return Table(
         caption,
