@@ -174,7 +174,8 @@ class _Bench:
 def _bench(config: RunConfig, corpus: Corpus, probes: Probes, tokenizer: Any, models: Path, store: RowStore) -> _Bench:
     count = config.calibration.documents
     generic = encode_documents(corpus.general[:count], tokenizer, config.corpus.passage_tokens)
-    texts = {"generic": generic, "retain": probes.retain[:count], "forget": probes.forget[:count]}
+    retain, forget = ([list(row) for row in rows[:count]] for rows in (probes.retain, probes.forget))
+    texts = {"generic": generic, "retain": retain, "forget": forget}
     states = saved_states(models, "target", config.compute)
     return _Bench(Meter(Shell(states.model, tokenizer, texts), probes, config), states, store)
 
