@@ -129,7 +129,8 @@ class UnlearningConfig(Section):
         check_every: steps between two checks.
         max_steps: number of steps after which each storage arm stops in any case.
         depths: mean losses of the forget passages, nats per token, at which weights are kept on the way; "retrained" is that of the
-            retrained model. Each gives a state of its own, which is measured as a model, and an arm ends with the last of them.
+            retrained model. Each gives a state of its own, which is measured as a model, and an arm ends with the last of them. A
+            method that keeps none on the way ends by `stop_forget_loss`, and its last state is measured.
         at_steps: numbers of steps after which weights are kept, too.
         keep: which of the two checks around a depth is kept: "nearest", the nearer in loss of two neighbouring steps; "last", the
             first check at or above it, of one every `check_every` steps.
@@ -332,11 +333,8 @@ class RunConfig(Section):
         if "retrained" in settings.depths and self.models.target is not None and self.models.retrained is None:
             raise ValueError("unlearning.depths retrained needs models.retrained beside models.target, got none")
         for name in self.methods:
-            if not keeps_states(method_named(name)):
-                raise ValueError(
-                    f"unlearning.depths and at_steps need methods that keep weights on the way, got {name!r}"
-                )
-            if getattr(settings.methods[name], "stop_forget_loss", None) is not None:
+            own = getattr(settings.methods[name], "stop_forget_loss", None)
+            if own is not None and keeps_states(method_named(name)):
                 raise ValueError(
                     f"stop_forget_loss must not stand beside unlearning.depths or at_steps, got it of {name!r}"
                 )

@@ -209,7 +209,7 @@ def _unlearn_arm(
     if together.agreed(lambda: is_done(config, arm, folder)):
         progress.skip()
         return
-    wanted = goals(config, lambda: loss_of_retrained(config, models, probes.passages))
+    wanted = goals(config, arm, lambda: loss_of_retrained(config, models, probes.passages))
     model, arithmetic = load_model(models / "target"), arm.arithmetic(config)
     torch.nn.Module.to(model, device_of(config.compute))
     with progress.stage(f"unlearn {arm.title}") as step:
@@ -229,8 +229,8 @@ def _unlearn_arm(
             goals=wanted,
         )
         outcome = method_named(arm.method).unlearn(model, task, config.unlearning.methods[arm.method])
-    noted = {"dtypes": arm.kept.dtypes, "products": arithmetic.products_name, "rounding": arm.kept.rounding}
-    together.agreed(lambda: save(arm, folder, model, tokenizer, outcome, wanted, noted))
+    computed = {"dtypes": arm.kept.dtypes, "products": arithmetic.products_name, "rounding": arm.kept.rounding}
+    together.agreed(lambda: save(config, arm, folder, model, tokenizer, outcome, **computed))
 
 
 def _evaluate_states(config: RunConfig, bench: _Bench, arm: Arm, folder: Path, progress: Progress) -> None:
@@ -240,7 +240,7 @@ def _evaluate_states(config: RunConfig, bench: _Bench, arm: Arm, folder: Path, p
         _evaluate_state(config, bench, state, progress)
     for state in planned(config, arm)[len(found) :]:
         for _ in _measurements_of(config, state):
-            progress.skip()
+            progress.skip("of depths that were not reached")
 
 
 def _evaluate_state(config: RunConfig, bench: _Bench, state: ArmState, progress: Progress) -> None:

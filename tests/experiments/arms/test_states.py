@@ -102,7 +102,17 @@ def test_an_arm_that_reaches_no_depth_says_so(tmp_path: Path) -> None:
     found = read_run(tmp_path / "run")
     assert found.depths == ("end",)
     assert {row.stopped for row in found.rows if row.depth} == {"max_steps"}
-    assert found.by_depth()[0].label == "micro, seed 0, no wanted depth reached"
+    assert found.by_depth()[0].label == "micro, seed 0, the end of arms that kept no wanted depth"
+
+
+def test_a_method_that_keeps_nothing_on_the_way_leaves_its_end(tmp_path: Path) -> None:
+    more = ["only_methods=[TaskVector]", "unlearning.methods.TaskVector={}", "storages=[bf16-sr]"]
+    asked = config("unlearning.depths=[6.2]", *more)
+    run(asked, tmp_path / "run", resume=False)
+    assert read_run(tmp_path / "run").depths == ("end",)
+    assert (tmp_path / "run/models/unlearned-TaskVector-bf16-sr-end").is_dir()
+    done = json.loads((tmp_path / "run/stages.json").read_text())
+    assert set(done) <= set(stages(asked))
 
 
 def test_without_depths_a_configuration_is_what_it_was() -> None:
@@ -122,7 +132,6 @@ def test_without_depths_a_configuration_is_what_it_was() -> None:
         (["unlearning.depths=[0.6, 0.6]"], "depths must hold each value once, got 0.6, 0.6"),
         (["unlearning.depths=[0]"], "depths must be losses above 0 or retrained, got 0"),
         (["unlearning.depths=[deep]"], "depths must be losses above 0 or retrained, got 'deep'"),
-        (["unlearning.depths=[0.6]", "only_methods=null", "unlearning.methods={GA_LoRA: {}}"], "got 'GA_LoRA'"),
         (
             ["unlearning.depths=[0.6]", "only_methods=null", "unlearning.methods={GA: {stop_forget_loss: 1}}"],
             "got it of 'GA'",
