@@ -56,8 +56,6 @@ def test_the_page_has_a_section_of_each_depth_and_a_table_of_all(folder: Path, t
     for name in ("forget loss 0.6", "the retrained model&#39;s forget loss", "100 steps"):
         assert f"Run: tiny, seed 0, {name}</h2>" in page
     assert page.count('id="depths"') == 1
-    again = build_report([folder], tmp_path / "again.html").read_text()
-    assert page == again
     table = depth_table(read_run(folder).by_depth())
     assert table is not None
     assert len(table.rows) == 3 * len(read_run(folder).arms)
