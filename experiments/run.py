@@ -230,7 +230,7 @@ def _unlearn_arm(
         )
         outcome = method_named(arm.method).unlearn(model, task, config.unlearning.methods[arm.method])
     computed = {"dtypes": arm.kept.dtypes, "products": arithmetic.products_name, "rounding": arm.kept.rounding}
-    together.agreed(lambda: save(config, arm, folder, model, tokenizer, outcome, **computed))
+    together.agreed(lambda: save(config, arm, folder, (model, tokenizer), outcome, wanted, **computed))
 
 
 def _evaluate_states(config: RunConfig, bench: _Bench, arm: Arm, folder: Path, progress: Progress) -> None:

@@ -12,7 +12,7 @@ nothing says that those are as deep as was wanted:
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -110,7 +110,13 @@ def kept(config: RunConfig, arm: Arm, folder: Path) -> list[ArmState]:
 
 
 def save(
-    config: RunConfig, arm: Arm, folder: Path, model: PreTrainedModel, tokenizer: Any, outcome: Outcome, **noted: Any
+    config: RunConfig,
+    arm: Arm,
+    folder: Path,
+    saved: tuple[PreTrainedModel, Any],
+    outcome: Outcome,
+    goals: Sequence[Goal],
+    **noted: Any,
 ) -> None:
     """Save what an arm leaves; the model ends on the CPU.
 
@@ -118,27 +124,29 @@ def save(
         config: configuration of the run.
         arm: arm.
         folder: folder of the run.
-        model: model at its end.
-        tokenizer: tokenizer that is saved beside.
+        saved: model at its end, and the tokenizer that is saved beside.
         outcome: how the method ended.
+        goals: what it was to reach.
         noted: what is noted of every state beside its own steps and loss.
     """
-    models = folder / "models"
+    models, (model, tokenizer) = folder / "models", saved
     if not _wanted(config):
         own = {"steps": outcome.steps, "stopped": outcome.stopped, "forget_loss": outcome.forget_loss}
         save_model(models / arm.name, model, tokenizer, arm.kept.dtype, {**outcome.settings, **own, **noted})
         return
     last = {name: p.detach() for name, p in model.named_parameters()}
     reached = outcome.reached or (Reached(END, outcome.steps, outcome.forget_loss, outcome.stopped, last),)
+    losses = {goal.depth: goal.loss for goal in goals}
+    told = []
     for state in reached:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
                 parameter.copy_(state.weights[name])
         own = {name: getattr(state, name) for name in ("depth", "steps", "stopped", "forget_loss", "within")}
-        notes = {**outcome.settings, **own, **noted}
+        told.append(own | {"wanted_loss": losses.get(state.depth)})
+        notes = {**outcome.settings, **told[-1], **noted}
         save_model(models / ArmState(arm, state.depth).name, model, tokenizer, arm.kept.dtype, notes)
-    told = [{"depth": s.depth, "steps": s.steps, "forget_loss": s.forget_loss} for s in reached]
-    missed = [{"depth": m.depth, "stopped": m.stopped} for m in outcome.missed]
+    missed = [{"depth": m.depth, "wanted_loss": losses[m.depth], "stopped": m.stopped} for m in outcome.missed]
     write_json(_record(folder, arm), {"reached": told, "missed": missed, "steps": outcome.steps})
 
 

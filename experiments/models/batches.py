@@ -57,9 +57,9 @@ class Batch(NamedTuple):
     def rows(self, start: int, stop: int) -> Batch:
         """Return some documents, cut to the longest of them."""
         length = int(self.attention_mask[start:stop].sum(-1).max())
+        ids, mask = self.input_ids[start:stop, :length], self.attention_mask[start:stop, :length]
         counted = None if self.counted is None else self.counted[start:stop, :length]
-        own = (x[start:stop, :length] for x in (self.input_ids, self.attention_mask))
-        return Batch(*own, self.documents[start:stop], counted)
+        return Batch(ids, mask, self.documents[start:stop], counted)
 
     @property
     def scored(self) -> Tensor:
