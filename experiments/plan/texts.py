@@ -41,7 +41,7 @@ class Texts:
     def parts(self) -> dict[str, list[int]]:
         """Lengths of the documents and prompts of each part."""
         p = self.probes
-        rows = {
+        rows: dict[str, Sequence[Sequence[int]]] = {
             "forget": p.forget,
             "retain": p.retain,
             "passages": p.passages,

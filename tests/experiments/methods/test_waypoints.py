@@ -144,7 +144,8 @@ def test_keeping_states_changes_no_step() -> None:
     with_goals, kept, _ = unlearned("NPO_KLR", "fp32", (Goal("steps3", steps=3), Goal("steps9", steps=9)), max_steps=9)
     without, plain, _ = unlearned("NPO_KLR", "fp32", (), max_steps=9, stop_forget_loss=99.0)
     assert kept.steps == plain.steps == 9
-    assert plain.reached == plain.missed == ()
+    assert plain.reached == ()
+    assert plain.missed == ()
     for (name, a), b in zip(with_goals.named_parameters(), without.parameters(), strict=True):
         assert torch.equal(a, b)
         assert torch.equal(a, kept.reached[1].weights[name])
