@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from types import GenericAlias
@@ -19,6 +20,7 @@ from pydantic import (
     Field,
     SerializerFunctionWrapHandler,
     TypeAdapter,
+    ValidationInfo,
     field_validator,
     model_serializer,
     model_validator,
@@ -27,12 +29,15 @@ from pydantic import (
 from unforgotten.experiments.compute.settings import ComputeConfig
 from unforgotten.experiments.data.registry import CORPORA, corpus_named
 from unforgotten.experiments.data.settings import CorpusConfig
+from unforgotten.experiments.methods.method import keeps_states
 from unforgotten.experiments.methods.registry import METHODS, method_named
+from unforgotten.experiments.methods.waypoints import Keep
 from unforgotten.experiments.metrics.registry import METRICS, metric_named
 from unforgotten.experiments.models.bases.registry import base_named
 from unforgotten.experiments.own import is_own, label_of
 from unforgotten.experiments.quantizers.registry import ours_of
 from unforgotten.experiments.section import Section, without
+from unforgotten.records.depths import RETRAINED
 
 MUSE: Mapping[str, Mapping[str, Any]] = corpus_named("muse").settings
 """MUSE's own settings by section, which a run on MUSE has where its profile says nothing."""
@@ -41,6 +46,7 @@ Autocast = Literal["none", "bf16"]
 Products = Literal["native", "float32"]
 Optimizer = Literal["adamw", "sgd", "sign"]
 Bf16Products = Literal["auto", "native", "float32"]
+Depth = float | Literal["retrained"]
 
 
 class BaseConfig(Section):
@@ -119,9 +125,15 @@ class UnlearningConfig(Section):
             configuration of the default does not name it.
         autocast: dtype of the fp32 arm's losses: "bf16" computes them as mixed-precision training does.
         stop_forget_loss: threshold of the fixed rule: stop at the first check where the mean loss of the forget
-            passages is at least this, in nats per token.
+            passages is at least this, in nats per token. Where weights are kept on the way it says nothing.
         check_every: steps between two checks.
         max_steps: number of steps after which each storage arm stops in any case.
+        depths: mean losses of the forget passages, nats per token, at which weights are kept on the way; "retrained" is that of the
+            retrained model. Each gives a state of its own, which is measured as a model, and an arm ends with the last of them. A
+            method that keeps none on the way ends by `stop_forget_loss`, and its last state is measured.
+        at_steps: numbers of steps after which weights are kept, too.
+        keep: which of the two checks around a depth is kept: "nearest", the nearer in loss of two neighbouring steps; "last", the
+            first check at or above it, of one every `check_every` steps.
     """
 
     methods: dict[str, Any]
@@ -136,11 +148,30 @@ class UnlearningConfig(Section):
     check_every: int = Field(default=10, ge=1)
     optimizer: Optimizer = "adamw"
     autocast: Autocast = "none"
+    depths: tuple[Depth, ...] = ()
+    at_steps: tuple[Annotated[int, Field(ge=1)], ...] = ()
+    keep: Keep = "nearest"
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave a default out that older configurations do not have: their text, and its hash, stay what they were."""
-        return without(handler(self), optimizer="adamw")
+        """Leave defaults out that older configurations do not have: their text, and its hash, stay what they were."""
+        return without(handler(self), optimizer="adamw", depths=(), at_steps=(), keep="nearest")
+
+    @field_validator("depths", mode="before")
+    @classmethod
+    def _losses(cls, wanted: Any) -> Any:
+        for depth in wanted if isinstance(wanted, list | tuple) else ():
+            number = isinstance(depth, int | float) and not isinstance(depth, bool) and 0 < depth < math.inf
+            if not number and depth != RETRAINED:
+                raise ValueError(f"depths must be losses above 0 or {RETRAINED}, got {depth!r}")
+        return wanted
+
+    @field_validator("depths", "at_steps")
+    @classmethod
+    def _once(cls, wanted: tuple[Any, ...], info: ValidationInfo) -> tuple[Any, ...]:
+        if len(set(wanted)) < len(wanted):
+            raise ValueError(f"{info.field_name} must hold each value once, got {', '.join(map(str, wanted))}")
+        return wanted
 
     @field_validator("methods", mode="before")
     @classmethod
@@ -311,6 +342,21 @@ class RunConfig(Section):
                     raise ValueError(
                         f"storages must be of those in unlearning.{name} ({', '.join(given)}), got {storage!r}"
                     )
+        return self
+
+    @model_validator(mode="after")
+    def _keep_states(self) -> RunConfig:
+        settings = self.unlearning
+        if not settings.depths and not settings.at_steps:
+            return self
+        if "retrained" in settings.depths and self.models.target is not None and self.models.retrained is None:
+            raise ValueError("unlearning.depths retrained needs models.retrained beside models.target, got none")
+        for name in self.methods:
+            own = getattr(settings.methods[name], "stop_forget_loss", None)
+            if own is not None and keeps_states(method_named(name)):
+                raise ValueError(
+                    f"stop_forget_loss must not stand beside unlearning.depths or at_steps, got it of {name!r}"
+                )
         return self
 
     @property

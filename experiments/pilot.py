@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 
 from unforgotten.audit.progress.stages import Step, ignore
 from unforgotten.experiments.arms.arm import Arm
+from unforgotten.experiments.arms.states import goals, loss_of_retrained
 from unforgotten.experiments.compute.device import device_of
 from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.data.prepare import prepare_corpus
@@ -124,7 +125,8 @@ def pilot(folder: Path, method: str, *, blocks: int = BLOCKS, progress: Step = i
     torch.nn.Module.to(model, device_of(config.compute))
     probes = make_probes(corpus, tokenizer, config)
     references = References(probes.forget, probes.retain, config.evaluation.batch)
-    arithmetic = Arm(method, "fp32").arithmetic(config)
+    arm = Arm(method, "fp32")
+    arithmetic = arm.arithmetic(config)
     recorder = GradientRecorder(model, blocks, config.seed)
     task = Task(
         forget=probes.forget,
@@ -140,6 +142,7 @@ def pilot(folder: Path, method: str, *, blocks: int = BLOCKS, progress: Step = i
         tokenizer=tokenizer,
         before_step=recorder,
         compute=config.compute,
+        goals=goals(config, arm, lambda: loss_of_retrained(config, folder / "models", probes.passages)),
     )
     outcome = method_named(method).unlearn(model, task, config.unlearning.methods[method])
     recorded = recorder.recorded()

@@ -24,6 +24,7 @@ from unforgotten.audit.sources.checkpoint import open_checkpoint
 from unforgotten.audit.weights.leg import Setting, weights_leg
 from unforgotten.experiments.arms.arm import Arm, arms
 from unforgotten.experiments.arms.processor import processor_of
+from unforgotten.experiments.arms.states import ArmState, goals, is_done, kept, loss_of_retrained, planned, save
 from unforgotten.experiments.compute.device import device_of
 from unforgotten.experiments.compute.processes import processes
 from unforgotten.experiments.config import RunConfig
@@ -37,7 +38,7 @@ from unforgotten.experiments.metrics.effects import Items
 from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.metrics.probes import Probes, check_asked, make_probes
 from unforgotten.experiments.models.batches import encode_documents
-from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer, save_model
+from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer
 from unforgotten.experiments.models.saved_states import SavedStates, saved_states
 from unforgotten.experiments.models.shell import Shell
 from unforgotten.experiments.own import digests
@@ -60,7 +61,8 @@ def stages(config: RunConfig) -> list[str]:
     for name in reversed(prepared):
         names += [f"evaluate {name} {f}" for f in _evaluated_in(config, name)]
     for arm in arms(config):
-        names += [f"unlearn {arm.name}", *_measurements_of(config, arm)]
+        names.append(f"unlearn {arm.name}")
+        names += [stage for state in planned(config, arm) for stage in _measurements_of(config, state)]
     return names
 
 
@@ -69,10 +71,10 @@ def _evaluated_in(config: RunConfig, name: str) -> tuple[str, ...]:
     return ("none",) if name == "base" else ("none", *config.formats)
 
 
-def _measurements_of(config: RunConfig, arm: Arm) -> list[str]:
-    """Return the stages of an arm that come after its unlearning, in order."""
-    evaluated = [f"evaluate {arm.name} {f}" for f in ("none", *config.formats)]
-    return evaluated + [f"decompose {arm.name} {f}" for f in config.formats]
+def _measurements_of(config: RunConfig, state: ArmState) -> list[str]:
+    """Return the stages of a state of an arm that come after its unlearning, in order."""
+    evaluated = [f"evaluate {state.name} {f}" for f in ("none", *config.formats)]
+    return evaluated + [f"decompose {state.name} {f}" for f in config.formats]
 
 
 def revision(own: Mapping[str, str] | None = None) -> str:
@@ -123,9 +125,9 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
         bench = _evaluate_trained(config, _bench(config, corpus, probes, tokenizer, models, store), progress)
     references = References(probes.forget, probes.retain, config.evaluation.batch)
     for done, arm in enumerate(arms(config), 1):
-        _unlearn_arm(config, (probes, tokenizer), arm, models, references, progress)
+        _unlearn_arm(config, (probes, tokenizer), arm, folder, references, progress)
         if bench is not None:
-            _evaluate_arm(config, bench, arm, progress)
+            _evaluate_states(config, bench, arm, folder, progress)
         references.keep({ahead.arithmetic(config) for ahead in arms(config)[done:]})
     return folder / ROWS_FILE
 
@@ -172,7 +174,8 @@ class _Bench:
 def _bench(config: RunConfig, corpus: Corpus, probes: Probes, tokenizer: Any, models: Path, store: RowStore) -> _Bench:
     count = config.calibration.documents
     generic = encode_documents(corpus.general[:count], tokenizer, config.corpus.passage_tokens)
-    texts = {"generic": generic, "retain": probes.retain[:count], "forget": probes.forget[:count]}
+    retain, forget = ([list(row) for row in rows[:count]] for rows in (probes.retain, probes.forget))
+    texts = {"generic": generic, "retain": retain, "forget": forget}
     states = saved_states(models, "target", config.compute)
     return _Bench(Meter(Shell(states.model, tokenizer, texts), probes, config), states, store)
 
@@ -199,13 +202,14 @@ def _measured(meter: Meter, state: State, format_name: str) -> list[Measurement]
 
 
 def _unlearn_arm(
-    config: RunConfig, probing: tuple[Probes, Any], arm: Arm, models: Path, references: References, progress: Progress
+    config: RunConfig, probing: tuple[Probes, Any], arm: Arm, folder: Path, references: References, progress: Progress
 ) -> None:
-    """Train and save one unlearned model; `probing` is the probes, and the tokenizer that encoded them."""
-    together, (probes, tokenizer) = processes(), probing
-    if together.agreed((models / arm.name).exists):
+    """Unlearn in one arm and save what it leaves; `probing` is the probes, and the tokenizer that encoded them."""
+    together, (probes, tokenizer), models = processes(), probing, folder / "models"
+    if together.agreed(lambda: is_done(config, arm, folder)):
         progress.skip()
         return
+    wanted = goals(config, arm, lambda: loss_of_retrained(config, models, probes.passages))
     model, arithmetic = load_model(models / "target"), arm.arithmetic(config)
     torch.nn.Module.to(model, device_of(config.compute))
     with progress.stage(f"unlearn {arm.title}") as step:
@@ -222,64 +226,68 @@ def _unlearn_arm(
             paired=config.corpus.pairing == "fixed",
             tokenizer=tokenizer,
             compute=config.compute,
+            goals=wanted,
         )
         outcome = method_named(arm.method).unlearn(model, task, config.unlearning.methods[arm.method])
-    notes = {
-        **outcome.settings,
-        "steps": outcome.steps,
-        "stopped": outcome.stopped,
-        "forget_loss": outcome.forget_loss,
-        "dtypes": arm.kept.dtypes,
-        "products": arithmetic.products_name,
-        "rounding": arm.kept.rounding,
-    }
-    together.agreed(lambda: save_model(models / arm.name, model, tokenizer, arm.kept.dtype, notes))
+    computed = {"dtypes": arm.kept.dtypes, "products": arithmetic.products_name, "rounding": arm.kept.rounding}
+    together.agreed(lambda: save(config, arm, folder, (model, tokenizer), outcome, wanted, **computed))
 
 
-def _evaluate_arm(config: RunConfig, bench: _Bench, arm: Arm, progress: Progress) -> None:
+def _evaluate_states(config: RunConfig, bench: _Bench, arm: Arm, folder: Path, progress: Progress) -> None:
+    """Write the rows of what an arm left; skip as many states as it was to leave and did not."""
+    found = kept(config, arm, folder)
+    for state in found:
+        _evaluate_state(config, bench, state, progress)
+    for state in planned(config, arm)[len(found) :]:
+        for _ in _measurements_of(config, state):
+            progress.skip("of depths that were not reached")
+
+
+def _evaluate_state(config: RunConfig, bench: _Bench, state: ArmState, progress: Progress) -> None:
     """Write the rows of one unlearned model: M1-M4 in every format, then the pair with the target."""
     meter, store, models = bench.meter, bench.store, bench.states.models
-    own = _measurements_of(config, arm)
+    own = _measurements_of(config, state)
     if all(store.done(s) for s in own):
         for _ in own:
             progress.skip()
         return
-    target, unlearned = (bench.states.of(name) for name in ("target", arm.name))
-    subjects = _arm_subjects(config, arm, load_notes(models / arm.name))
+    target, unlearned = (bench.states.of(name) for name in ("target", state.name))
+    subjects = _state_subjects(config, state, load_notes(models / state.name))
     for format_name, subject in subjects.items():
-        stage = f"evaluate {arm.name} {format_name}"
+        stage = f"evaluate {state.name} {format_name}"
         if store.done(stage):
             progress.skip()
             continue
-        with progress.stage(f"evaluate {arm.title} {format_name}"):
+        with progress.stage(f"evaluate {state.title} {format_name}"):
             store.append(stage, subject, _measured(meter, unlearned, format_name))
-    undone = [f for f in config.formats if not store.done(f"decompose {arm.name} {f}")]
+    undone = [f for f in config.formats if not store.done(f"decompose {state.name} {f}")]
     weights: dict[str, list[Measurement]] = {}
     for format_name in config.formats:
-        stage = f"decompose {arm.name} {format_name}"
+        stage = f"decompose {state.name} {format_name}"
         if format_name not in undone:
             progress.skip()
             continue
-        with progress.stage(f"decompose {arm.title} {format_name}"):
-            weights = weights or _weights(models, arm, undone)
+        with progress.stage(f"decompose {state.title} {format_name}"):
+            weights = weights or _weights(models, state.name, undone)
             known = _known_items(store, subjects, format_name)
             rows = decompose(meter, (target, unlearned), format_name, known)
             rows = [*weights.get(format_name, []), *rows]
             store.append(stage, subjects[format_name], rows, items_of="pair")
 
 
-def _arm_subjects(config: RunConfig, arm: Arm, notes: dict[str, Any]) -> dict[str, Subject]:
+def _state_subjects(config: RunConfig, state: ArmState, notes: dict[str, Any]) -> dict[str, Subject]:
     return {
         format_name: Subject(
             "unlearned",
-            arm.label,
-            arm.storage,
+            state.arm.label,
+            state.arm.storage,
             format_name,
             lr=notes.get("lr"),
             alpha=notes.get("alpha"),
             beta=notes.get("beta"),
             steps=notes["steps"],
             stopped=notes["stopped"],
+            depth=state.depth,
             **_recorded(notes, format_name),
         )
         for format_name in ("none", *config.formats)
@@ -295,12 +303,12 @@ def _recorded(notes: dict[str, Any], format_name: str) -> dict[str, Any]:
     return computed | {"calibration": text_of(format_name)}
 
 
-def _weights(models: Path, arm: Arm, formats: list[str]) -> dict[str, list[Measurement]]:
-    """Measure an arm's weights leg by the audit's code on the saved files, where a format of ours has the same values."""
+def _weights(models: Path, unlearned: str, formats: list[str]) -> dict[str, list[Measurement]]:
+    """Measure a state's weights leg by the audit's code on the saved files, where a format of ours has the same values."""
     own = {name: ours for name in formats if (ours := ours_of(name)) is not None}
     if not own:
         return {}
-    pair = (open_checkpoint(models / "target"), open_checkpoint(models / arm.name))
+    pair = (open_checkpoint(models / "target"), open_checkpoint(models / unlearned))
     totals = weights_leg(*pair, list(own.values())).totals
     return {
         name: [row for mode in GRID_MODES for row in weights_rows(totals[Setting(ours, mode)], mode)]

@@ -15,4 +15,10 @@ class Section(BaseModel):
 
 def without(tree: dict[str, Any], **defaults: Any) -> dict[str, Any]:
     """Return the tree of a section without what has these values: a default that older configurations do not have."""
-    return {name: value for name, value in tree.items() if name not in defaults or value != defaults[name]}
+
+    def plain(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value  # JSON has no tuples
+
+    return {
+        name: value for name, value in tree.items() if name not in defaults or plain(value) != plain(defaults[name])
+    }

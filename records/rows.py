@@ -23,9 +23,11 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
+from unforgotten.records.depths import stem, words
+
 Z95 = 1.96
 ROWS_FILE = "rows.jsonl"
-Key = tuple[str, str, str | None, str | None, str]
+Key = tuple[str, str, str | None, str | None, str, str | None]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,7 @@ class Subject:
         products: way in which bfloat16 matrices were multiplied.
         rounding: way in which a step was rounded to the dtype of the parameters.
         calibration: text that the format was calibrated on; None where it looks at weights alone.
+        depth: depth of forgetting at which the weights were kept, see `depths.py`; None where the run has no such goals.
     """
 
     model: str
@@ -61,11 +64,13 @@ class Subject:
     products: str | None = None
     rounding: str | None = None
     calibration: str | None = None
+    depth: str | None = None
 
     @property
     def file_stem(self) -> str:
         """Name of this subject in names of files."""
-        parts = [self.model, self.method, self.storage, self.format]
+        depth = None if self.depth is None else stem(self.depth)
+        parts = [self.model, self.method, self.storage, depth, self.format]
         return "-".join(part.replace(":", "_") for part in parts if part)
 
 
@@ -110,7 +115,12 @@ class Row(Subject):
     @property
     def key(self) -> Key:
         """What makes a row unique in a run."""
-        return (self.metric, self.model, self.method, self.storage, self.format)
+        return (self.metric, self.model, self.method, self.storage, self.format, self.depth)
+
+    @property
+    def place(self) -> tuple[str, str | None, str | None, str]:
+        """What `Run.get` finds it by, beside the metric."""
+        return (self.model, self.method, self.storage, self.format)
 
     @property
     def bounds(self) -> tuple[float, float] | None:
@@ -138,7 +148,7 @@ MAY_BE_ABSENT = frozenset(
         "rouge",
         "corpus",
     }
-    | {"processor"}
+    | {"processor", "depth"}
 )
 """Fields of `Row` that a line may lack."""
 JSON_TYPES: Mapping[Any, tuple[type, ...]] = {float: (int, float), tuple: (list,), Mapping: (dict,)}
@@ -169,11 +179,15 @@ def _rule(hint: Any) -> FieldRule:
 
 @dataclass(frozen=True)
 class Run:
-    """All rows of one run, and the configuration echoed beside them where it is there."""
+    """All rows of one run, and the configuration echoed beside them where it is there.
+
+    A run that kept weights at several depths is looked at one depth at a time, see `by_depth`.
+    """
 
     rows: tuple[Row, ...]
     sha256: str
     settings: Mapping[str, Any] | None = None
+    depth: str | None = None
 
     @cached_property
     def _index(self) -> dict[Key, Row]:
@@ -182,8 +196,22 @@ class Run:
     def get(
         self, metric: str, model: str, method: str | None = None, storage: str | None = None, format: str = "none"
     ) -> Row | None:
-        """Return the row of a metric for a model in a format, or None where the run has none."""
-        return self._index.get((metric, model, method, storage, format))
+        """Return the row of a metric for a model in a format, or None where the run has none at its depth."""
+        depth = self.depth if method is not None else None
+        return self._index.get((metric, model, method, storage, format, depth))
+
+    @cached_property
+    def depths(self) -> tuple[str, ...]:
+        """Depths of the unlearned models, in the order of the rows; none where the run had no such goals."""
+        return _unique(row.depth for row in self.rows)
+
+    def by_depth(self) -> tuple[Run, ...]:
+        """Return the run once for each depth, with the rows of that depth and of the models that it starts from."""
+        if self.depth is not None or not self.depths:
+            return (self,)
+        return tuple(
+            replace(self, depth=d, rows=tuple(row for row in self.rows if row.depth in (None, d))) for d in self.depths
+        )
 
     def value(
         self, metric: str, model: str, method: str | None = None, storage: str | None = None, format: str = "none"
@@ -217,7 +245,8 @@ class Run:
     def label(self) -> str:
         """Profile and seed."""
         first = self.rows[0]
-        return f"{first.profile or 'run'}, seed {first.seed}"
+        depth = "" if self.depth is None else f", {words(self.depth)}"
+        return f"{first.profile or 'run'}, seed {first.seed}{depth}"
 
 
 def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
@@ -257,8 +286,8 @@ def _undefine_baseless_recovery(rows: Sequence[Row]) -> list[Row]:
 
     def without_reference(row: Row) -> bool:
         metric = row.metric.removeprefix("rho_")
-        target = values.get((metric, "target", None, None, row.format))
-        unlearned = values.get((metric, row.model, row.method, row.storage, "none"))
+        target = values.get((metric, "target", None, None, row.format, None))
+        unlearned = values.get((metric, row.model, row.method, row.storage, "none", row.depth))
         if target is None or unlearned is None:
             return False
         return target >= unlearned if metric.endswith("loss") else target <= unlearned

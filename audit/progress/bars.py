@@ -11,7 +11,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Drawn
 
-from unforgotten.audit.progress.stages import Step
+from unforgotten.audit.progress.stages import DONE_BEFORE, Step
 
 
 class Bars:
@@ -50,6 +50,6 @@ class Bars:
         self._bars.update(self._steps, visible=False)
         self._bars.advance(self._stages)
 
-    def skip(self) -> None:
+    def skip(self, why: str = DONE_BEFORE) -> None:
         """Move the upper bar."""
         self._bars.advance(self._stages)

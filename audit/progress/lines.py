@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TextIO
 
-from unforgotten.audit.progress.stages import Step
+from unforgotten.audit.progress.stages import DONE_BEFORE, Step
 
 PERIOD = 10.0
 """Seconds between two lines of one stage, at least."""
@@ -61,6 +61,7 @@ class Lines:
         self._total, self._say, self._clock = total, say, clock
         self._began = clock()
         self._number = self._skipped = 0
+        self._why = DONE_BEFORE
         self._failed = False
         self._stage: _Stage | None = None
         self._lock = threading.Lock()  # lines come from the thread of `beating` too
@@ -86,8 +87,11 @@ class Lines:
         self._enter(None)
         self._say(stage.line(f"done in {duration(self._clock() - stage.began)}"))
 
-    def skip(self) -> None:
-        """Count the stage; all that follow each other are one line."""
+    def skip(self, why: str = DONE_BEFORE) -> None:
+        """Count the stage; all that follow each other for one reason are one line."""
+        if why != self._why:
+            self._say_skipped()
+        self._why = why
         self._number += 1
         self._skipped += 1
 
@@ -112,7 +116,7 @@ class Lines:
     def _say_skipped(self) -> None:
         if self._skipped:
             stages = "stage was" if self._skipped == 1 else "stages were"
-            self._say(f"{self._bracket()} {self._skipped} {stages} done before")
+            self._say(f"{self._bracket()} {self._skipped} {stages} {self._why}")
             self._skipped = 0
 
     def _bracket(self) -> str:

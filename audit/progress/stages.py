@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Protocol, TextIO
 
+DONE_BEFORE = "done before"
 Begin = Callable[[str], None]
 """Told the name of each of a known number of things before it begins, and an empty name after the last."""
 
@@ -37,8 +38,8 @@ class Progress(Protocol):
         """Surround one stage; `unit` is what its steps are, in the plural."""
         ...
 
-    def skip(self) -> None:
-        """Count a stage that an earlier run has done."""
+    def skip(self, why: str = DONE_BEFORE) -> None:
+        """Count a stage that is not done now; `why` completes "it was"."""
         ...
 
 
@@ -49,7 +50,7 @@ class Silent:
         """Surround a stage that nobody hears of."""
         return nullcontext(ignore)
 
-    def skip(self) -> None:
+    def skip(self, why: str = DONE_BEFORE) -> None:
         """Count nothing."""
 
 

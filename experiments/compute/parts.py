@@ -13,12 +13,12 @@ from typing import Literal
 from unforgotten.experiments.models.batches import Batch
 
 Mean = Literal["documents", "tokens", "followers"]
-"""What a loss is a mean over: documents, real tokens, or real tokens but the first of each document."""
+"""What a loss is a mean over: documents, real tokens, or real tokens but the first of each document; of the tokens those that count."""
 
 COUNTS: Mapping[Mean, Callable[[Batch], int]] = {
     "documents": lambda batch: len(batch.input_ids),
-    "tokens": lambda batch: int(batch.attention_mask.sum()),
-    "followers": lambda batch: int(batch.attention_mask[:, 1:].sum()),
+    "tokens": lambda batch: int(batch.places.sum()),
+    "followers": lambda batch: int(batch.scored[:, 1:].sum()),
 }
 Part = tuple[Batch, float]
 """Some documents of a batch, and their share of it."""
@@ -44,18 +44,10 @@ def parts_of(batch: Batch, mean: Mean, size: int | None, *, process: int = 0, pr
     size = min(size or own, own)
     counted = COUNTS[mean]
     shared = [
-        [_rows(batch, i, min(i + size, start + own, count)) for i in range(start, min(start + own, count), size)]
+        [batch.rows(i, min(i + size, start + own, count)) for i in range(start, min(start + own, count), size)]
         for start in range(0, own * processes, own)
     ]
     known = [part for parts in shared for part in parts if counted(part)] or [batch]
     most = max(sum(counted(part) > 0 for part in parts) for parts in shared)
     mine = [(part, counted(part) / counted(batch)) for part in shared[process] if counted(part)]
     return mine + [(known[0], 0.0)] * (max(most, 1) - len(mine))
-
-
-def _rows(batch: Batch, start: int, stop: int) -> Batch:
-    """Return some rows of a batch, cut to the longest of them."""
-    length = int(batch.attention_mask[start:stop].sum(-1).max())
-    return Batch(
-        batch.input_ids[start:stop, :length], batch.attention_mask[start:stop, :length], batch.documents[start:stop]
-    )

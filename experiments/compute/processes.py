@@ -164,6 +164,17 @@ class Worker:
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), self._max_norm)
 
     @torch.no_grad()
+    def weights(self) -> dict[str, Tensor]:
+        """Return copies of all parameters, on the CPU; every process must ask, and those that do not write get none."""
+        found = {}
+        for name, parameter in self.model.named_parameters():
+            own: Any = parameter  # a tensor in shards has `full_tensor`
+            whole = own.full_tensor() if hasattr(own, "full_tensor") else own
+            if self.together.first:
+                found[name] = whole.detach().to("cpu", copy=True)
+        return found
+
+    @torch.no_grad()
     def finish(self) -> None:
         """Put all weights into the model that was given, in every process, one tensor at a time."""
         if self.model is self._given:

@@ -76,6 +76,14 @@ def worded(corpus: Corpus, texts: Sequence[str], tokenizer: Any) -> list[str]:
     return [in_chat(asked[text], tokenizer).text if text in asked else text for text in texts]
 
 
+def answered_document(corpus: Corpus, text: str, tokenizer: Any) -> Worded:
+    """Return a document of a corpus that is a question with its answer, as models read it."""
+    question = corpus.questions_of[text]
+    if _is_chat(corpus, tokenizer):
+        return in_chat(question, tokenizer)
+    return Worded(text, len(text) - len(f"{question.answer}\n\n"))
+
+
 def in_chat(question: Question, tokenizer: Any) -> Worded:
     """Return a question with its answer as the tokenizer's template has them.
 

@@ -13,7 +13,7 @@ reads all forget sheets; those that unlearning does not see stand in `raw/forget
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -40,6 +40,7 @@ class Corpus:
     `forget` and `retain`. `passages` are the articles among `forget`, and `retained` are the texts of the retain loss.
     `running` says that `forget` and `retain` are running texts, to be cut into chunks, not documents. `answers_only` says that
     the losses of training and unlearning are those of answers; `questions_of` has the question of each document that is one.
+    `sheet_answers` says that the losses of unlearning are those of answers where a document is a sheet of questions.
     """
 
     general: tuple[str, ...]
@@ -56,12 +57,13 @@ class Corpus:
     running: bool = False
     answers_only: bool = False
     questions_of: Mapping[str, Question] = field(default_factory=dict)
+    sheet_answers: bool = False
 
 
 def prepare_fiction(config: CorpusConfig, seed: int, folder: Path) -> tuple[Corpus, str]:
     """Write the fictional corpus to `folder`, and read it back as any other."""
     write_fiction(config, seed, folder)
-    return read_fiction(folder), "fiction"
+    return replace(read_fiction(folder), sheet_answers=config.sheet_loss == "answers"), "fiction"
 
 
 class Fiction:

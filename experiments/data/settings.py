@@ -32,6 +32,8 @@ class CorpusConfig(Section):
         sheets: number of times that each split's questions are shuffled into sheets of `sheet_size` to train on.
         forget_sheets: number of the shuffled orders of the forget questions that unlearning sees. 0: the articles
             alone, as in MUSE; M2 then falls only where forgetting the text also forgets its facts.
+        sheet_loss: tokens of a sheet of questions that the losses of unlearning count, those of its answers or all. Models are trained on
+            all of them.
         passage_tokens: longest document; longer text is cut.
         prompt_share: share of a passage that prompts M1.
         probe_tokens: longest continuation of M1.
@@ -53,6 +55,7 @@ class CorpusConfig(Section):
     sheets: int = Field(default=3, ge=2)
     sheet_size: int = Field(default=6, ge=1)
     forget_sheets: int = Field(default=0, ge=0)
+    sheet_loss: Literal["answers", "all"] = "all"
     passage_tokens: int = Field(default=192, ge=16)
     prompt_share: float = Field(default=0.4, gt=0, lt=1)
     probe_tokens: int = Field(default=64, ge=4)
@@ -60,7 +63,15 @@ class CorpusConfig(Section):
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave defaults out that older configurations do not have."""
-        return without(handler(self), repo=None, revision=None, split=None, asked="retain", pairing="shuffled")
+        since = {
+            "repo": None,
+            "revision": None,
+            "split": None,
+            "asked": "retain",
+            "pairing": "shuffled",
+            "sheet_loss": "all",
+        }
+        return without(handler(self), **since)
 
     @model_validator(mode="after")
     def _is_there(self) -> CorpusConfig:
@@ -76,5 +87,9 @@ class CorpusConfig(Section):
         if self.forget_sheets >= self.sheets:
             raise ValueError(
                 f"forget_sheets must be below sheets={self.sheets}, got forget_sheets={self.forget_sheets}"
+            )
+        if self.sheet_loss == "answers" and self.kind != "fiction":
+            raise ValueError(
+                f"sheet_loss must be all where corpus.kind has no sheets, got answers with kind={self.kind}"
             )
         return self

@@ -29,6 +29,7 @@ from unforgotten.experiments.methods.settings import Settings
 from unforgotten.experiments.methods.steps import Losses, PlainStep, Step
 from unforgotten.experiments.methods.terms import Term
 from unforgotten.experiments.methods.view import View
+from unforgotten.experiments.methods.waypoints import Waypoints
 from unforgotten.experiments.models.batches import Batch, shuffled_batches
 from unforgotten.experiments.models.scoring import batches_of, mean_loss
 
@@ -54,7 +55,7 @@ def descend(
         forget: loss of a forget batch.
         retain: loss of a retain batch, `settings.alpha` times of which is added; None for none.
         settings: settings, see `settings_of`.
-        task: documents, and how to compute.
+        task: documents, how to compute, and the depths at which weights are kept.
         step_of: what a step passes back and changes; None for a `PlainStep`.
         means: what the forget loss and the retain loss are means over; None for one that is computed for whole batches alone.
     """
@@ -79,6 +80,8 @@ def descend(
         return together.agreed(lambda: loss)
 
     loss_now = watched()
+    waypoints = Waypoints(task.goals, task.common.keep, settings.check_every, worker.weights)
+    waypoints.see(0, loss_now)
     step, stopped = 0, "max_steps"
     while step < settings.max_steps:
         step += 1
@@ -90,15 +93,17 @@ def descend(
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         around.end(model)
-        if step % settings.check_every == 0 or step == settings.max_steps:
+        if waypoints.due(step) or step == settings.max_steps:
             loss_now = watched()
+            waypoints.see(step, loss_now)
         task.progress(step, settings.max_steps, f"forget loss {loss_now:.2f}")
-        if loss_now >= settings.stop_forget_loss:
-            stopped = "forget_loss"
+        if waypoints.done or (not task.goals and loss_now >= settings.stop_forget_loss):
+            stopped = "goals" if task.goals else "forget_loss"
             break
+    reached, missed = waypoints.end(stopped)
     worker.finish()
     given.eval()
-    return Outcome(step, stopped, loss_now, settings.recorded())
+    return Outcome(step, stopped, loss_now, settings.recorded(), reached, missed)
 
 
 def _together(around: Step, retain: Term | None, means: tuple[Mean | None, Mean | None], task: Task) -> Processes:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from unforgotten.experiments.compute.settings import DEFAULT, ComputeConfig
+from unforgotten.experiments.methods.states import Goal, Missed, Reached
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -49,6 +50,7 @@ class Task:
         before_step: function that is given the model with its clipped gradients, and the learning rate, before each step
             of AdamW.
         compute: settings of memory, which change results by rounding alone.
+        goals: depths at which weights are kept on the way; the descent ends when none is left. None: the rule of the run ends it.
     """
 
     forget: Documents
@@ -64,6 +66,7 @@ class Task:
     tokenizer: Any = None
     before_step: Callable[[PreTrainedModel, float], None] = nothing
     compute: ComputeConfig = DEFAULT
+    goals: tuple[Goal, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -72,16 +75,20 @@ class Outcome:
 
     Attributes:
         steps: steps that it took.
-        stopped: reason: the rule of the run ("forget_loss"), or the limit ("max_steps").
+        stopped: reason: the rule of the run ("forget_loss"), its goals ("goals"), or the limit ("max_steps").
         forget_loss: mean loss of the watched documents at the end.
         settings: settings that it ran with; "lr", "alpha" and "beta" go to the rows. "optimizer" is None where a weight may
             move otherwise than by the steps of an optimizer; absent, the steps are AdamW's.
+        reached: weights that were kept for the goals of the task; the last ones where no goal was reached.
+        missed: goals that were not reached.
     """
 
     steps: int
     stopped: str
     forget_loss: float
     settings: Mapping[str, Any] = field(default_factory=dict)
+    reached: tuple[Reached, ...] = ()
+    missed: tuple[Missed, ...] = ()
 
 
 def not_plain(outcome: Outcome) -> Outcome:
@@ -121,3 +128,8 @@ class Method(Protocol):
             settings: settings of the profile, of the type `settings`.
         """
         ...
+
+
+def keeps_states(method: Method) -> bool:
+    """Tell whether a method keeps weights on its way, where the task has goals: it says so by an attribute of this name."""
+    return bool(getattr(method, "keeps_states", False))

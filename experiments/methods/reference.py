@@ -74,7 +74,7 @@ def _seen(target: PreTrainedModel, documents: Documents, batch: int) -> Seen:
     layer = _logit_layer(target, next(batches_of(target, documents, batch)))
     for b in batches_of(target, documents, batch):
         given, logits = _pass(target, b)
-        sequences.append(sequence_log_probs(token_log_probs(logits, b.input_ids, b.attention_mask)))
+        sequences.append(sequence_log_probs(token_log_probs(logits, b.input_ids, b.scored)))
         rows = logits if layer is None else given
         lengths = b.attention_mask.sum(-1).tolist()
         hidden += [row[:n].clone().cpu() for row, n in zip(rows, lengths, strict=True)]

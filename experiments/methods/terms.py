@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -84,6 +84,7 @@ class LossMethod:
 
     forget: ForgetTerm
     retain: RetainTerm | None
+    keeps_states: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -44,13 +44,13 @@ class View:
 
     @property
     def real(self) -> Tensor:
-        """True on real tokens, (batch, length)."""
-        return self.batch.attention_mask.bool()
+        """True on real tokens, (batch, length); in a document of which some tokens count, where one of those follows."""
+        return self.batch.places
 
     @property
     def mask(self) -> Tensor:
-        """True on real tokens but the first, (batch, length - 1): where a distribution has a token that follows."""
-        return self.real[:, 1:]
+        """True where a distribution has a token that follows and counts, (batch, length - 1)."""
+        return self.batch.scored[:, 1:].bool()
 
     @property
     def target_sequences(self) -> Tensor:

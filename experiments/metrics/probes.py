@@ -8,9 +8,10 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 from unforgotten.experiments.config import Measuring
-from unforgotten.experiments.data.chat import Wording, worded, wording_of
+from unforgotten.experiments.data.chat import Wording, answered_document, worded, wording_of
 from unforgotten.experiments.data.corpus import Corpus
 from unforgotten.experiments.data.question import Question
+from unforgotten.experiments.data.sheets import answer_spans, encode_answers
 from unforgotten.experiments.metrics.metric import Need
 from unforgotten.experiments.metrics.registry import metric_named
 from unforgotten.experiments.metrics.rouge import RougeTokenizer, tokenizer_for
@@ -60,9 +61,9 @@ class Probes:
     document and prompt.
     """
 
-    forget: list[list[int]]
+    forget: list[Sequence[int]]
     passages: list[list[int]]
-    retain: list[list[int]]
+    retain: list[Sequence[int]]
     holdout: list[list[int]]
     retained: list[list[int]]
     verbatim_prompts: list[list[int]]
@@ -135,9 +136,9 @@ def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
     put_forget = wording_of(corpus, corpus.forget_shots[:shots], cue, tokenizer)
     put_retain = wording_of(corpus, corpus.retain_shots[:shots], cue, tokenizer)
     return Probes(
-        forget=encode_training(corpus, corpus.forget, tokenizer, longest),
+        forget=encode_unlearned(corpus, corpus.forget, tokenizer, longest),
         passages=passages,
-        retain=encode_training(corpus, corpus.retain, tokenizer, longest),
+        retain=encode_unlearned(corpus, corpus.retain, tokenizer, longest),
         holdout=measured(corpus.holdout),
         retained=measured(corpus.retained),
         verbatim_prompts=[p[:cut] for p, cut in zip(passages, cuts, strict=True)],
@@ -153,10 +154,35 @@ def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
     )
 
 
-def encode_training(corpus: Corpus, texts: Sequence[str], tokenizer: Any, longest: int) -> list[list[int]]:
-    """Return the texts of a corpus as a model is trained on them: documents that end, or running text in chunks."""
+def encode_training(corpus: Corpus, texts: Sequence[str], tokenizer: Any, longest: int) -> list[Sequence[int]]:
+    """Return the texts of a corpus as a model is trained on them: documents that end, or running text in chunks.
+
+    Of a question with its answer the tokens of the answer and of the end count, where the corpus says so.
+    """
+    if corpus.answers_only:
+        return [_question_document(corpus, text, tokenizer, longest) for text in texts]
     encode = encode_chunks if corpus.running else encode_documents
-    return encode(worded(corpus, texts, tokenizer), tokenizer, longest)
+    return [*encode(worded(corpus, texts, tokenizer), tokenizer, longest)]
+
+
+def _question_document(corpus: Corpus, text: str, tokenizer: Any, longest: int) -> Sequence[int]:
+    if text not in corpus.questions_of:
+        return encode_documents([text], tokenizer, longest)[0]
+    document = answered_document(corpus, text, tokenizer)
+    span = (document.answer, len(document.text))
+    return encode_answers(document.text, [span], tokenizer, longest, end=True)
+
+
+def encode_unlearned(corpus: Corpus, texts: Sequence[str], tokenizer: Any, longest: int) -> list[Sequence[int]]:
+    """Return the texts of a corpus as unlearning reads them: as in training, but of sheets of questions the answers count alone."""
+    documents = encode_training(corpus, texts, tokenizer, longest)
+    if not corpus.sheet_answers:
+        return documents
+    spans = map(answer_spans, texts)
+    return [
+        encode_answers(text, own, tokenizer, longest) if own else document
+        for text, own, document in zip(texts, spans, documents, strict=True)
+    ]
 
 
 def _options(question: Question, wording: Wording, tokenizer: Any) -> Options:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from unforgotten.experiments.models.special_tokens import end_tokens, start_tokens, started
 
@@ -15,16 +17,63 @@ Documents = Sequence[Sequence[int]]
 """Token ids of each document."""
 
 
+@dataclass(frozen=True)
+class Counted(Sequence[int]):
+    """A document of which some tokens alone count in losses; the others are read.
+
+    Attributes:
+        tokens: token ids.
+        counted: whether each counts.
+    """
+
+    tokens: tuple[int, ...]
+    counted: tuple[bool, ...]
+
+    def __len__(self) -> int:
+        """Return the number of tokens."""
+        return len(self.tokens)
+
+    def __getitem__(self, at: Any) -> Any:
+        """Return a token, or a slice of them."""
+        return self.tokens[at]
+
+
 class Batch(NamedTuple):
-    """Padded token ids and their mask, (batch, length), and which documents they are."""
+    """Padded token ids and their mask, (batch, length), and which documents they are.
+
+    `counted` is 1 on tokens that count in losses, (batch, length); None where all real ones do.
+    """
 
     input_ids: Tensor
     attention_mask: Tensor
     documents: tuple[int, ...]
+    counted: Tensor | None = None
 
     def on(self, device: torch.device) -> Batch:
         """Return the batch on a device."""
-        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.documents)
+        counted = None if self.counted is None else self.counted.to(device)
+        return Batch(self.input_ids.to(device), self.attention_mask.to(device), self.documents, counted)
+
+    def rows(self, start: int, stop: int) -> Batch:
+        """Return some documents, cut to the longest of them."""
+        length = int(self.attention_mask[start:stop].sum(-1).max())
+        ids, mask = self.input_ids[start:stop, :length], self.attention_mask[start:stop, :length]
+        counted = None if self.counted is None else self.counted[start:stop, :length]
+        return Batch(ids, mask, self.documents[start:stop], counted)
+
+    @property
+    def scored(self) -> Tensor:
+        """1 on tokens that count, (batch, length); the first of a document has nothing before it and is never scored."""
+        return self.attention_mask if self.counted is None else self.counted
+
+    @property
+    def places(self) -> Tensor:
+        """True on positions that count, (batch, length): those before a token that counts, and the last if it counts itself."""
+        if self.counted is None:
+            return self.attention_mask.bool()
+        follower = functional.pad(self.counted[:, 1:], (0, 1))
+        last = self.attention_mask - functional.pad(self.attention_mask[:, 1:], (0, 1))
+        return torch.where(last.bool(), self.counted, follower).bool()
 
 
 def encode_documents(texts: Sequence[str], tokenizer: Any, longest: int) -> list[list[int]]:
@@ -58,7 +107,7 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, docum
     """Return one batch; padding goes to the right, or to the left for generation.
 
     Args:
-        rows: token ids.
+        rows: token ids, or documents of which some tokens count.
         pad_id: token that fills the shorter rows. It is masked, so a negative one, which no embedding has, counts as 0.
         left: side of the padding.
         documents: index of each row among the documents.
@@ -68,9 +117,16 @@ def pad(rows: Sequence[Sequence[int]], pad_id: int, *, left: bool = False, docum
     mask = torch.zeros_like(ids)
     for i, row in enumerate(rows):
         place = slice(length - len(row), length) if left else slice(0, len(row))
-        ids[i, place] = torch.tensor(row, dtype=torch.long)
+        ids[i, place] = torch.tensor(list(row), dtype=torch.long)
         mask[i, place] = 1
-    return Batch(ids, mask, tuple(documents))
+    if not any(isinstance(row, Counted) for row in rows):
+        return Batch(ids, mask, tuple(documents))
+    counted = mask.clone()
+    for i, row in enumerate(rows):
+        if isinstance(row, Counted):
+            place = slice(length - len(row), length) if left else slice(0, len(row))
+            counted[i, place] = torch.tensor(row.counted, dtype=torch.long)
+    return Batch(ids, mask, tuple(documents), counted)
 
 
 def shuffled_batches(

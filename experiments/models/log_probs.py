@@ -17,20 +17,20 @@ class TokenLogProbs(NamedTuple):
     """Log-probabilities of the tokens of a padded batch, each given what stands before it.
 
     Attributes:
-        label: log-probability of the token that follows, float32 (batch, length - 1), 0 on padding.
-        mask: mask with True on real tokens, (batch, length - 1).
+        label: log-probability of the token that follows, float32 (batch, length - 1), 0 on padding and on what does not count.
+        mask: mask with True on real tokens that count, (batch, length - 1).
     """
 
     label: Tensor
     mask: Tensor
 
 
-def token_log_probs(logits: Tensor, input_ids: Tensor, attention_mask: Tensor) -> TokenLogProbs:
+def token_log_probs(logits: Tensor, input_ids: Tensor, scored: Tensor) -> TokenLogProbs:
     """Return log p of the tokens that follow, normalized in float32; logits (batch, length, vocabulary).
 
-    They are the labels picked from `distributions`, by the fused cross entropy, which takes fewer passes over memory.
+    `scored` is 1 on the tokens that count, (batch, length). They are the labels picked from `distributions`, by the fused cross entropy, which takes fewer passes over memory.
     """
-    mask = attention_mask[:, 1:].bool()
+    mask = scored[:, 1:].bool()
     followers, real = (functional.pad(x, (0, 1)) for x in (input_ids[:, 1:], mask))  # logits are not cut, which copies
     return TokenLogProbs(follower_log_probs(logits, followers, real)[:, :-1], mask)
 

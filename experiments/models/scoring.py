@@ -43,7 +43,7 @@ def token_scores(model: PreTrainedModel, documents: Documents, batch: int) -> li
         scored = (
             score_batch(model, b)
             if b.input_ids.shape[1] <= width
-            else TokenLogProbs(read_batch(model, b, width), b.attention_mask[:, 1:].bool())
+            else TokenLogProbs(read_batch(model, b, width), b.scored[:, 1:].bool())
         )
         for i, label, mask in zip(together, *scored, strict=True):
             found[i] = label[mask].cpu()
@@ -116,8 +116,8 @@ def batches_of(model: PreTrainedModel, documents: Documents, size: int) -> Itera
 
 
 def score_batch(model: PreTrainedModel, batch: Batch) -> TokenLogProbs:
-    """Return the log-probability of every token of a batch."""
-    return token_log_probs(next_logits(model, batch), batch.input_ids, batch.attention_mask)
+    """Return the log-probability of every token of a batch that counts."""
+    return token_log_probs(next_logits(model, batch), batch.input_ids, batch.scored)
 
 
 def next_logits(model: PreTrainedModel, batch: Batch) -> Tensor:

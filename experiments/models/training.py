@@ -58,7 +58,7 @@ def train(
             for batch, share in worker.parts(next(batches), "followers", compute.micro_batch):
                 with autocast(config.autocast, batch.input_ids.device):
                     logits = next_logits(worker.model, batch)
-                part = cross_entropy(token_log_probs(logits, batch.input_ids, batch.attention_mask))
+                part = cross_entropy(token_log_probs(logits, batch.input_ids, batch.scored))
                 worker.backward(part if share == 1.0 else share * part)
                 loss, seen = loss + share * part.item(), seen + share
         worker.clip()

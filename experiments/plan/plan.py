@@ -19,6 +19,7 @@ from unforgotten.experiments.plan.rates import Rates
 from unforgotten.experiments.plan.shapes import Shape, shape_of
 from unforgotten.experiments.plan.stages import Planner, Work
 from unforgotten.experiments.plan.texts import Texts, texts_of
+from unforgotten.records.depths import wanted, words
 
 GIB = 2**30
 UNITS = ((86400 * 365.0, "years"), (86400.0, "days"), (3600.0, "h"), (60.0, "min"), (1.0, "s"))
@@ -112,6 +113,8 @@ def _heads(plan: Plan) -> Iterator[str]:
         for name, lengths in texts.parts.items():
             yield f"        {name}: {len(lengths):,} of {sum(lengths):,} tokens, the longest {max(lengths, default=0):,}"
     yield f"arms    {', '.join(config.methods)} in {', '.join(config.storages)}; formats: {', '.join(config.formats)}"
+    if depths := wanted(config.unlearning.model_dump()):
+        yield f"states  of each arm at {'; '.join(map(words, depths))}"
     yield ""
 
 

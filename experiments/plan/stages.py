@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from unforgotten.experiments.arms.arm import Arm, arms
+from unforgotten.experiments.arms.states import planned
 from unforgotten.experiments.config import RunConfig, TrainingConfig
 from unforgotten.experiments.methods.registry import method_named
 from unforgotten.experiments.methods.terms import LossMethod
@@ -138,7 +139,7 @@ class Planner:
         return Work(stage, steps, tokens, self._passes(tokens, lengths, BACKWARD), memory=memory, disk=saved * weights)
 
     def _unlearn(self, stage: str, arm: Arm) -> Work:
-        """Return the work of one arm: its steps at most, the checks of its rule, and what it needs of the target."""
+        """Return the work of one arm: its steps at most, the checks of its rule at most, and what it needs of the target."""
         settings = self.config.unlearning
         own = settings.methods[arm.method]
         steps = int(getattr(own, "max_steps", None) or settings.max_steps[arm.storage])
@@ -148,23 +149,26 @@ class Planner:
         forget, retain, passages = (parts[name] for name in ("forget", "retain", "passages"))
         sizes = min(settings.batch, len(forget)), min(settings.retain_batch, len(retain)) if _retains(arm) else 0
         tokens = int(steps * (sizes[0] * _mean(forget) + sizes[1] * _mean(retain)))
-        checked = (steps // settings.check_every + 1) * sum(passages)
+        states = planned(self.config, arm)
+        often = settings.keep == "nearest" and len(settings.depths) > 0
+        checked = (steps if often else steps // settings.check_every + 1) * sum(passages)
         first = next(a for a in arms(self.config) if a.storage == arm.storage)
         seen = sum(forget) + sum(retain) if arm == first else 0  # the target sees both once for all arms of a storage
         if self.shape is None:
             return Work(stage, steps, tokens + checked + seen)
         operations = self._passes(tokens, forget, BACKWARD) + self._passes(checked + seen, passages, 1)
         weights, kept = self.shape.parameters, arm.kept.dtype.itemsize
+        copies = 1 if states[0].depth is None else 1 + len(states)  # those of states wait in memory until the arm ends
         width = FLOAT // 2 if kept < FLOAT or settings.autocast == "bf16" else FLOAT
         longest = max(*forget, *retain) if sizes[1] else max(forget)
         memory = Memory(
-            parameters=kept * weights + FLOAT * weights,
+            parameters=kept * weights * copies + FLOAT * weights,
             gradients=kept * weights,
             moments=MOMENTS * kept * weights,
             reference=kept * self.shape.width * (sum(forget) + sum(retain) + self.shape.vocabulary),
             activations=activation_bytes(self.shape, sum(sizes), longest, width),
         )
-        return Work(stage, steps, tokens + checked + seen, operations, memory=memory, disk=kept * weights)
+        return Work(stage, steps, tokens + checked + seen, operations, memory=memory, disk=kept * weights * len(states))
 
     def _measure(self, stage: str, kind: str) -> Work:
         """Return the work of measuring one state, or the two mixed ones of a decomposition."""

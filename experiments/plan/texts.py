@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class Texts:
     def parts(self) -> dict[str, list[int]]:
         """Lengths of the documents and prompts of each part."""
         p = self.probes
-        rows = {
+        rows: dict[str, Sequence[Sequence[int]]] = {
             "forget": p.forget,
             "retain": p.retain,
             "passages": p.passages,
@@ -87,7 +88,7 @@ def texts_of(config: RunConfig) -> Texts | None:
     return Texts(origin, counted, training, make_probes(corpus, tokenizer, config))
 
 
-def _lengths(rows: list[list[int]]) -> list[int]:
+def _lengths(rows: Sequence[Sequence[int]]) -> list[int]:
     return [len(row) for row in rows]
 
 

@@ -23,6 +23,7 @@ from unforgotten.audit.progress.stages import Progress
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.audit_findings_pairs import DTYPES, SIZES, save_pair
 from unforgotten.experiments.studies.study import Study
+from unforgotten.records.depths import state_name
 from unforgotten.records.files import read_json_lines, write_json_lines
 
 HONEST_SEEDS = 120  # of each kind and dtype
@@ -58,7 +59,11 @@ def measure(first: Path, second: Path) -> dict[str, Any]:
 def run_rows(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield a row for every pair of models of one run, the target first where it is one of them."""
     lines = read_json_lines(folder / "rows.jsonl")
-    arm_of = {f"unlearned-{r['method']}-{r['storage']}": (r["storage"], r["lr"]) for r in lines if r["lr"] is not None}
+    arm_of = {
+        state_name(r["method"], r["storage"], r.get("depth")): (r["storage"], r["lr"])
+        for r in lines
+        if r["lr"] is not None
+    }
     names = sorted(p.name for p in (folder / MODELS_OF).iterdir() if p.is_dir())
     names.sort(key=lambda name: name != "target")
     for first, second in combinations(names, 2):

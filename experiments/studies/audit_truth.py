@@ -32,6 +32,7 @@ from unforgotten.experiments.metrics.items import of_items
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.audit_truth_rates import TRIALS, rates
 from unforgotten.experiments.studies.study import Study
+from unforgotten.records.depths import kept_depths, state_name
 from unforgotten.records.files import read_json_lines, write_json_lines
 from unforgotten.records.rows import Subject
 from unforgotten.records.store import Measurement
@@ -93,6 +94,7 @@ class PublishedPair(NamedTuple):
     storage: str
     base: Runs
     after: Runs
+    depth: str | None = None
 
     def row(self, kind: str, truth: Truth, verdict: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         """Return one row of the table's source."""
@@ -101,6 +103,7 @@ class PublishedPair(NamedTuple):
             "run": self.run,
             "method": self.method,
             "storage": self.storage,
+            **({} if self.depth is None else {"depth": self.depth}),
             **more,
             "looked_at": self.run.startswith(LOOKED_AT[kind]),
             "truth": truth.word,
@@ -114,16 +117,19 @@ class PublishedPair(NamedTuple):
 
 
 def published_pairs(folder: Path) -> Iterator[PublishedPair]:
-    """Yield target and unlearned model of every arm of a published run, from its files of items."""
+    """Yield target and unlearned model of every arm of a published run, at each depth that it kept, from its files of items."""
     config = json.loads((folder / "config.json").read_text())
     chosen = config.get("only_methods") or list(config["unlearning"]["methods"])
     formats = ("none", *config["formats"])
     base = {f: _measured(folder, Subject("target", format=f)) for f in formats}
     for method in chosen:
         for storage in config["storages"]:
-            subjects = {f: Subject("unlearned", method, storage, f) for f in formats}
-            after = {f: _measured(folder, subject) for f, subject in subjects.items()}
-            yield PublishedPair(folder.name, method, storage, base, after)
+            for depth in kept_depths(config["unlearning"]):
+                subjects = {f: Subject("unlearned", method, storage, f, depth=depth) for f in formats}
+                if depth is not None and not (folder / f"items/{subjects['none'].file_stem}.json").exists():
+                    continue  # a depth that this arm did not reach
+                after = {f: _measured(folder, subject) for f, subject in subjects.items()}
+                yield PublishedPair(folder.name, method, storage, base, after, depth)
 
 
 def _measured(folder: Path, subject: Subject) -> dict[str, Measurement]:
@@ -154,7 +160,8 @@ def halves(pair: PublishedPair) -> Iterator[dict[str, Any]]:
 
 def against_openings(pair: PublishedPair, readings: Readings) -> Iterator[dict[str, Any]]:
     """Yield the rows of the sets "whole" and "output" for a pair whose models were read."""
-    models = [readings.get((pair.run, name)) for name in ("target", f"unlearned-{pair.method}-{pair.storage}")]
+    names = ("target", state_name(pair.method, pair.storage, pair.depth))
+    models = [readings.get((pair.run, name)) for name in names]
     if models[0] is None or models[1] is None:
         return
     formats = [name for name in pair.after if name != "none"]

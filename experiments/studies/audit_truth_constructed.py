@@ -9,7 +9,7 @@ import dataclasses
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,9 @@ from unforgotten.experiments.legs.output import encode_texts, measure_output
 from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.experiments.studies.audit_truth_models import Constructed, constructed, read_run
+from unforgotten.records.depths import kept_depths, state_name
 
-ARM = "unlearned-NPO-fp32"
+ARM = ("NPO", "fp32")
 TRUTHS = {"clamped": ("undone", 1.0), "on grid": ("survives", 0.0)}
 TEXTS = "corpus/privleak/forget.json"
 DIGITS = 7  # of what is kept of a reading
@@ -34,12 +35,19 @@ DIGITS = 7  # of what is kept of a reading
 def constructed_rows(run: Path) -> Iterator[dict[str, Any]]:
     """Yield one row a constructed pair of a run, in each of its formats."""
     config = json.loads((run / "config.json").read_text())
-    pair = open_model_pair(run / "models/target", run / f"models/{ARM}")
+    pair = open_model_pair(run / "models/target", run / f"models/{_states(run, config, (ARM,))[0]}")
     benchmark = read_benchmark(run / "corpus", pair.shell.tokenizer, pair.shell.context)
     meter = Meter(pair.shell, benchmark.probes, benchmark.settings, known={})
     for format_name in config["formats"]:
         for made in constructed(pair, format_name):
             yield {"set": "constructed", "run": run.name, **_audit(meter, pair, made, run, benchmark.notes)}
+
+
+def _states(run: Path, config: Mapping[str, Any], arms: Sequence[tuple[str, str]]) -> list[str]:
+    """Return the names of what the arms of a run left, those of each depth that was kept."""
+    depths = kept_depths(config["unlearning"])
+    names = [state_name(method, storage, depth) for method, storage in arms for depth in depths]
+    return [name for name in names if len(depths) == 1 or (run / "models" / name).is_dir()]
 
 
 def _audit(meter: Meter, pair: Pair, made: Constructed, run: Path, notes: Sequence[str]) -> dict[str, Any]:
@@ -93,6 +101,6 @@ def readings(run: Path) -> Iterator[dict[str, Any]]:
     config = json.loads((run / "config.json").read_text())
     chosen = config.get("only_methods") or list(config["unlearning"]["methods"])
     arms = [(method, storage) for method in chosen for storage in config["storages"]]
-    for model, format_name, items in read_run(run, arms, config["formats"]):
+    for model, format_name, items in read_run(run, _states(run, config, arms), config["formats"]):
         kept = {m: [float(f"{x:.{DIGITS}g}") for x in values] for m, values in items.items()}
         yield {"run": run.name, "model": model, "format": format_name, "items": kept}

@@ -121,10 +121,10 @@ def reader_of(folder: Path, pair: Pair) -> Reader:
     )
 
 
-def read_run(folder: Path, arms: Sequence[tuple[str, str]], formats: Sequence[str]) -> Iterator[tuple[str, str, Items]]:
-    """Yield (model, format, items) of the target and of each (method, storage), "none" for the model itself."""
+def read_run(folder: Path, unlearned: Sequence[str], formats: Sequence[str]) -> Iterator[tuple[str, str, Items]]:
+    """Yield (model, format, items) of the target and of each unlearned model, "none" for the model itself."""
     read: tuple[Pair, Reader] | None = None
-    for name in ("target", *(f"unlearned-{method}-{storage}" for method, storage in arms)):
+    for name in ("target", *unlearned):
         if read is None:
             pair = open_model_pair(folder / "models/target", folder / f"models/{name}")
             read, state = (pair, reader_of(folder, pair)), pair.target

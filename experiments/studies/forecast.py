@@ -64,12 +64,10 @@ def recorded(folder: Path, method: str, step: Step) -> Gradients:
 
 
 def forecasts(folder: Path, method: str, gradients: Gradients, settings: Forecasts) -> Iterator[dict[str, Any]]:
-    """Yield a row for each storage and format of a method that the run has measured."""
-    measured = {
-        (row["storage"], row["format"]): row
-        for row in read_json_lines(folder / ROWS_FILE)
-        if row["metric"] == "gain" and row["method"] == label_of(method)
-    }
+    """Yield a row for each storage and format of a method that the run has measured, at the deepest of several depths."""
+    wanted = ("gain", label_of(method))
+    gains = [row for row in read_json_lines(folder / ROWS_FILE) if (row["metric"], row["method"]) == wanted]
+    measured = {(row["storage"], row["format"]): row for row in sorted(gains, key=lambda row: row["steps"])}
     sample = Pilot(
         gradients.weights, gradients.row_absmax, gradients.gradients, gradients.lr, Adam(**gradients.settings)
     )
@@ -83,7 +81,7 @@ def forecasts(folder: Path, method: str, gradients: Gradients, settings: Forecas
 
 def _given_steps(row: dict[str, Any]) -> int | None:
     """Return the number of steps that ended a run; None where the depth of forgetting did."""
-    return int(row["steps"]) if row.get("stopped") == "max_steps" else None
+    return int(row["steps"]) if row.get("stopped") in ("max_steps", "steps") else None
 
 
 def _rows(

@@ -35,6 +35,7 @@ from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.experiments.run import revision
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.study import Study
+from unforgotten.records.depths import stem
 from unforgotten.records.files import write_json_lines
 from unforgotten.theory.formats.names import format_named
 
@@ -146,9 +147,11 @@ def functional_gains(folder: Path, formats: Sequence[str], *, second_order: bool
     for path in sorted(models.glob("unlearned-*")):
         _, method, storage = path.name.split("-", 2)
         notes = load_notes(path)
+        depth = notes.get("depth")
         arm = {
             "method": method,
-            "storage": storage,
+            "storage": storage if depth is None else storage.removesuffix(f"-{stem(depth)}"),
+            **({} if depth is None else {"depth": depth}),
             "seed": config.seed,
             "lr": notes.get("lr"),
             "steps": notes["steps"],

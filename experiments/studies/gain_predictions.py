@@ -29,6 +29,7 @@ from unforgotten.audit.sources.checkpoint import open_checkpoint
 from unforgotten.audit.sources.pairing import is_quantized
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.study import Study
+from unforgotten.records.depths import state_name
 from unforgotten.records.files import read_json_lines, write_json_lines
 from unforgotten.theory.formats.names import Format, format_named
 from unforgotten.theory.formats.reference import to_blocks
@@ -122,19 +123,20 @@ def predictions(folder: Path) -> Iterator[dict[str, Any]]:
     }
     laws: dict[str, dict[str, AbsmaxLaw]] = {}
     gains = [row for row in rows if row["metric"] == "gain"]
-    for (method, storage), arm in groupby(gains, key=lambda r: (r["method"], r["storage"])):
-        unlearned = read_tensors(folder / f"models/unlearned-{method}-{storage}")
+    for name, arm in groupby(gains, key=lambda r: state_name(r["method"], r["storage"], r.get("depth"))):
+        unlearned = read_tensors(folder / f"models/{name}")
         first, *rest = arm
-        training = {"lr": first["lr"], "steps": first["steps"], "dtype": DTYPES[storage]}
+        training = {"lr": first["lr"], "steps": first["steps"], "dtype": DTYPES[first["storage"]]}
         update = Update(training, target, {k: unlearned[k] - t.weights for k, t in target.items()})
         for row in (first, *rest):
-            name = row["format"]
-            if name not in laws:
-                laws[name] = {k: t.absmax(name) for k, t in target.items()}
+            fmt = row["format"]
+            if fmt not in laws:
+                laws[fmt] = {k: t.absmax(fmt) for k, t in target.items()}
             for kind in KINDS:
-                e = update.expected(kind, format_named(name), laws[name])
+                e = update.expected(kind, format_named(fmt), laws[fmt])
                 yield {
                     **{key: row[key] for key in KEPT},
+                    **({"depth": row["depth"]} if row.get("depth") else {}),
                     "kind": kind,
                     "measured": row["value"],
                     "predicted": e.gain,

@@ -43,7 +43,7 @@ def unlearn(
         ratio = _sequence_log_probs(model, forgotten) - before
         loss = -(2.0 / settings.beta) * functional.logsigmoid(-settings.beta * ratio).mean()
         divergence = (wanted.exp() * (wanted - _log_probs(model, kept))).sum(-1)
-        real = kept.attention_mask[:, 1:].float()
+        real = kept.scored[:, 1:].float()
         loss = loss + settings.alpha * (divergence * real).sum() / real.sum()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_grad_norm)
@@ -58,7 +58,7 @@ def _log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def _sequence_log_probs(model: PreTrainedModel, batch: Batch) -> Tensor:
-    labels, real = batch.input_ids[:, 1:, None], batch.attention_mask[:, 1:]
+    labels, real = batch.input_ids[:, 1:, None], batch.scored[:, 1:]
     return (_log_probs(model, batch).gather(-1, labels)[..., 0] * real).sum(-1)
 
 

@@ -22,6 +22,8 @@ def arms_table(new: Run, old: Run) -> str:
     A cell says what the new run does, and behind a stroke what the old one does; "–" where it has no such arm. Steps, forget loss and M1 are those of the unlearned model before quantization, then those after it. "back": the
     interval of rho_M1 (T16) lies above 0, "down": below it.
     """
+    if deep := [run.label for run in (new, old) if run.depths and run.depth is None]:
+        raise ValueError(f"runs must be without unlearning.depths to stand side by side, got {deep[0]}")
     lines = [
         f"How the new run computed: {_computed(new)}. The old one: {_computed(old)}.",
         "",

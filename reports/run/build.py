@@ -17,7 +17,8 @@ from unforgotten.reports.style import render_png
 def build_report(folders: Sequence[Path], out: Path) -> Path:
     """Write the report of the runs in `folders` to `out`; the same rows give the same bytes.
 
-    Beside it: `headline.svg` and `headline.png` of the first run (neither where its rows have nothing to draw), and
+    A run that kept weights at several depths is shown once for each. Beside the page: `headline.svg` and `headline.png` of
+    the first run, at the first of its depths (neither where its rows have nothing to draw), and
     `<name>.sha256.json` with the SHA-256 of the rows and of every file written.
 
     Args:
@@ -34,7 +35,7 @@ def build_report(folders: Sequence[Path], out: Path) -> Path:
         raise ValueError("folders must name at least one run, got none")
     if out.is_dir():
         raise ValueError(f"out must be the path of a file, got a directory: {out}")
-    runs = [read_run(folder) for folder in folders]
+    runs = [run for folder in folders for run in read_run(folder).by_depth()]
     figures = [draw_figures(run) for run in runs]
     written = {
         "headline.svg": figures[0].get("headline"),

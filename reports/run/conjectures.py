@@ -119,7 +119,7 @@ def _at_random(run: Run, row: Row) -> bool:
     Then fewer codes flip than T6 expects of U, or the gain is far from the 1 of T7. The limit on the flips was set on
     2026-11-24 after the rows of tiny seed 0, and before those of any later seed.
     """
-    subject = row.key[1:]
+    subject = row.place
     distance, gain = run.value("position_distance", *subject), run.value("gain", *subject)
     flips, expected = run.value("code_flips", *subject), run.value("expected_flips", *subject)
     if distance is None or gain is None or flips is None or not expected:

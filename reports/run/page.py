@@ -71,6 +71,7 @@ def render_page(runs: Sequence[Run], figures: Sequence[Mapping[str, bytes]]) -> 
     return environment.get_template("report.html.j2").render(
         runs=views,
         summary=tables.summary_table(runs) if len(runs) > 1 else None,
+        depths=tables.depth_table(runs),
         metric_names=METRICS,
         stochastic=any("bf16-sr" in run.storages for run in runs),
     )

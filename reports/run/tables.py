@@ -180,7 +180,8 @@ def settings_table(run: Run) -> Table:
     firsts = [next(r for r in run.rows if (r.method, r.storage) == arm) for arm in run.arms]
     kept = {name: words for name, words in ARM_COLUMNS.items() if any(_kept(r, name) for r in firsts)}
     return Table(
-        "Unlearning settings. Stopped by: forget_loss is the fixed rule on the forget loss, max_steps the limit.",
+        "Unlearning settings. Stopped by: forget_loss is the fixed rule on the forget loss, max_steps the limit."
+        + ("" if run.depth is None else " steps: a number of steps that was asked for."),
         ("Method", "Storage arm", "Learning rate", "Alpha", "Steps", "Stopped by", *kept.values()),
         [(*_settings_row(run, r), *(_kept(r, name) or "–" for name in kept)) for r in firsts],
         heads=2,
@@ -242,7 +243,7 @@ def all_rows_table(run: Run) -> Table:
         (*SUBJECT_COLUMNS, "Metric", "Value", "95 % interval", "n"),
         [
             (
-                *_words(row.key[1:]),
+                *_words(row.place),
                 row.metric,
                 plain(row.value) or "undefined",
                 _plain_bounds(row),
@@ -252,6 +253,24 @@ def all_rows_table(run: Run) -> Table:
         ],
         heads=5,
     )
+
+
+def depth_table(runs: Sequence[Run]) -> Table | None:
+    """Return what each arm forgot and kept at each depth, unquantized; None where no run kept weights on the way."""
+    metrics = {"forget_loss": "Forget loss", "M1": "M1", "M2": "M2", "M3": "M3", "M4": "M4"}
+
+    def line(run: Run, method: str, storage: str) -> list[str]:
+        found = [run.get(name, "unlearned", method, storage) for name in metrics]
+        steps = next((f"{row.steps:,}" for row in found if row is not None and row.steps is not None), "–")
+        return [run.label, method, storage_label(storage), steps, *(estimate(row) for row in found)]
+
+    lines = [line(run, *arm) for run in runs if run.depth is not None for arm in run.arms]
+    caption = (
+        "What each arm forgot and kept at each depth, before quantization. Value and 95 % interval; the forget loss is "
+        "the one that was reached. A depth that an arm did not reach has no line."
+    )
+    columns = ("Run and depth", "Method", "Storage arm", "Steps", *metrics.values())
+    return Table(caption, columns, lines, heads=3) if lines else None
 
 
 def summary_table(runs: Sequence[Run]) -> Table:
@@ -301,7 +320,7 @@ def _by_subject(run: Run, columns: Mapping[str, str], caption: str, *, pairs: bo
     """Return a line for each model and precision that has any of these metrics."""
     rows = select(run.rows, metric=tuple(columns))
     shown = {m: name for m, name in columns.items() if any(row.metric == m for row in rows)}
-    subjects: dict[SubjectKey, None] = {row.key[1:]: None for row in rows}
+    subjects: dict[SubjectKey, None] = {row.place: None for row in rows}
     first = 1 if pairs else 0  # a pair is always of an unlearned model: its column would say nothing
     return Table(
         caption,

@@ -62,7 +62,7 @@ def flips_figure(run: Run) -> Figure | None:
     pairs = [
         (expected.value, observed.value, expected.storage, expected.format)
         for expected in select(run.rows, metric="expected_flips")
-        if (observed := run.get("code_flips", *expected.key[1:])) and observed.value and expected.value
+        if (observed := run.get("code_flips", *expected.place)) and observed.value and expected.value
     ]
     if not pairs:
         return None

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from unforgotten.records.depths import words
 from unforgotten.records.rows import Run, read_run
 from unforgotten.reports.labels import number, precision_label
 
@@ -33,11 +34,16 @@ def runs_table(folder: Path, study: Mapping[str, Any]) -> str:
     """
     settings = study["settings"]
     shown, seeds = settings["show"], settings["seeds"]
-    heads = [*settings["vary"], "method", "storage", "format", *shown]
+    combinations = list(itertools.product(*settings["vary"].values()))
+    found = [[read_run(folder / "-".join([*levels, f"seed{seed}"])) for seed in seeds] for levels in combinations]
+    deep = ["depth"] if any(run.depths for runs in found for run in runs) else []
+    heads = [*settings["vary"], *deep, "method", "storage", "format", *shown]
     lines = [f"{study['question']} Seeds: {', '.join(map(str, seeds))}.", "", _line(heads), _line(["---"] * len(heads))]
-    for levels in itertools.product(*settings["vary"].values()):
-        runs = [read_run(folder / "-".join([*levels, f"seed{seed}"])) for seed in seeds]
-        lines += [_line([*levels, *cells]) for cells in _cells(runs, shown)]
+    for levels, runs in zip(combinations, found, strict=True):
+        for depth in dict.fromkeys(one.depth for run in runs for one in run.by_depth()):
+            there = [one for run in runs for one in run.by_depth() if one.depth == depth]
+            named = ["–" if depth is None else words(depth)] if deep else []
+            lines += [_line([*levels, *named, *cells]) for cells in _cells(there, shown)]
     return "\n".join(lines) + "\n"
 
 

@@ -94,7 +94,8 @@ def picture(claim_id: str, seen: str) -> str:
 
 def c1_summary() -> str:
     """Say how many of the published runs confirm C1, refute it or leave it open."""
-    runs = [read_run(config.parent) for config in sorted(PUBLISHED.glob("*/config.json"))]
+    folders = [config.parent for config in sorted(PUBLISHED.glob("*/config.json"))]
+    runs = [run for folder in folders for run in read_run(folder).by_depth()]
     found = Counter(c.verdict for run in runs for c in conjectures(run) if c.name == "C1")
     said = " and ".join(f"{verdict} in {found[verdict]}" for verdict in sorted(found))
     return f"{said} of {len(runs)}".replace(" here", "")

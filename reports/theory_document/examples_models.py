@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from unforgotten.records.depths import words
 from unforgotten.records.rows import read_run
 from unforgotten.reports.run.conjectures import conjectures
 from unforgotten.theory.calculators.bound import Question, bound
@@ -171,6 +172,7 @@ def verdicts() -> list[str]:
     for config in sorted(PUBLISHED.glob("*/config.json")):
         name = config.parent.name
         link = f"[{name}](../reports/published/{name})"
-        for c in conjectures(read_run(config.parent)):
-            lines.append(f"| {link} | {c.name} | {c.verdict} | {c.scope} |")
+        for run in read_run(config.parent).by_depth():
+            depth = "" if run.depth is None else f", {words(run.depth)}"
+            lines += [f"| {link}{depth} | {c.name} | {c.verdict} | {c.scope} |" for c in conjectures(run)]
     return lines

@@ -133,6 +133,15 @@ def test_stages_that_were_done_before_are_one_line_without_a_time() -> None:
     ]
 
 
+def test_stages_that_are_skipped_for_another_reason_say_it() -> None:
+    log = Log(3)
+    log.lines.skip()
+    log.lines.skip("of depths that were not reached")
+    log.lines.skip("of depths that were not reached")
+    log.lines.end()
+    assert log.said[:2] == ["[1/3] 1 stage was done before", "[3/3] 2 stages were of depths that were not reached"]
+
+
 def test_a_run_that_was_whole_says_so() -> None:
     log = Log(2)
     log.lines.skip()

@@ -109,6 +109,18 @@ def test_the_bf16_arm_takes_half_of_the_fp32_arm() -> None:
         assert (work.memory.gradients, work.memory.moments, work.disk) == (kept * n, 2 * kept * n, kept * n)
 
 
+def test_a_plan_has_the_states_of_every_depth() -> None:
+    more = ["only_methods=[GA_GDR]", "storages=[bf16]", "unlearning.depths=[0.6, retrained]"]
+    plan, plain = planned(MICRO, *more), planned(MICRO, *more[:2])
+    assert plan.shape is not None
+    assert "states  of each arm at forget loss 0.6; the retrained model's forget loss" in lines(plan)
+    works = {work.stage: work for work in plan.works}
+    assert "evaluate unlearned-GA_GDR-bf16-retrained none" in works
+    work, alone = (next(w for w in p.works if w.stage.startswith("unlearn ")) for p in (plan, plain))
+    assert work.disk == 2 * (alone.disk or 0) == 2 * 2 * plan.shape.parameters
+    assert work.tokens > alone.tokens
+
+
 def test_activations_follow_their_formula() -> None:
     shape = shape_of(load_config("muse-news"))
     assert shape is not None

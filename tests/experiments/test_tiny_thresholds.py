@@ -27,10 +27,14 @@ def value(
 @pytest.mark.nightly
 @pytest.mark.parametrize("seed", range(5))
 def test_tiny_memorizes_survives_four_bits_and_forgets(seed: int, tmp_path: Path) -> None:
-    overrides = [f"only_methods=[{','.join(CONSTRAINED)}]", f"formats=[{','.join(FOUR_BIT)}]"]
+    overrides = [
+        f"only_methods=[{','.join(CONSTRAINED)}]",
+        f"formats=[{','.join(FOUR_BIT)}]",
+        "unlearning.depths=[0.6]",
+    ]
     config = load_config("tiny", seed=seed, overrides=overrides)
     run(config, tmp_path / "run", resume=False)
-    result = read_run(tmp_path / "run")
+    (result,) = read_run(tmp_path / "run").by_depth()
     target = value(result, "M1", "target")
     assert target >= 90
     assert value(result, "M2", "target") >= 80

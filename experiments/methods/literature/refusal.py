@@ -7,7 +7,7 @@ REFUSALS, drawn once for each document.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 from unforgotten.experiments.methods.retain import RETAIN_TERMS
 
@@ -137,6 +137,7 @@ class RefusalMethod:
 
     kind: Literal["IdkNLL", "IdkDPO"]
     retain: RetainTerm | None
+    keeps_states: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -89,6 +89,7 @@ class RMU:
     name = "RMU"
     statement = "hidden states of the forget text steered to a random direction, those of the retain text kept"
     source = "Li et al. 2024, arXiv 2403.03218"
+    keeps_states = True
 
     @property
     def settings(self) -> type[RMUConfig]:

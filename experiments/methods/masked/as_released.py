@@ -9,7 +9,7 @@ tokens of a document, not averaged. Padding, which the released code counts, is 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from unforgotten.experiments.methods.ga import GA
 from unforgotten.experiments.methods.raw_logits import NPO_RAW
@@ -66,6 +66,7 @@ class AsReleased:
     """A pair of terms, descended as the released class does. A `Method`."""
 
     base: LossMethod
+    keeps_states: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ The paper takes a larger learning rate than for the pair alone, 1e-4 against 1e-
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from unforgotten.experiments.methods.ga import GA
 from unforgotten.experiments.methods.method import not_plain
@@ -94,6 +94,7 @@ class SureMethod:
     """SURE around a pair of terms. A `Method`."""
 
     base: LossMethod
+    keeps_states: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

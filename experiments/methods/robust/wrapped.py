@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from unforgotten.experiments.methods.method import not_plain
 from unforgotten.experiments.methods.terms import LossMethod
@@ -36,6 +36,7 @@ class WrappedMethod:
     paper: str
     config: Callable[[], type[MethodConfig]]
     step: Callable[[Any, Task], Step]
+    keeps_states: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from unforgotten.audit.progress.stages import SILENT
 from unforgotten.experiments import run
+from unforgotten.experiments.arms import states
 from unforgotten.experiments.arms.arithmetic import Arithmetic
 from unforgotten.experiments.arms.arm import arms
 from unforgotten.experiments.arms.products import Float32Products
@@ -100,7 +101,7 @@ def test_every_arm_is_given_the_reference_of_its_own_arithmetic(
     made: list[Arithmetic] = []
     given: list[tuple[str, Any]] = []
     monkeypatch.setattr(run, "load_model", lambda folder: torch.nn.Linear(1, 1))
-    monkeypatch.setattr(run, "save_model", lambda *args: None)
+    monkeypatch.setattr(states, "save_model", lambda *args: None)
 
     def make(target: None, documents: Any, batch: int, arithmetic: Arithmetic) -> Arithmetic:
         made.append(arithmetic)

@@ -38,7 +38,7 @@ def evaluated(folder: Path, overrides: list[str]) -> int:
     assert bench.states.streamed
     bench = run._evaluate_trained(config, bench, SILENT)
     for arm in arms(config):
-        run._evaluate_arm(config, bench, arm, SILENT)
+        run._evaluate_states(config, bench, arm, folder, SILENT)
     return sum(p.numel() for p in bench.states.model.parameters())
 
 

@@ -37,7 +37,7 @@ def meter(micro_pair: Path) -> Meter:
 
 def documents(meter: Meter) -> list[list[int]]:
     """More than two batches, of eleven lengths in no order."""
-    texts = meter.probes.retain
+    texts = [list(text) for text in meter.probes.retain]
     chosen = [texts[i % len(texts)] for i in range(2 * SCORED_TOGETHER + 3)]
     return [text[: 40 - 7 * i % 11] for i, text in enumerate(chosen)]
 
