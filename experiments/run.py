@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
@@ -87,10 +87,19 @@ def revision(own: Mapping[str, str] | None = None) -> str:
     return f"{version('unforgotten')}+src.{digest.hexdigest()[:12]}"
 
 
-def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = SILENT) -> Path:
+def run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    progress: Progress = SILENT,
+    only: Sequence[Arm] | None = None,
+    part: str | None = None,
+) -> Path:
     """Do everything that is not done yet; return the path of the rows.
 
-    The processes of one launch train and unlearn together; the first alone measures and writes.
+    The processes of one launch train and unlearn together; the first alone measures and writes. `only` cuts the arms to
+    some of them, and with `part` the rows go to that folder below the run's: `fan_out.py` shares a run out so.
 
     Raises:
         ValueError: the folder holds a run and `resume` is False, or it holds the run of another configuration.
@@ -119,14 +128,15 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
     probes = make_probes(corpus, tokenizer, config)
     bench = None
     if together.first:
-        store = RowStore(folder, common | {"rouge": probes.rouge_tokenizer})
+        store = RowStore(folder, common | {"rouge": probes.rouge_tokenizer}, part)
         bench = _evaluate_trained(config, _bench(config, corpus, probes, tokenizer, models, store), progress)
     references = References(probes.forget, probes.retain, config.evaluation.batch)
-    for done, arm in enumerate(arms(config), 1):
+    asked = arms(config) if only is None else list(only)
+    for done, arm in enumerate(asked, 1):
         _unlearn_arm(config, (probes, tokenizer), arm, models, references, progress)
         if bench is not None:
             _evaluate_arm(config, bench, arm, progress)
-        references.keep({ahead.arithmetic(config) for ahead in arms(config)[done:]})
+        references.keep({ahead.arithmetic(config) for ahead in asked[done:]})
     return folder / ROWS_FILE
 
 
