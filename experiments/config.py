@@ -200,6 +200,20 @@ class CalibrationConfig(Section):
     documents: int = Field(default=128, ge=1)
 
 
+class StandInConfig(Section):
+    """What the model of a run stands in for.
+
+    Attributes:
+        real: directory of a real model, which is read once; None for a Llama-2-7B as it is assumed to be.
+    """
+
+    real: Path | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), real=None)
+
+
 class Measuring(Protocol):
     """What M1-M4 need of a configuration."""
 
@@ -224,7 +238,7 @@ class RunConfig(Section):
 
     `bf16_products` says how bfloat16 matrices are multiplied in training: "native" by torch's own kernels, "float32" in
     float32 and rounded, "auto" natively where the processor has instructions for it. The rows say which it was.
-    A configuration whose `compute` is the default does not name it.
+    A configuration whose `compute` or `stand_in` is the default does not name it.
     """
 
     profile: str
@@ -243,12 +257,12 @@ class RunConfig(Section):
     calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     compute: ComputeConfig = ComputeConfig()
+    stand_in: StandInConfig = StandInConfig()
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the section out that older configurations do not have, where it says nothing."""
-        tree: dict[str, Any] = handler(self)
-        return {name: value for name, value in tree.items() if name != "compute" or value}
+        """Leave the sections out that older configurations do not have, where they say nothing."""
+        return without(handler(self), compute={}, stand_in={})
 
     @model_validator(mode="before")
     @classmethod

@@ -30,6 +30,7 @@ from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.data.corpus import Corpus
 from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.evaluation import decompose, weights_rows
+from unforgotten.experiments.likeness import STAGE, likeness
 from unforgotten.experiments.methods.method import Task
 from unforgotten.experiments.methods.reference import References
 from unforgotten.experiments.methods.registry import method_named
@@ -56,7 +57,7 @@ OWN = "own.json"
 def stages(config: RunConfig) -> list[str]:
     """Return every stage of a run, in order."""
     prepared = prepared_models(config)
-    names = [stage_of(config, name) for name in prepared]
+    names = [*(stage_of(config, name) for name in prepared), STAGE]
     for name in reversed(prepared):
         names += [f"evaluate {name} {f}" for f in _evaluated_in(config, name)]
     for arm in arms(config):
@@ -189,6 +190,11 @@ def _bench(config: RunConfig, corpus: Corpus, probes: Probes, tokenizer: Any, mo
 
 def _evaluate_trained(config: RunConfig, bench: _Bench, progress: Progress) -> _Bench:
     """Write the rows of what the run starts from; return the bench that knows the retrained model's scores, for M3."""
+    if bench.store.done(STAGE):
+        progress.skip()
+    else:
+        with progress.stage(STAGE):
+            bench.store.append_all(STAGE, likeness(config, bench.states, bench.meter.shell))
     for name in reversed(prepared_models(config)):
         notes, state = load_notes(bench.states.models / name), bench.states.of(name)
         if name == "retrained":

@@ -14,6 +14,7 @@ import math
 import os
 import shutil
 from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,11 @@ class RowStore:
         if items:
             write_json(self.folder / name, items)
         rows = [self._row(stage, subject, m, name) for m in measurements]
+        self._append_lines(stage, [json.dumps(row, allow_nan=False) + "\n" for row in rows])
+
+    def append_all(self, stage: str, measured: Iterable[tuple[Subject, list[Measurement]]]) -> None:
+        """Write the rows of a stage that measures several models and keeps no items, then mark it as done."""
+        rows = [self._row(stage, subject, m, "") for subject, found in measured for m in found]
         self._append_lines(stage, [json.dumps(row, allow_nan=False) + "\n" for row in rows])
 
     def take(self, part: str) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unforgotten.records.metrics import ALWAYS
+from unforgotten.records.metrics import ALWAYS, ASSUMED, STAND_IN
 from unforgotten.records.rows import Row, Run, select
 from unforgotten.reports.labels import estimate, family, number, plain, precision_label, storage_label, storage_short
 from unforgotten.reports.run.conjectures import conjectures
@@ -66,11 +66,34 @@ def metrics_table(run: Run) -> Table:
 
 def further_table(run: Run) -> Table | None:
     """Return what was measured beside that of every run, of every model; None where nothing was."""
-    measured = dict.fromkeys(row.metric for row in run.rows if row.model == "target" and row.metric not in ALWAYS)
+    known = {*ALWAYS, *STAND_IN}
+    measured = dict.fromkeys(row.metric for row in run.rows if row.model == "target" and row.metric not in known)
     if not measured:
         return None
     caption = "Further metrics that this run asked for. Value and 95 % interval of every model at every precision."
     return _by_subject(run, {name: name for name in measured}, caption, pairs=False)
+
+
+def stand_in_table(run: Run) -> Table | None:
+    """Return how near the target is to what it stands in for; None where the rows do not say."""
+    rows = select(run.rows, metric=tuple(STAND_IN))
+    if not rows:
+        return None
+    shown = {m: head for m, head in STAND_IN.items() if any(row.metric == m for row in rows)}
+    subjects = dict.fromkeys((row.model, row.format) for row in rows)
+    found = {(row.model, row.format, row.metric): plain(row.value) for row in rows}
+    assumed = f" {ASSUMED}: weights N(0, 0.02²), not measured." if any(row.model == ASSUMED for row in rows) else ""
+    return Table(
+        "How near the target is to what it stands in for. Edge: magnitude from which bf16 moves no weight by steps of the "
+        "bf16 learning rate. First threshold: magnitude from which the median block rounds to another code than 0. Blocks "
+        f"that swallow: share of blocks in which no weight below the edge can change its code.{assumed}",
+        ("Model", "Precision", *shown.values()),
+        [
+            (model, "all" if name == "none" else name, *(found.get((model, name, m), "–") for m in shown))
+            for model, name in subjects
+        ],
+        heads=2,
+    )
 
 
 def recovery_table(run: Run) -> Table:
