@@ -122,6 +122,7 @@ def run(
         "corpus": origin,
         "device": str(device),
         "processor": processor_of(device),
+        "evaluation_dtype": config.compute.evaluation_dtype,
     }
     models = folder / "models"
     prepare_models(config, corpus, models, progress)

@@ -89,6 +89,7 @@ class Row(Subject):
         rouge: tokenizer of ROUGE, "ascii" or "unicode".
         device: device that computed.
         processor: name of the processor and its instructions.
+        evaluation_dtype: dtype of the model that was measured.
     """
 
     metric: str
@@ -106,6 +107,7 @@ class Row(Subject):
     rouge: str | None = None
     device: str
     processor: str | None = None
+    evaluation_dtype: str | None = None
 
     @property
     def key(self) -> Key:
@@ -138,7 +140,7 @@ MAY_BE_ABSENT = frozenset(
         "rouge",
         "corpus",
     }
-    | {"processor"}
+    | {"processor", "evaluation_dtype"}
 )
 """Fields of `Row` that a line may lack."""
 JSON_TYPES: Mapping[Any, tuple[type, ...]] = {float: (int, float), tuple: (list,), Mapping: (dict,)}

@@ -240,6 +240,7 @@ def origin_table(run: Run) -> Table:
     """Return where the rows come from."""
     first = run.rows[0]
     processors = dict.fromkeys(row.processor for row in run.rows if row.processor)
+    measured_in = dict.fromkeys(row.evaluation_dtype for row in run.rows if row.evaluation_dtype)
     return Table(
         "Origin of the rows.",
         ("What", "Value"),
@@ -251,6 +252,7 @@ def origin_table(run: Run) -> Table:
             ("Revision", first.revision),
             ("Device", first.device),
             *([("Processor", "; ".join(processors))] if processors else []),
+            *([("Dtype of the evaluation", "; ".join(measured_in))] if measured_in else []),
             ("Rows", f"{len(run.rows):,}"),
             ("SHA-256 of rows.jsonl", run.sha256),
         ],

@@ -113,7 +113,9 @@ def test_rows_carry_every_field_and_metric_of_the_contract(whole: Path) -> None:
         "products",
         "rounding",
         "processor",
+        "evaluation_dtype",
     }
+    assert {row["evaluation_dtype"] for row in rows} == {"float32"}
     assert all(fields <= set(row) for row in rows)
     kinds = {"parameters", "master", "moments", "checkpoint"}
     assert all(set(row["dtypes"]) == kinds for row in rows)  # type: ignore[call-overload]
