@@ -297,6 +297,8 @@ def _arm_subjects(config: RunConfig, arm: Arm, notes: dict[str, Any]) -> dict[st
             beta=notes.get("beta"),
             steps=notes["steps"],
             stopped=notes["stopped"],
+            updated_share=notes.get("updated_share"),
+            mask_threshold=notes.get("mask_threshold"),
             **_recorded(notes, format_name),
         )
         for format_name in ("none", *config.formats)

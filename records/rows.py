@@ -46,6 +46,8 @@ class Subject:
         products: way in which bfloat16 matrices were multiplied.
         rounding: way in which a step was rounded to the dtype of the parameters.
         calibration: text that the format was calibrated on; None where it looks at weights alone.
+        updated_share: share of the weights that the method's mask let move; None of a method without one.
+        mask_threshold: percentile of the parts' norms below which that mask holds a part.
     """
 
     model: str
@@ -61,6 +63,8 @@ class Subject:
     products: str | None = None
     rounding: str | None = None
     calibration: str | None = None
+    updated_share: float | None = None
+    mask_threshold: float | None = None
 
     @property
     def file_stem(self) -> str:
@@ -140,7 +144,7 @@ MAY_BE_ABSENT = frozenset(
         "rouge",
         "corpus",
     }
-    | {"processor", "evaluation_dtype"}
+    | {"processor", "evaluation_dtype", "updated_share", "mask_threshold"}
 )
 """Fields of `Row` that a line may lack."""
 JSON_TYPES: Mapping[Any, tuple[type, ...]] = {float: (int, float), tuple: (list,), Mapping: (dict,)}

@@ -28,6 +28,8 @@ ARM_COLUMNS: Mapping[str, str] = {
     "moments": "Moments",
     "rounding": "Rounding",
     "products": "Matrix products",
+    "updated_share": "Share of weights updated",
+    "mask_threshold": "Percentile of the mask",
 }
 """Heads of the columns that say how an arm computes, by what the rows call it."""
 RECOVERED: Mapping[str, str] = {"rho_M1": "ρ(M1)", "rho_M2": "ρ(M2)", "rho_forget_loss": "ρ(forget loss)"}
@@ -220,7 +222,8 @@ def _settings_row(run: Run, row: Row) -> list[str]:
 
 def _kept(row: Row, name: str) -> str | None:
     """Return what a row says for a key of ARM_COLUMNS; rows of older runs do not say all of it."""
-    words = {"rounding": row.rounding, "products": row.products}
+    mask = {name: plain(getattr(row, name)) or None for name in ("updated_share", "mask_threshold")}
+    words = {"rounding": row.rounding, "products": row.products, **mask}
     return words[name] if name in words else row.dtypes.get(name)
 
 
