@@ -28,6 +28,7 @@ from unforgotten.experiments.compute.settings import ComputeConfig
 from unforgotten.experiments.data.registry import CORPORA, corpus_named
 from unforgotten.experiments.data.settings import CorpusConfig
 from unforgotten.experiments.methods.registry import METHODS, method_named
+from unforgotten.experiments.metrics.on_demand.leak_names import check_samples
 from unforgotten.experiments.metrics.registry import METRICS, metric_named
 from unforgotten.experiments.models.bases.registry import base_named
 from unforgotten.experiments.own import is_own, label_of
@@ -157,6 +158,20 @@ class UnlearningConfig(Section):
         return read
 
 
+class LeakConfig(Section):
+    """How leak@k is measured.
+
+    Attributes:
+        samples: number of answers that are drawn for each question, at least the largest k.
+        temperature: temperature at which they are drawn.
+        threshold: least ROUGE-L recall of the true answer in one that leaks.
+    """
+
+    samples: int = Field(default=16, ge=1)
+    temperature: float = Field(default=1.0, gt=0)
+    threshold: float = Field(default=0.5, gt=0, le=1)
+
+
 class EvaluationConfig(Section):
     """How M1-M4 are measured.
 
@@ -170,6 +185,7 @@ class EvaluationConfig(Section):
         questions: largest number asked of each question set; None for all.
         metrics: metrics that are measured on demand, beside those that always are; `unforgotten metrics` lists both. A reference
             stands for one's own.
+        leak: settings of leak@k. A configuration of the defaults does not name them.
     """
 
     batch: int = Field(default=64, ge=1)
@@ -179,6 +195,17 @@ class EvaluationConfig(Section):
     min_k: float = Field(default=0.4, gt=0, le=1)
     questions: int | None = Field(default=None, ge=1)
     metrics: tuple[str, ...] = ()
+    leak: LeakConfig = LeakConfig()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave defaults out that older configurations do not have."""
+        return without(handler(self), leak=LeakConfig().model_dump())
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> EvaluationConfig:
+        check_samples(self.metrics, self.leak.samples)
+        return self
 
     @field_validator("metrics")
     @classmethod

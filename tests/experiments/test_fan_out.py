@@ -24,7 +24,7 @@ from unforgotten.records.rows import Subject
 from unforgotten.records.store import Measurement, RowStore
 
 MICRO = Path(__file__).parents[1] / "micro.yaml"
-CUT = ("only_methods=[NPO]", "formats=[nf4-b64]")
+CUT = ("only_methods=[NPO]", "formats=[nf4-b64]", "storages=[fp32, bf16]")
 COMMON = {"seed": 0, "config": "c", "revision": "r", "device": "cpu"}
 HANG_SECONDS = 3600
 DEADLY = """
@@ -144,11 +144,7 @@ def test_rows_are_those_of_one_process_though_workers_are_lost(tmp_path: Path) -
     lost = run(tmp_path, "always", "--ray", "local", **doomed, LIVES="99")
     assert lost.returncode != 0
     assert "the worker of NPO fp32 was lost 4 times; go on with --resume" in lost.stderr
-    assert sorted(p.name for p in (tmp_path / "always/models").iterdir())[-3:] == [
-        "unlearned-NPO-bf16",
-        "unlearned-NPO-bf16-sr",
-        "unlearned-NPO-fp32",
-    ]
+    assert {"unlearned-NPO-bf16", "unlearned-NPO-fp32"} <= {p.name for p in (tmp_path / "always/models").iterdir()}
     resumed = run(tmp_path, "always", "--ray", "local", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert (tmp_path / "always/rows.jsonl").read_bytes() == alone
