@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ ULPS = 64 * 2.0**-53  # of sums in float64, in another order
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
-    sizes = {"vocab_size": 400, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3}
+    sizes: dict[str, Any] = {"vocab_size": 400, "hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 3}
     model = LlamaForCausalLM(LlamaConfig(num_attention_heads=2, tie_word_embeddings=True, **sizes))
     folder = tmp_path_factory.mktemp("models")
     model.save_pretrained(folder / "target")

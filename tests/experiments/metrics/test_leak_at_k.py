@@ -79,7 +79,12 @@ def test_draws_follow_the_softmax(temperature: float) -> None:
 @pytest.fixture(scope="module")
 def model() -> Any:
     torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes: dict[str, Any] = {
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+    }
     made = LlamaForCausalLM(LlamaConfig(vocab_size=VOCABULARY, eos_token_id=1, pad_token_id=0, **sizes)).eval()
     with torch.no_grad():
         for p in made.parameters():
@@ -99,7 +104,8 @@ class Words:
 
 def examined(model: Any, batch: int, probes: Any = None, **leak: Any) -> Examined:
     evaluation = EvaluationConfig(batch=batch, answer_tokens=NEW_TOKENS, leak=leak or {"samples": 16})
-    return Examined(model, Words(), probes, SimpleNamespace(seed=0, corpus=None, evaluation=evaluation))  # type: ignore[arg-type]
+    settings: Any = SimpleNamespace(seed=0, corpus=None, evaluation=evaluation)
+    return Examined(model, Words(), probes, settings)
 
 
 def test_an_answer_hangs_on_prompt_number_and_seed_alone(model: Any) -> None:
