@@ -32,7 +32,9 @@ from unforgotten.experiments.data.settings import CorpusConfig
 from unforgotten.experiments.methods.method import keeps_states
 from unforgotten.experiments.methods.registry import METHODS, method_named
 from unforgotten.experiments.methods.waypoints import Keep
+from unforgotten.experiments.metrics.on_demand.leak_names import check_samples
 from unforgotten.experiments.metrics.registry import METRICS, metric_named
+from unforgotten.experiments.metrics.settings import HarnessConfig, LeakConfig
 from unforgotten.experiments.models.bases.registry import base_named
 from unforgotten.experiments.own import is_own, label_of
 from unforgotten.experiments.quantizers.registry import ours_of
@@ -188,18 +190,6 @@ class UnlearningConfig(Section):
         return read
 
 
-class HarnessConfig(Section):
-    """How lm-evaluation-harness is asked, for the metrics Gen, Tru and Fac.
-
-    Attributes:
-        path: directory of task files of one's own, which come before the harness's tasks of the same names.
-        limit: largest number of items of each task; None for all.
-    """
-
-    path: Path | None = None
-    limit: int | None = Field(default=None, ge=2)
-
-
 class EvaluationConfig(Section):
     """How M1-M4 are measured.
 
@@ -214,6 +204,7 @@ class EvaluationConfig(Section):
         metrics: metrics that are measured on demand, beside those that always are; `unforgotten metrics` lists both. A reference
             stands for one's own.
         harness: how lm-evaluation-harness is asked.
+        leak: settings of leak@k. A configuration of the defaults names neither.
     """
 
     batch: int = Field(default=64, ge=1)
@@ -224,11 +215,17 @@ class EvaluationConfig(Section):
     questions: int | None = Field(default=None, ge=1)
     metrics: tuple[str, ...] = ()
     harness: HarnessConfig = HarnessConfig()
+    leak: LeakConfig = LeakConfig()
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave a default out that older configurations do not have."""
-        return without(handler(self), harness=HarnessConfig().model_dump())
+        """Leave defaults out that older configurations do not have."""
+        return without(handler(self), harness=HarnessConfig().model_dump(), leak=LeakConfig().model_dump())
+
+    @model_validator(mode="after")
+    def _enough_samples(self) -> EvaluationConfig:
+        check_samples(self.metrics, self.leak.samples)
+        return self
 
     @field_validator("metrics")
     @classmethod
@@ -248,6 +245,20 @@ class CalibrationConfig(Section):
     """
 
     documents: int = Field(default=128, ge=1)
+
+
+class StandInConfig(Section):
+    """What the model of a run stands in for.
+
+    Attributes:
+        real: directory of a real model, which is read once; None for a Llama-2-7B as it is assumed to be.
+    """
+
+    real: Path | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_default(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without(handler(self), real=None)
 
 
 class Measuring(Protocol):
@@ -274,7 +285,7 @@ class RunConfig(Section):
 
     `bf16_products` says how bfloat16 matrices are multiplied in training: "native" by torch's own kernels, "float32" in
     float32 and rounded, "auto" natively where the processor has instructions for it. The rows say which it was.
-    A configuration whose `compute` is the default does not name it.
+    A configuration whose `compute` or `stand_in` is the default does not name it.
     """
 
     profile: str
@@ -293,12 +304,12 @@ class RunConfig(Section):
     calibration: CalibrationConfig = CalibrationConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
     compute: ComputeConfig = ComputeConfig()
+    stand_in: StandInConfig = StandInConfig()
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave the section out that older configurations do not have, where it says nothing."""
-        tree: dict[str, Any] = handler(self)
-        return {name: value for name, value in tree.items() if name != "compute" or value}
+        """Leave the sections out that older configurations do not have, where they say nothing."""
+        return without(handler(self), compute={}, stand_in={})
 
     @model_validator(mode="before")
     @classmethod

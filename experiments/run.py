@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.resources import files
@@ -31,6 +31,7 @@ from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.data.corpus import Corpus
 from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.evaluation import decompose, weights_rows
+from unforgotten.experiments.likeness import STAGE, likeness
 from unforgotten.experiments.methods.method import Task
 from unforgotten.experiments.methods.reference import References
 from unforgotten.experiments.methods.registry import method_named
@@ -57,7 +58,7 @@ OWN = "own.json"
 def stages(config: RunConfig) -> list[str]:
     """Return every stage of a run, in order."""
     prepared = prepared_models(config)
-    names = [stage_of(config, name) for name in prepared]
+    names = [*(stage_of(config, name) for name in prepared), STAGE]
     for name in reversed(prepared):
         names += [f"evaluate {name} {f}" for f in _evaluated_in(config, name)]
     for arm in arms(config):
@@ -89,10 +90,19 @@ def revision(own: Mapping[str, str] | None = None) -> str:
     return f"{version('unforgotten')}+src.{digest.hexdigest()[:12]}"
 
 
-def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = SILENT) -> Path:
+def run(
+    config: RunConfig,
+    folder: Path,
+    *,
+    resume: bool,
+    progress: Progress = SILENT,
+    only: Sequence[Arm] | None = None,
+    part: str | None = None,
+) -> Path:
     """Do everything that is not done yet; return the path of the rows.
 
-    The processes of one launch train and unlearn together; the first alone measures and writes.
+    The processes of one launch train and unlearn together; the first alone measures and writes. `only` cuts the arms to
+    some of them, and with `part` the rows go to that folder below the run's: `fan_out.py` shares a run out so.
 
     Raises:
         ValueError: the folder holds a run and `resume` is False, or it holds the run of another configuration.
@@ -114,6 +124,7 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
         "corpus": origin,
         "device": str(device),
         "processor": processor_of(device),
+        "evaluation_dtype": config.compute.evaluation_dtype,
     }
     models = folder / "models"
     prepare_models(config, corpus, models, progress)
@@ -121,14 +132,15 @@ def run(config: RunConfig, folder: Path, *, resume: bool, progress: Progress = S
     probes = make_probes(corpus, tokenizer, config)
     bench = None
     if together.first:
-        store = RowStore(folder, common | {"rouge": probes.rouge_tokenizer})
+        store = RowStore(folder, common | {"rouge": probes.rouge_tokenizer}, part)
         bench = _evaluate_trained(config, _bench(config, corpus, probes, tokenizer, models, store), progress)
     references = References(probes.forget, probes.retain, config.evaluation.batch)
-    for done, arm in enumerate(arms(config), 1):
+    asked = arms(config) if only is None else list(only)
+    for done, arm in enumerate(asked, 1):
         _unlearn_arm(config, (probes, tokenizer), arm, folder, references, progress)
         if bench is not None:
             _evaluate_states(config, bench, arm, folder, progress)
-        references.keep({ahead.arithmetic(config) for ahead in arms(config)[done:]})
+        references.keep({ahead.arithmetic(config) for ahead in asked[done:]})
     return folder / ROWS_FILE
 
 
@@ -182,6 +194,11 @@ def _bench(config: RunConfig, corpus: Corpus, probes: Probes, tokenizer: Any, mo
 
 def _evaluate_trained(config: RunConfig, bench: _Bench, progress: Progress) -> _Bench:
     """Write the rows of what the run starts from; return the bench that knows the retrained model's scores, for M3."""
+    if bench.store.done(STAGE):
+        progress.skip()
+    else:
+        with progress.stage(STAGE):
+            bench.store.append_all(STAGE, likeness(config, bench.states, bench.meter.shell))
     for name in reversed(prepared_models(config)):
         notes, state = load_notes(bench.states.models / name), bench.states.of(name)
         if name == "retrained":
@@ -288,6 +305,8 @@ def _state_subjects(config: RunConfig, state: ArmState, notes: dict[str, Any]) -
             steps=notes["steps"],
             stopped=notes["stopped"],
             depth=state.depth,
+            updated_share=notes.get("updated_share"),
+            mask_threshold=notes.get("mask_threshold"),
             **_recorded(notes, format_name),
         )
         for format_name in ("none", *config.formats)

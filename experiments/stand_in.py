@@ -48,8 +48,9 @@ def stand_in_rows(
     """Return what tells a model from another, by format, and under MODEL what no format changes.
 
     weight_std; bf16_edge, 2^e for steps of `lr`; below_edge, the share of weights that such a step can move; layers; tied_share.
-    Of a format whose scale is proportional to the block's absmax: edge_over_threshold, the edge over the first threshold of
-    the median block, and swallowing_blocks, the share of blocks whose first threshold lies beyond the edge.
+    Of a format whose scale is proportional to the block's absmax: block_absmax, that of the median block;
+    edge_over_threshold, the edge over the first threshold of that block; and swallowing_blocks, the share of blocks whose first
+    threshold lies beyond the edge.
 
     Args:
         weights: function that yields the matrices that quantizers touch, one after the other, each time it is called.
@@ -74,7 +75,7 @@ def stand_in_rows(
         fmt = _absmax_format(name)
         if fmt is not None:
             needed = swallowing_absmax(fmt, edge)
-            absmax = np.concatenate([np.abs(to_blocks(w, fmt)).max(-1).ravel() for w in weights()])
+            absmax = np.concatenate([np.abs(to_blocks(w, fmt)).max(-1).ravel() for w in weights()]).astype(np.float64)
             rows[name] = _of_blocks(absmax[absmax > 0], needed)
     return rows
 
@@ -103,6 +104,7 @@ def assumed_rows(*, lr: float, formats: Sequence[str]) -> Mapping[str, list[Meas
         median = unit * float(erfinv(0.5 ** (1 / size)))
         beyond = 0.0 - math.expm1(size * math.log(float(erf(needed / unit))))
         rows[name] = [
+            Measurement("block_absmax", median, None, None),
             Measurement("edge_over_threshold", needed / median, None, None),
             Measurement("swallowing_blocks", beyond, None, None),
         ]
@@ -138,6 +140,7 @@ def _of_blocks(absmax: NDArray[Any], needed: float) -> list[Measurement]:
         return []
     median = float(np.median(absmax))
     return [
+        Measurement("block_absmax", median, None, int(absmax.size)),
         Measurement("edge_over_threshold", needed / median, None, int(absmax.size)),
         Measurement("swallowing_blocks", float((absmax >= needed).mean()), None, int(absmax.size)),
     ]

@@ -21,6 +21,21 @@ METRICS: Mapping[str, str] = {
 ALWAYS = ("M1", "M2", "M3", "M4", "forget_loss", "retain_loss", "auc", "auc_gap")
 """What every model of a run is measured by, whatever its configuration asks for."""
 
+ASSUMED = "Llama-2-7B, assumed"
+"""The model that small ones stand in for, where none was read: weights N(0, 0.02^2) in 32 layers."""
+
+STAND_IN: Mapping[str, str] = {
+    "weight_std": "Weight std",
+    "bf16_edge": "bf16 edge",
+    "below_edge": "Weights below the edge",
+    "layers": "Layers",
+    "tied_share": "Tied share",
+    "block_absmax": "Median block absmax",
+    "edge_over_threshold": "Edge / first threshold",
+    "swallowing_blocks": "Blocks that swallow",
+}
+"""What tells how near a model is to that, with the heads of its columns."""
+
 RISING = ("M1", "M2", "M4")
 """What knows more where it is higher; of M3 the best is 0."""
 FALLING = ("forget_loss", "retain_loss")

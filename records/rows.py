@@ -49,6 +49,8 @@ class Subject:
         rounding: way in which a step was rounded to the dtype of the parameters.
         calibration: text that the format was calibrated on; None where it looks at weights alone.
         depth: depth of forgetting at which the weights were kept, see `depths.py`; None where the run has no such goals.
+        updated_share: share of the weights that the method's mask let move; None of a method without one.
+        mask_threshold: percentile of the parts' norms below which that mask holds a part.
     """
 
     model: str
@@ -65,6 +67,8 @@ class Subject:
     rounding: str | None = None
     calibration: str | None = None
     depth: str | None = None
+    updated_share: float | None = None
+    mask_threshold: float | None = None
 
     @property
     def file_stem(self) -> str:
@@ -94,6 +98,7 @@ class Row(Subject):
         rouge: tokenizer of ROUGE, "ascii" or "unicode".
         device: device that computed.
         processor: name of the processor and its instructions.
+        evaluation_dtype: dtype of the model that was measured.
     """
 
     metric: str
@@ -111,6 +116,7 @@ class Row(Subject):
     rouge: str | None = None
     device: str
     processor: str | None = None
+    evaluation_dtype: str | None = None
 
     @property
     def key(self) -> Key:
@@ -148,7 +154,7 @@ MAY_BE_ABSENT = frozenset(
         "rouge",
         "corpus",
     }
-    | {"processor", "depth"}
+    | {"processor", "depth", "evaluation_dtype", "updated_share", "mask_threshold"}
 )
 """Fields of `Row` that a line may lack."""
 JSON_TYPES: Mapping[Any, tuple[type, ...]] = {float: (int, float), tuple: (list,), Mapping: (dict,)}

@@ -2,6 +2,9 @@
 
 A stage counts as done once its line count stands in `stages.json`, which is replaced after the rows are on disk. Rows of
 a stage that is not there, and half a line at the end, are what a kill left behind: opening the store drops them.
+
+A file of rows has one writer. Where several processes measure at a time each writes a part, a folder below that of the run, and
+one process takes the parts into the run's rows.
 """
 
 from __future__ import annotations
@@ -9,12 +12,17 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
+from collections import defaultdict
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from unforgotten.records.files import write_json, write_text
 from unforgotten.records.rows import ROWS_FILE, Row, Subject
+
+STAGES_FILE = "stages.json"
 
 
 @dataclass(frozen=True)
@@ -44,19 +52,22 @@ class RowStore:
     Args:
         folder: directory of the run.
         common: fields of `Row` that all rows of the run share: profile, seed, hash of the configuration and so on.
+        part: folder below that of the run for the rows and stages of one process among several; items stay with the run.
     """
 
-    def __init__(self, folder: Path, common: dict[str, Any]) -> None:
+    def __init__(self, folder: Path, common: dict[str, Any], part: str | None = None) -> None:
         self.folder = folder
         self.common = common
-        self.rows_path = folder / ROWS_FILE
-        self._stages_path = folder / "stages.json"
-        self.stages: dict[str, int] = json.loads(self._stages_path.read_text()) if self._stages_path.exists() else {}
+        place = folder if part is None else folder / part
+        self.rows_path = place / ROWS_FILE
+        self._stages_path = place / STAGES_FILE
+        self.stages = _read_stages(self._stages_path)
+        self._before = {} if part is None else _read_stages(folder / STAGES_FILE)
         self._drop_unfinished()
 
     def done(self, stage: str) -> bool:
-        """Whether the rows of this stage are complete."""
-        return stage in self.stages
+        """Whether the rows of this stage are complete: here, or of a part in the run."""
+        return stage in self.stages or stage in self._before
 
     def append(self, stage: str, subject: Subject, measurements: list[Measurement], *, items_of: str = "model") -> None:
         """Write the rows of a stage, then mark it as done.
@@ -72,17 +83,38 @@ class RowStore:
         if items:
             write_json(self.folder / name, items)
         rows = [self._row(stage, subject, m, name) for m in measurements]
-        with self.rows_path.open("a", encoding="utf-8") as stream:
-            stream.writelines(json.dumps(row, allow_nan=False) + "\n" for row in rows)
-            stream.flush()
-            os.fsync(stream.fileno())
-        self.stages[stage] = len(rows)
-        write_json(self._stages_path, self.stages)
+        self._append_lines(stage, [json.dumps(row, allow_nan=False) + "\n" for row in rows])
+
+    def append_all(self, stage: str, measured: Iterable[tuple[Subject, list[Measurement]]]) -> None:
+        """Write the rows of a stage that measures several models and keeps no items, then mark it as done."""
+        rows = [self._row(stage, subject, m, "") for subject, found in measured for m in found]
+        self._append_lines(stage, [json.dumps(row, allow_nan=False) + "\n" for row in rows])
+
+    def take(self, part: str) -> None:
+        """Append the rows of a part, stage by stage in its order, and delete it; a stage that is done here is left out."""
+        other = RowStore(self.folder, {}, part)
+        lines: dict[str, list[str]] = defaultdict(list)
+        if other.stages:
+            for line in other.rows_path.read_text(encoding="utf-8").splitlines(keepends=True):
+                lines[json.loads(line)["stage"]].append(line)
+        for stage in other.stages:
+            if not self.done(stage):
+                self._append_lines(stage, lines[stage])
+        shutil.rmtree(self.folder / part, ignore_errors=True)
 
     def all_items(self, subject: Subject) -> dict[str, list[float]]:
         """Return the values of one model's single items, by metric, as an earlier stage wrote them."""
         items: dict[str, list[float]] = json.loads((self.folder / _items_name(subject, "model")).read_text())
         return items
+
+    def _append_lines(self, stage: str, lines: list[str]) -> None:
+        self.rows_path.parent.mkdir(parents=True, exist_ok=True)
+        with self.rows_path.open("a", encoding="utf-8") as stream:
+            stream.writelines(lines)
+            stream.flush()
+            os.fsync(stream.fileno())
+        self.stages[stage] = len(lines)
+        write_json(self._stages_path, self.stages)
 
     def _row(self, stage: str, subject: Subject, m: Measurement, items: str) -> dict[str, Any]:
         row = Row(
@@ -105,6 +137,11 @@ class RowStore:
             if line.endswith("\n") and json.loads(line)["stage"] in self.stages:
                 kept.append(line)
         write_text(self.rows_path, "".join(kept))
+
+
+def _read_stages(path: Path) -> dict[str, int]:
+    """Return the number of rows of each finished stage; none without a file."""
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def _items_name(subject: Subject, items_of: str) -> str:

@@ -1,4 +1,4 @@
-"""Batches of a weights leg on a Ray cluster, which starts a task again where a worker or its node is lost."""
+"""Work on a Ray cluster, which starts a task again where a worker or its node is lost: batches of a weights leg."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RETRIES = 3
 
 
 class RayWorkers:
-    """A cluster that is joined for one leg, and left again if it was not joined before."""
+    """A cluster that is joined for one piece of work, and left again if it was not joined before."""
 
     def __init__(self, address: str) -> None:
         """Join the cluster.
@@ -44,10 +44,14 @@ class RayWorkers:
             for task in [run.remote(shared, batch) for batch in batches]:
                 yield self._result(task)
         finally:
-            if self.joined:
-                self.ray.shutdown()
+            self.leave()
 
-    def _result(self, task: Any) -> list[PieceMeasured]:
+    def leave(self) -> None:
+        """Leave the cluster, if it was joined here; what still works for this process ends."""
+        if self.joined:
+            self.ray.shutdown()
+
+    def _result(self, task: Any) -> Any:
         try:
             return self.ray.get(task)
         except self.ray.exceptions.RayTaskError as error:

@@ -77,7 +77,7 @@ class Outcome:
         steps: steps that it took.
         stopped: reason: the rule of the run ("forget_loss"), its goals ("goals"), or the limit ("max_steps").
         forget_loss: mean loss of the watched documents at the end.
-        settings: settings that it ran with; "lr", "alpha" and "beta" go to the rows. "optimizer" is None where a weight may
+        settings: settings that it ran with; "lr", "alpha", "beta", "updated_share" and "mask_threshold" go to the rows. "optimizer" is None where a weight may
             move otherwise than by the steps of an optimizer; absent, the steps are AdamW's.
         reached: weights that were kept for the goals of the task; the last ones where no goal was reached.
         missed: goals that were not reached.

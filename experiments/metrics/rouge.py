@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 RougeTokenizer = Literal["ascii", "unicode"]
 """How texts are split. "ascii": into runs of the letters a-z and digits, which is rouge_score's own way and MUSE's;
@@ -64,10 +64,17 @@ def words_of(text: str, tokenizer: RougeTokenizer) -> list[str]:
 
 def rouge_items(truths: Sequence[str], outputs: Sequence[str], tokenizer: RougeTokenizer = "ascii") -> list[float]:
     """Return the ROUGE-L F1 of each output against its truth, x 100, no stemmer."""
+    return [100.0 * score.fmeasure for score in _scores(truths, outputs, tokenizer)]
+
+
+def rouge_recalls(truths: Sequence[str], outputs: Sequence[str], tokenizer: RougeTokenizer = "ascii") -> list[float]:
+    """Return the ROUGE-L recall of each truth in its output, 0-1, no stemmer."""
+    return [float(score.recall) for score in _scores(truths, outputs, tokenizer)]
+
+
+def _scores(truths: Sequence[str], outputs: Sequence[str], tokenizer: RougeTokenizer) -> list[Any]:
     from rouge_score.rouge_scorer import RougeScorer
 
     own = UnicodeTokenizer() if tokenizer == "unicode" else None
     scorer = RougeScorer(["rougeL"], use_stemmer=False, tokenizer=own)
-    return [
-        100.0 * scorer.score(truth, output)["rougeL"].fmeasure for truth, output in zip(truths, outputs, strict=True)
-    ]
+    return [scorer.score(truth, output)["rougeL"] for truth, output in zip(truths, outputs, strict=True)]

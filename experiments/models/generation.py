@@ -1,4 +1,4 @@
-"""Greedy, batched generation; what all prompts begin with is computed once."""
+"""Batched generation, greedy or sampled; what all prompts begin with is computed once."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from unforgotten.experiments.models.batches import pad
+from unforgotten.experiments.models.sampling import GumbelNoise
 from unforgotten.experiments.models.special_tokens import padding
 
 LEAST_SHARED = 16
@@ -57,12 +58,19 @@ class Prompts(NamedTuple):
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], tokenizer: Any, new_tokens: int, batch: int
+    model: PreTrainedModel,
+    prompts: Sequence[Sequence[int]],
+    tokenizer: Any,
+    new_tokens: int,
+    batch: int,
+    *,
+    sampling: tuple[Sequence[int], float] | None = None,
 ) -> list[list[int]]:
-    """Return the greedy continuation of each prompt, as token ids, up to EOS or `new_tokens`.
+    """Return the greedy continuation of each prompt, or one that `sampling` draws, as token ids, up to EOS or `new_tokens`.
 
     Prompts of one batch are padded, on the left of where they differ, and masked. Nothing of a checkpoint's own
-    generation settings is used: `overruled` names those that would change an answer.
+    generation settings is used: `overruled` names those that would change an answer. `sampling` is the seed of each prompt's
+    draws, and a temperature.
     """
     most = max(1, CACHE_BYTES // (cache_bytes(model) * (new_tokens + max(map(len, prompts), default=1))))
     embedding: Any = model.get_input_embeddings()
@@ -74,8 +82,10 @@ def generate(
     continuations: list[list[int]] = []
     with without_settings(model):
         for chunk in prompt_batches(model, prompts, pad_id, min(batch, most)):
+            rows = slice(len(continuations), len(continuations) + len(chunk.input_ids))
+            noise = None if sampling is None else [GumbelNoise(sampling[0][rows], sampling[1])]
             output = model.generate(  # type: ignore[operator]  # transformers types it as a Tensor
-                **chunk._asdict(), generation_config=settings
+                **chunk._asdict(), generation_config=settings, logits_processor=noise
             )
             tail = output[:, chunk.input_ids.shape[1] :].tolist()
             continuations += [_until(row, tokenizer.eos_token_id) for row in tail]

@@ -106,6 +106,8 @@ class Planner:
                     yield self._prepare(stage, name)
                 case "unlearn":
                     yield self._unlearn(stage, unlearned[name])
+                case "stand-in":
+                    yield self._read(stage)
                 case _:
                     yield self._measure(stage, kind)
 
@@ -169,6 +171,12 @@ class Planner:
             activations=activation_bytes(self.shape, sum(sizes), longest, width),
         )
         return Work(stage, steps, tokens + checked + seen, operations, memory=memory, disk=kept * weights * len(states))
+
+    def _read(self, stage: str) -> Work:
+        """Return the work of a stage that reads the weights of a model that is there."""
+        if self.shape is None:
+            return Work(stage)
+        return Work(stage, operations=0.0, memory=Memory(FLOAT * self.shape.parameters), disk=0)
 
     def _measure(self, stage: str, kind: str) -> Work:
         """Return the work of measuring one state, or the two mixed ones of a decomposition."""

@@ -51,7 +51,7 @@ def measured_models(folder: Path, run: Run | None = None) -> Iterator[MeasuredMo
     run = read_run(folder) if run is None else run
     models: dict[str, dict[str, Row]] = {}
     for row in run.rows:
-        measured = row.stage is None or not row.stage.startswith("decompose ")
+        measured = row.stage is None or not row.stage.startswith(("decompose ", "stand-in "))
         if row.model in MODELS and measured and "@" not in row.metric:
             models.setdefault(row.file_stem.removesuffix("-none"), {})[row.metric] = row
     for name, rows in models.items():

@@ -52,6 +52,7 @@ class RunView:
     forgetting: Table
     forgetting_sentences: list[str]
     further: Table | None
+    stand_in: Table | None
     conjectures: tuple[Conjecture, ...]
     settings: Table
     origin: Table
@@ -99,6 +100,7 @@ def run_view(run: Run, svgs: Mapping[str, bytes], anchor: str) -> RunView:
         forgetting=tables.forgetting_table(run),
         forgetting_sentences=forgetting_sentences(run),
         further=tables.further_table(run),
+        stand_in=tables.stand_in_table(run),
         conjectures=conjectures(run),
         settings=tables.settings_table(run),
         origin=tables.origin_table(run),

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from unforgotten.records.metrics import ALWAYS
+from unforgotten.records.metrics import ALWAYS, ASSUMED, STAND_IN
 from unforgotten.records.rows import Row, Run, select
 from unforgotten.reports.labels import estimate, family, number, plain, precision_label, storage_label, storage_short
 from unforgotten.reports.run.conjectures import conjectures
@@ -28,6 +28,8 @@ ARM_COLUMNS: Mapping[str, str] = {
     "moments": "Moments",
     "rounding": "Rounding",
     "products": "Matrix products",
+    "updated_share": "Share of weights updated",
+    "mask_threshold": "Percentile of the mask",
 }
 """Heads of the columns that say how an arm computes, by what the rows call it."""
 RECOVERED: Mapping[str, str] = {"rho_M1": "ρ(M1)", "rho_M2": "ρ(M2)", "rho_forget_loss": "ρ(forget loss)"}
@@ -66,11 +68,34 @@ def metrics_table(run: Run) -> Table:
 
 def further_table(run: Run) -> Table | None:
     """Return what was measured beside that of every run, of every model; None where nothing was."""
-    measured = dict.fromkeys(row.metric for row in run.rows if row.model == "target" and row.metric not in ALWAYS)
+    known = {*ALWAYS, *STAND_IN}
+    measured = dict.fromkeys(row.metric for row in run.rows if row.model == "target" and row.metric not in known)
     if not measured:
         return None
     caption = "Further metrics that this run asked for. Value and 95 % interval of every model at every precision."
     return _by_subject(run, {name: name for name in measured}, caption, pairs=False)
+
+
+def stand_in_table(run: Run) -> Table | None:
+    """Return how near the target is to what it stands in for; None where the rows do not say."""
+    rows = select(run.rows, metric=tuple(STAND_IN))
+    if not rows:
+        return None
+    shown = {m: head for m, head in STAND_IN.items() if any(row.metric == m for row in rows)}
+    subjects = dict.fromkeys((row.model, row.format) for row in rows)
+    found = {(row.model, row.format, row.metric): plain(row.value) for row in rows}
+    assumed = f" {ASSUMED}: weights N(0, 0.02²), not measured." if any(row.model == ASSUMED for row in rows) else ""
+    return Table(
+        "How near the target is to what it stands in for. Edge: magnitude from which bf16 moves no weight by steps of the "
+        "bf16 learning rate. First threshold: magnitude from which the median block rounds to another code than 0. Blocks "
+        f"that swallow: share of blocks in which no weight below the edge can change its code.{assumed}",
+        ("Model", "Precision", *shown.values()),
+        [
+            (model, "all" if name == "none" else name, *(found.get((model, name, m), "–") for m in shown))
+            for model, name in subjects
+        ],
+        heads=2,
+    )
 
 
 def recovery_table(run: Run) -> Table:
@@ -198,7 +223,8 @@ def _settings_row(run: Run, row: Row) -> list[str]:
 
 def _kept(row: Row, name: str) -> str | None:
     """Return what a row says for a key of ARM_COLUMNS; rows of older runs do not say all of it."""
-    words = {"rounding": row.rounding, "products": row.products}
+    mask = {name: plain(getattr(row, name)) or None for name in ("updated_share", "mask_threshold")}
+    words = {"rounding": row.rounding, "products": row.products, **mask}
     return words[name] if name in words else row.dtypes.get(name)
 
 
@@ -218,6 +244,7 @@ def origin_table(run: Run) -> Table:
     """Return where the rows come from."""
     first = run.rows[0]
     processors = dict.fromkeys(row.processor for row in run.rows if row.processor)
+    measured_in = dict.fromkeys(row.evaluation_dtype for row in run.rows if row.evaluation_dtype)
     return Table(
         "Origin of the rows.",
         ("What", "Value"),
@@ -229,6 +256,7 @@ def origin_table(run: Run) -> Table:
             ("Revision", first.revision),
             ("Device", first.device),
             *([("Processor", "; ".join(processors))] if processors else []),
+            *([("Dtype of the evaluation", "; ".join(measured_in))] if measured_in else []),
             ("Rows", f"{len(run.rows):,}"),
             ("SHA-256 of rows.jsonl", run.sha256),
         ],

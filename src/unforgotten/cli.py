@@ -67,6 +67,9 @@ def run(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: runs/<profile>-seed<N>.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut.")] = False,
+    ray: Annotated[
+        str | None, typer.Option(help="Address of a Ray cluster that arms are shared out to; or local.")
+    ] = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print models, data, steps, memory, disk and time, and stop.")
     ] = False,
@@ -75,14 +78,13 @@ def run(
 ) -> None:
     """Train, unlearn, quantize, evaluate M1-M4, decompose, and report."""
     need_extra("experiments", "torch", "transformers", "accelerate", "rouge_score", "sklearn")
+    from unforgotten.experiments.fan_out import run_on, stages_on
     from unforgotten.experiments.load_config import load_config
-    from unforgotten.experiments.run import run as run_all
-    from unforgotten.experiments.run import stages
 
     config = load_config(
         profile, seed=seed, overrides=overrides or (), methods=method or (), metrics=metric or (), model=model
     )
-    plan = stages(config)
+    plan = stages_on(ray, config)
     if dry_run:
         from unforgotten.experiments.plan.plan import as_object, lines, make_plan
         from unforgotten.experiments.plan.rates import measure_rates
@@ -91,18 +93,18 @@ def run(
         told = {"config": config.model_dump(mode="json"), "stages": plan, "plan": as_object(made)}
         print_object(told, as_json, lines(made))
         return
-    from unforgotten.audit.progress.stages import progress_on
+    from unforgotten.audit.progress.stages import SILENT, progress_on
     from unforgotten.experiments.compute.processes import processes
     from unforgotten.experiments.run import write_summary
     from unforgotten.reports.run.build import build_report
 
     folder = out or Path("runs") / f"{config.profile}-seed{config.seed}"
     if not processes().first:
-        run_all(config, folder, resume=resume)
+        run_on(ray, config, folder, resume=resume, progress=SILENT)
         return
     try:
         with progress_on(sys.stderr, len(plan) + 1, quiet=quiet) as progress:
-            run_all(config, folder, resume=resume, progress=progress)
+            run_on(ray, config, folder, resume=resume, progress=progress)
             with progress.stage("report"):
                 report = build_report([folder], folder / "report.html")
     except KeyboardInterrupt:

@@ -18,7 +18,8 @@ TODAY = PUBLISHED / "tiny-arms-seed0"
 COMMON = ("profile", "seed", "config", "revision", "corpus", "device", "processor")
 NAMES = [field.name for field in fields(Row)]
 ROWS = 400
-LATER = {"calibration": None, "rouge": None}  # fields that came after these rows were published
+LATER = dict.fromkeys(("calibration", "updated_share", "mask_threshold", "rouge", "evaluation_dtype"))
+"""Fields that came after these rows were published."""
 
 
 def test_published_rows_written_again_are_the_same_bytes(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ COMPUTED = {
     "products": "float32 rounded to bfloat16",
     "rounding": "stochastic",
     "processor": "Some CPU, AVX2",
+    "evaluation_dtype": "bfloat16",
     "dtypes": {"parameters": "bfloat16", "master": "none", "moments": "bfloat16", "checkpoint": "bfloat16"},
 }
 
@@ -112,6 +113,9 @@ def test_alpha_is_what_the_rows_say_and_no_guess_for_a_method_of_somebody_s_own(
     assert [row[3] for row in shown] == ["–", "3", "2"]
 
 
-def test_the_processor_stands_with_the_origin_where_the_rows_name_it(run: Run) -> None:
+def test_processor_and_dtype_stand_with_the_origin_where_the_rows_name_them(run: Run) -> None:
     assert ("Processor", "Some CPU, AVX2") in origin_table(run).rows
-    assert all(what != "Processor" for what, _ in origin_table(read_run(PUBLISHED)).rows)
+    assert ("Dtype of the evaluation", "bfloat16") in origin_table(run).rows
+    assert all(
+        what not in ("Processor", "Dtype of the evaluation") for what, _ in origin_table(read_run(PUBLISHED)).rows
+    )

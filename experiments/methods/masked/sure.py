@@ -10,7 +10,7 @@ The paper takes a larger learning rate than for the pair alone, 1e-4 against 1e-
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, ClassVar
 
 from unforgotten.experiments.methods.ga import GA
@@ -45,6 +45,7 @@ class SureStep:
         self._part: Part = part
         self._threshold = threshold
         self._masks: dict[str, Tensor] = {}
+        self._moved: dict[str, Tensor] = {}
         self._before: dict[str, Tensor] = {}
 
     def begin(self, model: PreTrainedModel, forget_gradients: ForgetGradients) -> None:
@@ -87,6 +88,13 @@ class SureStep:
         from unforgotten.experiments.methods.masked.saliency import salient
 
         self._masks = salient(gradients, self._part, self._threshold)
+        self._moved = {name: mask | self._moved.get(name, mask) for name, mask in self._masks.items()}
+
+    def updated_share(self, model: PreTrainedModel) -> float:
+        """Return the share of the weights that the mask let move, in any step where it is found in each."""
+        weights = {name: p for name, p in model.named_parameters() if name in self._moved}
+        moved = sum(float(self._moved[name].double().mean()) * p.numel() for name, p in weights.items())
+        return moved / sum(p.numel() for p in model.parameters())
 
 
 @dataclass(frozen=True)
@@ -120,8 +128,10 @@ class SureMethod:
 
     def unlearn(self, model: PreTrainedModel, task: Task, settings: SureConfig) -> Outcome:
         """Descend the losses of the pair on what is salient."""
-        outcome = self.base.descend(model, task, settings, SureStep(settings.mask, settings.threshold))
-        return not_plain(outcome)
+        step = SureStep(settings.mask, settings.threshold)
+        outcome = not_plain(self.base.descend(model, task, settings, step))
+        mask = {"updated_share": step.updated_share(model), "mask_threshold": settings.threshold}
+        return replace(outcome, settings={**outcome.settings, **mask})
 
 
 METHODS = tuple(SureMethod(by_loss(forget, retain)) for forget in (GA, NPO) for retain in RETAIN_TERMS)

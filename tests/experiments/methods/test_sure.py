@@ -100,7 +100,7 @@ def test_a_fixed_mask_leaves_what_it_masks_as_the_target_has_it(
     task = micro_task(storage, max_steps=50)
     task.arithmetic.cast(target)
     old = weights(target)
-    METHODS["GA_KLR_SURE"].unlearn(target, task, SureConfig(mask=part, threshold=60.0))
+    outcome = METHODS["GA_KLR_SURE"].unlearn(target, task, SureConfig(mask=part, threshold=60.0))
     new = weights(target)
     masks = {name: on(m, new[name]).expand_as(new[name]) for name, m in made[0]._masks.items()}
     assert any((~m).any() for m in masks.values())
@@ -108,6 +108,10 @@ def test_a_fixed_mask_leaves_what_it_masks_as_the_target_has_it(
     for name, mask in masks.items():
         assert torch.equal(bits(old[name])[~mask], bits(new[name])[~mask]), name
     assert any(not equal(old[n], new[n]) for n in masks)
+    free = sum(int(m.sum()) for m in masks.values()) / sum(m.numel() for m in masks.values())
+    assert outcome.settings["mask_threshold"] == 60.0
+    assert outcome.settings["updated_share"] == pytest.approx(free, rel=len(masks) * 2.0**-50)
+    assert 0 < free < 1
 
 
 @pytest.mark.parametrize("part", PARTS)
@@ -117,11 +121,13 @@ def test_a_fixed_mask_leaves_what_it_masks_as_the_target_has_it(
 def test_a_threshold_of_0_is_no_mask_bit_for_bit(part: Part, storage: Storage, autocast: Autocast) -> None:
     target = micro_target()
     plain, task = copy.deepcopy(target), micro_task(storage, max_steps=6, autocast=autocast)
+    shares = []
     for model, name, settings in (
         (plain, "NPO_KLR", METHODS["NPO_KLR"].settings()),
         (target, "NPO_KLR_SURE", SureConfig(mask=part, threshold=0.0)),
     ):
-        METHODS[name].unlearn(model, task, settings)
+        shares.append(METHODS[name].unlearn(model, task, settings).settings.get("updated_share"))
+    assert shares == [None, 1.0]
     ours, theirs = weights(target), weights(plain)
     assert all(equal(ours[name], theirs[name]) for name in theirs)
 

@@ -24,6 +24,7 @@ from unforgotten.experiments.metrics.membership import attack_auc, attack_rate, 
 from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.metrics.on_demand.extraction_strength import strength
 from unforgotten.experiments.metrics.on_demand.fluency import entropy, repetition_entropy
+from unforgotten.experiments.metrics.on_demand.leak_names import ANSWERS
 from unforgotten.experiments.metrics.on_demand.membership_suite import ATTACKS, compressed_bytes
 from unforgotten.experiments.metrics.on_demand.probability import normalized
 from unforgotten.experiments.metrics.on_demand.truth_ratio import alike, told_apart
@@ -207,7 +208,8 @@ def tokenizer(micro_pair: Path) -> Any:
 @pytest.fixture(scope="module")
 def meter(micro_pair: Path, tokenizer: Any) -> Meter:
     names = [name for name in ON_DEMAND if name not in WRONG]
-    config = load_config(str(MICRO), overrides=[f"evaluation.metrics=[{','.join(names)}]"])
+    asked = [f"evaluation.metrics=[{','.join(names)}]", f"evaluation.leak.samples={max(ANSWERS)}"]
+    config = load_config(str(MICRO), overrides=asked)
     corpus, _ = prepare_corpus(config.corpus, config.seed, micro_pair / "again")
     shell = Shell(load_model(micro_pair / "models/target"), tokenizer)
     return Meter(shell, make_probes(corpus, tokenizer, config), config)
