@@ -15,34 +15,40 @@ pytest.importorskip("torch", reason="the loop needs unforgotten[experiments]")
 MICRO = Path(__file__).parents[1] / "micro.yaml"
 CALL = ["run", str(MICRO), "--set", "only_methods=[GA_KLR, NPO]", "--set", "formats=[nf4-b64]", "--quiet", "--resume"]
 KILLS = 20
-LIFE_SECONDS = 6.0  # a life lasts a random share of it, from the end of the imports; how long decides nothing else
+LONGEST_LIFE = 4  # a life ends before this part of the calls of a whole run: most runs then have several
 HANG_SECONDS = 3600
-LOADED = """
+COUNTED = """
+import os, signal, sys
 import transformers
-from unforgotten.cli import main
 import unforgotten.experiments.fan_out, unforgotten.reports.run.build
-print("loaded", flush=True)
-main()
+from unforgotten.cli import main
+
+last, calls = int(sys.argv.pop(1)), 0
+
+def count(frame, event, argument):
+    global calls
+    calls += 1
+    if calls == last:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+sys.setprofile(count)
+try:
+    main()
+finally:
+    sys.setprofile(None)
+    print("calls", calls)
 """
-"""The command, which says when it begins."""
+"""The command, killed at a call or return of this number, in Python or of what is not Python; 0 is none."""
 
 
-def live(out: Path, seconds: float | None) -> bool:
-    """Run for so long, or to the end; return whether it was killed."""
-    command = [sys.executable, "-P", "-c", LOADED, *CALL, "--out", str(out)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "loaded\n"
-        try:
-            _, said = process.communicate(timeout=HANG_SECONDS if seconds is None else seconds)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.communicate()
-            assert process.returncode == -signal.SIGKILL
-            assert seconds is not None, "hangs"
-            return True
-    assert process.returncode == 0, said
-    return False
+def live(out: Path, last: int) -> int | None:
+    """Run to this call, or to the end; return the number of calls, None where it was killed."""
+    command = [sys.executable, "-P", "-c", COUNTED, str(last), *CALL, "--out", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=HANG_SECONDS)
+    if done.returncode == -signal.SIGKILL and last:
+        return None
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.rpartition("calls ")[2])
 
 
 def written(out: Path) -> dict[str, bytes]:
@@ -54,15 +60,15 @@ def written(out: Path) -> dict[str, bytes]:
 @pytest.mark.nightly
 def test_rows_are_the_same_after_kills_at_random_moments(tmp_path: Path) -> None:
     """A run that ends between two kills is compared and followed by a new one; the last is left to end."""
-    live(tmp_path / "whole", None)
-    whole = written(tmp_path / "whole")
-    rng, kills, runs = random.Random(0), 0, 0
+    calls = live(tmp_path / "whole", 0)
+    assert calls is not None
+    whole, rng, kills, runs = written(tmp_path / "whole"), random.Random(0), 0, 0
     while kills < KILLS:
-        if live(tmp_path / str(runs), LIFE_SECONDS * rng.random()):
+        if live(tmp_path / str(runs), rng.randint(1, calls // LONGEST_LIFE)) is None:
             kills += 1
             continue
         assert written(tmp_path / str(runs)) == whole
         runs += 1
-    live(tmp_path / str(runs), None)
+    live(tmp_path / str(runs), 0)
     assert written(tmp_path / str(runs)) == whole
-    print(f"{kills} kills in {runs + 1} runs")
+    print(f"{kills} kills in {runs + 1} runs of {calls} calls")

@@ -17,7 +17,7 @@ torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experi
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unforgotten.experiments.config import EvaluationConfig
+from unforgotten.experiments.config import EvaluationConfig, LeakConfig
 from unforgotten.experiments.metrics.examined import Examined
 from unforgotten.experiments.metrics.on_demand.leak_at_k import METRICS, leak_estimate
 from unforgotten.experiments.metrics.rouge import rouge_recalls
@@ -103,7 +103,7 @@ class Words:
 
 
 def examined(model: Any, batch: int, probes: Any = None, **leak: Any) -> Examined:
-    evaluation = EvaluationConfig(batch=batch, answer_tokens=NEW_TOKENS, leak=leak or {"samples": 16})
+    evaluation = EvaluationConfig(batch=batch, answer_tokens=NEW_TOKENS, leak=LeakConfig(**leak))
     settings: Any = SimpleNamespace(seed=0, corpus=None, evaluation=evaluation)
     return Examined(model, Words(), probes, settings)
 
