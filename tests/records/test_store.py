@@ -18,7 +18,7 @@ TODAY = PUBLISHED / "tiny-arms-seed0"
 COMMON = ("profile", "seed", "config", "revision", "corpus", "device", "processor")
 NAMES = [field.name for field in fields(Row)]
 ROWS = 400
-LATER = dict.fromkeys(("calibration", "updated_share", "mask_threshold", "rouge", "evaluation_dtype"))
+LATER = dict.fromkeys(("calibration", "updated_share", "mask_threshold", "rouge", "evaluation_dtype", "depth"))
 """Fields that came after these rows were published."""
 
 
