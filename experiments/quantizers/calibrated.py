@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from unforgotten.experiments.quantizers.quantizer import TEXTS, Calibration, Quantizer, State
-from unforgotten.records.extras import need
+from unforgotten.records.extras import module_of, need
 from unforgotten.theory.formats.names import Format, deterministic_format_named
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def by_layer(
         takes(format_name)
         fmt = deterministic_format_named(format_name)
         for package in packages:
-            need(package, package.partition("==")[0].replace("-", "_"))
+            need(package, module_of(package))
         if calibration is None:
             raise ValueError(f"calibration must be given for {name}:{format_name}, got none")
         replaced = replace_in_order(
