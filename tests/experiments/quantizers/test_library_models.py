@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import warnings
 from dataclasses import replace
@@ -22,7 +23,9 @@ from unforgotten.experiments.config import BaseConfig
 from unforgotten.experiments.models.bases.llama import TINY
 from unforgotten.experiments.models.layer_inputs import Inputs, no_inputs
 from unforgotten.experiments.models.shell import Shell, linear_names, state_of
-from unforgotten.experiments.quantizers import gptqmodel, llama_cpp
+from unforgotten.experiments.models.states import fill
+from unforgotten.experiments.quantizers import gptqmodel, llama_cpp, llmcompressor_awq
+from unforgotten.experiments.quantizers.quantizer import Calibration
 from unforgotten.experiments.quantizers.registry import ours_of, quantize_state
 from unforgotten.theory.formats.gptq import GPTQ_RULES, fit_groups
 from unforgotten.theory.formats.group_grids import encode_group
@@ -31,6 +34,8 @@ from unforgotten.theory.formats.names import format_named
 DOCUMENTS = [[1, 5, 9, 12, 7, 44], [1, 8, 8, 3], [1, 30, 31, 32, 33]]
 ROWS, COLUMNS = 24, 256
 GPTQ = ["int4-g64", "int4-g128-asym", "int4-row", "int3-g32", "int2-g64-asym", "int8-row-asym"]
+ROUNDINGS = 2**-7
+"""What float32 may change of an output, in units of what quantization changes: 2^-24 against a step of 4 bits, with room."""
 LLAMA_FILES = ["q4_0", "q4_k_m", "q6_k"]
 
 
@@ -106,6 +111,38 @@ def test_a_layer_that_no_token_reached_is_rounded_to_nearest_by_gptqmodel() -> N
     assert (weights()[3] - ours[3]).max() > 7 * float(grid.scale[3, 0])
 
 
+@pytest.mark.parametrize("name", ["int4-g32-ct", "int3-g32-ct-asym"])
+def test_awq_is_that_of_llm_compressors_oneshot(name: str) -> None:
+    """Scaled by what the library did to norms and weights, values are its codes on its grids; outputs are its model's."""
+    imported("llmcompressor", "runs the library")
+    model, fmt = small(), format_named(name)
+    state, names = state_of(model), linear_names(model)
+    found = quantize_state(state, names, f"llmcompressor-awq-forget:{name}", Calibration(model, DOCUMENTS))
+    theirs = fill(copy.deepcopy(model), state)
+    scalings = llmcompressor_awq.scaled_model(theirs, names, fmt, Calibration(theirs, DOCUMENTS))
+    columns = {layer: s.factors for s in scalings for layer in s.layers}
+    rows = {s.before: s.factors for s in scalings}
+    assert any(len(torch.unique(factors)) > 1 for factors in columns.values())
+    for key in names:
+        layer: Any = theirs.get_submodule(key.removesuffix(".weight"))
+        into, out = (x.get(key.removesuffix(".weight"), torch.ones(64)) for x in (columns, rows))
+        scale, zero = layer.weight_scale, layer.weight_zero_point.float()
+        half = 2 ** (fmt.bits - 1)
+        codes = torch.round((layer.weight / scale.repeat_interleave(32, 1)) + zero.repeat_interleave(32, 1))
+        codes = codes.clamp(-half, half - 1) - zero.repeat_interleave(32, 1)
+        assert torch.equal(torch.round(found[key] * into / out[:, None] / scale.repeat_interleave(32, 1)), codes)
+    norms = {s.before: s.factors for s in scalings if s.before.endswith("norm")}
+    for before, factors in norms.items():  # the library's own model, not the record of it
+        scaled = (state[f"{before}.weight"].double() / factors).float()
+        assert torch.equal(theirs.get_submodule(before).weight, scaled)
+    assert all(found[key] is state[key] for key in set(state) - set(names))
+    ids = torch.tensor([DOCUMENTS[0]])
+    with torch.no_grad():
+        plain, expected = fill(model, state)(ids).logits, theirs(ids).logits
+        ours = fill(model, found)(ids).logits
+    assert (ours - expected).abs().max() < ROUNDINGS * (plain - expected).abs().max()
+
+
 def plain_file(path: Path, state: Any, names: list[str], library: Any) -> dict[str, str]:
     """Write a file of all weights of a Llama by the package alone, as its converter names and describes them."""
     table = library.get_tensor_name_map(library.MODEL_ARCH.LLAMA, 8)
@@ -146,6 +183,8 @@ def test_values_are_those_of_the_file_that_llama_cpp_writes(file_type: str, tmp_
         values = library.quants.dequantize(np.array(stored.data).view(np.uint8), stored.tensor_type)
         assert np.array_equal(found[name].numpy(), values.reshape(state[name].shape))
         assert not np.array_equal(values.reshape(state[name].shape), state[name].numpy())
+        own = quantize_state(state, [name], stored.tensor_type.name.lower())[name]
+        assert torch.equal(found[name], own)  # what the audit knows of these types
     kinds = {t.tensor_type.name for key, t in theirs.items() if key.startswith("blk.") and "norm" not in key}
     expected = {"q4_0": {"Q4_0"}, "q4_k_m": {"Q4_K", "Q6_K", "Q5_0", "Q8_0"}, "q6_k": {"Q6_K", "Q8_0"}}
     assert kinds == expected[file_type]  # rows of 320 are no super-blocks of 256
@@ -186,7 +225,12 @@ def test_a_format_that_a_library_lacks_is_refused_by_its_name(name: str, words: 
 
 
 @pytest.mark.parametrize(
-    ("name", "module"), [("llama-cpp:q4_k_m", "llama_cpp"), ("gptqmodel-retain:int4-g32", "gptqmodel")]
+    ("name", "module"),
+    [
+        ("llama-cpp:q4_k_m", "llama_cpp"),
+        ("gptqmodel-retain:int4-g32", "gptqmodel"),
+        ("llmcompressor-awq-retain:int4-g32-ct", "llmcompressor"),
+    ],
 )
 def test_a_missing_library_is_named_in_one_line(name: str, module: str, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
