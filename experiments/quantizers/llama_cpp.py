@@ -34,6 +34,8 @@ REQUIREMENT = "llama-cpp-python==0.3.36"
 K_QUANTS = ("q2_k", "q3_k_s", "q3_k_m", "q3_k_l", "q4_k_s", "q4_k_m", "q5_k_s", "q5_k_m", "q6_k")
 FILES = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", *K_QUANTS)
 """Types of files that llama.cpp writes without an importance matrix."""
+ERROR = 4
+"""Level of an error in what llama.cpp logs."""
 ARCHITECTURES = ("LLAMA", "PHI3")
 """Architectures by whose tables weights are named: PHI3 has what other models join, queries with keys and values."""
 
@@ -155,7 +157,7 @@ def _hyperparameters(shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]
 
 
 def _quantize(plain: Path, written: Path, file_type: str) -> None:
-    """Let llama.cpp quantize a file.
+    """Let llama.cpp quantize a file; of what it logs only an error is kept.
 
     Raises:
         ValueError: it refuses the file.
@@ -163,12 +165,24 @@ def _quantize(plain: Path, written: Path, file_type: str) -> None:
     import torch
 
     library = import_module("llama_cpp")
+    said: list[str] = []
+
+    def note(level: int, text: bytes, _: Any) -> None:
+        if level >= ERROR:
+            said.append(text.decode(errors="replace").strip())
+
     params = library.llama_model_quantize_default_params()
     params.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{file_type.upper()}")
     params.nthread = torch.get_num_threads()
-    code = library.llama_model_quantize(str(plain).encode(), str(written).encode(), ctypes.byref(params))
+    heard = library.llama_log_callback(note)  # held until the call is over
+    library.llama_log_set(heard, None)
+    try:
+        code = library.llama_model_quantize(str(plain).encode(), str(written).encode(), ctypes.byref(params))
+    finally:
+        library.llama_log_set(library.llama_log_callback(0), None)
     if code != 0:
-        raise ValueError(f"weights must be such that llama.cpp can write {file_type}, got its error code={code}")
+        reason = " ".join(said) or f"code={code}"
+        raise ValueError(f"weights must be such that llama.cpp can write {file_type}, got {reason}")
 
 
 def stored_values(stored: Stored) -> NDArray[np.float32]:

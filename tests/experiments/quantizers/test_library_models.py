@@ -196,6 +196,9 @@ def test_llama_cpp_refuses_what_it_has_no_name_for_and_what_is_not_finite() -> N
     with pytest.raises(ValueError, match=r"must have a name in llama\.cpp for llama-cpp:, got own\.weight"):
         quantize_state(state, list(state), "llama-cpp:q4_0")["own.weight"]
     name = next(iter(state))
+    state[name][0, 0] = 1e30
+    with pytest.raises(ValueError, match=r"such that llama\.cpp can write q4_0, got .*validation"):
+        quantize_state(state, [name], "llama-cpp:q4_0")[name]
     state[name][0, 0] = torch.nan
     with pytest.raises(ValueError, match=rf"must be finite.*nan or inf in {name}"):
         quantize_state(state, [name], "llama-cpp:q4_0")[name]
