@@ -87,13 +87,10 @@ verify: $(READY)
 	$(BIN)/pytest verification
 
 # Libraries that a user of this package does not need. torch is installed first: some are built against it.
-# UNFORGOTTEN_GGML=/path/to/libggml-base.so, or the one of llama-cpp-python's source archive is built (a minute).
+# UNFORGOTTEN_GGML names another libggml-base.so than that of llama-cpp-python.
 CONFORMANCE := .venv-conformance
 LEGACY := .venv-conformance-legacy
 RECORD := verification/published/conformance.json
-GGML := $(CONFORMANCE)/ggml/bin/libggml-base.so
-LLAMA_VERSION := 0.3.36
-LLAMA := $(CONFORMANCE)/llama_cpp_python-$(LLAMA_VERSION)
 
 $(CONFORMANCE)/.ready: requirements-conformance.txt constraints.txt pyproject.toml
 	$(PYTHON) -m venv $(CONFORMANCE)
@@ -102,17 +99,11 @@ $(CONFORMANCE)/.ready: requirements-conformance.txt constraints.txt pyproject.to
 	  --editable '.[experiments,verify]'
 	@touch $@
 
-$(GGML): | $(CONFORMANCE)/.ready
-	$(CONFORMANCE)/bin/pip download --no-deps --no-binary llama-cpp-python --dest $(CONFORMANCE) llama-cpp-python==$(LLAMA_VERSION)
-	tar --extract --gzip --directory $(CONFORMANCE) --file $(LLAMA).tar.gz
-	cmake -S $(LLAMA)/vendor/llama.cpp -B $(CONFORMANCE)/ggml -DCMAKE_BUILD_TYPE=Release -DBUILD_SHARED_LIBS=ON
-	cmake --build $(CONFORMANCE)/ggml --target ggml-base
-
-conformance: $(CONFORMANCE)/.ready $(if $(UNFORGOTTEN_GGML),,$(GGML))
-	UNFORGOTTEN_GGML=$(or $(UNFORGOTTEN_GGML),$(abspath $(GGML))) HYPOTHESIS_PROFILE=ci $(CONFORMANCE)/bin/pytest \
+conformance: $(CONFORMANCE)/.ready
+	HYPOTHESIS_PROFILE=ci $(CONFORMANCE)/bin/pytest \
 	  -p unforgotten.verification.conformance.record --conformance-record $(RECORD) \
 	  verification/conformance --ignore verification/conformance/legacy
-	$(CONFORMANCE)/bin/pytest tests/experiments/quantizers/test_libraries.py
+	$(CONFORMANCE)/bin/pytest tests/experiments/quantizers/test_libraries.py tests/experiments/quantizers/test_library_models.py
 
 # Without dependencies, see the file; of this package, too, only what two modules need.
 $(LEGACY)/.ready: requirements-conformance-legacy.txt pyproject.toml

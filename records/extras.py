@@ -7,6 +7,10 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Mapping
+
+MODULES: Mapping[str, str] = {"llama-cpp-python": "llama_cpp"}
+"""Names by which packages are imported that have others there than as pip knows them."""
 
 
 def pip_install(requirement: str) -> str:
@@ -17,6 +21,12 @@ def pip_install(requirement: str) -> str:
 def missing(package: str, requirement: str) -> str:
     """Return the line that names a missing package and what to install for it."""
     return f"{package} is missing: {pip_install(requirement)}"
+
+
+def module_of(requirement: str) -> str:
+    """Return the name by which the package of a requirement is imported: "torchao==0.18.0" is torchao."""
+    package = requirement.partition("==")[0]
+    return MODULES.get(package, package.replace("-", "_"))
 
 
 def need(requirement: str, *packages: str) -> None:

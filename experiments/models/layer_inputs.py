@@ -127,7 +127,7 @@ def decoder_layers(model: nn.Module, names: Iterable[str]) -> nn.ModuleList:
     raise ValueError(f"weights must stand in one list of decoder layers, got {outside} outside of it")
 
 
-def _equal_lengths(documents: Documents, batch: int) -> Iterator[Tensor]:
+def equal_lengths(documents: Documents, batch: int) -> Iterator[Tensor]:
     """Yield token ids (documents, length), shortest first, each document once; empty ones are left out."""
     for length, some in groupby(sorted(documents, key=len), key=len):
         rows = list(some) if length else []
@@ -151,7 +151,7 @@ def _entered(
 
     handles = [layer.register_forward_pre_hook(note, with_kwargs=True) for layer in layers]
     try:
-        for ids in _equal_lengths(documents, batch):
+        for ids in equal_lengths(documents, batch):
             calls.append([])
             model(input_ids=ids.to(device), use_cache=False)
     finally:

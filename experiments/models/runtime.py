@@ -3,7 +3,7 @@
 A `RuntimeState` has weights as any state, and says for each of its linear layers how it computes. A shell installs that as
 forward hooks when it takes the state, and removes them when it takes another:
 
-    with_layers(model, RuntimeState(weights, weights.__getitem__, layer_of_name, layer_of_weight))
+    with_layers(model, RuntimeState(weights, weights.__getitem__, layer_of_name, layer_of_both))
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class RuntimeState(LazyState):
         names: names of all weights.
         weight: function that makes the weight of a name.
         layers: functions that make the layer of each weight that is quantized, by its name.
-        mixed: function that makes a layer of a weight that is on no grid: as `layers`, but for the weight.
+        mixed: function that makes a layer of a name and a weight that is on no grid: as `layers`, but for the weight.
     """
 
     def __init__(
@@ -40,7 +40,7 @@ class RuntimeState(LazyState):
         names: Iterable[str],
         weight: Callable[[str], Tensor],
         layers: Callable[[str], Layer | None],
-        mixed: Callable[[Tensor], Layer],
+        mixed: Callable[[str, Tensor], Layer],
     ) -> None:
         super().__init__(names, weight)
         self.layer, self._mixed = layers, mixed
@@ -49,7 +49,7 @@ class RuntimeState(LazyState):
         """Return another state's weights, whose layers quantize their inputs as those of this state do."""
 
         def layer(name: str) -> Layer | None:
-            return None if self.layer(name) is None else self._mixed(state[name])
+            return None if self.layer(name) is None else self._mixed(name, state[name])
 
         return RuntimeState(state, lambda name: state[name], layer, self._mixed)
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from unforgotten.experiments.quantizers.quantizer import TEXTS, Calibration, Quantizer, State
-from unforgotten.records.extras import need
+from unforgotten.records.extras import module_of, need
 from unforgotten.theory.formats.names import Format, deterministic_format_named
 
 if TYPE_CHECKING:
@@ -35,7 +35,7 @@ def by_layer(
     takes: Callable[[str], None] = any_format,
     packages: tuple[str, ...] = (),
 ) -> tuple[Quantizer, ...]:
-    """Return a quantizer for each text: `name` for the generic one, `name-retain` and `name-forget` for the splits.
+    """Return a quantizer for each text that takes layer by layer.
 
     Weights are quantized in the order of computation, each by the inputs that its quantized predecessors give it.
 
@@ -47,16 +47,11 @@ def by_layer(
         packages: packages that the rule imports, as pip installs them.
     """
 
-    def values(state: State, names: Sequence[str], format_name: str, calibration: Calibration | None) -> State:
+    def values(state: State, names: Sequence[str], format_name: str, calibration: Calibration) -> State:
         from unforgotten.experiments.models.layer_inputs import replace_in_order
         from unforgotten.experiments.models.states import LazyState, fill
 
-        takes(format_name)
         fmt = deterministic_format_named(format_name)
-        for package in packages:
-            need(package, package.partition("==")[0].replace("-", "_"))
-        if calibration is None:
-            raise ValueError(f"calibration must be given for {name}:{format_name}, got none")
         replaced = replace_in_order(
             fill(calibration.model, state),
             names,
@@ -66,11 +61,40 @@ def by_layer(
         )
         return LazyState(state, lambda key: replaced[key] if key in replaced else state[key])
 
+    return one_of_each_text(name, values, formats, takes=takes, packages=packages)
+
+
+def one_of_each_text(
+    name: str,
+    values: Callable[[State, Sequence[str], str, Calibration], State],
+    formats: Mapping[str, str],
+    *,
+    takes: Callable[[str], None],
+    packages: tuple[str, ...],
+) -> tuple[Quantizer, ...]:
+    """Return a quantizer for each text: `name` for the generic one, `name-retain` and `name-forget` for the splits.
+
+    Args:
+        name: name of the method.
+        values: Q of a state, which is called with a format that it takes, a text and all packages there.
+        formats: families of formats that it takes, and their meanings.
+        takes: function that raises ValueError for a name of another format.
+        packages: packages that it imports, as pip installs them.
+    """
+
+    def checked(state: State, names: Sequence[str], format_name: str, calibration: Calibration | None) -> State:
+        takes(format_name)
+        for package in packages:
+            need(package, module_of(package))
+        if calibration is None:
+            raise ValueError(f"calibration must be given for {name}:{format_name}, got none")
+        return values(state, names, format_name, calibration)
+
     return tuple(
         Quantizer(
             name if text == "generic" else f"{name}-{text}",
             None,
-            values,
+            checked,
             text=text,
             ours=takes,  # no values of ours are those of a calibrated quantizer
             formats=formats,

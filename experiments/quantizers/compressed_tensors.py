@@ -68,7 +68,7 @@ def fitted(x: Tensor, fmt: Format, whole: Tensor | None = None) -> tuple[Tensor,
     low, high = groups.amin(-1), groups.amax(-1)
     if fmt.block == "tensor":
         low, high = low.min(), high.max()
-    args = _arguments(fmt)
+    args = arguments_of(fmt)
     return *calculate_qparams(low, high, args, global_scale=whole), args
 
 
@@ -83,7 +83,7 @@ def ct_ours(name: str) -> str:
     return name
 
 
-def _arguments(fmt: Format) -> Any:
+def arguments_of(fmt: Format) -> Any:
     """Return the library's description of a format."""
     import torch
 

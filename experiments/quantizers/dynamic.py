@@ -23,14 +23,18 @@ EXACT = 1024
 """Columns whose products of two codes, below 2^14 each, have sums below 2^24: exact in float32 in any order."""
 
 
-def row_format(name: str) -> str:
+def row_format(name: str, quantizer: str = "dynamic") -> str:
     """Return the name of the format that weights and tokens are quantized to: the same name.
+
+    Args:
+        name: name of the format.
+        quantizer: name of the quantizer that asks.
 
     Raises:
         ValueError: it is none of symmetric integers by row.
     """
     if not re.fullmatch(r"int[2-8]-row", name):
-        raise ValueError(f"format must be int2-row to int8-row for dynamic:, got {name!r}")
+        raise ValueError(f"format must be int2-row to int8-row for {quantizer}:, got {name!r}")
     return name
 
 
@@ -104,7 +108,7 @@ def dynamic_state(state: State, names: Sequence[str], format_name: str, calibrat
         state,
         lambda key: quantized[key],
         lambda key: integer_layer(state[key], name) if key in touched else None,
-        lambda w: mixed_layer(w, name),
+        lambda _, w: mixed_layer(w, name),
     )
 
 

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 
 from unforgotten.experiments.declared import by_name, declared
 from unforgotten.experiments.quantizers.quantizer import Calibration, Quantizer, State, Text
-from unforgotten.records.extras import pip_install
+from unforgotten.records.extras import module_of, pip_install
 
 
 def find_quantizers() -> Mapping[str, Quantizer]:
@@ -72,11 +72,9 @@ def _needed(quantizer: Quantizer) -> str:
     """Return what a quantizer needs, and whether it is there."""
     text = f"; calibrated on {quantizer.text} text" if quantizer.text else ""
     for package in quantizer.packages:
-        module = package.partition("==")[0]
-        there = "" if find_spec(module.replace("-", "_")) else ", missing here"
-        text += (
-            f"; needs {module}{there}: {pip_install(f'unforgotten[{quantizer.extra}]' if quantizer.extra else package)}"
-        )
+        there = "" if find_spec(module_of(package)) else ", missing here"
+        command = pip_install(f"unforgotten[{quantizer.extra}]" if quantizer.extra else package)
+        text += f"; needs {package.partition('==')[0]}{there}: {command}"
     return text
 
 

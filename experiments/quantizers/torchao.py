@@ -128,7 +128,7 @@ def dynamic_state(state: State, names: Sequence[str], format_name: str, calibrat
         state,
         lambda key: torchao_values(state[key], name).to(state[key].dtype) if key in touched else state[key],
         lambda key: dynamic_layer(state[key]) if key in touched else None,
-        mixed_layer,
+        lambda _, w: mixed_layer(w),
     )
 
 

@@ -27,7 +27,9 @@ TEXTS = {
     "gptq:int4-g64": "generic",
     "gptq-forget:int4-g64": "forget",
     "awq-retain:int4-g64-asym": "retain",
+    "gptq-retain:int4-g64": "retain",
     "dynamic:int8-row": None,
+    "smoothquant-retain:int8-row": "retain",
 }
 
 
