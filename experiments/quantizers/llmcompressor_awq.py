@@ -97,7 +97,7 @@ def _recording() -> tuple[Any, list[Scaling]]:
     found: list[Scaling] = []
     AWQModifier: Any = import_module("llmcompressor.modifiers.transform.awq").AWQModifier
 
-    class Recording(AWQModifier):
+    class Recording(AWQModifier):  # type: ignore[misc]
         def _compute_best_scale(self, mapping: Any, *arguments: Any) -> Tensor:
             factors: Tensor = super()._compute_best_scale(mapping, *arguments)
             found.append(Scaling(mapping.smooth_name, tuple(mapping.balance_names), factors))

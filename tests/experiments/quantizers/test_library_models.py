@@ -69,9 +69,9 @@ def seen(x: Tensor) -> Inputs:
     return found
 
 
-def small(**settings: int) -> PreTrainedModel:
-    base = {"vocabulary": 300, "width": 64, "feed_forward": 64, "layers": 2, "heads": 2}
-    return TINY.model(BaseConfig(**(base | settings)), 0).eval()
+def small(width: int = 64, feed_forward: int = 64, layers: int = 2, heads: int = 2) -> PreTrainedModel:
+    base = BaseConfig(vocabulary=300, width=width, feed_forward=feed_forward, layers=layers, heads=heads)
+    return TINY.model(base, 0).eval()
 
 
 @pytest.mark.parametrize("name", GPTQ)
@@ -111,6 +111,10 @@ def test_a_layer_that_no_token_reached_is_rounded_to_nearest_by_gptqmodel() -> N
     assert (weights()[3] - ours[3]).max() > 7 * float(grid.scale[3, 0])
 
 
+def factors_of(found: dict[str, Tensor], layer: str) -> Tensor:
+    return found[layer] if layer in found else torch.ones(64)
+
+
 @pytest.mark.parametrize("name", ["int4-g32-ct", "int3-g32-ct-asym"])
 def test_awq_is_that_of_llm_compressors_oneshot(name: str) -> None:
     """Scaled by what the library did to norms and weights, values are its codes on its grids; outputs are its model's."""
@@ -125,7 +129,7 @@ def test_awq_is_that_of_llm_compressors_oneshot(name: str) -> None:
     assert any(len(torch.unique(factors)) > 1 for factors in columns.values())
     for key in names:
         layer: Any = theirs.get_submodule(key.removesuffix(".weight"))
-        into, out = (x.get(key.removesuffix(".weight"), torch.ones(64)) for x in (columns, rows))
+        into, out = (factors_of(x, key.removesuffix(".weight")) for x in (columns, rows))
         scale, zero = layer.weight_scale, layer.weight_zero_point.float()
         half = 2 ** (fmt.bits - 1)
         codes = torch.round((layer.weight / scale.repeat_interleave(32, 1)) + zero.repeat_interleave(32, 1))
