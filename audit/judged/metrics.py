@@ -82,8 +82,10 @@ def known(name: str) -> JudgedMetric | None:
     own = OWN_TASK.fullmatch(name)
     if own is not None:
         return KNOWN.get(own[1])
-    kind = next((kind for pattern, kind in PATTERNS if pattern.fullmatch(name)), None)
-    return KNOWN.get(name) if kind is None else _share(name, kind)
+    for pattern, kind in PATTERNS:
+        if pattern.fullmatch(name):
+            return _share(name, kind)
+    return KNOWN.get(name)
 
 
 def declared(text: str) -> tuple[str, JudgedMetric]:

@@ -18,7 +18,7 @@ from safetensors.numpy import save_file
 from unforgotten.audit.judged.judge import judge, judged_gate, read_judged, write_judged
 from unforgotten.audit.judged.summary import print_judged
 from unforgotten.audit.verdict.evidence import Items, leak, recovery_row
-from unforgotten.audit.verdict.legs import BehaviourFormat, BehaviourLeg, RecoveryRow
+from unforgotten.audit.verdict.legs import BehaviourFormat, BehaviourLeg, RecoveryRow, deciding_of, retained_of
 from unforgotten.audit.verdict.rule import decide
 from unforgotten.cli import main
 from unforgotten.records.files import write_json
@@ -97,8 +97,8 @@ def test_a_run_that_was_exported_is_judged_as_its_audit(
     )
     assert leg["leaks"] == audit["leaks"]
     assert result["overall"] == decide("unclear", None, audit)["overall"]
-    assert leg["deciding"] == ["M1", "M2"]
-    assert leg["retained"] == ["M4"]
+    assert deciding_of(leg) == ("M1", "M2")
+    assert retained_of(leg) == ("M4",)
 
 
 def _close(mine: object, theirs: object, slack: float) -> bool:
@@ -197,7 +197,7 @@ def test_a_metric_of_unknown_meaning_is_asked_for(tmp_path: Path) -> None:
         judge(**paths)
     assert judge(**paths, metrics=["secret=forget"])["overall"] == "undone"
     rising = judge(**paths, metrics=["secret=forget-likelihood", "M4=forget"])
-    assert rising["behaviour"]["deciding"] == ["M4"]
+    assert deciding_of(rising["behaviour"]) == ("M4",)
     for bad in ("secret", "secret=good", "=forget", "other=forget"):
         with pytest.raises(ValueError, match=r"^--metric must "):
             judge(**paths, metrics=[bad])
@@ -226,9 +226,9 @@ def test_a_value_out_of_range_is_refused_with_its_item(tmp_path: Path) -> None:
 
 def test_one_file_for_two_models_is_refused(tmp_path: Path) -> None:
     paths = _four(tmp_path)
-    same = paths | {"quantized": {"q": (paths["target"], paths["quantized"]["q"][1])}}
+    paths["quantized"] = {"q": (paths["target"], paths["quantized"]["q"][1])}
     with pytest.raises(ValueError, match="must be the results of one model, got it for target and for target in q"):
-        judge(**same)
+        judge(**paths)
 
 
 def test_the_result_is_read_again_for_an_audit(tmp_path: Path) -> None:
