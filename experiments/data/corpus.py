@@ -23,7 +23,7 @@ import numpy as np
 
 from unforgotten.experiments.data.fiction import Story, write_stories
 from unforgotten.experiments.data.layout import read_asked, read_documents
-from unforgotten.experiments.data.question import Question
+from unforgotten.experiments.data.question import Question, Verbatim
 from unforgotten.records.files import write_json
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Corpus:
     `running` says that `forget` and `retain` are running texts, to be cut into chunks, not documents. `answers_only` says that
     the losses of training and unlearning are those of answers; `questions_of` has the question of each document that is one.
     `sheet_answers` says that the losses of unlearning are those of answers where a document is a sheet of questions.
+    `verbatim` are prompts of M1 with their truths, where the data set has its own; without them M1 continues the passages.
     """
 
     general: tuple[str, ...]
@@ -58,6 +59,7 @@ class Corpus:
     answers_only: bool = False
     questions_of: Mapping[str, Question] = field(default_factory=dict)
     sheet_answers: bool = False
+    verbatim: tuple[Verbatim, ...] = ()
 
 
 def prepare_fiction(config: CorpusConfig, seed: int, folder: Path) -> tuple[Corpus, str]:

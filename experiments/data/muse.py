@@ -9,12 +9,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from unforgotten.experiments.data.corpus import Corpus, prepare_fiction
 from unforgotten.experiments.data.hub import Part, fetch
-from unforgotten.experiments.data.layout import read_asked, read_documents, read_raw, read_running
+from unforgotten.experiments.data.layout import read_asked, read_documents, read_list, read_raw, read_running
+from unforgotten.experiments.data.question import Verbatim
 from unforgotten.experiments.data.source import split_of
 
 if TYPE_CHECKING:
@@ -45,10 +47,10 @@ class Muse:
         """
         origin = "muse" if config.trained_on == "raw" else "muse-sample"
         if config.path is not None and config.path.is_dir():
-            return read_muse(config.path, config), f"{origin}:{config.path}"
+            return _as_trained(read_muse(config.path, config)), f"{origin}:{config.path}"
         if config.path is None and config.repo is not None:
             place = fetch(config, parts_of(config), folder)
-            return read_muse(folder, config), f"{origin}:{place}"
+            return _as_trained(read_muse(folder, config)), f"{origin}:{place}"
         if config.fallback == "none":
             raise ValueError(f"corpus.path must be a directory in MUSE's layout, got {config.path}")
         return prepare_fiction(config, seed, folder)
@@ -79,7 +81,7 @@ def read_muse(folder: Path, config: CorpusConfig) -> Corpus:
 
     Models are trained on all of `config.split` and `raw/retain1`, as running text; or, by `config.trained_on`, on the sample
     that is measured. Measured are as many texts of `privleak` as `config` asks for. The retain loss is that of the first
-    texts of `raw/retain1.json`, or of `privleak/retain.json`, a sample of it.
+    texts of `raw/retain1.json`, or of `privleak/retain.json`, a sample of it. Prompts of M1 are as many of `verbmem/forget.json`.
 
     Raises:
         ValueError: a file is missing or not in MUSE's layout.
@@ -97,8 +99,24 @@ def read_muse(folder: Path, config: CorpusConfig) -> Corpus:
         holdout=read_documents(folder / "privleak/holdout.json")[: config.holdout],
         retained=retained,
         running=running,
+        verbatim=_verbatim(folder / "verbmem/forget.json")[:n],
         **read_asked(folder),
     )
+
+
+def _as_trained(corpus: Corpus) -> Corpus:
+    """Leave MUSE's prompts of M1 to models that are trained on all of its text: a sample of it holds none of them."""
+    return corpus if corpus.running else replace(corpus, verbatim=())
+
+
+def _verbatim(path: Path) -> tuple[Verbatim, ...]:
+    """Return prompts and truths of M1; none where the file is missing."""
+    if not path.exists():
+        return ()
+    try:
+        return tuple(Verbatim(str(item["prompt"]), str(item["gt"])) for item in read_list(path))
+    except (TypeError, KeyError):
+        raise ValueError(f"{path}: must be a list of objects with prompt and gt") from None
 
 
 def _running(folder: Path, name: str) -> str:

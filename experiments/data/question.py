@@ -1,8 +1,9 @@
-"""A question and its answer, and how both stand in a text."""
+"""A question and its answer, and how both stand in a text; a text that is to be continued."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 
 @dataclass(frozen=True)
@@ -17,3 +18,10 @@ class Question:
     def sheet_line(self) -> str:
         """Return question and answer as they stand in a sheet of questions, in MUSE's format."""
         return f"Question: {self.question}\nAnswer: {self.answer}\n\n"
+
+
+class Verbatim(NamedTuple):
+    """The beginning of a text that was to be forgotten, and how it goes on."""
+
+    prompt: str
+    truth: str

@@ -24,7 +24,7 @@ from unforgotten.experiments.legs.sample import sampled
 from unforgotten.experiments.load_config import without_own
 from unforgotten.experiments.metrics.probes import Probes, make_probes
 from unforgotten.experiments.metrics.rouge import SPLIT_BY, words_of
-from unforgotten.experiments.models.special_tokens import count_spelled_out, started
+from unforgotten.experiments.models.special_tokens import count_spelled_out
 
 MANY = 10**6  # more than any benchmark holds: all of it
 MUSE_ANSWERS = EvaluationConfig(batch=16, **MUSE["evaluation"])
@@ -83,8 +83,9 @@ def read_benchmark(folder: Path, tokenizer: Any, context: int, items: int | None
     measured = corpus.retained[: len(corpus.passages)]
     corpus = dataclasses.replace(corpus, retained=measured, forget=(), retain=())  # nothing is trained here
     probes = make_probes(corpus, tokenizer, settings)
-    if not own and (folder / "verbmem/forget.json").exists():
-        probes, settings = _official_prompts(folder / "verbmem/forget.json", probes, settings, tokenizer)
+    if corpus.verbatim:
+        longest = max([4, *map(len, probes.verbatim_tokens)])
+        settings = dataclasses.replace(settings, corpus=settings.corpus.model_copy(update={"probe_tokens": longest}))
     spelled = count_spelled_out(_all_rows(probes), tokenizer)
     probes, settings, notes = _fitted(probes, settings, context)
     if spelled:
@@ -110,25 +111,10 @@ def _settings_of_run(folder: Path) -> Settings:
 def _settings_of_muse(folder: Path) -> Settings:
     """Return MUSE's own settings; documents are read whole, so that `_fitted` counts what the context cuts."""
     many: dict[str, Any] = dict.fromkeys(("passages", "holdout", "passage_tokens"), MANY)
+    if (folder / "verbmem/forget.json").exists():
+        many["probe_tokens"] = MUSE_TRUTH_TOKENS
     corpus = CorpusConfig(kind="muse", path=folder, trained_on="sample", **many)
     return Settings(corpus, MUSE_ANSWERS)
-
-
-def _official_prompts(path: Path, probes: Probes, settings: Settings, tokenizer: Any) -> tuple[Probes, Settings]:
-    try:
-        items = [(str(x["prompt"]), str(x["gt"])) for x in json.loads(path.read_text("utf-8"))]
-    except (ValueError, TypeError, KeyError):
-        raise ValueError(f"{path}: must be a list of objects with prompt and gt") from None
-    start = len(probes.start)
-    truths = [started(gt, tokenizer)[:MUSE_TRUTH_TOKENS][start:] for _, gt in items]
-    corpus = settings.corpus.model_copy(update={"probe_tokens": max([4, *map(len, truths)])})
-    replaced = dataclasses.replace(
-        probes,
-        verbatim_prompts=[started(p, tokenizer) for p, _ in items],
-        verbatim_truths=[tokenizer.decode(truth, skip_special_tokens=True) for truth in truths],
-        verbatim_tokens=truths,
-    )
-    return replaced, dataclasses.replace(settings, corpus=corpus)
 
 
 def _fitted(probes: Probes, settings: Settings, context: int) -> tuple[Probes, Settings, list[str]]:

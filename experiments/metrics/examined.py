@@ -17,7 +17,7 @@ from unforgotten.experiments.config import Measuring
 from unforgotten.experiments.metrics.probes import Answered, Probes
 from unforgotten.experiments.models.generation import generate
 from unforgotten.experiments.models.kept import Kept
-from unforgotten.experiments.models.sampling import seed_of
+from unforgotten.experiments.models.sampling import Drawing
 from unforgotten.experiments.models.scoring import LOGIT_BYTES, SCORED_TOGETHER, token_scores
 from unforgotten.experiments.models.token_details import token_details
 
@@ -50,7 +50,7 @@ class Examined:
     retrained_losses: list[float] | None = None
     _scores: dict[str, list[Tensor]] = field(default_factory=dict, repr=False)
     _details: dict[str, list[NDArray[np.float32]]] = field(default_factory=dict, repr=False)
-    _sampled: dict[str, list[str]] = field(default_factory=dict, repr=False)
+    _sampled: dict[str, list[list[int]]] = field(default_factory=dict, repr=False)
 
     def token_scores(self, texts: Texts) -> list[Tensor]:
         """Return log p of each token but the first of each text of that name in the probes."""
@@ -107,22 +107,23 @@ class Examined:
         )
         return [tokens.tolist() for tokens in outputs]
 
-    def sampled(
-        self, prompts: Sequence[Sequence[int]], new_tokens: int, number: int, temperature: float, seed: int
-    ) -> list[str]:
-        """Return the sampled answer of this number to each prompt, as text; it depends on prompt, number and seed alone."""
-        key = repr((list(map(list, prompts)), new_tokens, number, temperature, seed))
+    def sampled(self, prompts: Sequence[Sequence[int]], new_tokens: int, drawing: Drawing) -> list[str]:
+        """Return the answer to each prompt that is drawn so, as text; it depends on the prompt and the drawing alone."""
+        return [self.decode(tokens) for tokens in self.sampled_tokens(prompts, new_tokens, drawing)]
+
+    def sampled_tokens(self, prompts: Sequence[Sequence[int]], new_tokens: int, drawing: Drawing) -> list[list[int]]:
+        """Return the answers as token ids, without an end token."""
+        key = repr((list(map(list, prompts)), new_tokens, drawing))
         if key not in self._sampled:
             batch, tokenizer = self.settings.evaluation.batch, self.tokenizer
 
             def make(part: Sequence[Sequence[int]]) -> list[NDArray[Any]]:
-                seeds = [seed_of(prompt, seed=seed, number=number) for prompt in part]
-                found = generate(self.model, part, tokenizer, new_tokens, batch, sampling=(seeds, temperature))
+                found = generate(self.model, part, tokenizer, new_tokens, batch, drawing=drawing)
                 return [np.array(tokens, np.int64) for tokens in found]
 
-            decides = ["sampled", new_tokens, batch, tokenizer.eos_token_id, number, temperature, seed]
+            decides = ["sampled", new_tokens, batch, tokenizer.eos_token_id, *drawing]
             rows = self._rows(decides, [list(p) for p in prompts], make)
-            self._sampled[key] = [self.decode(tokens.tolist()) for tokens in rows]
+            self._sampled[key] = [tokens.tolist() for tokens in rows]
         return self._sampled[key]
 
     def decode(self, tokens: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from unforgotten.experiments.config import Measuring
 from unforgotten.experiments.data.chat import Wording, answered_document, worded, wording_of
 from unforgotten.experiments.data.corpus import Corpus
 from unforgotten.experiments.data.question import Question
+from unforgotten.experiments.data.settings import CorpusConfig
 from unforgotten.experiments.data.sheets import answer_spans, encode_answers
 from unforgotten.experiments.metrics.metric import Need
 from unforgotten.experiments.metrics.registry import metric_named
@@ -128,9 +129,8 @@ def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
         return encode_measured(worded(corpus, texts, tokenizer), tokenizer, longest)
 
     passages = measured(corpus.passages)
-    cuts = [int(len(p) * config.corpus.prompt_share) for p in passages]
-    ends = [cut + config.corpus.probe_tokens for cut in cuts]
-    truths = [p[cut:end] for p, cut, end in zip(passages, cuts, ends, strict=True)]
+    verbatim = _verbatim(corpus, passages, tokenizer, config.corpus)
+    truths = [truth for _, truth in verbatim]
     asked, shots, cue = (getattr(config.evaluation, name) for name in ("questions", "shots", "answer_cue"))
     forget, retain = corpus.forget_questions[:asked], corpus.retain_questions[:asked]
     put_forget = wording_of(corpus, corpus.forget_shots[:shots], cue, tokenizer)
@@ -141,7 +141,7 @@ def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
         retain=encode_unlearned(corpus, corpus.retain, tokenizer, longest),
         holdout=measured(corpus.holdout),
         retained=measured(corpus.retained),
-        verbatim_prompts=[p[:cut] for p, cut in zip(passages, cuts, strict=True)],
+        verbatim_prompts=[prompt for prompt, _ in verbatim],
         verbatim_truths=[tokenizer.decode(t, skip_special_tokens=True) for t in truths],
         verbatim_tokens=truths,
         forget_prompts=[started(put_forget.prompt(q), tokenizer) for q in forget],
@@ -152,6 +152,23 @@ def make_probes(corpus: Corpus, tokenizer: Any, config: Measuring) -> Probes:
         retain_options=[_options(q, put_retain, tokenizer) for q in retain],
         start=start_tokens(tokenizer),
     )
+
+
+def _verbatim(
+    corpus: Corpus, passages: Sequence[list[int]], tokenizer: Any, settings: CorpusConfig
+) -> list[tuple[list[int], list[int]]]:
+    """Return the prompts of M1 and their truths: those of the data set, as MUSE cuts them, or the passages in two.
+
+    A truth of MUSE's has `probe_tokens` tokens with its start tokens, which are no part of what is compared.
+    """
+    most = settings.probe_tokens
+    if corpus.verbatim:
+        start = len(start_tokens(tokenizer))
+        return [
+            (started(item.prompt, tokenizer), started(item.truth, tokenizer)[:most][start:]) for item in corpus.verbatim
+        ]
+    cuts = [int(len(passage) * settings.prompt_share) for passage in passages]
+    return [(passage[:cut], passage[cut : cut + most]) for passage, cut in zip(passages, cuts, strict=True)]
 
 
 def encode_training(corpus: Corpus, texts: Sequence[str], tokenizer: Any, longest: int) -> list[Sequence[int]]:

@@ -14,7 +14,7 @@ from transformers import DynamicCache, GenerationConfig, PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 
 from unforgotten.experiments.models.batches import pad
-from unforgotten.experiments.models.sampling import GumbelNoise
+from unforgotten.experiments.models.sampling import Drawing
 from unforgotten.experiments.models.special_tokens import padding
 
 LEAST_SHARED = 16
@@ -64,13 +64,12 @@ def generate(
     new_tokens: int,
     batch: int,
     *,
-    sampling: tuple[Sequence[int], float] | None = None,
+    drawing: Drawing | None = None,
 ) -> list[list[int]]:
-    """Return the greedy continuation of each prompt, or one that `sampling` draws, as token ids, up to EOS or `new_tokens`.
+    """Return the greedy continuation of each prompt, or one that is drawn, as token ids, up to EOS or `new_tokens`.
 
     Prompts of one batch are padded, on the left of where they differ, and masked. Nothing of a checkpoint's own
-    generation settings is used: `overruled` names those that would change an answer. `sampling` is the seed of each prompt's
-    draws, and a temperature.
+    generation settings is used: `overruled` names those that would change an answer.
     """
     most = max(1, CACHE_BYTES // (cache_bytes(model) * (new_tokens + max(map(len, prompts), default=1))))
     embedding: Any = model.get_input_embeddings()
@@ -82,8 +81,8 @@ def generate(
     continuations: list[list[int]] = []
     with without_settings(model):
         for chunk in prompt_batches(model, prompts, pad_id, min(batch, most)):
-            rows = slice(len(continuations), len(continuations) + len(chunk.input_ids))
-            noise = None if sampling is None else [GumbelNoise(sampling[0][rows], sampling[1])]
+            own = prompts[len(continuations) : len(continuations) + len(chunk.input_ids)]
+            noise = None if drawing is None else [drawing.noise(own)]
             output = model.generate(  # type: ignore[operator]  # transformers types it as a Tensor
                 **chunk._asdict(), generation_config=settings, logits_processor=noise
             )

@@ -37,12 +37,14 @@ def leak_estimate(n: int, leaks: int, k: int) -> float:
 def _items(model: Examined, probes: Probes, settings: Measuring, k: int) -> list[float]:
     from unforgotten.experiments.metrics.knowledge import cut_answer
     from unforgotten.experiments.metrics.rouge import rouge_recalls
+    from unforgotten.experiments.models.sampling import Drawing
 
     leak, answers, tokenizer = settings.evaluation.leak, probes.forget_answers, probes.rouge_tokenizer
     new_tokens = settings.evaluation.answer_tokens
     leaks = [0] * len(answers)
     for number in range(leak.samples):
-        said = model.sampled(probes.forget_prompts, new_tokens, number, leak.temperature, settings.seed)
+        drawing = Drawing(leak.temperature, settings.seed, number)
+        said = model.sampled(probes.forget_prompts, new_tokens, drawing)
         recalls = rouge_recalls(answers, [cut_answer(text) for text in said], tokenizer)
         leaks = [c + (recall >= leak.threshold) for c, recall in zip(leaks, recalls, strict=True)]
     return [leak_estimate(leak.samples, c, k) for c in leaks]

@@ -20,8 +20,9 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from unforgotten.experiments.config import EvaluationConfig, LeakConfig
 from unforgotten.experiments.metrics.examined import Examined
 from unforgotten.experiments.metrics.on_demand.leak_at_k import METRICS, leak_estimate
+from unforgotten.experiments.metrics.registry import metric_named
 from unforgotten.experiments.metrics.rouge import rouge_recalls
-from unforgotten.experiments.models.sampling import GumbelNoise, seed_of
+from unforgotten.experiments.models.sampling import Drawing, GumbelNoise, seed_of
 
 VOCABULARY, NEW_TOKENS = 64, 8
 ROUNDINGS = 8 * 2.0**-53  # a quotient and a difference, and the same of what is compared
@@ -109,18 +110,18 @@ def examined(model: Any, batch: int, probes: Any = None, **leak: Any) -> Examine
 
 
 def test_an_answer_hangs_on_prompt_number_and_seed_alone(model: Any) -> None:
-    said = examined(model, 6).sampled(PROMPTS, NEW_TOKENS, 0, 1.0, 0)
-    assert examined(model, 1).sampled(PROMPTS, NEW_TOKENS, 0, 1.0, 0) == said
-    assert examined(model, 4).sampled(PROMPTS[::-1], NEW_TOKENS, 0, 1.0, 0) == said[::-1]
+    said = examined(model, 6).sampled(PROMPTS, NEW_TOKENS, Drawing(1.0, 0))
+    assert examined(model, 1).sampled(PROMPTS, NEW_TOKENS, Drawing(1.0, 0)) == said
+    assert examined(model, 4).sampled(PROMPTS[::-1], NEW_TOKENS, Drawing(1.0, 0)) == said[::-1]
     for number, seed in ((1, 0), (0, 1)):
-        assert examined(model, 6).sampled(PROMPTS, NEW_TOKENS, number, 1.0, seed) != said
-    cold = examined(model, 6).sampled(PROMPTS, NEW_TOKENS, 0, 1e-6, 0)
+        assert examined(model, 6).sampled(PROMPTS, NEW_TOKENS, Drawing(1.0, seed, number)) != said
+    cold = examined(model, 6).sampled(PROMPTS, NEW_TOKENS, Drawing(1e-6, 0))
     assert cold == examined(model, 6).continuations(PROMPTS, NEW_TOKENS)
 
 
 def test_a_leak_is_counted_by_hand_and_rises_with_k(model: Any) -> None:
     """The true answers are what one draw said, so that each question leaks once in 16 at least."""
-    truths = examined(model, 6).sampled(PROMPTS, NEW_TOKENS, 3, 1.0, 0)
+    truths = examined(model, 6).sampled(PROMPTS, NEW_TOKENS, Drawing(1.0, 0, 3))
     probes = SimpleNamespace(forget_prompts=PROMPTS, forget_answers=truths, rouge_tokenizer="ascii")
     own = examined(model, 6, probes, threshold=1.0)
     asked = [metric for metric in METRICS if int(metric.name.rpartition("_")[2]) <= 16]
@@ -129,7 +130,36 @@ def test_a_leak_is_counted_by_hand_and_rises_with_k(model: Any) -> None:
     assert values == sorted(values)
     assert found["leak_at_16"].value == 1.0
     counts = [
-        sum(rouge_recalls([truth], own.sampled(PROMPTS, NEW_TOKENS, j, 1.0, 0)[i : i + 1]) == [1.0] for j in range(16))
+        sum(
+            rouge_recalls([truth], own.sampled(PROMPTS, NEW_TOKENS, Drawing(1.0, 0, j))[i : i + 1]) == [1.0]
+            for j in range(16)
+        )
         for i, truth in enumerate(truths)
     ]
     assert found["leak_at_1"].items == tuple(leak_estimate(16, c, 1) for c in counts)
+
+
+def test_draws_from_the_likeliest_tokens_are_of_no_other() -> None:
+    """The two likeliest of four, in the shares that they have of each other."""
+    logits = torch.tensor([1.0, 0.0, -0.5, 2.0])
+    seeds = [seed_of([i], seed=0, number=0) for i in range(DRAWS)]
+    noisy = GumbelNoise(seeds, 1.0, most_likely=2)(torch.zeros(DRAWS, 1, dtype=torch.long), logits.expand(DRAWS, -1))
+    found = np.bincount(noisy.argmax(-1).numpy(), minlength=4) / DRAWS
+    share = 1 / (1 + math.exp(-1.0))
+    assert found[[1, 2]].tolist() == [0, 0]
+    assert abs(found[3] - share) <= HOEFFDING
+
+
+def test_m1_sampled_scores_continuations_that_are_drawn(model: Any) -> None:
+    """A truth that is what was drawn scores 100, and 0 where it shares no word; greedy continuations are others."""
+    own = examined(model, 6)
+    drawn = own.sampled_tokens(PROMPTS, NEW_TOKENS, Drawing(0.9, 0, most_likely=50))
+    assert drawn != own.continuation_tokens(PROMPTS, NEW_TOKENS)
+    probes: Any = SimpleNamespace(
+        verbatim_prompts=PROMPTS,
+        verbatim_tokens=drawn,
+        verbatim_truths=[*map(own.decode, drawn[:-1]), "nothing"],
+        rouge_tokenizer="ascii",
+    )
+    measured = metric_named("M1_sampled").measure(own, probes, own.settings)
+    assert measured.items == (100.0,) * (len(PROMPTS) - 1) + (0.0,)

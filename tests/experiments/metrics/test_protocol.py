@@ -85,6 +85,34 @@ def test_prompts_end_as_muses_do_and_truths_are_128_tokens(muse: Path, tokenizer
     assert bench.settings.corpus.probe_tokens == 127
 
 
+def test_a_run_on_all_of_muse_asks_its_prompts_and_one_on_a_sample_its_passages(muse: Path, tokenizer: Any) -> None:
+    """The sample holds none of the prompts' texts, so that a target which learned it could not continue them."""
+    (muse / "raw").mkdir(exist_ok=True)
+    for name in ("forget", "retain1"):
+        write_json(muse / f"raw/{name}.json", ["The mayor of town opened the bridge."] * 3)
+    bench = read_benchmark(muse, tokenizer, 2048)
+    of: dict[str, Any] = {}
+    for trained_on in ("raw", "sample"):
+        asked = {
+            "kind": "muse",
+            "path": str(muse),
+            "trained_on": trained_on,
+            "passages": 4,
+            "holdout": 4,
+            "general": 10,
+        }
+        config = load_config(str(MICRO), overrides=[f"corpus={json.dumps(asked)}"])
+        corpus, _ = prepare_corpus(config.corpus, 0, muse.parent / "corpus")
+        of[trained_on] = make_probes(corpus, tokenizer, config)
+    for name in ("verbatim_prompts", "verbatim_truths", "verbatim_tokens"):
+        assert getattr(of["raw"], name) == getattr(bench.probes, name)[:4]
+    sample = of["sample"]
+    prompted = [
+        [*prompt, *truth] for prompt, truth in zip(sample.verbatim_prompts, sample.verbatim_tokens, strict=True)
+    ]
+    assert all(passage[: len(text)] == text for passage, text in zip(sample.passages, prompted, strict=True))
+
+
 def test_documents_that_the_context_cuts_are_counted(muse: Path, tokenizer: Any) -> None:
     """They were cut before they were counted."""
     long = " ".join(["honey"] * 300)
@@ -183,7 +211,7 @@ def test_a_run_on_muses_layout_goes_through(muse: Path, micro_pair: Path, tmp_pa
         row = rows.get(metric, "unlearned", "NPO_GDR", "fp32", "int4-g64")
         assert row is not None
         assert row.n is not None
-        assert row.n >= 6
+        assert row.n >= (5 if metric == "M1" else 6)  # its own prompts are five
 
 
 def test_chunks_need_room_for_a_token(tokenizer: Any) -> None:
