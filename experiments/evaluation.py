@@ -17,7 +17,7 @@ RECOVERED = ("M1", "M2", "forget_loss")
 
 
 def decompose(
-    meter: Meter, states: tuple[State, State], format_name: str, known: Mapping[str, Items]
+    meter: Meter, states: tuple[State, State, State, State], format_name: str, known: Mapping[str, Items]
 ) -> list[Measurement]:
     """Return rows of T14 and T16 for one unlearned model under one format.
 
@@ -25,15 +25,14 @@ def decompose(
 
     Args:
         meter: meter of the two mixed models.
-        states: (target, unlearned).
+        states: (target, unlearned, Q(target), Q(unlearned)).
         format_name: name of the format.
         known: items of "target", "unlearned", "Q(target)" and "Q(unlearned)".
     """
     shell = meter.shell
-    four = (*states, *(shell.quantized(s, format_name) for s in states))
-    mixed = hybrid_states(shell.names, *four)
-    if isinstance(four[2], RuntimeState):
-        mixed["Q(target)+delta"] = four[2].with_weights(mixed["Q(target)+delta"])
+    mixed = hybrid_states(shell.names, *states)
+    if isinstance(states[2], RuntimeState):
+        mixed["Q(target)+delta"] = states[2].with_weights(mixed["Q(target)+delta"])
     measured = {name: meter.measure(state, DECOMPOSED) for name, state in mixed.items()}
     rows = [
         Measurement(f"{m.metric}@{name}", m.value, m.stderr, m.n, m.items)
@@ -41,7 +40,7 @@ def decompose(
         for m in ms.values()
     ]
     if ours_of(format_name) is None:
-        rows += values_rows(shell.names, *four)
+        rows += values_rows(shell.names, *states)
     items = {**known, **{name: {k: m.items or () for k, m in ms.items()} for name, ms in measured.items()}}
     for metric in DECOMPOSED:
         rows += effects(metric, items)

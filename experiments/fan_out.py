@@ -21,6 +21,7 @@ from unforgotten.experiments.arms.arm import Arm, arms
 from unforgotten.experiments.compute.device import device_of
 from unforgotten.experiments.compute.processes import processes
 from unforgotten.experiments.config import RunConfig
+from unforgotten.experiments.models.quantized_states import FOLDER as QUANTIZED
 from unforgotten.experiments.run import run, stages
 from unforgotten.records.extras import need
 from unforgotten.records.rows import ROWS_FILE
@@ -64,7 +65,8 @@ def run_on(address: str | None, config: RunConfig, folder: Path, *, resume: bool
         _share_out(cluster, needs, config, folder, progress)
     finally:
         cluster.leave()
-    shutil.rmtree(folder / PARTS, ignore_errors=True)
+    for name in (PARTS, QUANTIZED):
+        shutil.rmtree(folder / name, ignore_errors=True)
     return folder / ROWS_FILE
 
 

@@ -39,6 +39,7 @@ from unforgotten.experiments.metrics.effects import Items
 from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.metrics.probes import Probes, check_asked, make_probes
 from unforgotten.experiments.models.batches import encode_documents
+from unforgotten.experiments.models.quantized_states import FOLDER, QuantizedStates
 from unforgotten.experiments.models.saved import load_model, load_notes, load_tokenizer
 from unforgotten.experiments.models.saved_states import SavedStates, saved_states
 from unforgotten.experiments.models.shell import Shell
@@ -141,6 +142,8 @@ def run(
         if bench is not None:
             _evaluate_states(config, bench, arm, folder, progress)
         references.keep({ahead.arithmetic(config) for ahead in asked[done:]})
+    if bench is not None and only is None:
+        bench.quantized.forget()
     return folder / ROWS_FILE
 
 
@@ -175,11 +178,13 @@ class _Bench:
     Attributes:
         meter: meter of one model that takes the weights of all.
         states: weights of the models, read when they are asked for.
+        quantized: the same as formats leave them.
         store: rows.
     """
 
     meter: Meter
     states: SavedStates
+    quantized: QuantizedStates
     store: RowStore
 
 
@@ -189,7 +194,9 @@ def _bench(config: RunConfig, corpus: Corpus, probes: Probes, tokenizer: Any, mo
     retain, forget = ([list(row) for row in rows[:count]] for rows in (probes.retain, probes.forget))
     texts = {"generic": generic, "retain": retain, "forget": forget}
     states = saved_states(models, "target", config.compute)
-    return _Bench(Meter(Shell(states.model, tokenizer, texts), probes, config), states, store)
+    shell = Shell(states.model, tokenizer, texts)
+    quantized = QuantizedStates(shell, models.parent / FOLDER, store.common["revision"])
+    return _Bench(Meter(shell, probes, config), states, quantized, store)
 
 
 def _evaluate_trained(config: RunConfig, bench: _Bench, progress: Progress) -> _Bench:
@@ -210,12 +217,12 @@ def _evaluate_trained(config: RunConfig, bench: _Bench, progress: Progress) -> _
                 progress.skip()
                 continue
             with progress.stage(stage):
-                bench.store.append(stage, subject, _measured(bench.meter, state, format_name))
+                bench.store.append(stage, subject, _measured(bench, name, state, format_name))
     return bench
 
 
-def _measured(meter: Meter, state: State, format_name: str) -> list[Measurement]:
-    return list(meter.measure(meter.shell.quantized(state, format_name)).values())
+def _measured(bench: _Bench, name: str, state: State, format_name: str) -> list[Measurement]:
+    return list(bench.meter.measure(bench.quantized.of(name, state, format_name)).values())
 
 
 def _unlearn_arm(
@@ -276,7 +283,7 @@ def _evaluate_state(config: RunConfig, bench: _Bench, state: ArmState, progress:
             progress.skip()
             continue
         with progress.stage(f"evaluate {state.title} {format_name}"):
-            store.append(stage, subject, _measured(meter, unlearned, format_name))
+            store.append(stage, subject, _measured(bench, state.name, unlearned, format_name))
     undone = [f for f in config.formats if not store.done(f"decompose {state.name} {f}")]
     weights: dict[str, list[Measurement]] = {}
     for format_name in config.formats:
@@ -287,9 +294,12 @@ def _evaluate_state(config: RunConfig, bench: _Bench, state: ArmState, progress:
         with progress.stage(f"decompose {state.title} {format_name}"):
             weights = weights or _weights(models, state.name, undone)
             known = _known_items(store, subjects, format_name)
-            rows = decompose(meter, (target, unlearned), format_name, known)
+            pair = ("target", target), (state.name, unlearned)
+            four = (target, unlearned, *(bench.quantized.of(*one, format_name) for one in pair))
+            rows = decompose(meter, four, format_name, known)
             rows = [*weights.get(format_name, []), *rows]
             store.append(stage, subjects[format_name], rows, items_of="pair")
+    bench.quantized.forget(state.name)
 
 
 def _state_subjects(config: RunConfig, state: ArmState, notes: dict[str, Any]) -> dict[str, Subject]:

@@ -246,7 +246,10 @@ def test_the_forget_loss_is_among_what_is_recovered(micro_pair: Path, pair: tupl
             ("Q(unlearned)", states[1], "int4-g64"),
         )
     }
-    rows = {row.metric: row for row in decompose(meter, states, "int4-g64", known)}
+    rows = {
+        row.metric: row
+        for row in decompose(meter, (*states, *(shell.quantized(s, "int4-g64") for s in states)), "int4-g64", known)
+    }
     after, quantized, reached = (
         np.mean(known[name]["forget_loss"]) for name in ("unlearned", "Q(unlearned)", "Q(target)")
     )
