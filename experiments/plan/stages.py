@@ -26,9 +26,6 @@ BACKWARD = 3
 """Operations of a forward and a backward pass, by those of a forward pass."""
 FLOAT = 4
 MOMENTS = 2
-STATES = {"evaluate": 1, "decompose": 2}
-"""States whose quantized weights a stage keeps whole where a format is calibrated, beside the model that is measured in; others
-are read and quantized tensor by tensor."""
 LOGIT_COPIES = 3
 """Logits, their logarithms normalized, and their gradient."""
 
@@ -193,7 +190,9 @@ class Planner:
         if self.shape is None:
             return Work(stage, tokens=tokens)
         together = max(1, min(self.config.evaluation.batch, len(prompts)))
-        kept = 0 if text_of(stage.rsplit(" ", 1)[-1]) is None else STATES[kind]
+        calibrated = (
+            text_of(stage.rsplit(" ", 1)[-1]) is not None
+        )  # its weights are held whole once, then read from disk
         longest = max([*scored, *prompts]) + max(answers, self.config.corpus.probe_tokens)
         cached = FLOAT * self.shape.layers * self.shape.key_width * together * longest
         return Work(
@@ -202,8 +201,8 @@ class Planner:
             operations=self._passes(times * (sum(scored) + sum(prompts)), [*scored, *prompts], 1),
             generated=self._passes(times * new, prompts, 1),
             together=together,
-            memory=Memory((1 + kept) * FLOAT * self.shape.parameters, activations=cached),
-            disk=0,
+            memory=Memory((1 + calibrated) * FLOAT * self.shape.parameters, activations=cached),
+            disk=FLOAT * self.shape.parameters if calibrated and kind == "evaluate" else 0,
         )
 
     def _passes(self, tokens: int, lengths: Sequence[int], times: int) -> float:

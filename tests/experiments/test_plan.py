@@ -239,15 +239,16 @@ def test_generation_takes_the_longer_of_both_rates() -> None:
 
 
 def test_states_are_counted_where_they_are_kept_whole() -> None:
-    """A measured state is read tensor by tensor; what GPTQ and AWQ made of one is kept, of two to decompose."""
+    """A measured state is read tensor by tensor; what GPTQ and AWQ made of it is held once, and stays on disk meanwhile."""
     plan = planned("smollm2", formats=["int4-g64", "gptq-retain:int4-g64"])
     assert plan.shape is not None
-    works = {work.stage: work.memory for work in plan.works if work.stage.split(" ")[0] in ("evaluate", "decompose")}
+    works = [work for work in plan.works if work.stage.split(" ")[0] in ("evaluate", "decompose")]
     assert works
-    for stage, memory in works.items():
-        assert memory is not None
-        kept = (2 if stage.startswith("decompose") else 1) if stage.endswith(" gptq-retain:int4-g64") else 0
-        assert memory.parameters == (1 + kept) * 4 * plan.shape.parameters
+    for work in works:
+        assert work.memory is not None
+        kept = work.stage.endswith(" gptq-retain:int4-g64")
+        assert work.memory.parameters == (1 + kept) * 4 * plan.shape.parameters
+        assert work.disk == (4 * plan.shape.parameters if kept and work.stage.startswith("evaluate") else 0)
 
 
 def test_rates_of_this_processor_say_nothing_of_another_device() -> None:
