@@ -11,7 +11,7 @@ from unforgotten.audit.codes.gguf import compare_gguf_codes, is_quantized_gguf
 from unforgotten.audit.findings.recipe import Recipe
 from unforgotten.audit.outputs.place import check_out
 from unforgotten.audit.outputs.result import AuditResult, build_code_result, build_result
-from unforgotten.audit.outputs.result_rows import code_rows, tensor_rows
+from unforgotten.audit.outputs.result_rows import TensorRow, code_rows, tensor_rows
 from unforgotten.audit.outputs.write import write_audit
 from unforgotten.audit.progress.stages import SILENT, Progress, Step
 from unforgotten.audit.sources.checkpoint import Checkpoint
@@ -43,6 +43,7 @@ def audit_pair(
     force: bool = False,
     called: tuple[str, str] | None = None,
     fatal: Sequence[str] = (),
+    take_rows: Callable[[Sequence[TensorRow]], object] | None = None,
 ) -> AuditResult:
     """Compare two checkpoints and, if `out` is given, write the files of the audit there.
 
@@ -62,6 +63,7 @@ def audit_pair(
         force: True where `out` may be a directory of other files.
         fatal: words of a gate, refused where the pair could say none of them.
         called: names of the two sides in the result, where their paths say nothing.
+        take_rows: function that is given the rows of the tensors, which the result does not hold.
 
     Raises:
         ValueError: the input breaks a rule (`CheckpointError`), a format is unknown, both sides are one, or `out` is a
@@ -95,6 +97,8 @@ def audit_pair(
             result, rows = build_result(before, after, leg, said, done, recipe), tensor_rows(leg)
         if called is not None:
             result["target"]["source"], result["unlearned"]["source"] = called
+        if take_rows is not None:
+            take_rows(rows)
         if out is not None:
             result["files"] = write_audit(result, rows, out)
     return result

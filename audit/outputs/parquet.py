@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import pyarrow as pa
 
@@ -34,14 +35,20 @@ COLUMNS = pa.schema(
 
 def table(rows: Sequence[TensorRow]) -> pa.Table:
     """Return the rows as a table of COLUMNS; what has no value is null."""
-    return pa.Table.from_pylist([_flat(row) for row in rows], schema=COLUMNS)
+    return pa.Table.from_pylist(flat_rows(rows), schema=COLUMNS)
 
 
-def _flat(row: TensorRow) -> dict[str, object]:
+def flat_rows(rows: Sequence[TensorRow]) -> list[dict[str, Any]]:
+    """Return the rows as dicts of COLUMNS, in their order; what has no value is None."""
+    return [_flat(row) for row in rows]
+
+
+def _flat(row: TensorRow) -> dict[str, Any]:
     ratios = {
         "position_ks": row["position"]["ks"],
         "position_p": row["position"]["p"],
         "wash_z": row["wash"]["z"],
         "wash_p": row["wash"]["p"],
     }
-    return {**{key: value for key, value in row.items() if key in COLUMNS.names}, **ratios}
+    values = {**row, **ratios}
+    return {name: values[name] for name in COLUMNS.names}

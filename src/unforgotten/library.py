@@ -26,7 +26,8 @@ from unforgotten.theory.laws.update import GridMode, Survival
 from unforgotten.theory.laws.update import survival as survival_of
 
 if TYPE_CHECKING:
-    from unforgotten.audit.outputs.result import AuditResult
+    from unforgotten.audit.outputs.notebook import PairAudit
+    from unforgotten.audit.outputs.result_rows import TensorRow
     from unforgotten.audit.verdict.rule import Decision
 
 __version__ = version("unforgotten")
@@ -79,8 +80,10 @@ def audit_pair(
     items: int | None = None,
     jobs: int = 1,
     force: bool = False,
-) -> AuditResult:
-    """Audit a pair, as `unforgotten audit` does, and return the object of `audit.json`.
+) -> PairAudit:
+    """Audit a pair, as `unforgotten audit` does, and return the object of `audit.json`, a dict that a notebook shows.
+
+    Its `tensors` are the rows of `tensors.parquet`, one dict each, and `to_pandas()` makes a data frame of them.
 
     Args:
         target: model before unlearning: a path or name as the command line takes it, a state dict, or a model with one.
@@ -99,6 +102,7 @@ def audit_pair(
     """
     from unforgotten.audit.findings.recipe import read_recipe
     from unforgotten.audit.options import Asked, read_options
+    from unforgotten.audit.outputs.notebook import PairAudit
     from unforgotten.audit.run import audit_pair as audited
     from unforgotten.measured import behaviour_of, output_of
 
@@ -113,7 +117,8 @@ def audit_pair(
         pair = [_path(stack, name, side) for name, side in (("target", target), ("unlearned", unlearned))]
         called = [str(p) if is_path else f"{p.stem} (in memory)" for p, is_path in zip(pair, named, strict=True)]
         both = pair[0], pair[1]
-        return audited(
+        rows: list[TensorRow] = []
+        result = audited(
             *both,
             options.formats,
             _place(out),
@@ -125,7 +130,9 @@ def audit_pair(
             recipe=read_recipe(pair[1]) if named[1] else None,
             force=force,
             called=(called[0], called[1]),
+            take_rows=rows.extend,
         )
+    return PairAudit(result, rows)
 
 
 def _place(path: Path | str | None) -> Path | None:
