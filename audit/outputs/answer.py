@@ -12,14 +12,14 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
-from unforgotten.audit.findings.sentences import STDERRS
+from unforgotten.audit.findings.sentences import STDERRS, Finding
 from unforgotten.audit.outputs.merged import top_reasons
 from unforgotten.audit.outputs.result import AuditResult
 from unforgotten.audit.outputs.result_rows import FormatRow
 from unforgotten.audit.verdict.gate import RETAIN_LOST, format_word
-from unforgotten.audit.verdict.legs import RecoveryRow, deciding_of, retained_of
+from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg, RecoveryRow, deciding_of, retained_of
 from unforgotten.audit.verdict.power import power_sentence
-from unforgotten.audit.verdict.rule import DECIDES_OUTPUT, decide
+from unforgotten.audit.verdict.rule import DECIDES_OUTPUT, Word, decide
 
 Tone = Literal["good", "bad", "open"]
 OUTPUT_SHOWN = ("accuracy", "probability")
@@ -128,29 +128,36 @@ def _format_answer(result: AuditResult, row: FormatRow, broken: bool) -> FormatA
         format=name,
         word=word,
         tone=_tone(word, broken),
-        gain=_gain(row),
+        gain=gain_text(row["gain"], row["gain_stderr"]),
         trails=[_trail(result, name, metric) for metric in _shown(result)],
         recovered=_recovered(result, name),
     )
 
 
-def _gain(row: FormatRow) -> str:
-    if row["gain"] is None:
+def gain_text(gain: float | None, stderr: float | None) -> str:
+    """Return a gain with its margin as text, or a dash where there is none."""
+    if gain is None:
         return NO_VALUE
-    return f"{row['gain']:.2f} ± {STDERRS * row['gain_stderr']:.2f}" if row["gain_stderr"] else f"{row['gain']:.2f}"
+    return f"{gain:.2f} ± {STDERRS * stderr:.2f}" if stderr else f"{gain:.2f}"
 
 
 def _word(result: AuditResult, row: FormatRow) -> str:
-    """Return the word of one format: the verdict of what was measured in it, else that of its weights.
+    legs = result["output"], result["behaviour"]
+    return word_of(row["format"], format_word(row), *legs, overall=result["verdict"]["overall"]) or "codes only"
+
+
+def word_of(
+    name: str, weights: Finding | None, output: OutputLeg | None, behaviour: BehaviourLeg | None, *, overall: Word
+) -> str | None:
+    """Return the word of one format: the verdict of what was measured in it, else that of its weights, if they have one.
 
     The verdict corrects for the number of formats: where it is not "undone", no format alone is.
     """
-    legs = [_only(result[leg], row["format"]) for leg in ("output", "behaviour")]
-    weights = format_word(row)
+    legs = [_only(leg, name) for leg in (output, behaviour)]
     if not any(legs):
-        return weights or "codes only"
+        return weights
     word = decide(weights or "unclear", *legs)["overall"]
-    return "undecided" if word == "undone" != result["verdict"]["overall"] else word
+    return "undecided" if word == "undone" != overall else word
 
 
 def _only(leg: Any, name: str) -> Any:

@@ -53,10 +53,10 @@ def _body(result: AuditResult) -> str:
         "",
         f"**Verdict: {found.overall}** ({words}).",
         "",
-        *(f"- {_escaped(reason)}" for reason in result["verdict"]["reasons"]),
-        *(f"- {_escaped(note)}" for note in found.notes),
+        *(f"- {escaped(reason)}" for reason in result["verdict"]["reasons"]),
+        *(f"- {escaped(note)}" for note in found.notes),
         "",
-        *(line for text in (found.models, found.items) if text for line in (_escaped(text), "")),
+        *(line for text in (found.models, found.items) if text for line in (escaped(text), "")),
         *_measured_table(found.metrics, measured),
         "| format | gain | equal codes | cosine |",
         "| --- | ---: | ---: | ---: |",
@@ -64,7 +64,7 @@ def _body(result: AuditResult) -> str:
         "",
         "The gain is the share of the unlearning update that is left after quantization: 1 is all of it.",
         "",
-        _escaped(result["control"]["sentence"]),
+        escaped(result["control"]["sentence"]),
         "",
         f"Measured by unforgotten {result['version']} on weights with these SHA-256:",
         "",
@@ -83,7 +83,7 @@ def _measured_table(metrics: Sequence[str], lines: Sequence[str]) -> list[str]:
 
 
 def _measured_line(row: FormatAnswer) -> str:
-    cells = (row.format, *(str(trail) for trail in row.trails), _escaped(row.recovered), row.word)
+    cells = (row.format, *(str(trail) for trail in row.trails), escaped(row.recovered), row.word)
     return f"| {' | '.join(cells)} |"
 
 
@@ -94,6 +94,6 @@ def _line(row: FormatRow) -> str:
     return f"| {row['format']} | {gain} | {100 * equal:.1f} % | {cosine} |"
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Escape Markdown in a text: names of tensors come from strangers, and nothing in them is markup."""
     return "".join(f"\\{c}" if c in "\\`*_{}[]<>#|!" else c for c in text)

@@ -127,8 +127,12 @@ def _combine(weights: Finding, output: Opinion | None, behaviour: Opinion | None
 def judge_behaviour(leg: BehaviourLeg) -> Opinion:
     """Return the behaviour leg's word: M1 or M2 is enough for "undone"."""
     rows = [(f["format"], f["recoveries"]) for f in leg["formats"]]
-    rule = Rule("Behaviour", deciding_of(leg), needed=1, surely=SURELY, taken=TAKEN)
-    return _judge(rule, rows, leg["leaks"])
+    return _judge(behaviour_rule(leg), rows, leg["leaks"])
+
+
+def behaviour_rule(leg: BehaviourLeg) -> Rule:
+    """Return what the behaviour leg needs for its words."""
+    return Rule("Behaviour", deciding_of(leg), needed=1, surely=SURELY, taken=TAKEN)
 
 
 def judge_output(leg: OutputLeg) -> Opinion:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from unforgotten.comparing import compare
 from unforgotten.judging import judge
 from unforgotten.listings import LISTINGS, Json
 from unforgotten.printing import need_extra, print_mapping, print_object, replace_unprintable
@@ -342,7 +343,7 @@ def study(
     print_object({"files": [str(path) for path in written]}, as_json, [f"written: {path}" for path in written])
 
 
-for listing in (judge, *LISTINGS):
+for listing in (judge, compare, *LISTINGS):
     app.command()(listing)
 
 
