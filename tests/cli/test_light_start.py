@@ -49,7 +49,20 @@ THEORY = {
     "claims": {"numpy", "unforgotten.theory.laws.densities", "unforgotten.theory.models.lattice"},
 }
 """What a listing needs of the theory; the others need nothing of it."""
-COMMANDS = ("run", "audit", "bound", "report", "formats", "methods", "models", "metrics", "claims", "verify")
+COMMANDS = (
+    "run",
+    "audit",
+    "judge",
+    "compare",
+    "bound",
+    "report",
+    "formats",
+    "methods",
+    "models",
+    "metrics",
+    "claims",
+    "verify",
+)
 
 
 def loaded(*arguments: str) -> set[str]:
