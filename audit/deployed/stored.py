@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.codes.compare import WEIGHT, layers_of, scheme_of_checkpoint
 from unforgotten.audit.codes.gguf import is_quantized_gguf
-from unforgotten.audit.codes.layer import FLOAT8, Layer
+from unforgotten.audit.codes.layer import FLOAT8, CodedWeights, Layer
 from unforgotten.audit.deployed.gguf_names import Place, gguf_places
 from unforgotten.audit.deployed.orders import AS_STORED, TURNED, Order, as_stored, rope_orders, turned
 from unforgotten.audit.sources.checkpoint import Checkpoint
@@ -189,7 +189,7 @@ def _ours_of_gguf(kind: str) -> str | None:
 
 
 def _of_layers(checkpoint: Checkpoint, scheme: Scheme, model: Checkpoint, names: Sequence[str]) -> Artefact:
-    layers = {_name_of(layer): layer for layer in layers_of(scheme, checkpoint).values()}
+    layers = {_name_of(one): one for layer in layers_of(scheme, checkpoint).values() for one in _experts(layer)}
     parts = {part for layer in layers.values() for part in layer.parts}
     floats = {n for n, info in checkpoint.tensors.items() if info.dtype in FLOATS.values() and n not in parts}
     theirs = {*layers, *floats}
@@ -209,6 +209,20 @@ def _of_layers(checkpoint: Checkpoint, scheme: Scheme, model: Checkpoint, names:
 def _reversed(names: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:
     """Return the file's name of each of the model's names that has another prefix there."""
     return {own: other for other, own in renames(list(names), list(theirs)).items()}
+
+
+def _experts(layer: Layer) -> Iterator[Layer]:
+    """Yield the layer, or each expert of one with three axes, (experts, rows, columns)."""
+    if len(layer.shape) != 3:
+        yield layer
+        return
+    units = layer.units // layer.shape[0]
+    for e in range(layer.shape[0]):
+
+        def decode(start: int, stop: int, first: int = e * units) -> CodedWeights:
+            return layer.decode(first + start, first + stop)
+
+        yield replace(layer, name=f"{layer.name}[{e}]", shape=layer.shape[1:], units=units, decode=decode)
 
 
 def _name_of(layer: Layer) -> str:

@@ -79,6 +79,7 @@ def audit_pair(
     items: int | None = None,
     jobs: int = 1,
     force: bool = False,
+    deployed: tuple[Path | str, Path | str] | None = None,
 ) -> AuditResult:
     """Audit a pair, as `unforgotten audit` does, and return the object of `audit.json`.
 
@@ -93,6 +94,7 @@ def audit_pair(
         items: items of each part of the benchmark at most, a sample drawn with seed 0; all if None.
         jobs: processes that share the tensors.
         force: whether `out` may hold other files.
+        deployed: paths or names of both models as they were really quantized.
 
     Raises:
         ValueError: the input breaks a rule.
@@ -125,6 +127,7 @@ def audit_pair(
             recipe=read_recipe(pair[1]) if named[1] else None,
             force=force,
             called=(called[0], called[1]),
+            deployed=None if deployed is None else (str(deployed[0]), str(deployed[1])),
         )
 
 

@@ -77,6 +77,7 @@ def decoded(w: Array, kind: str) -> Array:
 
 
 def audited(root: Path, before: Weights, after: Weights, mix: Mapping[str, str]) -> AuditResult:
+    root.mkdir(exist_ok=True)
     files = written(root / "qt.gguf", before, mix), written(root / "qu.gguf", after, mix)
     pair = saved(root / "t", before), saved(root / "u", after)
     return audit_pair(*pair, ["int4-row"], root / "out", deployed=(str(files[0]), str(files[1])))
@@ -123,7 +124,7 @@ def test_float16_keeps_an_update_and_equal_files_none(tmp_path: Path) -> None:
     assert found["cosine"] is None
     assert found["value_changes"] == 0
     row = answer(result).rows[-1]
-    assert (row.format, row.word) == ("deployed (Q8_0 1, Q4_0 1, F16 1)", "swallowed")
+    assert (row.format, row.word) == ("deployed (F16 1, Q4_0 1, Q8_0 1)", "swallowed")
     ended = gate(result, ("swallowed",))
     assert ended.code == 1
     assert deployed_label(found) in ended.why
@@ -152,7 +153,7 @@ def test_page_and_file_hold_it(tmp_path: Path) -> None:
     assert deployed_label(deployed_of(result)) in (tmp_path / "out" / "audit.html").read_text("utf-8")
 
 
-@pytest.mark.parametrize("kind", CASES)
+@pytest.mark.parametrize("kind", [kind for kind in CASES if kind != "mxfp4"])
 def test_a_pair_of_decoded_values_has_gain_1_in_every_layout(kind: str, tmp_path: Path) -> None:
     cases = [CASES[kind](seed) for seed in (0, 1)]
     turn = cases[0].config["quant_method"] in ("gptq", "awq")
@@ -166,6 +167,22 @@ def test_a_pair_of_decoded_values_has_gain_1_in_every_layout(kind: str, tmp_path
     assert near(found["gain"], 1.0)
     assert found["base_shift"] == 0
     assert len(found["tensors"]) == 1
+
+
+def test_experts_of_one_tensor_are_matched_one_by_one(tmp_path: Path) -> None:
+    name = f"{LAYER}.mlp.experts.gate_up_proj"
+    cases = [CASES["mxfp4"](seed) for seed in (0, 1)]
+    count = next(len(w) for key, w in cases[0].tensors.items() if key.endswith("_blocks"))
+    paths, files = [], []
+    for seed, case in enumerate(cases):
+        w = case.values.reshape(count, -1, case.values.shape[-1])
+        paths.append(saved(tmp_path / f"m{seed}", {name: np.ascontiguousarray(w, np.float32)}))
+        tensors = {key.replace(NAME, name): w for key, w in case.tensors.items()}
+        files.append(str(save(tmp_path / f"q{seed}", case.config, tensors)))
+    found = deployed_of(audit_pair(paths[0], paths[1], ["int4-row"], deployed=(files[0], files[1])))
+    assert [row["name"] for row in found["tensors"]] == [f"{name}[{e}]" for e in range(count)]
+    assert near(found["gain"], 1.0)
+    assert found["base_shift"] == 0
 
 
 def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
@@ -197,3 +214,16 @@ def test_values_are_exact_in_bfloat16(tmp_path: Path) -> None:
     found = deployed_of(audited(tmp_path, before, after, {Q: "BF16", UP: "Q8_0", DOWN: "BF16"}))
     gains = {row["name"]: row["gain"] for row in found["tensors"]}
     assert gains[Q] == gains[DOWN] == 1.0
+
+
+def test_command_line_takes_two_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from unforgotten.cli import app
+
+    before, after = model(0), model(0, update=0.1)
+    files = [str(written(tmp_path / f"{name}.gguf", before, MIX)) for name in ("one", "two")]
+    pair = [str(saved(tmp_path / "t", before)), str(saved(tmp_path / "u", after))]
+    rest = ["--formats", "int8-row", "--fail-on", "swallowed", "--out", str(tmp_path / "out"), "--quiet"]
+    assert app(["audit", *pair, "--deployed", *files, *rest], standalone_mode=False) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "deployed (F16 1, Q4_0 1, Q8_0 1)" in told
+    assert "Distance of the deployed target from our own format of that name" in told
