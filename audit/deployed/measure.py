@@ -41,6 +41,7 @@ class DeployedTensor:
         sums: sums over its weights; what is no part of decoded values is counted as the value changes.
         weights_sq, shift_sq: squared lengths of w and of Q - w.
         theirs_sq, ours_sq: squared distances of Q and of w from our own Q(w), on a sample of the rows; 0 without one.
+        channel_spread: standard deviation, over columns, of the factor by which a column of Q is nearest to that of w.
     """
 
     name: str
@@ -53,6 +54,7 @@ class DeployedTensor:
     shift_sq: float
     theirs_sq: float
     ours_sq: float
+    channel_spread: float
 
     @property
     def kind(self) -> str:
@@ -127,7 +129,18 @@ def _measure(pair: Pair, name: str, stored: tuple[Stored, Stored]) -> DeployedTe
         shift_sq=math.fsum(shift for _, _, shift in parts),
         theirs_sq=theirs,
         ours_sq=ours,
+        channel_spread=channel_spread(w, q),
     )
+
+
+def channel_spread(w: Array, q: Array) -> float:
+    """Return the standard deviation over columns of <q, w> / <w, w>; columns of zeros count for none.
+
+    Rounding alone leaves its relative error over the root of the rows; AWQ and SmoothQuant scale each column by itself.
+    """
+    square = np.einsum("ij,ij->j", w, w, dtype=np.float64)
+    dot = np.einsum("ij,ij->j", q, w, dtype=np.float64)
+    return float(np.std(dot[square > 0] / square[square > 0])) if square.any() else 0.0
 
 
 def _weights(checkpoint: Checkpoint, name: str) -> Array:

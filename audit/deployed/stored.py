@@ -64,13 +64,11 @@ class Artefact(NamedTuple):
     Attributes:
         checkpoint: the file.
         stored: its matrices by the name in the model.
-        method: how it was quantized: gguf, gptq, awq …
         others: type of each quantized tensor that is none of these, by its own name.
     """
 
     checkpoint: Checkpoint
     stored: Mapping[str, Stored]
-    method: str
     others: Mapping[str, str]
 
 
@@ -155,7 +153,7 @@ def _of_gguf(checkpoint: GgufCheckpoint, model: Checkpoint, names: Sequence[str]
     stored = {name: _gguf_tensor(checkpoint, place, renamed=renamed) for name, place in places.items()}
     taken = {place.name for place in places.values()}
     others = {name: info.stored for name, info in checkpoint.tensors.items() if info.stored and name not in taken}
-    return Artefact(checkpoint, stored, "gguf", others)
+    return Artefact(checkpoint, stored, others)
 
 
 def _gguf_tensor(checkpoint: GgufCheckpoint, place: Place, *, renamed: bool) -> Stored:
@@ -203,7 +201,7 @@ def _of_layers(checkpoint: Checkpoint, scheme: Scheme, model: Checkpoint, names:
             stored[name] = _float(checkpoint, own)
     taken = {ours.get(name, name) for name in stored}
     others = {name: layer.format or scheme.name for name, layer in layers.items() if name not in taken}
-    return Artefact(checkpoint, stored, scheme.method, others)
+    return Artefact(checkpoint, stored, others)
 
 
 def _reversed(names: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:

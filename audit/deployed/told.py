@@ -16,7 +16,8 @@ from unforgotten.audit.weights.leg import gain_stderr
 
 FAR = 0.5
 """Distance of a decoded matrix from the one it was made from, |Q - w| / |w|, beyond which it hardly was."""
-AWQ = "awq"
+SCALED = 0.1
+"""Spread of the factors of columns beyond which they were scaled: 4-bit rounding of 16 rows leaves about 0.03."""
 
 
 class DeployedFile(TypedDict):
@@ -178,10 +179,11 @@ def _notes(leg: DeployedLeg) -> Iterator[str]:
             f"{len(far)} deployed tensors are further from the target's than {FAR:.0%} of its length; they were hardly made "
             f"from it as it is, and their gain may mean nothing: {_names(far)}."
         )
-    if AWQ in (file.method for file in leg.files):
+    scaled = [t for t in leg.tensors if t.channel_spread > SCALED]
+    if scaled:
         yield (
-            "AWQ multiplies channels by scales that it chooses by calibration data and divides the layer before by them: "
-            "decoded matrices hold those scales, and so do gain and distance."
+            f"The channels of {len(scaled)} deployed tensors are scaled one by one, as AWQ and SmoothQuant do, which divide the "
+            f"layer before by the same scales: gain, base shift and distance hold those scales: {_names(scaled)}."
         )
     yield from notes_of(*(file.checkpoint for file in leg.files))
 

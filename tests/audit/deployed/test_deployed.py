@@ -185,6 +185,16 @@ def test_experts_of_one_tensor_are_matched_one_by_one(tmp_path: Path) -> None:
     assert found["base_shift"] == 0
 
 
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_channels_that_are_scaled_are_said(spread: float, tmp_path: Path) -> None:
+    scales = 1 + spread * np.where(np.arange(COLUMNS) % 2, 1, -1)
+    scaled = [{n: (w * scales).astype(np.float32) for n, w in model(0, update=x).items()} for x in (0.0, 0.1)]
+    files = [str(written(tmp_path / f"q{i}.gguf", weights, MIX)) for i, weights in enumerate(scaled)]
+    pair = saved(tmp_path / "t", model(0)), saved(tmp_path / "u", model(0, update=0.1))
+    found = deployed_of(audit_pair(*pair, ["int4-row"], deployed=(files[0], files[1])))
+    assert any("scaled one by one" in note for note in found["notes"]) == bool(spread)
+
+
 def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
     before, after = model(0), model(0, update=0.1)
     t, u = saved(tmp_path / "t", before), saved(tmp_path / "u", after)
