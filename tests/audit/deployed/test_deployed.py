@@ -146,6 +146,20 @@ def test_distance_to_ours_is_0_where_both_round_alike_and_none_without_ours(tmp_
     assert "of q8_0's own" in found["notes"][0]
 
 
+def test_file_of_our_own_rounding_has_the_gain_of_our_format(tmp_path: Path) -> None:
+    before, after = model(0), model(0, update=0.1)
+    mix = dict.fromkeys(MIX, "Q4_0")
+    files = [str(written(tmp_path / f"q{i}.gguf", side, mix)) for i, side in enumerate((before, after))]
+    pair = saved(tmp_path / "t", before), saved(tmp_path / "u", after)
+    result = audit_pair(*pair, ["q4_0"], deployed=(files[0], files[1]))
+    found, own = deployed_of(result), result["formats"][0]
+    assert (own["format"], own["grid"]) == ("q4_0", "adaptive")
+    assert [row["distance"] for row in found["types"]] == [0.0]
+    assert found["value_changes"] == own["value_changes"]
+    assert near(found["gain"], own["gain"] or 0.0)
+    assert near(found["cosine"], own["cosine"] or 0.0)
+
+
 def test_page_and_file_hold_it(tmp_path: Path) -> None:
     result = audited(tmp_path, model(0), model(0, update=0.1), MIX)
     kept = json.loads((tmp_path / "out" / "audit.json").read_text("utf-8"))
