@@ -8,6 +8,9 @@ from pathlib import Path
 
 from unforgotten.audit.codes.compare import ArtefactLeg, compare_codes, scheme_of_checkpoint
 from unforgotten.audit.codes.gguf import compare_gguf_codes, is_quantized_gguf
+from unforgotten.audit.deployed.measure import DeployedLeg, measure_deployed
+from unforgotten.audit.deployed.stored import Artefact, check_not_quantized, open_deployed
+from unforgotten.audit.deployed.told import deployed_object
 from unforgotten.audit.findings.recipe import Recipe
 from unforgotten.audit.outputs.place import check_out
 from unforgotten.audit.outputs.result import AuditResult, build_code_result, build_result
@@ -18,6 +21,7 @@ from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.gguf import GgufCheckpoint
 from unforgotten.audit.sources.matching.view import inner_of
 from unforgotten.audit.sources.open import open_pair
+from unforgotten.audit.sources.pairing import pair
 from unforgotten.audit.verdict.gate import check_codes
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
 from unforgotten.audit.weights.leg import WeightsLeg, weights_leg
@@ -25,7 +29,9 @@ from unforgotten.theory.formats.names import deterministic_format_named
 
 DEFAULT_FORMATS = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64", "int8-row")
 STAGES = ("open", "weights", "findings and files")
-"""What an audit says it is at, in this order; the legs that measure models are named by who measures them."""
+DEPLOYED = "deployed"
+"""What an audit says it is at, in this order, DEPLOYED after the weights where it was asked for; the legs that measure
+models are named by who measures them."""
 
 
 def audit_pair(
@@ -44,6 +50,7 @@ def audit_pair(
     called: tuple[str, str] | None = None,
     fatal: Sequence[str] = (),
     take_rows: Callable[[Sequence[TensorRow]], object] | None = None,
+    deployed: tuple[str, str] | None = None,
 ) -> AuditResult:
     """Compare two checkpoints and, if `out` is given, write the files of the audit there.
 
@@ -64,6 +71,7 @@ def audit_pair(
         fatal: words of a gate, refused where the pair could say none of them.
         called: names of the two sides in the result, where their paths say nothing.
         take_rows: function that is given the rows of the tensors, which the result does not hold.
+        deployed: the two models as they were really quantized, each what `open_source` opens.
 
     Raises:
         ValueError: the input breaks a rule (`CheckpointError`), a format is unknown, both sides are one, or `out` is a
@@ -79,6 +87,7 @@ def audit_pair(
     opening, weighing, ending = STAGES
     with progress.stage(opening):
         before, after = open_pair(target, unlearned)
+        shipped = None if deployed is None else _open_deployed(deployed, before, after)
     with progress.stage(weighing, "tensors") as step:
         leg = _weights(before, after, formats, step, jobs=jobs, ray=ray)
     if isinstance(leg, ArtefactLeg):
@@ -86,6 +95,10 @@ def audit_pair(
     if isinstance(leg, ArtefactLeg) and (output is not None or behaviour is not None):
         rule = "output and behaviour must be measured on models that are not quantized already"
         raise ValueError(f"{rule}, got {'+'.join(leg.by_format)}")
+    real = None
+    if shipped is not None:
+        with progress.stage(DEPLOYED, "tensors") as step:
+            real = _measured(before, after, shipped, step)
     said = None if output is None else output()
     done = None if behaviour is None else behaviour()
     with progress.stage(ending):
@@ -95,6 +108,7 @@ def audit_pair(
             result, rows = build_code_result(before, after, leg), code_rows(leg)
         else:
             result, rows = build_result(before, after, leg, said, done, recipe), tensor_rows(leg)
+        result["deployed"] = None if real is None else deployed_object(real)
         if called is not None:
             result["target"]["source"], result["unlearned"]["source"] = called
         if take_rows is not None:
@@ -119,6 +133,28 @@ def _weights(
     leg = weights_leg(before, after, named, tell, jobs=jobs, ray=ray)
     total = len(leg.kept) + len(leg.tensors)
     step(total, total)
+    return leg
+
+
+def _open_deployed(
+    sources: tuple[str, str], before: Checkpoint, after: Checkpoint
+) -> tuple[tuple[Artefact, Artefact], tuple[str, ...]]:
+    """Return the quantized files, and the names of the matrices that quantizers touch."""
+    check_not_quantized((before, after))
+    names = pair(before, after).quantized
+    return open_deployed(sources, (before, after), names), names
+
+
+def _measured(
+    before: Checkpoint, after: Checkpoint, shipped: tuple[tuple[Artefact, Artefact], tuple[str, ...]], step: Step
+) -> DeployedLeg:
+    files, names = shipped
+
+    def tell(name: str, done: int, total: int) -> None:
+        step(done, total, ascii(name))
+
+    leg = measure_deployed((before, after), files, names, tell)
+    step(len(leg.tensors), len(leg.tensors))
     return leg
 
 

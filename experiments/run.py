@@ -294,9 +294,9 @@ def _evaluate_state(config: RunConfig, bench: _Bench, state: ArmState, progress:
         with progress.stage(f"decompose {state.title} {format_name}"):
             weights = weights or _weights(models, state.name, undone)
             known = _known_items(store, subjects, format_name)
-            pair = ("target", target), (state.name, unlearned)
-            four = (target, unlearned, *(bench.quantized.of(*one, format_name) for one in pair))
-            rows = decompose(meter, four, format_name, known)
+            q_target = bench.quantized.of("target", target, format_name)
+            q_unlearned = bench.quantized.of(state.name, unlearned, format_name)
+            rows = decompose(meter, (target, unlearned, q_target, q_unlearned), format_name, known)
             rows = [*weights.get(format_name, []), *rows]
             store.append(stage, subjects[format_name], rows, items_of="pair")
     bench.quantized.forget(state.name)

@@ -139,7 +139,7 @@ def compare_codes(target: Checkpoint, unlearned: Checkpoint) -> ArtefactLeg:
     if before.recipe != after.recipe:
         rule = f"must be quantized as the target is, {before.name} (quantize both by one recipe)"
         raise CheckpointError(unlearned.source, rule, after.name)
-    found = _layers(before, target), _layers(after, unlearned)
+    found = layers_of(before, target), layers_of(after, unlearned)
     check_one_convention((target.source, unlearned.source), (before, after), *found)
     alone = layers_in_one((target, unlearned), found)
     counts = {name: compare_layers(found[0][name], found[1][name]) for name in sorted(found[0]) if name not in alone}
@@ -217,7 +217,12 @@ def _needed_scheme(checkpoint: Checkpoint) -> Scheme:
     return scheme
 
 
-def _layers(scheme: Scheme, checkpoint: Checkpoint) -> dict[str, Layer]:
+def layers_of(scheme: Scheme, checkpoint: Checkpoint) -> dict[str, Layer]:
+    """Return the quantized layers of a checkpoint, by name.
+
+    Raises:
+        CheckpointError: there is none, or a part of one has the wrong dtype or shape.
+    """
     layout = LAYOUTS[scheme.layout]
     names = [n.removesuffix(mark) for n in checkpoint.tensors for mark in layout.marks if n.endswith(mark)]
     layers = {name: layout.open(scheme, checkpoint, name) for name in names} | fused_layers(scheme, checkpoint)

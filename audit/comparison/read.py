@@ -83,13 +83,14 @@ def _read(file: Path) -> Compared:
         read = json.loads(file.read_text("utf-8"))
     except (OSError, ValueError):
         read = None
-    schema = read.get("schema") if isinstance(read, dict) else None
+    result: dict[str, Any] = read if isinstance(read, dict) else {}
+    schema = result.get("schema")
     if schema not in (SCHEMA, JUDGED_SCHEMA):
         rule = "must be what unforgotten audit or judge wrote"
         raise ValueError(f"{file}: {rule}, {SCHEMA} or {JUDGED_SCHEMA}, got {schema!r}")
     name = file.absolute().parent.name if file.name in KNOWN_FILES else file.stem
     try:
-        return _of_audit(name, file, read) if schema == SCHEMA else _of_judged(name, file, read)
+        return _of_audit(name, file, result) if schema == SCHEMA else _of_judged(name, file, result)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{file}: must hold all of {schema}, got none of {error}") from None
 

@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+from unforgotten.audit.deployed.told import deployed_label, deployed_word
 from unforgotten.audit.findings.sentences import STDERRS, Finding
 from unforgotten.audit.outputs.merged import top_reasons
 from unforgotten.audit.outputs.result import AuditResult
@@ -97,7 +98,7 @@ def answer(result: AuditResult) -> Answer:
         tone=_tone(verdict["overall"], broken),
         legs=[(leg, str(word) if word else "not measured") for leg, word in verdict["legs"].items()],
         metrics=_shown(result),
-        rows=[_format_answer(result, row, broken) for row in rows],
+        rows=[*(_format_answer(result, row, broken) for row in rows), *_deployed_answer(result)],
         models=_models(result),
         items="" if any(items in step for step in steps) else items,
         reasons=top_reasons(result),
@@ -132,6 +133,18 @@ def _format_answer(result: AuditResult, row: FormatRow, broken: bool) -> FormatA
         trails=[_trail(result, name, metric) for metric in _shown(result)],
         recovered=_recovered(result, name),
     )
+
+
+def _deployed_answer(result: AuditResult) -> Iterator[FormatAnswer]:
+    """Yield the row of the pair as it was really quantized, if it was given; no model was measured in it."""
+    deployed = result["deployed"]
+    if deployed is not None:
+        word = deployed_word(deployed)
+        empty = [Trail(metric, NO_VALUE, NO_VALUE, NO_VALUE) for metric in _shown(result)]
+        tone = _tone(word, is_broken(result))
+        yield FormatAnswer(
+            deployed_label(deployed), word, tone, gain_text(deployed["gain"], deployed["gain_stderr"]), empty, NO_VALUE
+        )
 
 
 def gain_text(gain: float | None, stderr: float | None) -> str:
@@ -279,6 +292,6 @@ def _release_step(result: AuditResult) -> str:
 
 def _notes(result: AuditResult) -> list[str]:
     """Return the notes on files and on measurements: conventions that were chosen, and what was cut or left out."""
-    files = result["notes"]
+    files = [*(result["deployed"]["notes"] if result["deployed"] is not None else ()), *result["notes"]]
     legs = [note for leg in (result["output"], result["behaviour"]) if leg is not None for note in leg["notes"]]
     return [*files, *legs]

@@ -14,6 +14,7 @@ from importlib.metadata import version
 from typing import Literal, TypedDict
 
 from unforgotten.audit.codes.compare import ArtefactLeg
+from unforgotten.audit.deployed.told import Deployed
 from unforgotten.audit.findings.collect import all_findings, code_findings
 from unforgotten.audit.findings.coverage import coverage_findings, unmeasured
 from unforgotten.audit.findings.prediction import PredictionRow, predict_gains
@@ -90,7 +91,7 @@ class AuditResult(TypedDict):
 
     `compared`: "weights", or "codes" where both sides are quantized already; then nothing is known of the update itself,
     and what would follow from it is None. `recipe`: how the unlearned model was trained, where that is known; `power`: how
-    much the items of each leg could show; `control`: what of a standard this audit is evidence for; `notes`: how the files
+    much the items of each leg could show; `deployed`: the pair as it was really quantized, where that was given; `control`: what of a standard this audit is evidence for; `notes`: how the files
     were read; `files`: SHA-256 of the other files that were written with this one.
     """
 
@@ -112,6 +113,7 @@ class AuditResult(TypedDict):
     verdict: Decision
     power: list[PowerRow]
     control: Control
+    deployed: Deployed | None
     notes: list[str]
     files: dict[str, str]
 
@@ -160,6 +162,7 @@ def build_result(
         verdict=_verdict(decision, reasons(leg, judged, findings), gaps),
         power=power_rows(output, behaviour),
         control=control_of(output, behaviour),
+        deployed=None,
         notes=list(notes_of(target, unlearned)),
         files={},
     )
@@ -198,6 +201,7 @@ def build_code_result(target: Checkpoint, unlearned: Checkpoint, leg: ArtefactLe
         verdict=_verdict(decide(word, None, None), [row["sentence"] for row in seen], gaps),
         power=[],
         control=control_of(None, None),
+        deployed=None,
         notes=[*notes_of(target, unlearned), *leg.notes],
         files={},
     )

@@ -67,12 +67,14 @@ class GgufCheckpoint:
         file: the file.
         types: how each tensor is stored, by name.
         tensors: dtype and shape of every tensor, see `Checkpoint.tensors`.
+        architecture: name of the architecture, as llama; empty if the file does not say.
     """
 
     source: Path
     file: WeightFile
     types: Mapping[str, StoredType]
     tensors: Mapping[str, TensorInfo]
+    architecture: str = ""
 
     @property
     def revision(self) -> None:
@@ -157,7 +159,7 @@ def gguf_of(file: WeightFile) -> GgufCheckpoint:
         name = "" if stored.weights == 1 else stored.name
         tensors[t.name] = TensorInfo(file.path, stored.dtype, t.shape, header.data + t.offset, name)
     _check_cover(file, header.tensors, types, header.data, header.alignment)
-    return GgufCheckpoint(file.path, file, types, tensors)
+    return GgufCheckpoint(file.path, file, types, tensors, header.architecture)
 
 
 def _checked_type(file: WeightFile, tensor: GgufTensor) -> StoredType:

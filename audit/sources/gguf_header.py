@@ -1,7 +1,7 @@
 """The header of a GGUF file: `"GGUF" | u32 version | u64 tensors | u64 fields | fields | tensor infos | padding | bytes`.
 
-Everything is little-endian. Of the fields only the alignment and the number of parts are kept; the others are
-stepped over. Every count is held against what the file can hold before it is believed.
+Everything is little-endian. Of the fields only the alignment, the number of parts and the architecture are kept; the
+others are stepped over. Every count is held against what the file can hold before it is believed.
 
     header = read_gguf_header(open_file(Path("model.gguf")))
     header.tensors[0].shape
@@ -30,6 +30,7 @@ SCALARS: Mapping[int, int] = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10
 """Type of a field -> its bytes."""
 UNSIGNED = (0, 2, 4, 10)
 ALIGNMENT, SPLITS = "general.alignment", "split.count"
+ARCHITECTURE = "general.architecture"
 
 
 @dataclass(frozen=True)
@@ -44,11 +45,12 @@ class GgufTensor:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """The table of tensors, where their bytes begin, and to what they are aligned."""
+    """The table of tensors, where their bytes begin, to what they are aligned, and the architecture, empty if unsaid."""
 
     tensors: tuple[GgufTensor, ...]
     data: int
     alignment: int
+    architecture: str = ""
 
 
 class _Cursor:
@@ -118,7 +120,7 @@ def read_gguf_header(file: WeightFile) -> GgufHeader:
     tensors, fields = cursor.number(8), cursor.number(8)
     cursor.count_items(fields, "fields")
     cursor.count_items(tensors, "tensors")
-    kept = _fields(cursor, fields)
+    kept, architecture = _fields(cursor, fields)
     alignment = _alignment(file, kept.get(ALIGNMENT, 32))
     if kept.get(SPLITS, 1) not in (0, 1):
         rule = "must be one whole file (merge the parts with llama-gguf-split)"
@@ -129,7 +131,7 @@ def read_gguf_header(file: WeightFile) -> GgufHeader:
         if tensor.name in table:
             raise CheckpointError(file.path, "must be there once", "twice", tensor=tensor.name)
         table[tensor.name] = tensor
-    return GgufHeader(tuple(table.values()), -(-cursor.at // alignment) * alignment, alignment)
+    return GgufHeader(tuple(table.values()), -(-cursor.at // alignment) * alignment, alignment, architecture)
 
 
 def _alignment(file: WeightFile, value: int | None) -> int:
@@ -138,9 +140,10 @@ def _alignment(file: WeightFile, value: int | None) -> int:
     return value
 
 
-def _fields(cursor: _Cursor, count: int) -> dict[str, int | None]:
-    """Return the unsigned fields that are kept; None for another type of such a field."""
+def _fields(cursor: _Cursor, count: int) -> tuple[dict[str, int | None], str]:
+    """Return the unsigned fields that are kept, None for another type of such a field; and the architecture."""
     kept: dict[str, int | None] = {}
+    architecture = ""
     seen: set[str] = set()
     for _ in range(count):
         key, kind = cursor.text(), cursor.number(4)
@@ -150,10 +153,13 @@ def _fields(cursor: _Cursor, count: int) -> dict[str, int | None]:
         if key in (ALIGNMENT, SPLITS) and kind in UNSIGNED:
             kept[key] = cursor.number(SCALARS[kind])
             continue
+        if key == ARCHITECTURE and kind == STRING:
+            architecture = cursor.text()
+            continue
         if key in (ALIGNMENT, SPLITS):
             kept[key] = None
         _skip_value(cursor, kind, MAX_DEPTH)
-    return kept
+    return kept, architecture
 
 
 def _skip_value(cursor: _Cursor, kind: int, depth: int) -> None:

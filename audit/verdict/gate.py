@@ -13,6 +13,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 
+from unforgotten.audit.deployed.told import deployed_label, deployed_word
 from unforgotten.audit.findings.sentences import FINDINGS, Finding, judge_gain
 from unforgotten.audit.verdict.rule import Word
 
@@ -101,7 +102,9 @@ def said(result: AuditResult) -> dict[str, str]:
 
 
 def _formats(result: AuditResult, word: Finding) -> list[str]:
-    return [row["format"] for row in result["formats"] if row["grid"] == "adaptive" and format_word(row) == word]
+    names = [row["format"] for row in result["formats"] if row["grid"] == "adaptive" and format_word(row) == word]
+    deployed = result["deployed"]
+    return names if deployed is None or deployed_word(deployed) != word else [*names, deployed_label(deployed)]
 
 
 def gate(result: AuditResult, words: Sequence[str]) -> Gate:

@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from safetensors import safe_open
@@ -75,13 +76,14 @@ class QuantizedStates:
     def _read(self, path: Path, state: State) -> State | None:
         if not path.exists():
             return None
-        file = safe_open(path, "pt")
+        file: Any = safe_open(path, "pt")  # has no types
         if (file.metadata() or {}).get("revision") != self.revision:
             return None
         names = frozenset(file.keys())
 
         def weight(key: str) -> Tensor:
-            return file.get_tensor(key).to(state[key].device) if key in names else state[key]
+            stored: Tensor = file.get_tensor(key) if key in names else state[key]
+            return stored.to(state[key].device)
 
         return LazyState(state, weight)
 

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from unforgotten.comparing import compare
-from unforgotten.judging import judge
+from unforgotten.comparing import OF_RESULTS
 from unforgotten.listings import LISTINGS, Json
 from unforgotten.printing import need_extra, print_mapping, print_object, replace_unprintable
+from unforgotten.shared_options import Deployed, Quiet
 
 if TYPE_CHECKING:
     from unforgotten.audit.outputs.result import AuditResult
@@ -29,7 +29,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Does quantization bring back what your model unlearned?",
 )
-Quiet = Annotated[bool, typer.Option("--quiet", help="No progress on standard error.")]
 
 
 def _print_version(asked: bool) -> None:
@@ -157,6 +156,7 @@ def audit(
     steps: Annotated[int | None, typer.Option(help="Optimizer steps of the unlearning, likewise.")] = None,
     optimizer: Annotated[str | None, typer.Option(help="adamw, sign or sgd, likewise.")] = None,
     trained_in: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32: dtype that was updated.")] = None,
+    deployed: Deployed = None,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
@@ -177,7 +177,7 @@ def audit(
         if ray is not None:
             need_extra("ray", "ray")
         pair = Path(target), Path(unlearned)
-        stages = len(STAGES) + (texts is not None) + (benchmark is not None)
+        stages = len(STAGES) + sum(one is not None for one in (texts, benchmark, deployed))
         with progress_on(sys.stderr, stages, quiet=quiet, transient=True) as progress:
             result = audit_pair(
                 *pair,
@@ -192,6 +192,7 @@ def audit(
                 recipe=options.recipe,
                 force=force,
                 fatal=options.fatal,
+                deployed=deployed,
             )
     except KeyboardInterrupt:
         print(f"interrupted; {_left_behind(out)}", file=sys.stderr)
@@ -343,7 +344,7 @@ def study(
     print_object({"files": [str(path) for path in written]}, as_json, [f"written: {path}" for path in written])
 
 
-for listing in (judge, compare, *LISTINGS):
+for listing in (*OF_RESULTS, *LISTINGS):
     app.command()(listing)
 
 

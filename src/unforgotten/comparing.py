@@ -1,4 +1,4 @@
-"""The command that sets several audits beside each other."""
+"""The command that sets several audits beside each other, and all that read results alone."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from unforgotten.judging import judge
 from unforgotten.listings import Json
 
 
@@ -36,3 +37,6 @@ def compare(
         print(json.dumps(found, indent=1, allow_nan=False))
     else:
         print_comparison(found)
+
+
+OF_RESULTS = (judge, compare)

@@ -80,6 +80,7 @@ def audit_pair(
     items: int | None = None,
     jobs: int = 1,
     force: bool = False,
+    deployed: tuple[Path | str, Path | str] | None = None,
 ) -> PairAudit:
     """Audit a pair, as `unforgotten audit` does, and return the object of `audit.json`, a dict that a notebook shows.
 
@@ -96,6 +97,7 @@ def audit_pair(
         items: items of each part of the benchmark at most, a sample drawn with seed 0; all if None.
         jobs: processes that share the tensors.
         force: whether `out` may hold other files.
+        deployed: paths or names of both models as they were really quantized.
 
     Raises:
         ValueError: the input breaks a rule.
@@ -131,6 +133,7 @@ def audit_pair(
             force=force,
             called=(called[0], called[1]),
             take_rows=rows.extend,
+            deployed=None if deployed is None else (str(deployed[0]), str(deployed[1])),
         )
     return PairAudit(result, rows)
 

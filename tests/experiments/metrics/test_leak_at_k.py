@@ -17,11 +17,12 @@ torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experi
 
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from unforgotten.experiments.config import EvaluationConfig, LeakConfig
+from unforgotten.experiments.config import EvaluationConfig
 from unforgotten.experiments.metrics.examined import Examined
 from unforgotten.experiments.metrics.on_demand.leak_at_k import METRICS, leak_estimate
 from unforgotten.experiments.metrics.registry import metric_named
 from unforgotten.experiments.metrics.rouge import rouge_recalls
+from unforgotten.experiments.metrics.settings import LeakConfig
 from unforgotten.experiments.models.sampling import Drawing, GumbelNoise, seed_of
 
 VOCABULARY, NEW_TOKENS = 64, 8

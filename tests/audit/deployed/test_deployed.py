@@ -1,0 +1,253 @@
+"""Pairs as they were really quantized: planted files whose decoded values, and so all ratios, are known."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import gguf
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from unforgotten.audit import AuditResult, audit_pair
+from unforgotten.audit.deployed.told import Deployed, deployed_label
+from unforgotten.audit.outputs.answer import answer
+from unforgotten.audit.verdict.gate import gate
+from unforgotten.theory.formats.names import format_named
+from unforgotten.theory.formats.reference import round_trip
+from unforgotten.verification.domains.quantized_layers import CASES, NAME, save
+
+Array = NDArray[Any]
+Weights = Mapping[str, Array]
+ROWS, COLUMNS, HEAD = 16, 64, 8
+LAYER = "model.layers.0"
+GGUF_NAMES = {
+    f"{LAYER}.self_attn.q_proj.weight": "blk.0.attn_q.weight",
+    f"{LAYER}.mlp.up_proj.weight": "blk.0.ffn_up.weight",
+    f"{LAYER}.mlp.down_proj.weight": "blk.0.ffn_down.weight",
+}
+Q, UP, DOWN = GGUF_NAMES
+MIX = {Q: "Q8_0", UP: "Q4_0", DOWN: "F16"}
+ROUNDINGS = 64 * 2.0**-53
+"""Of sums of squares in float64, beside one of another order; far above the few roundings of these."""
+
+
+def near(value: float | None, truth: float) -> bool:
+    return value is not None and abs(value - truth) <= ROUNDINGS * max(1.0, abs(truth)) * ROWS * COLUMNS
+
+
+def model(seed: int, *, update: float = 0.0) -> dict[str, Array]:
+    rng = np.random.default_rng(seed)
+    base = {name: rng.normal(size=(ROWS, COLUMNS)).astype(np.float32) for name in GGUF_NAMES}
+    moved = np.random.default_rng(seed + 1)
+    return {name: (w + update * moved.normal(size=w.shape)).astype(np.float32) for name, w in base.items()}
+
+
+def saved(folder: Path, weights: Weights) -> Path:
+    folder.mkdir(parents=True)
+    norm = {f"{LAYER}.input_layernorm.weight": np.ones(COLUMNS, np.float32)}
+    save_file({**weights, **norm}, folder / "model.safetensors")
+    return folder
+
+
+def permuted(w: Array) -> Array:
+    """Return queries in the order of llama.cpp's converter."""
+    return w.reshape(ROWS // HEAD, 2, HEAD // 2, COLUMNS).swapaxes(1, 2).reshape(w.shape)
+
+
+def written(path: Path, weights: Weights, mix: Mapping[str, str], names: Mapping[str, str] = GGUF_NAMES) -> Path:
+    writer = gguf.GGUFWriter(path, "llama")
+    for name, w in weights.items():
+        kind = gguf.GGMLQuantizationType[mix[name]]
+        rows = np.ascontiguousarray(permuted(w) if name == Q else w)
+        writer.add_tensor(names[name], gguf.quants.quantize(rows, kind), raw_dtype=kind)
+    for step in ("write_header_to_file", "write_kv_data_to_file", "write_tensors_to_file", "close"):
+        getattr(writer, step)()
+    return path
+
+
+def decoded(w: Array, kind: str) -> Array:
+    stored = gguf.GGMLQuantizationType[kind]
+    return np.asarray(gguf.quants.dequantize(gguf.quants.quantize(w, stored), stored), np.float64)
+
+
+def audited(root: Path, before: Weights, after: Weights, mix: Mapping[str, str]) -> AuditResult:
+    root.mkdir(exist_ok=True)
+    files = written(root / "qt.gguf", before, mix), written(root / "qu.gguf", after, mix)
+    pair = saved(root / "t", before), saved(root / "u", after)
+    return audit_pair(*pair, ["int4-row"], root / "out", deployed=(str(files[0]), str(files[1])))
+
+
+def deployed_of(result: AuditResult) -> Deployed:
+    assert result["deployed"] is not None
+    return result["deployed"]
+
+
+def test_ratios_of_a_mix_are_those_of_what_gguf_decodes(tmp_path: Path) -> None:
+    before, after = model(0), model(0, update=0.1)
+    found = deployed_of(audited(tmp_path, before, after, MIX))
+    q, q_new = ({name: decoded(w, MIX[name]) for name, w in side.items()} for side in (before, after))
+    delta = {name: after[name].astype(np.float64) - before[name] for name in before}
+    d = {name: q_new[name] - q[name] for name in before}
+    dot = {name: float((d[name] * delta[name]).sum()) for name in before}
+    squares = {name: float(np.square(delta[name]).sum()) for name in before}
+    for row in found["tensors"]:
+        assert row["type"] == MIX[row["name"]]
+        assert near(row["gain"], dot[row["name"]] / squares[row["name"]])
+    total = sum(squares.values())
+    length = sum(float(np.square(x).sum()) for x in d.values())
+    shift = sum(float(np.square(q[name] - before[name]).sum()) for name in before)
+    assert near(found["gain"], sum(dot.values()) / total)
+    assert near(found["cosine"], sum(dot.values()) / np.sqrt(total * length))
+    assert near(found["length"], np.sqrt(length / total))
+    assert near(found["base_shift"], np.sqrt(shift / total))
+    assert found["value_changes"] == sum(int((x != 0).sum()) for x in d.values())
+    assert sum("RoPE" in note or "llama.cpp" in note for note in found["notes"]) == 1
+    assert any("33.3 %" in note and "F16" in note and DOWN in note for note in found["notes"])
+
+
+def test_float16_keeps_an_update_and_equal_files_none(tmp_path: Path) -> None:
+    before, after = model(0), model(0, update=0.1)
+    found = deployed_of(audited(tmp_path / "a", before, after, MIX))
+    gains = {row["name"]: row["gain"] for row in found["tensors"]}
+    rounding = 2.0**-11 * float(max(np.abs(w).max() for w in (*before.values(), *after.values()))) * 2
+    assert abs((gains[DOWN] or 0) - 1) <= rounding / 0.1  # |D - delta| <= rounding at each weight, |delta| about 0.1
+    same = written(tmp_path / "one.gguf", before, MIX), written(tmp_path / "two.gguf", before, MIX)
+    result = audit_pair(tmp_path / "a" / "t", tmp_path / "a" / "u", ["int4-row"], deployed=(str(same[0]), str(same[1])))
+    found = deployed_of(result)
+    assert found["gain"] == 0
+    assert found["cosine"] is None
+    assert found["value_changes"] == 0
+    row = answer(result).rows[-1]
+    assert (row.format, row.word) == ("deployed (F16 1, Q4_0 1, Q8_0 1)", "swallowed")
+    ended = gate(result, ("swallowed",))
+    assert ended.code == 1
+    assert deployed_label(found) in ended.why
+
+
+def test_distance_to_ours_is_0_where_both_round_alike_and_none_without_ours(tmp_path: Path) -> None:
+    mix = {Q: "Q8_0", UP: "Q4_0", DOWN: "BF16"}
+    found = deployed_of(audited(tmp_path, model(0), model(0, update=0.1), mix))
+    distances = {row["type"]: (row["ours"], row["distance"]) for row in found["types"]}
+    own = {kind: round_trip(model(0)[name], format_named(kind.lower())) for name, kind in mix.items() if kind != "BF16"}
+    for name, kind in mix.items():
+        if kind == "BF16":
+            assert distances[kind] == (None, None)
+            continue
+        theirs, w = decoded(model(0)[name], kind), model(0)[name].astype(np.float64)
+        truth = np.linalg.norm(theirs - own[kind]) / np.linalg.norm(own[kind] - w)
+        assert distances[kind][0] == kind.lower()
+        assert near(distances[kind][1], float(truth))
+    assert "of q8_0's own" in found["notes"][0]
+
+
+def test_file_of_our_own_rounding_has_the_gain_of_our_format(tmp_path: Path) -> None:
+    before, after = model(0), model(0, update=0.1)
+    mix = dict.fromkeys(MIX, "Q4_0")
+    files = [str(written(tmp_path / f"q{i}.gguf", side, mix)) for i, side in enumerate((before, after))]
+    pair = saved(tmp_path / "t", before), saved(tmp_path / "u", after)
+    result = audit_pair(*pair, ["q4_0"], deployed=(files[0], files[1]))
+    found, own = deployed_of(result), result["formats"][0]
+    assert (own["format"], own["grid"]) == ("q4_0", "adaptive")
+    assert [row["distance"] for row in found["types"]] == [0.0]
+    assert found["value_changes"] == own["value_changes"]
+    assert near(found["gain"], own["gain"] or 0.0)
+    assert near(found["cosine"], own["cosine"] or 0.0)
+
+
+def test_page_and_file_hold_it(tmp_path: Path) -> None:
+    result = audited(tmp_path, model(0), model(0, update=0.1), MIX)
+    kept = json.loads((tmp_path / "out" / "audit.json").read_text("utf-8"))
+    assert kept["deployed"] == result["deployed"]
+    assert deployed_label(deployed_of(result)) in (tmp_path / "out" / "audit.html").read_text("utf-8")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in CASES if kind != "mxfp4"])
+def test_a_pair_of_decoded_values_has_gain_1_in_every_layout(kind: str, tmp_path: Path) -> None:
+    cases = [CASES[kind](seed) for seed in (0, 1)]
+    turn = cases[0].config["quant_method"] in ("gptq", "awq")
+    paths = []
+    for seed, case in enumerate(cases):
+        w = np.ascontiguousarray(case.values.T if turn else case.values, np.float32)
+        paths.append(saved(tmp_path / f"m{seed}", {f"{NAME}.weight": w}))
+    files = [str(save(tmp_path / f"q{seed}", case.config, case.tensors)) for seed, case in enumerate(cases)]
+    result = audit_pair(paths[0], paths[1], ["int4-row"], deployed=(files[0], files[1]))
+    found = deployed_of(result)
+    assert near(found["gain"], 1.0)
+    assert found["base_shift"] == 0
+    assert len(found["tensors"]) == 1
+
+
+def test_experts_of_one_tensor_are_matched_one_by_one(tmp_path: Path) -> None:
+    name = f"{LAYER}.mlp.experts.gate_up_proj"
+    cases = [CASES["mxfp4"](seed) for seed in (0, 1)]
+    count = next(len(w) for key, w in cases[0].tensors.items() if key.endswith("_blocks"))
+    paths, files = [], []
+    for seed, case in enumerate(cases):
+        w = case.values.reshape(count, -1, case.values.shape[-1])
+        paths.append(saved(tmp_path / f"m{seed}", {name: np.ascontiguousarray(w, np.float32)}))
+        tensors = {key.replace(NAME, name): w for key, w in case.tensors.items()}
+        files.append(str(save(tmp_path / f"q{seed}", case.config, tensors)))
+    found = deployed_of(audit_pair(paths[0], paths[1], ["int4-row"], deployed=(files[0], files[1])))
+    assert [row["name"] for row in found["tensors"]] == [f"{name}[{e}]" for e in range(count)]
+    assert near(found["gain"], 1.0)
+    assert found["base_shift"] == 0
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5])
+def test_channels_that_are_scaled_are_said(spread: float, tmp_path: Path) -> None:
+    scales = 1 + spread * np.where(np.arange(COLUMNS) % 2, 1, -1)
+    scaled = [{n: (w * scales).astype(np.float32) for n, w in model(0, update=x).items()} for x in (0.0, 0.1)]
+    files = [str(written(tmp_path / f"q{i}.gguf", weights, MIX)) for i, weights in enumerate(scaled)]
+    pair = saved(tmp_path / "t", model(0)), saved(tmp_path / "u", model(0, update=0.1))
+    found = deployed_of(audit_pair(*pair, ["int4-row"], deployed=(files[0], files[1])))
+    assert any("scaled one by one" in note for note in found["notes"]) == bool(spread)
+
+
+def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
+    before, after = model(0), model(0, update=0.1)
+    t, u = saved(tmp_path / "t", before), saved(tmp_path / "u", after)
+    good = str(written(tmp_path / "good.gguf", before, MIX))
+    plain = str(written(tmp_path / "plain.gguf", before, dict.fromkeys(MIX, "F16")))
+    other = {name: f"blk.0.unknown{i}.weight" for i, name in enumerate(before)}
+    strange = str(written(tmp_path / "strange.gguf", before, dict.fromkeys(MIX, "Q8_0"), other))
+    short = {name: w[:, :32] for name, w in before.items() if name != Q}
+    cut = str(written(tmp_path / "cut.gguf", short, MIX))
+    for files, rule in {
+        (good, good): "must name two quantized models",
+        (good, plain): "must be quantized",
+        (good, str(u)): "must be quantized",
+        (good, strange): "must hold matrices of the model",
+        (good, cut): "must have the model's shape",
+    }.items():
+        with pytest.raises(ValueError, match=rule) as refused:
+            audit_pair(t, u, ["int4-row"], deployed=files)
+        assert "\n" not in str(refused.value)
+    with pytest.raises(ValueError, match="--deployed must stand beside models that are not quantized"):
+        audit_pair(Path(good), written(tmp_path / "two.gguf", after, MIX), ["int4-row"], deployed=(good, plain))
+
+
+def test_values_are_exact_in_bfloat16(tmp_path: Path) -> None:
+    before = {name: w.astype(ml_dtypes.bfloat16).astype(np.float32) for name, w in model(0).items()}
+    after = {name: w.astype(ml_dtypes.bfloat16).astype(np.float32) for name, w in model(0, update=0.1).items()}
+    found = deployed_of(audited(tmp_path, before, after, {Q: "BF16", UP: "Q8_0", DOWN: "BF16"}))
+    gains = {row["name"]: row["gain"] for row in found["tensors"]}
+    assert gains[Q] == gains[DOWN] == 1.0
+
+
+def test_command_line_takes_two_values(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from unforgotten.cli import app
+
+    before, after = model(0), model(0, update=0.1)
+    files = [str(written(tmp_path / f"{name}.gguf", before, MIX)) for name in ("one", "two")]
+    pair = [str(saved(tmp_path / "t", before)), str(saved(tmp_path / "u", after))]
+    rest = ["--formats", "int8-row", "--fail-on", "swallowed", "--out", str(tmp_path / "out"), "--quiet"]
+    assert app(["audit", *pair, "--deployed", *files, *rest], standalone_mode=False) == 1
+    told = " ".join(capsys.readouterr().out.split())
+    assert "deployed (F16 1, Q4_0 1, Q8_0 1)" in told
+    assert "Distance of the deployed target from our own format of that name" in told

@@ -1,0 +1,1 @@
+../../src/unforgotten/shared_options.py
