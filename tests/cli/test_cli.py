@@ -101,7 +101,7 @@ def test_bad_usage_is_one_line_and_writes_nothing(tmp_path: Path, arguments: lis
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path) -> None:
-    with patch("unforgotten.experiments.run.run", side_effect=KeyboardInterrupt):
+    with patch("unforgotten.experiments.fan_out.run", side_effect=KeyboardInterrupt):
         done = call("run", MICRO, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr == "interrupted; go on with --resume\n"

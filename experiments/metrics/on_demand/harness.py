@@ -50,7 +50,6 @@ TASKS = {
 
 def _check(name: str, settings: Measuring) -> None:
     """Refuse a run whose tasks cannot be asked, before anything is trained."""
-    need("unforgotten[harness]", "lm_eval")
     _loaded(TASKS[name].task, settings.evaluation.harness.path)
 
 
@@ -69,6 +68,7 @@ def _quietly() -> Iterator[None]:
 @cache
 def _loaded(task: str, path: Path | None) -> Any:
     """Return a task as the harness loads it, with its data."""
+    need("unforgotten[harness]", "lm_eval")
     with _quietly():
         library, errors = import_module("lm_eval.tasks"), import_module("datasets.exceptions")
         try:

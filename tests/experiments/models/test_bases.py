@@ -19,6 +19,7 @@ from unforgotten.experiments.models.shell import Shell, linear_names, state_of
 from unforgotten.experiments.quantizers.registry import quantize_state
 from unforgotten.experiments.run import run, stages
 from unforgotten.records.files import read_json_lines
+from unforgotten.records.metrics import ASSUMED
 from unforgotten.reports.run.build import build_report
 
 MICRO = str(Path(__file__).parents[2] / "micro.yaml")
@@ -36,10 +37,15 @@ def rows_of(config: RunConfig, folder: Path) -> list[dict[str, Any]]:
     return read_json_lines(path)
 
 
+def models_of(rows: list[dict[str, Any]]) -> set[str]:
+    """Return the models of the run, without the Llama-2-7B that its rows describe beside them."""
+    return {row["model"] for row in rows} - {ASSUMED}
+
+
 @pytest.mark.parametrize("kind", sorted(SCRATCH))
 def test_an_architecture_goes_through_the_whole_loop(kind: str, tmp_path: Path) -> None:
     rows = rows_of(micro(f"base.kind={kind}"), tmp_path / "run")
-    assert {row["model"] for row in rows} == {"base", "target", "retrained", "unlearned"}
+    assert models_of(rows) == {"base", "target", "retrained", "unlearned"}
     (gain,) = [row for row in rows if row["metric"] == "gain"]
     model = load_model(tmp_path / "run/models/target")
     state = state_of(model)
@@ -94,7 +100,7 @@ def test_experts_in_one_tensor_are_seen_by_no_format_that_sees_layers(fmt: str) 
 
 def test_a_directory_is_a_base(micro_pair: Path, tmp_path: Path) -> None:
     rows = rows_of(micro("base.kind=directory", f"base.path={micro_pair / 'models/target'}"), tmp_path / "run")
-    assert {row["model"] for row in rows} == {"base", "target", "retrained", "unlearned"}
+    assert models_of(rows) == {"base", "target", "retrained", "unlearned"}
     before, after = (
         state_of(load_model(folder)) for folder in (micro_pair / "models/target", tmp_path / "run/models/base")
     )
@@ -108,7 +114,7 @@ def test_a_target_that_is_given_is_taken_as_it_is(micro_pair: Path, tmp_path: Pa
     given += [f"models.retrained={micro_pair / 'models/retrained'}"] if retrained else []
     config = micro(*given)
     rows = rows_of(config, tmp_path / "run")
-    assert {row["model"] for row in rows} == {"target", "unlearned"} | ({"retrained"} if retrained else set())
+    assert models_of(rows) == {"target", "unlearned"} | ({"retrained"} if retrained else set())
     assert ("M3" in {row["metric"] for row in rows}) == retrained
     target = tmp_path / "run/models/target"
     before, after = (state_of(load_model(folder)) for folder in (micro_pair / "models/target", target))
