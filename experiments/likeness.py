@@ -38,8 +38,8 @@ def likeness(config: RunConfig, states: SavedStates, shell: Shell) -> list[tuple
     """
     lr, real = bf16_lr(config), config.stand_in.real
     dtypes = load_notes(states.models / "target")["dtypes"]
-    own = _rows(states.model.config, _of_state(states, shell), lr, config.formats)
-    found = _subjects("target", own, lr, dtypes)
+    own = _rows(states.model.config, _of_state(states, shell), lr, config.formats) if shell.names else {}
+    found = _subjects("target", own, lr, dtypes)  # none of a model of one's own without matrices that quantizers touch
     if real is None:
         assumed = dict.fromkeys(dtypes, "assumed")
         return found + _subjects(ASSUMED, assumed_rows(lr=lr, formats=config.formats), lr, assumed)
