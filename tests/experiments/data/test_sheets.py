@@ -137,7 +137,8 @@ def test_every_loss_looks_at_what_counts_alone_and_sums_over_parts(name: str) ->
         for parameter in model.parameters():
             parameter.mul_(1.01)
     given: list[Any] = []
-    hook = model.get_output_embeddings().register_forward_hook(lambda _, __, logits: given.append(logits))
+    head: Any = model.get_output_embeddings()
+    hook = head.register_forward_hook(lambda _, __, logits: given.append(logits))
     loss = term.loss(view, settings)
     hook.remove()
     moved = torch.stack([torch.autograd.grad(loss, logits)[0].abs().sum(-1) > 0 for logits in given]).any(0)
