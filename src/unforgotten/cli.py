@@ -149,6 +149,9 @@ def audit(
     items: Annotated[
         int | None, typer.Option(help="Items of each part of --benchmark at most, a sample drawn with seed 0.")
     ] = None,
+    decompose: Annotated[
+        bool, typer.Option(help="Measure two mixed models a format too, which say why something comes back (T14).")
+    ] = True,
     judged: Annotated[Path | None, typer.Option(help="What unforgotten judge --out wrote, for --benchmark.")] = None,
     jobs: Annotated[int, typer.Option(help="Processes that share the tensors.")] = 1,
     ray: Annotated[str | None, typer.Option(help="Address of a Ray cluster that does.")] = None,
@@ -166,7 +169,7 @@ def audit(
         from unforgotten.audit.options import Asked, read_options
         from unforgotten.audit.progress.stages import progress_on
         from unforgotten.audit.run import STAGES, audit_pair
-        from unforgotten.measured import behaviour_of, output_of
+        from unforgotten.measured import behaviour_of, left_behind, output_of
 
         given = GivenRecipe(lr, steps, optimizer, trained_in)
         options = read_options(
@@ -188,25 +191,18 @@ def audit(
                 ray=ray,
                 output=output_of(pair, options.measured, texts, progress),
                 behaviour=options.judged
-                or behaviour_of(pair, options.measured, benchmark, retrained, progress, items=items, out=out),
+                or behaviour_of(
+                    pair, options.measured, benchmark, retrained, progress, items=items, decompose=decompose, out=out
+                ),
                 recipe=options.recipe,
                 force=force,
                 fatal=options.fatal,
                 deployed=deployed,
             )
     except KeyboardInterrupt:
-        print(f"interrupted; {_left_behind(out)}", file=sys.stderr)
+        print(f"interrupted; {left_behind(out)}", file=sys.stderr)
         raise typer.Exit(130) from None
     _end_audit(result, out, options.fatal, quiet=quiet, as_json=as_json)
-
-
-def _left_behind(out: Path) -> str:
-    from unforgotten.audit.outputs.write import UNFINISHED
-
-    unfinished = out / UNFINISHED
-    if unfinished.is_dir():
-        return f"no result was written; the same command goes on from what is in {unfinished}"
-    return "nothing was written"
 
 
 def _end_audit(result: AuditResult, out: Path, fatal: Sequence[str], *, quiet: bool, as_json: bool) -> None:

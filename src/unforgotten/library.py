@@ -78,6 +78,7 @@ def audit_pair(
     benchmark: Path | str | None = None,
     retrained: Path | str | None = None,
     items: int | None = None,
+    decompose: bool = True,
     jobs: int = 1,
     force: bool = False,
     deployed: tuple[Path | str, Path | str] | None = None,
@@ -95,6 +96,7 @@ def audit_pair(
         benchmark: benchmark in MUSE's layout, to measure their behaviour; likewise.
         retrained: model that never saw the forget texts, for M3.
         items: items of each part of the benchmark at most, a sample drawn with seed 0; all if None.
+        decompose: switch for measuring two mixed models a format too, which say why something comes back.
         jobs: processes that share the tensors.
         force: whether `out` may hold other files.
         deployed: paths or names of both models as they were really quantized.
@@ -127,7 +129,13 @@ def audit_pair(
             jobs=jobs,
             output=output_of(both, options.measured, asked.texts),
             behaviour=behaviour_of(
-                both, options.measured, asked.benchmark, asked.retrained, items=items, out=_place(out)
+                both,
+                options.measured,
+                asked.benchmark,
+                asked.retrained,
+                items=items,
+                decompose=decompose,
+                out=_place(out),
             ),
             recipe=read_recipe(pair[1]) if named[1] else None,
             force=force,

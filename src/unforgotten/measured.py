@@ -34,6 +34,7 @@ def behaviour_of(
     progress: Progress = SILENT,
     *,
     items: int | None = None,
+    decompose: bool = True,
     out: Path | None = None,
 ) -> Leg:
     """Return what measures M1-M4 of both models on a benchmark; None without one.
@@ -49,7 +50,22 @@ def behaviour_of(
 
             kept = None if out is None else out / UNFINISHED
             return behaviour_leg(
-                *pair, formats, benchmark, retrained=retrained, items=items, step=step, unfinished=kept
+                *pair,
+                formats,
+                benchmark,
+                retrained=retrained,
+                items=items,
+                decompose=decompose,
+                step=step,
+                unfinished=kept,
             )
 
     return measure
+
+
+def left_behind(out: Path) -> str:
+    """Return what an interrupted audit left in its directory, as a clause."""
+    unfinished = out / UNFINISHED
+    if unfinished.is_dir():
+        return f"no result was written; the same command goes on from what is in {unfinished}"
+    return "nothing was written"

@@ -142,7 +142,7 @@ def test_texts_and_benchmark_reach_their_legs(
 
     monkeypatch.setattr("unforgotten.experiments.legs.output.output_leg", measure_output)
     monkeypatch.setattr("unforgotten.experiments.legs.behaviour.behaviour_leg", measure_behaviour)
-    options = ["--texts", "file", "--benchmark", "folder", "--retrained", "t", "--items", "5"]
+    options = ["--texts", "file", "--benchmark", "folder", "--retrained", "t", "--items", "5", "--no-decompose"]
     assert run(root, ["t", "u", *options, "--formats", "int8-row", "--json"], monkeypatch) == 0
     pair = (Path("t"), Path("u"), ("int8-row",))
     assert given == {
@@ -150,7 +150,7 @@ def test_texts_and_benchmark_reach_their_legs(
         "behaviour": (
             *pair,
             Path("folder"),
-            {"retrained": Path("t"), "items": 5, "unfinished": Path("audits/latest/unfinished")},
+            {"retrained": Path("t"), "items": 5, "decompose": False, "unfinished": Path("audits/latest/unfinished")},
         ),
     }
     out, err = capsys.readouterr()
