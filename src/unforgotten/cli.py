@@ -169,7 +169,7 @@ def audit(
         from unforgotten.audit.options import Asked, read_options
         from unforgotten.audit.progress.stages import progress_on
         from unforgotten.audit.run import STAGES, audit_pair
-        from unforgotten.measured import behaviour_of, left_behind, output_of
+        from unforgotten.measured import behaviour_of, output_of
 
         given = GivenRecipe(lr, steps, optimizer, trained_in)
         options = read_options(
@@ -200,6 +200,8 @@ def audit(
                 deployed=deployed,
             )
     except KeyboardInterrupt:
+        from unforgotten.measured import left_behind
+
         print(f"interrupted; {left_behind(out)}", file=sys.stderr)
         raise typer.Exit(130) from None
     _end_audit(result, out, options.fatal, quiet=quiet, as_json=as_json)
