@@ -30,14 +30,14 @@ $(READY): pyproject.toml setup.py constraints.txt
 
 install: $(READY)
 
-# Five minutes on two cores without native bfloat16; one depth, smaller batches and fewer passages than the profile's.
+# Five minutes on two cores without native bfloat16; articles alone to one depth, smaller batches and fewer passages than the profile's.
 demo: $(READY)
 	rm -rf runs/demo
 	$(BIN)/unforgotten run tiny --out runs/demo \
 	  --set 'only_methods=[GA_KLR, NPO_GDR]' \
 	  --set 'storages=[fp32, bf16]' \
 	  --set 'formats=[int4-g64, nf4-b64, int8-row]' \
-	  --set 'unlearning.depths=[0.6]' \
+	  --set 'unlearning.depths=[]' --set corpus.forget_sheets=0 \
 	  --set unlearning.batch=4 --set unlearning.retain_batch=4 --set pretraining.steps=180 \
 	  --set corpus.passages=12 --set corpus.holdout=24
 

@@ -43,6 +43,20 @@ def audit_refuses(tmp_path: Path) -> Callable[[tuple[Path, Path], Path, Collecti
     return refused
 
 
+@pytest.fixture
+def exit_code(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
+    """Runs the command line in this process and returns the code that it ends with."""
+    from unforgotten.cli import main
+
+    def run(*arguments: str) -> int:
+        monkeypatch.setattr("sys.argv", ["unforgotten", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return int(ended.value.code or 0)
+
+    return run
+
+
 @pytest.fixture(scope="session")
 def micro_pair(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The layout of a run on models of no size: corpus, config.json, a target, and two models that moved from it."""

@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,6 @@ from unforgotten.audit.comparison.show import HEADER, print_comparison, to_csv, 
 from unforgotten.audit.judged.judge import judge, write_judged
 from unforgotten.audit.outputs.result import SCHEMA
 from unforgotten.audit.verdict.legs import BehaviourFormat, BehaviourLeg, Mean, RecoveryRow
-from unforgotten.cli import main
 
 TARGET_M4 = 80.0
 STRANGE = "a|b<script>x</script>"
@@ -297,18 +295,11 @@ def test_one_audit_twice_is_refused(tmp_path: Path) -> None:
         compare([path, path / "audit.json"])
 
 
-def _called(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    monkeypatch.setattr(sys, "argv", ["unforgotten", "compare", *arguments])
-    with pytest.raises(SystemExit) as ended:
-        main()
-    return int(ended.value.code or 0)
-
-
 def test_the_command_prints_the_object_and_writes_the_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
     paths = [str(one(tmp_path / "a", 0.0, 76.0)), str(one(tmp_path / "b", 0.5, 50.0, target="1" * 64))]
-    assert _called(monkeypatch, *paths, "--by", "format", "--json", "--out", str(tmp_path / "c.md")) == 0
+    assert exit_code("compare", *paths, "--by", "format", "--json", "--out", str(tmp_path / "c.md")) == 0
     out, err = capsys.readouterr()
     assert json.loads(out) == compare([Path(path) for path in paths], "format")
     assert err == "Not comparable: different targets: a | b; no winner is named among them.\n"
@@ -323,7 +314,7 @@ def test_the_command_prints_the_object_and_writes_the_file(
     ],
 )
 def test_bad_options_end_with_one_line(
-    arguments: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], line: str, tmp_path: Path, exit_code: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert _called(monkeypatch, str(one(tmp_path / "a", 0.0, 76.0)), *arguments) == 2
+    assert exit_code("compare", str(one(tmp_path / "a", 0.0, 76.0)), *arguments) == 2
     assert capsys.readouterr().err == line

@@ -275,6 +275,10 @@ def test_a_format_of_ours_that_is_named_has_the_same_weights(name: str) -> None:
         ("gguf:q2_k", "q4_0, q4_1"),
         ("ct:int4-g64", "for ct:"),
         ("llmcompressor-gptq:int4-g64", "for llmcompressor-gptq"),
+        ("llama-cpp:q4_k", "q4_k_s, q4_k_m"),
+        ("llama-cpp:iq2_xxs", "for llama-cpp:"),
+        ("gptqmodel:int4-g64-ct", "for gptqmodel"),
+        ("gptqmodel:int5-g64", "2, 3, 4 or 8 bits"),
     ],
 )
 def test_a_format_that_a_library_lacks_is_refused_by_its_name(name: str, words: str) -> None:

@@ -26,7 +26,7 @@ from unforgotten.experiments.models.shell import Shell, linear_names, state_of
 from unforgotten.experiments.models.states import fill
 from unforgotten.experiments.quantizers import gptqmodel, llama_cpp, llmcompressor_awq
 from unforgotten.experiments.quantizers.quantizer import Calibration
-from unforgotten.experiments.quantizers.registry import ours_of, quantize_state
+from unforgotten.experiments.quantizers.registry import quantize_state
 from unforgotten.theory.formats.gptq import GPTQ_RULES, fit_groups
 from unforgotten.theory.formats.group_grids import encode_group
 from unforgotten.theory.formats.names import format_named
@@ -215,20 +215,6 @@ def test_rows_of_no_blocks_are_float16_as_llama_cpp_stores_them() -> None:
     found = quantize_state({name: w}, [name], "llama-cpp:q4_k_m")[name]
     assert torch.equal(found, w.half().float())
     assert llama_cpp.quantized_file({name: w}, [name], "q4_k_m")[name].kind == "F16"
-
-
-@pytest.mark.parametrize(
-    ("name", "words"),
-    [
-        ("llama-cpp:q4_k", "q4_k_s, q4_k_m"),
-        ("llama-cpp:iq2_xxs", "for llama-cpp:"),
-        ("gptqmodel:int4-g64-ct", "for gptqmodel"),
-        ("gptqmodel:int5-g64", "2, 3, 4 or 8 bits"),
-    ],
-)
-def test_a_format_that_a_library_lacks_is_refused_by_its_name(name: str, words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        ours_of(name)
 
 
 @pytest.mark.parametrize(
