@@ -8,12 +8,10 @@ from rich.table import Table
 from rich.text import Text
 
 from unforgotten.audit.judged.judge import Judged
-from unforgotten.audit.outputs.answer import TONES, text_of
+from unforgotten.audit.outputs.answer import NO_VALUE, TONES, recovered_text, text_of
 from unforgotten.audit.outputs.summary import STYLES
-from unforgotten.audit.verdict.legs import RecoveryRow, deciding_of, retained_of
+from unforgotten.audit.verdict.legs import deciding_of, retained_of
 from unforgotten.audit.verdict.power import power_sentence
-
-NO_VALUE = "–"
 
 
 def print_judged(result: Judged, last: str, console: Console | None = None) -> None:
@@ -30,7 +28,14 @@ def print_judged(result: Judged, last: str, console: Console | None = None) -> N
             decides = row["metric"] in deciding_of(leg)
             name = row["metric"] if decides else f"({row['metric']})"
             both = f"{text_of(row['quantized_target'])}, {text_of(row['quantized_unlearned'])}"
-            cells = (found["format"], name, text_of(row["target"]), text_of(row["unlearned"]), both, _recovered(row))
+            cells = (
+                found["format"],
+                name,
+                text_of(row["target"]),
+                text_of(row["unlearned"]),
+                both,
+                recovered_text(row),
+            )
             table.add_row(*map(Text, cells))
         for name in retained_of(leg):
             models = (*(leg["metrics"][who] for who in ("target", "unlearned")), *found["metrics"].values())
@@ -54,9 +59,3 @@ def print_judged(result: Judged, last: str, console: Console | None = None) -> N
     if any(row["metric"] not in deciding_of(leg) for found in leg["formats"] for row in found["recoveries"]):
         console.print(Text('Metrics in brackets decide nothing; they can only object to "survives".'), soft_wrap=wrap)
     console.print(Text(last), soft_wrap=wrap)
-
-
-def _recovered(row: RecoveryRow) -> str:
-    if row["rho"] is None or row["low"] is None or row["high"] is None:
-        return NO_VALUE
-    return f"{100 * row['rho']:.0f} % [{100 * row['low']:.0f}, {100 * row['high']:.0f}]"

@@ -221,10 +221,16 @@ def _recovered(result: AuditResult, name: str) -> str:
     known = [row for row in asked if row["rho"] is not None]
     if not known:
         return NO_VALUE
-    worst = max(known, key=lambda row: row["rho"] or 0.0)
-    low, high = worst["low"], worst["high"]
+    return recovered_text(max(known, key=lambda row: row["rho"] or 0.0))
+
+
+def recovered_text(row: RecoveryRow) -> str:
+    """Return a recovered share with its interval, or a dash where it is undefined."""
+    if row["rho"] is None:
+        return NO_VALUE
+    low, high = row["low"], row["high"]
     ends = "" if low is None or high is None else f" [{100 * low:.0f}, {100 * high:.0f}]"
-    return f"{100 * (worst['rho'] or 0.0):.0f} %{ends}"
+    return f"{100 * row['rho']:.0f} %{ends}"
 
 
 def _models(result: AuditResult) -> str:
