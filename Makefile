@@ -30,7 +30,7 @@ $(READY): pyproject.toml setup.py constraints.txt
 
 install: $(READY)
 
-# Five minutes on two cores without native bfloat16; articles alone to one depth, smaller batches and fewer passages than the profile's.
+# Six minutes on two cores without native bfloat16; articles alone to one depth, smaller batches and fewer passages than the profile's.
 demo: $(READY)
 	rm -rf runs/demo
 	$(BIN)/unforgotten run tiny --out runs/demo \

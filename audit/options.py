@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 from unforgotten.audit.findings.recipe import GivenRecipe, Recipe, read_recipe
 from unforgotten.audit.judged.judge import read_judged, with_note
+from unforgotten.audit.mixes.mix import check_name
 from unforgotten.audit.run import DEFAULT_FORMATS
 from unforgotten.audit.verdict.gate import read_words
 from unforgotten.audit.verdict.legs import BehaviourLeg
-from unforgotten.theory.formats.names import deterministic_format_named
 
 LEAST_ITEMS = 2
 """Of which a mean has an error."""
@@ -80,7 +80,7 @@ def read_formats(given: Sequence[str] | None) -> tuple[str, ...] | None:
     if not named:
         raise ValueError(f"--formats must name at least one format, got {','.join(given)!r}")
     for name in named:
-        deterministic_format_named(name)
+        check_name(name)
     return named
 
 

@@ -12,6 +12,7 @@ from unforgotten.audit.deployed.measure import DeployedLeg, measure_deployed
 from unforgotten.audit.deployed.stored import Artefact, check_not_quantized, open_deployed
 from unforgotten.audit.deployed.told import deployed_object
 from unforgotten.audit.findings.recipe import Recipe
+from unforgotten.audit.mixes.mix import check_name
 from unforgotten.audit.outputs.place import check_out
 from unforgotten.audit.outputs.result import AuditResult, build_code_result, build_result
 from unforgotten.audit.outputs.result_rows import TensorRow, code_rows, tensor_rows
@@ -25,7 +26,6 @@ from unforgotten.audit.sources.pairing import pair
 from unforgotten.audit.verdict.gate import check_codes
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
 from unforgotten.audit.weights.leg import WeightsLeg, weights_leg
-from unforgotten.theory.formats.names import deterministic_format_named
 
 DEFAULT_FORMATS = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64", "int8-row")
 STAGES = ("open", "weights", "findings and files")
@@ -82,7 +82,7 @@ def audit_pair(
     if jobs < 1:
         raise ValueError(f"jobs must be at least 1, got jobs={jobs}")
     for name in formats or ():
-        deterministic_format_named(name)
+        check_name(name)
     _check_two(target, unlearned)
     opening, weighing, ending = STAGES
     with progress.stage(opening):
@@ -131,7 +131,7 @@ def _weights(
 
     named = DEFAULT_FORMATS if formats is None else formats
     leg = weights_leg(before, after, named, tell, jobs=jobs, ray=ray)
-    total = len(leg.kept) + len(leg.tensors)
+    total = len(leg.kept) + len(leg.tensors) + len(leg.vocabulary)
     step(total, total)
     return leg
 

@@ -25,6 +25,7 @@ ALL_NAMES = tuple(
             ),
             *(f"hqq{b}-g64{rule}" for b in range(2, 9) for rule in ("", "-opt")),
             "q4_k",
+            "q5_k",
             "q6_k",
             "nf4-b64",
             "fp4-b64",

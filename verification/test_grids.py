@@ -17,7 +17,11 @@ from unforgotten.theory.laws.update import GRID_MODES, GridMode, survival
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES, Sample, samples
 
-K_QUANTS: dict[str, Callable[[NDArray[Any]], kquants.KBlocks]] = {"q4_k": kquants.q4_k, "q6_k": kquants.q6_k}
+K_QUANTS: dict[str, Callable[[NDArray[Any]], kquants.KBlocks]] = {
+    "q4_k": kquants.q4_k,
+    "q5_k": kquants.q5_k,
+    "q6_k": kquants.q6_k,
+}
 
 
 def test_setters__know_every_statistic() -> None:

@@ -10,11 +10,13 @@ import pytest
 from hypothesis import example, given
 from numpy.typing import NDArray
 
-from unforgotten.theory.formats.kquants import KBlocks, nearest_int, q4_k, q6_k, search_affine, search_symmetric
+from unforgotten.theory.formats.kquants import KBlocks, nearest_int, q4_k, q5_k, q6_k, search_affine, search_symmetric
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.oracles import float32, nearest, round_half_even
 
-QUANTIZERS = {"q4_k": q4_k, "q6_k": q6_k}
+QUANTIZERS = {"q4_k": q4_k, "q5_k": q5_k, "q6_k": q6_k}
+AFFINE = {"q4_k": (15, Fraction(-1), 21), "q5_k": (31, Fraction(-1, 2), 16)}
+"""Largest code, and the first and the number of the steps that are tried."""
 KINDS = ("normal", "outlier", "positive", "lattice", "sparse", "constant")
 
 
@@ -60,8 +62,9 @@ def float16(x: Fraction) -> Fraction:
     return nearest(x, 11, -24)
 
 
-def exact_affine(x: list[Fraction]) -> tuple[Fraction, Fraction, list[int]]:
-    """Scale, minus the minimum, and codes of one sub-block of Q4_K, one rounding at a time."""
+def exact_affine(x: list[Fraction], kind: str) -> tuple[Fraction, Fraction, list[int]]:
+    """Scale, minus the minimum, and codes of one sub-block of Q4_K or Q5_K, one rounding at a time."""
+    top, first, count = AFFINE[kind]
     rms = root32(f32(total([f32(v * v) for v in x]) / 32))
     weight = [f32(rms + abs(v)) for v in x]
     sum_w, sum_x = total(weight), total([f32(w * v) for w, v in zip(weight, x, strict=True)])
@@ -70,18 +73,18 @@ def exact_affine(x: list[Fraction]) -> tuple[Fraction, Fraction, list[int]]:
         return Fraction(0), -low, [0] * len(x)
 
     def codes_at(inverse: Fraction) -> list[int]:
-        return [clip(round_half_even(f32(inverse * f32(v - low))), 0, 15) for v in x]
+        return [clip(round_half_even(f32(inverse * f32(v - low))), 0, top) for v in x]
 
     def error_of(scale: Fraction, minimum: Fraction, codes: list[int]) -> Fraction:
         gaps = [f32(f32(f32(scale * q) + minimum) - v) for q, v in zip(codes, x, strict=True)]
         return total([f32(w * f32(g * g)) for w, g in zip(weight, gaps, strict=True)])
 
-    inverse = f32(15 / f32(high - low))
+    inverse = f32(top / f32(high - low))
     scale, codes = f32(1 / inverse), codes_at(inverse)
     best = error_of(scale, low, codes)
     tenth = Fraction(float(np.float32(0.1)))
-    for i in range(21):
-        factor = f32(f32(-1 + f32(tenth * i)) + 15)
+    for i in range(count):
+        factor = f32(f32(first + f32(tenth * i)) + top)
         trial = codes_at(f32(factor / f32(high - low)))
         wl = [f32(w * q) for w, q in zip(weight, trial, strict=True)]
         sum_l = total(wl)
@@ -120,8 +123,8 @@ def exact_symmetric(x: list[Fraction]) -> tuple[Fraction, list[int]]:
 
 def exact_values(x: list[Fraction], kind: str) -> list[Fraction]:
     """Decoded values of one super-block."""
-    if kind == "q4_k":
-        parts = [exact_affine(x[i : i + 32]) for i in range(0, 256, 32)]
+    if kind in AFFINE:
+        parts = [exact_affine(x[i : i + 32], kind) for i in range(0, 256, 32)]
         units, integers = [], []
         for sub in ([p[0] for p in parts], [p[1] for p in parts]):
             top = max([*sub, Fraction(0)])
@@ -130,7 +133,7 @@ def exact_values(x: list[Fraction], kind: str) -> list[Fraction]:
             units.append(float16(f32(top / 63)))
         steps = [f32(units[0] * n) for n in integers[0]]
         lows = [f32(units[1] * n) for n in integers[1]]
-        ends, offset, size, kept = (0, 15), 0, 32, [p[2] for p in parts]
+        ends, offset, size, kept = (0, AFFINE[kind][0]), 0, 32, [p[2] for p in parts]
     else:
         fits = [exact_symmetric(x[i : i + 16]) for i in range(0, 256, 16)]
         inverse = f32(-128 / max((f[0] for f in fits), key=abs))
@@ -251,9 +254,9 @@ def test_k_quants__keep_the_codes_of_the_search_where_the_step_is_zero(name: str
 @pytest.mark.parametrize("kind", KINDS)
 def test_k_blocks__decode_inside_the_ranges_of_their_bits(name: str, kind: str) -> None:
     k: KBlocks = QUANTIZERS[name](super_blocks(kind))
-    assert k.codes.max() <= (15 if name == "q4_k" else 63)
-    assert (k.scales.min(), k.scales.max()) >= ((0, 0) if name == "q4_k" else (-128, -128))
-    assert k.scales.max() <= (63 if name == "q4_k" else 127)
+    assert k.codes.max() <= (AFFINE[name][0] if name in AFFINE else 63)
+    assert (k.scales.min(), k.scales.max()) >= ((0, 0) if name in AFFINE else (-128, -128))
+    assert k.scales.max() <= (63 if name in AFFINE else 127)
     assert ((k.mins >= 0) & (k.mins <= 63)).all()
 
 

@@ -12,6 +12,7 @@ from unforgotten.audit.findings.probe import Sample, fits
 from unforgotten.audit.findings.probe_cells import CellView, cells_of
 from unforgotten.audit.findings.row import FindingRow, Ratio, finding, share_interval, share_of_sums
 from unforgotten.audit.findings.sentences import STDERRS, Judged, gain_sentence, share
+from unforgotten.audit.mixes.mix import is_mix
 from unforgotten.theory.formats.names import Format, format_named
 from unforgotten.theory.geometry.cells import cells, position
 from unforgotten.theory.laws.update import POSITION_BINS
@@ -29,8 +30,8 @@ def gain_findings(judged: Sequence[Judged], samples: Sequence[Sample]) -> list[F
         if j.finding == "no update":
             continue
         if j.finding in ("swallowed", "partly swallowed"):
-            found += [_swallowed(j), *_zero_bin(j, samples)]
-        found += _on_grid(j)
+            found += [_swallowed(j), *([] if is_mix(j.format) else _zero_bin(j, samples))]
+        found += [] if is_mix(j.format) else _on_grid(j)
     return found
 
 

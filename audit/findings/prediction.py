@@ -20,6 +20,7 @@ from unforgotten.audit.findings.probe import Sample
 from unforgotten.audit.findings.row import FindingRow, finding
 from unforgotten.audit.findings.sentences import STDERRS
 from unforgotten.audit.findings.training_estimate import TrainingEstimate, WeightGroup
+from unforgotten.audit.mixes.mix import is_mix
 from unforgotten.theory.calculators.bound import Answer, Question, bound
 
 WANTED_GAIN = 0.9
@@ -93,6 +94,9 @@ def _row(
         smallest_lr=None,
         note=None,
     )
+    if is_mix(name):
+        row["note"] = "the theory has no law for a mix of formats: ask for its formats one by one"
+        return row
     if isinstance(estimate, str):
         row["motion_gain"], row["note"] = _seen(motions, name), estimate
         return row

@@ -48,7 +48,7 @@ def judge_formats(leg: WeightsLeg) -> list[Judged]:
 def _judge(leg: WeightsLeg, name: str) -> Judged:
     setting = Setting(name, "adaptive")
     total = leg.totals[setting]
-    stderr = gain_stderr([t.survival[setting] for t in leg.tensors])
+    stderr = gain_stderr(leg.parts(setting))
     return Judged(name, total, stderr, judge_gain(total.gain, stderr))
 
 
@@ -149,16 +149,21 @@ def storage_sentences(leg: WeightsLeg) -> list[str]:
 
 
 def _kept(leg: WeightsLeg) -> list[str]:
-    changed = [name for name, differs in leg.kept.items() if differs]
+    kept = leg.left_alone
+    changed = [name for name, differs in kept.items() if differs]
     if not changed:
         return []
     names = ", ".join(ascii(name) for name in changed[:MAX_NAMED])
     more = f" and {len(changed) - MAX_NAMED} more" if len(changed) > MAX_NAMED else ""
-    count = f"{len(changed)} of the {len(leg.kept)}"
+    count = f"{len(changed)} of the {len(kept)}"
     sentence = (
         f"Also changed: {count} tensors that quantizers leave alone ({names}{more}); "
         "that part of the update is kept whole and is not in the gain."
     )
+    mixed = [t.name for t in leg.vocabulary if t.name in changed]
+    if mixed:
+        formats = dict.fromkeys(s.format for t in leg.vocabulary for s in t.survival)
+        sentence += f" {', '.join(formats)} quantizes {', '.join(ascii(n) for n in mixed)}: its gain is of the whole."
     return [sentence]
 
 

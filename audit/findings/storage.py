@@ -77,11 +77,12 @@ def _why(leg: WeightsLeg, trained_in: str | None) -> str:
 
 
 def _kept(leg: WeightsLeg) -> list[FindingRow]:
-    changed = [name for name, differs in leg.kept.items() if differs]
+    kept = leg.left_alone
+    changed = [name for name, differs in kept.items() if differs]
     if not changed:
         return []
     sentence = (
-        f"{len(changed)} of the {len(leg.kept)} tensors that quantizers leave alone changed too, among them "
+        f"{len(changed)} of the {len(kept)} tensors that quantizers leave alone changed too, among them "
         f"{changed[0]!a}: that part of the update is kept whole and counts in no gain."
     )
     row = finding(
@@ -89,7 +90,7 @@ def _kept(leg: WeightsLeg) -> list[FindingRow]:
         "note",
         sentence,
         measure="share of the tensors that are kept",
-        effect=len(changed) / len(leg.kept),
+        effect=len(changed) / len(kept),
         tensor=changed[0],
     )
     return [row]

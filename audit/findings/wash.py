@@ -23,6 +23,7 @@ from unforgotten.audit.findings.probe import Sample, fits
 from unforgotten.audit.findings.probe_cells import cells_of
 from unforgotten.audit.findings.row import STANDARD_DEVIATIONS, FindingRow, finding
 from unforgotten.audit.findings.sentences import WASH_RATIO
+from unforgotten.audit.mixes.mix import is_mix
 from unforgotten.audit.weights.leg import WeightsLeg
 from unforgotten.audit.weights.sums import Setting
 from unforgotten.theory.formats.names import Format, format_named
@@ -78,11 +79,13 @@ def confirmed(sample: Sample, fmt: Format) -> WashTest | None:
 def candidates(leg: WeightsLeg) -> list[Candidate]:
     """Return what the first test flags, on the target's grid, in the order of the formats and tensors."""
     rows: list[tuple[str, str, Survival, WashTest]] = []
-    for setting in (s for s in leg.totals if s.grid == "fixed"):
+    for setting in (s for s in leg.totals if s.grid == "fixed" and not is_mix(s.format)):
         for t in leg.tensors:
             m = t.survival[Setting(setting.format, "fixed")]
             test = wash_test(m.code_flips, m.expected_flips, m.flips_variance, m.weights)
             rows.append((setting.format, t.name, m, test))
+    if not rows:
+        return []
     adjusted = false_discoveries(np.array([test.p for *_, test in rows]), WASH_LEVEL, dependent=True)
     return [
         Candidate(*row, float(p))

@@ -25,6 +25,7 @@ from unforgotten.audit.findings.row import FindingRow
 from unforgotten.audit.findings.sentences import Finding, judge_formats, overall_finding, reasons
 from unforgotten.audit.findings.training_estimate import estimate_training, typical_steps
 from unforgotten.audit.kernel.simd import NUMPY, processor
+from unforgotten.audit.mixes.mix import is_mix
 from unforgotten.audit.outputs.control import Control, control_of
 from unforgotten.audit.outputs.result_rows import FormatRow, code_row, finite_or_none, format_row
 from unforgotten.audit.sources.checkpoint import Checkpoint
@@ -129,7 +130,7 @@ def build_result(
     """Return the result of an audit; with the weights leg alone its verdict is always undecided."""
     judged = judge_formats(leg)
     names = [t.name for t in leg.tensors]
-    samples = look(target, unlearned, names, [j.format for j in judged])
+    samples = look(target, unlearned, names, [j.format for j in judged if not is_mix(j.format)])
     gains = [(j.format, finite_or_none(j.total.gain), finite_or_none(j.stderr)) for j in judged]
     prediction = predict_gains(estimate_training(leg, samples, recipe), samples, gains)
     layouts = relation_findings(target, unlearned, samples, leg.kept)
@@ -137,9 +138,7 @@ def build_result(
     gaps = [*coverage_findings(target, leg.kept, moved=leg.unchanged_fraction < 1), *other]
     far = [row for row in layouts if row["severity"] == "note"]
     findings = [*gaps, *all_findings(leg, judged, samples, prediction, recipe, behaviour), *far]
-    rows = [
-        format_row(setting, total, [t.survival[setting] for t in leg.tensors]) for setting, total in leg.totals.items()
-    ]
+    rows = [format_row(setting, total, leg.parts(setting)) for setting, total in leg.totals.items()]
     word = _word(target, leg, overall_finding(judged))
     word = "unclear" if other and word == "passes" else word  # never in place of a word that a gate fails on
     decision = decide(word, output, behaviour)

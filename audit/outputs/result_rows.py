@@ -65,7 +65,7 @@ def tensor_rows(leg: WeightsLeg) -> list[TensorRow]:
             dtype_target=t.dtypes[0],
             dtype_unlearned=t.dtypes[1],
         )
-        for t in leg.tensors
+        for t in (*leg.tensors, *leg.vocabulary)
         for setting, measured in t.survival.items()
     ]
 

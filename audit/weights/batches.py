@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import lru_cache
 from itertools import islice
 from typing import NamedTuple
@@ -24,14 +25,20 @@ class Work:
     Attributes:
         target: checkpoint before unlearning.
         unlearned: checkpoint after unlearning.
-        formats: formats to measure in.
+        formats: formats to measure in, each in one tensor at least.
         simd: path of `simd.available_paths` that all workers take.
+        by_tensor: formats of each tensor that is not measured in all of them, by its name.
     """
 
     target: Checkpoint
     unlearned: Checkpoint
     formats: tuple[Format, ...]
     simd: str
+    by_tensor: Mapping[str, tuple[Format, ...]] = field(default_factory=dict)
+
+    def formats_of(self, name: str) -> tuple[Format, ...]:
+        """Return the formats that a tensor is measured in."""
+        return self.by_tensor.get(name, self.formats)
 
 
 class Batch(NamedTuple):
@@ -67,4 +74,4 @@ def measure_batch(work: Work, batch: Batch) -> list[PieceMeasured]:
 @lru_cache(maxsize=1)
 def _task(work: Work, name: str) -> TensorTask:
     """Return the task of a tensor, prepared once for batches that follow each other."""
-    return tensor_task(work.target, work.unlearned, name, work.formats, checked_path(work.simd))
+    return tensor_task(work.target, work.unlearned, name, work.formats_of(name), checked_path(work.simd))

@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -20,13 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.kernel.simd import path_for, processor
+from unforgotten.audit.mixes.mix import check_name, formats_of
 from unforgotten.audit.sources.checkpoint import Checkpoint
-from unforgotten.audit.sources.pairing import check_finite, pair, tensors_equal
+from unforgotten.audit.sources.errors import CheckpointError
+from unforgotten.audit.sources.pairing import Pairing, check_finite, pair, tensors_equal
 from unforgotten.audit.weights.sums import Computed, TensorMeasured
 from unforgotten.audit.weights.sums import Setting as Setting  # noqa: PLC0414
-from unforgotten.theory.formats.names import deterministic_format_named
+from unforgotten.theory.formats.names import Format
 from unforgotten.theory.geometry.dead_zone import BinadeCounts, DeadZone, add_binades, find_dead_zone
-from unforgotten.theory.laws.update import Survival, add
+from unforgotten.theory.laws.update import GRID_MODES, Survival, add
 
 NARROW: Mapping[str, np.dtype[Any]] = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
 GAUSSIAN_SPREAD = 2.0  # E|x|^3 / (E x^2 E|x|) of a Gaussian; 1 for an update of one size
@@ -65,8 +67,8 @@ class WeightsLeg:
     """The weights leg of a pair.
 
     Attributes:
-        tensors: the quantized tensors, in the order of their names.
-        totals: sums over the tensors, by setting.
+        tensors: the matrices that every quantizer touches, in the order of their names.
+        totals: sums over the tensors that a format touches, by setting.
         kept: tensors that quantizers leave alone -> whether the update changed them.
         storage_dtype: the unlearned checkpoint's dtype of most of its quantized weights.
         precision: the narrowest dtype that holds all of those; coarser than the storage dtype where a model was
@@ -74,6 +76,7 @@ class WeightsLeg:
         binades: the counts of the tensors of the storage dtype.
         dead_zone: dead zone that the binades show, at `precision`.
         computed: path, processor and ways of the measurement.
+        vocabulary: embeddings and heads that a mix touches, see `audit.mixes`; they are among `kept` too.
     """
 
     tensors: tuple[TensorLeg, ...]
@@ -84,6 +87,17 @@ class WeightsLeg:
     binades: BinadeCounts
     dead_zone: DeadZone
     computed: Computed
+    vocabulary: tuple[TensorLeg, ...] = ()
+
+    def parts(self, setting: Setting) -> list[Survival]:
+        """Return the measurements of each tensor that a format touches."""
+        return [t.survival[setting] for t in (*self.tensors, *self.vocabulary) if setting in t.survival]
+
+    @property
+    def left_alone(self) -> dict[str, bool]:
+        """The kept tensors that a format leaves alone: all but those that every one of these formats touches."""
+        touched = {t.name for t in self.vocabulary if t.survival.keys() == self.totals.keys()}
+        return {name: differs for name, differs in self.kept.items() if name not in touched}
 
     @property
     def unchanged_fraction(self) -> float:
@@ -118,9 +132,10 @@ def weights_leg(
     """
     if not formats:
         raise ValueError("formats must name at least one format, got none")
-    known = [deterministic_format_named(name) for name in dict.fromkeys(formats)]
     names = pair(target, unlearned)
-    total = len(names.kept) + len(names.quantized)
+    asked = _formats_of(target, names, tuple(dict.fromkeys(formats)))
+    vocabulary = tuple(name for name in names.kept if any(name in own for own in asked.values()))
+    total = len(names.kept) + len(names.quantized) + len(vocabulary)
     kept: dict[str, bool] = {}
     for done, name in enumerate(names.kept):
         if progress is not None:
@@ -137,15 +152,62 @@ def weights_leg(
     from unforgotten.audit.weights.processes import measure_tensors
     from unforgotten.audit.weights.task import ways_in
 
-    weights = sum(math.prod(target.tensors[name].shape) for name in names.quantized)
-    work = Work(target, unlearned, tuple(known), path_for(weights * len(known)))
-    measured = measure_tensors(work, names.quantized, report, jobs=jobs, ray=ray)
-    tensors = [
-        _tensor_leg(target, unlearned, name, found) for name, found in zip(names.quantized, measured, strict=True)
+    touched = (*names.quantized, *vocabulary)
+    own = {name: _own(asked, name) for name in touched}
+    known = tuple({fmt.name: fmt for formats in own.values() for fmt in formats}.values())
+    weights = sum(math.prod(target.tensors[name].shape) * len(own[name]) for name in touched)
+    work = Work(target, unlearned, known, path_for(weights), own)
+    measured = measure_tensors(work, touched, report, jobs=jobs, ray=ray)
+    legs = [
+        _tensor_leg(target, unlearned, name, _by_asked(found, asked, name))
+        for name, found in zip(touched, measured, strict=True)
     ]
-    taken = [ways_in((target, unlearned), name, known, work.simd) for name in names.quantized]
-    ways = {fmt.name: dict(sorted(Counter[str](each[fmt.name] for each in taken).items())) for fmt in known}
-    return _sum_up(tensors, kept, Computed(path=work.simd, processor=processor(), ways=ways))
+    taken = [ways_in((target, unlearned), name, own[name], work.simd) for name in touched]
+    ways = {
+        fmt.name: dict(sorted(Counter[str](each[fmt.name] for each in taken if fmt.name in each).items()))
+        for fmt in known
+    }
+    count = len(names.quantized)
+    return _sum_up(legs[:count], legs[count:], kept, Computed(path=work.simd, processor=processor(), ways=ways))
+
+
+Asked = Mapping[str, Mapping[str, Format]]
+"""The format that each name of `--formats` gives to each matrix that it touches."""
+
+
+def _formats_of(target: Checkpoint, names: Pairing, formats: Sequence[str]) -> Asked:
+    """Return the format of each matrix, by the names that were asked for.
+
+    Raises:
+        ValueError: a name is unknown.
+        CheckpointError: a mix cannot be told for this model, or leaves a matrix alone that others quantize.
+    """
+    for name in formats:
+        check_name(name)
+    shapes = {name: target.tensors[name].shape for name in (*names.quantized, *names.kept)}
+    found = {}
+    for name in formats:
+        try:
+            found[name] = formats_of(name, shapes, names.quantized)
+        except ValueError as error:
+            raise CheckpointError(target.source, f"must fit {name}", error) from error
+    return found
+
+
+def _own(asked: Asked, name: str) -> tuple[Format, ...]:
+    """Return the formats that a tensor is measured in, each once."""
+    return tuple({fmt.name: fmt for own in asked.values() if (fmt := own.get(name))}.values())
+
+
+def _by_asked(measured: TensorMeasured, asked: Asked, name: str) -> TensorMeasured:
+    """Return the measurements by the names that were asked for: a mix has those of its format for this tensor."""
+    found = {
+        Setting(key, grid): measured.survival[Setting(own[name].name, grid)]
+        for key, own in asked.items()
+        if name in own
+        for grid in GRID_MODES
+    }
+    return replace(measured, survival=found)
 
 
 def _tensor_leg(target: Checkpoint, unlearned: Checkpoint, name: str, measured: TensorMeasured) -> TensorLeg:
@@ -182,7 +244,9 @@ def value_precision(w: NDArray[Any], dtype: str) -> str:
     return dtype
 
 
-def _sum_up(tensors: Sequence[TensorLeg], kept: Mapping[str, bool], computed: Computed) -> WeightsLeg:
+def _sum_up(
+    tensors: Sequence[TensorLeg], vocabulary: Sequence[TensorLeg], kept: Mapping[str, bool], computed: Computed
+) -> WeightsLeg:
     weights_of: dict[str, int] = {}
     for t in tensors:
         weights_of[t.dtypes[1]] = weights_of.get(t.dtypes[1], 0) + math.prod(t.shape)
@@ -191,16 +255,17 @@ def _sum_up(tensors: Sequence[TensorLeg], kept: Mapping[str, bool], computed: Co
     precisions = {t.precision for t in stored}
     precision = precisions.pop() if len(precisions) == 1 else storage
     binades = add_binades([t.binades for t in stored])
-    settings = tensors[0].survival
+    legs = (*tensors, *vocabulary)
     return WeightsLeg(
         tensors=tuple(tensors),
-        totals={s: add(t.survival[s] for t in tensors) for s in settings},
+        totals={s: add(t.survival[s] for t in legs if s in t.survival) for s in tensors[0].survival},
         kept=kept,
         storage_dtype=storage,
         precision=precision,
         binades=binades,
         dead_zone=find_dead_zone(binades, precision),
         computed=computed,
+        vocabulary=tuple(vocabulary),
     )
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import multiprocessing
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
@@ -33,6 +33,8 @@ from unforgotten.audit.weights.warming import compile_for
 from unforgotten.theory.formats.gguf import fallback_of
 
 MAX_LOSSES = 3  # of workers in a row without a batch done
+FILES: Mapping[str, str] = {"q4_k": "Q4_K_M", "q5_k": "Q5_K_M", "q6_k": "Q6_K"}
+"""Type of super-blocks -> the mix of llama.cpp that holds it, and another for rows that it does not fit."""
 WARM = "unforgotten.audit.weights.warm_up"
 Report = Callable[[str, int], None]
 """Told the tensor that comes next and how many are done."""
@@ -83,8 +85,9 @@ def _tensor(work: Work, name: str, found: Iterator[list[PieceMeasured]], count: 
     with _naming(work, name):
         rows = [row for part in islice(found, count) for row in part]
         pair = work.target, work.unlearned
-        ways = ways_in(pair, name, work.formats, work.simd)
-        whole = TensorTask(pair, name, work.formats, {}, work.simd, ways)
+        formats = work.formats_of(name)
+        ways = ways_in(pair, name, formats, work.simd)
+        whole = TensorTask(pair, name, formats, {}, work.simd, ways)
         return add_pieces(whole, rows)
 
 
@@ -100,7 +103,7 @@ def _naming(work: Work, name: str) -> Iterator[None]:
             raise
         info = work.unlearned.tensors[name]
         other = fallback_of(error.format, info.shape[-1])
-        hint = "" if other is None else f" (llama.cpp stores such rows as {other})"
+        hint = "" if other is None else f" (llama.cpp stores such rows as {other}: see gguf:{FILES[error.format]})"
         raise CheckpointError(info.path, f"must fit {error.format}{hint}", error, tensor=name) from error
 
 

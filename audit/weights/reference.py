@@ -26,12 +26,13 @@ def measure_by_reference(work: Work, name: str) -> TensorMeasured:
         CheckpointError: a file changed since it was opened.
     """
     pair = work.target, work.unlearned
-    check_formats(pair[0].tensors[name].shape, work.formats)
+    formats = work.formats_of(name)
+    check_formats(pair[0].tensors[name].shape, formats)
     w, w_new = (_float32(checkpoint.read(name)) for checkpoint in pair)
     if not (np.isfinite(w).all() and np.isfinite(w_new).all()):
         raise NotFiniteError
     found: dict[Setting, Survival] = {}
-    for fmt in work.formats:
+    for fmt in formats:
         with refusing(fmt):
             for mode in GRID_MODES:
                 found[Setting(fmt.name, mode)] = survival(w, w_new, fmt, mode)

@@ -188,7 +188,7 @@ def _decompose(
     meter: Meter, pair: Pair, format_name: str, q_unlearned: State, models: Mapping[str, Measured]
 ) -> list[Effects]:
     q_target = pair.shell.quantized(pair.target, format_name)
-    mixed = hybrid_states(pair.shell.names, pair.target, pair.unlearned, q_target, q_unlearned)
+    mixed = hybrid_states(pair.shell.touched(format_name), pair.target, pair.unlearned, q_target, q_unlearned)
     items = items_of({**models, **{name: meter.measure(state, DECOMPOSED) for name, state in mixed.items()}})
     return [effects(metric, items).as_row(metric) for metric in DECOMPOSED]
 

@@ -128,7 +128,7 @@ def _format(
     fill(shells["Q(target)"], q_target)
     fill(shells["Q(unlearned)"], q_unlearned)
     items, distances = measure(shells, PAIRS, texts)
-    mixed = hybrid_states(pair.shell.names, pair.target, pair.unlearned, q_target, q_unlearned)
+    mixed = hybrid_states(pair.shell.touched(format_name), pair.target, pair.unlearned, q_target, q_unlearned)
     for key, state in mixed.items():
         fill(shells["Q(unlearned)"], state)
         items |= measure({key: shells["Q(unlearned)"]}, (), texts)[0]

@@ -11,11 +11,12 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from unforgotten.audit.sources.matching.kinds import is_router
+from unforgotten.audit.mixes.mix import formats_of, is_mix
+from unforgotten.audit.sources.matching.kinds import EXPERT_PART, is_router
 from unforgotten.experiments.models.batches import Documents
 from unforgotten.experiments.models.experts import by_expert, expert_names, fused_experts, joined
 from unforgotten.experiments.models.runtime import RuntimeState, with_layers
-from unforgotten.experiments.models.states import fill
+from unforgotten.experiments.models.states import LazyState, fill
 from unforgotten.experiments.quantizers.quantizer import Calibration, State
 from unforgotten.experiments.quantizers.registry import quantize_state, text_of
 
@@ -55,6 +56,24 @@ class Shell:
         with_layers(self.model, state)
         return fill(self.model, state)
 
+    def touched(self, format_name: str) -> list[str]:
+        """Return the names of the weights that a format changes: a mix takes embeddings and heads too, see `audit.mixes`."""
+        if not is_mix(format_name):
+            return self.names
+        return list(dict.fromkeys(EXPERT_PART.sub("", name) for name in self.mixed(format_name)))
+
+    def mixed(self, format_name: str) -> dict[str, str]:
+        """Return the format that a mix gives to each matrix; one of several experts in a tensor is `NAME[3]`.
+
+        Raises:
+            ValueError: the mix cannot be told for this model.
+        """
+        own, held = dict(self.model.named_parameters()), self.experts  # parameters come once where they are tied
+        shapes = {name: tuple(w.shape) for name, w in own.items() if name not in held}
+        shapes |= {f"{name}[{i}]": tuple(own[name].shape[1:]) for name, count in held.items() for i in range(count)}
+        found = formats_of(format_name, shapes, ())
+        return {name: fmt.name for name, fmt in found.items()}
+
     def quantized(self, state: State, format_name: str) -> State:
         """Return Q(state), or the state itself for "none"; each expert is a matrix of its own.
 
@@ -66,6 +85,8 @@ class Shell:
         """
         if format_name == "none":
             return state
+        if is_mix(format_name):
+            return self._in_mix(state, format_name)
         text, fused = text_of(format_name), self.experts
         if fused:
             split, names = by_expert(state, fused), expert_names(self.names, fused)
@@ -81,6 +102,16 @@ class Shell:
             known = ", ".join(name for name, documents in self.texts.items() if documents) or "none"
             raise ValueError(f"{format_name} is calibrated on {text} text, got texts: {known}")
         return quantize_state(state, self.names, format_name, Calibration(self.with_state(state), self.texts[text]))
+
+    def _in_mix(self, state: State, format_name: str) -> State:
+        """Return the state with each matrix in the format that a mix gives it."""
+        kinds = {EXPERT_PART.sub(lambda at: f".{at[0][1:-1]}", k): v for k, v in self.mixed(format_name).items()}
+        split = by_expert(state, self.experts) if self.experts else state
+        by_format = {
+            kind: quantize_state(split, [k for k in kinds if kinds[k] == kind], kind) for kind in set(kinds.values())
+        }
+        found = LazyState(split, lambda name: by_format[kinds[name]][name] if name in kinds else split[name])
+        return joined(found, state, self.experts) if self.experts else found
 
 
 def linear_names(model: nn.Module) -> list[str]:

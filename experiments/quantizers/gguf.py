@@ -1,6 +1,6 @@
 """Formats of llama.cpp by the `gguf` package: values are read from the bytes that a GGUF file would hold.
 
-The package quantizes Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 itself. Of Q4_K and Q6_K it only reads bytes: those are of the codec in
+The package quantizes Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 itself. Of Q4_K, Q5_K and Q6_K it only reads bytes: those are of the codec in
 `theory/formats/kquants.py`, which `verification/conformance` holds to llama.cpp's own, byte for byte.
 
     gguf_values(torch.randn(8, 256), "q4_k")
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from unforgotten.experiments.quantizers.quantizer import by_tensor
 from unforgotten.records.extras import need
-from unforgotten.theory.formats.kquants import SUPER_BLOCK, KBlocks, q4_k, q6_k
+from unforgotten.theory.formats.kquants import SUPER_BLOCK, KBlocks, q4_k, q5_k, q6_k
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -82,13 +82,26 @@ def gguf_ours(name: str) -> str:
 
 def pack_q4_k(k: KBlocks) -> NDArray[Any]:
     """Return d, dmin, 6-bit scales and minima (upper 2 bits of the last four above the first four), two codes a byte."""
+    return np.hstack([_units(k), _nibbles(k.codes)])
+
+
+def pack_q5_k(k: KBlocks) -> NDArray[Any]:
+    """Return what Q4_K has, with the fifth bits of the codes before their nibbles: bit s of byte i is of weight 32 s + i."""
+    fifth = np.bitwise_or.reduce((k.codes.reshape(-1, 8, 32) >> 4) << np.arange(8, dtype=np.uint8)[:, None], axis=1)
+    return np.hstack([_units(k), fifth, _nibbles(k.codes & 15)])
+
+
+def _units(k: KBlocks) -> NDArray[Any]:
     scales, mins = k.scales.astype(np.uint8), k.mins.astype(np.uint8)
     first, last = scales[:, :4] | (scales[:, 4:] >> 4 << 6), mins[:, :4] | (mins[:, 4:] >> 4 << 6)
     nibbles = (scales[:, 4:] & 15) | ((mins[:, 4:] & 15) << 4)
-    codes = k.codes.reshape(-1, 4, 2, 32)
-    packed = (codes[:, :, 0] | codes[:, :, 1] << 4).reshape(-1, 128)
-    units = [k.d[:, None].view(np.uint8), k.dmin[:, None].view(np.uint8)]
-    return np.hstack([*units, first, last, nibbles, packed])
+    return np.hstack([k.d[:, None].view(np.uint8), k.dmin[:, None].view(np.uint8), first, last, nibbles])
+
+
+def _nibbles(codes: NDArray[Any]) -> NDArray[Any]:
+    pairs = codes.reshape(-1, 4, 2, 32)
+    packed: NDArray[Any] = (pairs[:, :, 0] | pairs[:, :, 1] << 4).reshape(-1, 128)
+    return packed
 
 
 def pack_q6_k(k: KBlocks) -> NDArray[Any]:
@@ -104,6 +117,7 @@ def pack_q6_k(k: KBlocks) -> NDArray[Any]:
 
 K_QUANTS: Mapping[str, tuple[Callable[[NDArray[Any]], KBlocks], Callable[[KBlocks], NDArray[Any]]]] = {
     "q4_k": (q4_k, pack_q4_k),
+    "q5_k": (q5_k, pack_q5_k),
     "q6_k": (q6_k, pack_q6_k),
 }
 QUANTIZERS = (
@@ -114,7 +128,7 @@ QUANTIZERS = (
         ours=gguf_ours,
         formats={
             ", ".join(OWN): "blocks of 32, quantized and read by the package",
-            "q4_k, q6_k": "super-blocks of 256, quantized by our codec and read by the package",
+            "q4_k, q5_k, q6_k": "super-blocks of 256, quantized by our codec and read by the package",
         },
         packages=("gguf",),
     ),

@@ -16,10 +16,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result object on s
 
 
 def formats(as_json: Json = False) -> None:
-    """List the quantization formats: ours, which every command takes, then those of a run alone, which have a colon."""
+    """List the quantization formats: ours, which every command takes; mixes of them, for an audit; those of a run alone."""
+    from unforgotten.audit.mixes.mix import FAMILIES as MIXES
     from unforgotten.experiments.quantizers.registry import known_formats
+    from unforgotten.theory.formats.names import FAMILIES
 
-    print_mapping("format", known_formats(), as_json)
+    known = known_formats()
+    ours = {name: known[name] for name in FAMILIES}
+    print_mapping("format", {**ours, **MIXES, **known}, as_json)
 
 
 def methods(as_json: Json = False) -> None:

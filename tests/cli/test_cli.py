@@ -218,7 +218,12 @@ def test_version_is_that_of_the_package() -> None:
 
 
 def test_an_unknown_format_gets_the_nearest_known_one(pair: tuple[str, str]) -> None:
-    for name, known in (("int4_g64", "int4-g64"), ("NF4-b64", "nf4-b64"), ("q4_k_m", "q4_k"), ("int8", "int8-row")):
+    for name, known in (
+        ("int4_g64", "int4-g64"),
+        ("NF4-b64", "nf4-b64"),
+        ("q4_k_m", "gguf:Q4_K_M"),
+        ("int8", "int8-row"),
+    ):
         assert_refused(call("audit", *pair, "--formats", name), name, f"the nearest is {known!r}")
 
 

@@ -39,6 +39,11 @@ def q4_k(name: str) -> Format:
     return _k_quant(q_1(name, 4), "q4_k")
 
 
+def q5_k(name: str) -> Format:
+    """Describe Q5_K: as Q4_K, with 32 codes."""
+    return _k_quant(q_1(name, 5), "q5_k")
+
+
 def q6_k(name: str) -> Format:
     """Describe Q6_K: signed 8-bit scales of 16 sub-blocks of 16, codes -32 … 31."""
     return _k_quant(q_0(name, 6), "q6_k")
@@ -86,6 +91,7 @@ GGUF: Mapping[str, Callable[[str], Format]] = {
     "q5_1": lambda name: q_1(name, 5),
     "q8_0": lambda name: q8_0(name, 8),
     "q4_k": q4_k,
+    "q5_k": q5_k,
     "q6_k": q6_k,
 }
 FALLBACKS: Mapping[str, str] = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from unforgotten.theory.formats.description import Format
 from unforgotten.theory.formats.hqq import Affine, min_max_affine, proximal_affine
-from unforgotten.theory.formats.kquants import KBlocks, q4_k, q6_k
+from unforgotten.theory.formats.kquants import KBlocks, q4_k, q5_k, q6_k
 from unforgotten.theory.formats.scales import SCALE_RULES, replace_empty
 
 Array = NDArray[Any]
@@ -134,6 +134,11 @@ def fit_q4_k(blocks: Array, fmt: Format) -> Grid:
     return _of_sub_blocks(q4_k(blocks), blocks.shape[1])
 
 
+def fit_q5_k(blocks: Array, fmt: Format) -> Grid:
+    """Return the grid of scales and minima that Q5_K's search finds for sub-blocks of 32."""
+    return _of_sub_blocks(q5_k(blocks), blocks.shape[1])
+
+
 def fit_q6_k(blocks: Array, fmt: Format) -> Grid:
     """Return the grid of scales, of either sign, that Q6_K's search finds for sub-blocks of 16."""
     return _of_sub_blocks(q6_k(blocks), blocks.shape[1])
@@ -169,6 +174,7 @@ FITS: Mapping[str, Callable[[Array, Format], Grid]] = {
     "hqq": fit_hqq,
     "hqq-proximal": fit_hqq_proximal,
     "q4_k": fit_q4_k,
+    "q5_k": fit_q5_k,
     "q6_k": fit_q6_k,
     "none": fit_nothing,
 }
@@ -203,6 +209,7 @@ SETTERS: Mapping[str, Callable[[Array], Array]] = {
     "hqq": _sets_min_max,
     "hqq-proximal": _sets_nothing,
     "q4_k": _sets_nothing,
+    "q5_k": _sets_nothing,
     "q6_k": _sets_nothing,
     "none": _sets_nothing,
 }

@@ -1,6 +1,6 @@
-"""Q4_K and Q6_K of GGUF: super-blocks of 256 weights whose scales are searched, bit for bit as ggml's C does it.
+"""Q4_K, Q5_K and Q6_K of GGUF: super-blocks of 256 weights whose scales are searched, bit for bit as ggml's C does it.
 
-A scale is not a statistic of the block: it is the best of 21 (Q4_K) or 19 (Q6_K) candidates under a weighted squared
+A scale is not a statistic of the block: it is the best of 21 (Q4_K), 16 (Q5_K) or 19 (Q6_K) candidates under a weighted squared
 error, and is then itself rounded to 6 or 8 bits. So the grid moves with every weight of its sub-block, by jumps.
 
 Everything is float32, one rounding an operation, sums in the order of the weights and without fused
@@ -32,11 +32,11 @@ class KBlocks:
 
     Attributes:
         codes: codes of the weights, uint8 (n, 256).
-        scales: the rounded sub-scales, int16 (n, 8) in 0 … 63 (Q4_K) or (n, 16) in -128 … 127 (Q6_K).
+        scales: the rounded sub-scales, int16 (n, 8) in 0 … 63 (Q4_K, Q5_K) or (n, 16) in -128 … 127 (Q6_K).
         mins: the rounded minima, int16 in 0 … 63, same shape; zeros in Q6_K.
         d: float16 (n,), the unit of `scales`.
         dmin: float16 (n,), the unit of `mins`.
-        offset: code of the level 0: 0 (Q4_K) or 32 (Q6_K).
+        offset: code of the level 0: 0 (Q4_K, Q5_K) or 32 (Q6_K).
     """
 
     codes: NDArray[Any]
@@ -53,7 +53,7 @@ class KBlocks:
 
     @property
     def low(self) -> NDArray[Any]:
-        """Minus the value of code 0 (Q4_K), float32 (n, sub-blocks) >= 0; zeros in Q6_K."""
+        """Minus the value of code 0 (Q4_K, Q5_K), float32 (n, sub-blocks) >= 0; zeros in Q6_K."""
         return self.dmin.astype(np.float32)[:, None] * self.mins.astype(np.float32)
 
     @property
@@ -62,6 +62,18 @@ class KBlocks:
         n, subs = self.scales.shape
         level = self.codes.reshape(n, subs, -1).astype(np.float32) - np.float32(self.offset)
         return (self.step[:, :, None] * level - self.low[:, :, None]).reshape(n, SUPER_BLOCK)
+
+
+class Candidates(NamedTuple):
+    """The candidates of `search_affine`: codes 0 … top, and `(top + first + i/10) / (max - min)` for i = 0 … tried - 1."""
+
+    top: int
+    first: np.float32
+    tried: int
+
+
+OF_Q4_K = Candidates(15, np.float32(-1), 21)
+OF_Q5_K = Candidates(31, np.float32(-0.5), 16)
 
 
 class Search(NamedTuple):
@@ -81,13 +93,28 @@ def q4_k(blocks: NDArray[Any]) -> KBlocks:
     Raises:
         ValueError: the shape is not (n, 256), a weight is not finite, or a scale overflows float16.
     """
-    x = _checked(blocks, "Q4_K")
+    return _affine_blocks(_checked(blocks, "Q4_K"), OF_Q4_K, "Q4_K")
+
+
+def q5_k(blocks: NDArray[Any]) -> KBlocks:
+    """Quantize super-blocks to Q5_K: as Q4_K, with 32 codes.
+
+    Args:
+        blocks: super-blocks, float32 (n, 256).
+
+    Raises:
+        ValueError: the shape is not (n, 256), a weight is not finite, or a scale overflows float16.
+    """
+    return _affine_blocks(_checked(blocks, "Q5_K"), OF_Q5_K, "Q5_K")
+
+
+def _affine_blocks(x: NDArray[Any], candidates: Candidates, name: str) -> KBlocks:
     with np.errstate(all="ignore"):
-        found = search_affine(x.reshape(-1, 32))
+        found = search_affine(x.reshape(-1, 32), candidates)
         scale, low = found.scale.reshape(-1, 8), found.low.reshape(-1, 8)
         (scales, d), (mins, dmin) = _six_bits(scale), _six_bits(low)
         fitted = KBlocks(found.codes.reshape(-1, SUPER_BLOCK), scales, mins, d, dmin, 0)
-        return _requantize(x, fitted, (0, 15), "Q4_K")
+        return _requantize(x, fitted, (0, candidates.top), name)
 
 
 def q6_k(blocks: NDArray[Any]) -> KBlocks:
@@ -114,26 +141,28 @@ def q6_k(blocks: NDArray[Any]) -> KBlocks:
 
 
 @np.errstate(all="ignore")  # as in C, 0/0 and overflow lose the comparison
-def search_affine(x: NDArray[Any]) -> Search:
+def search_affine(x: NDArray[Any], candidates: Candidates = OF_Q4_K) -> Search:
     """Minimize over candidates c the sum of w (scale_c q + min_c - x)^2, w = rms(x) + |x|, min_c <= 0.
 
-    Candidate 0 spreads the range over the codes. Candidates 1 … 21 round with `(14 + i/10) / (max - min)`, i = 0 … 20,
+    Candidate 0 spreads the range over the codes. The others round with the steps of `candidates`
     and refit scale and minimum by weighted least squares. The search has a memory: `min` is that of the last
     accepted candidate, also in the range `max - min` from which the next one takes its step.
 
     Args:
         x: sub-blocks, float32 (m, 32).
+        candidates: codes and steps.
     """
+    top = np.float32(candidates.top)
     weight = np.sqrt(_sum(x * x) / np.float32(32))[:, None] + np.abs(x)
     sum_w, sum_x = _sum(weight), _sum(weight * x)
     low, high = np.minimum(x.min(axis=1), ZERO), x.max(axis=1)
     flat = high == low
-    inverse = np.float32(15) / (high - low)
-    scale, codes = ONE / inverse, _affine_codes(x, inverse, low)
+    inverse = top / (high - low)
+    scale, codes = ONE / inverse, _affine_codes(x, inverse, low, candidates.top)
     error = _affine_error(x, weight, scale, low, codes)
-    for i in range(21):
-        factor = np.float32(-1) + TENTH * np.float32(i) + np.float32(15)
-        trial = _affine_codes(x, factor / (high - low), low)
+    for i in range(candidates.tried):
+        factor = candidates.first + TENTH * np.float32(i) + top
+        trial = _affine_codes(x, factor / (high - low), low, candidates.top)
         level = trial.astype(np.float32)
         sum_l = _sum(weight * level)
         sum_l2, sum_xl = _sum(weight * level * level), _sum(weight * level * x)
@@ -195,8 +224,8 @@ def _sum(terms: NDArray[Any]) -> NDArray[Any]:
     return np.add.accumulate(terms, axis=1, dtype=np.float32)[:, -1] + ZERO
 
 
-def _affine_codes(x: NDArray[Any], inverse: NDArray[Any], low: NDArray[Any]) -> NDArray[Any]:
-    return np.clip(nearest_int(inverse[:, None] * (x - low[:, None])), 0, 15)
+def _affine_codes(x: NDArray[Any], inverse: NDArray[Any], low: NDArray[Any], top: int) -> NDArray[Any]:
+    return np.clip(nearest_int(inverse[:, None] * (x - low[:, None])), 0, top)
 
 
 def _affine_error(

@@ -9,7 +9,7 @@ SIZES = (64, 32, 128, 256)
 BITS = range(2, 9)
 SUFFIXES = ("", "-asym", "-dither", "-paper", "-ct", "-ct-asym", "-ao", "-ao-asym")
 OTHERS = ("llmint8-row", "fp8-row", "fp8-tensor", "fp8-cast", "nvfp4", "mxfp4-b32", "mxfp4-b32-ct")
-GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q6_k")
+GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
 
 
 def examples() -> Iterator[str]:

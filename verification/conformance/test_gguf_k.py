@@ -1,4 +1,4 @@
-"""Q4_K and Q6_K against the `gguf` package (values from bytes) and libggml (bytes from weights)."""
+"""Q4_K, Q5_K and Q6_K against the `gguf` package (values from bytes) and libggml (bytes from weights)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.experiments.quantizers.gguf import pack_q4_k, pack_q6_k
+from unforgotten.experiments.quantizers.gguf import pack_q4_k, pack_q5_k, pack_q6_k
 from unforgotten.theory.formats import kquants
-from unforgotten.theory.formats.kquants import KBlocks, q4_k, q6_k
+from unforgotten.theory.formats.kquants import KBlocks, q4_k, q5_k, q6_k
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.conformance.libggml import load_ggml, quantize_chunk
 
@@ -28,7 +28,7 @@ class KType(NamedTuple):
     number: int
 
 
-K_TYPES = (KType(q4_k, pack_q4_k, "Q4_K", 12), KType(q6_k, pack_q6_k, "Q6_K", 14))
+K_TYPES = (KType(q4_k, pack_q4_k, "Q4_K", 12), KType(q5_k, pack_q5_k, "Q5_K", 13), KType(q6_k, pack_q6_k, "Q6_K", 14))
 DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, tuple[int, int]], NDArray[Any]]] = {
     "normal": lambda rng, shape: rng.normal(0, 0.02, shape),
     "student": lambda rng, shape: 0.02 * rng.standard_t(3, shape),

@@ -184,7 +184,7 @@ def test_ggml__leaves_the_end_of_rows_unwritten_that_are_no_whole_blocks() -> No
     assert relative(straddling, w.ravel()[: straddling.size]) < 0.2
 
 
-@pytest.mark.parametrize("name", ["q4_k", "q6_k", "q4_0", "q8_0"])
+@pytest.mark.parametrize("name", ["q4_k", "q5_k", "q6_k", "q4_0", "q8_0"])
 def test_rows_of_no_whole_blocks_are_refused(name: str) -> None:
     """Trap 5, our side: one line, in the reference and in the torch path."""
     from unforgotten.experiments.quantizers.own import own_values

@@ -1,0 +1,77 @@
+"""A format name that stands for what a tool does to a whole model, and the formats that it gives to its matrices.
+
+formats_of(mix_named("gguf:Q4_K_M"), {"model.layers.0.mlp.down_proj.weight": (576, 1536), ...})
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from unforgotten.audit.mixes.llama_cpp import BASES, Shapes, types_of
+from unforgotten.theory.formats.gguf import GGUF
+from unforgotten.theory.formats.names import Format, deterministic_format_named
+
+PREFIX = "gguf:"
+FAMILIES: Mapping[str, str] = {
+    ", ".join(
+        PREFIX + name for name in BASES
+    ): "a whole file of llama.cpp without an importance matrix: each matrix in the type "
+    "that llama-quantize gives it, embedding and head too; for an audit"
+}
+"""Names of mixes, and what they mean."""
+
+
+class Mix(NamedTuple):
+    """What a tool does to a model.
+
+    Attributes:
+        name: name as on the command line.
+        types: function that gives each matrix that the tool quantizes the name of a format, from the shapes of a model.
+    """
+
+    name: str
+    types: Callable[[Shapes], Mapping[str, str]]
+
+
+def mix_named(name: str) -> Mix | None:
+    """Return the mix of a name; None where the name is none of a mix."""
+    if not is_mix(name):
+        return None
+    file_type = name.removeprefix(PREFIX)
+    return Mix(name, lambda shapes: {key: kind.lower() for key, kind in types_of(shapes, file_type).items()})
+
+
+def is_mix(name: str) -> bool:
+    """Return whether a name stands for a mix: `gguf:` and a type of a file of llama.cpp."""
+    return name.startswith(PREFIX) and name.removeprefix(PREFIX) in BASES
+
+
+def check_name(name: str) -> None:
+    """Check a name of `--formats`.
+
+    Raises:
+        ValueError: it is neither a format that rounds to nearest nor a mix.
+    """
+    if is_mix(name):
+        return
+    if name.startswith(PREFIX):
+        known = ", ".join(PREFIX + one for one in BASES)
+        raise ValueError(f"format must be one of {known} where it stands for a file of llama.cpp, got format={name!r}")
+    if name.upper() in BASES and name not in GGUF:
+        raise ValueError(f"format must be known, got format={name!r}; the nearest is {PREFIX + name.upper()!r}")
+    deterministic_format_named(name)
+
+
+def formats_of(name: str, shapes: Shapes, quantized: tuple[str, ...]) -> dict[str, Format]:
+    """Return the format of each matrix that a format of a model touches: those of `quantized` for one that is no mix.
+
+    Raises:
+        ValueError: the name is unknown, or the mix cannot be told for this model.
+    """
+    mix = mix_named(name)
+    if mix is None:
+        fmt = deterministic_format_named(name)
+        return dict.fromkeys(quantized, fmt)
+    kinds = {kind: deterministic_format_named(kind) for kind in set(mix.types(shapes).values())}
+    return {key: kinds[kind] for key, kind in mix.types(shapes).items()}
