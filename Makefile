@@ -5,7 +5,7 @@ BIN := .venv/bin
 READY := .venv/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-paths check format generated verify conformance conformance-legacy mutants bench
+.PHONY: help install demo test test-paths test-haswell test-scalar check lint mypy pyright format generated verify conformance conformance-legacy mutants bench
 
 help:
 	@echo 'make install   virtual environment in .venv, with everything for development'
@@ -55,16 +55,27 @@ HASWELL := UNFORGOTTEN_SIMD=avx2 ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX
 
 HAS_AVX2 := $(BIN)/python -P -c 'import sys; from unforgotten.audit.kernel.simd import available_paths as p; sys.exit("avx2" not in p())'
 
-test-paths: $(READY)
-	@if $(HAS_AVX2); \
-	then echo 'as on Haswell:'; HYPOTHESIS_PROFILE=dev $(HASWELL) $(BIN)/pytest $(PATH_TESTS); \
-	else echo 'no AVX2 here: the pass as on Haswell is left out'; fi
-	HYPOTHESIS_PROFILE=dev UNFORGOTTEN_SIMD=scalar $(BIN)/pytest $(PATH_TESTS)
+# Both at the same time with `make -j2 test-paths`; so are the three parts of `check`.
+test-paths: test-haswell test-scalar
 
-check: $(READY)
+test-haswell: $(READY)
+	@if $(HAS_AVX2); \
+	then echo 'as on Haswell:'; HYPOTHESIS_PROFILE=dev $(HASWELL) $(BIN)/pytest -p no:cacheprovider $(PATH_TESTS); \
+	else echo 'no AVX2 here: the pass as on Haswell is left out'; fi
+
+test-scalar: $(READY)
+	HYPOTHESIS_PROFILE=dev UNFORGOTTEN_SIMD=scalar $(BIN)/pytest -p no:cacheprovider $(PATH_TESTS)
+
+check: lint mypy pyright
+
+lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+mypy: $(READY)
 	$(BIN)/mypy
+
+pyright: $(READY)
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
 format: $(READY)

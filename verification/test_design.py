@@ -91,7 +91,7 @@ def test_pieces__are_those_of_predict(lr: float, dtype: str) -> None:
 
 
 @pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.nightly)])
 def test_sums__are_those_of_predict(name: str, dtype: str) -> None:
     s = made(name, dtype)
     lrs = np.array([2e-6, 1e-5, 3e-5, 1e-4])

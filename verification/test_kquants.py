@@ -155,7 +155,7 @@ def exact_values(x: list[Fraction], kind: str) -> list[Fraction]:
 @pytest.mark.parametrize("kind", KINDS)
 def test_k_quants__are_exact_float32(name: str, kind: str) -> None:
     """Against rational arithmetic with one rounding an operation: no double rounding, no fused operation."""
-    w = super_blocks(kind)
+    w = super_blocks(kind, 1)
     got = QUANTIZERS[name](w).values
     for row, values in zip(w, got, strict=True):
         assert [Fraction(float(v)) for v in values] == exact_values([Fraction(float(v)) for v in row], name)

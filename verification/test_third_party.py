@@ -201,7 +201,9 @@ def test_contracts__see_wrong_scales_where_rows_are_no_whole_blocks(name: str) -
     assert found.outcome == "fails"
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize(
+    "name", [name if i % 2 else pytest.param(name, marks=pytest.mark.nightly) for i, name in enumerate(RIGHT)]
+)
 def test_reference__keeps_every_contract(name: str) -> None:
     result = verify(reference(name), profile="dev", seed=0)
     assert result["verdict"] == "holds", "\n".join(lines(result))
@@ -365,7 +367,13 @@ def eager() -> Iterator[None]:
 
 @pytest.mark.filterwarnings("ignore")  # of the libraries' imports
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("name", ADAPTERS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("bnb_nf4", "bnb_int8", "hqq_int4") else pytest.param(name, marks=pytest.mark.nightly)
+        for name in ADAPTERS
+    ],
+)
 def test_adapters__keep_every_contract(name: str) -> None:
     needed = {"bnb": "bitsandbytes"}.get(name.split("_")[0], name.split("_")[0])
     pytest.importorskip(needed, reason=f"pip install '{PIP[needed]}'")

@@ -184,7 +184,7 @@ def test_decomposition_adds_up(whole: Path) -> None:
         assert sum(parts) == pytest.approx(value["lost_effect", storage])  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("lines", [3, pytest.param(60, marks=pytest.mark.nightly), 200])
+@pytest.mark.parametrize("lines", [*(pytest.param(n, marks=pytest.mark.nightly) for n in (3, 60)), 200])
 def test_killed_and_resumed_run_has_identical_rows(whole: Path, tmp_path: Path, lines: int) -> None:
     out = tmp_path / "cut"
     killed = call("-P", "-c", KILLED, str(lines), *CALL, "--out", str(out))

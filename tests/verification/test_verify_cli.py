@@ -196,10 +196,14 @@ def smaller(profile: str, report: Path) -> list[str]:
     ("profile", "more", "code", "counts"),
     [
         ("ci", "", 0, {"tests": 1, "failures": 0}),
-        ("dev", "def test_wrong():\n    assert False", 1, {"tests": 2, "failures": 1}),
+        pytest.param(
+            "dev", "def test_wrong():\n    assert False", 1, {"tests": 2, "failures": 1}, marks=pytest.mark.nightly
+        ),
         ("dev", "import no_such_module", 1, {"errors": 1}),
         ("dev", "@pytest.mark.nightly\ndef test_long():\n    assert False", 0, {"tests": 1}),
-        ("nightly", "@pytest.mark.nightly\ndef test_long(): pass", 0, {"tests": 2}),
+        pytest.param(
+            "nightly", "@pytest.mark.nightly\ndef test_long(): pass", 0, {"tests": 2}, marks=pytest.mark.nightly
+        ),
     ],
 )
 def test_the_suite_runs_in_its_profile_and_its_code_is_passed_on(
@@ -287,6 +291,7 @@ def test_exit_codes_of_pytest(pytest_code: int, code: int) -> None:
     assert suite.exit_code(pytest_code) == code
 
 
+@pytest.mark.nightly
 def test_the_suite_is_found_from_anywhere(tmp_path: Path) -> None:
     """Only collected here: what `unforgotten verify` would run."""
     words = [*suite.command("ci", tmp_path / "report.xml"), "--collect-only"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import json
 from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ RECORDED = VERIFICATION / "verification-report.json"
 SCHEMA = "unforgotten.verification-report/1"
 
 
-def named_tests() -> dict[str, list[str]]:
+@cache
+def named_tests() -> Mapping[str, list[str]]:
     """Find for each x the tests `test_x__property`: files are read, not run, so that no missing library hides one."""
     found: dict[str, list[str]] = {}
     for file in sorted(VERIFICATION.rglob("test_*.py")):

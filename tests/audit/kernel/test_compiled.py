@@ -57,7 +57,17 @@ def test_compiled__finds_no_code_of_another_kernel(tmp_path: Path) -> None:
     assert hits_of("free", "aabb", tmp_path) == [0, 1, 0, 1]
 
 
-@pytest.mark.parametrize("index", [b"", b"junk", b"cunforgotten.audit.kernel.rules\nNoMore\n."])
+NIGHTLY = pytest.mark.nightly
+
+
+@pytest.mark.parametrize(
+    "index",
+    [
+        pytest.param(b"", marks=NIGHTLY),
+        pytest.param(b"junk", marks=NIGHTLY),
+        b"cunforgotten.audit.kernel.rules\nNoMore\n.",
+    ],
+)
 def test_compiled__throws_away_what_it_cannot_read(index: bytes, tmp_path: Path) -> None:
     """As after an upgrade: the index of the cache names a class of the kernel that is no more."""
     assert hits_of("free", "a", tmp_path) == [0]

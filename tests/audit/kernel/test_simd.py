@@ -128,9 +128,22 @@ except ValueError as error:
 """
 
 
-@pytest.mark.parametrize("asked", ["auto", *VECTOR_PATHS, "scalar", "numpy"])
-@pytest.mark.parametrize("machine", ["own", "haswell", "oldest"])
-def test_a_process_runs_what_it_can_and_refuses_the_rest(asked: str, machine: str, tmp_path: Path) -> None:
+EVERY_NIGHT = [
+    (machine, asked) for machine in ("own", "haswell", "oldest") for asked in (*VECTOR_PATHS, "scalar", "numpy")
+]
+
+
+@pytest.mark.parametrize(
+    ("machine", "asked"),
+    [
+        *[(machine, "auto") for machine in ("own", "haswell", "oldest")],
+        *[
+            pytest.param(*each, marks=[] if each in (("own", "neon"), ("haswell", "avx512")) else pytest.mark.nightly)
+            for each in EVERY_NIGHT
+        ],
+    ],
+)
+def test_a_process_runs_what_it_can_and_refuses_the_rest(machine: str, asked: str, tmp_path: Path) -> None:
     """In a process of its own: LLVM ends the one in which it meets an instruction that is not there."""
     if machine != "own" and llvm.get_process_triple().split("-")[0] != "x86_64":
         pytest.skip("the older processors are those of x86")

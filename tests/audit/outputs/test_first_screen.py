@@ -171,8 +171,15 @@ def test_nothing_is_cut_on_a_phone(kind: str, browser: Any, pages: dict[str, str
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("size", [DESK, PHONE], ids=["desk", "phone"])
+@pytest.mark.parametrize(
+    ("scheme", "size"),
+    [
+        pytest.param("light", DESK, id="light, desk"),
+        pytest.param("dark", PHONE, id="dark, phone"),
+        pytest.param("dark", DESK, id="dark, desk", marks=pytest.mark.nightly),
+        pytest.param("light", PHONE, id="light, phone", marks=pytest.mark.nightly),
+    ],
+)
 def test_axe_finds_nothing(kind: str, scheme: str, size: tuple[int, int], browser: Any, pages: dict[str, str]) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="carries axe-core")
     page = opened(browser, pages[kind], size, color_scheme=scheme, bypass_csp=True)

@@ -25,7 +25,10 @@ print(leg.tensors[0].survival[next(iter(leg.totals))].weights, resource.getrusag
 ALLOWED_KIB = 160 << 10
 
 
-@pytest.mark.parametrize("shape", [(12288, 8192), (8, 12582912)], ids=["rows", "long rows"])
+@pytest.mark.parametrize(
+    "shape",
+    [pytest.param((12288, 8192), id="rows", marks=pytest.mark.nightly), pytest.param((8, 12582912), id="long rows")],
+)
 def test_memory_does_not_grow_with_the_tensor(shape: tuple[int, int], tmp_path: Path) -> None:
     """A tensor of 96 Mi weights, 192 MiB a checkpoint and 768 MiB as a pair of float32, within 160 MiB."""
     nbytes = 2 * math.prod(shape)

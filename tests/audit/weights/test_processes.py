@@ -128,6 +128,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.nightly
 def test_what_workers_need_is_compiled_once(tmp_path: Path) -> None:
     """In a format that they are not forked with, from an empty cache: no machine code is put into it twice."""
     rng = rng_for("compiled once")

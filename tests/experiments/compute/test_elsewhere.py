@@ -53,7 +53,8 @@ def test_the_device_refuses_what_a_gpu_refuses() -> None:
     call("-P", "-c", MIXED, str(SCRIPT.parent))
 
 
-@pytest.mark.parametrize("storage", ["fp32", pytest.param("bf16", marks=pytest.mark.nightly)])
+@pytest.mark.nightly
+@pytest.mark.parametrize("storage", ["fp32", "bf16"])
 def test_a_whole_run_goes_elsewhere(tmp_path: Path, storage: str) -> None:
     """Its kernels are the CPU's, taken one by one, so its numbers differ by the rounding of the models that are saved in bfloat16."""
     from unforgotten.experiments.load_config import load_config

@@ -95,9 +95,8 @@ def test_random_rounding_is_that_of_one_process_where_weights_would_be_shared_ou
     assert apart == 0.0 if kind == "FSDP" else apart <= STEPS * 2**-8 * norm(alone[STOCHASTIC])
 
 
-@pytest.mark.parametrize(
-    "name", [pytest.param(n, marks=pytest.mark.nightly if n != "fsdp.yaml" else ()) for n in KINDS]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("name", KINDS)
 def test_a_run_in_two_processes_has_the_rows_of_one(name: str, tmp_path: Path) -> None:
     """The first alone writes. Float32 weights are those of one process to rounding; trained models are saved in bfloat16."""
     from unforgotten.experiments.load_config import load_config

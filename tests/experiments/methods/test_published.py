@@ -207,7 +207,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 NAMES = [f"{name}{retain}" for name in ("SimNPO", "UNDIAL", "IdkDPO") for retain in RETAIN] + ["RMU", "TaskVector"]
 
 
-@pytest.mark.parametrize("storage", ["fp32", "bf16", "bf16-sr"])
+@pytest.mark.parametrize("storage", ["fp32", "bf16", pytest.param("bf16-sr", marks=pytest.mark.nightly)])
 @pytest.mark.parametrize("name", NAMES)
 def test_it_forgets_in_every_arm(name: str, storage: Storage) -> None:
     model, method = micro_target(), METHODS[name]

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="the torch path needs unforgotten[experiments]")
@@ -27,6 +27,8 @@ from unforgotten.theory.formats.awq import AWQ_RULES, search_scales
 from unforgotten.theory.formats.gptq import GptqRule, calibration_hessian, gptq
 from unforgotten.theory.formats.names import format_named
 
+MOST = max(1, settings.default.max_examples // 4) if settings.default else 1
+"""Examples of a test whose every example quantizes two matrices column by column."""
 FORMATS = ["int4-g64", "int4-row-asym", "int3-g64-ct-asym", "int4-tensor", "nf4-b64", "fp8-g64", "nvfp4", "q4_0"]
 DOCUMENTS = [[1, 5, 9, 12, 7], [1, 8, 8, 3], [1, 30, 31, 32, 33], [], [1, 2, 3, 4]]
 
@@ -48,6 +50,7 @@ def model() -> PreTrainedModel:
     return TINY.model(BaseConfig(vocabulary=300, width=64, feed_forward=64, layers=2, heads=2), 0).eval()
 
 
+@settings(max_examples=MOST)
 @given(name=st.sampled_from(FORMATS), seed=st.integers(0, 2**32 - 1), scale=st.floats(1e-3, 1e3))
 def test_gptq_without_correlations_is_plain_rounding_bit_for_bit(name: str, seed: int, scale: float) -> None:
     rng, fmt = np.random.default_rng(seed), format_named(name)
