@@ -20,6 +20,7 @@ from unforgotten.audit.outputs.write import write_audit
 from unforgotten.audit.progress.stages import SILENT, Progress, Step
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.gguf import GgufCheckpoint
+from unforgotten.audit.sources.matching.kinds import is_vocabulary
 from unforgotten.audit.sources.matching.view import inner_of
 from unforgotten.audit.sources.open import open_pair
 from unforgotten.audit.sources.pairing import pair
@@ -139,10 +140,11 @@ def _weights(
 def _open_deployed(
     sources: tuple[str, str], before: Checkpoint, after: Checkpoint
 ) -> tuple[tuple[Artefact, Artefact], tuple[str, ...]]:
-    """Return the quantized files, and the names of the matrices that quantizers touch."""
+    """Return the quantized files, and the names of the matrices that every quantizer touches."""
     check_not_quantized((before, after))
-    names = pair(before, after).quantized
-    return open_deployed(sources, (before, after), names), names
+    found = pair(before, after)
+    vocabulary = tuple(name for name in found.kept if is_vocabulary(name, before.tensors[name].shape))
+    return open_deployed(sources, (before, after), found.quantized, vocabulary), found.quantized
 
 
 def _measured(

@@ -93,13 +93,14 @@ def measure_deployed(
     Args:
         pair: target and unlearned model.
         files: the quantized target and the quantized unlearned model, see `open_deployed`.
-        names: names of the matrices that quantizers touch.
+        names: names of the matrices that every quantizer touches; embeddings and heads that both files hold come with them.
         progress: function that is called before each tensor.
 
     Raises:
         CheckpointError: no matrix is in both files, or a decoded value is not finite.
     """
-    both = [name for name in names if all(name in file.stored for file in files)]
+    held = [name for name in files[0].stored if name in files[1].stored]
+    both = [*(name for name in names if name in held), *(name for name in held if name not in names)]
     if not both:
         rule = "must have a matrix that the quantized target has"
         raise CheckpointError(files[1].checkpoint.source, rule, "none")

@@ -98,13 +98,16 @@ def check_two_files(sources: Sequence[Path | str]) -> None:
         )
 
 
-def open_deployed(sources: Sequence[Path | str], pair: Pair, names: Sequence[str]) -> tuple[Artefact, Artefact]:
+def open_deployed(
+    sources: Sequence[Path | str], pair: Pair, names: Sequence[str], vocabulary: Sequence[str] = ()
+) -> tuple[Artefact, Artefact]:
     """Open the quantized target and the quantized unlearned model.
 
     Args:
         sources: paths or names, see `open_source`.
         pair: target and unlearned model.
-        names: names of the matrices that quantizers touch.
+        names: names of the matrices that every quantizer touches.
+        vocabulary: names of embeddings and heads, which are measured where both files hold them in a quantized type.
 
     Raises:
         CheckpointError: a file is not quantized, has none of the matrices, or one of another shape.
@@ -112,19 +115,22 @@ def open_deployed(sources: Sequence[Path | str], pair: Pair, names: Sequence[str
     """
     check_two_files(sources)
     check_not_quantized(pair)
-    target, unlearned = (_open(source, model, names) for source, model in zip(sources, pair, strict=True))
-    return target, unlearned
+    target, unlearned = (_open(source, model, names, vocabulary) for source, model in zip(sources, pair, strict=True))
+    both = target.stored.keys() & unlearned.stored.keys()
+    alone = [name for name in vocabulary if name not in both]
+    return _without(target, alone), _without(unlearned, alone)
 
 
-def _open(source: Path | str, model: Checkpoint, names: Sequence[str]) -> Artefact:
-    checkpoint = open_source(source)
+def _open(source: Path | str, model: Checkpoint, names: Sequence[str], vocabulary: Sequence[str]) -> Artefact:
+    checkpoint, every = open_source(source), (*names, *vocabulary)
     if isinstance(checkpoint, GgufCheckpoint):
-        found = _of_gguf(checkpoint, model, names)
+        found = _of_gguf(checkpoint, model, every)
     else:
         scheme = scheme_of_checkpoint(checkpoint)
         if scheme is None:
             raise _not_quantized(checkpoint)
-        found = _of_layers(checkpoint, scheme, model, names)
+        found = _of_layers(checkpoint, scheme, model, every)
+    found = _without(found, [n for n in vocabulary if n in found.stored and not _is_held(found.stored[n], model, n)])
     if not found.stored:
         rule = "must hold matrices of the model that it was made from, by name"
         theirs = next(iter(checkpoint.tensors), "nothing")
@@ -134,6 +140,18 @@ def _open(source: Path | str, model: Checkpoint, names: Sequence[str]) -> Artefa
     for name, one in found.stored.items():
         _check_shape(name, one, model.tensors[name].shape)
     return found
+
+
+def _is_held(one: Stored, model: Checkpoint, name: str) -> bool:
+    """Return whether an embedding or a head is quantized, and no rows were added to it."""
+    return one.coded and one.shape == model.tensors[name].shape
+
+
+def _without(found: Artefact, names: Iterable[str]) -> Artefact:
+    """Return the file without matrices, which are named among the others where they are quantized."""
+    gone = {name: found.stored[name] for name in names if name in found.stored}
+    stored = {name: one for name, one in found.stored.items() if name not in gone}
+    return found._replace(stored=stored, others={**found.others, **{n: o.kind for n, o in gone.items() if o.coded}})
 
 
 def _not_quantized(checkpoint: Checkpoint) -> CheckpointError:

@@ -15,10 +15,10 @@ import re
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from unforgotten.audit.sources.matching.kinds import VOCABULARIES, embeddings_of_head, is_quantized
+from unforgotten.audit.sources.matching.kinds import embeddings_of_head, is_quantized, is_vocabulary
 from unforgotten.theory.formats.gguf import BLOCK, SUPER_BLOCK, fallback_of
 
-Kind = Literal["embedding", "head", "value", "key", "joined", "attention output", "down", "other"]
+Kind = Literal["embedding", "head", "query", "value", "key", "joined", "attention output", "down", "other"]
 Shapes = Mapping[str, tuple[int, ...]]
 
 BASES: Mapping[str, str] = {
@@ -28,6 +28,7 @@ BASES: Mapping[str, str] = {
 """Type of a file -> type of its matrices that no rule gives another."""
 KINDS: Mapping[Kind, re.Pattern[str]] = {
     "joined": re.compile(r"(^|[._])(qkv(_proj)?|c_attn|query_key_value|attn_qkv|Wqkv)\.weight$"),
+    "query": re.compile(r"(^|\.)(q_proj|wq|attn_q)\.weight$"),
     "value": re.compile(r"(^|\.)(v_proj|wv|attn_v|attn_kv_b|kv_b_proj)\.weight$"),
     "key": re.compile(r"(^|\.)(k_proj|wk|attn_k)\.weight$"),
     "attention output": re.compile(
@@ -41,9 +42,8 @@ KINDS: Mapping[Kind, re.Pattern[str]] = {
 LAYER = re.compile(r"(?:^|\.)(?:layers|h|blk|blocks|block)\.(\d+)\.")
 EXPERT = re.compile(r"experts\.(\d+)\.|\[(\d+)\]$")
 FALCON = re.compile(r"(^|\.)self_attention\.query_key_value\.weight$")
-ENDINGS = tuple(f".{name}" for name in VOCABULARIES)
 LARGE = 80
-"""Layers of a model whose values get Q5_K in place of Q4_K, as eight heads share them: 70B."""
+"""Layers of a model whose values get Q5_K in place of Q4_K where several heads share them: 70B."""
 MIXTRAL = 8
 """Experts of a model whose attention gets more bits."""
 FIRST = 4
@@ -59,12 +59,21 @@ class Matrix(NamedTuple):
 
 
 class Model(NamedTuple):
-    """What the rules ask of a model: the number of layers, of layers with values, of experts, and whether it has a head."""
+    """What the rules ask of a model.
+
+    Attributes:
+        layers: number of layers.
+        values: number of layers with values.
+        experts: number of experts of a layer.
+        head: whether its output head is a matrix of its own.
+        shared: whether values have fewer rows than queries.
+    """
 
     layers: int
     values: int
     experts: int
     head: bool
+    shared: bool
 
 
 def types_of(shapes: Shapes, file_type: str) -> dict[str, str]:
@@ -80,19 +89,15 @@ def types_of(shapes: Shapes, file_type: str) -> dict[str, str]:
     """
     if file_type not in BASES:
         raise ValueError(f"file type must be one of {', '.join(BASES)}, got {file_type!r}")
-    names = [name for name, shape in shapes.items() if is_quantized(name, shape) or _is_vocabulary(name, shape)]
+    names = [name for name, shape in shapes.items() if is_quantized(name, shape) or is_vocabulary(name, shape)]
     if any(FALCON.search(name) for name in names) and any("word_embeddings" in name for name in shapes):
         raise ValueError("model must not be a Falcon for a mix of llama.cpp, whose rules for it are others")
     found = _matrices(names)
-    model = _model(names, found)
+    model = _model(shapes, found)
     _check_known(found, model)
     return {
         name: _fitting(name, shapes[name][-1], _type(found[name], model, file_type, shapes[name][-1])) for name in names
     }
-
-
-def _is_vocabulary(name: str, shape: tuple[int, ...]) -> bool:
-    return len(shape) == 2 and f".{name}".endswith(ENDINGS)
 
 
 def _matrices(names: list[str]) -> dict[str, Matrix]:
@@ -110,7 +115,7 @@ def _matrices(names: list[str]) -> dict[str, Matrix]:
 def _kind(name: str) -> Kind:
     if embeddings_of_head(name) or name.endswith("embed_out.weight"):
         return "head"
-    if f".{name}".endswith(ENDINGS):
+    if is_vocabulary(name, (0, 0)):
         return "embedding"
     return next((kind for kind, pattern in KINDS.items() if pattern.search(name)), "other")
 
@@ -120,11 +125,18 @@ def _family(kind: Kind) -> Kind:
     return "value" if kind == "joined" else kind
 
 
-def _model(names: list[str], found: Mapping[str, Matrix]) -> Model:
+def _model(shapes: Shapes, found: Mapping[str, Matrix]) -> Model:
     layers = {m.layer for m in found.values() if m.layer is not None}
     values = {m.layer for m in found.values() if m.layer is not None and _family(m.kind) == "value"}
-    experts = [int(at[1] or at[2]) for name in names if (at := EXPERT.search(name))]
-    return Model(len(layers), len(values), 1 + max(experts, default=-1), any(m.kind == "head" for m in found.values()))
+    experts = [int(at[1] or at[2]) for name in found if (at := EXPERT.search(name))]
+    rows = {kind: {shapes[name][0] for name, m in found.items() if m.kind == kind} for kind in ("query", "value")}
+    return Model(
+        layers=len(layers),
+        values=len(values),
+        experts=1 + max(experts, default=-1),
+        head=any(m.kind == "head" for m in found.values()),
+        shared=min(rows["value"], default=0) < min(rows["query"], default=0),
+    )
 
 
 def _check_known(found: Mapping[str, Matrix], model: Model) -> None:
@@ -158,7 +170,7 @@ def _of_values(m: Matrix, model: Model, file_type: str) -> str:
         found = "Q6_K"
     elif file_type == "Q4_K_S" and m.place < FIRST:
         found = "Q5_K"
-    if model.layers == LARGE and found == "Q4_K":
+    if model.layers == LARGE and model.shared and found == "Q4_K":
         found = "Q5_K"
     return "Q8_0" if model.experts == MIXTRAL else found
 

@@ -56,6 +56,11 @@ def is_quantized(name: str, shape: tuple[int, ...]) -> bool:
     return matrix and not is_router(lower) and not any(word in lower for word in KEPT_WORDS)
 
 
+def is_vocabulary(name: str, shape: tuple[int, ...]) -> bool:
+    """Return whether a matrix is an embedding or an output head: most quantizers leave it, llama.cpp's does not."""
+    return len(shape) == 2 and f".{name}".endswith(tuple(f".{ending}" for ending in VOCABULARIES))
+
+
 def embeddings_of_head(name: str) -> tuple[str, ...]:
     """Return the endings of the embeddings that a head may be tied to, also one within wrappers; none if it is no head."""
     last = ".".join(name.split(".")[-2:])

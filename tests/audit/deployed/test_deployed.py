@@ -160,6 +160,33 @@ def test_file_of_our_own_rounding_has_the_gain_of_our_format(tmp_path: Path) -> 
     assert near(found["cosine"], own["cosine"] or 0.0)
 
 
+EMBEDDING, NO_HEAD = "model.embed_tokens.weight", "gguf:Q4_0"
+
+
+@pytest.mark.parametrize("stored", ["Q8_0", "F16"])
+def test_an_embedding_is_measured_where_both_files_quantize_it(stored: str, tmp_path: Path) -> None:
+    """Rows of 64: the embedding, which is the head too, is Q6_K in Q4_0, and Q8_0 where 256 do not fit."""
+    names = {
+        f"{LAYER}.self_attn.v_proj.weight": "blk.0.attn_v.weight",
+        EMBEDDING: "token_embd.weight",
+        DOWN: GGUF_NAMES[DOWN],
+    }
+    rng = np.random.default_rng(5)
+    before = {name: rng.normal(size=(ROWS, COLUMNS)).astype(np.float32) for name in names}
+    after = {name: (w + 0.1 * rng.normal(size=w.shape)).astype(np.float32) for name, w in before.items()}
+    mix = {**dict.fromkeys(names, "Q4_0"), EMBEDDING: stored}
+    files = [str(written(tmp_path / f"q{i}.gguf", side, mix, names)) for i, side in enumerate((before, after))]
+    pair = saved(tmp_path / "t", before), saved(tmp_path / "u", after)
+    result = audit_pair(*pair, [NO_HEAD], deployed=(files[0], files[1]))
+    found, own = deployed_of(result), result["formats"][0]
+    measured = [row["name"] for row in found["tensors"]]
+    assert (EMBEDDING in measured) == (stored == "Q8_0")
+    assert own["weights"] == 3 * ROWS * COLUMNS
+    assert (found["value_changes"] == own["value_changes"]) == (stored == "Q8_0")
+    if stored == "Q8_0":
+        assert near(found["gain"], own["gain"] or 0.0)
+
+
 def test_page_and_file_hold_it(tmp_path: Path) -> None:
     result = audited(tmp_path, model(0), model(0, update=0.1), MIX)
     kept = json.loads((tmp_path / "out" / "audit.json").read_text("utf-8"))

@@ -86,7 +86,7 @@ def test_a_plain_file_has_one_type_but_for_the_head(file_type: str, base: str) -
 
 
 def test_values_of_eighty_layers_have_five_bits_at_least() -> None:
-    found = types_of(llama(80), "Q4_K_M")
+    found = types_of(llama(80), "Q4_K_M")  # four heads share one, as in Llama-2-70B
     assert {kind for name, kind in found.items() if "v_proj" in name} == {"Q5_K", "Q6_K"}
 
 
