@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from unforgotten.audit.codes.compare import ArtefactLeg, CodeCounts
 from unforgotten.audit.findings.advice import advice
+from unforgotten.audit.findings.functional import functional_findings
 from unforgotten.audit.findings.gain import gain_findings
 from unforgotten.audit.findings.prediction import PredictionRow, disagreements
 from unforgotten.audit.findings.probe import Sample
@@ -16,7 +17,7 @@ from unforgotten.audit.findings.sentences import Judged, share
 from unforgotten.audit.findings.spread import spread_findings
 from unforgotten.audit.findings.storage import storage_findings
 from unforgotten.audit.findings.wash import wash_findings
-from unforgotten.audit.verdict.legs import BehaviourLeg
+from unforgotten.audit.verdict.legs import BehaviourLeg, FunctionalLeg
 from unforgotten.audit.weights.leg import WeightsLeg
 
 ORDER: tuple[Severity, ...] = ("error", "warning", "note")
@@ -29,11 +30,13 @@ def all_findings(
     prediction: Sequence[PredictionRow],
     recipe: Recipe | None = None,
     behaviour: BehaviourLeg | None = None,
+    functional: FunctionalLeg | None = None,
 ) -> list[FindingRow]:
     """Return the findings of an audit, by severity and then in the order of what explains what."""
     found = [
         *retain_findings(behaviour),
         *gain_findings(judged, samples),
+        *functional_findings(functional),
         *storage_findings(leg, recipe),
         *wash_findings(leg, samples),
         *spread_findings(leg, judged, samples),

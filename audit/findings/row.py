@@ -15,6 +15,8 @@ FindingId = Literal[
     "router-only",
     "no-update",
     "swallowed",
+    "comes-back",
+    "functional-gain",
     "zero-bin",
     "on-grid",
     "dead-zone",

@@ -80,7 +80,7 @@ def reasons(leg: WeightsLeg, judged: Sequence[Judged], rows: Sequence[FindingRow
     """Return the findings as plain sentences with their numbers, the most important first."""
     finding = overall_finding(judged)
     sentences = [*_no_update(leg)] if finding == "no update" else [gain_sentence(j) for j in judged]
-    sentences += [*_of(rows, "zero-bin", "on-grid"), *_warned(rows, "dead-zone"), *_wash(leg, rows)]
+    sentences += [*_of(rows, "comes-back", "zero-bin", "on-grid"), *_warned(rows, "dead-zone"), *_wash(leg, rows)]
     return [*sentences, *storage_sentences(leg), *_kept(leg), *_of(rows, "theory-disagrees", "advice")]
 
 

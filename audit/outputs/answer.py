@@ -13,6 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 from unforgotten.audit.deployed.told import deployed_label, deployed_word
+from unforgotten.audit.findings.functional import functional_of
 from unforgotten.audit.findings.sentences import STDERRS, Finding
 from unforgotten.audit.outputs.merged import top_reasons
 from unforgotten.audit.outputs.result import AuditResult
@@ -55,6 +56,7 @@ class FormatAnswer(NamedTuple):
     word: str
     tone: Tone
     gain: str
+    functional: str
     trails: list[Trail]
     recovered: str
 
@@ -67,6 +69,7 @@ class Answer(NamedTuple):
         tone: tone of that word; never "good" for a broken model.
         legs: name and word of each leg.
         metrics: names of the metrics in the trails; none where no model was measured.
+        functional: whether the functional gain was measured.
         rows: one a format.
         models: sentence on the models themselves, M4, M3 and AUC; empty without a benchmark.
         reasons: at most five reasons.
@@ -79,6 +82,7 @@ class Answer(NamedTuple):
     tone: Tone
     legs: list[tuple[str, str]]
     metrics: tuple[str, ...]
+    functional: bool
     rows: list[FormatAnswer]
     models: str
     items: str
@@ -98,6 +102,7 @@ def answer(result: AuditResult) -> Answer:
         tone=_tone(verdict["overall"], broken),
         legs=[(leg, str(word) if word else "not measured") for leg, word in verdict["legs"].items()],
         metrics=_shown(result),
+        functional=functional_of(result["output"], result["behaviour"]) is not None,
         rows=[*(_format_answer(result, row, broken) for row in rows), *_deployed_answer(result)],
         models=_models(result),
         items="" if any(items in step for step in steps) else items,
@@ -130,6 +135,7 @@ def _format_answer(result: AuditResult, row: FormatRow, broken: bool) -> FormatA
         word=word,
         tone=_tone(word, broken),
         gain=gain_text(row["gain"], row["gain_stderr"]),
+        functional=_functional(result, name),
         trails=[_trail(result, name, metric) for metric in _shown(result)],
         recovered=_recovered(result, name),
     )
@@ -143,7 +149,13 @@ def _deployed_answer(result: AuditResult) -> Iterator[FormatAnswer]:
         empty = [Trail(metric, NO_VALUE, NO_VALUE, NO_VALUE) for metric in _shown(result)]
         tone = _tone(word, is_broken(result))
         yield FormatAnswer(
-            deployed_label(deployed), word, tone, gain_text(deployed["gain"], deployed["gain_stderr"]), empty, NO_VALUE
+            deployed_label(deployed),
+            word,
+            tone,
+            gain_text(deployed["gain"], deployed["gain_stderr"]),
+            NO_VALUE,
+            empty,
+            NO_VALUE,
         )
 
 
@@ -152,6 +164,15 @@ def gain_text(gain: float | None, stderr: float | None) -> str:
     if gain is None:
         return NO_VALUE
     return f"{gain:.2f} ± {STDERRS * stderr:.2f}" if stderr else f"{gain:.2f}"
+
+
+def _functional(result: AuditResult, name: str) -> str:
+    """Return the functional gain of a format with what chance moves it by, or a dash where there is none."""
+    leg = functional_of(result["output"], result["behaviour"])
+    row = None if leg is None else next((one for one in leg["formats"] if one["format"] == name), None)
+    if row is None or row["functional_gain"] is None:
+        return NO_VALUE
+    return f"{row['functional_gain']:.2f} ± {row['sham_shift'] or 0:.2f}"
 
 
 def _word(result: AuditResult, row: FormatRow) -> str:

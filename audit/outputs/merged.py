@@ -24,6 +24,8 @@ MOST_REASONS = 5
 MOST_OWN = 3  # of them, of the legs that measured models
 SAYS: Mapping[FindingId, str] = {
     "swallowed": "the update is swallowed by the rounding cells, or part of it is (gain {})",
+    "comes-back": "of what was forgotten, part comes back by the rounding cells, to first order (functional gain {})",
+    "functional-gain": "no part of what was forgotten comes back by the rounding cells, to first order (functional gain {})",
     "zero-bin": "{} of the squared update lies in one cell at or beside zero",
     "on-grid": "{} of the moved weights lie on a level before the update, so changes below half a step are lost",
     "wash": "the update avoids the thresholds, or aims at them (flips over expected flips {})",
@@ -45,7 +47,7 @@ OF_ONE_FORMAT = re.compile(
     r"(?P<rho>-?\d+) % \[[^]]+\] (?P<says>[^(]+) \(\d+ items\)\."
 )
 """A sentence of `verdict.rule` on one metric in one format."""
-ASKED_FIRST: tuple[FindingId, ...] = ("zero-bin", "on-grid", "wash", "theory-disagrees", "advice")
+ASKED_FIRST: tuple[FindingId, ...] = ("comes-back", "zero-bin", "on-grid", "wash", "theory-disagrees", "advice")
 
 
 class Merged(NamedTuple):

@@ -17,6 +17,7 @@ from unforgotten.audit.codes.compare import ArtefactLeg
 from unforgotten.audit.deployed.told import Deployed
 from unforgotten.audit.findings.collect import all_findings, code_findings
 from unforgotten.audit.findings.coverage import coverage_findings, unmeasured
+from unforgotten.audit.findings.functional import functional_of
 from unforgotten.audit.findings.prediction import PredictionRow, predict_gains
 from unforgotten.audit.findings.probe import look
 from unforgotten.audit.findings.recipe import Recipe
@@ -137,7 +138,11 @@ def build_result(
     other = [row for row in layouts if row["severity"] == "warning"]
     gaps = [*coverage_findings(target, leg.kept, moved=leg.unchanged_fraction < 1), *other]
     far = [row for row in layouts if row["severity"] == "note"]
-    findings = [*gaps, *all_findings(leg, judged, samples, prediction, recipe, behaviour), *far]
+    findings = [
+        *gaps,
+        *all_findings(leg, judged, samples, prediction, recipe, behaviour, functional_of(output, behaviour)),
+        *far,
+    ]
     rows = [format_row(setting, total, leg.parts(setting)) for setting, total in leg.totals.items()]
     word = _word(target, leg, overall_finding(judged))
     word = "unclear" if other and word == "passes" else word  # never in place of a word that a gate fails on

@@ -78,7 +78,11 @@ def _print_rows(console: Console, found: Answer) -> None:
         console.print(table)
         return
     for row in found.rows:
-        parts = [f"gain {row.gain}", *(f"{trail.metric} {_tight(trail)}" for trail in row.trails)]
+        parts = [
+            f"gain {row.gain}",
+            *([f"functional gain {row.functional}"] if found.functional else []),
+            *(f"{trail.metric} {_tight(trail)}" for trail in row.trails),
+        ]
         parts += [f"recovered {row.recovered}"] if found.metrics else []
         _say(console, Text.assemble((f"{row.format}: ", ""), (row.word, STYLES[row.tone])))
         console.print(Padding(Text(", ".join(parts)), (0, 0, 0, 2)))
@@ -86,7 +90,14 @@ def _print_rows(console: Console, found: Answer) -> None:
 
 def _table(found: Answer) -> Table:
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    names = ["format", *found.metrics, *(["recovered"] if found.metrics else []), "gain", "says"]
+    names = [
+        "format",
+        *found.metrics,
+        *(["recovered"] if found.metrics else []),
+        "gain",
+        *(["functional gain"] if found.functional else []),
+        "says",
+    ]
     for name in names:
         table.add_column(name, no_wrap=True)
     for row in found.rows:
@@ -97,7 +108,8 @@ def _table(found: Answer) -> Table:
 def _cells(found: Answer, row: FormatAnswer) -> list[Text]:
     trails = [Text(_tight(trail)) for trail in row.trails]
     recovered = [Text(row.recovered)] if found.metrics else []
-    return [Text(row.format), *trails, *recovered, Text(row.gain), Text(row.word, STYLES[row.tone])]
+    functional = [Text(row.functional)] if found.functional else []
+    return [Text(row.format), *trails, *recovered, Text(row.gain), *functional, Text(row.word, STYLES[row.tone])]
 
 
 def _tight(trail: Trail) -> str:

@@ -101,7 +101,41 @@ class OutputFormat(TypedDict):
     effects: list[Effects]
 
 
-class OutputLeg(TypedDict):
+class FunctionalRow(TypedDict):
+    """T20 in one format, over the weights that it touches.
+
+    `first_order`: g·delta, nats a token, g the gradient of the forget loss at the unlearned weights: positive where the
+    update raises it. `gain`: D·delta / |delta|^2; `functional_gain`: g·D / g·delta; None without an update.
+    `sham_gain`: the gain of random updates, as long in each tensor; `sham_shift`: the largest |g·(D - delta)| of theirs over
+    |g·delta| of the update, which is how far from 1 the functional gain may lie by chance.
+    """
+
+    format: str
+    weights: int
+    first_order: float
+    gain: float | None
+    functional_gain: float | None
+    sham_gain: float | None
+    sham_shift: float | None
+
+
+class FunctionalLeg(TypedDict):
+    """T20 from one backward pass over `texts` of the `of` forget texts, `tokens` in all; `shams` random updates."""
+
+    texts: int
+    of: int
+    tokens: int
+    shams: int
+    formats: list[FunctionalRow]
+
+
+class _Functional(TypedDict, total=False):
+    """What a leg has that took the gradient of the forget loss."""
+
+    functional: FunctionalLeg
+
+
+class OutputLeg(_Functional):
     """Models on given texts, one item a text; `losses` in nats a token, by model. `cut`: texts longer than the context."""
 
     texts: str
@@ -123,7 +157,7 @@ class BehaviourFormat(TypedDict):
     effects: list[Effects]
 
 
-class _Named(TypedDict, total=False):
+class _Named(_Functional, total=False):
     """What a leg has whose metrics are not M1, M2 and M4: those that decide, and those of the retain split."""
 
     deciding: list[str]

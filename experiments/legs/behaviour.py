@@ -18,6 +18,7 @@ from unforgotten.audit.progress.stages import Begin, Step, counted, ignore
 from unforgotten.audit.verdict.evidence import leak
 from unforgotten.audit.verdict.legs import BehaviourFormat, BehaviourLeg, Effects, Leak, Mean
 from unforgotten.experiments.legs.benchmark import read_benchmark
+from unforgotten.experiments.legs.functional import functional_leg
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair, read_state
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.metrics.items import as_mean
@@ -72,7 +73,7 @@ def behaviour_leg(
     kept = None if unfinished is None else Kept(unfinished)
     meter = Meter(pair.shell, bench.probes, bench.settings, kept=kept)
     trained = None
-    begin = counted(step, (retrained is not None) + 2 * (1 + len(formats)))
+    begin = counted(step, (retrained is not None) + 2 * (1 + len(formats)) + 1)
     if retrained is not None:
         begin("retrained")
         state = read_state(retrained, pair.shell.model)
@@ -93,6 +94,7 @@ def behaviour_leg(
         notes=[*bench.notes, *_generation_notes(folders)],
         trained=trained,
         decompose=decompose,
+        gradient=True,
         begin=begin,
     )
 
@@ -108,6 +110,7 @@ def measure_unlearned(
     begin: Begin = lambda name: None,
     trained: Measured | None = None,
     decompose: bool = True,
+    gradient: bool = False,
 ) -> BehaviourLeg:
     """Return the leg, given the target's measurements: `base` by format, "none" for the target itself."""
     begin("unlearned")
@@ -119,9 +122,13 @@ def measure_unlearned(
         after[name] = meter.measure(state)
         if decompose:
             found[name] = _decompose(meter, pair, name, state, _four(base, after, name))
+    begin("functional gain")
+    functional = functional_leg(pair, formats, meter.probes.passages) if gradient else None
     begin("")
     told = [*notes, *_privacy_notes(meter, trained)]
     leg = leg_of(base, after, benchmark=benchmark, effects_by_format=found, notes=told)
+    if functional is not None:
+        leg["functional"] = functional
     if trained is not None:
         leg["metrics"]["retrained"] = means(trained)
     return leg

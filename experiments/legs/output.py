@@ -13,6 +13,7 @@ from unforgotten.audit.verdict.evidence import mean_of
 from unforgotten.audit.verdict.legs import OutputFormat, OutputLeg
 from unforgotten.experiments.data.texts import read_texts
 from unforgotten.experiments.legs.benchmark import spelled_out
+from unforgotten.experiments.legs.functional import functional_leg
 from unforgotten.experiments.legs.likelihood import LIKELIHOODS, batches, measure
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
@@ -95,13 +96,15 @@ def measure_output(
     shells["Q(unlearned)"] = pair.shell.model
     fill(shells["target"], pair.target)
     fill(shells["unlearned"], pair.unlearned)
-    begin = counted(step, 1 + len(formats))
+    begin = counted(step, 2 + len(formats))
     begin("full precision")
     items, distances = measure({k: shells[k] for k in FULL}, (FULL,), texts)
     rows = []
     for format_name in formats:
         begin(format_name)
         rows.append(_format(pair, shells, format_name, texts))
+    begin("functional gain")
+    functional = functional_leg(pair, formats, encoded)
     begin("")
     notes = [f"{cut} of {len(encoded)} texts are longer than the context and were cut."] if cut else []
     if left_out:
@@ -118,6 +121,7 @@ def measure_output(
         distances=distances,
         formats=rows,
         notes=notes,
+        functional=functional,
     )
 
 

@@ -141,13 +141,13 @@ def test_legs_tell_which_model_comes_next(run: Path, pair: tuple[Path, Path]) ->
 
     formats, texts = FORMATS[:1], run / "corpus/privleak/forget.json"
     output_leg(*pair, formats, texts, step=step)
-    assert told == [(0, 2, "full precision"), (1, 2, formats[0]), (2, 2, "")]
+    assert told == [(0, 3, "full precision"), (1, 3, formats[0]), (2, 3, "functional gain"), (3, 3, "")]
     told.clear()
     retrained = run / "models/retrained"
     behaviour_leg(*pair, formats, run / "corpus", retrained=retrained, step=step, decompose=False)
     of = [f"Q({name}) {formats[0]}" for name in ("target", "unlearned")]
-    names = ["retrained", "target", of[0], "unlearned", of[1], ""]
-    assert told == [(done, 5, name) for done, name in enumerate(names)]
+    names = ["retrained", "target", of[0], "unlearned", of[1], "functional gain", ""]
+    assert told == [(done, 6, name) for done, name in enumerate(names)]
 
 
 def test_m3_needs_the_retrained_model(run: Path, pair: tuple[Path, Path]) -> None:
