@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ from unforgotten.audit.run import DEFAULT_FORMATS
 from unforgotten.audit.verdict.gate import read_words
 from unforgotten.audit.verdict.legs import BehaviourLeg
 
+DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
 LEAST_ITEMS = 2
 """Of which a mean has an error."""
 
@@ -31,6 +33,7 @@ class Asked(NamedTuple):
     recipe: GivenRecipe = GivenRecipe()
     items: int | None = None
     judged: Path | None = None
+    device: str = "cpu"
 
 
 class Options(NamedTuple):
@@ -64,6 +67,10 @@ def read_options(asked: Asked, unlearned: str) -> Options:
     _check_files(asked)
     judged = None if asked.judged is None else partial(with_note, read_judged(asked.judged), named or DEFAULT_FORMATS)
     fatal = read_words(asked.fail_on, models if judged is None else [*models, "benchmark"])
+    if not DEVICE.fullmatch(asked.device):
+        raise ValueError(f"--device must be auto, cpu, mps, cuda or cuda:N, got {asked.device!r}")
+    if asked.device != "cpu" and not models:
+        raise ValueError(f"--device needs --texts or --benchmark, got {asked.device!r}")
     if asked.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {asked.jobs}")
     if asked.ray is not None and not asked.ray.strip():

@@ -7,6 +7,18 @@ import torch
 from unforgotten.experiments.compute.settings import ComputeConfig
 
 
+def device_named(name: str) -> torch.device:
+    """Return the device of a name of `--device`: auto, cpu, mps, cuda or cuda:N.
+
+    Raises:
+        ValueError: it is not there.
+    """
+    try:
+        return device_of(ComputeConfig(device=name))
+    except ValueError as error:
+        raise ValueError(str(error).replace("compute.device", "--device")) from None
+
+
 def device_of(config: ComputeConfig) -> torch.device:
     """Return the device of this process.
 

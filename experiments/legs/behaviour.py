@@ -50,6 +50,7 @@ def behaviour_leg(
     decompose: bool = True,
     step: Step = ignore,
     unfinished: Path | None = None,
+    device: str = "cpu",
 ) -> BehaviourLeg:
     """Measure M1-M4 of both models in every format, T14, T16, and the union leak over formats.
 
@@ -63,12 +64,14 @@ def behaviour_leg(
         decompose: switch for measuring the two mixed models of T14 too, which doubles the time.
         step: callback that is told which model comes next.
         unfinished: directory that keeps what each model answered, from which a leg that was cut off goes on.
+        device: device that models run on, as `--device` names it.
 
     Raises:
         ValueError: the input breaks a rule; one line.
     """
-    check_memory(target, COPIES)
-    pair = open_model_pair(target, unlearned)
+    if device == "cpu":
+        check_memory(target, COPIES)
+    pair = open_model_pair(target, unlearned, device)
     bench = read_benchmark(benchmark, pair.shell.tokenizer, pair.shell.context, items)
     kept = None if unfinished is None else Kept(unfinished)
     meter = Meter(pair.shell, bench.probes, bench.settings, kept=kept)

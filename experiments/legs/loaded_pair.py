@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from transformers import AutoTokenizer, PreTrainedModel
 
+from unforgotten.experiments.compute.device import device_named
 from unforgotten.experiments.models.saved import check_loadable, first_line, load_model
 from unforgotten.experiments.models.shell import Shell, state_of
 from unforgotten.experiments.models.states import holds, stored_state
@@ -30,24 +31,40 @@ class Pair:
     unlearned: State
 
 
-def open_model_pair(target: Path, unlearned: Path) -> Pair:
+def open_model_pair(target: Path, unlearned: Path, device: str = "cpu") -> Pair:
     """Load both from directories that transformers reads; the tokenizer is the target's, or the other's if it has none.
 
+    Args:
+        target: directory of the model before unlearning.
+        unlearned: directory of the model after unlearning.
+        device: device that the shell is on, as `device_named` takes it.
+
     Raises:
-        ValueError: a directory is no model or has a pickle for weights, shapes or vocabularies differ, or there is no
+        ValueError: the device is not there, a directory is no model or has a pickle for weights, shapes or vocabularies differ, or there is no
             tokenizer; one line that begins with the path.
     """
-    tokenizers = [_tokenizer(folder) for folder in (target, unlearned)]
-    known = [t for t in tokenizers if t is not None]
+    place = device_named(device)
+    tokenizer = tokenizer_of(target, unlearned)
+    model = load_model(target, attention=None)
+    model.to(place)  # type: ignore[arg-type]  # transformers types it otherwise
+    before = stored_state(target, model)
+    if before is None or not holds(model, before):
+        before = state_of(model)
+    return Pair(Shell(model, tokenizer), before, read_state(unlearned, model))
+
+
+def tokenizer_of(target: Path, unlearned: Path) -> Any:
+    """Return the target's tokenizer, or the other's if it has none.
+
+    Raises:
+        ValueError: there is none, or their vocabularies differ; one line.
+    """
+    known = [t for t in map(_tokenizer, (target, unlearned)) if t is not None]
     if not known:
         raise ValueError(f"{target}: must hold a tokenizer, as must {unlearned} or either")
     if len(known) == 2 and known[0].get_vocab() != known[1].get_vocab():
         raise ValueError(f"{unlearned}: must have the vocabulary of {target}, got another tokenizer")
-    model = load_model(target, attention=None)
-    before = stored_state(target, model)
-    if before is None or not holds(model, before):
-        before = state_of(model)
-    return Pair(Shell(model, known[0]), before, read_state(unlearned, model))
+    return known[0]
 
 
 def read_state(folder: Path, model: PreTrainedModel) -> State:

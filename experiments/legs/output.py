@@ -35,7 +35,9 @@ COPIES = 4.2
 LEAST_TOKENS = 2
 
 
-def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Path, *, step: Step = ignore) -> OutputLeg:
+def output_leg(
+    target: Path, unlearned: Path, formats: Sequence[str], texts: Path, *, step: Step = ignore, device: str = "cpu"
+) -> OutputLeg:
     """Measure likelihoods of the texts under six models a format, distances between them, T14, T15 and T16.
 
     Four float32 copies of the model are in memory: for a laptop, models of up to about a billion weights. A text
@@ -47,13 +49,15 @@ def output_leg(target: Path, unlearned: Path, formats: Sequence[str], texts: Pat
         formats: names of formats, at least one.
         texts: file of texts, as `read_texts` reads it.
         step: callback that is told which format comes next.
+        device: device that models run on, as `--device` names it.
 
     Raises:
         ValueError: the input breaks a rule; one line.
     """
     words = read_texts(texts)
-    check_memory(target, COPIES)
-    pair = open_model_pair(target, unlearned)
+    if device == "cpu":
+        check_memory(target, COPIES)
+    pair = open_model_pair(target, unlearned, device)
     encoded, cut = encode_texts(words, pair, str(texts))
     return measure_output(
         pair, formats, encoded, name=str(texts), cut=cut, left_out=len(words) - len(encoded), step=step

@@ -124,7 +124,7 @@ def _table(plan: Plan) -> list[str]:
     for work in plan.works:
         m = work.memory
         sizes = (m.total, m.parameters, m.gradients, m.moments, m.reference, m.activations) if m else (None,) * 6
-        cells = (*map(_size, sizes), _size(work.disk), _time(plan.seconds(work)))
+        cells = (*map(size_text, sizes), size_text(work.disk), time_text(plan.seconds(work)))
         rows.append(
             (work.stage, f"{work.steps:,}" if work.steps else "", f"{work.tokens:,}" if work.tokens else "", *cells)
         )
@@ -138,13 +138,13 @@ def _table(plan: Plan) -> list[str]:
 def _feet(plan: Plan) -> Iterator[str]:
     yield ""
     most = max((work.memory.total for work in plan.works if work.memory is not None), default=None)
-    free = "" if plan.free is None else f", of which {_size(plan.free)} are free here"
-    yield f"memory  {_size(most) or 'unknown'} at most on {plan.device}{free}; activations are an estimate"
-    yield f"disk    {_size(_total([work.disk for work in plan.works])) or 'unknown'}"
+    free = "" if plan.free is None else f", of which {size_text(plan.free)} are free here"
+    yield f"memory  {size_text(most) or 'unknown'} at most on {plan.device}{free}; activations are an estimate"
+    yield f"disk    {size_text(_total([work.disk for work in plan.works])) or 'unknown'}"
     if plan.device != CPU:
         yield f"time    unknown: rates are measured on this processor, and the run is on {plan.device}"
         return
-    taken = _time(_total([plan.seconds(work) for work in plan.works])) or "unknown"
+    taken = time_text(_total([plan.seconds(work) for work in plan.works])) or "unknown"
     products, generation = (rate / 1e9 for rate in plan.rates)
     yield f"time    {taken} at {products:,.1f} GFLOP/s in products of matrices and {generation:,.1f} in new tokens of one prompt,"
     yield "        measured here in float32; steps are the most that a rule allows, and quantizers are not counted"
@@ -155,13 +155,15 @@ def _total(values: Sequence[Any]) -> Any:
     return None if any(value is None for value in values) else sum(values)
 
 
-def _size(size: int | None) -> str:
+def size_text(size: int | None) -> str:
+    """Return bytes in words; nothing for None."""
     if size is None:
         return ""
     return f"{size / GIB:,.1f} GiB" if size >= GIB / 10 else f"{size / 2**20:,.1f} MiB" if size else "0"
 
 
-def _time(seconds: float | None) -> str:
+def time_text(seconds: float | None) -> str:
+    """Return a time in words; nothing for None."""
     if seconds is None:
         return ""
     unit, name = next(((u, n) for u, n in UNITS if seconds >= u), UNITS[-1])

@@ -32,6 +32,7 @@ class Shape:
         key_width: numbers that a layer keeps of each token, keys and values together.
         vocabulary: number of logits.
         stored: bytes of a weight in the files of a model that is given.
+        positions: longest input in tokens; 0 where the model does not say.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Shape:
     key_width: int
     vocabulary: int
     stored: int
+    positions: int = 0
 
     def products(self, length: float) -> float:
         """Return the floating-point operations of a forward pass by token, in documents of this mean length."""
@@ -59,10 +61,10 @@ def shape_of(config: RunConfig) -> Shape | None:
     given = config.models.target
     if given is not None:
         repo = given.removeprefix(HUB).partition("@")[0]
-        return _of_repository(repo) if given.startswith(HUB) else _of_directory(Path(given))
+        return _of_repository(repo) if given.startswith(HUB) else shape_of_directory(Path(given))
     base = config.base
     if base.kind == "directory" and base.path is not None:
-        return _of_directory(base.path)
+        return shape_of_directory(base.path)
     if base.kind == "hub" and base.repo is not None:
         return _of_repository(base.repo)
     if base.kind in KNOWN_BASES:
@@ -84,7 +86,12 @@ def _of_known(title: str, known: Known) -> Shape:
     return _measured(_without_weights(config), title, f"published sizes of {known.title}", known.stored)
 
 
-def _of_directory(folder: Path) -> Shape:
+def shape_of_directory(folder: Path) -> Shape:
+    """Return the sizes of a model's directory, from its configuration.
+
+    Raises:
+        ValueError: it is no model that transformers loads.
+    """
     config: Any = check_loadable(folder)
     dtype = getattr(config, "dtype", None)
     stored = dtype.itemsize if isinstance(dtype, torch.dtype) else 4
@@ -115,4 +122,5 @@ def _measured(model: PreTrainedModel, title: str, source: str, stored: int) -> S
         key_width=2 * keys * head_width,
         vocabulary=int(config.vocab_size if head is None else head.weight.shape[0]),
         stored=stored,
+        positions=int(getattr(config, "max_position_embeddings", 0) or 0),
     )

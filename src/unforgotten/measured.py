@@ -12,7 +12,14 @@ from unforgotten.audit.progress.stages import SILENT, Progress
 Leg = Callable[[], Any] | None
 
 
-def output_of(pair: tuple[Path, Path], formats: Sequence[str], texts: Path | None, progress: Progress = SILENT) -> Leg:
+def output_of(
+    pair: tuple[Path, Path],
+    formats: Sequence[str],
+    texts: Path | None,
+    progress: Progress = SILENT,
+    *,
+    device: str = "cpu",
+) -> Leg:
     """Return what measures the output of both models on texts; None without texts."""
     if texts is None:
         return None
@@ -21,7 +28,7 @@ def output_of(pair: tuple[Path, Path], formats: Sequence[str], texts: Path | Non
         with progress.stage("output", "formats") as step:
             from unforgotten.experiments.legs.output import output_leg
 
-            return output_leg(*pair, formats, texts, step=step)
+            return output_leg(*pair, formats, texts, step=step, device=device)
 
     return measure
 
@@ -36,6 +43,7 @@ def behaviour_of(
     items: int | None = None,
     decompose: bool = True,
     out: Path | None = None,
+    device: str = "cpu",
 ) -> Leg:
     """Return what measures M1-M4 of both models on a benchmark; None without one.
 
@@ -58,6 +66,7 @@ def behaviour_of(
                 decompose=decompose,
                 step=step,
                 unfinished=kept,
+                device=device,
             )
 
     return measure

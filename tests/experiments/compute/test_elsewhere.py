@@ -53,6 +53,50 @@ def test_the_device_refuses_what_a_gpu_refuses() -> None:
     call("-P", "-c", MIXED, str(SCRIPT.parent))
 
 
+AUDITED = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from elsewhere import elsewhere
+from unforgotten.experiments.legs import loaded_pair
+from unforgotten.experiments.legs.behaviour import behaviour_leg
+from unforgotten.experiments.legs.output import output_leg
+
+root = Path(sys.argv[2])
+pair = root / "models/target", root / "models/unlearned"
+formats = ["int4-g64", "gguf:Q4_K_M"]
+with elsewhere() as device:
+    loaded_pair.device_named = lambda name: device
+    legs = [
+        output_leg(*pair, formats, root / "corpus/privleak/forget.json", device="cuda"),
+        behaviour_leg(*pair, formats, root / "corpus", retrained=root / "models/retrained", items=2, device="cuda"),
+    ]
+Path(sys.argv[3]).write_text(json.dumps(legs))
+"""
+
+
+@pytest.mark.nightly
+def test_the_legs_of_an_audit_go_elsewhere(micro_pair: Path, tmp_path: Path) -> None:
+    from unforgotten.experiments.legs.behaviour import behaviour_leg
+    from unforgotten.experiments.legs.output import output_leg
+
+    call("-P", "-c", AUDITED, str(SCRIPT.parent), str(micro_pair), str(tmp_path / "legs.json"))
+    there = json.loads((tmp_path / "legs.json").read_text())
+    pair = micro_pair / "models/target", micro_pair / "models/unlearned"
+    formats = ["int4-g64", "gguf:Q4_K_M"]
+    here = [
+        output_leg(*pair, formats, micro_pair / "corpus/privleak/forget.json"),
+        behaviour_leg(*pair, formats, micro_pair / "corpus", retrained=micro_pair / "models/retrained", items=2),
+    ]
+    for a, b in zip(there, here, strict=True):
+        for one, other in zip(a["functional"]["formats"], b["functional"]["formats"], strict=True):
+            assert one["functional_gain"] == pytest.approx(other["functional_gain"], rel=SAVED)
+            assert one["gain"] == pytest.approx(other["gain"], rel=SAVED)
+    assert there[0]["losses"]["unlearned"]["value"] == pytest.approx(here[0]["losses"]["unlearned"]["value"], rel=SAVED)
+    lost = [leg["metrics"]["unlearned"]["forget_loss"]["value"] for leg in (there[1], here[1])]
+    assert lost[0] == pytest.approx(lost[1], rel=SAVED)
+
+
 @pytest.mark.nightly
 @pytest.mark.parametrize("storage", ["fp32", "bf16"])
 def test_a_whole_run_goes_elsewhere(tmp_path: Path, storage: str) -> None:

@@ -1,0 +1,1 @@
+../../src/unforgotten/auditing.py
