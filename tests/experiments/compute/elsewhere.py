@@ -107,7 +107,7 @@ def computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     away = torch.device(asked).type == NAME if asked is not None else bool(there)
     if func is aten.copy_.default or func is aten.index.Tensor:
         away = isinstance(args[0], Elsewhere)
-    if asked is not None:
+    if asked is not None and torch.device(asked).type == NAME:  # "meta" stays: transformers loads by it
         kwargs["device"] = torch.device("cpu")
     bare_args, bare_kwargs = tree_map_only(Elsewhere, lambda x: x.held, (args, kwargs))
     found = func(*bare_args, **bare_kwargs)
