@@ -136,6 +136,8 @@ mutants: $(READY)
 bench: $(READY)
 	$(BIN)/unforgotten study quantizer-cost
 	@cat reports/published/quantizer-cost/table.md
+	$(BIN)/unforgotten study format-cost
+	@cat reports/published/format-cost/table.md
 	$(BIN)/unforgotten study loop-cost
 	@cat reports/published/loop-cost/table.md
 	$(BIN)/unforgotten study audit-cost $(AUDIT_BENCH)
