@@ -14,6 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from unforgotten.audit.kernel.rules import SEARCHED
+from unforgotten.audit.mixes.mix import is_mix
 from unforgotten.audit.sources.open import open_pair
 from unforgotten.audit.sources.pairing import pair
 from unforgotten.experiments.data.texts import read_texts
@@ -29,6 +31,7 @@ from unforgotten.experiments.plan.plan import CPU, size_text, time_text
 from unforgotten.experiments.plan.rates import Rates
 from unforgotten.experiments.plan.shapes import Shape, shape_of_directory
 from unforgotten.experiments.plan.stages import BACKWARD, FLOAT
+from unforgotten.theory.formats.names import deterministic_format_named
 
 SHARD = 1 << 20
 """Weights of a piece that the weights leg reads at once."""
@@ -213,4 +216,13 @@ def _lines(plan: AuditPlan) -> Iterator[str]:
         yield f"rates      {products:,.1f} GFLOP/s in products of matrices, {generation:,.1f} in new tokens of one prompt, measured here"
     else:
         yield "           no model runs without --texts or --benchmark"
+    if searched := [name for name in plan.asked.formats if is_searched(name)]:
+        yield f"slow       {', '.join(searched)}: scales are searched for, by numpy, many times as long as others (study format-cost)"
     yield "           quantizers and reading are not counted"
+
+
+def is_searched(name: str) -> bool:
+    """Return whether a format, or one of a mix, has scales that are searched for, which the kernel leaves to numpy."""
+    if is_mix(name):
+        return not name.endswith("Q8_0")  # the head of all others is Q6_K
+    return deterministic_format_named(name).statistic in SEARCHED

@@ -55,6 +55,9 @@ def test_it_prints_and_is_json(micro_pair: Path) -> None:
     elsewhere = plan_of(micro_pair, device="cuda")
     assert as_object(elsewhere)["seconds"] is None
     assert "unknown: rates are measured on this processor, models run on cuda" in "\n".join(lines(elsewhere))
+    assert "slow" not in text
+    searched = plan_of(micro_pair, formats=("nf4-b64", "q6_k", "gguf:Q4_K_M", "hqq4-g64-opt", "gguf:Q8_0"))
+    assert "slow       q6_k, gguf:Q4_K_M, hqq4-g64-opt: " in "\n".join(lines(searched))
     alone = plan_of(micro_pair, texts=None, benchmark=None)
     assert alone.legs == []
     assert "no model runs" in "\n".join(lines(alone))

@@ -84,16 +84,16 @@ def test_the_legs_of_an_audit_go_elsewhere(micro_pair: Path, tmp_path: Path) -> 
     there = json.loads((tmp_path / "legs.json").read_text())
     pair = micro_pair / "models/target", micro_pair / "models/unlearned"
     formats = ["int4-g64", "gguf:Q4_K_M"]
-    here = [
-        output_leg(*pair, formats, micro_pair / "corpus/privleak/forget.json"),
-        behaviour_leg(*pair, formats, micro_pair / "corpus", retrained=micro_pair / "models/retrained", items=2),
-    ]
-    for a, b in zip(there, here, strict=True):
+    output = output_leg(*pair, formats, micro_pair / "corpus/privleak/forget.json")
+    retrained = micro_pair / "models/retrained"
+    behaviour = behaviour_leg(*pair, formats, micro_pair / "corpus", retrained=retrained, items=2)
+    for a, b in ((there[0], output), (there[1], behaviour)):
         for one, other in zip(a["functional"]["formats"], b["functional"]["formats"], strict=True):
             assert one["functional_gain"] == pytest.approx(other["functional_gain"], rel=SAVED)
             assert one["gain"] == pytest.approx(other["gain"], rel=SAVED)
-    assert there[0]["losses"]["unlearned"]["value"] == pytest.approx(here[0]["losses"]["unlearned"]["value"], rel=SAVED)
-    lost = [leg["metrics"]["unlearned"]["forget_loss"]["value"] for leg in (there[1], here[1])]
+    lost = [leg["losses"]["unlearned"]["value"] for leg in (there[0], output)]
+    assert lost[0] == pytest.approx(lost[1], rel=SAVED)
+    lost = [leg["metrics"]["unlearned"]["forget_loss"]["value"] for leg in (there[1], behaviour)]
     assert lost[0] == pytest.approx(lost[1], rel=SAVED)
 
 
