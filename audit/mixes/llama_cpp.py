@@ -16,16 +16,11 @@ from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 from unforgotten.audit.sources.matching.kinds import embeddings_of_head, is_quantized, is_vocabulary
-from unforgotten.theory.formats.gguf import BLOCK, SUPER_BLOCK, fallback_of
+from unforgotten.theory.formats.gguf import BLOCK, FILES, SUPER_BLOCK, fallback_of
 
 Kind = Literal["embedding", "head", "query", "value", "key", "joined", "attention output", "down", "other"]
 Shapes = Mapping[str, tuple[int, ...]]
 
-BASES: Mapping[str, str] = {
-    **{name: name for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K")},
-    **{f"{name}_{size}": name for name in ("Q4_K", "Q5_K") for size in "SM"},
-}
-"""Type of a file -> type of its matrices that no rule gives another."""
 KINDS: Mapping[Kind, re.Pattern[str]] = {
     "joined": re.compile(r"(^|[._])(qkv(_proj)?|c_attn|query_key_value|attn_qkv|Wqkv)\.weight$"),
     "query": re.compile(r"(^|\.)(q_proj|wq|attn_q)\.weight$"),
@@ -81,14 +76,14 @@ def types_of(shapes: Shapes, file_type: str) -> dict[str, str]:
 
     Args:
         shapes: shapes of the tensors of a model, by the names of transformers or of GGUF.
-        file_type: type of the file, a key of BASES.
+        file_type: type of the file, a key of FILES.
 
     Raises:
         ValueError: the file type is unknown, the model is Falcon's, a layer has no known value or down projection, so that
             more than one type would be guessed, or a row is no multiple of 32.
     """
-    if file_type not in BASES:
-        raise ValueError(f"file type must be one of {', '.join(BASES)}, got {file_type!r}")
+    if file_type not in FILES:
+        raise ValueError(f"file type must be one of {', '.join(FILES)}, got {file_type!r}")
     names = [name for name, shape in shapes.items() if is_quantized(name, shape) or is_vocabulary(name, shape)]
     if any(FALCON.search(name) for name in names) and any("word_embeddings" in name for name in shapes):
         raise ValueError("model must not be a Falcon for a mix of llama.cpp, whose rules for it are others")
@@ -149,7 +144,7 @@ def _check_known(found: Mapping[str, Matrix], model: Model) -> None:
 
 
 def _type(m: Matrix, model: Model, file_type: str, columns: int) -> str:
-    base = BASES[file_type]
+    base = FILES[file_type]
     if m.kind == "head" or (m.kind == "embedding" and not model.head):
         size = SUPER_BLOCK if base.endswith("_K") else BLOCK
         return "Q8_0" if base == "Q8_0" or columns % size else "Q6_K"
@@ -165,7 +160,7 @@ def _type(m: Matrix, model: Model, file_type: str, columns: int) -> str:
 
 
 def _of_values(m: Matrix, model: Model, file_type: str) -> str:
-    found = BASES[file_type]
+    found = FILES[file_type]
     if file_type.endswith("_M") and _has_more_bits(m.place, model.values):
         found = "Q6_K"
     elif file_type == "Q4_K_S" and m.place < FIRST:
@@ -179,7 +174,7 @@ def _of_down(m: Matrix, model: Model, file_type: str) -> str:
     at = m.place if m.layer is None or model.experts <= 1 else m.layer
     if file_type.endswith("_M") and _has_more_bits(at, model.layers):
         return "Q6_K"
-    return "Q5_K" if file_type == "Q4_K_S" and at < model.layers // 8 else BASES[file_type]
+    return "Q5_K" if file_type == "Q4_K_S" and at < model.layers // 8 else FILES[file_type]
 
 
 def _has_more_bits(at: int, count: int) -> bool:

@@ -8,18 +8,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from unforgotten.audit.mixes.llama_cpp import BASES, Shapes, types_of
-from unforgotten.theory.formats.gguf import GGUF
+from unforgotten.audit.mixes.llama_cpp import Shapes, types_of
+from unforgotten.theory.formats.gguf import FILES, GGUF
 from unforgotten.theory.formats.names import Format, deterministic_format_named
 
 PREFIX = "gguf:"
-FAMILIES: Mapping[str, str] = {
-    ", ".join(
-        PREFIX + name for name in BASES
-    ): "a whole file of llama.cpp without an importance matrix: each matrix in the type "
-    "that llama-quantize gives it, embedding and head too; for an audit"
-}
-"""Names of mixes, and what they mean."""
 
 
 class Mix(NamedTuple):
@@ -44,7 +37,7 @@ def mix_named(name: str) -> Mix | None:
 
 def is_mix(name: str) -> bool:
     """Return whether a name stands for a mix: `gguf:` and a type of a file of llama.cpp."""
-    return name.startswith(PREFIX) and name.removeprefix(PREFIX) in BASES
+    return name.startswith(PREFIX) and name.removeprefix(PREFIX) in FILES
 
 
 def check_name(name: str) -> None:
@@ -56,9 +49,9 @@ def check_name(name: str) -> None:
     if is_mix(name):
         return
     if name.startswith(PREFIX):
-        known = ", ".join(PREFIX + one for one in BASES)
+        known = ", ".join(PREFIX + one for one in FILES)
         raise ValueError(f"format must be one of {known} where it stands for a file of llama.cpp, got format={name!r}")
-    if name.upper() in BASES and name not in GGUF:
+    if name.upper() in FILES and name not in GGUF:
         raise ValueError(f"format must be known, got format={name!r}; the nearest is {PREFIX + name.upper()!r}")
     deterministic_format_named(name)
 

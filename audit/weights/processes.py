@@ -103,8 +103,14 @@ def _naming(work: Work, name: str) -> Iterator[None]:
             raise
         info = work.unlearned.tensors[name]
         other = fallback_of(error.format, info.shape[-1])
-        hint = "" if other is None else f" (llama.cpp stores such rows as {other}: see gguf:{FILES[error.format]})"
+        hint = "" if other is None else _hint(error.format, other)
         raise CheckpointError(info.path, f"must fit {error.format}{hint}", error, tensor=name) from error
+
+
+def _hint(fmt: str, other: str) -> str:
+    """Return what llama.cpp does with rows that super-blocks do not fit, and which mix does the same, in brackets."""
+    see = "" if other == "float16" else f": see gguf:{FILES[fmt]}"
+    return f" (llama.cpp stores such rows as {other}{see})"
 
 
 def _by_processes(work: Work, batches: Sequence[Batch], jobs: int) -> Iterator[list[PieceMeasured]]:

@@ -17,9 +17,8 @@ Json = Annotated[bool, typer.Option("--json", help="Print the result object on s
 
 def formats(as_json: Json = False) -> None:
     """List the quantization formats: ours, which every command takes; mixes of them, for an audit; those of a run alone."""
-    from unforgotten.audit.mixes.mix import FAMILIES as MIXES
     from unforgotten.experiments.quantizers.registry import known_formats
-    from unforgotten.theory.formats.names import FAMILIES
+    from unforgotten.theory.formats.names import FAMILIES, MIXES
 
     known = known_formats()
     ours = {name: known[name] for name in FAMILIES}

@@ -130,8 +130,8 @@ def test_texts_and_benchmark_reach_their_legs(
     output = OutputLeg(texts="file", count=0, tokens=0, cut=0, losses={}, distances=[], formats=[], notes=[])
     behaviour = BehaviourLeg(benchmark="folder", metrics={}, formats=[], leaks=[], notes=[])
 
-    def measure_output(*arguments: object, step: Step) -> OutputLeg:
-        given["output"] = arguments
+    def measure_output(*arguments: object, step: Step, **named: object) -> OutputLeg:
+        given["output"] = (*arguments, named)
         step(3, 3)
         return output
 
@@ -146,11 +146,17 @@ def test_texts_and_benchmark_reach_their_legs(
     assert run(root, ["t", "u", *options, "--formats", "int8-row", "--json"], monkeypatch) == 0
     pair = (Path("t"), Path("u"), ("int8-row",))
     assert given == {
-        "output": (*pair, Path("file")),
+        "output": (*pair, Path("file"), {"device": "cpu"}),
         "behaviour": (
             *pair,
             Path("folder"),
-            {"retrained": Path("t"), "items": 5, "decompose": False, "unfinished": Path("audits/latest/unfinished")},
+            {
+                "retrained": Path("t"),
+                "items": 5,
+                "decompose": False,
+                "unfinished": Path("audits/latest/unfinished"),
+                "device": "cpu",
+            },
         ),
     }
     out, err = capsys.readouterr()

@@ -98,6 +98,13 @@ FALLBACKS: Mapping[str, str] = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 """Type of super-blocks -> what llama-quantize takes for rows that are no multiple of 256 (float16 if not of 32 either)."""
 
 
+FILES: Mapping[str, str] = {
+    **{name: name for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K")},
+    **{f"{name}_{size}": name for name in ("Q4_K", "Q5_K") for size in "SM"},
+}
+"""Type of a file of llama.cpp -> type of its matrices that no rule of its mix gives another."""
+
+
 def fallback_of(name: str, columns: int) -> str | None:
     """Return the type that llama-quantize takes in place of one whose super-blocks do not fit the rows; None if they do."""
     if name not in FALLBACKS or columns % SUPER_BLOCK == 0:

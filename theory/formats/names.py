@@ -7,10 +7,10 @@ from collections.abc import Callable, Mapping
 
 from unforgotten.theory.formats.codebooks import CODEBOOKS, MICROSCALED, fp8, fp8_cast, nvfp4
 from unforgotten.theory.formats.description import BlockKind, Format
-from unforgotten.theory.formats.gguf import GGUF
+from unforgotten.theory.formats.gguf import FILES, GGUF
 from unforgotten.theory.formats.integers import HQQ_RULES, INTEGER_RULES, dithered_int, llm_int8
 
-__all__ = ["FAMILIES", "PATTERNS", "Format", "deterministic_format_named", "format_named"]
+__all__ = ["FAMILIES", "MIXES", "PATTERNS", "Format", "deterministic_format_named", "format_named"]
 
 FAMILIES: Mapping[str, str] = {
     "int{2..8}-{tensor|row|gN}": "symmetric integers, scale = absmax / (2^(b-1) - 1)",
@@ -30,6 +30,14 @@ FAMILIES: Mapping[str, str] = {
     "q4_0, q4_1, q5_0, q5_1, q8_0": "GGUF, blocks of 32, float16 scales",
     "q4_k, q5_k, q6_k": "GGUF, super-blocks of 256, searched scales",
 }
+
+MIXES: Mapping[str, str] = {
+    ", ".join(
+        f"gguf:{name}" for name in FILES
+    ): "a whole file of llama.cpp without an importance matrix: each matrix in the type "
+    "that llama-quantize gives it, embedding and head too; for an audit"
+}
+"""Names that stand for what a tool does to a whole model, see `unforgotten.audit.mixes`."""
 
 
 def _blocks(text: str) -> tuple[BlockKind, int | None]:

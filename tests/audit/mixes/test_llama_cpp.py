@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from unforgotten.audit.mixes.llama_cpp import BASES, types_of
+from unforgotten.audit.mixes.llama_cpp import types_of
+from unforgotten.theory.formats.gguf import FILES
 
 WRITTEN = json.loads((Path(__file__).parent / "llama_cpp_files.json").read_text("utf-8"))
 """Shapes and types of the matrices of files that `llama-quantize` wrote; the commands are in its `made`."""
@@ -130,4 +131,4 @@ def test_what_cannot_be_told_is_refused(shapes: dict[str, tuple[int, ...]], rule
 def test_an_unknown_file_type_is_refused() -> None:
     with pytest.raises(ValueError, match=r"Q4_K_M.*got 'IQ4_XS'"):
         types_of(llama(1), "IQ4_XS")
-    assert "IQ4_XS" not in BASES
+    assert "IQ4_XS" not in FILES

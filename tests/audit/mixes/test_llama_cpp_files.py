@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python==0.3.36: llama.cpp's quantizer")
 gguf = pytest.importorskip("gguf", reason="pip install 'unforgotten[gguf]': writes the file that llama.cpp quantizes")
 
-from unforgotten.audit.mixes.llama_cpp import BASES, types_of
+from unforgotten.audit.mixes.llama_cpp import types_of
 from unforgotten.experiments.quantizers.llama_cpp import _quantize
+from unforgotten.theory.formats.gguf import FILES
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.reference import round_trip
 from unforgotten.verification.chance import rng_for
@@ -100,7 +101,7 @@ def matrices(weights: Mapping[str, NDArray[Any]]) -> Iterator[tuple[str, str, ND
             yield name, name, w
 
 
-@pytest.mark.parametrize("file_type", BASES)
+@pytest.mark.parametrize("file_type", FILES)
 @pytest.mark.parametrize("name", MODELS)
 def test_a_mix__has_the_types_and_the_values_of_the_file(name: str, file_type: str, tmp_path: Path) -> None:
     model = MODELS[name]
