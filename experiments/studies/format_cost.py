@@ -6,9 +6,11 @@ compiles, is not counted. Formats whose scales are searched for are measured by 
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import numpy as np
 from pydantic import Field
 from safetensors.numpy import save_file
 
-from unforgotten.audit.kernel.simd import processor
+from unforgotten.audit.kernel.simd import VARIABLE, available_paths, processor
 from unforgotten.audit.progress.stages import Progress
 from unforgotten.audit.sources.checkpoint import Checkpoint, open_checkpoint
 from unforgotten.audit.weights.leg import weights_leg
@@ -68,6 +70,18 @@ def write_pair(folder: Path, settings: FormatCostSettings) -> tuple[Checkpoint, 
     return open_checkpoint(folder / "0.safetensors"), open_checkpoint(folder / "1.safetensors")
 
 
+@contextmanager
+def by_kernel() -> Iterator[None]:
+    """Have weights measured by the best path of the kernel that is here, as large pairs are, or by the one that is named."""
+    before = os.environ.get(VARIABLE)
+    os.environ[VARIABLE] = before or available_paths()[0]
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[VARIABLE]
+
+
 def time_formats(pair: tuple[Checkpoint, Checkpoint], formats: Sequence[str]) -> dict[str, float]:
     """Return the seconds of the leg in each format alone."""
     seconds = {}
@@ -80,7 +94,7 @@ def time_formats(pair: tuple[Checkpoint, Checkpoint], formats: Sequence[str]) ->
 
 def _measure(settings: FormatCostSettings, folder: Path, progress: Progress) -> None:
     every = (YARDSTICK, *(name for name in settings.formats if name != YARDSTICK))
-    with tempfile.TemporaryDirectory() as place:
+    with tempfile.TemporaryDirectory() as place, by_kernel():
         pair = write_pair(Path(place), settings)
         found = []
         for k in range(settings.rounds + 1):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
 pytest.importorskip("torch", reason="studies need unforgotten[experiments]")
 
+from unforgotten.audit.kernel.simd import VARIABLE
 from unforgotten.audit.mixes.mix import check_name
 from unforgotten.experiments.studies.format_cost import FORMATS
 from unforgotten.experiments.studies.registry import load_study
@@ -15,7 +17,8 @@ from unforgotten.records.files import read_json_lines
 from unforgotten.reports.studies.format_cost import SLOW, cost_table
 
 
-def test_it_times_each_format_over_the_yardstick(tmp_path: Path) -> None:
+def test_it_times_each_format_over_the_yardstick(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(VARIABLE, "numpy")  # for which nothing is compiled
     study = load_study("format-cost", ["rounds=2", "rows=32", "columns=256", "formats=[int4-g64, q6_k, nf4-b64]"])
     study.measure(tmp_path)
     rows = read_json_lines(tmp_path / "rows.jsonl")
@@ -24,6 +27,7 @@ def test_it_times_each_format_over_the_yardstick(tmp_path: Path) -> None:
         assert len(row["ratios"]) == 2
         assert row["ratios"] == sorted(row["ratios"])
         assert min(row["ratios"]) > 0
+    assert os.environ[VARIABLE] == "numpy"
     assert "| q6_k | whole |" in cost_table(rows)
 
 
