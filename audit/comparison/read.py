@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from unforgotten.audit.deployed.told import Deployed, deployed_label
 from unforgotten.audit.judged.judge import JSON_FILE as JUDGED_FILE
 from unforgotten.audit.judged.judge import SCHEMA as JUDGED_SCHEMA
 from unforgotten.audit.outputs.result import JSON_FILE, SCHEMA
@@ -31,6 +32,7 @@ class Compared(NamedTuple):
         weights: rows of the weights, on the grid of deployment.
         output, behaviour: legs that measured models; None where they were not measured.
         overall: word of the verdict.
+        deployed: the two models as they were really quantized; None where they were not given.
     """
 
     name: str
@@ -40,13 +42,15 @@ class Compared(NamedTuple):
     output: OutputLeg | None
     behaviour: BehaviourLeg | None
     overall: Word
+    deployed: Deployed | None = None
 
     @property
     def formats(self) -> list[str]:
         """Names of all formats that something is known of, those of the weights first."""
         legs: list[Any] = [leg for leg in (self.behaviour, self.output) if leg is not None]
         measured = [found["format"] for leg in legs for found in leg["formats"]]
-        return list(dict.fromkeys([*(row["format"] for row in self.weights), *measured]))
+        real = [] if self.deployed is None else [deployed_label(self.deployed)]
+        return list(dict.fromkeys([*(row["format"] for row in self.weights), *measured, *real]))
 
 
 def read_compared(paths: Sequence[Path]) -> list[Compared]:
@@ -98,7 +102,8 @@ def _read(file: Path) -> Compared:
 def _of_audit(name: str, file: Path, result: dict[str, Any]) -> Compared:
     rows = [row for row in result["formats"] if row["grid"] == "adaptive"]
     legs = result["output"], result["behaviour"]
-    return Compared(name, file, result["target"]["sha256"], rows, *legs, result["verdict"]["overall"])
+    deployed = result.get("deployed")
+    return Compared(name, file, result["target"]["sha256"], rows, *legs, result["verdict"]["overall"], deployed)
 
 
 def _of_judged(name: str, file: Path, result: dict[str, Any]) -> Compared:

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypedDict
 
 from unforgotten.audit.comparison.read import Compared
+from unforgotten.audit.deployed.told import deployed_label, deployed_word
 from unforgotten.audit.findings.retain import retain_findings
 from unforgotten.audit.findings.row import STANDARD_DEVIATIONS
 from unforgotten.audit.outputs.answer import word_of
@@ -72,6 +73,10 @@ def row_of(compared: Compared, name: str) -> ComparedRow:
     weights = next((row for row in compared.weights if row["format"] == name), None)
     said = None if weights is None else format_word(weights)
     word = word_of(name, said, compared.output, compared.behaviour, overall=compared.overall)
+    real = compared.deployed if compared.deployed is not None and name == deployed_label(compared.deployed) else None
+    if real is not None:
+        word = deployed_word(real)
+    gains = weights if real is None else real
     worst, doubt = _worst(compared, name)
     kept = None if worst is None else _kept(worst)
     retained = _retained(compared.behaviour, name)
@@ -81,8 +86,8 @@ def row_of(compared: Compared, name: str) -> ComparedRow:
         audit=compared.name,
         format=name,
         word=word or CODES_ONLY,
-        gain=None if weights is None else weights["gain"],
-        gain_stderr=None if weights is None else weights["gain_stderr"],
+        gain=None if gains is None else gains["gain"],
+        gain_stderr=None if gains is None else gains["gain_stderr"],
         metric=None if worst is None else worst["metric"],
         forgotten=None if worst is None else _forgotten(worst),
         recovered=None if worst is None else Range(value=worst["rho"] or 0.0, low=worst["low"], high=worst["high"]),

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from unforgotten.audit import AuditResult, audit_pair
+from unforgotten.audit.comparison.compare import compare
 from unforgotten.audit.deployed.told import Deployed, deployed_label
 from unforgotten.audit.outputs.answer import answer
 from unforgotten.audit.verdict.gate import gate
@@ -234,6 +235,16 @@ def test_channels_that_are_scaled_are_said(spread: float, tmp_path: Path) -> Non
     pair = saved(tmp_path / "t", model(0)), saved(tmp_path / "u", model(0, update=0.1))
     found = deployed_of(audit_pair(*pair, ["int4-row"], deployed=(files[0], files[1])))
     assert any("scaled one by one" in note for note in found["notes"]) == bool(spread)
+
+
+def test_a_comparison_has_a_row_of_it(tmp_path: Path) -> None:
+    result = audited(tmp_path, model(0), model(0, update=0.1), MIX)
+    rows = compare([tmp_path / "out"])["rankings"][0]["rows"]
+    (row,) = [row for row in rows if row["format"].startswith("deployed")]
+    found = deployed_of(result)
+    assert row["format"] == deployed_label(found)
+    assert (row["gain"], row["word"]) == (found["gain"], answer(result).rows[-1].word)
+    assert (row["score"], row["why"]) == (None, "no benchmark was measured in it")
 
 
 def test_bad_input_is_refused_in_one_line(tmp_path: Path) -> None:
