@@ -10,7 +10,7 @@ from unforgotten.audit.codes.compare import ArtefactLeg, compare_codes, scheme_o
 from unforgotten.audit.codes.gguf import compare_gguf_codes, is_quantized_gguf
 from unforgotten.audit.deployed.measure import DeployedLeg, measure_deployed
 from unforgotten.audit.deployed.stored import Artefact, check_not_quantized, open_deployed
-from unforgotten.audit.deployed.told import deployed_object
+from unforgotten.audit.deployed.told import deployed_findings, deployed_object
 from unforgotten.audit.findings.recipe import Recipe
 from unforgotten.audit.mixes.mix import check_name
 from unforgotten.audit.outputs.place import check_out
@@ -109,7 +109,9 @@ def audit_pair(
             result, rows = build_code_result(before, after, leg), code_rows(leg)
         else:
             result, rows = build_result(before, after, leg, said, done, recipe), tensor_rows(leg)
-        result["deployed"] = None if real is None else deployed_object(real)
+        if real is not None:
+            result["deployed"] = told = deployed_object(real)
+            result["findings"] += deployed_findings(told)
         if called is not None:
             result["target"]["source"], result["unlearned"]["source"] = called
         if take_rows is not None:

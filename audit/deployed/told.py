@@ -10,7 +10,8 @@ from typing import TypedDict
 from unforgotten.audit.deployed.measure import DeployedLeg, DeployedTensor
 from unforgotten.audit.deployed.orders import AS_STORED, TURNED
 from unforgotten.audit.deployed.stored import Artefact
-from unforgotten.audit.findings.sentences import Finding, judge_gain, share
+from unforgotten.audit.findings.row import FindingRow, finding
+from unforgotten.audit.findings.sentences import STDERRS, Finding, judge_gain, share
 from unforgotten.audit.sources.notes import named, notes_of
 from unforgotten.audit.weights.leg import gain_stderr
 
@@ -114,6 +115,25 @@ def deployed_word(deployed: Deployed) -> Finding:
     """Return the word of the quantized pair, by the rule of any format."""
     gain, stderr = deployed["gain"], deployed["gain_stderr"]
     return judge_gain(math.nan if gain is None else gain, math.nan if stderr is None else stderr)
+
+
+def deployed_findings(deployed: Deployed) -> list[FindingRow]:
+    """Return the finding that the quantized models themselves lost the update, or a part of it; none where they did not."""
+    word, gain, stderr = deployed_word(deployed), deployed["gain"], deployed["gain_stderr"]
+    if word not in ("swallowed", "partly swallowed") or gain is None:
+        return []
+    margin = STDERRS * (stderr or 0.0)
+    lost = "the update is swallowed" if word == "swallowed" else "part of the update is swallowed"
+    row = finding(
+        "swallowed",
+        "error" if word == "swallowed" else "warning",
+        f"{deployed_label(deployed)}: gain {gain:.2f} ± {margin:.2f}: {lost} in the quantized models themselves.",
+        measure="gain",
+        effect=gain,
+        interval=(gain - margin, gain + margin),
+        format=deployed_label(deployed),
+    )
+    return [row]
 
 
 def distance_sentence(types: Sequence[DeployedType]) -> str:

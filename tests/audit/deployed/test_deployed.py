@@ -237,6 +237,21 @@ def test_channels_that_are_scaled_are_said(spread: float, tmp_path: Path) -> Non
     assert any("scaled one by one" in note for note in found["notes"]) == bool(spread)
 
 
+@pytest.mark.parametrize(("update", "said"), [(0.0005, True), (1.0, False)])
+def test_quantized_models_that_lost_the_update_are_a_finding(update: float, said: bool, tmp_path: Path) -> None:
+    mix = dict.fromkeys(MIX, "Q4_0")
+    before = {name: w + np.sign(w) for name, w in model(0).items()}
+    small = {name: np.abs(w) < 1.5 for name, w in before.items()}  # the largest of a block, its scale, stays
+    after = {name: (w + update * small[name] * np.sign(w)).astype(np.float32) for name, w in before.items()}
+    result = audited(tmp_path, before, after, mix)
+    label = deployed_label(deployed_of(result))
+    found = [row for row in result["findings"] if row["format"] == label]
+    assert (len(found) == 1) == said
+    for file in ("audit.sarif", "audit.junit.xml"):
+        assert (label in (tmp_path / "out" / file).read_text("utf-8")) == said
+    assert all(row["id"] == "swallowed" and "in the quantized models themselves" in row["sentence"] for row in found)
+
+
 def test_a_comparison_has_a_row_of_it(tmp_path: Path) -> None:
     result = audited(tmp_path, model(0), model(0, update=0.1), MIX)
     rows = compare([tmp_path / "out"])["rankings"][0]["rows"]
