@@ -96,7 +96,7 @@ def types_of(shapes: Shapes, file_type: str) -> dict[str, str]:
 
 
 def _matrices(names: list[str]) -> dict[str, Matrix]:
-    kinds = {name: _kind(name) for name in names}
+    kinds: dict[str, Kind] = {name: _kind(name) for name in names}
     layers = {name: int(found[1]) if (found := LAYER.search(name)) else None for name in names}
     places: dict[str, int] = {}
     for kind in set(kinds.values()):
@@ -112,7 +112,10 @@ def _kind(name: str) -> Kind:
         return "head"
     if is_vocabulary(name, (0, 0)):
         return "embedding"
-    return next((kind for kind, pattern in KINDS.items() if pattern.search(name)), "other")
+    for kind, pattern in KINDS.items():
+        if pattern.search(name):
+            return kind
+    return "other"
 
 
 def _family(kind: Kind) -> Kind:

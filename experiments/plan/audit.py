@@ -174,6 +174,7 @@ def _leg(
 
 def as_object(plan: AuditPlan) -> dict[str, Any]:
     """Return the plan for JSON: bytes, operations and seconds."""
+    taken = [plan.seconds(leg) for leg in plan.legs]
     return {
         "target": str(plan.asked.pair[0]),
         "unlearned": str(plan.asked.pair[1]),
@@ -182,8 +183,8 @@ def as_object(plan: AuditPlan) -> dict[str, Any]:
         "model": None if plan.shape is None else asdict(plan.shape),
         "device": plan.asked.device,
         "free": plan.free,
-        "legs": [{**asdict(leg), "seconds": plan.seconds(leg)} for leg in plan.legs],
-        "seconds": None if any(plan.seconds(leg) is None for leg in plan.legs) else sum(map(plan.seconds, plan.legs)),
+        "legs": [{**asdict(leg), "seconds": t} for leg, t in zip(plan.legs, taken, strict=True)],
+        "seconds": None if None in taken else math.fsum(t for t in taken if t is not None),
         "rates": plan.rates._asdict(),
     }
 
