@@ -99,8 +99,8 @@ def measure_deployed(
     Raises:
         CheckpointError: no matrix is in both files, or a decoded value is not finite.
     """
-    held = [name for name in files[0].stored if name in files[1].stored]
-    both = [*(name for name in names if name in held), *(name for name in held if name not in names)]
+    held = {name: None for name in files[0].stored if name in files[1].stored}
+    both = [name for name in (*names, *sorted(held.keys() - set(names))) if name in held]
     if not both:
         rule = "must have a matrix that the quantized target has"
         raise CheckpointError(files[1].checkpoint.source, rule, "none")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from unforgotten.audit.findings.row import FindingRow, finding
+from unforgotten.audit.findings.row import FindingId, FindingRow, finding
 from unforgotten.audit.verdict.legs import BehaviourLeg, FunctionalLeg, FunctionalRow, OutputLeg
 
 
@@ -23,22 +23,21 @@ def _finding(row: FunctionalRow) -> FindingRow | None:
     gamma, gain, chance = row["functional_gain"], row["gain"], row["sham_shift"]
     if gamma is None or gain is None or chance is None:
         return None
+    id: FindingId = "functional-gain"
     if row["first_order"] <= 0:
         says = "says nothing of forgetting: the update does not raise the forget loss to first order"
     elif gamma < 1 - chance:
-        says = "of what was forgotten, part comes back by the rounding cells, to first order"
+        id, says = "comes-back", "of what was forgotten, part comes back by the rounding cells, to first order"
     elif gamma > 1 + chance:
-        says = "the quantized model forgets further by the rounding cells, to first order"
+        id, says = "forgets-further", "the quantized model forgets further by the rounding cells, to first order"
     else:
-        says = f"no more than the {chance:.2f} by which the rounding of a random update of this size moves it"
-    back = row["first_order"] > 0 and gamma < 1 - chance
+        says = f"no further from 1 than the {chance:.2f} by which the rounding of random updates of this size moves it"
     return finding(
-        "comes-back" if back else "functional-gain",
-        "warning" if back else "note",
+        id,
+        "warning" if id == "comes-back" else "note",
         f"{row['format']}: along the gradient of the forget loss {gamma:.2f} of the update is left, along the update itself "
         f"{gain:.2f}: {says}.",
         measure="functional gain",
         effect=gamma,
-        interval=(gamma - chance, gamma + chance),
         format=row["format"],
     )

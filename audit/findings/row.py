@@ -16,6 +16,7 @@ FindingId = Literal[
     "no-update",
     "swallowed",
     "comes-back",
+    "forgets-further",
     "functional-gain",
     "zero-bin",
     "on-grid",

@@ -94,7 +94,7 @@ def _warned(rows: Sequence[FindingRow], id: FindingId) -> list[str]:
 
 
 def _no_update(leg: WeightsLeg) -> list[str]:
-    weights = next(iter(leg.totals.values())).weights
+    weights = leg.quantized.weights
     tensors = f"{weights:,} weights of the {len(leg.tensors)} tensors that quantizers touch"
     return [f"No update: all {tensors} are equal in both checkpoints."]
 

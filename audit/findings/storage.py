@@ -23,7 +23,7 @@ def storage_findings(leg: WeightsLeg, recipe: Recipe | None = None) -> list[Find
 
 
 def _no_update(leg: WeightsLeg) -> list[FindingRow]:
-    total = next(iter(leg.totals.values()))
+    total = leg.quantized
     if total.unchanged < total.weights:
         return []
     sentence = (

@@ -67,7 +67,7 @@ def estimate_training(leg: WeightsLeg, samples: Sequence[Sample], recipe: Recipe
     Nothing but a recipe tells it: a file of bfloat16 weights shows the same edge whether they were trained in bfloat16 or
     rounded once at the end, and the size of an update is lr times any number of steps.
     """
-    total = next(iter(leg.totals.values()))
+    total = leg.quantized
     moved = total.weights - total.unchanged
     groups = _groups(samples)
     square = math.fsum(g.weights * g.std**2 for g in groups)

@@ -85,9 +85,10 @@ def types_of(shapes: Shapes, file_type: str) -> dict[str, str]:
     if file_type not in FILES:
         raise ValueError(f"file type must be one of {', '.join(FILES)}, got {file_type!r}")
     names = [name for name, shape in shapes.items() if is_quantized(name, shape) or is_vocabulary(name, shape)]
+    kinds = {name: _vocabulary(name) if is_vocabulary(name, shapes[name]) else _kind(name) for name in names}
     if any(FALCON.search(name) for name in names) and any("word_embeddings" in name for name in shapes):
         raise ValueError("model must not be a Falcon for a mix of llama.cpp, whose rules for it are others")
-    found = _matrices(names)
+    found = _matrices(kinds)
     model = _model(shapes, found)
     _check_known(found, model)
     return {
@@ -95,23 +96,22 @@ def types_of(shapes: Shapes, file_type: str) -> dict[str, str]:
     }
 
 
-def _matrices(names: list[str]) -> dict[str, Matrix]:
-    kinds: dict[str, Kind] = {name: _kind(name) for name in names}
-    layers = {name: int(found[1]) if (found := LAYER.search(name)) else None for name in names}
+def _matrices(kinds: Mapping[str, Kind]) -> dict[str, Matrix]:
+    layers = {name: int(found[1]) if (found := LAYER.search(name)) else None for name in kinds}
     places: dict[str, int] = {}
     for kind in set(kinds.values()):
         own = sorted(
             {layer for name, layer in layers.items() if layer is not None and _family(kinds[name]) == _family(kind)}
         )
         places |= {name: own.index(at) for name, at in layers.items() if kinds[name] == kind and at is not None}
-    return {name: Matrix(kinds[name], layers[name], places.get(name, 0)) for name in names}
+    return {name: Matrix(kinds[name], layers[name], places.get(name, 0)) for name in kinds}
+
+
+def _vocabulary(name: str) -> Kind:
+    return "head" if embeddings_of_head(name) or name.endswith("embed_out.weight") else "embedding"
 
 
 def _kind(name: str) -> Kind:
-    if embeddings_of_head(name) or name.endswith("embed_out.weight"):
-        return "head"
-    if is_vocabulary(name, (0, 0)):
-        return "embedding"
     for kind, pattern in KINDS.items():
         if pattern.search(name):
             return kind

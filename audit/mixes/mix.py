@@ -1,38 +1,15 @@
 """A format name that stands for what a tool does to a whole model, and the formats that it gives to its matrices.
 
-formats_of(mix_named("gguf:Q4_K_M"), {"model.layers.0.mlp.down_proj.weight": (576, 1536), ...})
+formats_of("gguf:Q4_K_M", {"model.layers.0.mlp.down_proj.weight": (576, 1536), ...}, ())
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
 
 from unforgotten.audit.mixes.llama_cpp import Shapes, types_of
 from unforgotten.theory.formats.gguf import FILES, GGUF
 from unforgotten.theory.formats.names import Format, deterministic_format_named
 
 PREFIX = "gguf:"
-
-
-class Mix(NamedTuple):
-    """What a tool does to a model.
-
-    Attributes:
-        name: name as on the command line.
-        types: function that gives each matrix that the tool quantizes the name of a format, from the shapes of a model.
-    """
-
-    name: str
-    types: Callable[[Shapes], Mapping[str, str]]
-
-
-def mix_named(name: str) -> Mix | None:
-    """Return the mix of a name; None where the name is none of a mix."""
-    if not is_mix(name):
-        return None
-    file_type = name.removeprefix(PREFIX)
-    return Mix(name, lambda shapes: {key: kind.lower() for key, kind in types_of(shapes, file_type).items()})
 
 
 def is_mix(name: str) -> bool:
@@ -62,9 +39,8 @@ def formats_of(name: str, shapes: Shapes, quantized: tuple[str, ...]) -> dict[st
     Raises:
         ValueError: the name is unknown, or the mix cannot be told for this model.
     """
-    mix = mix_named(name)
-    if mix is None:
-        fmt = deterministic_format_named(name)
-        return dict.fromkeys(quantized, fmt)
-    kinds = {kind: deterministic_format_named(kind) for kind in set(mix.types(shapes).values())}
-    return {key: kinds[kind] for key, kind in mix.types(shapes).items()}
+    if not is_mix(name):
+        return dict.fromkeys(quantized, deterministic_format_named(name))
+    types = types_of(shapes, name.removeprefix(PREFIX))
+    known = {kind: deterministic_format_named(kind.lower()) for kind in set(types.values())}
+    return {key: known[kind] for key, kind in types.items()}

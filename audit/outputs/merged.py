@@ -25,7 +25,8 @@ MOST_OWN = 3  # of them, of the legs that measured models
 SAYS: Mapping[FindingId, str] = {
     "swallowed": "the update is swallowed by the rounding cells, or part of it is (gain {})",
     "comes-back": "of what was forgotten, part comes back by the rounding cells, to first order (functional gain {})",
-    "functional-gain": "no part of what was forgotten comes back by the rounding cells, to first order (functional gain {})",
+    "forgets-further": "the quantized model forgets further by the rounding cells, to first order (functional gain {})",
+    "functional-gain": "the functional gain of {} tells neither that the forget loss comes back nor that it rises further",
     "zero-bin": "{} of the squared update lies in one cell at or beside zero",
     "on-grid": "{} of the moved weights lie on a level before the update, so changes below half a step are lost",
     "wash": "the update avoids the thresholds, or aims at them (flips over expected flips {})",

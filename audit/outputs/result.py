@@ -156,7 +156,7 @@ def build_result(
         unlearned=_source(unlearned),
         formats=rows,
         tensors=TENSORS_FILE,
-        coverage=_coverage(len(leg.tensors), rows[0]["weights"], leg.kept),
+        coverage=_coverage(len(leg.tensors), leg.quantized.weights, leg.kept),
         storage=_storage(leg),
         findings=findings,
         prediction=prediction,

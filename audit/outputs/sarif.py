@@ -19,6 +19,7 @@ RULES: Mapping[FindingId | str, str] = {
     "no-update": "No weight that quantizers touch was changed",
     "swallowed": "A format swallows the update, or a part of it",
     "comes-back": "Part of what was forgotten comes back by the rounding cells, to first order (T20)",
+    "forgets-further": "The quantized model forgets further by the rounding cells, to first order (T20)",
     "functional-gain": "What a format leaves of the update along the gradient of the forget loss (T20)",
     "zero-bin": "The update lies in the coarse cells beside zero (T11b)",
     "on-grid": "The weights lie on a format's grid before the update (T11a)",

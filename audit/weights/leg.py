@@ -94,6 +94,11 @@ class WeightsLeg:
         return [t.survival[setting] for t in (*self.tensors, *self.vocabulary) if setting in t.survival]
 
     @property
+    def quantized(self) -> Survival:
+        """Sums over the matrices that every quantizer touches, in the first format: for what no format changes."""
+        return add(next(iter(t.survival.values())) for t in self.tensors)
+
+    @property
     def left_alone(self) -> dict[str, bool]:
         """The kept tensors that a format leaves alone: all but those that every one of these formats touches."""
         touched = {t.name for t in self.vocabulary if t.survival.keys() == self.totals.keys()}
@@ -102,7 +107,7 @@ class WeightsLeg:
     @property
     def unchanged_fraction(self) -> float:
         """Share of the quantized weights that the update left equal."""
-        return next(iter(self.totals.values())).unchanged_fraction
+        return self.quantized.unchanged_fraction
 
 
 def weights_leg(

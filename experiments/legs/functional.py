@@ -55,11 +55,10 @@ def functional_leg(
     with TemporaryDirectory() as folder:
         begin("gradient")
         slopes = gradient(pair, every, chosen, Path(folder))
-        deltas = {name: float(_dot(slopes[name], pair.unlearned[name] - pair.target[name])) for name in every}
         rows = []
         for name in formats:
             begin(f"functional gain {name}")
-            rows.append(_row(pair, name, touched[name], slopes, sum(deltas[n] for n in touched[name])))
+            rows.append(_row(pair, name, touched[name], slopes))
         del slopes
     return FunctionalLeg(
         texts=len(chosen), of=len(documents), tokens=sum(len(d) - 1 for d in chosen), shams=SHAMS, formats=rows
@@ -125,19 +124,18 @@ def _collected(weights: Mapping[str, Tensor], found: Mapping[str, Tensor], model
             p.requires_grad_(before[name])
 
 
-def _row(
-    pair: Pair, format_name: str, names: Sequence[str], slopes: Mapping[str, Tensor], effect: float
-) -> FunctionalRow:
+def _row(pair: Pair, format_name: str, names: Sequence[str], slopes: Mapping[str, Tensor]) -> FunctionalRow:
     q = pair.shell.quantized(pair.target, format_name)
     q_new = pair.shell.quantized(pair.unlearned, format_name)
     shams = [_sham(pair, seed) for seed in range(SHAMS)]
     q_shams = [pair.shell.quantized(state, format_name) for state in shams]
-    weights = length = along = slope = 0.0
+    weights = effect = length = along = slope = 0.0
     sham_along, sham_slope = np.zeros(SHAMS), np.zeros(SHAMS)
     for name in names:
         w, base, g = pair.target[name], q[name], slopes[name]
         delta, kept = pair.unlearned[name] - w, q_new[name] - base
         weights += w.numel()
+        effect += _dot(g, delta)
         length += _dot(delta, delta)
         along += _dot(kept, delta)
         slope += _dot(g, kept)

@@ -20,7 +20,7 @@ from unforgotten.audit.sources.open import open_pair
 from unforgotten.audit.sources.pairing import pair
 from unforgotten.experiments.data.texts import read_texts
 from unforgotten.experiments.legs.behaviour import COPIES as OF_BEHAVIOUR
-from unforgotten.experiments.legs.benchmark import read_benchmark
+from unforgotten.experiments.legs.benchmark import MUSE_ANSWERS, read_benchmark
 from unforgotten.experiments.legs.functional import LONGEST, MOST_TOKENS
 from unforgotten.experiments.legs.loaded_pair import tokenizer_of
 from unforgotten.experiments.legs.output import COPIES as OF_OUTPUT
@@ -134,13 +134,11 @@ def _legs(asked: AuditAsked, shape: Shape) -> Iterator[Leg]:
         scored = [len(row) for rows in (probes.passages, probes.holdout, probes.retained) for row in rows]
         models = (asked.retrained is not None) + 2 * (1 + count) + mixed
         passages = [len(row) for row in probes.passages]
-        yield _leg("behaviour", shape, models, scored, *_asked_of(probes, asked), passages, OF_BEHAVIOUR)
+        yield _leg("behaviour", shape, models, scored, *_asked_of(probes), passages, OF_BEHAVIOUR)
 
 
-def _asked_of(probes: Probes, asked: AuditAsked) -> tuple[list[int], int]:
+def _asked_of(probes: Probes) -> tuple[list[int], int]:
     """Return the lengths of all prompts, and the tokens that are generated for them."""
-    from unforgotten.experiments.legs.benchmark import MUSE_ANSWERS
-
     prompts = [*probes.verbatim_prompts, *probes.forget_prompts, *probes.retain_prompts]
     answers = MUSE_ANSWERS.answer_tokens * (len(probes.forget_prompts) + len(probes.retain_prompts))
     return [len(row) for row in prompts], sum(map(len, probes.verbatim_tokens)) + answers

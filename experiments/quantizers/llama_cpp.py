@@ -102,7 +102,7 @@ def quantized_file(weights: State, names: Sequence[str], file_type: str) -> Mapp
     with TemporaryDirectory() as folder:
         plain, written = Path(folder) / "plain.gguf", Path(folder) / "quantized.gguf"
         _write(plain, {stored[name]: name for name in names}, weights)
-        _quantize(plain, written, file_type)
+        quantize_gguf(plain, written, file_type)
         reader = gguf.GGUFReader(str(written))
         tensors = {t.name: Stored(t.tensor_type.name, np.array(t.data).view(np.uint8)) for t in reader.tensors}
     return {name: tensors[stored[name]] for name in names}
@@ -156,7 +156,7 @@ def _hyperparameters(shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]
     }
 
 
-def _quantize(plain: Path, written: Path, file_type: str) -> None:
+def quantize_gguf(plain: Path, written: Path, file_type: str) -> None:
     """Let llama.cpp quantize a file; of what it logs only an error is kept.
 
     Raises:

@@ -14,7 +14,7 @@ pytest.importorskip("llama_cpp", reason="pip install llama-cpp-python==0.3.36: l
 gguf = pytest.importorskip("gguf", reason="pip install 'unforgotten[gguf]': writes the file that llama.cpp quantizes")
 
 from unforgotten.audit.mixes.llama_cpp import types_of
-from unforgotten.experiments.quantizers.llama_cpp import _quantize
+from unforgotten.experiments.quantizers.llama_cpp import quantize_gguf
 from unforgotten.theory.formats.gguf import FILES
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.reference import round_trip
@@ -107,7 +107,7 @@ def test_a_mix__has_the_types_and_the_values_of_the_file(name: str, file_type: s
     model = MODELS[name]
     weights = weights_of(model)
     write(tmp_path / "plain.gguf", model, weights)
-    _quantize(tmp_path / "plain.gguf", tmp_path / "quantized.gguf", file_type.lower())
+    quantize_gguf(tmp_path / "plain.gguf", tmp_path / "quantized.gguf", file_type.lower())
     tensors = {t.name: t for t in gguf.GGUFReader(str(tmp_path / "quantized.gguf")).tensors}
     own = {key: (tensor, w) for key, tensor, w in matrices(weights)}
     ours = types_of({key: w.shape for key, (_, w) in own.items()}, file_type)

@@ -18,6 +18,8 @@ from unforgotten.theory.laws.update import GRID_MODES, add, survival
 
 Tensors = dict[str, NDArray[Any]]
 NAME = "gguf:Q4_K_M"
+SUMS = 40_000 * 2.0**-53
+"""Of a ratio of sums of at most 40,000 terms each in float64, added in another order."""
 SHAPES = {
     "model.embed_tokens.weight": (40, 64),
     **{f"model.layers.{i}.self_attn.v_proj.weight": (32, 64) for i in range(3)},
@@ -60,7 +62,7 @@ def test_each_tensor_is_measured_in_its_own_format(weights: tuple[Tensors, Tenso
             expected.code_flips,
             expected.value_changes,
         )
-        assert got.gain == pytest.approx(expected.gain, rel=1e-12)
+        assert got.gain == pytest.approx(expected.gain, rel=SUMS)
     plain = weights_leg(target, unlearned, ["int4-g64"]).totals[Setting("int4-g64", "adaptive")]
     assert leg.totals[Setting("int4-g64", "adaptive")] == plain  # the embedding is in the mix alone
     assert [t.name for t in leg.vocabulary] == ["model.embed_tokens.weight"]
@@ -81,6 +83,11 @@ def test_processes_share_a_mix(pair: tuple[Path, Path], monkeypatch: pytest.Monk
 
 def test_an_audit_says_where_the_embedding_is_measured(pair: tuple[Path, Path]) -> None:
     alone, beside = (audit_pair(*pair, formats) for formats in ((NAME,), (NAME, "int4-g64")))
+    assert alone["coverage"] == beside["coverage"]
+    assert alone["coverage"]["weights"] == 3 * (
+        32 * 64 + 64 * 256
+    )  # of the matrices that it counts, in any order of formats
+    assert alone["storage"] == beside["storage"]
     rows = {row["format"]: row["weights"] for row in beside["formats"] if row["grid"] == "adaptive"}
     assert rows[NAME] - rows["int4-g64"] == 40 * 64
 
