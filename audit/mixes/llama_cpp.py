@@ -85,7 +85,9 @@ def types_of(shapes: Shapes, file_type: str) -> dict[str, str]:
     if file_type not in FILES:
         raise ValueError(f"file type must be one of {', '.join(FILES)}, got {file_type!r}")
     names = [name for name, shape in shapes.items() if is_quantized(name, shape) or is_vocabulary(name, shape)]
-    kinds = {name: _vocabulary(name) if is_vocabulary(name, shapes[name]) else _kind(name) for name in names}
+    kinds: dict[str, Kind] = {
+        name: _vocabulary(name) if is_vocabulary(name, shapes[name]) else _kind(name) for name in names
+    }
     if any(FALCON.search(name) for name in names) and any("word_embeddings" in name for name in shapes):
         raise ValueError("model must not be a Falcon for a mix of llama.cpp, whose rules for it are others")
     found = _matrices(kinds)
