@@ -1,12 +1,14 @@
 """What is left of the update between two quantized models, from their decoded weights, one tensor in memory at a time.
 
 With w and w' the weights of target and unlearned model, Q and Q' those of the quantized files: delta = w' - w, D = Q' - Q.
-No assumption on the quantizer is made, so all of it holds of calibrated ones too.
+No assumption on the quantizer is made, so all of it holds of calibrated ones too. Where one scaled the channels, Q and Q' are
+without the scales, see `scales`.
 """
 
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.audit.deployed.orders import nearest_order
+from unforgotten.audit.deployed.scales import By, Undone, share_of_scaling, without_scales
 from unforgotten.audit.deployed.stored import Artefact, Pair, Stored
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
@@ -24,6 +27,9 @@ from unforgotten.theory.laws.update import Survival, add
 
 Array = NDArray[Any]
 CHUNK_WEIGHTS = 1 << 20
+LAYER = re.compile(r"\.\d+\.")
+ROUNDED = 2.0**-7
+"""Change of a norm's weight, as a share of it, that is no scale: what bfloat16 rounds by, twice."""
 OURS_WEIGHTS = 1 << 18
 """Weights of a tensor, of its first rows, that the distance to our format is taken from; whole where its scale is one of all."""
 
@@ -41,7 +47,8 @@ class DeployedTensor:
         sums: sums over its weights; what is no part of decoded values is counted as the value changes.
         weights_sq, shift_sq: squared lengths of w and of Q - w.
         theirs_sq, ours_sq: squared distances of Q and of w from our own Q(w), on a sample of the rows; 0 without one.
-        channel_spread: standard deviation, over columns, of the factor by which a column of Q is nearest to that of w.
+        scaled: how the scales of its channels were undone, see `Undone`; "" where it had none.
+        scaling_sq: squared length of the part of the update that a fit of those scales cannot tell from them; 0 without one.
     """
 
     name: str
@@ -54,7 +61,8 @@ class DeployedTensor:
     shift_sq: float
     theirs_sq: float
     ours_sq: float
-    channel_spread: float
+    scaled: By
+    scaling_sq: float
 
     @property
     def kind(self) -> str:
@@ -108,17 +116,23 @@ def measure_deployed(
     for done, name in enumerate(both):
         if progress is not None:
             progress(name, done, len(both))
-        found.append(_measure(pair, name, (files[0].stored[name], files[1].stored[name])))
+        found.append(_measure(pair, name, files))
     missing = {name: math.prod(pair[0].tensors[name].shape) for name in names if name not in both}
     return DeployedLeg(files, tuple(found), missing)
 
 
-def _measure(pair: Pair, name: str, stored: tuple[Stored, Stored]) -> DeployedTensor:
+def _measure(pair: Pair, name: str, files: tuple[Artefact, Artefact]) -> DeployedTensor:
     w, w_new = (_weights(checkpoint, name) for checkpoint in pair)
+    stored = files[0].stored[name], files[1].stored[name]
     order, q = _values(name, stored[0], w)
     _, q_new = _values(name, stored[1], w_new)
-    parts = [_sums(*(x.reshape(-1)[i : i + CHUNK_WEIGHTS] for x in (w, w_new, q, q_new))) for i in _starts(w)]
-    theirs, ours = (0.0, 0.0) if stored[0].ours is None else _beside_ours(w, q, stored[0].ours)
+    without = without_scales(w, q, norms_of(name, pair[0], files[0]))
+    without_new = without_scales(w_new, q_new, norms_of(name, pair[1], files[1]))
+    theirs, ours = (0.0, 0.0) if stored[0].ours is None else _beside_ours(w, q, without, stored[0].ours)
+    four = w, w_new, without.values, without_new.values
+    parts = [_sums(*(x.reshape(-1)[i : i + CHUNK_WEIGHTS] for x in four)) for i in _starts(w)]
+    ways = {without.by, without_new.by}
+    scaled: By = "fit" if "fit" in ways else "norm" if "norm" in ways else ""
     return DeployedTensor(
         name=name,
         kinds=(stored[0].kind, stored[1].kind),
@@ -130,18 +144,32 @@ def _measure(pair: Pair, name: str, stored: tuple[Stored, Stored]) -> DeployedTe
         shift_sq=math.fsum(shift for _, _, shift in parts),
         theirs_sq=theirs,
         ours_sq=ours,
-        channel_spread=channel_spread(w, q),
+        scaled=scaled,
+        scaling_sq=share_of_scaling(w, w_new - w) if scaled == "fit" else 0.0,
     )
 
 
-def channel_spread(w: Array, q: Array) -> float:
-    """Return the standard deviation over columns of <q, w> / <w, w>; columns of zeros count for none.
+def norms_of(name: str, model: Checkpoint, file: Artefact) -> dict[str, Array]:
+    """Return by name what a file divided each norm of the layer of a matrix by, float64; those that only rounding moved are left out.
 
-    Rounding alone leaves its relative error over the root of the rows; AWQ and SmoothQuant scale each column by itself.
+    Gemma adds 1 to the weights of its norms, so the quotient with 1 added comes as well.
     """
-    square = np.einsum("ij,ij->j", w, w, dtype=np.float64)
-    dot = np.einsum("ij,ij->j", q, w, dtype=np.float64)
-    return float(np.std(dot[square > 0] / square[square > 0])) if square.any() else 0.0
+    found: dict[str, Array] = {}
+    for norm in _norms_beside(name, file.norms):
+        with np.errstate(all="ignore"):
+            ours = np.asarray(model.read(norm), np.float64)
+            theirs = np.asarray(file.checkpoint.read(file.norms[norm]), np.float64)
+            for added in (0.0, 1.0):
+                quotient = (ours + added) / (theirs + added)
+                if np.isfinite(quotient).all() and np.abs(quotient - 1).max() > ROUNDED:
+                    found[f"{norm} + {added:.0f}"] = quotient
+    return found
+
+
+def _norms_beside(name: str, norms: Iterable[str]) -> list[str]:
+    """Return the norms of the layer of a matrix: those that share its name up to the number of the layer."""
+    at = LAYER.search(name)
+    return [] if at is None else [norm for norm in norms if norm.startswith(name[: at.end()])]
 
 
 def _weights(checkpoint: Checkpoint, name: str) -> Array:
@@ -183,10 +211,13 @@ def _sums(w: Array, w_new: Array, q: Array, q_new: Array) -> tuple[Survival, flo
     return sums, float(np.square(before).sum()), float(np.square(shift).sum())
 
 
-def _beside_ours(w: Array, q: Array, ours: str) -> tuple[float, float]:
-    """Return the squared distances of the file's values and of the weights from what our own format gives."""
+def _beside_ours(w: Array, q: Array, without: Undone, ours: str) -> tuple[float, float]:
+    """Return the squared distances of the file's values and of the weights, as scaled, from what our own format gives."""
     fmt = format_named(ours)
     whole = fmt.block == "tensor" or fmt.tensor_range > 0
     rows = len(w) if whole else max(1, OURS_WEIGHTS // w.shape[1])
-    own = round_trip(w[:rows], fmt).astype(np.float64)
-    return float(np.square(q[:rows] - own).sum()), float(np.square(w[:rows] - own).sum())
+    scaled = w[:rows]
+    if without.by:
+        scaled = (scaled * without.rows[:rows, None] * without.columns).astype(np.float32)
+    own = round_trip(scaled, fmt).astype(np.float64)
+    return float(np.square(q[:rows] - own).sum()), float(np.square(scaled - own).sum())

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -65,11 +66,13 @@ class Artefact(NamedTuple):
         checkpoint: the file.
         stored: its matrices by the name in the model.
         others: type of each quantized tensor that is none of these, by its own name.
+        norms: the file's name of each vector of the model, by the model's.
     """
 
     checkpoint: Checkpoint
     stored: Mapping[str, Stored]
     others: Mapping[str, str]
+    norms: Mapping[str, str] = MappingProxyType({})
 
 
 def check_not_quantized(pair: Pair) -> None:
@@ -209,7 +212,8 @@ def _of_layers(checkpoint: Checkpoint, scheme: Scheme, model: Checkpoint, names:
     parts = {part for layer in layers.values() for part in layer.parts}
     floats = {n for n, info in checkpoint.tensors.items() if info.dtype in FLOATS.values() and n not in parts}
     theirs = {*layers, *floats}
-    ours = _reversed(names, theirs)
+    vectors = [name for name, info in model.tensors.items() if len(info.shape) == 1]
+    ours = _reversed([*names, *vectors], theirs)
     stored: dict[str, Stored] = {}
     for name in names:
         own = ours.get(name, name)
@@ -219,7 +223,9 @@ def _of_layers(checkpoint: Checkpoint, scheme: Scheme, model: Checkpoint, names:
             stored[name] = _float(checkpoint, own)
     taken = {ours.get(name, name) for name in stored}
     others = {name: layer.format or scheme.name for name, layer in layers.items() if name not in taken}
-    return Artefact(checkpoint, stored, others)
+    norms = {name: own for name in vectors if (own := ours.get(name, name)) in floats}
+    norms = {n: o for n, o in norms.items() if checkpoint.tensors[o].shape == model.tensors[n].shape}
+    return Artefact(checkpoint, stored, others, norms)
 
 
 def _reversed(names: Iterable[str], theirs: Iterable[str]) -> dict[str, str]:

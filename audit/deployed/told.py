@@ -17,8 +17,6 @@ from unforgotten.audit.weights.leg import gain_stderr
 
 FAR = 0.5
 """Distance of a decoded matrix from the one it was made from, |Q - w| / |w|, beyond which it hardly was."""
-SCALED = 0.1
-"""Spread of the factors of columns beyond which they were scaled: Q4_0 of Gaussian weights leaves about 0.02 in 16 rows."""
 
 
 class DeployedFile(TypedDict):
@@ -199,13 +197,21 @@ def _notes(leg: DeployedLeg) -> Iterator[str]:
             f"{len(far)} deployed tensors are further from the target's than {FAR:.0%} of its length; they were hardly made "
             f"from it as it is, and their gain may mean nothing: {_names(far)}."
         )
-    scaled = [t for t in leg.tensors if t.channel_spread > SCALED]
-    if scaled:
-        yield (
-            f"The channels of {len(scaled)} deployed tensors are scaled one by one, as AWQ and SmoothQuant do, which divide the "
-            f"layer before by the same scales: gain, base shift and distance hold those scales: {_names(scaled)}."
-        )
+    yield from _scaled_notes(leg)
     yield from notes_of(*(file.checkpoint for file in leg.files))
+
+
+def _scaled_notes(leg: DeployedLeg) -> Iterator[str]:
+    by_norm, by_fit = ([t for t in leg.tensors if t.scaled == by] for by in ("norm", "fit"))
+    what = "whose channels were scaled one by one, as AWQ and SmoothQuant do, are compared without those scales"
+    if by_norm:
+        yield f"{len(by_norm)} deployed tensors {what}, which are what the norm before them was divided by: {_names(by_norm)}."
+    if by_fit:
+        most = math.fsum(t.scaling_sq for t in by_fit) / (math.fsum(t.sums.delta_sq for t in by_fit) or math.inf)
+        yield (
+            f"{len(by_fit)} deployed tensors {what}, which were fitted to the weights: that may take their gain for up to "
+            f"{most:.3f} nearer to 1 than it is: {_names(by_fit)}."
+        )
 
 
 def _names(tensors: Sequence[DeployedTensor]) -> str:
