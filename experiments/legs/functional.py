@@ -19,9 +19,11 @@ from tempfile import TemporaryDirectory
 import numpy as np
 import torch
 from torch import Tensor
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from unforgotten.audit.progress.stages import Begin
 from unforgotten.audit.verdict.legs import FunctionalLeg, FunctionalRow
+from unforgotten.experiments.compute.checkpointing import checkpointed
 from unforgotten.experiments.legs.loaded_pair import Pair
 from unforgotten.experiments.models.batches import Documents, pad
 from unforgotten.experiments.models.scoring import score_batch
@@ -76,7 +78,33 @@ def sample(documents: Documents) -> list[list[int]]:
     return found
 
 
-def gradient(pair: Pair, names: Sequence[str], documents: Documents, folder: Path) -> Mapping[str, Tensor]:
+class Slopes:
+    """The gradient, a file a weight: no more than one is in memory, where a mapped file would count as memory of the process.
+
+    A weight that the loss does not depend on has zeros.
+
+    Attributes:
+        folder: directory of the files, which outlives it.
+        shapes: shape of each weight, by name.
+    """
+
+    def __init__(self, folder: Path, shapes: Mapping[str, torch.Size]) -> None:
+        """Begin with zeros."""
+        self.shapes = shapes
+        self._paths = {name: folder / str(i) for i, name in enumerate(shapes)}
+
+    def __getitem__(self, name: str) -> Tensor:
+        """Return the gradient of one weight, float32."""
+        if not self._paths[name].exists():
+            return torch.zeros(self.shapes[name])
+        return torch.from_numpy(np.fromfile(self._paths[name], np.float32)).reshape(self.shapes[name])
+
+    def add(self, name: str, part: Tensor) -> None:
+        """Add to the gradient of one weight."""
+        (self[name] + part.cpu().float()).numpy().tofile(self._paths[name])
+
+
+def gradient(pair: Pair, names: Sequence[str], documents: Documents, folder: Path) -> Slopes:
     """Return the gradient of the mean forget loss, nats a token, at the unlearned weights; kept in files of `folder`.
 
     Args:
@@ -87,20 +115,21 @@ def gradient(pair: Pair, names: Sequence[str], documents: Documents, folder: Pat
     """
     model = pair.shell.with_state(pair.unlearned)
     own = dict(model.named_parameters())
-    found = {name: _zeros(folder / str(i), own[name]) for i, name in enumerate(names)}
-    with _collected({name: own[name] for name in names}, found, model), torch.enable_grad():
+    found = Slopes(folder, {name: own[name].shape for name in names})
+    again = any(isinstance(module, GradientCheckpointingLayer) for module in model.modules())
+    with (
+        checkpointed(model, enabled=again),
+        _collected({name: own[name] for name in names}, found, model),
+        torch.enable_grad(),
+    ):
         for text in documents:  # one by one: a batch would hold the activations of all its texts
             scored = score_batch(model, pad([text], model.config.pad_token_id or 0).on(model.device))
             (-(scored.label.sum() / scored.mask.sum()) / len(documents)).backward()
     return found
 
 
-def _zeros(path: Path, like: Tensor) -> Tensor:
-    return torch.from_numpy(np.memmap(path, np.float32, "w+", shape=tuple(like.shape)))
-
-
 @contextmanager
-def _collected(weights: Mapping[str, Tensor], found: Mapping[str, Tensor], model: torch.nn.Module) -> Iterator[None]:
+def _collected(weights: Mapping[str, Tensor], found: Slopes, model: torch.nn.Module) -> Iterator[None]:
     """Add the gradient of each weight to what was found, as soon as it is there, and keep no other."""
     before = {name: p.requires_grad for name, p in model.named_parameters()}
     for p in model.parameters():
@@ -108,7 +137,7 @@ def _collected(weights: Mapping[str, Tensor], found: Mapping[str, Tensor], model
 
     def collect(name: str, p: Tensor) -> None:
         if p.grad is not None:
-            found[name].add_(p.grad.cpu())
+            found.add(name, p.grad)
             p.grad = None
 
     handles = []
@@ -124,7 +153,7 @@ def _collected(weights: Mapping[str, Tensor], found: Mapping[str, Tensor], model
             p.requires_grad_(before[name])
 
 
-def _row(pair: Pair, format_name: str, names: Sequence[str], slopes: Mapping[str, Tensor]) -> FunctionalRow:
+def _row(pair: Pair, format_name: str, names: Sequence[str], slopes: Slopes) -> FunctionalRow:
     q = pair.shell.quantized(pair.target, format_name)
     q_new = pair.shell.quantized(pair.unlearned, format_name)
     shams = [_sham(pair, seed) for seed in range(SHAMS)]

@@ -101,14 +101,14 @@ def quantized_file(weights: State, names: Sequence[str], file_type: str) -> Mapp
     stored = file_names(names)
     with TemporaryDirectory() as folder:
         plain, written = Path(folder) / "plain.gguf", Path(folder) / "quantized.gguf"
-        _write(plain, {stored[name]: name for name in names}, weights)
+        write_plain(plain, {stored[name]: name for name in names}, weights)
         quantize_gguf(plain, written, file_type)
         reader = gguf.GGUFReader(str(written))
         tensors = {t.name: Stored(t.tensor_type.name, np.array(t.data).view(np.uint8)) for t in reader.tensors}
     return {name: tensors[stored[name]] for name in names}
 
 
-def _write(path: Path, names: Mapping[str, str], weights: State) -> None:
+def write_plain(path: Path, names: Mapping[str, str], weights: State) -> None:
     """Write a GGUF file of a Llama with these weights and no others, one after the other, in float32.
 
     Args:
