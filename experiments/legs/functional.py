@@ -30,7 +30,7 @@ from unforgotten.experiments.models.scoring import score_batch
 from unforgotten.experiments.models.states import LazyState
 
 LONGEST = 256
-"""Tokens of a text whose gradient is taken: a backward pass keeps the activations of all of them."""
+"""Tokens of a text whose gradient is taken: a backward pass keeps the activations of all of them, of a layer where it can."""
 MOST_TOKENS = 16_384
 """Tokens in all: the texts are taken in a random order until they are used up."""
 SHAMS = 3
@@ -43,7 +43,7 @@ def functional_leg(
 ) -> FunctionalLeg:
     """Measure the gain, the functional gain and the sham's in every format.
 
-    The gradient, one float32 copy of the weights, lies in a file while it is used.
+    The gradient, one float32 copy of the weights, lies in files while it is used.
 
     Args:
         pair: the two models; its shell takes the unlearned weights.
@@ -92,6 +92,8 @@ class Slopes:
         """Begin with zeros."""
         self.shapes = shapes
         self._paths = {name: folder / str(i) for i, name in enumerate(shapes)}
+        for path in self._paths.values():
+            path.unlink(missing_ok=True)
 
     def __getitem__(self, name: str) -> Tensor:
         """Return the gradient of one weight, float32."""
@@ -151,6 +153,7 @@ def _collected(weights: Mapping[str, Tensor], found: Slopes, model: torch.nn.Mod
             handle.remove()
         for name, p in model.named_parameters():
             p.requires_grad_(before[name])
+            p.grad = None
 
 
 def _row(pair: Pair, format_name: str, names: Sequence[str], slopes: Slopes) -> FunctionalRow:
