@@ -114,7 +114,8 @@ conformance: $(CONFORMANCE)/.ready
 	HYPOTHESIS_PROFILE=ci $(CONFORMANCE)/bin/pytest \
 	  -p unforgotten.verification.conformance.record --conformance-record $(RECORD) \
 	  verification/conformance --ignore verification/conformance/legacy
-	$(CONFORMANCE)/bin/pytest tests/experiments/quantizers/test_libraries.py tests/experiments/quantizers/test_library_models.py
+	$(CONFORMANCE)/bin/pytest tests/experiments/quantizers/test_libraries.py tests/experiments/quantizers/test_library_models.py \
+	  tests/experiments/studies/test_deployed_files.py
 
 # Without dependencies, see the file; of this package, too, only what two modules need.
 $(LEGACY)/.ready: requirements-conformance-legacy.txt pyproject.toml

@@ -77,7 +77,7 @@ def rows_of(folder: Path, name: str) -> Iterator[dict[str, Any]]:
                 "tool": tool.requirement,
                 "written_by": name,
                 "unequal": sum(
-                    _unequal(one, tool.decode(file), tool.dtype)
+                    unequal(one, tool.decode(file), tool.dtype)
                     for one, file in zip(opened, (before, after), strict=True)
                 ),
                 "weights": deployed["weights"],
@@ -99,7 +99,7 @@ def _written(name: str, model: Path, path: Path, documents: Documents) -> Path:
     return path
 
 
-def _unequal(opened: Artefact, theirs: Values, dtype: str) -> int:
+def unequal(opened: Artefact, theirs: Values, dtype: str) -> int:
     """Count the weights that the audit and the tool decode to different values."""
     checkpoint, places = opened.checkpoint, {name: name for name in opened.stored}
     if isinstance(checkpoint, GgufCheckpoint):
