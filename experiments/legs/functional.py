@@ -28,6 +28,7 @@ from unforgotten.experiments.legs.loaded_pair import Pair
 from unforgotten.experiments.models.batches import Documents, pad
 from unforgotten.experiments.models.scoring import score_batch
 from unforgotten.experiments.models.states import LazyState
+from unforgotten.experiments.quantizers.quantizer import State
 
 LONGEST = 256
 """Tokens of a text whose gradient is taken: a backward pass keeps the activations of all of them, of a layer where it can."""
@@ -159,7 +160,7 @@ def _collected(weights: Mapping[str, Tensor], found: Slopes, model: torch.nn.Mod
 def _row(pair: Pair, format_name: str, names: Sequence[str], slopes: Slopes) -> FunctionalRow:
     q = pair.shell.quantized(pair.target, format_name)
     q_new = pair.shell.quantized(pair.unlearned, format_name)
-    shams = [_sham(pair, seed) for seed in range(SHAMS)]
+    shams = [sham(pair.target, pair.unlearned, seed) for seed in range(SHAMS)]
     q_shams = [pair.shell.quantized(state, format_name) for state in shams]
     weights = effect = length = along = slope = 0.0
     sham_along, sham_slope = np.zeros(SHAMS), np.zeros(SHAMS)
@@ -187,17 +188,17 @@ def _row(pair: Pair, format_name: str, names: Sequence[str], slopes: Slopes) -> 
     )
 
 
-def _sham(pair: Pair, seed: int) -> LazyState:
+def sham(target: State, unlearned: State, seed: int) -> LazyState:
     """Return the target moved in a random direction, in each tensor as far as the update moved it."""
 
     def weight(name: str) -> Tensor:
-        w, w_new = pair.target[name], pair.unlearned[name]
+        w, w_new = target[name], unlearned[name]
         length = (w_new - w).double().norm()
         generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {name}".encode()))
         noise = torch.randn(w.shape, generator=generator).to(w)
         return w + (noise * (length / noise.double().norm())).to(w) if length else w
 
-    return LazyState(pair.target, weight)
+    return LazyState(target, weight)
 
 
 def _dot(a: Tensor, b: Tensor) -> float:

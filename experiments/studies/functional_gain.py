@@ -25,6 +25,7 @@ from transformers import PreTrainedModel
 from unforgotten.audit.progress.stages import Progress
 from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.data.prepare import prepare_corpus
+from unforgotten.experiments.legs.functional import SHAMS, sham
 from unforgotten.experiments.metrics.effects import hybrid_states
 from unforgotten.experiments.metrics.probes import make_probes
 from unforgotten.experiments.models.batches import Documents
@@ -121,17 +122,28 @@ def measured(pair: Pair, formats: Sequence[str], *, second_order: bool) -> Itera
         hybrid = hybrid_states(pair.shell.names, pair.target, pair.unlearned, q, q_new)["target+D"]
         effect = float(g @ delta)  # plain float64: an exact sum of a million terms takes seconds
         gamma = float(g @ kept) / effect
+        shams = [_sham_of(pair, name, q, seed, g, effect) for seed in range(SHAMS)]
         yield {
             "format": name,
             "gain": float(kept @ delta / (delta @ delta)),
             "functional_gain": gamma,
             "first_order": effect,
+            "sham_gain": float(np.mean([gain for gain, _ in shams])),
+            "sham_shift": max(abs(shift) for _, shift in shams),
             "second_order_share": 1 - gamma - bend(pair, error) / effect / 2 if second_order else None,
             "target_loss": before,
             "loss": after,
             "came_back_gating": after - pair.loss(hybrid),
             "came_back": after - pair.loss(q_new),
         }
+
+
+def _sham_of(pair: Pair, format_name: str, q: State, seed: int, g: NDArray[Any], effect: float) -> tuple[float, float]:
+    """Return the gain of a random update as long as the own one, and what its rounding moves the functional gain by."""
+    state = sham(pair.target, pair.unlearned, seed)
+    moved = pair.flat(state) - pair.flat(pair.target)
+    left = pair.flat(pair.shell.quantized(state, format_name)) - pair.flat(q)
+    return float(left @ moved / (moved @ moved)), float(g @ (left - moved)) / effect
 
 
 def functional_gains(folder: Path, formats: Sequence[str], *, second_order: bool) -> Iterator[dict[str, Any]]:
@@ -149,6 +161,7 @@ def functional_gains(folder: Path, formats: Sequence[str], *, second_order: bool
         notes = load_notes(path)
         depth = notes.get("depth")
         arm = {
+            "run": folder.name,
             "method": method,
             "storage": storage if depth is None else storage.removesuffix(f"-{stem(depth)}"),
             **({} if depth is None else {"depth": depth}),

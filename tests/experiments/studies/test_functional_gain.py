@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 torch = pytest.importorskip("torch", reason="the study needs unforgotten[experiments]")
 
 from unforgotten.experiments.data.corpus import read_fiction
+from unforgotten.experiments.legs.functional import SHAMS, sham
 from unforgotten.experiments.load_config import load_config
 from unforgotten.experiments.metrics.probes import make_probes
 from unforgotten.experiments.models.saved import load_model, load_tokenizer
@@ -19,10 +20,13 @@ from unforgotten.experiments.models.states import LazyState
 from unforgotten.experiments.studies.functional_gain import Pair, bend, measured, slopes
 from unforgotten.records.files import read_json_lines
 from unforgotten.reports.studies.functional_gain import cells_table, hits, hits_table
+from unforgotten.reports.studies.sham import told
 from unforgotten.theory.models.functional_gain import functional_gain
 
 STEP = 2.0**-6
 SUMS = 2.0**-20  # differences of two quantized float32 weights, taken in another order
+SHAM_SPREAD = 0.1  # of the gain of a random update of some ten thousand weights: several standard deviations
+NORMS = 2.0**-12  # of a difference of float32 weights that is a hundredth of them
 NEAR = 0.02  # of a difference quotient in float32: its third order is below a hundredth here, rounding below that
 
 
@@ -66,6 +70,35 @@ def test_rows_say_what_came_back(pair: Pair) -> None:
         assert row["came_back"] == pytest.approx(pair.loss(pair.unlearned) - pair.loss(q))
         assert row["functional_gain"] == pytest.approx(functional_gain(*parts(pair, row["format"])), rel=SUMS)
     assert rows[0]["first_order"] == rows[1]["first_order"]
+    for row in rows:  # the update is larger than the cells: T6
+        assert row["sham_gain"] == pytest.approx(1, abs=SHAM_SPREAD)
+    g, q = pair.flat(slopes(pair)), pair.shell.quantized(pair.target, "int4-g64")
+    shifts = []
+    for seed in range(SHAMS):
+        random = sham(pair.target, pair.unlearned, seed)
+        left = pair.flat(pair.shell.quantized(random, "int4-g64")) - pair.flat(q)
+        shifts.append(abs(g @ (left - pair.flat(random) + pair.flat(pair.target))) / abs(rows[0]["first_order"]))
+    assert rows[0]["sham_shift"] == pytest.approx(max(shifts), rel=SUMS)
+
+
+def test_random_updates_are_as_long_as_the_own_one_and_seeded(pair: Pair) -> None:
+    first, again, other = (sham(pair.target, pair.unlearned, seed) for seed in (0, 0, 1))
+    for name in pair.shell.names:
+        moved = first[name] - pair.target[name]
+        own = pair.unlearned[name] - pair.target[name]
+        assert float(moved.norm()) == pytest.approx(float(own.norm()), rel=NORMS)
+        assert torch.equal(first[name], again[name])
+        assert not torch.equal(first[name], other[name])
+
+
+def test_the_table_tells_gains_that_random_updates_do_not_explain() -> None:
+    row = {"run": "demo", "method": "GA", "storage": "bf16", "format": "int4-g64", "gain": 0.5, "sham_gain": 0.98}
+    row |= {"functional_gain": 0.8, "sham_shift": 0.1, "first_order": 0.5, "target_loss": 0.1, "loss": 0.6}
+    row |= {"came_back_gating": 0.1, "came_back": 0.05}
+    near = row | {"functional_gain": 1.05}
+    wrong = row | {"came_back_gating": -0.1}
+    assert told([row, near, wrong]).startswith("2 of 3 functional gains are further from 1")
+    assert "in 1 of them" in told([row, near, wrong])
 
 
 def test_hits_count_the_signs_that_were_said() -> None:
