@@ -79,6 +79,12 @@ def _c1(run: Run) -> Conjecture:
     )
 
 
+def collapse_cases(run: Run) -> list[Verdict]:
+    """Return the verdict on each case of a run that is in the scope of C1."""
+    found = (_intact_case(run, row) for row in select(run.rows, metric="gating_effect"))
+    return [verdict for verdict in found if verdict is not None]
+
+
 def _intact(run: Run, storage: str) -> Prediction:
     rows = select(run.rows, metric="gating_effect", storage=storage)
     judged = [verdict for row in rows if (verdict := _intact_case(run, row)) is not None]

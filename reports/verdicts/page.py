@@ -1,0 +1,69 @@
+"""`reports/published/README.md`: the page of verdicts, made of the published rows.
+
+`python -m unforgotten.reports.verdicts.page reports/published` writes it. The same rows give the same text.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from unforgotten.records.files import write_text
+from unforgotten.reports.verdicts.claims import Claim, claims
+from unforgotten.reports.verdicts.evidence import Evidence
+from unforgotten.reports.verdicts.paper import CELLS, PaperCell
+
+NAME = "README.md"
+TEMPLATE = "published.md.j2"
+
+
+def page(published: Path) -> str:
+    """Return the page of verdicts in GitHub's Markdown."""
+    environment = Environment(
+        loader=PackageLoader("unforgotten.reports"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    found = claims(Evidence(published))
+    return environment.get_template(TEMPLATE).render(
+        claims=found, verdicts=verdict_table(found), paper=paper_table(CELLS)
+    )
+
+
+def verdict_table(found: Sequence[Claim]) -> str:
+    """Return a line for each claim."""
+    lines = [(f"[{c.name}](#{c.name.lower().replace(' ', '-')})", c.statement, f"**{c.word}**", c.scope) for c in found]
+    return table(("", "claimed or asked", "verdict", "under which conditions"), lines)
+
+
+def paper_table(cells: Sequence[PaperCell]) -> str:
+    """Return a line for each published number."""
+    columns = (
+        "data",
+        "method",
+        "4 bits by",
+        "M1 unlearned",
+        "in 4 bits",
+        "came back",
+        "of the target in 4 bits",
+        "source",
+    )
+    lines = [
+        (
+            *(cell.data, cell.method, cell.quantizer, f"{cell.unlearned:.1f}", f"{cell.quantized:.1f}"),
+            *(f"{cell.back:.0%}", f"{cell.of_quantized_target:.0%}", cell.source),
+        )
+        for cell in cells
+    ]
+    return table(columns, lines)
+
+
+def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    rows = [columns, ["---"] * len(columns), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+if __name__ == "__main__":
+    write_text(Path(sys.argv[1]) / NAME, page(Path(sys.argv[1])))

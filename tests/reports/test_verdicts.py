@@ -1,0 +1,111 @@
+"""The page of verdicts is made of the published rows, and its words follow from them by the rules it states."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from scipy.stats import ttest_1samp
+
+from unforgotten.reports.verdicts.claims import Claim, claims
+from unforgotten.reports.verdicts.evidence import FOUR_BITS, Evidence, over_seeds
+from unforgotten.reports.verdicts.page import NAME, page
+from unforgotten.reports.verdicts.paper import CELLS
+
+PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
+FORMATS = (*FOUR_BITS, "int4-g64-dither")
+U64 = 2.0**-40
+
+
+def test_the_committed_page_is_that_of_the_rows() -> None:
+    assert (PUBLISHED / NAME).read_text(encoding="utf-8") == page(PUBLISHED)
+
+
+def test_every_folder_is_named_on_the_page() -> None:
+    text = page(PUBLISHED)
+    for folder in PUBLISHED.iterdir():
+        if folder.is_dir() and not folder.name.startswith("tiny-sheets"):
+            assert folder.name in text
+
+
+def test_links_of_claims_lead_to_rows() -> None:
+    for claim in claims(Evidence(PUBLISHED)):
+        assert all((PUBLISHED / name / "rows.jsonl").is_file() for name in claim.rows)
+
+
+def test_intervals_are_students_over_the_means_of_seeds() -> None:
+    values = [(0, 1.0), (0, 2.0), (1, 4.0), (2, 3.0), (3, 3.5)]
+    found = over_seeds(values)
+    low, high = ttest_1samp([1.5, 4.0, 3.0, 3.5], 0).confidence_interval(0.95)
+    assert (found.value, found.seeds) == (3.0, 4)
+    assert (found.low, found.high) == (pytest.approx(low, rel=U64), pytest.approx(high, rel=U64))
+    alone = over_seeds([(7, 0.5)])
+    assert (alone.low, alone.high) == (-math.inf, math.inf)
+    assert alone.text(str) == "0.5 (one seed)"
+    with pytest.raises(ValueError, match="got none"):
+        over_seeds([])
+
+
+def row(method: str, storage: str, seed: int, name: str, gain: float, back: float) -> dict[str, Any]:
+    return {
+        "method": method,
+        "storage": storage,
+        "seed": seed,
+        "format": name,
+        "gain": gain,
+        "functional_gain": 1.0,
+        "target_loss": 0.0,
+        "loss": 1.0,
+        "came_back": back,
+        "came_back_gating": back,
+        "first_order": 1.0,
+    }
+
+
+def judged(folder: Path, gains: Mapping[str, float], backs: Mapping[str, float]) -> dict[str, Claim]:
+    """Claims from rows of two seeds, GA and NPO, with these gains and shares that came back, by arm and method."""
+    place = folder / "functional-gain"
+    place.mkdir(parents=True)
+    rows = []
+    for seed in (0, 1):
+        for storage in ("fp32", "bf16"):
+            for method in ("GA", "NPO"):
+                key = "fp32" if storage == "fp32" else method
+                for name in FORMATS:
+                    gain = 1.0 if name in ("nf4-b64", "int4-g64-dither") else gains[key] + 0.01 * seed
+                    rows.append(row(method, storage, seed, name, gain, backs[key] + 0.001 * seed))
+    (place / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in rows))
+    return {claim.name: claim for claim in claims(Evidence(folder))}
+
+
+def test_c2_is_confirmed_where_update_and_memory_follow_it(tmp_path: Path) -> None:
+    found = judged(tmp_path, {"fp32": 1.0, "GA": 0.5, "NPO": 0.5}, {"fp32": 0.0, "GA": 0.3, "NPO": 0.3})["C2"]
+    assert found.word == "confirmed"
+    assert "comes back in part after GA and NPO" in found.scope
+
+
+def test_c2_is_in_part_where_memory_does_not_come_back(tmp_path: Path) -> None:
+    found = judged(tmp_path, {"fp32": 1.0, "GA": 0.5, "NPO": 0.5}, {"fp32": 0.0, "GA": -0.3, "NPO": 0.3})["C2"]
+    assert found.word == "in part"
+    assert found.scope.endswith("after NPO, and falls further after GA")
+
+
+@pytest.mark.parametrize("gains", [{"fp32": 0.5, "GA": 0.5, "NPO": 0.5}, {"fp32": 1.0, "GA": 0.5, "NPO": 1.0}])
+def test_c2_is_refuted_where_the_update_does_not_follow_it(gains: dict[str, float], tmp_path: Path) -> None:
+    found = judged(tmp_path, gains, {"fp32": 0.0, "GA": 0.3, "NPO": 0.3})
+    assert found["C2"].word == "refuted"
+    assert found["C2"].scope.startswith("not even of the update")
+    assert found["C4"].word == ("in part" if gains["fp32"] == 1.0 else "refuted")
+
+
+def test_published_numbers_are_put_in_relation() -> None:
+    cells = {(cell.data, cell.method, cell.quantizer): cell for cell in CELLS}
+    npo = cells["BOOKS", "NPO_KLR", "bitsandbytes"]
+    assert npo.back == pytest.approx((70.9 - 12.4) / (99.8 - 12.4))
+    assert npo.of_quantized_target == pytest.approx(70.9 / 85.3)
+    assert cells["NEWS", "GA", "bitsandbytes"].back == 0
+    assert all(-0.1 < cell.back <= 1 for cell in CELLS)
