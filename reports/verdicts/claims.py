@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from unforgotten.records.rows import Run
 from unforgotten.reports.run.conjectures import CONFIRMED, REFUTED, collapse_cases
 from unforgotten.reports.verdicts.evidence import (
     COARSE,
@@ -151,15 +152,31 @@ def _forecast(evidence: Evidence) -> str:
 
 
 def _real_models(evidence: Evidence) -> Iterator[str]:
+    """Yield what a run on a real base shows, a sentence for each method and storage."""
     for name in evidence.runs:
         if name.startswith("tiny") or "smoke" in name:
             continue
         run = evidence.run(name)
-        told = []
-        for row in run.rows:
-            if row.metric == "gain" and row.model == "unlearned" and row.value is not None:
-                told.append(f"{row.method} {row.storage} {row.format} {row.value:.2f}")
-        yield f"On a real base, one seed ({name}): gain {', '.join(told)}."
+        for method in run.methods:
+            for storage in run.storages:
+                cells = [told for fmt in run.formats if (told := _cell(run, method, storage, fmt))]
+                losses = run.value("forget_loss", "target"), run.value("forget_loss", "unlearned", method, storage)
+                if cells and None not in losses:
+                    depth = f"forget loss {losses[0]:.2f} to {losses[1]:.2f}"
+                    yield f"On a real base ({name}, one seed), {method}, {storage}, {depth}: {'; '.join(cells)}."
+
+
+def _cell(run: Run, method: str, storage: str, fmt: str) -> str:
+    """Return gain and the share that the cells take back of one format; empty where it was not measured."""
+    gain = run.value("gain", "unlearned", method, storage, fmt)
+    back = run.value("gating_effect", "unlearned", method, storage, fmt)
+    after, before = (run.value("forget_loss", "unlearned", method, storage), run.value("forget_loss", "target"))
+    if gain is None:
+        return ""
+    told = f"{fmt} gain {gain:.2f}"
+    if back is None or after is None or before is None or after <= before:
+        return told
+    return f"{told}, cells take back {share(back / (after - before))}"
 
 
 def _masks() -> Claim:

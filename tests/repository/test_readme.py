@@ -85,6 +85,33 @@ def test_the_readme_says_how_many_models_lose_retained_knowledge() -> None:
     assert f"{lost} of the {models} unlearned models lose more than 5 points of M4" in text
 
 
+def test_the_real_base_in_the_readme_is_that_of_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    run = read_run(ROOT / "reports/published/smollm2-seed0")
+    at = ("unlearned", "NPO_GDR")
+
+    def cell(metric: str, storage: str, name: str) -> float:
+        value = run.value(metric, *at, storage, name)
+        assert value is not None
+        return value
+
+    before = run.value("forget_loss", "target") or 0.0
+    added = {storage: cell("forget_loss", storage, "none") - before for storage in run.storages}
+    gains = [cell("gain", "fp32", name) for name in run.formats]
+    backs = [cell("gating_effect", "fp32", name) / added["fp32"] for name in run.formats]
+    assert f"passes the update (gain {min(gains):.2f} to {max(gains):.2f})" in text
+    assert f"take back at most {max(backs):.0%}".replace("%", " %") in text
+    assert f"(forget loss {before:.2f} to {before + added['bf16']:.2f})" in text
+    told = {"int4-g64": "int4-g64 passes {} of the update and takes back {}", "nf4-b64": "nf4 {} and {}"}
+    told["awq-retain:int4-g64"] = "AWQ {} and {}"
+    for name, words in told.items():
+        back = f"{cell('gating_effect', 'bf16', name) / added['bf16']:.0%}".replace("%", " %")
+        assert words.format(f"{cell('gain', 'bf16', name):.2f}", back) in text
+    gptq = "gptq-retain:int4-g64"
+    assert f"GPTQ passes {cell('gain', 'bf16', gptq):.2f} and forgets further" in text
+    assert cell("gating_effect", "bf16", gptq) < 0
+
+
 def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     rows = read_json_lines(ROOT / "reports/published/audit-cost/rows.jsonl")
