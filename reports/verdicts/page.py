@@ -13,6 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unforgotten.records.files import write_text
 from unforgotten.reports.verdicts.claims import Claim, claims
+from unforgotten.reports.verdicts.cures import Cure, cure_rows, cures
 from unforgotten.reports.verdicts.evidence import Evidence
 from unforgotten.reports.verdicts.paper import CELLS, PaperCell
 
@@ -25,9 +26,10 @@ def page(published: Path) -> str:
     environment = Environment(
         loader=PackageLoader("unforgotten.reports"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    found = claims(Evidence(published))
+    evidence = Evidence(published)
+    found = claims(evidence)
     return environment.get_template(TEMPLATE).render(
-        claims=found, verdicts=verdict_table(found), paper=paper_table(CELLS)
+        claims=found, verdicts=verdict_table(found), paper=paper_table(CELLS), cures=cure_table(cures(evidence))
     )
 
 
@@ -57,6 +59,15 @@ def paper_table(cells: Sequence[PaperCell]) -> str:
         for cell in cells
     ]
     return table(columns, lines)
+
+
+def cure_table(found: Sequence[Cure]) -> str:
+    """Return a line for each cure; empty without any."""
+    columns = (
+        *("method and storage", "lr", "gain", "came back of the forget loss", "M4, points"),
+        *("M4 of the quantized models, points", "seeds"),
+    )
+    return table(columns, cure_rows(found)) if found else ""
 
 
 def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -1,0 +1,86 @@
+"""What each cure keeps at 4 bits of what was forgotten, and what it costs: from the runs of the study `cures`.
+
+for cure in cures(Evidence(Path("reports/published"))):
+    print(cure.name, cure.gain.value, cure.back.value, cure.utility.value)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from unforgotten.records.rows import Run, read_run
+from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
+
+STUDY = "cures"
+COARSE = ("int4-g64", "fp4-b64")
+FOLDER = re.compile(r"(?P<level>.+)-seed(?P<seed>\d+)")
+
+
+class Cure(NamedTuple):
+    """One way of unlearning, over the seeds of the study.
+
+    Attributes:
+        name: level of the study, method and storage.
+        lr: learning rate.
+        gain: gain at int4 and fp4.
+        back: share of the forget loss that unlearning added which is gone at int4 and fp4.
+        utility: M4 of the unlearned model less that of the target, in points.
+        quantized_utility: the same of both at int4 and fp4.
+    """
+
+    name: str
+    lr: float
+    gain: Mean
+    back: Mean
+    utility: Mean
+    quantized_utility: Mean
+
+
+def cures(evidence: Evidence) -> list[Cure]:
+    """Return the cures in the order of the study's folders; none where it is not published."""
+    found: dict[tuple[str, str, str], list[tuple[int, Run]]] = {}
+    for path in sorted((evidence.published / STUDY).glob("*/config.json")):
+        place = FOLDER.fullmatch(path.parent.name)
+        if place is None:
+            continue
+        for run in read_run(path.parent).by_depth():
+            for method, storage in run.arms:
+                found.setdefault((place["level"], method, storage), []).append((int(place["seed"]), run))
+    return [_cure(*key, runs) for key, runs in found.items()]
+
+
+def _cure(level: str, method: str, storage: str, runs: Sequence[tuple[int, Run]]) -> Cure:
+    gains, backs, utilities, quantized = [], [], [], []
+    for seed, run in runs:
+        before, after = _value(run, "forget_loss", "target"), _value(run, "forget_loss", "unlearned", method, storage)
+        utilities.append((seed, _value(run, "M4", "unlearned", method, storage) - _value(run, "M4", "target")))
+        for fmt in COARSE:
+            at = ("unlearned", method, storage, fmt)
+            gains.append((seed, _value(run, "gain", *at)))
+            backs.append((seed, (after - _value(run, "forget_loss", *at)) / (after - before)))
+            target = _value(run, "M4", "target", None, None, fmt)
+            quantized.append((seed, _value(run, "M4", *at) - target))
+    lr = next(row.lr for row in runs[0][1].rows if (row.method, row.storage) == (method, storage) and row.lr)
+    return Cure(f"{method}, {storage}", lr, *map(over_seeds, (gains, backs, utilities, quantized)))
+
+
+def _value(
+    run: Run, metric: str, model: str, method: str | None = None, storage: str | None = None, fmt: str = "none"
+) -> float:
+    value = run.value(metric, model, method, storage, fmt)
+    if value is None:
+        raise ValueError(f"{STUDY}: a run must have {metric} of {model} {method} {storage} {fmt}, got none")
+    return value
+
+
+def cure_rows(found: Sequence[Cure]) -> list[tuple[str, ...]]:
+    """Return a line for each cure: what it is, gain, share that came back, points of M4."""
+    return [
+        (
+            *(cure.name, f"{cure.lr:g}", f"{cure.gain.value:.2f}", f"{100 * cure.back.value:.0f} %"),
+            *(f"{cure.utility.value:+.0f}", f"{cure.quantized_utility.value:+.0f}", str(cure.gain.seeds)),
+        )
+        for cure in found
+    ]
