@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from unforgotten.audit.findings.row import FindingRow, finding
 from unforgotten.audit.findings.sentences import share
+from unforgotten.audit.mixes.tools import BITSANDBYTES
 from unforgotten.audit.sources.checkpoint import Checkpoint
-from unforgotten.audit.sources.matching.kinds import is_measured_or_kept, is_router
+from unforgotten.audit.sources.matching.kinds import EXPERTS, is_measured_or_kept, is_router
 from unforgotten.audit.sources.notes import named
 
 
@@ -51,3 +52,26 @@ def _routers_alone(kept: Mapping[str, bool]) -> list[FindingRow]:
         "whole in every format, and no gain speaks of it."
     )
     return [finding("router-only", "warning", sentence, tensor=changed[0])]
+
+
+def experts_notes(target: Checkpoint, names: Sequence[str], formats: Iterable[str]) -> list[str]:
+    """Return the sentence on experts that bitsandbytes leaves in 16 bits and our formats of its names do not.
+
+    In transformers 5 the experts of a layer are one parameter, and no linear layer, which bitsandbytes alone replaces.
+
+    Args:
+        target: target, for the sizes of the tensors.
+        names: matrices that quantizers touch.
+        formats: formats that were asked for.
+    """
+    own = [name for name in formats if BITSANDBYTES.fullmatch(name)]
+    experts = [name for name in names if EXPERTS.search(name.lower())]
+    if not own or not experts:
+        return []
+    sizes = {name: math.prod(target.tensors[name].shape) for name in names}
+    part = share(sum(sizes[name] for name in experts) / sum(sizes.values()))
+    sentence = (
+        f"{', '.join(own)}: {part} of the weights measured stand in experts, which bitsandbytes leaves in 16 bits in transformers 5: "
+        f"there such a model keeps the update whole, and only the other tensors are quantized as here: {named(experts)}."
+    )
+    return [sentence]

@@ -6,6 +6,7 @@ formats_of("gguf:Q4_K_M", {"model.layers.0.mlp.down_proj.weight": (576, 1536), .
 from __future__ import annotations
 
 from unforgotten.audit.mixes.llama_cpp import Shapes, types_of
+from unforgotten.audit.mixes.tools import check_not_of_a_tool
 from unforgotten.theory.formats.gguf import FILES, GGUF
 from unforgotten.theory.formats.names import Format, deterministic_format_named
 
@@ -21,10 +22,11 @@ def check_name(name: str) -> None:
     """Check a name of `--formats`.
 
     Raises:
-        ValueError: it is neither a format that rounds to nearest nor a mix.
+        ValueError: it is neither a format that rounds to nearest nor a mix; where it is a tool's own name, what takes its place is said.
     """
     if is_mix(name):
         return
+    check_not_of_a_tool(name)
     if name.startswith(PREFIX):
         known = ", ".join(PREFIX + one for one in FILES)
         raise ValueError(f"format must be one of {known} where it stands for a file of llama.cpp, got format={name!r}")

@@ -16,7 +16,7 @@ from typing import Literal, TypedDict
 from unforgotten.audit.codes.compare import ArtefactLeg
 from unforgotten.audit.deployed.told import Deployed
 from unforgotten.audit.findings.collect import all_findings, code_findings
-from unforgotten.audit.findings.coverage import coverage_findings, unmeasured
+from unforgotten.audit.findings.coverage import coverage_findings, experts_notes, unmeasured
 from unforgotten.audit.findings.functional import functional_of
 from unforgotten.audit.findings.prediction import PredictionRow, predict_gains
 from unforgotten.audit.findings.probe import look
@@ -167,7 +167,10 @@ def build_result(
         power=power_rows(output, behaviour),
         control=control_of(output, behaviour),
         deployed=None,
-        notes=list(notes_of(target, unlearned)),
+        notes=[
+            *notes_of(target, unlearned),
+            *experts_notes(target, [t.name for t in leg.tensors], dict.fromkeys(j.format for j in judged)),
+        ],
         files={},
     )
 

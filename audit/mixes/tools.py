@@ -1,0 +1,53 @@
+"""What tools call their formats, and what those are here.
+
+>>> meant("W4A16"), meant("bnb:nf4"), meant("int4-g64")
+('int4-g128-ct', 'nf4-b64', None)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+SCHEMES: Mapping[str, str] = {
+    "w4a16": "int4-g128-ct",
+    "w4a16_asym": "int4-g128-ct-asym",
+    "w8a16": "int8-row-ct",
+    "w8a8": "int8-row-ct",
+    "fp8": "fp8-row",
+    "fp8_dynamic": "fp8-row",
+    "nvfp4a16": "nvfp4",
+    "mxfp4a16": "mxfp4-b32-ct",
+    "bnb:nf4": "nf4-b64",
+    "bnb:fp4": "fp4-b64",
+    "bnb:int8": "llmint8-row",
+    "load_in_4bit": "fp4-b64",
+    "load_in_8bit": "llmint8-row",
+    "llm.int8": "llmint8-row",
+}
+"""Name of a preset of compressed-tensors 0.19, or of bitsandbytes in transformers, in lower case -> our format of its weights."""
+CALIBRATED = re.compile(r"(awq|gptq|smoothquant|imatrix|iq\d|gguf:iq\d|q\dk?_k?_?xl|aqlm|quip|exl[23])", re.IGNORECASE)
+"""Beginnings of names of quantizers that look at text, or at an importance matrix."""
+BITSANDBYTES = re.compile(r"nf4-b\d+|fp4-b\d+|llmint8-row")
+"""Our formats of bitsandbytes."""
+
+
+def meant(name: str) -> str | None:
+    """Return our format of the weights that a tool's own name stands for; None where it is not known here."""
+    return SCHEMES.get(name.lower())
+
+
+def check_not_of_a_tool(name: str) -> None:
+    """Refuse the name of a tool's own format, and say what takes its place.
+
+    Raises:
+        ValueError: it is one.
+    """
+    ours = meant(name)
+    if ours is not None:
+        raise ValueError(f"format must be one of ours, got format={name!r}; its weights are in {ours!r}")
+    if CALIBRATED.match(name):
+        rule = "format must be one that looks at weights alone"
+        raise ValueError(
+            f"{rule}, got format={name!r}; quantize both models with the tool and give the files: --deployed QTARGET QUNLEARNED"
+        )
