@@ -112,6 +112,17 @@ def test_the_real_base_in_the_readme_is_that_of_the_rows() -> None:
     assert cell("gating_effect", "bf16", gptq) < 0
 
 
+def test_the_deployed_files_in_the_readme_are_those_of_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    rows = read_json_lines(ROOT / "reports/published/deployed-files/rows.jsonl")
+    assert all(row["unequal"] == 0 for row in rows)
+    own = {r["written_by"]: r for r in rows if (r["method"], r["storage"]) == ("NPO_GDR", "bf16")}
+    pairs = {name: f"{row['gain']:.2f} and {row['ours_gain']:.2f}" for name, row in own.items()}
+    assert f"Q4_K_M {pairs['llama-cpp']};" in text
+    assert f"GPTQ {pairs['gptqmodel']}, {pairs['llmcompressor-gptq']};" in text
+    assert f"AWQ {pairs['gptqmodel-awq']}, {pairs['llmcompressor-awq']} (" in text
+
+
 def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     rows = read_json_lines(ROOT / "reports/published/audit-cost/rows.jsonl")
