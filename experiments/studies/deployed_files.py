@@ -65,6 +65,7 @@ def rows_of(folder: Path, name: str) -> Iterator[dict[str, Any]]:
             pair = models / "target", path
             found = audit_pair(*pair, [tool.ours], deployed=(str(before), str(after)))
             deployed = found["deployed"]
+            assert deployed is not None, "two quantized models were given"
             (own,) = (row for row in found["formats"] if row["grid"] == "adaptive")
             opened = open_deployed((before, after), (open_source(pair[0]), open_source(pair[1])), names)
             _, method, storage = path.name.split("-", 2)

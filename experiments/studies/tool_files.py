@@ -129,7 +129,7 @@ def _llmcompressor_values(path: Path) -> Values:
     import torch
     from transformers import AutoModelForCausalLM, CompressedTensorsConfig
 
-    dense: Any = CompressedTensorsConfig(run_compressed=False)  # type: ignore[no-untyped-call]
+    dense: Any = CompressedTensorsConfig(run_compressed=False)
     model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32, quantization_config=dense)
     found = dict(model.named_parameters()) | dict(model.named_buffers())
     return {name: found[name].detach().numpy() for name in linear_names(model)}

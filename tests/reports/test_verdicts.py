@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_1samp
 
+from unforgotten.records.rows import read_run
 from unforgotten.reports.verdicts.claims import Claim, claims
+from unforgotten.reports.verdicts.cures import cure_rows, cures
 from unforgotten.reports.verdicts.evidence import FOUR_BITS, Evidence, over_seeds
 from unforgotten.reports.verdicts.page import NAME, page
 from unforgotten.reports.verdicts.paper import CELLS
@@ -42,7 +45,8 @@ def test_intervals_are_students_over_the_means_of_seeds() -> None:
     found = over_seeds(values)
     low, high = ttest_1samp([1.5, 4.0, 3.0, 3.5], 0).confidence_interval(0.95)
     assert (found.value, found.seeds) == (3.0, 4)
-    assert (found.low, found.high) == (pytest.approx(low, rel=U64), pytest.approx(high, rel=U64))
+    assert found.low == pytest.approx(low, rel=U64)
+    assert found.high == pytest.approx(high, rel=U64)
     alone = over_seeds([(7, 0.5)])
     assert (alone.low, alone.high) == (-math.inf, math.inf)
     assert alone.text(str) == "0.5 (one seed)"
@@ -100,6 +104,33 @@ def test_c2_is_refuted_where_the_update_does_not_follow_it(gains: dict[str, floa
     assert found["C2"].word == "refuted"
     assert found["C2"].scope.startswith("not even of the update")
     assert found["C4"].word == ("in part" if gains["fp32"] == 1.0 else "refuted")
+
+
+def test_cures_are_means_over_coarse_formats_and_seeds(tmp_path: Path) -> None:
+    names = {0: "tiny-arms-seed0", 1: "tiny-seed0"}
+    runs = {seed: read_run(PUBLISHED / name) for seed, name in names.items()}
+    for seed, name in names.items():
+        folder = tmp_path / "cures" / f"plain-seed{seed}"
+        shutil.copytree(PUBLISHED / name, folder, ignore=shutil.ignore_patterns("items", "*.html"))
+    (tmp_path / "cures" / "notes").mkdir()
+    found = {cure.name: cure for cure in cures(Evidence(tmp_path))}
+    cure = found["NPO_GDR, bf16"]
+    gains, backs, points = [], [], []
+    for run in runs.values():
+        at = ("NPO_GDR", "bf16")
+        before, after = run.value("forget_loss", "target") or 0.0, run.value("forget_loss", "unlearned", *at) or 0.0
+        quantized = [run.value("forget_loss", "unlearned", *at, name) or 0.0 for name in ("int4-g64", "fp4-b64")]
+        gains.append(sum(run.value("gain", "unlearned", *at, name) or 0.0 for name in ("int4-g64", "fp4-b64")) / 2)
+        backs.append(sum((after - loss) / (after - before) for loss in quantized) / 2)
+        points.append((run.value("M4", "unlearned", *at) or 0.0) - (run.value("M4", "target") or 0.0))
+    for mean, values in ((cure.gain, gains), (cure.back, backs), (cure.utility, points)):
+        assert mean.value == pytest.approx(sum(values) / 2, rel=U64)
+        assert mean.seeds == 2
+    assert found["NPO_GDR, bf16-sr"].gain.seeds == 1
+    assert cure.lr == 1e-5
+    line = cure_rows([cure])[0]
+    assert line[:2] == ("NPO_GDR, bf16", "1e-05")
+    assert line[2] == f"{sum(gains) / 2:.2f}"
 
 
 def test_published_numbers_are_put_in_relation() -> None:
