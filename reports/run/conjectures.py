@@ -81,7 +81,8 @@ def _c1(run: Run) -> Conjecture:
 
 def collapse_cases(run: Run) -> list[Verdict]:
     """Return the verdict on each case of a run that is in the scope of C1."""
-    found = (_intact_case(run, row) for row in select(run.rows, metric="gating_effect"))
+    rows = select(run.rows, metric="gating_effect")
+    found: list[Verdict | None] = [_intact_case(run, row) for row in rows]
     return [verdict for verdict in found if verdict is not None]
 
 
