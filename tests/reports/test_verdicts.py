@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from unforgotten.records.rows import read_run
+from unforgotten.reports.run.conjectures import conjectures
 from unforgotten.reports.verdicts.claims import Claim, claims
 from unforgotten.reports.verdicts.cures import cure_rows, cures
 from unforgotten.reports.verdicts.evidence import FOUR_BITS, Evidence, over_seeds
@@ -140,3 +142,24 @@ def test_published_numbers_are_put_in_relation() -> None:
     assert npo.of_quantized_target == pytest.approx(70.9 / 85.3)
     assert cells["NEWS", "GA", "bitsandbytes"].back == 0
     assert all(-0.1 < cell.back <= 1 for cell in CELLS)
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "verdict"), [(-0.2, 0.01, "confirmed"), (0.05, 0.1, "refuted"), (0.0, 0.1, "open")]
+)
+def test_gptq_is_judged_by_what_its_cells_bring_back(low: float, high: float, verdict: str) -> None:
+    """Of 0.18 nats that unlearning added, a tenth is little."""
+    run = read_run(PUBLISHED / "smollm2-seed0")
+    rows = tuple(
+        replace(row, value=(low + high) / 2, interval=[low, high])
+        if (row.metric, row.storage, row.format) == ("gating_effect", "bf16", "gptq-retain:int4-g64")
+        else row
+        for row in run.rows
+    )
+    (prediction,) = (p for p in conjectures(replace(run, rows=rows))[1].predictions if p.statement.startswith("GPTQ"))
+    assert prediction.verdict == f"{verdict} here"
+
+
+def test_calibrated_formats_are_of_no_family() -> None:
+    told = {p.statement: p.found for p in conjectures(read_run(PUBLISHED / "smollm2-seed0"))[1].predictions}
+    assert told["With bf16 parameters int4 and fp4 swallow part of the update"].startswith("1 of 1 cases")
