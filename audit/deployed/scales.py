@@ -32,6 +32,10 @@ EXACT = 2.0**-40
 """Share of the squared length of a matrix below which an error is the rounding of float32."""
 SHORT = 0.05
 """Share of what fitted factors explain that the quotient of two norms may leave, where the matrix was scaled by it."""
+SAMPLED = 256
+"""Rows, evenly spaced, on which it is decided whether a matrix was scaled at all."""
+CHUNK_ROWS = 256
+"""Rows whose products are added up in float32; their sums are added in float64."""
 ROUNDS = 5
 """Times that factors of rows and of columns are fitted in turn."""
 
@@ -59,15 +63,30 @@ def without_scales(w: Array, q: Array, norms: Mapping[str, Array]) -> Undone:
         q: decoded matrix in the same order.
         norms: by name, the factors that each norm of the layer was divided by, float64 (its width,).
     """
+    step = max(1, len(w) // SAMPLED)
+    if not _found(w[::step], q[::step], norms).by:
+        return Undone(q, np.ones(len(w)), np.ones(w.shape[1]), "")
+    best = _found(w, q, norms)
+    if not best.by:
+        return best
+    values = np.empty_like(q)
+    for i in range(0, len(q), CHUNK_ROWS):
+        part = slice(i, i + CHUNK_ROWS)
+        values[part] = q[part] / best.rows[part, None] / best.columns  # in float64, rounded once
+    return best._replace(values=values)
+
+
+def _found(w: Array, q: Array, norms: Mapping[str, Array]) -> Undone:
+    """Return the factors that q was scaled by, with q itself."""
     plain = Undone(q, np.ones(len(w)), np.ones(w.shape[1]), "")
     best = _fitted(w, plain)
     least = _error(w, best) + SHORT * (_error(w, plain) - _error(w, best))
     for columns in (norm for norm in norms.values() if len(norm) == w.shape[1] and (norm > 0).all()):
         exact = plain._replace(columns=columns, by="norm")
-        found = _simpler(w, exact, exact._replace(rows=factors(w * columns, q, 1), by="fit"))
+        found = _simpler(w, exact, exact._replace(rows=factors(w, q, 1, columns), by="fit"))
         if _error(w, found) < least:
             best, least = found, _error(w, found)
-    return best._replace(values=(q / best.rows[:, None] / best.columns).astype(np.float32)) if best.by else plain
+    return best
 
 
 def _fitted(w: Array, plain: Undone) -> Undone:
@@ -80,8 +99,8 @@ def _fitted(w: Array, plain: Undone) -> Undone:
     one = _simpler(w, plain, min(by_columns, by_rows, key=partial(_error, w)))
     both = by_columns
     for _ in range(ROUNDS if one.by else 1):
-        both = both._replace(rows=factors(w * both.columns, q, 1))
-        both = both._replace(columns=factors(w * both.rows[:, None], q, 0))
+        both = both._replace(rows=factors(w, q, 1, both.columns))
+        both = both._replace(columns=factors(w, q, 0, both.rows))
     return _simpler(w, one, both)
 
 
@@ -90,16 +109,30 @@ def _simpler(w: Array, simple: Undone, other: Undone) -> Undone:
 
     Rounding itself shrinks a channel by about the square of its relative error, so factors must spread by more than that.
     """
-    before, after, length = _error(w, simple), _error(w, other), float(np.square(simple.values).sum())
+    before, after, length = _error(w, simple), _error(w, other), float(np.square(simple.values, dtype=np.float32).sum())
     enough = (1 - EXPLAINED - NOISE / min(w.shape)) * before
     spread = max(float(np.std(x) / np.mean(x)) for x in (other.rows, other.columns))
     return other if before > EXACT * length and after < enough and spread > after / length else simple
 
 
-def factors(w: Array, q: Array, axis: int) -> Array:
-    """Return <q, w> / <w, w> over an axis, the factor by which a channel of q is nearest to that of w; 1 where it has none."""
-    square = np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", w, w, dtype=np.float64)
-    dot = np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", q, w, dtype=np.float64)
+def factors(w: Array, q: Array, axis: int, others: Array | None = None) -> Array:
+    """Return <q, v> / <v, v> over an axis, the factor by which a channel of q is nearest to that of v; 1 where it has none.
+
+    Args:
+        w: weights (rows, columns).
+        q: decoded matrix.
+        axis: axis that is summed over: 0 gives a factor for each column, 1 for each row.
+        others: factors of the other axis; v is w with them, or w itself.
+    """
+    square, dot = np.zeros(w.shape[1 - axis]), np.zeros(w.shape[1 - axis])
+    for i in range(0, len(w), CHUNK_ROWS):
+        part = slice(i, i + CHUNK_ROWS)
+        v = w[part]
+        if others is not None:
+            v = v * (others[part, None] if axis == 0 else others).astype(np.float32)
+        at = slice(None) if axis == 0 else part
+        square[at] += (v * v).sum(axis)
+        dot[at] += (v * q[part]).sum(axis)
     return np.divide(dot, square, out=np.ones_like(dot), where=dot > 0)
 
 
@@ -110,11 +143,15 @@ def share_of_scaling(w: Array, delta: Array) -> float:
     """
     total = 0.0
     for axis in (0, 1):
-        square = np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", w, w, dtype=np.float64)
-        dot = np.einsum("ij,ij->j" if axis == 0 else "ij,ij->i", delta, w, dtype=np.float64)
+        square, dot = (np.einsum(f"ij,ij->{'ji'[axis]}", x, w, dtype=np.float64) for x in (w, delta))
         total += float(np.divide(dot**2, square, out=np.zeros_like(dot), where=square > 0).sum())
     return min(total, float(np.square(delta, dtype=np.float64).sum()))
 
 
 def _error(w: Array, at: Undone) -> float:
-    return float(np.square(at.values - w * at.rows[:, None] * at.columns).sum())
+    total, columns = 0.0, at.columns.astype(np.float32)
+    for i in range(0, len(w), CHUNK_ROWS):
+        part = slice(i, i + CHUNK_ROWS)
+        off = at.values[part] - w[part] * at.rows[part, None].astype(np.float32) * columns
+        total += float(np.square(off, out=off).sum())
+    return total
