@@ -151,7 +151,7 @@ def test_gptq_is_judged_by_what_its_cells_bring_back(low: float, high: float, ve
     """Of 0.18 nats that unlearning added, a tenth is little."""
     run = read_run(PUBLISHED / "smollm2-seed0")
     rows = tuple(
-        replace(row, value=(low + high) / 2, interval=[low, high])
+        replace(row, value=(low + high) / 2, interval=(low, high))
         if (row.metric, row.storage, row.format) == ("gating_effect", "bf16", "gptq-retain:int4-g64")
         else row
         for row in run.rows
