@@ -1,6 +1,6 @@
 """Verdicts on C1-C4 and on what the paper leaves open, each by a rule that stands here, from the published rows.
 
-Words: "confirmed", "refuted", "in part" and "not measured". Intervals are over seeds, by Student's t at 95 %.
+Words: "confirmed", "refuted", "in part", "open" where there is a first look without an interval, and "not measured". Intervals are over seeds, by Student's t at 95 %.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 
 from unforgotten.records.rows import Run
 from unforgotten.reports.run.conjectures import CONFIRMED, REFUTED, collapse_cases
+from unforgotten.reports.verdicts.cures import cures
 from unforgotten.reports.verdicts.evidence import (
     COARSE,
     FOUR_BITS,
@@ -25,7 +26,7 @@ from unforgotten.reports.verdicts.evidence import (
     seeded,
 )
 
-Word = Literal["confirmed", "refuted", "in part", "not measured"]
+Word = Literal["confirmed", "refuted", "in part", "open", "not measured"]
 WHOLE = 0.1
 """Distance of a gain from 1, and share of what was forgotten, that count as none."""
 DITHERED = "int4-g64-dither"
@@ -67,7 +68,7 @@ def number(x: float) -> str:
 
 def claims(evidence: Evidence) -> list[Claim]:
     """Return the verdicts in the order of the page."""
-    return [_collapse(evidence), _dead_zone(evidence), _masks(), _cures(evidence), *_open_questions(evidence)]
+    return [_collapse(evidence), _dead_zone(evidence), _masks(evidence), _cures(evidence), *_open_questions(evidence)]
 
 
 def _collapse(evidence: Evidence) -> Claim:
@@ -179,14 +180,27 @@ def _cell(run: Run, method: str, storage: str, fmt: str) -> str:
     return f"{told}, cells take back {share(back / (after - before))}"
 
 
-def _masks() -> Claim:
+def _masks(evidence: Evidence) -> Claim:
+    found = {(cure.name, cure.lr): cure for cure in cures(evidence)}
+    pairs = [
+        (cure, plain)
+        for (name, lr), cure in found.items()
+        if "_SURE, " in name and (plain := found.get((name.replace("_SURE", ""), lr))) is not None
+    ]
+    told = [
+        f"{cure.name} at lr {cure.lr:g} beside no mask at the same lr: gain {number(cure.gain.value)} and {number(plain.gain.value)}, came back "
+        f"{share(cure.back.value)} and {share(plain.back.value)}, M4 {cure.utility.value:+.0f} and {plain.utility.value:+.0f} points "
+        f"({cure.gain.seeds} seed{'s' if cure.gain.seeds > 1 else ''})."
+        for cure, plain in pairs
+    ]
     return Claim(
         name="C3",
         statement="At matched size of the update against the step, SURE, LoRA, sign-based and zeroth-order optimizers differ no more than "
         "chance.",
-        word="not measured",
-        scope="the methods are there (`unforgotten methods`) and no published row has them",
-        found=("No run of SURE, LoRA or sign-SGD is published.",),
+        word="open" if told else "not measured",
+        scope="a first look at SURE by module, threshold 90; LoRA and sign-SGD are there (`unforgotten methods`) and no published row has them",
+        found=tuple(told) or ("No run of SURE, LoRA or sign-SGD is published.",),
+        rows=("cures/bf16-seed0", "cures/larger-lr-seed0") if told else (),
     )
 
 
@@ -212,7 +226,8 @@ def _cures(evidence: Evidence) -> Claim:
         statement="Cures follow from the theory: fp32 masters or stochastic rounding; moving an update out of its cells; dithered or "
         "delta-aware quantizers.",
         word="in part" if good else "refuted",
-        scope="fp32 masters, stochastic rounding and dither on small models; boundary push, straight-through training and SAM are not measured",
+        scope="fp32 masters, stochastic rounding, a larger lr and dither on small models; not boundary push, straight-through training or SAM, "
+        "as far as they were tried",
         found=tuple(found),
         rows=("functional-gain", "tiny-arms-seed0", "deployed-files"),
     )
@@ -257,7 +272,7 @@ def _open_questions(evidence: Evidence) -> Sequence[Claim]:
             name="Open question 2",
             statement="Can saliency masks with a large learning rate be made stable?",
             word="not measured",
-            scope="four masks and a threshold sweep are there, no published row has them",
+            scope="four masks and a threshold sweep are there, and one cell is published (C3)",
             found=("Nothing is published.",),
         ),
         Claim(

@@ -24,6 +24,7 @@ class Cure(NamedTuple):
     Attributes:
         name: level of the study, method and storage.
         lr: learning rate.
+        loss: forget loss of the unlearned model.
         gain: gain at int4 and fp4.
         back: share of the forget loss that unlearning added which is gone at int4 and fp4.
         utility: M4 of the unlearned model less that of the target, in points.
@@ -32,6 +33,7 @@ class Cure(NamedTuple):
 
     name: str
     lr: float
+    loss: Mean
     gain: Mean
     back: Mean
     utility: Mean
@@ -52,9 +54,10 @@ def cures(evidence: Evidence) -> list[Cure]:
 
 
 def _cure(level: str, method: str, storage: str, runs: Sequence[tuple[int, Run]]) -> Cure:
-    gains, backs, utilities, quantized = [], [], [], []
+    losses, gains, backs, utilities, quantized = [], [], [], [], []
     for seed, run in runs:
         before, after = _value(run, "forget_loss", "target"), _value(run, "forget_loss", "unlearned", method, storage)
+        losses.append((seed, after))
         utilities.append((seed, _value(run, "M4", "unlearned", method, storage) - _value(run, "M4", "target")))
         for fmt in COARSE:
             at = ("unlearned", method, storage, fmt)
@@ -63,7 +66,7 @@ def _cure(level: str, method: str, storage: str, runs: Sequence[tuple[int, Run]]
             target = _value(run, "M4", "target", None, None, fmt)
             quantized.append((seed, _value(run, "M4", *at) - target))
     lr = next(row.lr for row in runs[0][1].rows if (row.method, row.storage) == (method, storage) and row.lr)
-    return Cure(f"{method}, {storage}", lr, *map(over_seeds, (gains, backs, utilities, quantized)))
+    return Cure(f"{method}, {storage}", lr, *map(over_seeds, (losses, gains, backs, utilities, quantized)))
 
 
 def _value(
@@ -79,7 +82,13 @@ def cure_rows(found: Sequence[Cure]) -> list[tuple[str, ...]]:
     """Return a line for each cure: what it is, gain, share that came back, points of M4."""
     return [
         (
-            *(cure.name, f"{cure.lr:g}", f"{cure.gain.value:.2f}", f"{100 * cure.back.value:.0f} %"),
+            *(
+                cure.name,
+                f"{cure.lr:g}",
+                f"{cure.loss.value:.2f}",
+                f"{cure.gain.value:.2f}",
+                f"{100 * cure.back.value:.0f} %",
+            ),
             *(f"{cure.utility.value:+.0f}", f"{cure.quantized_utility.value:+.0f}", str(cure.gain.seeds)),
         )
         for cure in found

@@ -132,7 +132,7 @@ def test_cures_are_means_over_coarse_formats_and_seeds(tmp_path: Path) -> None:
     assert cure.lr == 1e-5
     line = cure_rows([cure])[0]
     assert line[:2] == ("NPO_GDR, bf16", "1e-05")
-    assert line[2] == f"{sum(gains) / 2:.2f}"
+    assert line[3] == f"{sum(gains) / 2:.2f}"
 
 
 def test_published_numbers_are_put_in_relation() -> None:
