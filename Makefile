@@ -116,7 +116,7 @@ conformance: $(CONFORMANCE)/.ready
 	  -p unforgotten.verification.conformance.record --conformance-record $(RECORD) \
 	  verification/conformance --ignore verification/conformance/legacy
 	$(CONFORMANCE)/bin/pytest tests/experiments/quantizers/test_libraries.py tests/experiments/quantizers/test_library_models.py \
-	  tests/experiments/studies/test_deployed_files.py
+	  tests/experiments/studies/test_deployed_files.py tests/audit/mixes/test_tools.py
 
 # Without dependencies, see the file; of this package, too, only what two modules need.
 $(LEGACY)/.ready: requirements-conformance-legacy.txt pyproject.toml

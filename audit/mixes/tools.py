@@ -9,15 +9,23 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+
 SCHEMES: Mapping[str, str] = {
-    "w4a16": "int4-g128-ct",
+    **{f"w{bits}a16": f"int{bits}-g128-ct" for bits in range(2, 9)},
+    **{f"w{bits}a8": f"int{bits}-g128-ct" for bits in range(2, 8)},
+    **{f"w{bits}a4": f"int{bits}-g128-ct" for bits in (2, 3, 4)},
     "w4a16_asym": "int4-g128-ct-asym",
-    "w8a16": "int8-row-ct",
+    "w4afp8": "int4-g128-ct",
     "w8a8": "int8-row-ct",
-    "fp8": "fp8-row",
+    "int8": "int8-row-ct",
+    "fp8": "fp8-tensor",
     "fp8_dynamic": "fp8-row",
     "nvfp4a16": "nvfp4",
+    "mxfp4": "mxfp4-b32-ct",
     "mxfp4a16": "mxfp4-b32-ct",
+}
+"""Preset of compressed-tensors 0.19, in lower case -> our format of its weights; `nvfp4` is called so here, too."""
+BNB: Mapping[str, str] = {
     "bnb:nf4": "nf4-b64",
     "bnb:fp4": "fp4-b64",
     "bnb:int8": "llmint8-row",
@@ -25,16 +33,18 @@ SCHEMES: Mapping[str, str] = {
     "load_in_8bit": "llmint8-row",
     "llm.int8": "llmint8-row",
 }
-"""Name of a preset of compressed-tensors 0.19, or of bitsandbytes in transformers, in lower case -> our format of its weights."""
-CALIBRATED = re.compile(r"(awq|gptq|smoothquant|imatrix|iq\d|gguf:iq\d|q\dk?_k?_?xl|aqlm|quip|exl[23])", re.IGNORECASE)
-"""Beginnings of names of quantizers that look at text, or at an importance matrix."""
+"""Name of bitsandbytes in transformers, in lower case -> our format."""
+ELSEWHERE = re.compile(
+    r"(fp8_block|mxfp8|awq|gptq|smoothquant|imatrix|iq\d|gguf:iq\d|q\dk?_k?_?xl|aqlm|quip|exl[23])", re.IGNORECASE
+)
+"""Beginnings of names of quantizers that look at text or at an importance matrix, and of formats that are none of ours."""
 BITSANDBYTES = re.compile(r"nf4-b\d+|fp4-b\d+|llmint8-row")
 """Our formats of bitsandbytes."""
 
 
 def meant(name: str) -> str | None:
     """Return our format of the weights that a tool's own name stands for; None where it is not known here."""
-    return SCHEMES.get(name.lower())
+    return SCHEMES.get(name.lower()) or BNB.get(name.lower())
 
 
 def check_not_of_a_tool(name: str) -> None:
@@ -46,8 +56,8 @@ def check_not_of_a_tool(name: str) -> None:
     ours = meant(name)
     if ours is not None:
         raise ValueError(f"format must be one of ours, got format={name!r}; its weights are in {ours!r}")
-    if CALIBRATED.match(name):
-        rule = "format must be one that looks at weights alone"
+    if ELSEWHERE.match(name):
+        rule = "format must be one of ours, which look at weights alone"
         raise ValueError(
             f"{rule}, got format={name!r}; quantize both models with the tool and give the files: --deployed QTARGET QUNLEARNED"
         )

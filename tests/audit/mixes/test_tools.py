@@ -10,12 +10,12 @@ from safetensors.numpy import save_file
 
 from unforgotten.audit import audit_pair
 from unforgotten.audit.mixes.mix import check_name
-from unforgotten.audit.mixes.tools import SCHEMES, meant
+from unforgotten.audit.mixes.tools import BNB, ELSEWHERE, SCHEMES, meant
 from unforgotten.audit.sources.matching.kinds import EXPERTS, is_router
 from unforgotten.theory.formats.names import deterministic_format_named
 
 
-@pytest.mark.parametrize("name", SCHEMES)
+@pytest.mark.parametrize("name", [*SCHEMES, *BNB])
 def test_every_name_of_a_tool_leads_to_a_format_of_an_audit(name: str) -> None:
     ours = meant(name.upper())
     assert ours is not None
@@ -24,7 +24,32 @@ def test_every_name_of_a_tool_leads_to_a_format_of_an_audit(name: str) -> None:
         check_name(name)
 
 
-@pytest.mark.parametrize("name", ["awq", "AWQ-int4", "gptq:int4-g128", "IQ4_XS", "gguf:IQ4_XS", "smoothquant"])
+def test_presets_are_those_of_compressed_tensors() -> None:
+    presets = pytest.importorskip(
+        "compressed_tensors.quantization.quant_scheme", reason="its presets: requirements-conformance.txt"
+    ).PRESET_SCHEMES
+    blocks = {"channel": "row", "tensor": "tensor"}
+    for name, preset in presets.items():
+        w, ours = preset.get("weights"), meant(name)
+        if w is None or name == "NVFP4":
+            assert ours is None
+            continue
+        strategy = str(w.strategy)
+        if ours is None:
+            assert ELSEWHERE.match(name)
+        elif w.type == "int":
+            kind = f"int{w.num_bits}-{blocks.get(strategy, f'g{w.group_size}')}-ct{'' if w.symmetric else '-asym'}"
+            assert ours == kind
+        elif w.num_bits == 8:
+            assert ours == f"fp8-{blocks[strategy]}"
+        else:
+            assert ours == {16: "nvfp4", 32: "mxfp4-b32-ct"}[w.group_size]
+    assert set(SCHEMES) <= {name.lower() for name in presets}
+
+
+@pytest.mark.parametrize(
+    "name", ["FP8_BLOCK", "awq", "AWQ-int4", "gptq:int4-g128", "IQ4_XS", "gguf:IQ4_XS", "smoothquant"]
+)
 def test_what_looks_at_text_is_to_be_handed_in_as_it_was_deployed(name: str) -> None:
     with pytest.raises(ValueError, match="--deployed QTARGET QUNLEARNED") as refused:
         check_name(name)
