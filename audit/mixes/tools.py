@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-
 SCHEMES: Mapping[str, str] = {
     **{f"w{bits}a16": f"int{bits}-g128-ct" for bits in range(2, 9)},
     **{f"w{bits}a8": f"int{bits}-g128-ct" for bits in range(2, 8)},
