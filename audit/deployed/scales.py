@@ -64,11 +64,11 @@ def without_scales(w: Array, q: Array, norms: Mapping[str, Array]) -> Undone:
         norms: by name, the factors that each norm of the layer was divided by, float64 (its width,).
     """
     step = max(1, len(w) // SAMPLED)
-    if not _found(w[::step], q[::step], norms).by:
-        return Undone(q, np.ones(len(w)), np.ones(w.shape[1]), "")
-    best = _found(w, q, norms)
+    best = _found(w[::step], q[::step], norms)
+    if best.by and step > 1:
+        best = _found(w, q, norms)
     if not best.by:
-        return best
+        return Undone(q, np.ones(len(w)), np.ones(w.shape[1]), "")
     values = np.empty_like(q)
     for i in range(0, len(q), CHUNK_ROWS):
         part = slice(i, i + CHUNK_ROWS)

@@ -34,7 +34,7 @@ BNB: Mapping[str, str] = {
 }
 """Name of bitsandbytes in transformers, in lower case -> our format."""
 ELSEWHERE = re.compile(
-    r"(fp8_block|mxfp8|awq|gptq|smoothquant|imatrix|iq\d|gguf:iq\d|q\dk?_k?_?xl|aqlm|quip|exl[23])", re.IGNORECASE
+    r"(fp8_block|mxfp8|awq|gptq|smoothquant|imatrix|iq\d|gguf:iq\d|q\d_k_xl|aqlm|quip|exl[23])", re.IGNORECASE
 )
 """Beginnings of names of quantizers that look at text or at an importance matrix, and of formats that are none of ours."""
 BITSANDBYTES = re.compile(r"nf4-b\d+|fp4-b\d+|llmint8-row")

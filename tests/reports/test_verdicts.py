@@ -23,7 +23,8 @@ from unforgotten.reports.verdicts.paper import CELLS
 
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
 FORMATS = (*FOUR_BITS, "int4-g64-dither")
-U64 = 2.0**-40
+FLOAT64 = 2.0**-40
+"""Of a mean or a quantile in float64, beside one by another order of sums."""
 
 
 def test_the_committed_page_is_that_of_the_rows() -> None:
@@ -47,8 +48,8 @@ def test_intervals_are_students_over_the_means_of_seeds() -> None:
     found = over_seeds(values)
     low, high = ttest_1samp([1.5, 4.0, 3.0, 3.5], 0).confidence_interval(0.95)
     assert (found.value, found.seeds) == (3.0, 4)
-    assert found.low == pytest.approx(low, rel=U64)
-    assert found.high == pytest.approx(high, rel=U64)
+    assert found.low == pytest.approx(low, rel=FLOAT64)
+    assert found.high == pytest.approx(high, rel=FLOAT64)
     alone = over_seeds([(7, 0.5)])
     assert (alone.low, alone.high) == (-math.inf, math.inf)
     assert alone.text(str) == "0.5 (one seed)"
@@ -126,7 +127,7 @@ def test_cures_are_means_over_coarse_formats_and_seeds(tmp_path: Path) -> None:
         backs.append(sum((after - loss) / (after - before) for loss in quantized) / 2)
         points.append((run.value("M4", "unlearned", *at) or 0.0) - (run.value("M4", "target") or 0.0))
     for mean, values in ((cure.gain, gains), (cure.back, backs), (cure.utility, points)):
-        assert mean.value == pytest.approx(sum(values) / 2, rel=U64)
+        assert mean.value == pytest.approx(sum(values) / 2, rel=FLOAT64)
         assert mean.seeds == 2
     assert found["NPO_GDR, bf16-sr"].gain.seeds == 1
     assert cure.lr == 1e-5
@@ -142,6 +143,8 @@ def test_published_numbers_are_put_in_relation() -> None:
     assert npo.of_quantized_target == pytest.approx(70.9 / 85.3)
     assert cells["NEWS", "GA", "bitsandbytes"].back == 0
     assert all(-0.1 < cell.back <= 1 for cell in CELLS)
+    news = [c.of_quantized_target for c in CELLS if c.data == "NEWS" and "_" in c.method]
+    assert f"end at {min(news):.0%} to {max(news):.0%}".replace("%", " %").replace(" % to", " to") in page(PUBLISHED)
 
 
 @pytest.mark.parametrize(

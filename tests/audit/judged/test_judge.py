@@ -29,6 +29,8 @@ METHOD = "NPO_GDR-bf16"
 U64 = 2.0**-53
 SHARES = 2**13 * U64
 """A share times 100 and over 100 again: two roundings an item, of sums over some tens of items, over what was removed, at least 1 % of them."""
+PERCENT = 100
+"""Largest value of a metric, of which a difference near 0 keeps the roundings."""
 MEANS = 40 * 2 * U64
 """A mean of some twenty items, twice, and their quotient."""
 SIDES = ("target", "unlearned", "q-target", "q-unlearned")
@@ -105,7 +107,7 @@ def test_a_run_that_was_exported_is_judged_as_its_audit(
 def _close(mine: object, theirs: object, slack: float) -> bool:
     if isinstance(theirs, list):
         return isinstance(mine, list) and all(_close(a, b, slack) for a, b in zip(mine, theirs, strict=True))
-    return mine == (pytest.approx(theirs, rel=slack, abs=100 * slack) if isinstance(theirs, float) else theirs)
+    return mine == (pytest.approx(theirs, rel=slack, abs=PERCENT * slack) if isinstance(theirs, float) else theirs)
 
 
 def _plain(path: Path, values: Rows) -> Path:
