@@ -16,14 +16,15 @@ SCHEMES: Mapping[str, str] = {
     "w4a16_asym": "int4-g128-ct-asym",
     "w4afp8": "int4-g128-ct",
     "w8a8": "int8-row-ct",
-    "int8": "int8-row-ct",
+    "INT8": "int8-row-ct",
     "fp8": "fp8-tensor",
     "fp8_dynamic": "fp8-row",
     "nvfp4a16": "nvfp4",
     "mxfp4": "mxfp4-b32-ct",
     "mxfp4a16": "mxfp4-b32-ct",
 }
-"""Preset of compressed-tensors 0.19, in lower case -> our format of its weights; `nvfp4` is called so here, too."""
+"""Preset of compressed-tensors 0.19 -> our format of its weights: in any case of letters, but `INT8`, whose lower case
+says no more than eight bits. `nvfp4` is called so here, too."""
 BNB: Mapping[str, str] = {
     "bnb:nf4": "nf4-b64",
     "bnb:fp4": "fp4-b64",
@@ -43,7 +44,7 @@ BITSANDBYTES = re.compile(r"nf4-b\d+|fp4-b\d+|llmint8-row")
 
 def meant(name: str) -> str | None:
     """Return our format of the weights that a tool's own name stands for; None where it is not known here."""
-    return SCHEMES.get(name.lower()) or BNB.get(name.lower())
+    return SCHEMES.get(name) or SCHEMES.get(name.lower()) or BNB.get(name.lower())
 
 
 def check_not_of_a_tool(name: str) -> None:

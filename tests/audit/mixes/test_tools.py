@@ -24,6 +24,12 @@ def test_every_name_of_a_tool_leads_to_a_format_of_an_audit(name: str) -> None:
         check_name(name)
 
 
+def test_eight_bits_in_lower_case_are_no_preset() -> None:
+    assert (meant("INT8"), meant("int8")) == ("int8-row-ct", None)
+    with pytest.raises(ValueError, match=r"the nearest is 'int8-row'"):
+        deterministic_format_named("int8")
+
+
 def test_presets_are_those_of_compressed_tensors() -> None:
     presets = pytest.importorskip(
         "compressed_tensors.quantization.quant_scheme", reason="its presets: requirements-conformance.txt"
@@ -44,7 +50,7 @@ def test_presets_are_those_of_compressed_tensors() -> None:
             assert ours == f"fp8-{blocks[strategy]}"
         else:
             assert ours == {16: "nvfp4", 32: "mxfp4-b32-ct"}[w.group_size]
-    assert set(SCHEMES) <= {name.lower() for name in presets}
+    assert {name.upper() for name in SCHEMES} <= {name.upper() for name in presets}
 
 
 @pytest.mark.parametrize(
