@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from unforgotten.records.files import write_json, write_text
+from unforgotten.records.items import Items, read_items
 from unforgotten.records.rows import ROWS_FILE, Row, Subject
 
 STAGES_FILE = "stages.json"
@@ -102,10 +103,9 @@ class RowStore:
                 self._append_lines(stage, lines[stage])
         shutil.rmtree(self.folder / part, ignore_errors=True)
 
-    def all_items(self, subject: Subject) -> dict[str, list[float]]:
+    def all_items(self, subject: Subject) -> Items:
         """Return the values of one model's single items, by metric, as an earlier stage wrote them."""
-        items: dict[str, list[float]] = json.loads((self.folder / _items_name(subject, "model")).read_text())
-        return items
+        return read_items(self.folder, _items_name(subject, "model"))
 
     def _append_lines(self, stage: str, lines: list[str]) -> None:
         self.rows_path.parent.mkdir(parents=True, exist_ok=True)

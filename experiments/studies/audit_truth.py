@@ -34,6 +34,7 @@ from unforgotten.experiments.studies.audit_truth_rates import TRIALS, rates
 from unforgotten.experiments.studies.study import Study
 from unforgotten.records.depths import kept_depths, state_name
 from unforgotten.records.files import read_json_lines, write_json_lines
+from unforgotten.records.items import read_items
 from unforgotten.records.rows import Subject
 from unforgotten.records.store import Measurement
 
@@ -126,14 +127,18 @@ def published_pairs(folder: Path) -> Iterator[PublishedPair]:
         for storage in config["storages"]:
             for depth in kept_depths(config["unlearning"]):
                 subjects = {f: Subject("unlearned", method, storage, f, depth=depth) for f in formats}
-                if depth is not None and not (folder / f"items/{subjects['none'].file_stem}.json").exists():
+                try:
+                    read_items(folder, f"items/{subjects['none'].file_stem}.json")
+                except ValueError:
+                    if depth is None:
+                        raise
                     continue  # a depth that this arm did not reach
                 after = {f: _measured(folder, subject) for f, subject in subjects.items()}
                 yield PublishedPair(folder.name, method, storage, base, after, depth)
 
 
 def _measured(folder: Path, subject: Subject) -> dict[str, Measurement]:
-    items = json.loads((folder / f"items/{subject.file_stem}.json").read_text())
+    items = read_items(folder, f"items/{subject.file_stem}.json")
     return {metric: of_items(metric, items[metric]) for metric in RECOVERED}
 
 

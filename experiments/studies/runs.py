@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import itertools
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,9 +28,8 @@ from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.load_config import load_config
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.study import Study
-from unforgotten.records.files import write_folder
+from unforgotten.records.items import publish_run
 
-KEPT = ("config.json", "rows.jsonl", "items")
 LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
 
 
@@ -99,12 +97,7 @@ def _measure(settings: RunsSettings, folder: Path, progress: Progress) -> None:
             continue
         place = settings.work / folder.name / name
         run(config, place, resume=True, progress=progress)
-
-        def keep(there: Path, place: Path = place) -> None:
-            for part in KEPT:
-                (shutil.copytree if (place / part).is_dir() else shutil.copy)(place / part, there / part)
-
-        write_folder(folder / name, keep)
+        publish_run(place, folder / name)
 
 
 def _same(folder: Path, config: RunConfig) -> None:

@@ -6,12 +6,12 @@ model.name, model.values["M1"].value, model.items["M1"]
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from unforgotten.records.items import read_items
 from unforgotten.records.rows import Row, Run, read_run
 
 EPSILON = 2.0**-53
@@ -63,10 +63,7 @@ def _items(folder: Path, rows: Mapping[str, Row]) -> dict[str, list[float]]:
     paths = {row.items for row in rows.values() if row.items is not None}
     found: dict[str, list[float]] = {}
     for path in sorted(paths):
-        try:
-            found |= json.loads((folder / path).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            raise ValueError(f"{folder / path}: must be the items that the rows of the run name, got none") from None
+        found |= read_items(folder, path)
     named = {metric: found[metric] for metric, row in rows.items() if row.items is not None}
     return {metric: items for metric, items in named.items() if _is_mean(rows[metric].value, items)}
 

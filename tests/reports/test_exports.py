@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from unforgotten.records.items import PACKED
 from unforgotten.records.rows import Run, read_run
 from unforgotten.reports.exports.export import export, exporters
 from unforgotten.reports.exports.measured_models import measured_models
@@ -102,7 +103,7 @@ def copied(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
     shutil.copy(PUBLISHED / "rows.jsonl", folder)
-    shutil.copytree(PUBLISHED / "items", folder / "items")
+    shutil.copy(PUBLISHED / PACKED, folder)
     return folder
 
 
@@ -116,8 +117,8 @@ def test_what_cannot_be_written_is_said_and_leaves_nothing(tmp_path: Path) -> No
         export(folder, "muse", tmp_path / "full")
     with pytest.raises(ValueError, match="none"):
         export(tmp_path / "none", "muse", tmp_path / "out")
-    (folder / "items/target-none.json").unlink()
-    with pytest.raises(ValueError, match=r"target-none\.json: must be the items that the rows of the run name"):
+    (folder / PACKED).unlink()
+    with pytest.raises(ValueError, match=r"items/[a-z0-9-]*\.json: must be the items that the rows of the run name"):
         export(folder, "muse", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

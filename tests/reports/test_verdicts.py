@@ -114,7 +114,7 @@ def test_cures_are_means_over_coarse_formats_and_seeds(tmp_path: Path) -> None:
     runs = {seed: read_run(PUBLISHED / name) for seed, name in names.items()}
     for seed, name in names.items():
         folder = tmp_path / "cures" / f"plain-seed{seed}"
-        shutil.copytree(PUBLISHED / name, folder, ignore=shutil.ignore_patterns("items", "*.html"))
+        shutil.copytree(PUBLISHED / name, folder, ignore=shutil.ignore_patterns("items*", "*.html"))
     (tmp_path / "cures" / "notes").mkdir()
     found = {cure.name: cure for cure in cures(Evidence(tmp_path))}
     cure = found["NPO_GDR, bf16"]

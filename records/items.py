@@ -1,0 +1,92 @@
+"""The values of the single items of a run: `items/*.json` while it runs, one compressed file once it is published.
+
+read_items(Path("reports/published/tiny-seed0"), "items/target-none.json")["M1"]
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import shutil
+import sys
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+
+from unforgotten.records.files import write_bytes, write_folder
+
+PACKED = "items.jsonl.gz"
+"""One line for each file of items, in the order of their names: `{"file": "items/…", "items": {metric: […]}}`."""
+KEPT = ("config.json", "rows.jsonl")
+"""What a run keeps beside its items once it is published."""
+
+Items = Mapping[str, list[float]]
+
+
+def read_items(folder: Path, name: str) -> Items:
+    """Return the values of one model's items, by metric.
+
+    Args:
+        folder: directory of the run, published or not.
+        name: what the rows call its file, `items/….json`.
+
+    Raises:
+        ValueError: the run holds no such items; one line.
+    """
+    try:
+        own: Items = json.loads((folder / name).read_text(encoding="utf-8"))
+        return own
+    except FileNotFoundError:
+        packed = folder / PACKED
+        if packed.exists():
+            state = packed.stat()
+            found = _packed(packed, state.st_mtime_ns, state.st_size).get(name)
+            if found is not None:
+                return found
+    except (OSError, ValueError):
+        pass
+    raise ValueError(f"{folder / name}: must be the items that the rows of the run name, got none")
+
+
+def publish_run(run: Path, out: Path) -> None:
+    """Put configuration, rows and items of a run into the folder `out`, in one step; the items into one file.
+
+    Raises:
+        ValueError: the run lacks one of them, or `out` exists; one line.
+    """
+    for name in KEPT:
+        if not (run / name).is_file():
+            raise ValueError(f"{run}: must be a run, which holds {name}, got none")
+    if out.exists():
+        raise ValueError(f"{out}: must be a new folder, got one that exists")
+
+    def fill(there: Path) -> None:
+        for name in KEPT:
+            shutil.copy(run / name, there / name)
+        write_bytes(there / PACKED, packed_items(run))
+
+    write_folder(out, fill)
+
+
+def packed_items(run: Path) -> bytes:
+    """Return the files of items of a run as one: the same files give the same lines, whatever their dates."""
+    lines = [
+        json.dumps(
+            {"file": f"items/{path.name}", "items": json.loads(path.read_text(encoding="utf-8"))}, allow_nan=False
+        )
+        for path in sorted((run / "items").glob("*.json"))
+    ]
+    return gzip.compress("".join(line + "\n" for line in lines).encode(), mtime=0)
+
+
+@lru_cache(maxsize=16)
+def _packed(path: Path, _date: int, _size: int) -> Mapping[str, Items]:
+    try:
+        lines = gzip.decompress(path.read_bytes()).decode().splitlines()
+        return {line["file"]: line["items"] for line in map(json.loads, lines)}
+    except (OSError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: must hold a line of JSON for each file of items, got {error}") from None
+
+
+if __name__ == "__main__":
+    publish_run(*map(Path, sys.argv[1:]))
