@@ -36,7 +36,7 @@ from unforgotten.experiments.metrics.on_demand.leak_names import check_samples
 from unforgotten.experiments.metrics.registry import METRICS, metric_named
 from unforgotten.experiments.metrics.settings import HarnessConfig, LeakConfig
 from unforgotten.experiments.models.bases.registry import base_named
-from unforgotten.experiments.own import is_own, label_of
+from unforgotten.experiments.own import is_own, label_of, without_variant
 from unforgotten.experiments.quantizers.registry import ours_of
 from unforgotten.experiments.section import Section, without
 from unforgotten.records.depths import RETRAINED
@@ -118,7 +118,8 @@ class UnlearningConfig(Section):
     """AdamW or another optimizer, constant lr, no weight decay, on pairs of a forget and a retain batch.
 
     Attributes:
-        methods: names of `METHODS`, or references to methods of one's own, each with what it sets differently.
+        methods: names of `METHODS`, or references to methods of one's own, each with what it sets differently. With "+" and a
+            variant behind it a name may come several times: `NPO_GDR_SURE+row-99: {mask: row, threshold: 99}`.
         lr: learning rate of each storage arm.
         alpha: weight of the retain loss.
         beta: inverse temperature of NPO.
@@ -379,7 +380,8 @@ class RunConfig(Section):
     @property
     def own(self) -> tuple[str, ...]:
         """References to what is somebody's own: methods, metrics, the base model."""
-        return tuple(filter(is_own, (*self.methods, *self.evaluation.metrics, self.base.kind)))
+        methods = dict.fromkeys(map(without_variant, self.methods))
+        return tuple(filter(is_own, (*methods, *self.evaluation.metrics, self.base.kind)))
 
     @property
     def hash(self) -> str:

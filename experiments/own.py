@@ -20,6 +20,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+VARIANT = re.compile(r"(?P<name>.+?)\+[A-Za-z0-9][A-Za-z0-9-]*")
+"""A name with another setting of the same: `NPO_GDR_SURE+row-99`."""
 FORM = "a file of Python and a name in it, path.py:name, or module:name"
 
 
@@ -31,6 +33,16 @@ def is_own(name: str) -> bool:
 def label_of(name: str) -> str:
     """Return what rows, reports and folders call it: its name, or the part of its reference after the colon."""
     return name.rpartition(":")[2]
+
+
+def without_variant(name: str) -> str:
+    """Return a name without the variant that tells two settings of the same apart.
+
+    >>> without_variant("NPO_GDR_SURE+row-99"), without_variant("c++/mine.py:own"), without_variant("mine.py:own+twice")
+    ('NPO_GDR_SURE', 'c++/mine.py:own', 'mine.py:own')
+    """
+    found = VARIANT.fullmatch(name)
+    return found["name"] if found else name
 
 
 def load_object(reference: str, what: str) -> Any:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from unforgotten.experiments.declared import by_name, declared
 from unforgotten.experiments.methods.method import Method
 from unforgotten.experiments.methods.own import load_own
-from unforgotten.experiments.own import named
+from unforgotten.experiments.own import named, without_variant
 
 
 def find_methods() -> Mapping[str, Method]:
@@ -19,9 +19,9 @@ METHODS: Mapping[str, Method] = find_methods()
 
 
 def method_named(name: str) -> Method:
-    """Return the method of a name, or of a reference to one's own.
+    """Return the method of a name, or of a reference to one's own, either with a variant or not: `NPO+small-beta` is NPO.
 
     Raises:
         ValueError: there is none, see `load_own` for a reference.
     """
-    return named(name, METHODS, load_own, "method must be one of", "method=")
+    return named(without_variant(name), METHODS, load_own, "method must be one of", "method=")
