@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from unforgotten.audit.outputs.page import page_environment
 from unforgotten.records.metrics import METRICS
 from unforgotten.records.rows import Run
-from unforgotten.reports.run import tables
+from unforgotten.reports.run import over_runs, tables
 from unforgotten.reports.run.conjectures import Conjecture, conjectures
 from unforgotten.reports.run.figures import FIGURES
 from unforgotten.reports.run.gates import forgetting_sentences, gate_checks, passed
+from unforgotten.reports.run.over_runs_figure import predictions_figure
 from unforgotten.reports.run.sentences import answer, headline_sentences
 from unforgotten.reports.run.tables import Table
 from unforgotten.reports.style import render_svg
@@ -34,6 +35,15 @@ class FigureView:
 
     svg: str | None
     table: Table | None
+
+
+@dataclass(frozen=True)
+class OverView:
+    """Everything that the page shows of several runs together."""
+
+    svg: str | None
+    predictions: Table | None
+    paper: Table
 
 
 @dataclass(frozen=True)
@@ -72,10 +82,17 @@ def render_page(runs: Sequence[Run], figures: Sequence[Mapping[str, bytes]]) -> 
     return environment.get_template("report.html.j2").render(
         runs=views,
         summary=tables.summary_table(runs) if len(runs) > 1 else None,
+        over=_over(runs) if len(runs) > 1 else None,
         depths=tables.depth_table(runs),
         metric_names=METRICS,
         stochastic=any("bf16-sr" in run.storages for run in runs),
     )
+
+
+def _over(runs: Sequence[Run]) -> OverView:
+    svg = render_svg(lambda _: predictions_figure(runs), runs[0])
+    predicted = over_runs.predictions_table(runs)
+    return OverView(_as_source(svg), predicted, over_runs.paper_table(runs))
 
 
 def draw_figures(run: Run) -> dict[str, bytes]:
@@ -113,4 +130,9 @@ def _figure_view(name: str, run: Run, svg: bytes | None) -> FigureView:
     if svg is None:
         return FigureView(None, None)
     table = FIGURE_TABLES.get(name)
-    return FigureView("data:image/svg+xml;base64," + base64.b64encode(svg).decode(), table(run) if table else None)
+    return FigureView(_as_source(svg), table(run) if table else None)
+
+
+def _as_source(svg: bytes | None) -> str | None:
+    """Return a figure as the source of an image that is part of the page."""
+    return None if svg is None else "data:image/svg+xml;base64," + base64.b64encode(svg).decode()
