@@ -1,18 +1,17 @@
 """Verdicts on C1-C4 and on what the paper leaves open, each by a rule that stands here, from the published rows.
 
-Words: "confirmed", "refuted", "in part", "open" where there is a first look without an interval, and "not measured". Intervals are over seeds, by Student's t at 95 %.
+Intervals are over seeds, by Student's t at 95 %. What the words mean stands in `claim.py`, and what masks buy in `masks.py`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
 from unforgotten.records.rows import Run
 from unforgotten.reports.run.conjectures import CONFIRMED, REFUTED, collapse_cases
+from unforgotten.reports.verdicts.claim import Claim, number, share, unmeasured
 from unforgotten.reports.verdicts.cures import cures
 from unforgotten.reports.verdicts.evidence import (
     COARSE,
@@ -25,50 +24,22 @@ from unforgotten.reports.verdicts.evidence import (
     came_back,
     seeded,
 )
+from unforgotten.reports.verdicts.masks import mask_claims
 
-Word = Literal["confirmed", "refuted", "in part", "open", "not measured"]
 WHOLE = 0.1
 """Distance of a gain from 1, and share of what was forgotten, that count as none."""
 DITHERED = "int4-g64-dither"
 PLAIN = "int4-g64"
 
 
-@dataclass(frozen=True)
-class Claim:
-    """A statement with its verdict.
-
-    Attributes:
-        name: name, as C1.
-        statement: what is claimed or asked.
-        word: verdict.
-        scope: conditions under which it holds.
-        found: what was found, sentences.
-        before: what was predicted before the measurement; empty where nothing was.
-        rows: folders of `reports/published` that it rests on.
-    """
-
-    name: str
-    statement: str
-    word: Word
-    scope: str
-    found: tuple[str, ...]
-    before: str = ""
-    rows: tuple[str, ...] = ()
-
-
-def share(x: float) -> str:
-    """Return a share in per cent, signed where it is below 0."""
-    return f"{100 * x:.0f} %"
-
-
-def number(x: float) -> str:
-    """Return a ratio."""
-    return f"{x:.2f}"
-
-
 def claims(evidence: Evidence) -> list[Claim]:
     """Return the verdicts in the order of the page."""
-    return [_collapse(evidence), _dead_zone(evidence), _masks(evidence), _cures(evidence), *_open_questions(evidence)]
+    masked = mask_claims(evidence)
+    limit, shapes, dynamic = _open_questions(evidence)
+    return [
+        *(_collapse(evidence), _dead_zone(evidence), masked["C3"], _cures(evidence)),
+        *(limit, masked["Open question 2"], masked["Open question 3"], shapes, dynamic, masked["Next check 3"]),
+    ]
 
 
 def _collapse(evidence: Evidence) -> Claim:
@@ -180,30 +151,6 @@ def _cell(run: Run, method: str, storage: str, fmt: str) -> str:
     return f"{told}, cells take back {share(back / (after - before))}"
 
 
-def _masks(evidence: Evidence) -> Claim:
-    found = {(cure.name, cure.lr): cure for cure in cures(evidence)}
-    pairs = [
-        (cure, plain)
-        for (name, lr), cure in found.items()
-        if "_SURE, " in name and (plain := found.get((name.replace("_SURE", ""), lr))) is not None
-    ]
-    told = [
-        f"{cure.name} at lr {cure.lr:g} beside no mask at the same lr: gain {number(cure.gain.value)} and {number(plain.gain.value)}, came back "
-        f"{share(cure.back.value)} and {share(plain.back.value)}, M4 {cure.utility.value:+.0f} and {plain.utility.value:+.0f} points "
-        f"({cure.gain.seeds} seed{'s' if cure.gain.seeds > 1 else ''})."
-        for cure, plain in pairs
-    ]
-    return Claim(
-        name="C3",
-        statement="At matched size of the update against the step, SURE, LoRA, sign-based and zeroth-order optimizers differ no more than "
-        "chance.",
-        word="open" if told else "not measured",
-        scope="a first look at SURE by module, threshold 90; LoRA and sign-SGD are there (`unforgotten methods`) and no published row has them",
-        found=tuple(told) or ("No run of SURE, LoRA or sign-SGD is published.",),
-        rows=("cures/bf16-seed0", "cures/larger-lr-seed0") if told else (),
-    )
-
-
 def _cures(evidence: Evidence) -> Claim:
     bf16 = [row for row in evidence.gains if row["storage"] == "bf16"]
     plain, dithered = ([row for row in bf16 if row["format"] == name] for name in (PLAIN, DITHERED))
@@ -284,20 +231,12 @@ def _open_questions(evidence: Evidence) -> Sequence[Claim]:
         scope=f"measured on {archs}",
         found=("All are decoders in the style of Llama; GPT-NeoX, Qwen and mixtures of experts are not measured.",),
     )
-    masks = "four masks and a threshold sweep are there; what is published is in C3"
     return (
         limit,
-        _unmeasured("Open question 2", "Can saliency masks with a large learning rate be made stable?", masks),
-        _unmeasured("Open question 3", "How do masks by module compare with neurons, rows and layers?", masks),
         shapes,
-        _unmeasured(
+        unmeasured(
             "Next check 2",
             "Does it persist with dynamic quantization?",
             "its weights are int8 by row, which pass the whole update in the five runs of `tiny`; inputs quantized at run time are not measured",
         ),
-        _unmeasured("Next check 3", "How sensitive is SURE to its threshold?", masks),
     )
-
-
-def _unmeasured(name: str, statement: str, scope: str) -> Claim:
-    return Claim(name, statement, "not measured", scope, ())

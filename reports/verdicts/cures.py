@@ -40,31 +40,54 @@ class Cure(NamedTuple):
     quantized_utility: Mean
 
 
-def cures(evidence: Evidence) -> list[Cure]:
-    """Return the cures in the order of the study's folders; none where it is not published."""
-    found: dict[tuple[str, str, str], list[tuple[int, Run]]] = {}
-    for path in sorted((evidence.published / STUDY).glob("*/config.json")):
+class Kept(NamedTuple):
+    """What one arm of one seed keeps: gain and share that came back at int4 and fp4, M4 less that of the target."""
+
+    gain: float
+    back: float
+    utility: float
+
+
+Runs = list[tuple[int, Run]]
+
+
+def runs_of(evidence: Evidence, study: str) -> dict[tuple[str, str, str], Runs]:
+    """Return the runs of a study with their seeds, by level, method and storage, in the order of its folders."""
+    found: dict[tuple[str, str, str], Runs] = {}
+    for path in sorted((evidence.published / study).glob("*/config.json")):
         place = FOLDER.fullmatch(path.parent.name)
         if place is None:
             continue
         for run in read_run(path.parent).by_depth():
             for method, storage in run.arms:
                 found.setdefault((place["level"], method, storage), []).append((int(place["seed"]), run))
-    return [_cure(*key, runs) for key, runs in found.items()]
+    return found
 
 
-def _cure(level: str, method: str, storage: str, runs: Sequence[tuple[int, Run]]) -> Cure:
-    losses, gains, backs, utilities, quantized = [], [], [], [], []
-    for seed, run in runs:
-        before, after = _value(run, "forget_loss", "target"), _value(run, "forget_loss", "unlearned", method, storage)
-        losses.append((seed, after))
-        utilities.append((seed, _value(run, "M4", "unlearned", method, storage) - _value(run, "M4", "target")))
-        for fmt in COARSE:
-            at = ("unlearned", method, storage, fmt)
-            gains.append((seed, _value(run, "gain", *at)))
-            backs.append((seed, (after - _value(run, "forget_loss", *at)) / (after - before)))
-            target = _value(run, "M4", "target", None, None, fmt)
-            quantized.append((seed, _value(run, "M4", *at) - target))
+def cures(evidence: Evidence) -> list[Cure]:
+    """Return the cures in the order of the study's folders; none where it is not published."""
+    return [_cure(method, storage, runs) for (_, method, storage), runs in runs_of(evidence, STUDY).items()]
+
+
+def kept(run: Run, method: str, storage: str) -> Kept:
+    """Return what an arm of a run keeps, means over int4 and fp4."""
+    before, after = _value(run, "forget_loss", "target"), _value(run, "forget_loss", "unlearned", method, storage)
+    places = [("unlearned", method, storage, fmt) for fmt in COARSE]
+    gains = [_value(run, "gain", *at) for at in places]
+    backs = [(after - _value(run, "forget_loss", *at)) / (after - before) for at in places]
+    utility = _value(run, "M4", "unlearned", method, storage) - _value(run, "M4", "target")
+    return Kept(sum(gains) / len(gains), sum(backs) / len(backs), utility)
+
+
+def _cure(method: str, storage: str, runs: Runs) -> Cure:
+    own = [(seed, kept(run, method, storage)) for seed, run in runs]
+    losses = [(seed, _value(run, "forget_loss", "unlearned", method, storage)) for seed, run in runs]
+    quantized = [
+        (seed, _value(run, "M4", "unlearned", method, storage, fmt) - _value(run, "M4", "target", None, None, fmt))
+        for seed, run in runs
+        for fmt in COARSE
+    ]
+    gains, backs, utilities = ([(seed, one[i]) for seed, one in own] for i in range(3))
     lr = next(row.lr for row in runs[0][1].rows if (row.method, row.storage) == (method, storage) and row.lr)
     return Cure(f"{method}, {storage}", lr, *map(over_seeds, (losses, gains, backs, utilities, quantized)))
 
@@ -74,7 +97,7 @@ def _value(
 ) -> float:
     value = run.value(metric, model, method, storage, fmt)
     if value is None:
-        raise ValueError(f"{STUDY}: a run must have {metric} of {model} {method} {storage} {fmt}, got none")
+        raise ValueError(f"a run of a study must have {metric} of {model} {method} {storage} {fmt}, got none")
     return value
 
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unforgotten.records.files import write_text
-from unforgotten.reports.verdicts.claims import Claim, claims
+from unforgotten.reports.verdicts.claim import Claim
+from unforgotten.reports.verdicts.claims import claims
 from unforgotten.reports.verdicts.cures import Cure, cure_rows, cures
 from unforgotten.reports.verdicts.evidence import Evidence
 from unforgotten.reports.verdicts.paper import CELLS, PaperCell

@@ -15,7 +15,8 @@ from scipy.stats import ttest_1samp
 
 from unforgotten.records.rows import read_run
 from unforgotten.reports.run.conjectures import conjectures
-from unforgotten.reports.verdicts.claims import Claim, claims
+from unforgotten.reports.verdicts.claim import Claim
+from unforgotten.reports.verdicts.claims import claims
 from unforgotten.reports.verdicts.cures import cure_rows, cures
 from unforgotten.reports.verdicts.evidence import FOUR_BITS, Evidence, over_seeds
 from unforgotten.reports.verdicts.page import NAME, page

@@ -1,0 +1,49 @@
+"""What a verdict of the page is made of.
+
+Words: "confirmed", "refuted", "in part", "open" where there is a first look without an interval, and "not measured".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Word = Literal["confirmed", "refuted", "in part", "open", "not measured"]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A statement with its verdict.
+
+    Attributes:
+        name: name, as C1.
+        statement: what is claimed or asked.
+        word: verdict.
+        scope: conditions under which it holds.
+        found: what was found, sentences.
+        before: what was predicted before the measurement; empty where nothing was.
+        rows: folders of `reports/published` that it rests on.
+    """
+
+    name: str
+    statement: str
+    word: Word
+    scope: str
+    found: tuple[str, ...]
+    before: str = ""
+    rows: tuple[str, ...] = ()
+
+
+def share(x: float) -> str:
+    """Return a share in per cent, signed where it is below 0."""
+    return f"{100 * x:.0f} %"
+
+
+def number(x: float) -> str:
+    """Return a ratio."""
+    return f"{x:.2f}"
+
+
+def unmeasured(name: str, statement: str, scope: str) -> Claim:
+    """Return the verdict on what was not measured."""
+    return Claim(name, statement, "not measured", scope, ())

@@ -1,0 +1,197 @@
+"""What a saliency mask buys at 4 bits: SURE beside the same method at the same learning rate without a mask, seed by seed.
+
+for mask in masks(Evidence(Path("reports/published"))):
+    print(mask.part, mask.threshold, mask.gain.text("{:+.2f}".format))
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from unforgotten.reports.verdicts.claim import Claim, Word, unmeasured
+from unforgotten.reports.verdicts.cures import Kept, kept, runs_of
+from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
+
+STUDY = "sure"
+MASKED = re.compile(r"(?P<plain>.+)_SURE\+(?P<part>[a-z]+)-(?P<threshold>\d+)")
+ALIKE = 0.1
+"""Difference of gains, and of shares that came back, that counts as none."""
+PART_THRESHOLD = 90
+POINTS = 5.0
+"""Points of M4 that count as none."""
+
+
+class Mask(NamedTuple):
+    """A mask over the seeds of the study.
+
+    Attributes:
+        part: what is masked.
+        threshold: percentile below which a part is masked.
+        method: name of the arm.
+        gain: gain at int4 and fp4 less that without a mask.
+        back: share of the added forget loss that came back, likewise.
+        utility: M4 of the unlearned model less that without a mask, points.
+        each: what each seed kept.
+        plain: what each seed kept without a mask.
+    """
+
+    part: str
+    threshold: int
+    method: str
+    gain: Mean
+    back: Mean
+    utility: Mean
+    each: Sequence[Kept]
+    plain: Sequence[Kept]
+
+    @property
+    def differs(self) -> bool | None:
+        """Whether gain or share differ from those without a mask by more than `ALIKE`; None where the seeds cannot tell."""
+        means = (self.gain, self.back)
+        if any(abs(mean.value) > ALIKE and not mean.low <= 0 <= mean.high for mean in means):
+            return True
+        return False if all(-ALIKE <= mean.low and mean.high <= ALIKE for mean in means) else None
+
+    @property
+    def keeps(self) -> bool:
+        """Whether on every seed the update is whole, nothing came back, and M4 is not lower than without a mask."""
+        return all(
+            abs(one.gain - 1) <= ALIKE and one.back <= ALIKE and one.utility >= plain.utility - POINTS
+            for one, plain in zip(self.each, self.plain, strict=True)
+        )
+
+
+def masks(evidence: Evidence) -> list[Mask]:
+    """Return the masks in the order of the rows; none where the study is not published. A seed must have both arms to count."""
+    found = {
+        (method, storage): {seed: kept(run, method, storage) for seed, run in runs}
+        for (_, method, storage), runs in runs_of(evidence, STUDY).items()
+    }
+    told = []
+    for (method, storage), masked in found.items():
+        name = MASKED.fullmatch(method)
+        plain = found.get((name["plain"], storage), {}) if name else {}
+        seeds = [seed for seed in masked if seed in plain]
+        if name is None or not seeds:
+            continue
+        gain, back, utility = (
+            over_seeds((seed, getattr(masked[seed], what) - getattr(plain[seed], what)) for seed in seeds)
+            for what in ("gain", "back", "utility")
+        )
+        each, bare = ([of[seed] for seed in seeds] for of in (masked, plain))
+        told.append(Mask(name["part"], int(name["threshold"]), method, gain, back, utility, each, bare))
+    return told
+
+
+def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
+    """Return the verdicts that rest on the study, by name: C3, open questions 2 and 3, next check 3."""
+    asked = {
+        "C3": "At matched size of the update against the step, SURE, LoRA, sign-based and zeroth-order optimizers differ no more than "
+        "chance.",
+        "Open question 2": "Can saliency masks with a large learning rate be made stable?",
+        "Open question 3": "How do masks by module compare with neurons, rows and layers?",
+        "Next check 3": "How sensitive is SURE to its threshold?",
+    }
+    found = masks(evidence)
+    if not found:
+        return {name: unmeasured(name, text, "no run of SURE is published as a study") for name, text in asked.items()}
+    by_part = [mask for mask in found if mask.threshold == PART_THRESHOLD]
+    by_threshold = [mask for mask in found if mask.part == "module"]
+    told = {
+        "C3": (
+            _differ(found),
+            f"{_scope(found)}; LoRA, sign-SGD and zeroth-order optimizers are not measured",
+            _differences(found),
+        ),
+        "Open question 2": (_stable(found), _scope(found), _stability(found)),
+        "Open question 3": (
+            _answered(by_part),
+            f"{_scope(by_part)}, threshold {PART_THRESHOLD}",
+            tuple(map(told_of, by_part)),
+        ),
+        "Next check 3": (
+            _answered(by_threshold),
+            f"{_scope(by_threshold)}, by module",
+            tuple(map(told_of, by_threshold)),
+        ),
+    }
+    return {
+        name: Claim(name, text, told[name][0], told[name][1], told[name][2], rows=_rows(evidence))
+        for name, text in asked.items()
+    }
+
+
+def _differ(found: Sequence[Mask]) -> Word:
+    differ = [mask.differs for mask in found]
+    return "refuted" if True in differ else "open" if None in differ else "in part"
+
+
+def _differences(found: Sequence[Mask]) -> tuple[str, ...]:
+    names = {
+        word: ", ".join(f"{mask.part}-{mask.threshold}" for mask in found if mask.differs is word) or "none"
+        for word in (True, False, None)
+    }
+    return (
+        (
+            f"Gain or share that came back other than without a mask, by more than {ALIKE} and with an interval off 0: {names[True]}. Alike within "
+            f"{ALIKE}: {names[False]}. The seeds cannot tell: {names[None]}."
+        ),
+        *map(told_of, found),
+    )
+
+
+def _stable(found: Sequence[Mask]) -> Word:
+    if any(mask.keeps for mask in found):
+        return _answered(found)
+    return "refuted" if _answered(found) == "in part" else "open"
+
+
+def _stability(found: Sequence[Mask]) -> tuple[str, ...]:
+    keeps = ", ".join(f"{mask.part}-{mask.threshold}" for mask in found if mask.keeps) or "none"
+    return (
+        (
+            f"On every seed a whole update (gain within {ALIKE} of 1), nothing back (at most {100 * ALIKE:.0f} %) and M4 no more than {POINTS:g} points "
+            f"below that without a mask at the same lr: {keeps}."
+        ),
+        *(
+            f"M4 less that of the target, mask by {mask.part}, threshold {mask.threshold}: {_listed(mask.each)}; without a mask "
+            f"{_listed(mask.plain)}."
+            for mask in found
+        ),
+    )
+
+
+def _listed(each: Sequence[Kept]) -> str:
+    return ", ".join(f"{one.utility:+.0f}" for one in each)
+
+
+def _answered(found: Sequence[Mask]) -> Word:
+    """Return "in part", as it is on one small model, where there is an interval, else "open"."""
+    return "in part" if found and all(mask.gain.seeds > 1 for mask in found) else "open"
+
+
+def _scope(found: Sequence[Mask]) -> str:
+    seeds = sorted({mask.gain.seeds for mask in found})
+    return f"NPO_GDR of `tiny` in bf16 at lr 5e-5, unlearned to a forget loss of 0.6, {' to '.join(map(str, seeds))} seed{'s' if seeds[-1] > 1 else ''}"
+
+
+def _rows(evidence: Evidence) -> tuple[str, ...]:
+    return tuple(f"{STUDY}/{path.parent.name}" for path in sorted((evidence.published / STUDY).glob("*/config.json")))
+
+
+def told_of(mask: Mask) -> str:
+    """Return a mask in a sentence."""
+    return (
+        f"Mask by {mask.part}, threshold {mask.threshold}: beside no mask at the same lr its gain is {mask.gain.text(_signed)}, what came back "
+        f"{mask.back.text(_points)} of the added forget loss, M4 {mask.utility.text('{:+.0f}'.format)} points."
+    )
+
+
+def _signed(x: float) -> str:
+    return f"{x:+.2f}"
+
+
+def _points(x: float) -> str:
+    return f"{100 * x:+.0f} %"
