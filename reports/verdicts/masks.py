@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from unforgotten.reports.verdicts.claim import Claim, Word, unmeasured
-from unforgotten.reports.verdicts.cures import Kept, kept, runs_of
+from unforgotten.reports.verdicts.cures import Kept, cures, kept, runs_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 
 STUDY = "sure"
@@ -96,7 +96,9 @@ def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
     }
     found = masks(evidence)
     if not found:
-        return {name: unmeasured(name, text, "no run of SURE is published as a study") for name, text in asked.items()}
+        scope = "four masks and a threshold sweep are there (`unforgotten study sure`), and no published row has them"
+        first = _first_look(evidence, asked["C3"])
+        return {name: unmeasured(name, text, scope) for name, text in asked.items()} | ({"C3": first} if first else {})
     by_part = [mask for mask in found if mask.threshold == PART_THRESHOLD]
     by_threshold = [mask for mask in found if mask.part == "module"]
     told = {
@@ -121,6 +123,24 @@ def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
         name: Claim(name, text, told[name][0], told[name][1], told[name][2], rows=_rows(evidence))
         for name, text in asked.items()
     }
+
+
+def _first_look(evidence: Evidence, statement: str) -> Claim | None:
+    """Return what the study of cures shows of one mask; None where it is not published."""
+    found = {(cure.name, cure.lr): cure for cure in cures(evidence)}
+    told = [
+        f"{cure.name} at lr {lr:g} beside no mask at the same lr: gain {cure.gain.value:.2f} and {plain.gain.value:.2f}, came back "
+        f"{100 * cure.back.value:.0f} % and {100 * plain.back.value:.0f} %, M4 {cure.utility.value:+.0f} and {plain.utility.value:+.0f} points "
+        f"({cure.gain.seeds} seed{'s' if cure.gain.seeds > 1 else ''})."
+        for (name, lr), cure in found.items()
+        if "_SURE, " in name and (plain := found.get((name.replace("_SURE", ""), lr))) is not None
+    ]
+    scope = "a first look at SURE by module, threshold 90; LoRA and sign-SGD are there (`unforgotten methods`) and no published row has them"
+    return (
+        Claim("C3", statement, "open", scope, tuple(told), rows=("cures/bf16-seed0", "cures/larger-lr-seed0"))
+        if told
+        else None
+    )
 
 
 def _differ(found: Sequence[Mask]) -> Word:

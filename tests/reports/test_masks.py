@@ -43,7 +43,7 @@ def moved(row: dict[str, Any], method: str, shift: Shift) -> dict[str, Any]:
 
 
 def words(evidence: Evidence) -> dict[str, str]:
-    (evidence.published / "functional-gain").mkdir(exist_ok=True)
+    (evidence.published / "functional-gain").mkdir(parents=True, exist_ok=True)
     rows = (PUBLISHED / "functional-gain" / "rows.jsonl").read_text()
     (evidence.published / "functional-gain" / "rows.jsonl").write_text(rows)
     return {claim.name: claim.word for claim in claims(evidence) if claim.name in NAMES}
@@ -105,3 +105,12 @@ def test_a_seed_without_the_plain_arm_does_not_count_and_no_study_is_not_measure
     assert masks(Evidence(tmp_path / "none")) == []
     (tmp_path / "none").mkdir()
     assert set(words(Evidence(tmp_path / "none")).values()) == {"not measured"}
+
+
+def test_without_the_study_c3_is_what_the_cures_show_first(tmp_path: Path) -> None:
+    (tmp_path / "cures").symlink_to(PUBLISHED / "cures")
+    evidence = Evidence(tmp_path)
+    assert words(evidence) == dict.fromkeys(NAMES, "not measured") | {"C3": "open"}
+    (claim,) = (claim for claim in claims(evidence) if claim.name == "C3")
+    assert len(claim.found) == 1
+    assert claim.found[0].startswith("NPO_GDR_SURE, bf16 at lr 5e-05 beside no mask at the same lr: gain 0.98 and 0.93")
