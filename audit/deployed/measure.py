@@ -216,6 +216,8 @@ def _beside_ours(w: Array, q: Array, without: Undone, ours: str) -> tuple[float,
     fmt = format_named(ours)
     whole = fmt.block == "tensor" or fmt.tensor_range > 0
     rows = len(w) if whole else max(1, OURS_WEIGHTS // w.shape[1])
+    if fmt.tile is not None:
+        rows = -(-rows // fmt.tile[0]) * fmt.tile[0]
     scaled = w[:rows]
     if without.by:
         scaled = (scaled * without.rows[:rows, None] * without.columns).astype(np.float32)

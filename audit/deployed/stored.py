@@ -31,6 +31,8 @@ Pair = tuple[Checkpoint, Checkpoint]
 FLOAT_NAMES: Mapping[str, str] = {dtype.name: name for name, dtype in FLOATS.items()}
 OF_GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
 """Types of GGUF that are formats of ours."""
+TILED = ("fp8", "ct-block")
+"""Layouts of float8 with a scale for each tile."""
 INPUTS_FIRST = ("gptq", "awq")
 """Layouts that store a matrix as (in, out)."""
 ROPE_MATRICES = ("attn_q.weight", "attn_k.weight")
@@ -287,6 +289,8 @@ def _ours_of_layer(checkpoint: Checkpoint, scheme: Scheme, layer: Layer) -> str 
         if codes is not None and codes.dtype == FLOAT8:
             return f"fp8-{blocks}"
         return f"int{scheme.bits}-{blocks}-ct" + ("-asym" if scheme.symmetric is False else "")
+    if scheme.layout in TILED:
+        return "fp8-b{}x{}".format(*scheme.tile)
     return OF_LAYOUT.get(scheme.layout)
 
 

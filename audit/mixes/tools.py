@@ -19,6 +19,7 @@ SCHEMES: Mapping[str, str] = {
     "INT8": "int8-row-ct",
     "fp8": "fp8-tensor",
     "fp8_dynamic": "fp8-row",
+    "fp8_block": "fp8-b128x128",
     "nvfp4a16": "nvfp4",
     "mxfp4": "mxfp4-b32-ct",
     "mxfp4a16": "mxfp4-b32-ct",
@@ -34,9 +35,7 @@ BNB: Mapping[str, str] = {
     "llm.int8": "llmint8-row",
 }
 """Name of bitsandbytes in transformers, in lower case -> our format."""
-ELSEWHERE = re.compile(
-    r"(fp8_block|mxfp8|awq|gptq|smoothquant|imatrix|iq\d|gguf:iq\d|q\d_k_xl|aqlm|quip|exl[23])", re.IGNORECASE
-)
+ELSEWHERE = re.compile(r"(mxfp8|awq|gptq|smoothquant|imatrix|iq\d|gguf:iq\d|q\d_k_xl|aqlm|quip|exl[23])", re.IGNORECASE)
 """Beginnings of names of quantizers that look at text or at an importance matrix, and of formats that are none of ours."""
 BITSANDBYTES = re.compile(r"nf4-b\d+|fp4-b\d+|llmint8-row")
 """Our formats of bitsandbytes."""

@@ -119,6 +119,15 @@ def fp8(name: str, block: BlockKind, block_size: int | None) -> Format:
     )
 
 
+def fp8_tile(name: str, rows: int, columns: int) -> Format:
+    """Describe FP8 E4M3 with a float32 scale for each tile of rows and columns, as DeepSeek-V3 is stored (arXiv 2412.19437).
+
+    `transformers` multiplies by the quotient 448 / absmax and stores its reciprocal, so that it has other codes next to a
+    threshold; scales that are rounded up to a power of two ("ue8m0") are none of this format.
+    """
+    return replace(fp8(name, "tile", rows * columns), tile=(rows, columns))
+
+
 def fp8_cast(name: str) -> Format:
     """Describe FP8 E4M3 without a scale: each weight is rounded by itself, and saturates at 448."""
     return replace(fp8(name, "tensor", None), statistic="none", empty_scale=0.0, source="OCP 8-bit floats 1.0")

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-BlockKind = Literal["tensor", "row", "group", "flat"]
+BlockKind = Literal["tensor", "row", "group", "flat", "tile"]
 Arithmetic = Literal["divide", "multiply", "reciprocal", "inverse"]
 Rounding = Literal["half-even", "half-lower", "half-up", "half-away", "half-even-label", "dither"]
 ScaleRule = Literal["quotient", "power of two", "power of two, up", "float8 of tensor"]
@@ -29,7 +29,7 @@ class Format:
         levels: the values of the codes in code units, ascending; a code is an index into them.
         labels: number that a library stores for each code.
         block: weights that share a scale. "group": `block_size` neighbours in a row; "flat": `block_size`
-            neighbours of the flattened tensor, across rows, as bitsandbytes does.
+            neighbours of the flattened tensor, across rows, as bitsandbytes does; "tile": see `tiles`.
         block_size: weights in a block; None for "tensor" and "row".
         statistic: number that sets the parameters, a name in `grids.FITS`: "absmax", the largest magnitude;
             "signed-absmax", the entry that has it (the first of several); "range", min and max widened to contain 0;
@@ -62,6 +62,7 @@ class Format:
         whole_blocks: whether a row that is no multiple of the block is refused, as padding would change the parameters
             or the library refuses it.
         seed: seed of the dither, for the rounding "dither"; other roundings do not read it.
+        tile: rows and columns of a block, where it is a "tile"; else None.
     """
 
     name: str
@@ -87,6 +88,7 @@ class Format:
     overhang: float = 1.0
     whole_blocks: bool = False
     seed: int = 0
+    tile: tuple[int, int] | None = None
 
     @property
     def dithered(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from unforgotten.theory.formats.codebooks import CODEBOOKS, MICROSCALED, fp8, fp8_cast, nvfp4
+from unforgotten.theory.formats.codebooks import CODEBOOKS, MICROSCALED, fp8, fp8_cast, fp8_tile, nvfp4
 from unforgotten.theory.formats.description import BlockKind, Format
 from unforgotten.theory.formats.gguf import FILES, GGUF
 from unforgotten.theory.formats.integers import HQQ_RULES, INTEGER_RULES, dithered_int, llm_int8
@@ -24,6 +24,7 @@ FAMILIES: Mapping[str, str] = {
     "fp4-bN": "FP4, flat blocks of N, bitsandbytes (transformers' 4-bit default)",
     "llmint8-row": "rows of LLM.int8, bitsandbytes",
     "fp8-{tensor|row|gN}": "FP8 E4M3, scale = absmax / 448",
+    "fp8-bNxM": "FP8 E4M3, tiles of N rows and M columns, scale = absmax / 448 (DeepSeek-V3 and FP8_BLOCK: fp8-b128x128)",
     "fp8-cast": "FP8 E4M3 without a scale",
     "mxfp4-bN[-ct]": "MXFP4, groups of N with a power of two, 0 and minus zero one code; -ct: scaled as compressed-tensors does",
     "nvfp4": "NVFP4, groups of 16 with an E4M3 scale, 0 and minus zero one code, compressed-tensors",
@@ -57,6 +58,7 @@ PATTERNS: Mapping[str, Callable[[re.Match[str]], Format]] = {
     r"(nf4|fp4)-b([1-9]\d*)": lambda m: CODEBOOKS[m[1]](m[0], int(m[2])),
     r"llmint8-row": lambda m: llm_int8(m[0]),
     r"fp8-(tensor|row|g[1-9]\d*)": lambda m: fp8(m[0], *_blocks(m[1])),
+    r"fp8-b([1-9]\d*)x([1-9]\d*)": lambda m: fp8_tile(m[0], int(m[1]), int(m[2])),
     r"fp8-cast": lambda m: fp8_cast(m[0]),
     r"mxfp4-b([1-9]\d*)(?:-(ct))?": lambda m: MICROSCALED[m[2] or ""](m[0], int(m[1])),
     r"nvfp4": lambda m: nvfp4(m[0]),

@@ -48,6 +48,8 @@ FORMATS = [
     "fp8-row",
     "fp8-tensor",
     "fp8-g64",
+    "fp8-b128x128",
+    "fp8-b7x64",
     "fp8-cast",
     "mxfp4-b32",
     "mxfp4-b32-ct",
