@@ -29,6 +29,9 @@ ALL_NAMES = tuple(
             "q6_k",
             "nf4-b64",
             "fp4-b64",
+            "nf4-b64-dq",
+            "fp4-b64-dq",
+            "fp8-b128x128",
         ]
     )
 )

@@ -281,7 +281,8 @@ def _ours_of_layer(checkpoint: Checkpoint, scheme: Scheme, layer: Layer) -> str 
     if scheme.layout == "awq":
         return f"int{scheme.bits}-{blocks}-asym"
     if scheme.layout == "bnb-4bit":
-        return f"{scheme.detail}-b{layer.unit_weights}"
+        nested = layer.name + ".weight.nested_absmax" in checkpoint.tensors
+        return f"{scheme.detail}-b{layer.unit_weights}" + ("-dq" if nested else "")
     if scheme.layout in ("ct-packed", "ct-plain"):
         scale = checkpoint.tensors.get(layer.name + ".weight_scale")
         blocks = "tensor" if scale is not None and max(scale.shape, default=1) == 1 else blocks

@@ -7,7 +7,7 @@
 | `scalar` | one weight after another, compiled | all else that has fixed thresholds |
 | `tiles` | as `scalar`, of tiles that are laid out one after another first | a scale for a tile of rows and columns |
 | `reference` | numpy, piece by piece | scales that are searched for |
-| `whole` | numpy, the tensor at once | a search that stops by a mean over the tensor |
+| `whole` | numpy, the tensor at once | a search that stops by a mean over the tensor, or a mean that all scales hang on |
 
 A piece whose last block is cut, or whose values may overflow, is measured by the next slower of the first three, with
 the same result.
@@ -28,8 +28,8 @@ from unforgotten.audit.sources.flat import PIECE_WEIGHTS, layout_of
 from unforgotten.theory.formats.names import Format
 
 Way = Literal["magnitudes", "vectors", "scalar", "tiles", "reference", "whole"]
-WHOLE = "hqq-proximal"
-"""The statistic whose search stops by a mean over the whole tensor, which is therefore read at once."""
+WHOLE = frozenset({"hqq-proximal", "nested-absmax"})
+"""Statistics of a mean over the whole tensor, which is therefore read at once."""
 
 
 def way_of(fmt: Format, shape: tuple[int, ...], dtypes: tuple[str, str], simd: str) -> Way:
@@ -41,7 +41,7 @@ def way_of(fmt: Format, shape: tuple[int, ...], dtypes: tuple[str, str], simd: s
         dtypes: names of the dtypes before and after, as stored.
         simd: path of the kernel, see `simd.available_paths`.
     """
-    if simd == NUMPY or fmt.statistic == WHOLE:
+    if simd == NUMPY or fmt.statistic in WHOLE:
         return "whole"
     if not is_compiled(fmt):
         return "reference"

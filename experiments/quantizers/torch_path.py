@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unforgotten.theory.formats import grids, scales
+from unforgotten.theory.formats import scales
 from unforgotten.theory.formats.dither import dithers
 from unforgotten.theory.formats.hqq import LARGEST_INVERSE, LEAST_RANGE
 from unforgotten.theory.formats.names import Format
-from unforgotten.theory.formats.reference import padding
+from unforgotten.theory.formats.reference import fit_grid, padding
 from unforgotten.theory.formats.tiles import matrices_of
 
 TINY = torch.finfo(torch.float32).tiny
@@ -128,7 +128,9 @@ def _from_tiles(tiles: Tensor, shape: torch.Size, tile: tuple[int, int]) -> Tens
 
 def fit(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
     """Fit the scales and other parameters of every block, as the format prescribes."""
-    p = FITS.get(fmt.statistic, _fit_by_reference)(blocks, fmt)
+    if fmt.statistic not in FITS:
+        return _fit_by_reference(blocks, fmt, partial=partial)
+    p = FITS[fmt.statistic](blocks, fmt)
     if partial:
         p.scale[-1] = p.scale[-1].clamp(min=fmt.floor)
     for x in (p.read_scale, p.read_low):
@@ -137,8 +139,8 @@ def fit(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
     return p
 
 
-def _fit_by_reference(blocks: Tensor, fmt: Format) -> Parameters:
-    grid = grids.FITS[fmt.statistic](blocks.cpu().numpy(), fmt)
+def _fit_by_reference(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
+    grid = fit_grid(blocks.cpu().numpy(), fmt, count=blocks.numel() - partial)
     encoder = grid.encoder or grid
 
     def tensor(x: NDArray[np.float32]) -> Tensor:

@@ -79,6 +79,11 @@ def fp4(name: str, block_size: int) -> Format:
     return _bitsandbytes(name, levels, FP4_ORDER, block_size)
 
 
+def double_quantized(fmt: Format) -> Format:
+    """Describe a format of bitsandbytes whose absmaxes are quantized to 8 bits, `bnb_4bit_use_double_quant` (see `dynamic`)."""
+    return replace(fmt, name=f"{fmt.name}-dq", statistic="nested-absmax")
+
+
 def _bitsandbytes(name: str, levels: tuple[float, ...], labels: tuple[int, ...], size: int) -> Format:
     return Format(
         name=name,

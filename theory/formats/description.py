@@ -32,6 +32,7 @@ class Format:
             neighbours of the flattened tensor, across rows, as bitsandbytes does; "tile": see `tiles`.
         block_size: weights in a block; None for "tensor" and "row".
         statistic: number that sets the parameters, a name in `grids.FITS`: "absmax", the largest magnitude;
+            "nested-absmax", the same, read back from 8 bits, see `dynamic`;
             "signed-absmax", the entry that has it (the first of several); "range", min and max widened to contain 0;
             "min-max", as they are; "none"; or a search by name.
         divisor: scale = statistic / divisor, where the scale is stored divided.
@@ -94,6 +95,11 @@ class Format:
     def dithered(self) -> bool:
         """Whether a weight is rounded at random, so that no threshold says which code it has."""
         return self.rounding == "dither"
+
+    @property
+    def of_tensor(self) -> bool:
+        """Whether the parameters of a row hang on weights of other rows too."""
+        return self.block in ("tensor", "tile") or self.tensor_range > 0 or self.statistic == "nested-absmax"
 
     @property
     def zero_point(self) -> bool:

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.theory.formats.description import Format
+from unforgotten.theory.formats.dynamic import exact_mean, nested
 from unforgotten.theory.formats.hqq import Affine, min_max_affine, proximal_affine
 from unforgotten.theory.formats.kquants import KBlocks, q4_k, q5_k, q6_k
 from unforgotten.theory.formats.scales import SCALE_RULES, replace_empty
@@ -76,6 +77,17 @@ def fit_absmax(blocks: Array, fmt: Format) -> Grid:
 def fit_signed_absmax(blocks: Array, fmt: Format) -> Grid:
     """Return the grid whose scale, of either sign, comes from the entry of each block with the largest magnitude."""
     return _symmetric(signed_absmax(blocks), fmt)
+
+
+def fit_nested_absmax(blocks: Array, fmt: Format) -> Grid:
+    """Return the grid whose codes are made with the largest magnitudes, and read with what 8 bits leave of those."""
+    return nest(fit_absmax(blocks, fmt))
+
+
+def nest(own: Grid) -> Grid:
+    """Return the grid that is read with the absmaxes of `own` in 8 bits, and encodes with `own`."""
+    absmax = own.scale[:, 0]
+    return Grid(nested(absmax, exact_mean(absmax)).read[:, None], own.zero, encoder=own)
 
 
 def _symmetric(statistic: Array, fmt: Format) -> Grid:
@@ -168,6 +180,7 @@ def stored(grid: Grid, fmt: Format) -> Grid:
 
 FITS: Mapping[str, Callable[[Array, Format], Grid]] = {
     "absmax": fit_absmax,
+    "nested-absmax": fit_nested_absmax,
     "signed-absmax": fit_signed_absmax,
     "range": fit_range,
     "min-max": fit_min_max,
@@ -203,6 +216,7 @@ def _sets_nothing(blocks: Array) -> Array:
 # Which entries set the parameters, by statistic: their place in the cell is known. A search looks at all of them.
 SETTERS: Mapping[str, Callable[[Array], Array]] = {
     "absmax": _sets_absmax,
+    "nested-absmax": _sets_absmax,
     "signed-absmax": _sets_absmax,
     "range": _sets_range,
     "min-max": _sets_min_max,

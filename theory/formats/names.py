@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from unforgotten.theory.formats.codebooks import CODEBOOKS, MICROSCALED, fp8, fp8_cast, fp8_tile, nvfp4
+from unforgotten.theory.formats.codebooks import (
+    CODEBOOKS,
+    MICROSCALED,
+    double_quantized,
+    fp8,
+    fp8_cast,
+    fp8_tile,
+    nvfp4,
+)
 from unforgotten.theory.formats.description import BlockKind, Format
 from unforgotten.theory.formats.gguf import FILES, GGUF
 from unforgotten.theory.formats.integers import HQQ_RULES, INTEGER_RULES, dithered_int, llm_int8
@@ -22,6 +30,7 @@ FAMILIES: Mapping[str, str] = {
     "hqq{2..8}-gN[-opt]": "HQQ: a zero point that is not rounded; -opt: from its proximal solver",
     "nf4-bN": "NormalFloat4, flat blocks of N, bitsandbytes",
     "fp4-bN": "FP4, flat blocks of N, bitsandbytes (transformers' 4-bit default)",
+    "{nf4|fp4}-bN-dq": "the same with double quantization: absmaxes in 8 bits less their mean, which is summed exactly here",
     "llmint8-row": "rows of LLM.int8, bitsandbytes",
     "fp8-{tensor|row|gN}": "FP8 E4M3, scale = absmax / 448",
     "fp8-bNxM": "FP8 E4M3, tiles of N rows and M columns, scale = absmax / 448 (DeepSeek-V3 and FP8_BLOCK: fp8-b128x128)",
@@ -56,6 +65,7 @@ PATTERNS: Mapping[str, Callable[[re.Match[str]], Format]] = {
     ),
     r"hqq([2-8])-(g[1-9]\d*)(?:-(opt))?": (lambda m: HQQ_RULES[m[3] or ""](m[0], int(m[1]), *_blocks(m[2]))),
     r"(nf4|fp4)-b([1-9]\d*)": lambda m: CODEBOOKS[m[1]](m[0], int(m[2])),
+    r"((nf4|fp4)-b([1-9]\d*))-dq": lambda m: double_quantized(CODEBOOKS[m[2]](m[1], int(m[3]))),
     r"llmint8-row": lambda m: llm_int8(m[0]),
     r"fp8-(tensor|row|g[1-9]\d*)": lambda m: fp8(m[0], *_blocks(m[1])),
     r"fp8-b([1-9]\d*)x([1-9]\d*)": lambda m: fp8_tile(m[0], int(m[1]), int(m[2])),

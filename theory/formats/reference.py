@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.theory.formats.grids import FITS, Grid
+from unforgotten.theory.formats.grids import FITS, Grid, nest
 from unforgotten.theory.formats.names import Format
 from unforgotten.theory.formats.rounding import ROUNDINGS
 from unforgotten.theory.formats.tiles import from_tiles, to_tiles
@@ -101,7 +101,9 @@ def fit_grid(blocks: NDArray[Any], fmt: Format, *, count: int | None = None) -> 
         raise ValueError(f"weights must be finite to be quantized to {fmt.name}, got nan or inf")
     grid = FITS[fmt.statistic](blocks, fmt)
     if count is not None and count % blocks.shape[1]:
-        grid.scale[-1] = np.maximum(grid.scale[-1], np.float32(fmt.floor))
+        own = grid.encoder or grid
+        own.scale[-1] = np.maximum(own.scale[-1], np.float32(fmt.floor))
+        grid = grid if grid.encoder is None else nest(own)
     if not (np.isfinite(grid.scale).all() and (grid.low is None or np.isfinite(grid.low).all())):
         raise ValueError(f"the range of a block must be a finite {fmt.storage} in {fmt.name}, got inf")
     return grid

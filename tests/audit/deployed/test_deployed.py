@@ -211,6 +211,36 @@ def test_file_of_float8_tiles_has_the_gain_of_our_format(
     assert abs((found["cosine"] or 0.0) - (own["cosine"] or 1.0)) <= ROUNDINGS * 40 * 70
 
 
+@pytest.mark.parametrize("nested", [False, True])
+def test_file_of_bitsandbytes_is_our_format_with_and_without_double_quantization(nested: bool, tmp_path: Path) -> None:
+    """Its mean of absmaxes is a sum in float32, ours is exact: values differ by that alone, far less than by 8 bits."""
+    torch = pytest.importorskip("torch", reason="bitsandbytes needs torch")
+    functional = pytest.importorskip("bitsandbytes.functional", reason="writes the file")
+    before, after = model(0), model(0, update=0.1)
+    files = []
+    for side, weights in (("t", before), ("u", after)):
+        tensors: dict[str, Array] = {}
+        for name, w in weights.items():
+            rows = torch.from_numpy(w)
+            packed, state = functional.quantize_4bit(rows, blocksize=64, quant_type="nf4", compress_statistics=nested)
+            tensors |= {f"{name}.{key}": value.numpy() for key, value in state.as_dict(packed=True).items()}
+            tensors[name] = packed.numpy()
+        config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+        files.append(str(save(tmp_path / f"q{side}", config, tensors)))
+    ours = "nf4-b64-dq" if nested else "nf4-b64"
+    pair = saved(tmp_path / "t", before), saved(tmp_path / "u", after)
+    result = audit_pair(*pair, [ours], deployed=(files[0], files[1]))
+    found, own = deployed_of(result), result["formats"][0]
+    (row,) = found["types"]
+    assert row["ours"] == ours
+    values = np.concatenate([round_trip(w, format_named(ours)) for w in before.values()]).astype(np.float64)
+    shift = np.linalg.norm(values - np.concatenate(list(before.values())))
+    mean_off = nested * ROWS * 2.0**-24 * float(np.linalg.norm(values))  # as many absmaxes, so additions, as rows
+    assert (row["distance"] or 0.0) <= mean_off / float(shift)
+    moved = np.sqrt(sum(float(np.square(after[name].astype(np.float64) - w).sum()) for name, w in before.items()))
+    assert abs((found["gain"] or 0.0) - (own["gain"] or 1.0)) <= 2 * mean_off / moved + ROUNDINGS * ROWS * COLUMNS
+
+
 EMBEDDING, NO_HEAD = "model.embed_tokens.weight", "gguf:Q4_0"
 
 
