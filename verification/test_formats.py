@@ -24,6 +24,7 @@ ALL_NAMES = tuple(
                 for rule in ("", "-asym", "-paper", "-ct", "-ct-asym", "-ao", "-ao-asym")
             ),
             *(f"hqq{b}-g64{rule}" for b in range(2, 9) for rule in ("", "-opt")),
+            "q3_k",
             "q4_k",
             "q5_k",
             "q6_k",

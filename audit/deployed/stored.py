@@ -29,7 +29,7 @@ from unforgotten.audit.sources.safetensors_header import FLOATS
 
 Pair = tuple[Checkpoint, Checkpoint]
 FLOAT_NAMES: Mapping[str, str] = {dtype.name: name for name, dtype in FLOATS.items()}
-OF_GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
+OF_GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q3_k", "q4_k", "q5_k", "q6_k")
 """Types of GGUF that are formats of ours."""
 TILED = ("fp8", "ct-block")
 """Layouts of float8 with a scale for each tile."""

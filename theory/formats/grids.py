@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from unforgotten.theory.formats.description import Format
 from unforgotten.theory.formats.dynamic import exact_mean, nested
 from unforgotten.theory.formats.hqq import Affine, min_max_affine, proximal_affine
-from unforgotten.theory.formats.kquants import KBlocks, q4_k, q5_k, q6_k
+from unforgotten.theory.formats.kquants import KBlocks, q3_k, q4_k, q5_k, q6_k
 from unforgotten.theory.formats.scales import SCALE_RULES, replace_empty
 
 Array = NDArray[Any]
@@ -141,6 +141,11 @@ def _inverse(affine: Affine) -> Grid:
     return Grid(scale, affine.zero, encoder=Grid(affine.inverse, affine.zero))
 
 
+def fit_q3_k(blocks: Array, fmt: Format) -> Grid:
+    """Return the grid of scales, of either sign, that Q3_K's search finds for sub-blocks of 16."""
+    return _of_sub_blocks(q3_k(blocks), blocks.shape[1])
+
+
 def fit_q4_k(blocks: Array, fmt: Format) -> Grid:
     """Return the grid of scales and minima that Q4_K's search finds for sub-blocks of 32."""
     return _of_sub_blocks(q4_k(blocks), blocks.shape[1])
@@ -186,6 +191,7 @@ FITS: Mapping[str, Callable[[Array, Format], Grid]] = {
     "min-max": fit_min_max,
     "hqq": fit_hqq,
     "hqq-proximal": fit_hqq_proximal,
+    "q3_k": fit_q3_k,
     "q4_k": fit_q4_k,
     "q5_k": fit_q5_k,
     "q6_k": fit_q6_k,
@@ -222,6 +228,7 @@ SETTERS: Mapping[str, Callable[[Array], Array]] = {
     "min-max": _sets_min_max,
     "hqq": _sets_min_max,
     "hqq-proximal": _sets_nothing,
+    "q3_k": _sets_nothing,
     "q4_k": _sets_nothing,
     "q5_k": _sets_nothing,
     "q6_k": _sets_nothing,

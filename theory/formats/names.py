@@ -38,7 +38,7 @@ FAMILIES: Mapping[str, str] = {
     "mxfp4-bN[-ct]": "MXFP4, groups of N with a power of two, 0 and minus zero one code; -ct: scaled as compressed-tensors does",
     "nvfp4": "NVFP4, groups of 16 with an E4M3 scale, 0 and minus zero one code, compressed-tensors",
     "q4_0, q4_1, q5_0, q5_1, q8_0": "GGUF, blocks of 32, float16 scales",
-    "q4_k, q5_k, q6_k": "GGUF, super-blocks of 256, searched scales",
+    "q3_k, q4_k, q5_k, q6_k": "GGUF, super-blocks of 256, searched scales",
 }
 
 MIXES: Mapping[str, str] = {

@@ -20,7 +20,7 @@ OTHERS = (
     "mxfp4-b32",
     "mxfp4-b32-ct",
 )
-GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
+GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q3_k", "q4_k", "q5_k", "q6_k")
 
 
 def examples() -> Iterator[str]:

@@ -34,7 +34,7 @@ TORCHAO = [
     *(f"torchao:int{b}-{g}-ao{more}" for b in (2, 4, 8) for g in ("g64", "row") for more in ("", "-asym")),
     "torchao-dynamic:int8-row-ao",
 ]
-GGUF = [f"gguf:{name}" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q6_k")]
+GGUF = [f"gguf:{name}" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q3_k", "q4_k", "q6_k")]
 CT = [
     *(f"ct:int{b}-{g}-ct{more}" for b in (2, 4, 8) for g in ("g64", "row", "tensor") for more in ("", "-asym")),
     *(f"ct:{name}" for name in ("fp8-g64", "fp8-row", "fp8-tensor", "fp8-b16x32", "mxfp4-b32-ct", "nvfp4")),
