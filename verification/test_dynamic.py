@@ -21,7 +21,16 @@ from unforgotten.audit.weights.task import tensor_task
 from unforgotten.audit.weights.warming import InMemory
 from unforgotten.theory.calculators.bound import Question, bound
 from unforgotten.theory.formats.double_quant import double_quantize
-from unforgotten.theory.formats.dynamic import NESTED_BLOCK, WORST, dynamic_map, exact_mean, nested
+from unforgotten.theory.formats.dynamic import (
+    BINS,
+    NESTED_BLOCK,
+    WORST,
+    _equal_parts,
+    bin_codes,
+    dynamic_map,
+    exact_mean,
+    nested,
+)
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.reference import quantize, round_trip
 from unforgotten.theory.laws.update import GRID_MODES, survival
@@ -54,10 +63,28 @@ def test_exact_mean__is_the_rounded_mean_in_any_order(own: Array, random: Any) -
 def test_nested__reads_back_what_is_near_whatever_the_mean(own: Array, factor: float) -> None:
     offset = np.float32(float(exact_mean(own)) * factor)
     found = nested(own, offset)
+    away = np.abs((own - offset).astype(np.float32))
+    assert found.absmax.tolist() == [away[i : i + NESTED_BLOCK].max() for i in range(0, len(own), NESTED_BLOCK)]
     s = np.repeat(found.absmax.astype(np.float64), NESTED_BLOCK)[: len(own)]
     error = np.abs(found.read.astype(np.float64) - own)
     slack = 8 * U32 * (own + s + float(offset))  # the difference, the quotient, the bin, the product, the sum
     assert (error <= WORST * s + slack)[s >= SMALLEST].all()
+
+
+@pytest.mark.parametrize("parts", [2, 4, 8, 16, 32, 64])
+def test_equal_parts__are_counted_from_the_nearer_end(parts: int) -> None:
+    low, step = Fraction(float(np.float32(0.1))), Fraction(float((np.float32(1) - np.float32(0.1)) / np.float32(parts)))
+    expected = [low + step * i if 2 * i < parts else 1 - step * (parts - i) for i in range(parts + 1)]
+    assert [Fraction(float(x)) for x in _equal_parts(parts)] == [float32(x) for x in expected]
+
+
+def test_bin_codes__are_nearest_to_the_centres() -> None:
+    centres = np.linspace(-1, 1, BINS + 1)
+    chosen = np.append(np.arange(0, BINS + 1, 37), BINS)
+    levels = dynamic_map().astype(np.float64)
+    distance = np.abs(levels[None, :] - centres[chosen, None])
+    reached = distance[np.arange(len(chosen)), bin_codes()[chosen]]
+    assert (reached <= distance.min(axis=1) + 2.0**-50).all()
 
 
 def test_nested__attains_its_bound() -> None:
