@@ -16,7 +16,7 @@ from unforgotten.theory.calculators.bound import LR_RANGE, Question, bound
 from unforgotten.theory.formats import hqq
 from unforgotten.theory.formats.awq import AWQ_RULES, search_clip
 from unforgotten.theory.formats.group_grids import fit_autoawq, fit_compressed_tensors, fit_gptq
-from unforgotten.theory.formats.kquants import SMALLEST, q6_k, search_symmetric
+from unforgotten.theory.formats.kquants import SMALLEST, q6_k, search_one_by_one, search_symmetric
 from unforgotten.theory.formats.names import format_named
 from unforgotten.theory.formats.rounding import half_away
 from unforgotten.theory.geometry.dead_zone import BINADES, MIN_WEIGHTS, BinadeCounts, find_dead_zone
@@ -186,6 +186,13 @@ def test_search_symmetric__is_empty_strictly_below_the_smallest() -> None:
     at[0, 3], below[0, 3] = SMALLEST, np.nextafter(np.float32(SMALLEST), np.float32(0))
     assert search_symmetric(at).scale != 0
     assert search_symmetric(below).scale == 0
+
+
+def test_search_one_by_one__is_empty_strictly_below_the_smallest() -> None:
+    at, below = np.zeros((1, 16), np.float32), np.zeros((1, 16), np.float32)
+    at[0, 3], below[0, 3] = SMALLEST, np.nextafter(np.float32(SMALLEST), np.float32(0))
+    assert search_one_by_one(at).scale != 0
+    assert search_one_by_one(below).scale == 0
 
 
 AT_SMALLEST = [

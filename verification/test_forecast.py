@@ -195,7 +195,9 @@ def test_replayed__refuses_a_pilot_that_went_nowhere() -> None:
         replayed(nowhere, "bf16")
 
 
-@pytest.mark.parametrize("name", ["int4-tensor", "int4-g128", "int4-row-asym", "nvfp4", "q4_k", "fp8-cast"])
+@pytest.mark.parametrize(
+    "name", ["int4-tensor", "int4-g128", "int4-row-asym", "nvfp4", "q4_k", "fp8-cast", "nf4-b64-dq", "fp8-b128x128"]
+)
 def test_forecast__refuses_formats_whose_scale_a_sample_does_not_hold(name: str) -> None:
     sample = pilot()
     with pytest.raises(ValueError, match=rf"^format must share a scale among 64 neighbours, .*, got format='{name}'$"):

@@ -9,7 +9,7 @@ from scipy.special import ndtri
 
 from unforgotten.theory.formats.codebooks import FP4_ORDER, FP4_TWELFTHS, NF4_LEVELS, small_float
 from unforgotten.theory.formats.names import Format, format_named
-from unforgotten.theory.formats.reference import quantize
+from unforgotten.theory.formats.reference import quantize, round_trip
 from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES
 from unforgotten.verification.oracles import U32, float32, midpoints
 
@@ -24,11 +24,15 @@ ALL_NAMES = tuple(
                 for rule in ("", "-asym", "-paper", "-ct", "-ct-asym", "-ao", "-ao-asym")
             ),
             *(f"hqq{b}-g64{rule}" for b in range(2, 9) for rule in ("", "-opt")),
+            "q3_k",
             "q4_k",
             "q5_k",
             "q6_k",
             "nf4-b64",
             "fp4-b64",
+            "nf4-b64-dq",
+            "fp4-b64-dq",
+            "fp8-b128x128",
         ]
     )
 )
@@ -83,6 +87,23 @@ def test_format_named__keeps_the_name_and_repeats(fmt: Format) -> None:
 def test_format_named__refuses_unknown_names(name: str) -> None:
     with pytest.raises(ValueError, match="format must be one of"):
         format_named(name)
+
+
+def test_of_tensor__is_said_of_formats_whose_rows_hang_on_each_other(fmt: Format) -> None:
+    """A row of ones beside rows of larger weights has the codes and values that it has alone, or the format says so."""
+    w = np.ones((3, 256), np.float32)
+    w[1:] = 37.5 * np.linspace(-1, 1, 512).reshape(2, 256)
+    alone = round_trip(w[:1], fmt)
+    if not np.array_equal(round_trip(w, fmt)[:1], alone):
+        assert fmt.of_tensor or fmt.statistic == "hqq-proximal" or fmt.block == "flat"
+
+
+@pytest.mark.parametrize("name", ["nf4-b64-dq", "fp8-b128x128", "int8-tensor", "nvfp4"])
+def test_of_tensor__is_needed(name: str) -> None:
+    w = np.ones((3, 256), np.float32)
+    w[1:] = 37.5 * np.linspace(-1, 1, 512).reshape(2, 256)
+    assert format_named(name).of_tensor
+    assert not np.array_equal(round_trip(w, format_named(name))[:1], round_trip(w[:1], format_named(name)))
 
 
 def test_levels__ascend_and_fit_their_bits(fmt: Format) -> None:

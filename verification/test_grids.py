@@ -18,6 +18,7 @@ from unforgotten.verification.chance import rng_for
 from unforgotten.verification.domains.strategies import ALL_FORMAT_NAMES, Sample, samples
 
 K_QUANTS: dict[str, Callable[[NDArray[Any]], kquants.KBlocks]] = {
+    "q3_k": kquants.q3_k,
     "q4_k": kquants.q4_k,
     "q5_k": kquants.q5_k,
     "q6_k": kquants.q6_k,

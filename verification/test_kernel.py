@@ -52,7 +52,7 @@ WIDE_BLOCKS = (
     "int8-g48",
 )
 """Formats that are measured sixteen weights at a time, on paths with vectors."""
-SEARCHED = ("q4_k", "q5_k", "q6_k", "hqq4-g8-opt")
+SEARCHED = ("q3_k", "q4_k", "q5_k", "q6_k", "hqq4-g8-opt")
 NAMED = os.environ.get(VARIABLE, "")
 PATHS = (NAMED,) if NAMED else tuple(path for path in available_paths() if path != NUMPY)
 """Every path of the kernel that this machine can run, or the one that is named; each example goes through all of them."""

@@ -214,8 +214,9 @@ def _sums(w: Array, w_new: Array, q: Array, q_new: Array) -> tuple[Survival, flo
 def _beside_ours(w: Array, q: Array, without: Undone, ours: str) -> tuple[float, float]:
     """Return the squared distances of the file's values and of the weights, as scaled, from what our own format gives."""
     fmt = format_named(ours)
-    whole = fmt.block == "tensor" or fmt.tensor_range > 0
-    rows = len(w) if whole else max(1, OURS_WEIGHTS // w.shape[1])
+    high = 1 if fmt.tile is None else fmt.tile[0]
+    whole = fmt.of_tensor and fmt.tile is None
+    rows = len(w) if whole else -(-max(1, OURS_WEIGHTS // w.shape[1]) // high) * high
     scaled = w[:rows]
     if without.by:
         scaled = (scaled * without.rows[:rows, None] * without.columns).astype(np.float32)

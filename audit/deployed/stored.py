@@ -29,8 +29,10 @@ from unforgotten.audit.sources.safetensors_header import FLOATS
 
 Pair = tuple[Checkpoint, Checkpoint]
 FLOAT_NAMES: Mapping[str, str] = {dtype.name: name for name, dtype in FLOATS.items()}
-OF_GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
+OF_GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q3_k", "q4_k", "q5_k", "q6_k")
 """Types of GGUF that are formats of ours."""
+TILED = ("fp8", "ct-block")
+"""Layouts of float8 with a scale for each tile."""
 INPUTS_FIRST = ("gptq", "awq")
 """Layouts that store a matrix as (in, out)."""
 ROPE_MATRICES = ("attn_q.weight", "attn_k.weight")
@@ -279,7 +281,8 @@ def _ours_of_layer(checkpoint: Checkpoint, scheme: Scheme, layer: Layer) -> str 
     if scheme.layout == "awq":
         return f"int{scheme.bits}-{blocks}-asym"
     if scheme.layout == "bnb-4bit":
-        return f"{scheme.detail}-b{layer.unit_weights}"
+        nested = layer.name + ".weight.nested_absmax" in checkpoint.tensors
+        return f"{scheme.detail}-b{layer.unit_weights}" + ("-dq" if nested else "")
     if scheme.layout in ("ct-packed", "ct-plain"):
         scale = checkpoint.tensors.get(layer.name + ".weight_scale")
         blocks = "tensor" if scale is not None and max(scale.shape, default=1) == 1 else blocks
@@ -287,6 +290,8 @@ def _ours_of_layer(checkpoint: Checkpoint, scheme: Scheme, layer: Layer) -> str 
         if codes is not None and codes.dtype == FLOAT8:
             return f"fp8-{blocks}"
         return f"int{scheme.bits}-{blocks}-ct" + ("-asym" if scheme.symmetric is False else "")
+    if scheme.layout in TILED:
+        return "fp8-b{}x{}".format(*scheme.tile)
     return OF_LAYOUT.get(scheme.layout)
 
 

@@ -90,4 +90,4 @@ def _ranges(name: str, rows: int, columns: int, most: int, blocks: Sequence[int]
 
 def fits(fmt: Format, run: Run) -> bool:
     """Return whether the format's parameters of these rows can be told from the rows alone."""
-    return run.whole or (fmt.block != "tensor" and fmt.scale_rule != "float8 of tensor")
+    return run.whole or not fmt.of_tensor

@@ -27,8 +27,8 @@ from unforgotten.theory.geometry.cells import cells
 Array = NDArray[Any]
 MOST_COMPARED = 15  # thresholds that are compared one by one
 ROOM = 2.0**127
-SEARCHED = frozenset({"hqq-proximal", "q4_k", "q5_k", "q6_k"})
-"""Statistics that look at every weight of a block again and again: their formats are measured by numpy."""
+SEARCHED = frozenset({"hqq-proximal", "nested-absmax", "q3_k", "q4_k", "q5_k", "q6_k"})
+"""Statistics that look at every weight of a block again and again, or at all blocks: their formats are measured by numpy."""
 EXTREMES = frozenset(FITS) - SEARCHED
 """Statistics that are functions of a block's smallest and largest weight, and of which comes first."""
 

@@ -79,8 +79,8 @@ def types_of(shapes: Shapes, file_type: str) -> dict[str, str]:
         file_type: type of the file, a key of FILES.
 
     Raises:
-        ValueError: the file type is unknown, the model is Falcon's, a layer has no known value or down projection, so that
-            more than one type would be guessed, or a row is no multiple of 32.
+        ValueError: the file type is unknown, the model is Falcon's, a layer has no known value, down projection, or output
+            projection where that has a type of its own, so that types would be guessed, or a row is no multiple of 32.
     """
     if file_type not in FILES:
         raise ValueError(f"file type must be one of {', '.join(FILES)}, got {file_type!r}")
@@ -92,7 +92,7 @@ def types_of(shapes: Shapes, file_type: str) -> dict[str, str]:
         raise ValueError("model must not be a Falcon for a mix of llama.cpp, whose rules for it are others")
     found = _matrices(kinds)
     model = _model(shapes, found)
-    _check_known(found, model)
+    _check_known(found, model, _of_output(model, file_type) != FILES[file_type])
     return {
         name: _fitting(name, shapes[name][-1], _type(found[name], model, file_type, shapes[name][-1])) for name in names
     }
@@ -139,11 +139,11 @@ def _model(shapes: Shapes, found: Mapping[str, Matrix]) -> Model:
     )
 
 
-def _check_known(found: Mapping[str, Matrix], model: Model) -> None:
-    for kind in ("value", "down"):
+def _check_known(found: Mapping[str, Matrix], model: Model, output: bool) -> None:
+    for kind in ("value", "down", "attention output") if output else ("value", "down"):
         own = {m.layer for m in found.values() if _family(m.kind) == kind}
         if missing := sorted({m.layer for m in found.values() if m.layer is not None} - own):
-            what = {"value": "values", "down": "down projections"}[kind]
+            what = {"value": "values", "down": "down projections"}.get(kind, "output projections of attention")
             rule = f"layers must have {what} of a known name for a mix of llama.cpp, which gives them other types"
             raise ValueError(f"{rule}, got none in layer {missing[0]} of {model.layers}")
 
@@ -159,24 +159,37 @@ def _type(m: Matrix, model: Model, file_type: str, columns: int) -> str:
         return _of_down(m, model, file_type)
     if model.experts == MIXTRAL and m.kind == "key":
         return "Q8_0"
-    if model.experts == MIXTRAL and m.kind == "attention output" and base == "Q4_K":
-        return "Q5_K"
-    return base
+    return _of_output(model, file_type) if m.kind == "attention output" else base
+
+
+def _of_output(model: Model, file_type: str) -> str:
+    """Return the type of the output projections of attention."""
+    if model.experts == MIXTRAL:
+        return "Q5_K" if file_type in ("Q3_K_S", "Q3_K_M", "Q4_K_S", "Q4_K_M") else FILES[file_type]
+    return {"Q3_K_M": "Q4_K", "Q3_K_L": "Q5_K"}.get(file_type, FILES[file_type])
 
 
 def _of_values(m: Matrix, model: Model, file_type: str) -> str:
     found = FILES[file_type]
-    if file_type.endswith("_M") and _has_more_bits(m.place, model.values):
+    if file_type == "Q3_K_M":
+        found = "Q5_K" if m.place < 2 else "Q4_K"
+    elif file_type == "Q3_K_L":
+        found = "Q5_K"
+    elif file_type.endswith("_M") and _has_more_bits(m.place, model.values):
         found = "Q6_K"
     elif file_type == "Q4_K_S" and m.place < FIRST:
         found = "Q5_K"
-    if model.layers == LARGE and model.shared and found == "Q4_K":
+    if model.layers == LARGE and model.shared and found in ("Q3_K", "Q4_K"):
         found = "Q5_K"
     return "Q8_0" if model.experts == MIXTRAL else found
 
 
 def _of_down(m: Matrix, model: Model, file_type: str) -> str:
     at = m.place if m.layer is None or model.experts <= 1 else m.layer
+    if file_type == "Q3_K_M":
+        return "Q5_K" if at < model.layers // 16 else "Q4_K"
+    if file_type == "Q3_K_L":
+        return "Q5_K"
     if file_type.endswith("_M") and _has_more_bits(at, model.layers):
         return "Q6_K"
     return "Q5_K" if file_type == "Q4_K_S" and at < model.layers // 8 else FILES[file_type]

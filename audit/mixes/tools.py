@@ -19,6 +19,7 @@ SCHEMES: Mapping[str, str] = {
     "INT8": "int8-row-ct",
     "fp8": "fp8-tensor",
     "fp8_dynamic": "fp8-row",
+    "fp8_block": "fp8-b128x128",
     "nvfp4a16": "nvfp4",
     "mxfp4": "mxfp4-b32-ct",
     "mxfp4a16": "mxfp4-b32-ct",
@@ -28,17 +29,17 @@ says no more than eight bits. `nvfp4` is called so here, too."""
 BNB: Mapping[str, str] = {
     "bnb:nf4": "nf4-b64",
     "bnb:fp4": "fp4-b64",
+    "bnb:nf4+dq": "nf4-b64-dq",
+    "bnb:fp4+dq": "fp4-b64-dq",
     "bnb:int8": "llmint8-row",
     "load_in_4bit": "fp4-b64",
     "load_in_8bit": "llmint8-row",
     "llm.int8": "llmint8-row",
 }
 """Name of bitsandbytes in transformers, in lower case -> our format."""
-ELSEWHERE = re.compile(
-    r"(fp8_block|mxfp8|awq|gptq|smoothquant|imatrix|iq\d|gguf:iq\d|q\d_k_xl|aqlm|quip|exl[23])", re.IGNORECASE
-)
+ELSEWHERE = re.compile(r"(mxfp8|awq|gptq|smoothquant|imatrix|iq\d|gguf:iq\d|q\d_k_xl|aqlm|quip|exl[23])", re.IGNORECASE)
 """Beginnings of names of quantizers that look at text or at an importance matrix, and of formats that are none of ours."""
-BITSANDBYTES = re.compile(r"nf4-b\d+|fp4-b\d+|llmint8-row")
+BITSANDBYTES = re.compile(r"(nf4|fp4)-b\d+(-dq)?|llmint8-row")
 """Our formats of bitsandbytes."""
 
 

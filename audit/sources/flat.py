@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.theory.formats.names import Format
+from unforgotten.theory.formats.tiles import matrices_of
 
 PIECE_WEIGHTS = 1 << 21
 
@@ -48,10 +49,12 @@ class BlockLayout(NamedTuple):
     Attributes:
         size: weights of a block.
         line: weights of a line: a row, or the whole tensor where that makes no difference.
+        tiled: whether a block is a band of rows, to be cut into tiles: it is read whole, however wide it is.
     """
 
     size: int
     line: int
+    tiled: bool = False
 
     def first_from(self, at: int) -> int:
         """Return the start of the first block that starts at weight `at` or after it."""
@@ -78,8 +81,12 @@ class BlockLayout(NamedTuple):
 
 
 def layout_of(fmt: Format, shape: tuple[int, ...]) -> BlockLayout:
-    """Return the blocks of a format in a tensor of that shape."""
+    """Return the blocks of a format in a tensor of that shape; of tiles the bands of rows that hold them."""
     total = math.prod(shape)
+    if fmt.tile is not None:
+        _, rows, columns = matrices_of(shape)
+        size, line = min(fmt.tile[0], rows) * columns, rows * columns
+        return BlockLayout(size, total if line % size == 0 else line, tiled=True)
     line = total if fmt.block in ("tensor", "flat") else shape[-1]
     size = min(fmt.block_size or line, line)
     return BlockLayout(size, total if line % size == 0 else line)

@@ -49,12 +49,14 @@ from unforgotten.audit.sources.flat import PIECE_WEIGHTS, BlockLayout, Piece, la
 from unforgotten.audit.weights.piece_blocks import PieceBlocks, span_of
 from unforgotten.audit.weights.sums import Setting, TensorMeasured
 from unforgotten.audit.weights.task import NotFiniteError, TensorTask, refusing
+from unforgotten.audit.weights.tiles import TileBlocks
 from unforgotten.audit.weights.ways import Way
 from unforgotten.theory.formats.names import Format
 from unforgotten.theory.geometry.dead_zone import BINADES, BinadeCounts
 from unforgotten.theory.laws.update import GRID_MODES, GridMode, Survival, add, survival
 
 Array = NDArray[Any]
+Blocks = PieceBlocks | TileBlocks
 
 
 class Census(NamedTuple):
@@ -183,6 +185,11 @@ def _one_by_one(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> FormatSum
     return _measure_compiled(task, fmt, blocks, 0)
 
 
+def _by_tiles(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> FormatSums:
+    assert fmt.tile is not None
+    return _measure_compiled(task, fmt, TileBlocks(blocks.float32, blocks.span, task.shape, fmt.tile), 0)
+
+
 def _by_reference(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> Mapping[GridMode, Survival]:
     w, w_new = (z.reshape(-1, blocks.layout.size) for z in blocks.float32)
     return {grid: survival(w, w_new, fmt, grid) for grid in GRID_MODES}
@@ -197,12 +204,13 @@ MEASURE: Mapping[Way, Callable[[TensorTask, Format, PieceBlocks], FormatSums | M
     "magnitudes": _by_vectors,  # what `_look_up` left out
     "vectors": _by_vectors,
     "scalar": _one_by_one,
+    "tiles": _by_tiles,
     "reference": _by_reference,
     "whole": _later,
 }
 
 
-def _measure_compiled(task: TensorTask, fmt: Format, blocks: PieceBlocks, first: int) -> FormatSums:
+def _measure_compiled(task: TensorTask, fmt: Format, blocks: Blocks, first: int) -> FormatSums:
     """Measure the first blocks sixteen weights at a time, and the others one by one."""
     part = FormatSums(
         np.zeros((len(GRIDS), COUNTS), np.int64), np.zeros((len(GRIDS), SUMS)), np.zeros(BINS, np.int64), math.nan
@@ -225,7 +233,7 @@ def _measure_compiled(task: TensorTask, fmt: Format, blocks: PieceBlocks, first:
     return part
 
 
-def _entries_of_whole(task: TensorTask, fmt: Format, blocks: PieceBlocks, first: int) -> BlockEntries | None:
+def _entries_of_whole(task: TensorTask, fmt: Format, blocks: Blocks, first: int) -> BlockEntries | None:
     """Return the parameters of the first blocks, which are whole; None where a value may overflow."""
     before, after = _grids_of(task, fmt, blocks)
     if may_overflow(before, fmt) or may_overflow(after, fmt):
@@ -235,7 +243,7 @@ def _entries_of_whole(task: TensorTask, fmt: Format, blocks: PieceBlocks, first:
     return entries_of_blocks(before, after, np.maximum(-ends.low[:first], ends.high[:first]))
 
 
-def _measure_rest(task: TensorTask, fmt: Format, blocks: PieceBlocks, first: int, part: FormatSums) -> None:
+def _measure_rest(task: TensorTask, fmt: Format, blocks: Blocks, first: int, part: FormatSums) -> None:
     """Add the blocks from `first` on to the part."""
     skip = first * blocks.layout.size
     both = _grids_of(task, fmt, blocks)
@@ -265,7 +273,7 @@ def _tensor_tops(task: TensorTask, fmt: Format) -> tuple[float, float] | None:
     return before, after
 
 
-def _grids_of(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> tuple[BlockGrids, BlockGrids]:
+def _grids_of(task: TensorTask, fmt: Format, blocks: Blocks) -> tuple[BlockGrids, BlockGrids]:
     """Return the parameters before and after, in one go where nothing but a block's own extremes decides them."""
     total = math.prod(task.shape)
     last = blocks.layout.index_of(blocks.span.stop - 1) == blocks.layout.index_of(total - 1)

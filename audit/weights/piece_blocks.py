@@ -20,8 +20,8 @@ Array = NDArray[Any]
 
 
 def span_of(layout: BlockLayout, piece: Piece) -> Piece:
-    """Return the blocks that begin in a piece, whole; where blocks are wider than any piece, the piece."""
-    if layout.size > PIECE_WEIGHTS:
+    """Return the blocks that begin in a piece, whole; where blocks but bands are wider than any piece, the piece."""
+    if layout.size > PIECE_WEIGHTS and not layout.tiled:
         return piece
     return Piece(layout.first_from(piece.start), layout.first_from(piece.stop))
 

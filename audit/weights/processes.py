@@ -33,7 +33,7 @@ from unforgotten.audit.weights.warming import compile_for
 from unforgotten.theory.formats.gguf import fallback_of
 
 MAX_LOSSES = 3  # of workers in a row without a batch done
-FILES: Mapping[str, str] = {"q4_k": "Q4_K_M", "q5_k": "Q5_K_M", "q6_k": "Q6_K"}
+FILES: Mapping[str, str] = {"q3_k": "Q3_K_M", "q4_k": "Q4_K_M", "q5_k": "Q5_K_M", "q6_k": "Q6_K"}
 """Type of super-blocks -> the mix of llama.cpp that holds it, and another for rows that it does not fit."""
 WARM = "unforgotten.audit.weights.warm_up"
 Report = Callable[[str, int], None]

@@ -119,7 +119,7 @@ def _tensor_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[B
     total = math.prod(shape)
     found: dict[BlockLayout, frozenset[str]] = {}
     for fmt in formats:
-        own = {layout_of(fmt, shape)} if is_compiled(fmt) else set()
+        own = {layout_of(fmt, shape)} if is_compiled(fmt) and fmt.tile is None else set()
         beyond_pieces = {layout for layout in own if layout.size > PIECE_WEIGHTS}
         for layout in beyond_pieces | ({BlockLayout(total, total)} if fmt.tensor_range else set()):
             found[layout] = found.get(layout, frozenset()) | {fmt.statistic}

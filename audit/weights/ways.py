@@ -5,8 +5,9 @@
 | `magnitudes` | sixteen weights at a time; the parameters of a block are looked up by the bits of its largest magnitude | scales that follow from that number alone, of bfloat16, and many blocks |
 | `vectors` | sixteen weights at a time; the parameters of every block are computed first | at most sixteen levels, or integers, in blocks of whole sixteens |
 | `scalar` | one weight after another, compiled | all else that has fixed thresholds |
+| `tiles` | as `scalar`, of tiles that are laid out one after another first | a scale for a tile of rows and columns |
 | `reference` | numpy, piece by piece | scales that are searched for |
-| `whole` | numpy, the tensor at once | a search that stops by a mean over the tensor |
+| `whole` | numpy, the tensor at once | a search that stops by a mean over the tensor, or a mean that all scales hang on |
 
 A piece whose last block is cut, or whose values may overflow, is measured by the next slower of the first three, with
 the same result.
@@ -26,9 +27,9 @@ from unforgotten.audit.kernel.vector_rules import is_in_registers
 from unforgotten.audit.sources.flat import PIECE_WEIGHTS, layout_of
 from unforgotten.theory.formats.names import Format
 
-Way = Literal["magnitudes", "vectors", "scalar", "reference", "whole"]
-WHOLE = "hqq-proximal"
-"""The statistic whose search stops by a mean over the whole tensor, which is therefore read at once."""
+Way = Literal["magnitudes", "vectors", "scalar", "tiles", "reference", "whole"]
+WHOLE = frozenset({"hqq-proximal", "nested-absmax"})
+"""Statistics of a mean over the whole tensor, which is therefore read at once."""
 
 
 def way_of(fmt: Format, shape: tuple[int, ...], dtypes: tuple[str, str], simd: str) -> Way:
@@ -40,10 +41,12 @@ def way_of(fmt: Format, shape: tuple[int, ...], dtypes: tuple[str, str], simd: s
         dtypes: names of the dtypes before and after, as stored.
         simd: path of the kernel, see `simd.available_paths`.
     """
-    if simd == NUMPY or fmt.statistic == WHOLE:
+    if simd == NUMPY or fmt.statistic in WHOLE:
         return "whole"
     if not is_compiled(fmt):
         return "reference"
+    if fmt.tile is not None:
+        return "tiles"
     total, layout = math.prod(shape), layout_of(fmt, shape)
     regular = layout.line == total and layout.size % LANES == 0 and layout.size <= PIECE_WEIGHTS
     if not (simd in VECTOR_PATHS and is_in_registers(fmt) and regular):

@@ -216,12 +216,12 @@ def _lines(plan: AuditPlan) -> Iterator[str]:
     else:
         yield "           no model runs without --texts or --benchmark"
     if searched := [name for name in plan.asked.formats if is_searched(name)]:
-        yield f"slow       {', '.join(searched)}: scales are searched for, by numpy, many times as long as others (study format-cost)"
+        yield f"slow       {', '.join(searched)}: measured by numpy, many times as long as others (study format-cost)"
     yield "           quantizers and reading are not counted"
 
 
 def is_searched(name: str) -> bool:
-    """Return whether a format, or one of a mix, has scales that are searched for, which the kernel leaves to numpy."""
+    """Return whether a format, or one of a mix, has scales that are searched for or hang on a mean, which the kernel leaves to numpy."""
     if is_mix(name):
         return not name.endswith("Q8_0")  # the head of all others is Q6_K
     return deterministic_format_named(name).statistic in SEARCHED

@@ -139,7 +139,7 @@ def codes_int8(w: Tensor) -> Tensor:
 
 
 def bitsandbytes_ours(name: str) -> str | None:
-    """Return the format of ours with the same values: the same name; None for nested absmaxes, which no format describes.
+    """Return the format of ours with the same values: the same name; None for nested absmaxes, whose mean is the machine's own.
 
     Raises:
         ValueError: bitsandbytes has no such format.

@@ -20,10 +20,11 @@ REQUIREMENT = "compressed-tensors==0.19.0"
 FORMATS = {
     "int{2..8}-{tensor|row|gN}-ct[-asym]": "integers",
     "fp8-{tensor|row|gN}": "FP8 E4M3",
+    "fp8-bNxM": "FP8 E4M3, tiles of N rows and M columns",
     "mxfp4-b32-ct": "MXFP4, groups of 32 with a power of two",
     "nvfp4": "NVFP4, groups of 16 with an E4M3 scale",
 }
-NAMES = r"int[2-8]-(tensor|row|g[1-9]\d*)-ct(-asym)?|fp8-(tensor|row|g[1-9]\d*)|mxfp4-b32-ct|nvfp4"
+NAMES = r"int[2-8]-(tensor|row|g[1-9]\d*)-ct(-asym)?|fp8-(tensor|row|g[1-9]\d*|b[1-9]\d*x[1-9]\d*)|mxfp4-b32-ct|nvfp4"
 
 
 def ct_values(w: Tensor, name: str) -> Tensor:
@@ -60,8 +61,15 @@ def fitted(x: Tensor, fmt: Format, whole: Tensor | None = None) -> tuple[Tensor,
     Raises:
         ValueError: a row is no multiple of the group.
     """
+    from unforgotten.experiments.quantizers.torch_path import to_blocks
+
     calculate_qparams = import_module("compressed_tensors.quantization.utils").calculate_qparams
 
+    if fmt.tile is not None:
+        args = arguments_of(fmt)
+        tiles = to_blocks(x, fmt)  # an edge is filled with zeros, which a range contains anyway
+        low, high = (end.reshape(-(-x.shape[0] // fmt.tile[0]), -1) for end in (tiles.amin(-1), tiles.amax(-1)))
+        return *calculate_qparams(low, high, args), args
     if fmt.block_size is not None and x.shape[1] % fmt.block_size:
         raise ValueError(f"ct:{fmt.name} takes rows of whole groups of {fmt.block_size}, got columns={x.shape[1]}")
     groups = x.reshape(len(x), -1, fmt.block_size or x.shape[1])
@@ -89,6 +97,8 @@ def arguments_of(fmt: Format) -> Any:
 
     QuantizationArgs = import_module("compressed_tensors.quantization").QuantizationArgs
 
+    if fmt.tile is not None:
+        return QuantizationArgs(num_bits=8, type="float", strategy="block", block_structure=list(fmt.tile))
     kinds = {"group": "group", "row": "channel", "tensor": "tensor"}
     settings: dict[str, Any] = {"num_bits": fmt.bits, "strategy": kinds[fmt.block], "group_size": fmt.block_size}
     if fmt.name.startswith("int"):

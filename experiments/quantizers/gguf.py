@@ -1,6 +1,6 @@
 """Formats of llama.cpp by the `gguf` package: values are read from the bytes that a GGUF file would hold.
 
-The package quantizes Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 itself. Of Q4_K, Q5_K and Q6_K it only reads bytes: those are of the codec in
+The package quantizes Q4_0, Q4_1, Q5_0, Q5_1 and Q8_0 itself. Of Q3_K, Q4_K, Q5_K and Q6_K it only reads bytes: those are of the codec in
 `theory/formats/kquants.py`, which `verification/conformance` holds to llama.cpp's own, byte for byte.
 
     gguf_values(torch.randn(8, 256), "q4_k")
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from unforgotten.experiments.quantizers.quantizer import by_tensor
 from unforgotten.records.extras import need
-from unforgotten.theory.formats.kquants import SUPER_BLOCK, KBlocks, q4_k, q5_k, q6_k
+from unforgotten.theory.formats.kquants import SUPER_BLOCK, KBlocks, q3_k, q4_k, q5_k, q6_k
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +80,17 @@ def gguf_ours(name: str) -> str:
     return name
 
 
+def pack_q3_k(k: KBlocks) -> NDArray[Any]:
+    """Return upper bits of the codes, their lower 2 bits, 6-bit scales (upper 2 bits of four after all lower 4), d."""
+    codes = k.codes.reshape(-1, 2, 4, 32)
+    upper = np.bitwise_or.reduce((k.codes.reshape(-1, 8, 32) >> 2) << np.arange(8, dtype=np.uint8)[:, None], axis=1)
+    lower = np.bitwise_or.reduce((codes & 3) << np.arange(0, 8, 2, dtype=np.uint8)[:, None], axis=2).reshape(-1, 64)
+    scales = (k.scales + 32).astype(np.uint8)
+    nibbles = (scales[:, :8] & 15) | ((scales[:, 8:] & 15) << 4)
+    pairs = (scales.reshape(-1, 4, 4) >> 4) << np.arange(0, 8, 2, dtype=np.uint8)[:, None]
+    return np.hstack([upper, lower, nibbles, np.bitwise_or.reduce(pairs, axis=1), k.d[:, None].view(np.uint8)])
+
+
 def pack_q4_k(k: KBlocks) -> NDArray[Any]:
     """Return d, dmin, 6-bit scales and minima (upper 2 bits of the last four above the first four), two codes a byte."""
     return np.hstack([_units(k), _nibbles(k.codes)])
@@ -116,6 +127,7 @@ def pack_q6_k(k: KBlocks) -> NDArray[Any]:
 
 
 K_QUANTS: Mapping[str, tuple[Callable[[NDArray[Any]], KBlocks], Callable[[KBlocks], NDArray[Any]]]] = {
+    "q3_k": (q3_k, pack_q3_k),
     "q4_k": (q4_k, pack_q4_k),
     "q5_k": (q5_k, pack_q5_k),
     "q6_k": (q6_k, pack_q6_k),
@@ -128,7 +140,7 @@ QUANTIZERS = (
         ours=gguf_ours,
         formats={
             ", ".join(OWN): "blocks of 32, quantized and read by the package",
-            "q4_k, q5_k, q6_k": "super-blocks of 256, quantized by our codec and read by the package",
+            "q3_k, q4_k, q5_k, q6_k": "super-blocks of 256, quantized by our codec and read by the package",
         },
         packages=("gguf",),
     ),

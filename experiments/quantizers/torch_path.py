@@ -17,11 +17,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from unforgotten.theory.formats import grids, scales
+from unforgotten.theory.formats import scales
 from unforgotten.theory.formats.dither import dithers
 from unforgotten.theory.formats.hqq import LARGEST_INVERSE, LEAST_RANGE
 from unforgotten.theory.formats.names import Format
-from unforgotten.theory.formats.reference import padding
+from unforgotten.theory.formats.reference import fit_grid, padding
+from unforgotten.theory.formats.tiles import matrices_of
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -87,8 +88,10 @@ def fit_weights(w: Tensor, fmt: Format) -> Parameters:
 
 
 def to_blocks(w: Tensor, fmt: Format) -> Tensor:
-    """Return the tensor as (n_blocks, block) float32, the last block of a row or flat tensor filled with zeros."""
+    """Return the tensor as (n_blocks, block) float32, the last block of a row or flat tensor, or a cut tile, filled with zeros."""
     w = w.detach().float()
+    if fmt.tile is not None:
+        return _to_tiles(w, fmt.tile)
     w = w.reshape(1, -1) if fmt.block in ("tensor", "flat") else w.reshape(-1, w.shape[-1])
     if fmt.block_size is None:
         return w
@@ -97,6 +100,8 @@ def to_blocks(w: Tensor, fmt: Format) -> Tensor:
 
 def from_blocks(blocks: Tensor, shape: torch.Size, fmt: Format) -> Tensor:
     """Undo `to_blocks`."""
+    if fmt.tile is not None:
+        return _from_tiles(blocks, shape, fmt.tile)
     if fmt.block_size is None:
         return blocks.reshape(shape)
     width = shape.numel() if fmt.block == "flat" else shape[-1]
@@ -104,9 +109,28 @@ def from_blocks(blocks: Tensor, shape: torch.Size, fmt: Format) -> Tensor:
     return blocks.reshape(-1, padded)[:, :width].reshape(shape)
 
 
+def _to_tiles(w: Tensor, tile: tuple[int, int]) -> Tensor:
+    """Return what `theory.formats.tiles.to_tiles` does."""
+    count, rows, columns = matrices_of(tuple(w.shape))
+    high, wide = tile
+    padded = nn.functional.pad(w.reshape(count, rows, columns), (0, -columns % wide, 0, -rows % high))
+    cut = padded.reshape(count, -(-rows // high), high, -(-columns // wide), wide)
+    return cut.transpose(2, 3).reshape(-1, high * wide)
+
+
+def _from_tiles(tiles: Tensor, shape: torch.Size, tile: tuple[int, int]) -> Tensor:
+    count, rows, columns = matrices_of(tuple(shape))
+    high, wide = tile
+    down, across = -(-rows // high), -(-columns // wide)
+    joined = tiles.reshape(count, down, across, high, wide).transpose(2, 3).reshape(count, down * high, across * wide)
+    return joined[:, :rows, :columns].reshape(shape)
+
+
 def fit(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
     """Fit the scales and other parameters of every block, as the format prescribes."""
-    p = FITS.get(fmt.statistic, _fit_by_reference)(blocks, fmt)
+    if fmt.statistic not in FITS:
+        return _fit_by_reference(blocks, fmt, partial=partial)
+    p = FITS[fmt.statistic](blocks, fmt)
     if partial:
         p.scale[-1] = p.scale[-1].clamp(min=fmt.floor)
     for x in (p.read_scale, p.read_low):
@@ -115,8 +139,8 @@ def fit(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
     return p
 
 
-def _fit_by_reference(blocks: Tensor, fmt: Format) -> Parameters:
-    grid = grids.FITS[fmt.statistic](blocks.cpu().numpy(), fmt)
+def _fit_by_reference(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
+    grid = fit_grid(blocks.cpu().numpy(), fmt, count=blocks.numel() - partial)
     encoder = grid.encoder or grid
 
     def tensor(x: NDArray[np.float32]) -> Tensor:

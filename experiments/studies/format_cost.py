@@ -31,9 +31,9 @@ YARDSTICK = "nf4-b64"
 FORMATS = (
     *(f"int4-{block}" for block in ("tensor", "row", "g64", "g128")),
     *(f"int4-g64{rule}" for rule in ("-asym", "-paper", "-ct", "-ct-asym", "-ao", "-ao-asym")),
-    *("int3-g64", "int8-row", "llmint8-row", "hqq4-g64", "hqq4-g64-opt", "fp4-b64"),
-    *("fp8-row", "fp8-tensor", "fp8-cast", "mxfp4-b32", "mxfp4-b32-ct", "nvfp4"),
-    *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k", "gguf:Q4_K_M"),
+    *("int3-g64", "int8-row", "llmint8-row", "hqq4-g64", "hqq4-g64-opt", "fp4-b64", "nf4-b64-dq"),
+    *("fp8-row", "fp8-tensor", "fp8-b128x128", "fp8-cast", "mxfp4-b32", "mxfp4-b32-ct", "nvfp4"),
+    *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q3_k", "q4_k", "q5_k", "q6_k", "gguf:Q4_K_M"),
 )
 NAMES = ("model.layers.0.self_attn.v_proj.weight", "model.layers.0.mlp.down_proj.weight")
 """Of a model of one layer, which a mix knows."""

@@ -177,7 +177,7 @@ def _with_row(w: Array, row_absmax: Array, fmt: Format) -> Array:
     if fmt.block == "row" and fmt.statistic == "absmax":
         return np.concatenate([w, np.asarray(row_absmax, np.float32)[:, None]], axis=1)
     whole = fmt.block in ("group", "flat") and fmt.block_size is not None and size % fmt.block_size == 0
-    if not whole or fmt.tensor_range:
+    if not whole or fmt.of_tensor:
         rule = f"must share a scale among {size} neighbours, a part of them, or a row by its absmax"
         raise ValueError(f"format {rule}, got format={fmt.name!r}")
     return w

@@ -79,6 +79,11 @@ def fp4(name: str, block_size: int) -> Format:
     return _bitsandbytes(name, levels, FP4_ORDER, block_size)
 
 
+def double_quantized(fmt: Format) -> Format:
+    """Describe a format of bitsandbytes whose absmaxes are quantized to 8 bits, `bnb_4bit_use_double_quant` (see `dynamic`)."""
+    return replace(fmt, name=f"{fmt.name}-dq", statistic="nested-absmax")
+
+
 def _bitsandbytes(name: str, levels: tuple[float, ...], labels: tuple[int, ...], size: int) -> Format:
     return Format(
         name=name,
@@ -117,6 +122,15 @@ def fp8(name: str, block: BlockKind, block_size: int | None) -> Format:
         source="compressed-tensors 0.19.0",
         empty_scale=2.0**-23,
     )
+
+
+def fp8_tile(name: str, rows: int, columns: int) -> Format:
+    """Describe FP8 E4M3 with a float32 scale for each tile of rows and columns, as DeepSeek-V3 is stored (arXiv 2412.19437).
+
+    `transformers` multiplies by the quotient 448 / absmax and stores its reciprocal, so that it has other codes next to a
+    threshold; scales that are rounded up to a power of two ("ue8m0") are none of this format.
+    """
+    return replace(fp8(name, "tile", rows * columns), tile=(rows, columns))
 
 
 def fp8_cast(name: str) -> Format:

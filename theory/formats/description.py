@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-BlockKind = Literal["tensor", "row", "group", "flat"]
+BlockKind = Literal["tensor", "row", "group", "flat", "tile"]
 Arithmetic = Literal["divide", "multiply", "reciprocal", "inverse"]
 Rounding = Literal["half-even", "half-lower", "half-up", "half-away", "half-even-label", "dither"]
 ScaleRule = Literal["quotient", "power of two", "power of two, up", "float8 of tensor"]
@@ -29,9 +29,10 @@ class Format:
         levels: the values of the codes in code units, ascending; a code is an index into them.
         labels: number that a library stores for each code.
         block: weights that share a scale. "group": `block_size` neighbours in a row; "flat": `block_size`
-            neighbours of the flattened tensor, across rows, as bitsandbytes does.
+            neighbours of the flattened tensor, across rows, as bitsandbytes does; "tile": see `tiles`.
         block_size: weights in a block; None for "tensor" and "row".
         statistic: number that sets the parameters, a name in `grids.FITS`: "absmax", the largest magnitude;
+            "nested-absmax", the same, read back from 8 bits, see `dynamic`;
             "signed-absmax", the entry that has it (the first of several); "range", min and max widened to contain 0;
             "min-max", as they are; "none"; or a search by name.
         divisor: scale = statistic / divisor, where the scale is stored divided.
@@ -62,6 +63,7 @@ class Format:
         whole_blocks: whether a row that is no multiple of the block is refused, as padding would change the parameters
             or the library refuses it.
         seed: seed of the dither, for the rounding "dither"; other roundings do not read it.
+        tile: rows and columns of a block, where it is a "tile"; else None.
     """
 
     name: str
@@ -87,11 +89,17 @@ class Format:
     overhang: float = 1.0
     whole_blocks: bool = False
     seed: int = 0
+    tile: tuple[int, int] | None = None
 
     @property
     def dithered(self) -> bool:
         """Whether a weight is rounded at random, so that no threshold says which code it has."""
         return self.rounding == "dither"
+
+    @property
+    def of_tensor(self) -> bool:
+        """Whether the parameters of a row hang on weights of other rows too."""
+        return self.block in ("tensor", "tile") or self.tensor_range > 0 or self.statistic == "nested-absmax"
 
     @property
     def zero_point(self) -> bool:

@@ -34,6 +34,11 @@ def q8_0(name: str, bits: int) -> Format:
     return _gguf(name, bits, tuple(range(-127, 128)), "absmax", 127.0, "half-away", offset=0)
 
 
+def q3_k(name: str) -> Format:
+    """Describe Q3_K: signed 6-bit scales of 16 sub-blocks of 16, codes -4 … 3."""
+    return _k_quant(q_0(name, 3), "q3_k")
+
+
 def q4_k(name: str) -> Format:
     """Describe Q4_K: `(w - min) / scale`, 6-bit scales and minima of 8 sub-blocks of 32."""
     return _k_quant(q_1(name, 4), "q4_k")
@@ -90,16 +95,18 @@ GGUF: Mapping[str, Callable[[str], Format]] = {
     "q4_1": lambda name: q_1(name, 4),
     "q5_1": lambda name: q_1(name, 5),
     "q8_0": lambda name: q8_0(name, 8),
+    "q3_k": q3_k,
     "q4_k": q4_k,
     "q5_k": q5_k,
     "q6_k": q6_k,
 }
-FALLBACKS: Mapping[str, str] = {"q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
+FALLBACKS: Mapping[str, str] = {"q3_k": "q4_0", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 """Type of super-blocks -> what llama-quantize takes for rows that are no multiple of 256 (float16 if not of 32 either)."""
 
 
 FILES: Mapping[str, str] = {
     **{name: name for name in ("Q4_0", "Q4_1", "Q5_0", "Q5_1", "Q8_0", "Q6_K")},
+    **{f"Q3_K_{size}": "Q3_K" for size in "SML"},
     **{f"{name}_{size}": name for name in ("Q4_K", "Q5_K") for size in "SM"},
 }
 """Type of a file of llama.cpp -> type of its matrices that no rule of its mix gives another."""

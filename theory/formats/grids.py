@@ -22,8 +22,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from unforgotten.theory.formats.description import Format
+from unforgotten.theory.formats.dynamic import exact_mean, nested
 from unforgotten.theory.formats.hqq import Affine, min_max_affine, proximal_affine
-from unforgotten.theory.formats.kquants import KBlocks, q4_k, q5_k, q6_k
+from unforgotten.theory.formats.kquants import KBlocks, q3_k, q4_k, q5_k, q6_k
 from unforgotten.theory.formats.scales import SCALE_RULES, replace_empty
 
 Array = NDArray[Any]
@@ -78,6 +79,17 @@ def fit_signed_absmax(blocks: Array, fmt: Format) -> Grid:
     return _symmetric(signed_absmax(blocks), fmt)
 
 
+def fit_nested_absmax(blocks: Array, fmt: Format) -> Grid:
+    """Return the grid whose codes are made with the largest magnitudes, and read with what 8 bits leave of those."""
+    return nest(fit_absmax(blocks, fmt))
+
+
+def nest(own: Grid) -> Grid:
+    """Return the grid that is read with the absmaxes of `own` in 8 bits, and encodes with `own`."""
+    absmax = own.scale[:, 0]
+    return Grid(nested(absmax, exact_mean(absmax)).read[:, None], own.zero, encoder=own)
+
+
 def _symmetric(statistic: Array, fmt: Format) -> Grid:
     if fmt.arithmetic == "multiply":
         return Grid(statistic, np.zeros_like(statistic))
@@ -129,6 +141,11 @@ def _inverse(affine: Affine) -> Grid:
     return Grid(scale, affine.zero, encoder=Grid(affine.inverse, affine.zero))
 
 
+def fit_q3_k(blocks: Array, fmt: Format) -> Grid:
+    """Return the grid of scales, of either sign, that Q3_K's search finds for sub-blocks of 16."""
+    return _of_sub_blocks(q3_k(blocks), blocks.shape[1])
+
+
 def fit_q4_k(blocks: Array, fmt: Format) -> Grid:
     """Return the grid of scales and minima that Q4_K's search finds for sub-blocks of 32."""
     return _of_sub_blocks(q4_k(blocks), blocks.shape[1])
@@ -168,11 +185,13 @@ def stored(grid: Grid, fmt: Format) -> Grid:
 
 FITS: Mapping[str, Callable[[Array, Format], Grid]] = {
     "absmax": fit_absmax,
+    "nested-absmax": fit_nested_absmax,
     "signed-absmax": fit_signed_absmax,
     "range": fit_range,
     "min-max": fit_min_max,
     "hqq": fit_hqq,
     "hqq-proximal": fit_hqq_proximal,
+    "q3_k": fit_q3_k,
     "q4_k": fit_q4_k,
     "q5_k": fit_q5_k,
     "q6_k": fit_q6_k,
@@ -203,11 +222,13 @@ def _sets_nothing(blocks: Array) -> Array:
 # Which entries set the parameters, by statistic: their place in the cell is known. A search looks at all of them.
 SETTERS: Mapping[str, Callable[[Array], Array]] = {
     "absmax": _sets_absmax,
+    "nested-absmax": _sets_absmax,
     "signed-absmax": _sets_absmax,
     "range": _sets_range,
     "min-max": _sets_min_max,
     "hqq": _sets_min_max,
     "hqq-proximal": _sets_nothing,
+    "q3_k": _sets_nothing,
     "q4_k": _sets_nothing,
     "q5_k": _sets_nothing,
     "q6_k": _sets_nothing,

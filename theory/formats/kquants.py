@@ -1,7 +1,8 @@
-"""Q4_K, Q5_K and Q6_K of GGUF: super-blocks of 256 weights whose scales are searched, bit for bit as ggml's C does it.
+"""Q3_K, Q4_K, Q5_K and Q6_K of GGUF: super-blocks of 256 weights whose scales are searched, bit for bit as ggml's C does it.
 
 A scale is not a statistic of the block: it is the best of 21 (Q4_K), 16 (Q5_K) or 19 (Q6_K) candidates under a weighted squared
-error, and is then itself rounded to 6 or 8 bits. So the grid moves with every weight of its sub-block, by jumps.
+error, or what codes leave that are changed one by one (Q3_K), and is then itself rounded to 6 or 8 bits. So the grid moves with
+every weight of its sub-block, by jumps.
 
 Everything is float32, one rounding an operation, sums in the order of the weights and without fused
 multiply-add, as the compiler makes of ggml 0.25.3 on x86-64 without `-ffast-math`.
@@ -23,6 +24,7 @@ from numpy.typing import NDArray
 
 SUPER_BLOCK = 256
 SMALLEST = np.float32(1e-15)  # a sub-block of Q6_K, or its largest scale, below this is zero
+PASSES = 5  # of Q3_K over the codes of a sub-block
 ONE, ZERO, TENTH = np.float32(1), np.float32(0), np.float32(0.1)
 
 
@@ -32,11 +34,11 @@ class KBlocks:
 
     Attributes:
         codes: codes of the weights, uint8 (n, 256).
-        scales: the rounded sub-scales, int16 (n, 8) in 0 … 63 (Q4_K, Q5_K) or (n, 16) in -128 … 127 (Q6_K).
-        mins: the rounded minima, int16 in 0 … 63, same shape; zeros in Q6_K.
+        scales: the rounded sub-scales, int16 (n, 8) in 0 … 63 (Q4_K, Q5_K), or (n, 16) in -32 … 31 (Q3_K), -128 … 127 (Q6_K).
+        mins: the rounded minima, int16 in 0 … 63, same shape; zeros in Q3_K and Q6_K.
         d: float16 (n,), the unit of `scales`.
         dmin: float16 (n,), the unit of `mins`.
-        offset: code of the level 0: 0 (Q4_K, Q5_K) or 32 (Q6_K).
+        offset: code of the level 0: 0 (Q4_K, Q5_K), 4 (Q3_K) or 32 (Q6_K).
     """
 
     codes: NDArray[Any]
@@ -48,12 +50,12 @@ class KBlocks:
 
     @property
     def step(self) -> NDArray[Any]:
-        """Distance of neighbouring levels, float32 (n, sub-blocks); negative where Q6_K mirrors a sub-block."""
+        """Distance of neighbouring levels, float32 (n, sub-blocks); negative where Q3_K or Q6_K mirrors a sub-block."""
         return self.d.astype(np.float32)[:, None] * self.scales.astype(np.float32)
 
     @property
     def low(self) -> NDArray[Any]:
-        """Minus the value of code 0 (Q4_K, Q5_K), float32 (n, sub-blocks) >= 0; zeros in Q6_K."""
+        """Minus the value of code 0 (Q4_K, Q5_K), float32 (n, sub-blocks) >= 0; zeros in Q3_K and Q6_K."""
         return self.dmin.astype(np.float32)[:, None] * self.mins.astype(np.float32)
 
     @property
@@ -82,6 +84,30 @@ class Search(NamedTuple):
     scale: NDArray[Any]
     low: NDArray[Any]
     codes: NDArray[Any]
+
+
+def q3_k(blocks: NDArray[Any]) -> KBlocks:
+    """Quantize super-blocks to Q3_K: 16 sub-blocks of 16, each with a signed scale of 6 bits.
+
+    Args:
+        blocks: super-blocks, float32 (n, 256).
+
+    Raises:
+        ValueError: the shape is not (n, 256), a weight is not finite, or a scale overflows.
+    """
+    x = _checked(blocks, "Q3_K")
+    with np.errstate(all="ignore"):
+        found = search_one_by_one(x.reshape(-1, 16))
+        scale = found.scale.reshape(-1, 16)
+        if not np.isfinite(scale).all():  # where ggml takes a nan for the scale 0
+            raise ValueError("the scales of Q3_K must fit float16, got inf")
+        largest = np.take_along_axis(scale, np.abs(scale).argmax(axis=1)[:, None], axis=1)
+        empty = largest == 0
+        inverse = np.float32(-32) / np.where(empty, ONE, largest)
+        scales = np.where(empty, -32, np.clip(nearest_int(inverse * scale), -32, 31)).astype(np.int16)
+        d = np.where(empty, ZERO, ONE / inverse).astype(np.float16)[:, 0]
+        fitted = KBlocks(found.codes.reshape(-1, SUPER_BLOCK), scales, np.zeros_like(scales), d, np.zeros_like(d), 4)
+        return _requantize(x, fitted, (-4, 3), "Q3_K")
 
 
 def q4_k(blocks: NDArray[Any]) -> KBlocks:
@@ -207,6 +233,36 @@ def search_symmetric(x: NDArray[Any]) -> Search:
         codes = np.where(better[:, None], trial + 32, codes)
     codes = np.where(empty[:, None], 0, codes).astype(np.uint8)
     return Search(np.where(empty, ZERO, scale), np.zeros_like(scale), codes)
+
+
+@np.errstate(all="ignore")
+def search_one_by_one(x: NDArray[Any]) -> Search:
+    """Raise (sum x^2 x q)^2 / sum x^2 q^2 by changing one code q of -4 … 3 at a time, five times over the sub-block.
+
+    At first `q = -4 x / m`, m the weight of largest magnitude with its sign. A code may become that of its weight on the scale
+    that the others leave. What is kept is the sums with that weight's terms taken out and put in again, each time rounded. No code
+    changes where m > 0: then no term of sum x^2 x q is above 0, and ggml asks for a sum that is.
+
+    Args:
+        x: sub-blocks, float32 (m, 16).
+    """
+    largest = np.take_along_axis(x, np.abs(x).argmax(axis=1)[:, None], axis=1)[:, 0]
+    empty = np.abs(largest) < SMALLEST
+    inverse = np.float32(-4) / np.where(empty, ONE, largest)
+    level = np.clip(nearest_int(inverse[:, None] * x), -4, 3).astype(np.float32)
+    sum_lx, sum_l2 = _sum(x * x * x * level), _sum(x * x * level * level)
+    for i in PASSES * list(range(x.shape[1])):
+        own, old = x[:, i], level[:, i]
+        weight = own * own
+        rest_lx, rest_l2 = sum_lx - weight * own * old, sum_l2 - weight * old * old
+        new = np.clip(nearest_int(own * rest_l2 / rest_lx), -4, 3).astype(np.float32)
+        new_lx, new_l2 = rest_lx + weight * own * new, rest_l2 + weight * new * new
+        better = (rest_lx > 0) & (new != old) & (new_l2 > 0) & (new_lx * new_lx * sum_l2 > sum_lx * sum_lx * new_l2)
+        level[:, i] = np.where(better, new, old)
+        sum_lx, sum_l2 = np.where(better, new_lx, sum_lx), np.where(better, new_l2, sum_l2)
+    scale = np.where(empty | (sum_l2 <= 0), ZERO, sum_lx / sum_l2)
+    codes = np.where(empty[:, None], 0, level + 4).astype(np.uint8)
+    return Search(scale, np.zeros_like(scale), codes)
 
 
 def nearest_int(x: NDArray[Any]) -> NDArray[Any]:

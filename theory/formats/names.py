@@ -5,7 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from unforgotten.theory.formats.codebooks import CODEBOOKS, MICROSCALED, fp8, fp8_cast, nvfp4
+from unforgotten.theory.formats.codebooks import (
+    CODEBOOKS,
+    MICROSCALED,
+    double_quantized,
+    fp8,
+    fp8_cast,
+    fp8_tile,
+    nvfp4,
+)
 from unforgotten.theory.formats.description import BlockKind, Format
 from unforgotten.theory.formats.gguf import FILES, GGUF
 from unforgotten.theory.formats.integers import HQQ_RULES, INTEGER_RULES, dithered_int, llm_int8
@@ -22,13 +30,15 @@ FAMILIES: Mapping[str, str] = {
     "hqq{2..8}-gN[-opt]": "HQQ: a zero point that is not rounded; -opt: from its proximal solver",
     "nf4-bN": "NormalFloat4, flat blocks of N, bitsandbytes",
     "fp4-bN": "FP4, flat blocks of N, bitsandbytes (transformers' 4-bit default)",
+    "{nf4|fp4}-bN-dq": "the same with double quantization: absmaxes in 8 bits less their mean, which is summed exactly here",
     "llmint8-row": "rows of LLM.int8, bitsandbytes",
     "fp8-{tensor|row|gN}": "FP8 E4M3, scale = absmax / 448",
+    "fp8-bNxM": "FP8 E4M3, tiles of N rows and M columns, scale = absmax / 448 (DeepSeek-V3 and FP8_BLOCK: fp8-b128x128)",
     "fp8-cast": "FP8 E4M3 without a scale",
     "mxfp4-bN[-ct]": "MXFP4, groups of N with a power of two, 0 and minus zero one code; -ct: scaled as compressed-tensors does",
     "nvfp4": "NVFP4, groups of 16 with an E4M3 scale, 0 and minus zero one code, compressed-tensors",
     "q4_0, q4_1, q5_0, q5_1, q8_0": "GGUF, blocks of 32, float16 scales",
-    "q4_k, q5_k, q6_k": "GGUF, super-blocks of 256, searched scales",
+    "q3_k, q4_k, q5_k, q6_k": "GGUF, super-blocks of 256, searched scales",
 }
 
 MIXES: Mapping[str, str] = {
@@ -55,8 +65,10 @@ PATTERNS: Mapping[str, Callable[[re.Match[str]], Format]] = {
     ),
     r"hqq([2-8])-(g[1-9]\d*)(?:-(opt))?": (lambda m: HQQ_RULES[m[3] or ""](m[0], int(m[1]), *_blocks(m[2]))),
     r"(nf4|fp4)-b([1-9]\d*)": lambda m: CODEBOOKS[m[1]](m[0], int(m[2])),
+    r"((nf4|fp4)-b([1-9]\d*))-dq": lambda m: double_quantized(CODEBOOKS[m[2]](m[1], int(m[3]))),
     r"llmint8-row": lambda m: llm_int8(m[0]),
     r"fp8-(tensor|row|g[1-9]\d*)": lambda m: fp8(m[0], *_blocks(m[1])),
+    r"fp8-b([1-9]\d*)x([1-9]\d*)": lambda m: fp8_tile(m[0], int(m[1]), int(m[2])),
     r"fp8-cast": lambda m: fp8_cast(m[0]),
     r"mxfp4-b([1-9]\d*)(?:-(ct))?": lambda m: MICROSCALED[m[2] or ""](m[0], int(m[1])),
     r"nvfp4": lambda m: nvfp4(m[0]),

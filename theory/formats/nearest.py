@@ -8,8 +8,19 @@ from collections.abc import Iterator
 SIZES = (64, 32, 128, 256)
 BITS = range(2, 9)
 SUFFIXES = ("", "-asym", "-dither", "-paper", "-ct", "-ct-asym", "-ao", "-ao-asym")
-OTHERS = ("llmint8-row", "fp8-row", "fp8-tensor", "fp8-cast", "nvfp4", "mxfp4-b32", "mxfp4-b32-ct")
-GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q5_k", "q6_k")
+OTHERS = (
+    "nf4-b64-dq",
+    "fp4-b64-dq",
+    "llmint8-row",
+    "fp8-row",
+    "fp8-tensor",
+    "fp8-b128x128",
+    "fp8-cast",
+    "nvfp4",
+    "mxfp4-b32",
+    "mxfp4-b32-ct",
+)
+GGUF = ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q3_k", "q4_k", "q5_k", "q6_k")
 
 
 def examples() -> Iterator[str]:

@@ -23,9 +23,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from unforgotten.theory.formats.grids import FITS, Grid
+from unforgotten.theory.formats.grids import FITS, Grid, nest
 from unforgotten.theory.formats.names import Format
 from unforgotten.theory.formats.rounding import ROUNDINGS
+from unforgotten.theory.formats.tiles import from_tiles, to_tiles
 
 __all__ = [
     "ARITHMETICS",
@@ -42,7 +43,7 @@ __all__ = [
 
 
 def to_blocks(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
-    """Return the tensor as (n_blocks, block) float32, the last block of a row (or of a flat tensor) filled with zeros.
+    """Return the tensor as (n_blocks, block) float32, the last block of a row or flat tensor, or a cut tile, filled with zeros.
 
     Zeros change no scale: absmax ignores them, and a range always contains 0. Other formats take whole blocks only.
 
@@ -53,6 +54,8 @@ def to_blocks(w: NDArray[Any], fmt: Format) -> NDArray[Any]:
         raise ValueError(f"a tensor to quantize must not be empty, got shape={w.shape}")
     with np.errstate(over="ignore"):  # a float64 beyond float32 becomes inf, which fit_grid refuses
         w = np.asarray(w, np.float32)
+    if fmt.tile is not None:
+        return to_tiles(w, fmt.tile)
     rows = {"tensor": (1, w.size), "flat": (1, w.size)}.get(fmt.block, (-1, w.shape[-1]))
     w = w.reshape(rows)
     if fmt.block_size is None:
@@ -74,6 +77,8 @@ def padding(columns: int, fmt: Format) -> int:
 
 def from_blocks(blocks: NDArray[Any], shape: tuple[int, ...], fmt: Format) -> NDArray[Any]:
     """Undo `to_blocks`: drop the padding and restore `shape`."""
+    if fmt.tile is not None:
+        return from_tiles(blocks, shape, fmt.tile)
     if fmt.block_size is None:
         return blocks.reshape(shape)
     width = math.prod(shape) if fmt.block == "flat" else shape[-1]
@@ -96,7 +101,9 @@ def fit_grid(blocks: NDArray[Any], fmt: Format, *, count: int | None = None) -> 
         raise ValueError(f"weights must be finite to be quantized to {fmt.name}, got nan or inf")
     grid = FITS[fmt.statistic](blocks, fmt)
     if count is not None and count % blocks.shape[1]:
-        grid.scale[-1] = np.maximum(grid.scale[-1], np.float32(fmt.floor))
+        own = grid.encoder or grid
+        own.scale[-1] = np.maximum(own.scale[-1], np.float32(fmt.floor))
+        grid = grid if grid.encoder is None else nest(own)
     if not (np.isfinite(grid.scale).all() and (grid.low is None or np.isfinite(grid.low).all())):
         raise ValueError(f"the range of a block must be a finite {fmt.storage} in {fmt.name}, got inf")
     return grid

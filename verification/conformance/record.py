@@ -33,6 +33,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "test_hqq.py": ("hqq",),
     "test_llmcompressor.py": ("llmcompressor", "compressed-tensors"),
     "test_torchao.py": ("torchao",),
+    "test_transformers_fp8.py": ("transformers",),
     "test_traps.py": ("bitsandbytes", "gguf", "libggml", "gptqmodel", "hqq", "torchao", "transformers"),
     "legacy/test_auto_gptq.py": ("auto-gptq",),
     "legacy/test_autoawq.py": ("autoawq",),

@@ -16,18 +16,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from unforgotten.theory.formats import double_quant
-from unforgotten.theory.formats.double_quant import (
+from unforgotten.theory.formats import dynamic
+from unforgotten.theory.formats.double_quant import double_quantize
+from unforgotten.theory.formats.dynamic import (
     BINS,
     NESTED_BLOCK,
+    WORST,
     bin_codes,
     dequantize_dynamic,
-    double_quantize,
     dynamic_map,
+    exact_mean,
     quantize_dynamic,
 )
 from unforgotten.theory.formats.names import format_named
-from unforgotten.theory.formats.reference import quantize
+from unforgotten.theory.formats.reference import quantize, round_trip
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.domains.strategies import tensors
 from unforgotten.verification.oracles import ETA32, U32
@@ -44,6 +46,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 BLOCK_SIZES = (32, 64, 128, 1024)
 SCALES = (1e-45, 1e-42, 1e-40, 2e-39, 1e-37, 1e-20, 0.02, 1.0, 3e30)
 FUSED = ("AVX2", "AVX512")  # for which torch's own kernels are compiled with fused products and sums
+TREE = 64  # additions on the longest way of torch's sum of up to 65536 numbers, in lanes and cascades; and the quotient
 PARTS_ROUNDINGS = 6  # of numbers below 1: ours once, torch's two of a product and a sum, twice in a vector
 
 
@@ -56,7 +59,7 @@ def table() -> Iterator[Array]:
     """The library's table on this machine, in place of ours for all that is read from it."""
     theirs = np.asarray(functional.create_dynamic_map().numpy())
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(double_quant, "dynamic_map", lambda: theirs)
+        patch.setattr(dynamic, "dynamic_map", lambda: theirs)
         bin_codes.cache_clear()
         yield theirs
     bin_codes.cache_clear()
@@ -115,13 +118,13 @@ def assert_same(w: Array, kind: str, size: int, dtype: str, *, exact_sum: bool =
 
 
 def test_dynamic_map__is_bitsandbytes_given_the_parts(table: Array, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(double_quant, "_equal_parts", library_parts)
+    monkeypatch.setattr(dynamic, "_equal_parts", library_parts)
     assert np.array_equal(dynamic_map.__wrapped__(), table)
 
 
 @pytest.mark.parametrize("parts", [2**i for i in range(7)])
 def test_dynamic_map__has_the_parts_of_torch(parts: int) -> None:
-    ours, theirs = double_quant._equal_parts(parts), library_parts(parts)
+    ours, theirs = dynamic._equal_parts(parts), library_parts(parts)
     assert (np.abs(ours.astype(float) - theirs) <= PARTS_ROUNDINGS * U32).all()
     if torch.backends.cpu.get_cpu_capability() in FUSED:
         assert np.array_equal(ours, theirs)
@@ -236,6 +239,28 @@ def test_quantize_dynamic__is_not_always_the_nearest_number(table: Array) -> Non
     nearest = np.searchsorted((numbers[:-1] + numbers[1:]) / 2, unit)
     assert 0 < (nearest != codes).mean() < 0.01
     assert np.array_equal(quantize_dynamic(x)[0], codes)
+
+
+@pytest.mark.parametrize("blocks", [257, 4096, 65536])
+@pytest.mark.parametrize("kind", KINDS)
+def test_format__is_near_the_values_of_bitsandbytes_whatever_its_mean(kind: str, blocks: int) -> None:
+    """The codes are the same; of the absmaxes a few have another number of 8 bits, all are as near as `nested` says."""
+    w = rng_for("mean", kind, blocks).normal(0, 0.02, (blocks, 64)).astype(np.float32)
+    plain, fmt = format_named(f"{kind}-b64"), format_named(f"{kind}-b64-dq")
+    theirs, own = library(torch.from_numpy(w), kind, 64), quantize(w, plain)[1].scale[:, 0]
+    codes, grid = quantize(w, fmt)
+    assert np.array_equal(np.asarray(fmt.labels)[codes], theirs.labels)
+    mean = float(exact_mean(own))
+    assert abs(float(theirs.offset) - mean) <= TREE * U32 * mean
+    given = double_quantize(w, plain, offset=theirs.offset)
+    ours = double_quantize(w, plain)
+    assert np.array_equal(round_trip(w, fmt), ours.values)
+    assert np.array_equal(grid.scale[:, 0], ours.absmax)
+    apart = np.abs(ours.absmax.astype(np.float64) - given.absmax)
+    both = np.repeat(ours.nested_absmax.astype(np.float64) + given.nested_absmax, NESTED_BLOCK)[:blocks]
+    assert (apart <= WORST * both + 8 * U32 * (own + both)).all()
+    assert np.array_equal(given.values, theirs.values)
+    assert (ours.nested_codes != given.nested_codes).mean() < 0.001
 
 
 def test_double_quantize__refuses_formats_without_an_absmax() -> None:

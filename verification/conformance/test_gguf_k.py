@@ -1,4 +1,4 @@
-"""Q4_K, Q5_K and Q6_K against the `gguf` package (values from bytes) and libggml (bytes from weights)."""
+"""Q3_K, Q4_K, Q5_K and Q6_K against the `gguf` package (values from bytes) and libggml (bytes from weights)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from unforgotten.experiments.quantizers.gguf import pack_q4_k, pack_q5_k, pack_q6_k
+from unforgotten.experiments.quantizers.gguf import pack_q3_k, pack_q4_k, pack_q5_k, pack_q6_k
 from unforgotten.theory.formats import kquants
-from unforgotten.theory.formats.kquants import KBlocks, q4_k, q5_k, q6_k
+from unforgotten.theory.formats.kquants import KBlocks, q3_k, q4_k, q5_k, q6_k
 from unforgotten.verification.chance import rng_for
 from unforgotten.verification.conformance.libggml import load_ggml, quantize_chunk
 
@@ -28,7 +28,12 @@ class KType(NamedTuple):
     number: int
 
 
-K_TYPES = (KType(q4_k, pack_q4_k, "Q4_K", 12), KType(q5_k, pack_q5_k, "Q5_K", 13), KType(q6_k, pack_q6_k, "Q6_K", 14))
+K_TYPES = (
+    KType(q3_k, pack_q3_k, "Q3_K", 11),
+    KType(q4_k, pack_q4_k, "Q4_K", 12),
+    KType(q5_k, pack_q5_k, "Q5_K", 13),
+    KType(q6_k, pack_q6_k, "Q6_K", 14),
+)
 DISTRIBUTIONS: dict[str, Callable[[np.random.Generator, tuple[int, int]], NDArray[Any]]] = {
     "normal": lambda rng, shape: rng.normal(0, 0.02, shape),
     "student": lambda rng, shape: 0.02 * rng.standard_t(3, shape),
@@ -77,7 +82,19 @@ def test_k_bytes__are_those_of_libggml(ggml: ctypes.CDLL, kind: KType, name: str
     assert np.array_equal(kind.pack(kind.quantize(x)), library_bytes(ggml, x, kind))
 
 
-@pytest.mark.parametrize("kind", K_TYPES, ids=lambda k: k.name)
+@pytest.mark.parametrize("passes", [0, 1, 2, 3])
+def test_q3_k_bytes__need_the_passes_over_the_codes(
+    ggml: ctypes.CDLL, passes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The comparison has power: with fewer passes other super-blocks come out."""
+    x = rng_for("k-quants", "passes").standard_t(3, (4096, 256)).astype(np.float32)
+    expected = library_bytes(ggml, x, K_TYPES[0])
+    assert np.array_equal(pack_q3_k(q3_k(x)), expected)
+    monkeypatch.setattr(kquants, "PASSES", passes)
+    assert not np.array_equal(pack_q3_k(q3_k(x)), expected)
+
+
+@pytest.mark.parametrize("kind", K_TYPES[1:], ids=lambda k: k.name)
 def test_k_bytes__need_sums_from_left_to_right(ggml: ctypes.CDLL, kind: KType, monkeypatch: pytest.MonkeyPatch) -> None:
     """The comparison has power: sums rounded once, not after every term, change about 2 % of the super-blocks."""
     x = rng_for("k-quants", "sums").normal(0, 0.02, (1024, 256)).astype(np.float32)

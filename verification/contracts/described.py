@@ -140,11 +140,11 @@ def claims_of(fmt: Format) -> dict[str, Any]:
     floor = max(fmt.floor, fmt.least_scale * fmt.divisor, smallest_reciprocal)
     claims: dict[str, Any] = {
         "format": fmt.name,
-        "block": fmt.block,
-        "block_size": fmt.block_size,
+        "block": None if fmt.tile else fmt.block,
+        "block_size": None if fmt.tile else fmt.block_size,
         "whole_blocks": fmt.whole_blocks,
         "exact_zero": fmt.zero in ("none", "whole"),
-        "independent": not fmt.tensor_range and fmt.statistic != "hqq-proximal",
+        "independent": not fmt.tensor_range and fmt.statistic not in ("hqq-proximal", "nested-absmax"),
     }
     statistic = {"hqq": "min-max"}.get(fmt.statistic, fmt.statistic)
     if statistic not in STATISTICS or fmt.scale_rule != "quotient":

@@ -67,7 +67,7 @@ def bnb_4bit(kind: str, size: int = 64) -> Quantizer:
 def bnb_double(kind: str, size: int = 64) -> Quantizer:
     """Describe NF4 or FP4 of bitsandbytes with nested absmax: every block depends on the mean absmax of all.
 
-    No format of ours has the name of it; `double_quant` of the theory has its bits, see conformance.
+    Ours, nf4-bN-dq, has another mean of absmaxes, summed exactly; `double_quant` of the theory has its bits, see conformance.
     """
     torch, bnb = library("torch"), _bitsandbytes()
     return Quantizer(

@@ -42,8 +42,8 @@ def chunks(*parameters: object) -> Iterator[tuple[np.random.Generator, int]]:
 
 
 def by_rows(fmt: Format) -> Format:
-    """Return the format with a row for its block where that is the tensor: equal arithmetic, and rows stay apart."""
-    return replace(fmt, block="row") if fmt.block == "tensor" else fmt
+    """Return the format with a row for its block where that is the tensor or a tile: equal arithmetic, and rows stay apart."""
+    return replace(fmt, block="row", block_size=None, tile=None) if fmt.block in ("tensor", "tile") else fmt
 
 
 def batches(claim: str, fmt: Format) -> Iterator[Batch]:

@@ -68,6 +68,7 @@ LIBRARY_FORMAT_NAMES: tuple[str, ...] = (
     "fp8-row",
     "fp8-tensor",
     "fp8-g8",
+    "fp8-b2x4",
     "fp8-cast",
     "mxfp4-b8",
     "mxfp4-b32",

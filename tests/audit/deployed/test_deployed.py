@@ -16,11 +16,12 @@ from safetensors.numpy import save_file
 
 from unforgotten.audit import AuditResult, audit_pair
 from unforgotten.audit.comparison.compare import compare
+from unforgotten.audit.deployed import measure
 from unforgotten.audit.deployed.told import Deployed, deployed_label
 from unforgotten.audit.outputs.answer import answer
 from unforgotten.audit.verdict.gate import gate
 from unforgotten.theory.formats.names import format_named
-from unforgotten.theory.formats.reference import round_trip
+from unforgotten.theory.formats.reference import quantize, round_trip
 from unforgotten.verification.domains.quantized_layers import CASES, NAME, save
 
 Array = NDArray[Any]
@@ -159,6 +160,85 @@ def test_file_of_our_own_rounding_has_the_gain_of_our_format(tmp_path: Path) -> 
     assert found["value_changes"] == own["value_changes"]
     assert near(found["gain"], own["gain"] or 0.0)
     assert near(found["cosine"], own["cosine"] or 0.0)
+
+
+def tiled_file(folder: Path, weights: Weights, *, ending: str, config: Mapping[str, Any]) -> Path:
+    """Write float8 codes and scales of tiles of 16 x 32, as compressed-tensors or DeepSeek name them."""
+    fmt = format_named("fp8-b16x32")
+    tensors: dict[str, Array] = {}
+    for name, w in weights.items():
+        codes, grid = quantize(w, fmt)
+        levels = np.asarray(fmt.levels, np.float32)[codes]
+        tensors[name] = levels.astype(ml_dtypes.float8_e4m3fn)
+        tensors[name.removesuffix(".weight") + ending] = grid.scale.reshape(-(-w.shape[0] // 16), -1)
+    folder.mkdir()
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"quantization_config": config}))
+    return folder
+
+
+BLOCK = {"num_bits": 8, "type": "float", "strategy": "block", "block_structure": [16, 32], "symmetric": True}
+DEEPSEEK = {"quant_method": "fp8", "fmt": "e4m3", "weight_block_size": [16, 32]}
+COMPRESSED = {
+    "quant_method": "compressed-tensors",
+    "format": "float-quantized",
+    "config_groups": {"group_0": {"targets": ["Linear"], "weights": BLOCK}},
+}
+
+
+@pytest.mark.parametrize(
+    ("ending", "config"), [(".weight_scale_inv", DEEPSEEK), (".weight_scale", COMPRESSED)], ids=["deepseek", "ct"]
+)
+def test_file_of_float8_tiles_has_the_gain_of_our_format(
+    ending: str, config: Mapping[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of tiles are cut at the edge; of our own values a sample of whole tiles is taken, which fewer rows would not be."""
+    monkeypatch.setattr(measure, "OURS_WEIGHTS", 20)
+    rng = np.random.default_rng(0)
+    before = {name: rng.normal(size=(40, 70)).astype(np.float32) for name in GGUF_NAMES}
+    after = {name: (w + 0.05 * rng.normal(size=w.shape)).astype(np.float32) for name, w in before.items()}
+    files = [
+        str(tiled_file(tmp_path / f"q{i}", side, ending=ending, config=config))
+        for i, side in enumerate((before, after))
+    ]
+    pair = saved(tmp_path / "t", before), saved(tmp_path / "u", after)
+    result = audit_pair(*pair, ["fp8-b16x32"], deployed=(files[0], files[1]))
+    found, own = deployed_of(result), result["formats"][0]
+    assert (own["format"], own["grid"]) == ("fp8-b16x32", "adaptive")
+    assert [(row["ours"], row["distance"]) for row in found["types"]] == [("fp8-b16x32", 0.0)]
+    assert found["value_changes"] == own["value_changes"]
+    assert abs((found["gain"] or 0.0) - (own["gain"] or 1.0)) <= ROUNDINGS * 40 * 70
+    assert abs((found["cosine"] or 0.0) - (own["cosine"] or 1.0)) <= ROUNDINGS * 40 * 70
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_file_of_bitsandbytes_is_our_format_with_and_without_double_quantization(nested: bool, tmp_path: Path) -> None:
+    """Its mean of absmaxes is a sum in float32, ours is exact: values differ by that alone, far less than by 8 bits."""
+    torch = pytest.importorskip("torch", reason="bitsandbytes needs torch")
+    functional = pytest.importorskip("bitsandbytes.functional", reason="writes the file")
+    before, after = model(0), model(0, update=0.1)
+    files = []
+    for side, weights in (("t", before), ("u", after)):
+        tensors: dict[str, Array] = {}
+        for name, w in weights.items():
+            rows = torch.from_numpy(w)
+            packed, state = functional.quantize_4bit(rows, blocksize=64, quant_type="nf4", compress_statistics=nested)
+            tensors |= {f"{name}.{key}": value.numpy() for key, value in state.as_dict(packed=True).items()}
+            tensors[name] = packed.numpy()
+        config = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+        files.append(str(save(tmp_path / f"q{side}", config, tensors)))
+    ours = "nf4-b64-dq" if nested else "nf4-b64"
+    pair = saved(tmp_path / "t", before), saved(tmp_path / "u", after)
+    result = audit_pair(*pair, [ours], deployed=(files[0], files[1]))
+    found, own = deployed_of(result), result["formats"][0]
+    (row,) = found["types"]
+    assert row["ours"] == ours
+    values = np.concatenate([round_trip(w, format_named(ours)) for w in before.values()]).astype(np.float64)
+    shift = np.linalg.norm(values - np.concatenate(list(before.values())))
+    mean_off = nested * ROWS * 2.0**-24 * float(np.linalg.norm(values))  # as many absmaxes, so additions, as rows
+    assert (row["distance"] or 0.0) <= mean_off / float(shift)
+    moved = np.sqrt(sum(float(np.square(after[name].astype(np.float64) - w).sum()) for name, w in before.items()))
+    assert abs((found["gain"] or 0.0) - (own["gain"] or 1.0)) <= 2 * mean_off / moved + ROUNDINGS * ROWS * COLUMNS
 
 
 EMBEDDING, NO_HEAD = "model.embed_tokens.weight", "gguf:Q4_0"

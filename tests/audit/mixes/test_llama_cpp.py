@@ -79,6 +79,23 @@ def test_small_files_give_more_bits_to_the_first_layers_alone() -> None:
     assert Counter(types_of(llama(), "Q5_K_S").values()) == {"Q5_K": 225, "Q6_K": 1}
 
 
+def test_q3_k_m_of_a_7b_model_has_q5_k_and_q4_k_in_values_down_and_output_projections() -> None:
+    found = types_of(llama(), "Q3_K_M")
+    assert layers_of(found, "Q5_K", "v_proj") == layers_of(found, "Q5_K", "down_proj") == [0, 1]
+    assert Counter(found.values()) == {"Q3_K": 129, "Q4_K": 92, "Q5_K": 4, "Q6_K": 1}
+    large, small = (types_of(llama(), f"Q3_K_{size}") for size in "LS")
+    assert Counter(large.values()) == {"Q3_K": 129, "Q5_K": 96, "Q6_K": 1}
+    assert Counter(small.values()) == {"Q3_K": 225, "Q6_K": 1}
+
+
+def test_output_projections_must_be_known_where_they_have_a_type_of_their_own() -> None:
+    shapes = {name.replace("o_proj", "mixer"): shape for name, shape in llama(2).items()}
+    assert types_of(shapes, "Q3_K_S")["model.layers.0.self_attn.mixer.weight"] == "Q3_K"
+    for file_type in ("Q3_K_M", "Q3_K_L"):
+        with pytest.raises(ValueError, match="output projections of attention of a known name"):
+            types_of(shapes, file_type)
+
+
 @pytest.mark.parametrize(("file_type", "base"), [("Q4_0", "Q4_0"), ("Q5_1", "Q5_1"), ("Q6_K", "Q6_K")])
 def test_a_plain_file_has_one_type_but_for_the_head(file_type: str, base: str) -> None:
     found = types_of(llama(), file_type)
@@ -109,6 +126,7 @@ def test_rows_that_super_blocks_do_not_fit_take_blocks_of_32() -> None:
     narrow = {name: (shape[0], 96) for name, shape in llama(head=False).items() if len(shape) == 2}
     found = types_of(narrow, "Q5_K_M")
     assert set(found.values()) == {"Q5_1", "Q8_0"}
+    assert set(types_of(narrow, "Q3_K_S").values()) == {"Q4_0", "Q8_0"}
 
 
 @pytest.mark.parametrize(

@@ -106,5 +106,5 @@ def test_names() -> None:
     check_name("q4_0")
     with pytest.raises(ValueError, match="the nearest is 'gguf:Q4_K_M'"):
         check_name("q4_k_m")
-    with pytest.raises(ValueError, match=r"gguf:Q4_K_M, .*got format='gguf:Q3_K_M'"):
-        check_name("gguf:Q3_K_M")
+    with pytest.raises(ValueError, match=r"gguf:Q4_K_M, .*got format='gguf:Q2_K'"):
+        check_name("gguf:Q2_K")

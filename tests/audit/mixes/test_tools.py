@@ -46,6 +46,8 @@ def test_presets_are_those_of_compressed_tensors() -> None:
         elif w.type == "int":
             kind = f"int{w.num_bits}-{blocks.get(strategy, f'g{w.group_size}')}-ct{'' if w.symmetric else '-asym'}"
             assert ours == kind
+        elif w.block_structure is not None:
+            assert ours == "fp8-b{}x{}".format(*w.block_structure)
         elif w.num_bits == 8:
             assert ours == f"fp8-{blocks[strategy]}"
         else:
@@ -53,9 +55,7 @@ def test_presets_are_those_of_compressed_tensors() -> None:
     assert {name.upper() for name in SCHEMES} <= {name.upper() for name in presets}
 
 
-@pytest.mark.parametrize(
-    "name", ["FP8_BLOCK", "awq", "AWQ-int4", "gptq:int4-g128", "IQ4_XS", "gguf:IQ4_XS", "smoothquant"]
-)
+@pytest.mark.parametrize("name", ["MXFP8", "awq", "AWQ-int4", "gptq:int4-g128", "IQ4_XS", "gguf:IQ4_XS", "smoothquant"])
 def test_what_looks_at_text_is_to_be_handed_in_as_it_was_deployed(name: str) -> None:
     with pytest.raises(ValueError, match="--deployed QTARGET QUNLEARNED") as refused:
         check_name(name)

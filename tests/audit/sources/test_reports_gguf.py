@@ -71,7 +71,8 @@ def test_an_untied_head_of_one_file_has_no_codes_to_compare_and_says_what_would_
 
 
 @pytest.mark.parametrize(
-    ("fmt", "columns", "other"), [("q4_k", 64, "q5_0"), ("q6_k", 160, "q8_0"), ("q4_k", 40, "float16")]
+    ("fmt", "columns", "other"),
+    [("q3_k", 64, "q4_0"), ("q4_k", 64, "q5_0"), ("q6_k", 160, "q8_0"), ("q4_k", 40, "float16")],
 )
 def test_rows_that_k_quants_cannot_take_name_the_fallback(
     fmt: str, columns: int, other: str, report_pair: Pair

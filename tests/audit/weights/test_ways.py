@@ -30,13 +30,16 @@ BITS, NUMBERS = ("bfloat16", "bfloat16"), ("bfloat16", "float32")
         ("int4-g64", (4, 100), BITS, "scalar"),  # its blocks end with a row
         ("int4-g64-ct-asym", (4, 128), BITS, "scalar"),
         ("q4_k", (4, 256), BITS, "reference"),
+        ("fp8-row", (4, 128), BITS, "scalar"),
+        ("fp8-b128x128", (256, 256), BITS, "tiles"),
+        ("fp8-b128x128", (4, 100), NUMBERS, "tiles"),
         ("nvfp4", (FINITE, 16), BITS, "vectors"),
         ("nvfp4", (FINITE + 1, 16), BITS, "magnitudes"),  # a table for each tensor is for large ones
     ],
 )
 def test_way_of(path: str, name: str, shape: tuple[int, ...], dtypes: tuple[str, str], way: str) -> None:
     assert way_of(format_named(name), shape, dtypes, path) == way
-    slower = way if way == "reference" else "scalar"
+    slower = way if way in ("reference", "tiles") else "scalar"
     assert way_of(format_named(name), shape, dtypes, "scalar") == slower
     assert way_of(format_named(name), shape, dtypes, "numpy") == "whole"
 
@@ -55,4 +58,4 @@ def test_the_audit_says_which_ways_it_took(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_every_way_has_a_function() -> None:
-    assert set(MEASURE) == {"magnitudes", "vectors", "scalar", "reference", "whole"}
+    assert set(MEASURE) == {"magnitudes", "vectors", "scalar", "tiles", "reference", "whole"}

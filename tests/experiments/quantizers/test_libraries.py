@@ -34,10 +34,10 @@ TORCHAO = [
     *(f"torchao:int{b}-{g}-ao{more}" for b in (2, 4, 8) for g in ("g64", "row") for more in ("", "-asym")),
     "torchao-dynamic:int8-row-ao",
 ]
-GGUF = [f"gguf:{name}" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q4_k", "q6_k")]
+GGUF = [f"gguf:{name}" for name in ("q4_0", "q4_1", "q5_0", "q5_1", "q8_0", "q3_k", "q4_k", "q6_k")]
 CT = [
     *(f"ct:int{b}-{g}-ct{more}" for b in (2, 4, 8) for g in ("g64", "row", "tensor") for more in ("", "-asym")),
-    *(f"ct:{name}" for name in ("fp8-g64", "fp8-row", "fp8-tensor", "mxfp4-b32-ct", "nvfp4")),
+    *(f"ct:{name}" for name in ("fp8-g64", "fp8-row", "fp8-tensor", "fp8-b16x32", "mxfp4-b32-ct", "nvfp4")),
 ]
 PRESETS = {
     "ct:int4-g128-ct": "W4A16",
@@ -45,6 +45,7 @@ PRESETS = {
     "ct:int8-g128-ct": "W8A16",
     "ct:int8-row-ct": "INT8",
     "ct:fp8-row": "FP8_DYNAMIC",
+    "ct:fp8-b128x128": "FP8_BLOCK",
     "ct:mxfp4-b32-ct": "MXFP4A16",
     "ct:nvfp4": "NVFP4A16",
 }

@@ -48,6 +48,8 @@ FORMATS = [
     "fp8-row",
     "fp8-tensor",
     "fp8-g64",
+    "fp8-b128x128",
+    "fp8-b7x64",
     "fp8-cast",
     "mxfp4-b32",
     "mxfp4-b32-ct",
@@ -94,7 +96,7 @@ def test_torch_path_equals_the_numpy_reference(name: str, kind: str) -> None:
     assert np.array_equal(values.numpy(), round_trip(w, fmt))
 
 
-@pytest.mark.parametrize("name", ["q4_k", "q6_k"])
+@pytest.mark.parametrize("name", ["q3_k", "q4_k", "q6_k"])
 def test_torch_path_equals_the_reference_on_searched_scales(name: str) -> None:
     fmt, w = format_named(name), weights("outliers").reshape(-1, 256)
     codes, values = encode_tensor(torch.from_numpy(w), fmt)
