@@ -15,7 +15,8 @@ from unforgotten.audit.run import DEFAULT_FORMATS
 from unforgotten.audit.verdict.gate import read_words
 from unforgotten.audit.verdict.legs import BehaviourLeg
 
-DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+DEVICE = re.compile(r"auto|balanced|cpu|mps|cuda(:\d+)?")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 LEAST_ITEMS = 2
 """Of which a mean has an error."""
 
@@ -34,6 +35,7 @@ class Asked(NamedTuple):
     items: int | None = None
     judged: Path | None = None
     device: str = "cpu"
+    dtype: str = "float32"
 
 
 class Options(NamedTuple):
@@ -68,9 +70,13 @@ def read_options(asked: Asked, unlearned: str) -> Options:
     judged = None if asked.judged is None else partial(with_note, read_judged(asked.judged), named or DEFAULT_FORMATS)
     fatal = read_words(asked.fail_on, models if judged is None else [*models, "benchmark"])
     if not DEVICE.fullmatch(asked.device):
-        raise ValueError(f"--device must be auto, cpu, mps, cuda or cuda:N, got {asked.device!r}")
+        raise ValueError(f"--device must be auto, balanced, cpu, mps, cuda or cuda:N, got {asked.device!r}")
     if asked.device != "cpu" and not models:
         raise ValueError(f"--device needs --texts or --benchmark, got {asked.device!r}")
+    if asked.dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {asked.dtype!r}")
+    if asked.dtype != "float32" and not models:
+        raise ValueError(f"--dtype needs --texts or --benchmark, got {asked.dtype!r}")
     if asked.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {asked.jobs}")
     if asked.ray is not None and not asked.ray.strip():

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 
 from unforgotten.audit.deployed.told import deployed_label, deployed_word
 from unforgotten.audit.findings.functional import functional_of
+from unforgotten.audit.findings.ran import ran_sentences
 from unforgotten.audit.findings.sentences import STDERRS, Finding
 from unforgotten.audit.outputs.merged import top_reasons
 from unforgotten.audit.outputs.result import AuditResult
@@ -321,4 +322,4 @@ def _notes(result: AuditResult) -> list[str]:
     """Return the notes on files and on measurements: conventions that were chosen, and what was cut or left out."""
     files = [*(result["deployed"]["notes"] if result["deployed"] is not None else ()), *result["notes"]]
     legs = [note for leg in (result["output"], result["behaviour"]) if leg is not None for note in leg["notes"]]
-    return [*files, *legs]
+    return [*files, *ran_sentences(result["output"], result["behaviour"]), *legs]

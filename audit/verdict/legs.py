@@ -129,10 +129,44 @@ class FunctionalLeg(TypedDict):
     formats: list[FunctionalRow]
 
 
+class RoundedRow(TypedDict):
+    """What rounding to the dtype of the models changes, in one format, over the weights that it touches.
+
+    `format`: "none" for the models themselves, over all weights. `weights`: weights of each model that are rounded;
+    `target`, `unlearned`: those of each, quantized, that are other values then. `moved`: weights whose values differ between
+    the two; `swallowed`: those of them that are equal once rounded. `gain`: D·delta / |delta|^2 of the float32 values,
+    `gain_ran`: of the rounded ones, which ran; None without an update.
+    """
+
+    format: str
+    weights: int
+    target: int
+    unlearned: int
+    moved: int
+    swallowed: int
+    gain: float | None
+    gain_ran: float | None
+
+
+class Ran(TypedDict):
+    """How the models of a leg ran.
+
+    `dtype`: dtype of their weights and activations; losses are computed from logits in float32 or wider. `devices`: where
+    their weights lay. `runtime`: "simulated": a plain model takes the values of a quantized one. `rounded`: one row for the
+    models and one a format; none in float32.
+    """
+
+    dtype: str
+    devices: list[str]
+    runtime: str
+    rounded: list[RoundedRow]
+
+
 class _Functional(TypedDict, total=False):
-    """What a leg has that took the gradient of the forget loss."""
+    """What a leg has that took the gradient of the forget loss, and how its models ran, unless it was made elsewhere."""
 
     functional: FunctionalLeg
+    ran: Ran
 
 
 class OutputLeg(_Functional):

@@ -18,19 +18,21 @@ from unforgotten.audit.progress.stages import Begin, Step, counted, ignore
 from unforgotten.audit.verdict.evidence import leak
 from unforgotten.audit.verdict.legs import BehaviourFormat, BehaviourLeg, Effects, Leak, Mean
 from unforgotten.experiments.legs.benchmark import read_benchmark
+from unforgotten.experiments.legs.dtypes import dtype_named
 from unforgotten.experiments.legs.functional import functional_leg
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair, read_state
+from unforgotten.experiments.legs.ran import ran_of
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.metrics.items import as_mean
 from unforgotten.experiments.metrics.meter import Measured, Meter
 from unforgotten.experiments.models.generation import overruled
 from unforgotten.experiments.models.kept import Kept
-from unforgotten.experiments.models.memory import check_memory
+from unforgotten.experiments.models.memory import Copies, check_memory
 from unforgotten.experiments.models.saved import generation_settings
 from unforgotten.experiments.quantizers.quantizer import State
 
-COPIES = 1.6
-"""Float32 copies of the model in memory at most: the one that is run, and the largest tensor a few times."""
+COPIES = Copies(models=1, parts=0.6)
+"""What is in memory at most: the model that is run, and the largest tensor a few times."""
 RECOVERED = ("M1", "M2", "forget_loss")
 DECOMPOSED = ("M1", "M2", "M4", "forget_loss", "retain_loss")
 LEAKED = ("M1", "M2")
@@ -51,6 +53,7 @@ def behaviour_leg(
     step: Step = ignore,
     unfinished: Path | None = None,
     device: str = "cpu",
+    dtype: str = "float32",
 ) -> BehaviourLeg:
     """Measure M1-M4 of both models in every format, T14, T16, and the union leak over formats.
 
@@ -65,13 +68,15 @@ def behaviour_leg(
         step: callback that is told which model comes next.
         unfinished: directory that keeps what each model answered, from which a leg that was cut off goes on.
         device: device that models run on, as `--device` names it.
+        dtype: dtype that they run in, as `--dtype` names it.
 
     Raises:
         ValueError: the input breaks a rule; one line.
     """
+    kind = dtype_named(dtype, (target, unlearned, *([] if retrained is None else [retrained])))
     if device == "cpu":
-        check_memory(target, COPIES)
-    pair = open_model_pair(target, unlearned, device)
+        check_memory(target, COPIES, str(kind).removeprefix("torch."))
+    pair = open_model_pair(target, unlearned, device, kind)
     bench = read_benchmark(benchmark, pair.shell.tokenizer, pair.shell.context, items)
     kept = None if unfinished is None else Kept(unfinished)
     meter = Meter(pair.shell, bench.probes, bench.settings, kept=kept)
@@ -127,9 +132,11 @@ def measure_unlearned(
             found[name] = _decompose(meter, pair, name, state, _four(base, after, name))
     begin("functional gain")
     functional = functional_leg(pair, formats, meter.probes.passages) if gradient else None
+    ran = ran_of(pair, formats)
     begin("")
     told = [*notes, *_privacy_notes(meter, trained)]
     leg = leg_of(base, after, benchmark=benchmark, effects_by_format=found, notes=told)
+    leg["ran"] = ran
     if functional is not None:
         leg["functional"] = functional
     if trained is not None:

@@ -84,7 +84,8 @@ class Meter:
     def _examined(self, state: State) -> Examined:
         model, tokenizer = self.shell.with_state(state), self.shell.tokenizer
         key = None if self.kept is None else fingerprint(state)
-        kept = None if self.kept is None or key is None else (self.kept, key.hex())
+        place = f"{model.dtype} {model.device.type}"  # in which the answers differ by more than the weights say
+        kept = None if self.kept is None or key is None else (self.kept, f"{key.hex()} {place}")
         return Examined(
             model, tokenizer, self.probes, self.settings, self.retrained_scores, kept, self.retrained_losses
         )

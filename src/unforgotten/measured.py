@@ -19,6 +19,7 @@ def output_of(
     progress: Progress = SILENT,
     *,
     device: str = "cpu",
+    dtype: str = "float32",
 ) -> Leg:
     """Return what measures the output of both models on texts; None without texts."""
     if texts is None:
@@ -28,7 +29,7 @@ def output_of(
         with progress.stage("output", "formats") as step:
             from unforgotten.experiments.legs.output import output_leg
 
-            return output_leg(*pair, formats, texts, step=step, device=device)
+            return output_leg(*pair, formats, texts, step=step, device=device, dtype=dtype)
 
     return measure
 
@@ -44,6 +45,7 @@ def behaviour_of(
     decompose: bool = True,
     out: Path | None = None,
     device: str = "cpu",
+    dtype: str = "float32",
 ) -> Leg:
     """Return what measures M1-M4 of both models on a benchmark; None without one.
 
@@ -67,6 +69,7 @@ def behaviour_of(
                 step=step,
                 unfinished=kept,
                 device=device,
+                dtype=dtype,
             )
 
     return measure

@@ -16,6 +16,7 @@ def print_plan(
     retrained: Path | None,
     items: int | None,
     device: str,
+    dtype: str,
     *,
     decompose: bool,
     as_json: bool,
@@ -31,6 +32,6 @@ def print_plan(
     from unforgotten.experiments.plan.audit import AuditAsked, as_object, lines, make_audit_plan
     from unforgotten.experiments.plan.rates import measure_rates
 
-    asked = AuditAsked(pair, tuple(formats), texts, benchmark, retrained, items, device, decompose=decompose)
+    asked = AuditAsked(pair, tuple(formats), texts, benchmark, retrained, items, device, dtype, decompose=decompose)
     plan = make_audit_plan(asked, measure_rates(os.cpu_count() or 1))
     print_object(as_object(plan), as_json, lines(plan))
