@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from unforgotten.audit.findings.row import FindingRow, Severity, finding
 from unforgotten.audit.findings.sentences import judge_gain, share
@@ -24,7 +25,10 @@ def ran_of(output: OutputLeg | None, behaviour: BehaviourLeg | None) -> list[Ran
 
 def ran_sentences(output: OutputLeg | None, behaviour: BehaviourLeg | None) -> list[str]:
     """Return what a reader must know of how the models ran."""
-    return [sentence for ran in ran_of(output, behaviour) for sentence in _sentences(ran)]
+    told = [sentence for ran in ran_of(output, behaviour) for sentence in _sentences(ran)]
+    legs: tuple[Any, ...] = (output, behaviour)
+    rows = [row for leg in legs if leg is not None for row in leg["formats"] if "ran" in row]
+    return [*told, *dict.fromkeys(_of_itself(row["format"], row["ran"]) for row in rows)]
 
 
 def _sentences(ran: Ran) -> Iterator[str]:
@@ -36,6 +40,13 @@ def _sentences(ran: Ran) -> Iterator[str]:
         yield f"Quantized values, computed in float32, were rounded to {ran['dtype']} again: {'; '.join(again)}."
     if ran["dtype"] == "float16":
         yield "The functional gain (T20) is left out: float16 loses the small gradients of a backward pass."
+
+
+def _of_itself(name: str, ran: Ran) -> str:
+    return (
+        f"The {name} models ran by {ran['runtime']} on {', '.join(ran['devices'])}, what is not quantized of them in "
+        f"{ran['dtype']}; all others are simulated: plain models with the values of quantized ones."
+    )
 
 
 def _of_models(row: RoundedRow, dtype: str) -> str:

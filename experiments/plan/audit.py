@@ -41,7 +41,7 @@ SHARD = 1 << 20
 
 @dataclass(frozen=True)
 class AuditAsked:
-    """What the command line was given; see `unforgotten audit --help`."""
+    """What the command line was given; see `unforgotten audit --help`. `real`: the deployed pair runs by its own library."""
 
     pair: tuple[Path, Path]
     formats: tuple[str, ...]
@@ -52,6 +52,7 @@ class AuditAsked:
     device: str
     dtype: str
     decompose: bool
+    real: bool = False
 
 
 @dataclass(frozen=True)
@@ -132,14 +133,17 @@ def make_audit_plan(asked: AuditAsked, rates: Rates) -> AuditPlan:
 def _legs(asked: AuditAsked, shape: Shape, dtype: str) -> Iterator[Leg]:
     tokenizer, count = tokenizer_of(*asked.pair), len(asked.formats)
     mixed = 2 * count if asked.decompose else 0
+    real = 2 if asked.real else 0
     context = int(shape.positions or LONGEST)
     if asked.texts is not None:
         lengths = [min(len(started(t, tokenizer)), context) for t in read_texts(asked.texts)]
-        yield _leg("output", shape, 2 + 6 * count, lengths, [], 0, lengths, OF_OUTPUT.bytes_of(shape.parameters, dtype))
+        yield _leg(
+            "output", shape, 2 + 6 * count + real, lengths, [], 0, lengths, OF_OUTPUT.bytes_of(shape.parameters, dtype)
+        )
     if asked.benchmark is not None:
         probes = read_benchmark(asked.benchmark, tokenizer, context, asked.items).probes
         scored = [len(row) for rows in (probes.passages, probes.holdout, probes.retained) for row in rows]
-        models = (asked.retrained is not None) + 2 * (1 + count) + mixed
+        models = (asked.retrained is not None) + 2 * (1 + count) + mixed + real
         passages = [len(row) for row in probes.passages]
         memory = OF_BEHAVIOUR.bytes_of(shape.parameters, dtype)
         yield _leg("behaviour", shape, models, scored, *_asked_of(probes), passages, memory)
@@ -220,6 +224,8 @@ def _lines(plan: AuditPlan) -> Iterator[str]:
         yield f"memory     {size_text(most)} at most on {plan.asked.device}, models in {plan.dtype}" + (
             "" if plan.free is None else f", of which {size_text(plan.free)} are free here"
         )
+        if plan.asked.real:
+            yield "           the deployed models that run by their own library come on top: one, or two for --texts; so does their time"
         yield "           the model that runs is the only whole copy in the behaviour leg; the output leg holds four"
         products, generation = (rate / 1e9 for rate in plan.rates)
         yield f"rates      {products:,.1f} GFLOP/s in products of matrices, {generation:,.1f} in new tokens of one prompt, measured here"

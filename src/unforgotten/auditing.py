@@ -72,6 +72,13 @@ def audit(
     dtype: Annotated[
         str, typer.Option(help="Dtype they run in: float32, bfloat16, float16, or auto, that of the checkpoints.")
     ] = "float32",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="What runs the models of --deployed for --texts and --benchmark: deployed, their own library; simulated, "
+            "nothing: plain models with the values of --formats alone."
+        ),
+    ] = "simulated",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be measured, its memory and its time, and stop.")
     ] = False,
@@ -88,17 +95,36 @@ def audit(
 
         given = GivenRecipe(lr, steps, optimizer, trained_in)
         options = read_options(
-            Asked(formats, fail_on, texts, benchmark, retrained, jobs, ray, given, items, judged, device, dtype),
+            Asked(
+                formats,
+                fail_on,
+                texts,
+                benchmark,
+                retrained,
+                jobs,
+                ray,
+                given,
+                items,
+                judged,
+                device,
+                dtype,
+                deployed,
+                runtime,
+            ),
             unlearned,
         )
         if options.needs_models:
             need_extra("experiments", "torch", "transformers", "rouge_score", "sklearn")
         if ray is not None:
             need_extra("ray", "ray")
+        if options.real is not None:
+            from unforgotten.experiments.legs.real_runtime import check_runtime
+
+            check_runtime(options.real)  # before minutes are spent on the weights
         if device != "cpu" and not dry_run:
             from unforgotten.experiments.compute.device import place_named
 
-            place_named(device)  # before minutes are spent on the weights
+            place_named(device)  # likewise
         pair = Path(target), Path(unlearned)
         if dry_run:
             from unforgotten.planning import print_plan
@@ -113,6 +139,7 @@ def audit(
                 device,
                 dtype,
                 decompose=decompose,
+                real=options.real is not None,
                 as_json=as_json,
             )
             return
@@ -125,7 +152,9 @@ def audit(
                 progress,
                 jobs=jobs,
                 ray=ray,
-                output=output_of(pair, options.measured, texts, progress, device=device, dtype=dtype),
+                output=output_of(
+                    pair, options.measured, texts, progress, device=device, dtype=dtype, real=options.real
+                ),
                 behaviour=options.judged
                 or behaviour_of(
                     pair,
@@ -138,6 +167,7 @@ def audit(
                     out=out,
                     device=device,
                     dtype=dtype,
+                    real=options.real,
                 ),
                 recipe=options.recipe,
                 force=force,

@@ -20,6 +20,7 @@ def output_of(
     *,
     device: str = "cpu",
     dtype: str = "float32",
+    real: tuple[str, str] | None = None,
 ) -> Leg:
     """Return what measures the output of both models on texts; None without texts."""
     if texts is None:
@@ -29,7 +30,7 @@ def output_of(
         with progress.stage("output", "formats") as step:
             from unforgotten.experiments.legs.output import output_leg
 
-            return output_leg(*pair, formats, texts, step=step, device=device, dtype=dtype)
+            return output_leg(*pair, formats, texts, step=step, device=device, dtype=dtype, real=real)
 
     return measure
 
@@ -46,6 +47,7 @@ def behaviour_of(
     out: Path | None = None,
     device: str = "cpu",
     dtype: str = "float32",
+    real: tuple[str, str] | None = None,
 ) -> Leg:
     """Return what measures M1-M4 of both models on a benchmark; None without one.
 
@@ -70,6 +72,7 @@ def behaviour_of(
                 unfinished=kept,
                 device=device,
                 dtype=dtype,
+                real=real,
             )
 
     return measure

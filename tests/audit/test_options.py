@@ -146,7 +146,7 @@ def test_texts_and_benchmark_reach_their_legs(
     assert run(root, ["t", "u", *options, "--formats", "int8-row", "--json"], monkeypatch) == 0
     pair = (Path("t"), Path("u"), ("int8-row",))
     assert given == {
-        "output": (*pair, Path("file"), {"device": "cpu", "dtype": "float32"}),
+        "output": (*pair, Path("file"), {"device": "cpu", "dtype": "float32", "real": None}),
         "behaviour": (
             *pair,
             Path("folder"),
@@ -157,6 +157,7 @@ def test_texts_and_benchmark_reach_their_legs(
                 "unfinished": Path("audits/latest/unfinished"),
                 "device": "cpu",
                 "dtype": "float32",
+                "real": None,
             },
         ),
     }

@@ -41,6 +41,9 @@ def test_it_counts_the_models_and_tokens_that_are_measured(micro_pair: Path) -> 
     few = plan_of(micro_pair, items=2).legs[1]
     assert 0 < few.tokens < behaviour.tokens
     assert few.backward < behaviour.backward
+    real = plan_of(micro_pair, real=True)
+    assert [leg.models for leg in real.legs] == [output.models + 2, behaviour.models + 2]
+    assert "by their own library come on top" in "\n".join(lines(real))
     weights = sum(p for p in (plan.shape.parameters,))
     assert behaviour.memory == round(6.4 * weights) + 2**30
     assert plan.seconds(few) < plan.seconds(behaviour)
