@@ -177,15 +177,11 @@ def test_the_report_says_what_ran_each_row(pair: Folders, texts: Path, files: tu
 
 def test_behaviour_is_measured_by_the_runtime_too(pair: Folders, micro_pair: Path, files: tuple[str, str]) -> None:
     steps: list[tuple[int, int, str]] = []
-    done = behaviour_leg(
-        *pair,
-        [FORMAT],
-        micro_pair / "corpus",
-        items=3,
-        decompose=False,
-        real=files,
-        step=lambda *told: steps.append(told),
-    )
+
+    def step(done: int, total: int, text: str = "") -> None:
+        steps.append((done, total, text))
+
+    done = behaviour_leg(*pair, [FORMAT], micro_pair / "corpus", items=3, decompose=False, real=files, step=step)
     simulated, real = done["formats"]
     assert real["format"] == "deployed"
     assert real.get("ran", {}).get("runtime", "").startswith("transformers ")
