@@ -13,9 +13,11 @@ from unforgotten.audit.judged.judge import read_judged, with_note
 from unforgotten.audit.mixes.mix import check_name
 from unforgotten.audit.run import DEFAULT_FORMATS
 from unforgotten.audit.verdict.gate import read_words
-from unforgotten.audit.verdict.legs import BehaviourLeg
+from unforgotten.audit.verdict.legs import DEPLOYED, BehaviourLeg
 
-DEVICE = re.compile(r"auto|cpu|mps|cuda(:\d+)?")
+DEVICE = re.compile(r"auto|balanced|cpu|mps|cuda(:\d+)?")
+RUNTIMES = ("simulated", "deployed")
+DTYPES = ("float32", "bfloat16", "float16", "auto")
 LEAST_ITEMS = 2
 """Of which a mean has an error."""
 
@@ -34,6 +36,9 @@ class Asked(NamedTuple):
     items: int | None = None
     judged: Path | None = None
     device: str = "cpu"
+    dtype: str = "float32"
+    deployed: tuple[str, str] | None = None
+    runtime: str = "simulated"
 
 
 class Options(NamedTuple):
@@ -46,6 +51,7 @@ class Options(NamedTuple):
         needs_models: whether a leg runs the models.
         recipe: recipe of the training, where it was given or stands beside the checkpoint.
         judged: function that returns the behaviour leg of an evaluation made elsewhere; None without one.
+        real: quantized models that their own library runs; None without them.
     """
 
     formats: Sequence[str] | None
@@ -54,6 +60,7 @@ class Options(NamedTuple):
     needs_models: bool
     recipe: Recipe | None
     judged: Callable[[], BehaviourLeg] | None = None
+    real: tuple[str, str] | None = None
 
 
 def read_options(asked: Asked, unlearned: str) -> Options:
@@ -68,15 +75,24 @@ def read_options(asked: Asked, unlearned: str) -> Options:
     judged = None if asked.judged is None else partial(with_note, read_judged(asked.judged), named or DEFAULT_FORMATS)
     fatal = read_words(asked.fail_on, models if judged is None else [*models, "benchmark"])
     if not DEVICE.fullmatch(asked.device):
-        raise ValueError(f"--device must be auto, cpu, mps, cuda or cuda:N, got {asked.device!r}")
+        raise ValueError(f"--device must be auto, balanced, cpu, mps, cuda or cuda:N, got {asked.device!r}")
     if asked.device != "cpu" and not models:
         raise ValueError(f"--device needs --texts or --benchmark, got {asked.device!r}")
+    if asked.dtype not in DTYPES:
+        raise ValueError(f"--dtype must be one of {', '.join(DTYPES)}, got {asked.dtype!r}")
+    if asked.dtype != "float32" and not models:
+        raise ValueError(f"--dtype needs --texts or --benchmark, got {asked.dtype!r}")
+    if asked.runtime not in RUNTIMES:
+        raise ValueError(f"--runtime must be one of {', '.join(RUNTIMES)}, got {asked.runtime!r}")
+    if asked.runtime != RUNTIMES[0] and (asked.deployed is None or not models):
+        raise ValueError(f"--runtime {asked.runtime} needs --deployed, and --texts or --benchmark")
     if asked.jobs < 1:
         raise ValueError(f"--jobs must be at least 1, got {asked.jobs}")
     if asked.ray is not None and not asked.ray.strip():
         raise ValueError(f"--ray must be an address, as auto or ray://host:port, got {asked.ray!r}")
     recipe = read_recipe(unlearned, asked.recipe)
-    return Options(named, named or DEFAULT_FORMATS, fatal, bool(models), recipe, judged)
+    real = asked.deployed if asked.runtime == DEPLOYED else None
+    return Options(named, named or DEFAULT_FORMATS, fatal, bool(models), recipe, judged, real)
 
 
 def read_formats(given: Sequence[str] | None) -> tuple[str, ...] | None:

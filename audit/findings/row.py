@@ -31,6 +31,7 @@ FindingId = Literal[
     "codes-equal",
     "retain-lost",
     "theory-disagrees",
+    "ran-in-dtype",
 ]
 CONFIDENCE_TAIL = 0.025  # on each side of an interval
 STANDARD_DEVIATIONS = 2.0  # on each side, where an interval is that of a mean

@@ -14,12 +14,13 @@ from typing import Any, Literal, NamedTuple
 
 from unforgotten.audit.deployed.told import deployed_label, deployed_word
 from unforgotten.audit.findings.functional import functional_of
+from unforgotten.audit.findings.ran import ran_sentences
 from unforgotten.audit.findings.sentences import STDERRS, Finding
 from unforgotten.audit.outputs.merged import top_reasons
 from unforgotten.audit.outputs.result import AuditResult
 from unforgotten.audit.outputs.result_rows import FormatRow
 from unforgotten.audit.verdict.gate import RETAIN_LOST, format_word
-from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg, RecoveryRow, deciding_of, retained_of
+from unforgotten.audit.verdict.legs import DEPLOYED, BehaviourLeg, OutputLeg, RecoveryRow, deciding_of, retained_of
 from unforgotten.audit.verdict.power import power_sentence
 from unforgotten.audit.verdict.rule import DECIDES_OUTPUT, Word, decide
 
@@ -142,10 +143,10 @@ def _format_answer(result: AuditResult, row: FormatRow, broken: bool) -> FormatA
 
 
 def _deployed_answer(result: AuditResult) -> Iterator[FormatAnswer]:
-    """Yield the row of the pair as it was really quantized, if it was given; no model was measured in it."""
+    """Yield the row of the pair as it was really quantized, if it was given; with models where its runtime was measured."""
     deployed = result["deployed"]
     if deployed is not None:
-        word = deployed_word(deployed)
+        word, ran = _deployed_word(result), _ran_itself(result)
         empty = [Trail(metric, NO_VALUE, NO_VALUE, NO_VALUE) for metric in _shown(result)]
         tone = _tone(word, is_broken(result))
         yield FormatAnswer(
@@ -154,9 +155,21 @@ def _deployed_answer(result: AuditResult) -> Iterator[FormatAnswer]:
             tone,
             gain_text(deployed["gain"], deployed["gain_stderr"]),
             NO_VALUE,
-            empty,
-            NO_VALUE,
+            [_trail(result, DEPLOYED, metric) for metric in _shown(result)] if ran else empty,
+            _recovered(result, DEPLOYED) if ran else NO_VALUE,
         )
+
+
+def _ran_itself(result: AuditResult) -> bool:
+    """Tell whether the quantized models were measured as their own library runs them."""
+    return any(_only(leg, DEPLOYED) is not None for leg in (result["output"], result["behaviour"]))
+
+
+def _deployed_word(result: AuditResult) -> str:
+    """Return the word of the deployed pair: of what its models did where they ran, else of its weights."""
+    deployed, overall = result["deployed"], result["verdict"]["overall"]
+    weights = None if deployed is None else deployed_word(deployed)
+    return word_of(DEPLOYED, weights, result["output"], result["behaviour"], overall=overall) or ""
 
 
 def gain_text(gain: float | None, stderr: float | None) -> str:
@@ -307,10 +320,10 @@ def _undecided_step(result: AuditResult) -> str:
 
 
 def _release_step(result: AuditResult) -> str:
-    names = {
-        word: [row["format"] for row in result["formats"] if row["grid"] == "adaptive" and _word(result, row) == word]
-        for word in ("survives", "undone")
-    }
+    words = [(row["format"], _word(result, row)) for row in result["formats"] if row["grid"] == "adaptive"]
+    if result["deployed"] is not None and _ran_itself(result):
+        words.append((deployed_label(result["deployed"]), _deployed_word(result)))
+    names = {word: [name for name, said in words if said == word] for word in ("survives", "undone")}
     if result["verdict"]["overall"] == "survives":
         return f"What now: it may be released in {', '.join(names['survives'])}; other formats were not measured."
     hold = f"; of those measured it survives in {', '.join(names['survives'])}" if names["survives"] else ""
@@ -321,4 +334,4 @@ def _notes(result: AuditResult) -> list[str]:
     """Return the notes on files and on measurements: conventions that were chosen, and what was cut or left out."""
     files = [*(result["deployed"]["notes"] if result["deployed"] is not None else ()), *result["notes"]]
     legs = [note for leg in (result["output"], result["behaviour"]) if leg is not None for note in leg["notes"]]
-    return [*files, *legs]
+    return [*files, *ran_sentences(result["output"], result["behaviour"]), *legs]

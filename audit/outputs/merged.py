@@ -33,6 +33,7 @@ SAYS: Mapping[FindingId, str] = {
     "layers": "the first layer carries {} of the update that survives",
     "codes-differ": "{} of the stored codes differ",
     "retain-lost": "the quantized unlearned model lost what it should keep",
+    "ran-in-dtype": "the dtype that models ran in swallows the update, or a part of it (gain of what ran {})",
     "theory-disagrees": "theory expects another gain from the given recipe than the measured {}",
 }
 """What one sentence says of several formats; the braces take the range of the effect."""
@@ -48,7 +49,15 @@ OF_ONE_FORMAT = re.compile(
     r"(?P<rho>-?\d+) % \[[^]]+\] (?P<says>[^(]+) \(\d+ items\)\."
 )
 """A sentence of `verdict.rule` on one metric in one format."""
-ASKED_FIRST: tuple[FindingId, ...] = ("comes-back", "zero-bin", "on-grid", "wash", "theory-disagrees", "advice")
+ASKED_FIRST: tuple[FindingId, ...] = (
+    "ran-in-dtype",
+    "comes-back",
+    "zero-bin",
+    "on-grid",
+    "wash",
+    "theory-disagrees",
+    "advice",
+)
 
 
 class Merged(NamedTuple):

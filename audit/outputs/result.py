@@ -20,6 +20,7 @@ from unforgotten.audit.findings.coverage import coverage_findings, experts_notes
 from unforgotten.audit.findings.functional import functional_of
 from unforgotten.audit.findings.prediction import PredictionRow, predict_gains
 from unforgotten.audit.findings.probe import look
+from unforgotten.audit.findings.ran import ran_findings
 from unforgotten.audit.findings.recipe import Recipe
 from unforgotten.audit.findings.relation import norm_findings, relation_findings
 from unforgotten.audit.findings.row import FindingRow
@@ -140,6 +141,7 @@ def build_result(
     far = [row for row in layouts if row["severity"] == "note"]
     findings = [
         *gaps,
+        *ran_findings(output, behaviour),
         *all_findings(leg, judged, samples, prediction, recipe, behaviour, functional_of(output, behaviour)),
         *far,
     ]

@@ -35,6 +35,7 @@ RULES: Mapping[FindingId | str, str] = {
     "codes-equal": "A quantized pair is one and the same model",
     "retain-lost": "A model lost what it should keep: it is broken",
     "theory-disagrees": "What theory expects of the given recipe is not what was measured",
+    "ran-in-dtype": "The dtype that models ran in swallows the update, or a part of it",
 }
 VERDICT_LEVELS = {"survives": "note", "undecided": "warning", "undone": "error"}
 

@@ -91,7 +91,51 @@ class Distance(TypedDict):
     certified: float
 
 
-class OutputFormat(TypedDict):
+class RoundedRow(TypedDict):
+    """What rounding to the dtype of the models changes, in one format, over the weights that it touches.
+
+    `format`: "none" for the models themselves, over all weights. `weights`: weights of each model that are rounded;
+    `target`, `unlearned`: those of each, quantized, that are other values then. `moved`: weights whose values differ between
+    the two; `swallowed`: those of them that are equal once rounded. `gain`: D·delta / |delta|^2 of the float32 values,
+    `gain_ran`: of the rounded ones, which ran; None without an update.
+    """
+
+    format: str
+    weights: int
+    target: int
+    unlearned: int
+    moved: int
+    swallowed: int
+    gain: float | None
+    gain_ran: float | None
+
+
+DEPLOYED = "deployed"
+"""Name of the format of the pair as it was really quantized, where its own runtime was measured."""
+
+
+class Ran(TypedDict):
+    """How models ran.
+
+    `dtype`: dtype of their weights and activations, of a real runtime's that of those which are not quantized; losses are
+    computed from logits in float32 or wider. `devices`: where their weights lay. `runtime`: "simulated": a plain model takes
+    the values of a quantized one; otherwise the libraries that ran it, with their versions. `rounded`: one row for the models
+    and one a format; none in float32, and none of a real runtime.
+    """
+
+    dtype: str
+    devices: list[str]
+    runtime: str
+    rounded: list[RoundedRow]
+
+
+class _RanItself(TypedDict, total=False):
+    """What a format has whose models ran otherwise than the leg says."""
+
+    ran: Ran
+
+
+class OutputFormat(_RanItself):
     """One format of the output leg."""
 
     format: str
@@ -130,9 +174,10 @@ class FunctionalLeg(TypedDict):
 
 
 class _Functional(TypedDict, total=False):
-    """What a leg has that took the gradient of the forget loss."""
+    """What a leg has that took the gradient of the forget loss, and how its models ran, unless it was made elsewhere."""
 
     functional: FunctionalLeg
+    ran: Ran
 
 
 class OutputLeg(_Functional):
@@ -148,7 +193,7 @@ class OutputLeg(_Functional):
     notes: list[str]
 
 
-class BehaviourFormat(TypedDict):
+class BehaviourFormat(_RanItself):
     """One format of the behaviour leg; metrics by model: "Q(target)" and "Q(unlearned)"."""
 
     format: str

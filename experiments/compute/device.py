@@ -1,10 +1,31 @@
-"""The device that a configuration names."""
+"""The device that a configuration names, or the map of devices over which a model is spread."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 
 from unforgotten.experiments.compute.settings import ComputeConfig
+
+BALANCED = "balanced"
+"""All GPUs that torch sees: the layers of a model go to them in even shares, in order, by accelerate."""
+
+Place = torch.device | str | Mapping[str, str]
+"""Where a model goes: one device, or a `device_map` of transformers, a name or the device of each module."""
+
+
+def place_named(name: str) -> Place:
+    """Return where the models of a name of `--device` go: as `device_named`, or "balanced".
+
+    Raises:
+        ValueError: no such device is there.
+    """
+    if name != BALANCED:
+        return device_named(name)
+    if not torch.cuda.is_available():
+        raise ValueError(f"--device must be there, got {BALANCED!r} where torch sees 0 GPUs")
+    return BALANCED
 
 
 def device_named(name: str) -> torch.device:

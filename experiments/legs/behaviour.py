@@ -11,26 +11,30 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from unforgotten.audit.progress.stages import Begin, Step, counted, ignore
 from unforgotten.audit.verdict.evidence import leak
-from unforgotten.audit.verdict.legs import BehaviourFormat, BehaviourLeg, Effects, Leak, Mean
+from unforgotten.audit.verdict.legs import DEPLOYED, BehaviourFormat, BehaviourLeg, Effects, Leak, Mean, Ran
 from unforgotten.experiments.legs.benchmark import read_benchmark
+from unforgotten.experiments.legs.dtypes import dtype_named
 from unforgotten.experiments.legs.functional import functional_leg
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair, read_state
+from unforgotten.experiments.legs.ran import ran_of
+from unforgotten.experiments.legs.real_runtime import Sources, load_real, ran_real
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.metrics.items import as_mean
 from unforgotten.experiments.metrics.meter import Measured, Meter
 from unforgotten.experiments.models.generation import overruled
 from unforgotten.experiments.models.kept import Kept
-from unforgotten.experiments.models.memory import check_memory
+from unforgotten.experiments.models.memory import Copies, check_memory
 from unforgotten.experiments.models.saved import generation_settings
 from unforgotten.experiments.quantizers.quantizer import State
 
-COPIES = 1.6
-"""Float32 copies of the model in memory at most: the one that is run, and the largest tensor a few times."""
+COPIES = Copies(models=1, parts=0.6)
+"""What is in memory at most: the model that is run, and the largest tensor a few times."""
 RECOVERED = ("M1", "M2", "forget_loss")
 DECOMPOSED = ("M1", "M2", "M4", "forget_loss", "retain_loss")
 LEAKED = ("M1", "M2")
@@ -51,6 +55,8 @@ def behaviour_leg(
     step: Step = ignore,
     unfinished: Path | None = None,
     device: str = "cpu",
+    dtype: str = "float32",
+    real: Sources | None = None,
 ) -> BehaviourLeg:
     """Measure M1-M4 of both models in every format, T14, T16, and the union leak over formats.
 
@@ -65,18 +71,21 @@ def behaviour_leg(
         step: callback that is told which model comes next.
         unfinished: directory that keeps what each model answered, from which a leg that was cut off goes on.
         device: device that models run on, as `--device` names it.
+        dtype: dtype that they run in, as `--dtype` names it.
+        real: directories of the quantized target and unlearned model that their own library runs too; None for none.
 
     Raises:
         ValueError: the input breaks a rule; one line.
     """
+    kind = dtype_named(dtype, (target, unlearned, *([] if retrained is None else [retrained])))
     if device == "cpu":
-        check_memory(target, COPIES)
-    pair = open_model_pair(target, unlearned, device)
+        check_memory(target, COPIES, str(kind).removeprefix("torch."))
+    pair = open_model_pair(target, unlearned, device, kind)
     bench = read_benchmark(benchmark, pair.shell.tokenizer, pair.shell.context, items)
     kept = None if unfinished is None else Kept(unfinished)
     meter = Meter(pair.shell, bench.probes, bench.settings, kept=kept)
     trained = None
-    begin = counted(step, (retrained is not None) + 2 * (1 + len(formats)) + 1)
+    begin = counted(step, (retrained is not None) + 2 * (1 + len(formats) + (real is not None)) + 1)
     if retrained is not None:
         begin("retrained")
         state = read_state(retrained, pair.shell.model)
@@ -88,6 +97,7 @@ def behaviour_leg(
     for name in formats:
         begin(f"Q(target) {name}")
         base[name] = meter.measure(pair.shell.quantized(pair.target, name))
+    deployed = None if real is None else _deployed(meter, pair, real, begin)
     return measure_unlearned(
         meter,
         pair,
@@ -99,7 +109,28 @@ def behaviour_leg(
         decompose=decompose,
         gradient=True,
         begin=begin,
+        deployed=deployed,
     )
+
+
+class Deployed(NamedTuple):
+    """The quantized models, measured as their library runs them, and how that was."""
+
+    target: Measured
+    unlearned: Measured
+    ran: Ran
+
+
+def _deployed(meter: Meter, pair: Pair, real: Sources, begin: Begin) -> Deployed:
+    """Measure both one after the other, so that one of them is in memory."""
+
+    def measured(name: str, source: str) -> tuple[Measured, Ran]:
+        begin(f"Q({name}) {DEPLOYED}")
+        model = load_real(source, pair.shell.model)
+        return meter.measure_model(model), ran_real(model, source)
+
+    target, _ = measured("target", real[0])
+    return Deployed(target, *measured("unlearned", real[1]))
 
 
 def measure_unlearned(
@@ -114,6 +145,7 @@ def measure_unlearned(
     trained: Measured | None = None,
     decompose: bool = True,
     gradient: bool = False,
+    deployed: Deployed | None = None,
 ) -> BehaviourLeg:
     """Return the leg, given the target's measurements: `base` by format, "none" for the target itself."""
     begin("unlearned")
@@ -125,11 +157,17 @@ def measure_unlearned(
         after[name] = meter.measure(state)
         if decompose:
             found[name] = _decompose(meter, pair, name, state, _four(base, after, name))
+    if deployed is not None:
+        base, after[DEPLOYED] = {**base, DEPLOYED: deployed.target}, deployed.unlearned
     begin("functional gain")
     functional = functional_leg(pair, formats, meter.probes.passages) if gradient else None
+    ran = ran_of(pair, formats)
     begin("")
     told = [*notes, *_privacy_notes(meter, trained)]
     leg = leg_of(base, after, benchmark=benchmark, effects_by_format=found, notes=told)
+    leg["ran"] = ran
+    if deployed is not None:
+        leg["formats"][-1]["ran"] = deployed.ran
     if functional is not None:
         leg["functional"] = functional
     if trained is not None:

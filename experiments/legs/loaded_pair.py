@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel
 
-from unforgotten.experiments.compute.device import device_named
+from unforgotten.experiments.compute.device import place_named
 from unforgotten.experiments.models.saved import check_loadable, first_line, load_model
 from unforgotten.experiments.models.shell import Shell, state_of
-from unforgotten.experiments.models.states import holds, stored_state
+from unforgotten.experiments.models.states import LazyState, holds, stored_state
 from unforgotten.experiments.quantizers.quantizer import State
 
 UNCOMPUTED = frozenset(
@@ -24,32 +25,36 @@ UNCOMPUTED = frozenset(
 
 @dataclass(frozen=True)
 class Pair:
-    """Both states, and the shell that runs them in float32."""
+    """Both states, float32, and the shell that runs them, in whose dtype they are rounded then."""
 
     shell: Shell
     target: State
     unlearned: State
 
 
-def open_model_pair(target: Path, unlearned: Path, device: str = "cpu") -> Pair:
+def open_model_pair(target: Path, unlearned: Path, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Pair:
     """Load both from directories that transformers reads; the tokenizer is the target's, or the other's if it has none.
 
     Args:
         target: directory of the model before unlearning.
         unlearned: directory of the model after unlearning.
-        device: device that the shell is on, as `device_named` takes it.
+        device: device that the shell is on, as `place_named` takes it.
+        dtype: dtype of the shell.
 
     Raises:
         ValueError: the device is not there, a directory is no model or has a pickle for weights, shapes or vocabularies differ, or there is no
             tokenizer; one line that begins with the path.
     """
-    place = device_named(device)
+    place = place_named(device)
     tokenizer = tokenizer_of(target, unlearned)
-    model = load_model(target, attention=None)
-    model.to(place)  # type: ignore[arg-type]  # transformers types it otherwise
+    if isinstance(place, torch.device):
+        model = load_model(target, attention=None, dtype=dtype)
+        model.to(place)  # type: ignore[arg-type]  # transformers types it otherwise
+    else:
+        model = load_model(target, attention=None, dtype=dtype, device_map=place)
     before = stored_state(target, model)
-    if before is None or not holds(model, before):
-        before = state_of(model)
+    if before is None or not holds(model, before):  # as transformers reads it, in float32 whatever the shell is in
+        before = state_of(model) if dtype == torch.float32 else _loaded(target, model)
     return Pair(Shell(model, tokenizer), before, read_state(unlearned, model))
 
 
@@ -80,8 +85,7 @@ def read_state(folder: Path, model: PreTrainedModel) -> State:
     stored = stored_state(folder, model)
     if stored is not None:
         return stored
-    loaded = load_model(folder, attention=None).state_dict()
-    own = model.state_dict()
+    loaded, own = _loaded(folder, model), model.state_dict()
     _check_shapes(folder, own, loaded)
     first: dict[int, str] = {}
     for name, tensor in own.items():
@@ -89,6 +93,16 @@ def read_state(folder: Path, model: PreTrainedModel) -> State:
         if not torch.equal(loaded[name], loaded[tied]):
             raise ValueError(f"{folder}: {name}: must equal {tied}, to which the target ties it, got other weights")
     return loaded
+
+
+def _loaded(folder: Path, model: PreTrainedModel) -> State:
+    """Return the weights as transformers loads them, float32, each on the device of the model's own when asked for."""
+    loaded, own = load_model(folder, attention=None).state_dict(), model.state_dict()
+
+    def weight(name: str) -> Tensor:
+        return loaded[name].to(own[name].device) if name in own else loaded[name]
+
+    return LazyState(loaded, weight)
 
 
 def _tokenizer(folder: Path) -> Any:

@@ -10,15 +10,18 @@ from transformers import PreTrainedModel
 
 from unforgotten.audit.progress.stages import Step, counted, ignore
 from unforgotten.audit.verdict.evidence import mean_of
-from unforgotten.audit.verdict.legs import OutputFormat, OutputLeg
+from unforgotten.audit.verdict.legs import DEPLOYED, OutputFormat, OutputLeg
 from unforgotten.experiments.data.texts import read_texts
 from unforgotten.experiments.legs.benchmark import spelled_out
+from unforgotten.experiments.legs.dtypes import dtype_named
 from unforgotten.experiments.legs.functional import functional_leg
 from unforgotten.experiments.legs.likelihood import LIKELIHOODS, batches, measure
 from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
+from unforgotten.experiments.legs.ran import ran_of
+from unforgotten.experiments.legs.real_runtime import Sources, load_real, ran_real
 from unforgotten.experiments.metrics.effects import effects, hybrid_states, recovery
 from unforgotten.experiments.models.batches import Batch
-from unforgotten.experiments.models.memory import check_memory
+from unforgotten.experiments.models.memory import Copies, check_memory
 from unforgotten.experiments.models.special_tokens import count_spelled_out, end_tokens, started
 from unforgotten.experiments.models.states import fill
 
@@ -30,17 +33,25 @@ PAIRS = (
     ("target", "Q(unlearned)"),
 )
 LEAST_TEXTS = 2
-COPIES = 4.2
-"""Float32 copies of the model in memory at most: those whose outputs are compared token by token."""
+COPIES = Copies(models=4, parts=0.2)
+"""What is in memory at most: the models whose outputs are compared token by token."""
 LEAST_TOKENS = 2
 
 
 def output_leg(
-    target: Path, unlearned: Path, formats: Sequence[str], texts: Path, *, step: Step = ignore, device: str = "cpu"
+    target: Path,
+    unlearned: Path,
+    formats: Sequence[str],
+    texts: Path,
+    *,
+    step: Step = ignore,
+    device: str = "cpu",
+    dtype: str = "float32",
+    real: Sources | None = None,
 ) -> OutputLeg:
     """Measure likelihoods of the texts under six models a format, distances between them, T14, T15 and T16.
 
-    Four float32 copies of the model are in memory: for a laptop, models of up to about a billion weights. A text
+    Four models are in memory: in float32, on a laptop, of up to about a billion weights. A text
     longer than the context is cut and counted.
 
     Args:
@@ -50,18 +61,20 @@ def output_leg(
         texts: file of texts, as `read_texts` reads it.
         step: callback that is told which format comes next.
         device: device that models run on, as `--device` names it.
+        dtype: dtype that they run in, as `--dtype` names it.
+        real: directories of the quantized target and unlearned model that their own library runs too; None for none.
 
     Raises:
         ValueError: the input breaks a rule; one line.
     """
     words = read_texts(texts)
+    kind = dtype_named(dtype, (target, unlearned))
     if device == "cpu":
-        check_memory(target, COPIES)
-    pair = open_model_pair(target, unlearned, device)
+        check_memory(target, COPIES, str(kind).removeprefix("torch."))
+    pair = open_model_pair(target, unlearned, device, kind)
     encoded, cut = encode_texts(words, pair, str(texts))
-    return measure_output(
-        pair, formats, encoded, name=str(texts), cut=cut, left_out=len(words) - len(encoded), step=step
-    )
+    left_out = len(words) - len(encoded)
+    return measure_output(pair, formats, encoded, name=str(texts), cut=cut, left_out=left_out, step=step, real=real)
 
 
 def encode_texts(texts: Sequence[str], pair: Pair, name: str) -> tuple[list[list[int]], int]:
@@ -92,6 +105,7 @@ def measure_output(
     cut: int,
     left_out: int = 0,
     step: Step = ignore,
+    real: Sources | None = None,
 ) -> OutputLeg:
     """Return the leg of a loaded pair."""
     pad_id = getattr(pair.shell.model.config, "pad_token_id", None) or 0
@@ -100,15 +114,19 @@ def measure_output(
     shells["Q(unlearned)"] = pair.shell.model
     fill(shells["target"], pair.target)
     fill(shells["unlearned"], pair.unlearned)
-    begin = counted(step, 2 + len(formats))
+    begin = counted(step, 2 + len(formats) + (real is not None))
     begin("full precision")
     items, distances = measure({k: shells[k] for k in FULL}, (FULL,), texts)
     rows = []
     for format_name in formats:
         begin(format_name)
         rows.append(_format(pair, shells, format_name, texts))
+    if real is not None:
+        begin(DEPLOYED)
+        rows.append(_real(pair, shells, real, texts))
     begin("functional gain")
     functional = functional_leg(pair, formats, encoded)
+    ran = ran_of(pair, formats)
     begin("")
     notes = [f"{cut} of {len(encoded)} texts are longer than the context and were cut."] if cut else []
     if left_out:
@@ -116,7 +134,7 @@ def measure_output(
     spelled = count_spelled_out(encoded, pair.shell.tokenizer)
     if spelled:
         notes.append(spelled_out(spelled))
-    return OutputLeg(
+    leg = OutputLeg(
         texts=name,
         count=len(encoded),
         tokens=sum(len(row) - 1 for row in encoded),
@@ -125,7 +143,25 @@ def measure_output(
         distances=distances,
         formats=rows,
         notes=notes,
-        functional=functional,
+        ran=ran,
+    )
+    if functional is not None:
+        leg["functional"] = functional
+    return leg
+
+
+def _real(pair: Pair, shells: Mapping[str, PreTrainedModel], real: Sources, texts: Sequence[Batch]) -> OutputFormat:
+    """Return the row of the quantized models as their library runs them; without mixed models, which it could not run."""
+    names = ("Q(target)", "Q(unlearned)")
+    models = {name: load_real(source, pair.shell.model) for name, source in zip(names, real, strict=True)}
+    items, distances = measure({**{key: shells[key] for key in FULL}, **models}, PAIRS, texts)
+    return OutputFormat(
+        format=DEPLOYED,
+        losses={name: mean_of(items[name]["loss"]) for name in names},
+        distances=distances,
+        recoveries=[recovery(metric, items) for metric in LIKELIHOODS],
+        effects=[],
+        ran=ran_real(models["Q(unlearned)"], real[1]),
     )
 
 

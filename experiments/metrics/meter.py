@@ -13,6 +13,8 @@ import hashlib
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 
+from transformers import PreTrainedModel
+
 from unforgotten.experiments.config import Measuring
 from unforgotten.experiments.metrics.examined import Examined
 from unforgotten.experiments.metrics.privacy import membership_losses, membership_scores
@@ -61,8 +63,16 @@ class Meter:
             self.known[key] = self._measure(state, None)
         return self.known[key]
 
+    def measure_model(self, model: PreTrainedModel) -> Measured:
+        """Return the measurements of another model of the same tokenizer, as it runs itself; nothing of them is kept."""
+        scores, losses = self.retrained_scores, self.retrained_losses
+        examined = Examined(model, self.shell.tokenizer, self.probes, self.settings, scores, retrained_losses=losses)
+        return self._read(examined, None)
+
     def _measure(self, state: State, only: Collection[str] | None) -> Measured:
-        model = self._examined(state)
+        return self._read(self._examined(state), only)
+
+    def _read(self, model: Examined, only: Collection[str] | None) -> Measured:
         there = self.probes.there | (frozenset() if self.retrained_scores is None else {"retrained"})
         asked = {label_of(name) for name in self.settings.evaluation.metrics}
         return {
@@ -84,7 +94,8 @@ class Meter:
     def _examined(self, state: State) -> Examined:
         model, tokenizer = self.shell.with_state(state), self.shell.tokenizer
         key = None if self.kept is None else fingerprint(state)
-        kept = None if self.kept is None or key is None else (self.kept, key.hex())
+        place = f"{model.dtype} {model.device.type}"  # in which the answers differ by more than the weights say
+        kept = None if self.kept is None or key is None else (self.kept, f"{key.hex()} {place}")
         return Examined(
             model, tokenizer, self.probes, self.settings, self.retrained_scores, kept, self.retrained_losses
         )

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 from unforgotten.audit.sources.checkpoint import open_checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
@@ -11,14 +13,37 @@ from unforgotten.audit.sources.errors import CheckpointError
 GIB = 2**30
 BESIDE = GIB
 """What is in memory beside copies of the model: torch, texts, logits and keys of one batch."""
+FLOAT32 = 4
+BYTES: Mapping[str, int] = {"float32": FLOAT32, "bfloat16": 2, "float16": 2}
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
 
 
-def check_memory(folder: Path, copies: float) -> None:
-    """Refuse a model of which so many float32 copies, and BESIDE, do not fit into what is free.
+class Copies(NamedTuple):
+    """What a leg holds of a model at most.
+
+    Attributes:
+        models: models that run, each of all weights in the dtype that they run in.
+        parts: float32 copies of single tensors, as a share of all weights.
+    """
+
+    models: int
+    parts: float
+
+    def bytes_of(self, weights: int, dtype: str) -> int:
+        """Return the bytes of them."""
+        return round(weights * (self.models * BYTES[dtype] + FLOAT32 * self.parts))
+
+
+def check_memory(folder: Path, copies: Copies, dtype: str = "float32") -> None:
+    """Refuse a model of which so many copies, and BESIDE, do not fit into what is free.
 
     Says nothing where the system does not say what is free, or the weights are no safetensors.
+
+    Args:
+        folder: directory of the model.
+        copies: what is held of it.
+        dtype: dtype that models run in.
 
     Raises:
         ValueError: they do not fit; one line that begins with the folder.
@@ -26,10 +51,12 @@ def check_memory(folder: Path, copies: float) -> None:
     free, weights = free_bytes(), count_weights(folder)
     if free is None or weights is None:
         return
-    needed = int(4 * weights * copies) + BESIDE
+    needed = copies.bytes_of(weights, dtype) + BESIDE
     if needed > free:
+        models = f"{copies.models} {dtype} model{'s' if copies.models > 1 else ''}"
         rule = (
-            f"needs {needed / GIB:.1f} GiB of memory, {copies} float32 copies of the model and {BESIDE / GIB:.0f} GiB"
+            f"needs {needed / GIB:.1f} GiB of memory, {models}, {copies.parts} of a float32 one "
+            f"and {BESIDE / GIB:.0f} GiB"
         )
         raise ValueError(f"{folder}: {rule}, got {free / GIB:.1f} GiB free")
 

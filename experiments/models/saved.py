@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -33,30 +34,48 @@ def save_model(folder: Path, model: PreTrainedModel, tokenizer: Any, dtype: torc
     write_folder(folder, fill)
 
 
-def load_model(folder: Path, *, attention: str | None = "eager") -> PreTrainedModel:
-    """Return the model with its weights as float32, in evaluation mode; safetensors alone, no code from the directory.
+def load_model(
+    folder: Path,
+    *,
+    attention: str | None = "eager",
+    dtype: torch.dtype = torch.float32,
+    device_map: str | Mapping[str, str] | None = None,
+) -> PreTrainedModel:
+    """Return the model with its weights in one dtype, in evaluation mode; safetensors alone, no code from the directory.
 
     Args:
         folder: directory that transformers reads.
         attention: implementation of attention, by transformers' name: "eager" has the faster backward pass on CPUs. None
             is what a user of the model gets.
+        dtype: dtype that the weights are rounded to, but for those that transformers keeps in float32.
+        device_map: devices over which the model is spread, as transformers takes it; None for the CPU.
 
     Raises:
-        ValueError: transformers cannot load it.
+        ValueError: transformers cannot load it, or not all of it fits on the devices of the map.
     """
     config = check_loadable(folder)
     try:
         model = AutoModelForCausalLM.from_pretrained(
             folder,
             config=config,
-            dtype=torch.float32,
+            dtype=dtype,
+            device_map=device_map,
             attn_implementation=attention,
             use_safetensors=True,
             local_files_only=True,
         )
     except LOADING as error:
         raise ValueError(f"{folder}: must be a model that transformers loads, got {first_line(error)}") from None
+    if device_map is not None:
+        _check_held(folder, model)
     return model.eval()
+
+
+def _check_held(folder: Path, model: PreTrainedModel) -> None:
+    """Refuse a model some of whose weights wait outside it: what is put into it would change nothing."""
+    for name, tensor in model.state_dict().items():
+        if tensor.device.type == "meta":
+            raise ValueError(f"{folder}: must fit on the devices as a whole, got {name} on none of them")
 
 
 def check_loadable(folder: Path) -> Any:

@@ -32,6 +32,9 @@ def token_scores(model: PreTrainedModel, documents: Documents, batch: int) -> li
         model: model in evaluation mode.
         documents: token ids.
         batch: documents of one batch, if fewer than SCORED_TOGETHER.
+
+    Raises:
+        ValueError: a model in float16 computed what is no number.
     """
     order = sorted(range(len(documents)), key=lambda i: len(documents[i]))
     position_bytes = 4 * vocabulary_of(model)
@@ -47,6 +50,10 @@ def token_scores(model: PreTrainedModel, documents: Documents, batch: int) -> li
         )
         for i, label, mask in zip(together, *scored, strict=True):
             found[i] = label[mask].cpu()
+    if model.dtype == torch.float16 and not all(bool(row.isfinite().all()) for row in found.values()):
+        raise ValueError(
+            "dtype must hold what a model computes, got float16 with log-probabilities that are nan or inf"
+        )
     return [found[i] for i in range(len(documents))]
 
 

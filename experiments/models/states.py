@@ -22,6 +22,8 @@ from unforgotten.audit.sources.errors import CheckpointError
 from unforgotten.audit.sources.flat import tensors_equal
 from unforgotten.experiments.quantizers.quantizer import State
 
+SHORT = (torch.float16, torch.bfloat16)
+
 
 class LazyState(Mapping[str, Tensor]):
     """A state whose weights are made when they are asked for, and not kept.
@@ -86,16 +88,18 @@ def stored_state(folder: Path, model: PreTrainedModel) -> State | None:
 
 
 def holds(model: PreTrainedModel, state: State) -> bool:
-    """Tell whether a model's weights are those of a state, bit for bit."""
-    return all(torch.equal(tensor, state[name]) for name, tensor in model.state_dict().items())
+    """Tell whether a model's weights are those of a state rounded to the model's dtypes, bit for bit."""
+    return all(torch.equal(tensor, state[name].to(tensor.dtype)) for name, tensor in model.state_dict().items())
 
 
 @torch.no_grad()
 def fill(model: PreTrainedModel, state: State) -> PreTrainedModel:
     """Put the weights of a state into a model, one after the other, and return the model.
 
+    Each is rounded to nearest where the model's dtype is narrower, and goes to the device of the model's own.
+
     Raises:
-        ValueError: their names differ.
+        ValueError: their names differ, or a weight is too large for the model's dtype.
     """
     own = model.state_dict()
     if own.keys() != state.keys():
@@ -103,6 +107,10 @@ def fill(model: PreTrainedModel, state: State) -> PreTrainedModel:
     filled: set[int] = set()
     for name, tensor in own.items():
         if tensor.data_ptr() not in filled:
-            tensor.copy_(state[name])
+            values = state[name]
+            tensor.copy_(values)
+            if tensor.dtype in SHORT and not bool(tensor.isfinite().all()):
+                most = float(values.abs().max())
+                raise ValueError(f"dtype must hold every weight, got {str(tensor.dtype)[6:]} for {most:g} in {name}")
             filled.add(tensor.data_ptr())
     return model

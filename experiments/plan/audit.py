@@ -21,6 +21,7 @@ from unforgotten.audit.sources.pairing import pair
 from unforgotten.experiments.data.texts import read_texts
 from unforgotten.experiments.legs.behaviour import COPIES as OF_BEHAVIOUR
 from unforgotten.experiments.legs.benchmark import MUSE_ANSWERS, read_benchmark
+from unforgotten.experiments.legs.dtypes import dtype_named
 from unforgotten.experiments.legs.functional import LONGEST, MOST_TOKENS
 from unforgotten.experiments.legs.loaded_pair import tokenizer_of
 from unforgotten.experiments.legs.output import COPIES as OF_OUTPUT
@@ -30,16 +31,17 @@ from unforgotten.experiments.models.special_tokens import started
 from unforgotten.experiments.plan.plan import CPU, size_text, time_text
 from unforgotten.experiments.plan.rates import Rates
 from unforgotten.experiments.plan.shapes import Shape, shape_of_directory
-from unforgotten.experiments.plan.stages import BACKWARD, FLOAT
+from unforgotten.experiments.plan.stages import BACKWARD
 from unforgotten.theory.formats.names import deterministic_format_named
 
+FLOAT32 = "float32"
 SHARD = 1 << 20
 """Weights of a piece that the weights leg reads at once."""
 
 
 @dataclass(frozen=True)
 class AuditAsked:
-    """What the command line was given; see `unforgotten audit --help`."""
+    """What the command line was given; see `unforgotten audit --help`. `real`: the deployed pair runs by its own library."""
 
     pair: tuple[Path, Path]
     formats: tuple[str, ...]
@@ -48,7 +50,9 @@ class AuditAsked:
     retrained: Path | None
     items: int | None
     device: str
+    dtype: str
     decompose: bool
+    real: bool = False
 
 
 @dataclass(frozen=True)
@@ -86,8 +90,9 @@ class AuditPlan:
         largest: weights of the largest tensor.
         shape: sizes of the model; None where no leg runs it.
         legs: legs that run models.
-        rates: operations a second, measured on the processor.
+        rates: operations a second, measured on the processor in float32.
         free: bytes of memory that are free; None where the system does not say, or models run elsewhere.
+        dtype: dtype that models run in.
     """
 
     asked: AuditAsked
@@ -97,10 +102,11 @@ class AuditPlan:
     legs: list[Leg]
     rates: Rates
     free: int | None
+    dtype: str = FLOAT32
 
     def seconds(self, leg: Leg) -> float | None:
-        """Return the time of a leg at the rates of the plan; None on another device, of which they say nothing."""
-        if self.asked.device != CPU:
+        """Return the time of a leg at the rates of the plan; None on another device or in 16 bits, of which they say nothing."""
+        if self.asked.device != CPU or self.dtype != FLOAT32:
             return None
         return leg.operations / self.rates.products + leg.generated / self.rates.generation
 
@@ -116,25 +122,31 @@ def make_audit_plan(asked: AuditAsked, rates: Rates) -> AuditPlan:
     sizes = {name: math.prod(before.tensors[name].shape) for name in (*names.quantized, *names.kept)}
     needed = asked.texts is not None or asked.benchmark is not None
     shape = shape_of_directory(asked.pair[0]) if needed else None
-    legs = [] if shape is None else list(_legs(asked, shape))
+    folders = [*asked.pair, *([] if asked.retrained is None else [asked.retrained])]
+    dtype = str(dtype_named(asked.dtype, folders)).removeprefix("torch.")
+    legs = [] if shape is None else list(_legs(asked, shape, dtype))
     free = free_bytes() if asked.device == CPU else None
     quantized = sum(sizes[name] for name in names.quantized)
-    return AuditPlan(asked, quantized, max(sizes.values()), shape, legs, rates, free)
+    return AuditPlan(asked, quantized, max(sizes.values()), shape, legs, rates, free, dtype)
 
 
-def _legs(asked: AuditAsked, shape: Shape) -> Iterator[Leg]:
+def _legs(asked: AuditAsked, shape: Shape, dtype: str) -> Iterator[Leg]:
     tokenizer, count = tokenizer_of(*asked.pair), len(asked.formats)
     mixed = 2 * count if asked.decompose else 0
+    real = 2 if asked.real else 0
     context = int(shape.positions or LONGEST)
     if asked.texts is not None:
         lengths = [min(len(started(t, tokenizer)), context) for t in read_texts(asked.texts)]
-        yield _leg("output", shape, 2 + 6 * count, lengths, [], 0, lengths, OF_OUTPUT)
+        yield _leg(
+            "output", shape, 2 + 6 * count + real, lengths, [], 0, lengths, OF_OUTPUT.bytes_of(shape.parameters, dtype)
+        )
     if asked.benchmark is not None:
         probes = read_benchmark(asked.benchmark, tokenizer, context, asked.items).probes
         scored = [len(row) for rows in (probes.passages, probes.holdout, probes.retained) for row in rows]
-        models = (asked.retrained is not None) + 2 * (1 + count) + mixed
+        models = (asked.retrained is not None) + 2 * (1 + count) + mixed + real
         passages = [len(row) for row in probes.passages]
-        yield _leg("behaviour", shape, models, scored, *_asked_of(probes), passages, OF_BEHAVIOUR)
+        memory = OF_BEHAVIOUR.bytes_of(shape.parameters, dtype)
+        yield _leg("behaviour", shape, models, scored, *_asked_of(probes), passages, memory)
 
 
 def _asked_of(probes: Probes) -> tuple[list[int], int]:
@@ -152,7 +164,7 @@ def _leg(
     prompts: Sequence[int],
     new: int,
     passages: Sequence[int],
-    copies: float,
+    copies: int,
 ) -> Leg:
     lengths = [*scored, *prompts]
     tokens, mean = sum(lengths), sum(lengths) / max(1, len(lengths))
@@ -164,7 +176,7 @@ def _leg(
         tokens=tokens,
         new=new,
         backward=backward,
-        memory=int(FLOAT * shape.parameters * copies) + BESIDE,
+        memory=copies + BESIDE,
         operations=models * tokens * products + BACKWARD * backward * shape.products(LONGEST),
         generated=models * new * products,
     )
@@ -180,6 +192,7 @@ def as_object(plan: AuditPlan) -> dict[str, Any]:
         "weights": plan.weights,
         "model": None if plan.shape is None else asdict(plan.shape),
         "device": plan.asked.device,
+        "dtype": plan.dtype,
         "free": plan.free,
         "legs": [{**asdict(leg), "seconds": t} for leg, t in zip(plan.legs, taken, strict=True)],
         "seconds": None if None in taken else math.fsum(t for t in taken if t is not None),
@@ -196,10 +209,11 @@ def _lines(plan: AuditPlan) -> Iterator[str]:
     yield f"weights    {plan.weights:,} of matrices in {len(plan.asked.formats)} formats: {', '.join(plan.asked.formats)}; in memory {SHARD:,} at a time"
     if plan.shape is not None:
         yield f"model      {plan.shape.title}: {plan.shape.parameters:,} weights, {plan.shape.layers} layers ({plan.shape.source})"
+    elsewhere = f"on {plan.asked.device}" if plan.asked.device != CPU else f"in {plan.dtype}"
     for leg in plan.legs:
         took = (
             time_text(plan.seconds(leg))
-            or f"unknown: rates are measured on this processor, models run on {plan.asked.device}"
+            or f"unknown: rates are measured on this processor in float32, models run {elsewhere}"
         )
         yield (
             f"{leg.name:<11}{leg.models} models, each {leg.tokens:,} tokens and {leg.new:,} new ones; one backward pass of "
@@ -207,9 +221,11 @@ def _lines(plan: AuditPlan) -> Iterator[str]:
         )
     if plan.legs:
         most = max(leg.memory for leg in plan.legs)
-        yield f"memory     {size_text(most)} at most on {plan.asked.device}" + (
+        yield f"memory     {size_text(most)} at most on {plan.asked.device}, models in {plan.dtype}" + (
             "" if plan.free is None else f", of which {size_text(plan.free)} are free here"
         )
+        if plan.asked.real:
+            yield "           the deployed models that run by their own library come on top: one, or two for --texts; so does their time"
         yield "           the model that runs is the only whole copy in the behaviour leg; the output leg holds four"
         products, generation = (rate / 1e9 for rate in plan.rates)
         yield f"rates      {products:,.1f} GFLOP/s in products of matrices, {generation:,.1f} in new tokens of one prompt, measured here"

@@ -64,8 +64,21 @@ def audit(
     trained_in: Annotated[str | None, typer.Option(help="bf16, fp16 or fp32: dtype that was updated.")] = None,
     deployed: Deployed = None,
     device: Annotated[
-        str, typer.Option(help="Where models run: cpu, cuda, cuda:N, mps, or auto, the first that is there.")
+        str,
+        typer.Option(
+            help="Where models run: cpu, cuda, cuda:N, mps, auto, the first that is there, or balanced, over all GPUs."
+        ),
     ] = "cpu",
+    dtype: Annotated[
+        str, typer.Option(help="Dtype they run in: float32, bfloat16, float16, or auto, that of the checkpoints.")
+    ] = "float32",
+    runtime: Annotated[
+        str,
+        typer.Option(
+            help="What runs the models of --deployed for --texts and --benchmark: deployed, their own library; simulated, "
+            "nothing: plain models with the values of --formats alone."
+        ),
+    ] = "simulated",
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Print what would be measured, its memory and its time, and stop.")
     ] = False,
@@ -82,22 +95,52 @@ def audit(
 
         given = GivenRecipe(lr, steps, optimizer, trained_in)
         options = read_options(
-            Asked(formats, fail_on, texts, benchmark, retrained, jobs, ray, given, items, judged, device), unlearned
+            Asked(
+                formats,
+                fail_on,
+                texts,
+                benchmark,
+                retrained,
+                jobs,
+                ray,
+                given,
+                items,
+                judged,
+                device,
+                dtype,
+                deployed,
+                runtime,
+            ),
+            unlearned,
         )
         if options.needs_models:
             need_extra("experiments", "torch", "transformers", "rouge_score", "sklearn")
         if ray is not None:
             need_extra("ray", "ray")
-        if device != "cpu" and not dry_run:
-            from unforgotten.experiments.compute.device import device_named
+        if options.real is not None:
+            from unforgotten.experiments.legs.real_runtime import check_runtime
 
-            device_named(device)  # before minutes are spent on the weights
+            check_runtime(options.real)  # before minutes are spent on the weights
+        if device != "cpu" and not dry_run:
+            from unforgotten.experiments.compute.device import place_named
+
+            place_named(device)  # likewise
         pair = Path(target), Path(unlearned)
         if dry_run:
             from unforgotten.planning import print_plan
 
             print_plan(
-                pair, options.measured, texts, benchmark, retrained, items, device, decompose=decompose, as_json=as_json
+                pair,
+                options.measured,
+                texts,
+                benchmark,
+                retrained,
+                items,
+                device,
+                dtype,
+                decompose=decompose,
+                real=options.real is not None,
+                as_json=as_json,
             )
             return
         stages = len(STAGES) + sum(one is not None for one in (texts, benchmark, deployed))
@@ -109,7 +152,9 @@ def audit(
                 progress,
                 jobs=jobs,
                 ray=ray,
-                output=output_of(pair, options.measured, texts, progress, device=device),
+                output=output_of(
+                    pair, options.measured, texts, progress, device=device, dtype=dtype, real=options.real
+                ),
                 behaviour=options.judged
                 or behaviour_of(
                     pair,
@@ -121,6 +166,8 @@ def audit(
                     decompose=decompose,
                     out=out,
                     device=device,
+                    dtype=dtype,
+                    real=options.real,
                 ),
                 recipe=options.recipe,
                 force=force,

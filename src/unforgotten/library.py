@@ -82,6 +82,8 @@ def audit_pair(
     jobs: int = 1,
     force: bool = False,
     deployed: tuple[Path | str, Path | str] | None = None,
+    device: str = "cpu",
+    dtype: str = "float32",
 ) -> PairAudit:
     """Audit a pair, as `unforgotten audit` does, and return the object of `audit.json`, a dict that a notebook shows.
 
@@ -100,6 +102,8 @@ def audit_pair(
         jobs: processes that share the tensors.
         force: whether `out` may hold other files.
         deployed: paths or names of both models as they were really quantized.
+        device: device that models run on, as `--device` names it.
+        dtype: dtype that they run in, as `--dtype` names it.
 
     Raises:
         ValueError: the input breaks a rule.
@@ -111,7 +115,14 @@ def audit_pair(
     from unforgotten.measured import behaviour_of, output_of
 
     asked = Asked(
-        formats, texts=_place(texts), benchmark=_place(benchmark), retrained=_place(retrained), jobs=jobs, items=items
+        formats,
+        texts=_place(texts),
+        benchmark=_place(benchmark),
+        retrained=_place(retrained),
+        jobs=jobs,
+        items=items,
+        device=device,
+        dtype=dtype,
     )
     options = read_options(asked, "")
     named = [isinstance(side, str | Path) for side in (target, unlearned)]
@@ -127,7 +138,7 @@ def audit_pair(
             options.formats,
             _place(out),
             jobs=jobs,
-            output=output_of(both, options.measured, asked.texts),
+            output=output_of(both, options.measured, asked.texts, device=device, dtype=dtype),
             behaviour=behaviour_of(
                 both,
                 options.measured,
@@ -136,6 +147,8 @@ def audit_pair(
                 items=items,
                 decompose=decompose,
                 out=_place(out),
+                device=device,
+                dtype=dtype,
             ),
             recipe=read_recipe(pair[1]) if named[1] else None,
             force=force,

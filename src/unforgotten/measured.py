@@ -19,6 +19,8 @@ def output_of(
     progress: Progress = SILENT,
     *,
     device: str = "cpu",
+    dtype: str = "float32",
+    real: tuple[str, str] | None = None,
 ) -> Leg:
     """Return what measures the output of both models on texts; None without texts."""
     if texts is None:
@@ -28,7 +30,7 @@ def output_of(
         with progress.stage("output", "formats") as step:
             from unforgotten.experiments.legs.output import output_leg
 
-            return output_leg(*pair, formats, texts, step=step, device=device)
+            return output_leg(*pair, formats, texts, step=step, device=device, dtype=dtype, real=real)
 
     return measure
 
@@ -44,6 +46,8 @@ def behaviour_of(
     decompose: bool = True,
     out: Path | None = None,
     device: str = "cpu",
+    dtype: str = "float32",
+    real: tuple[str, str] | None = None,
 ) -> Leg:
     """Return what measures M1-M4 of both models on a benchmark; None without one.
 
@@ -67,6 +71,8 @@ def behaviour_of(
                 step=step,
                 unfinished=kept,
                 device=device,
+                dtype=dtype,
+                real=real,
             )
 
     return measure

@@ -16,8 +16,10 @@ def print_plan(
     retrained: Path | None,
     items: int | None,
     device: str,
+    dtype: str,
     *,
     decompose: bool,
+    real: bool,
     as_json: bool,
 ) -> None:
     """Print models, texts, memory and time of an audit; nothing is measured, and no weight is read.
@@ -31,6 +33,8 @@ def print_plan(
     from unforgotten.experiments.plan.audit import AuditAsked, as_object, lines, make_audit_plan
     from unforgotten.experiments.plan.rates import measure_rates
 
-    asked = AuditAsked(pair, tuple(formats), texts, benchmark, retrained, items, device, decompose=decompose)
+    asked = AuditAsked(
+        pair, tuple(formats), texts, benchmark, retrained, items, device, dtype, decompose=decompose, real=real
+    )
     plan = make_audit_plan(asked, measure_rates(os.cpu_count() or 1))
     print_object(as_object(plan), as_json, lines(plan))

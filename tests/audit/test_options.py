@@ -146,7 +146,7 @@ def test_texts_and_benchmark_reach_their_legs(
     assert run(root, ["t", "u", *options, "--formats", "int8-row", "--json"], monkeypatch) == 0
     pair = (Path("t"), Path("u"), ("int8-row",))
     assert given == {
-        "output": (*pair, Path("file"), {"device": "cpu"}),
+        "output": (*pair, Path("file"), {"device": "cpu", "dtype": "float32", "real": None}),
         "behaviour": (
             *pair,
             Path("folder"),
@@ -156,6 +156,8 @@ def test_texts_and_benchmark_reach_their_legs(
                 "decompose": False,
                 "unfinished": Path("audits/latest/unfinished"),
                 "device": "cpu",
+                "dtype": "float32",
+                "real": None,
             },
         ),
     }

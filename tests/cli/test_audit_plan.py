@@ -25,6 +25,7 @@ def plan_of(root: Path, **changed: Any) -> Any:
         "retrained": None,
         "items": None,
         "device": "cpu",
+        "dtype": "float32",
         "decompose": True,
     }
     return make_audit_plan(AuditAsked(**{**asked, **changed}), Rates(1e9, 1e8))
@@ -40,9 +41,25 @@ def test_it_counts_the_models_and_tokens_that_are_measured(micro_pair: Path) -> 
     few = plan_of(micro_pair, items=2).legs[1]
     assert 0 < few.tokens < behaviour.tokens
     assert few.backward < behaviour.backward
+    real = plan_of(micro_pair, real=True)
+    assert [leg.models for leg in real.legs] == [output.models + 2, behaviour.models + 2]
+    assert "by their own library come on top" in "\n".join(lines(real))
     weights = sum(p for p in (plan.shape.parameters,))
-    assert behaviour.memory == int(4 * weights * 1.6) + 2**30
+    assert behaviour.memory == round(6.4 * weights) + 2**30
     assert plan.seconds(few) < plan.seconds(behaviour)
+
+
+def test_it_takes_the_dtype_into_account(micro_pair: Path) -> None:
+    plan, narrow = plan_of(micro_pair), plan_of(micro_pair, dtype="bfloat16")
+    weights = plan.shape.parameters
+    for leg, half, models in zip(plan.legs, narrow.legs, (4, 1), strict=True):
+        assert leg.memory - half.memory == pytest.approx(2 * models * weights, abs=1)
+    assert as_object(narrow)["dtype"] == "bfloat16"
+    assert as_object(narrow)["seconds"] is None
+    text = "\n".join(lines(narrow))
+    assert "at most on cpu, models in bfloat16" in text
+    assert "rates are measured on this processor in float32, models run in bfloat16" in text
+    assert as_object(plan_of(micro_pair, dtype="auto"))["dtype"] == "float32"  # as the files are stored
 
 
 def test_it_prints_and_is_json(micro_pair: Path) -> None:
@@ -54,7 +71,7 @@ def test_it_prints_and_is_json(micro_pair: Path) -> None:
     assert "free here" in text
     elsewhere = plan_of(micro_pair, device="cuda")
     assert as_object(elsewhere)["seconds"] is None
-    assert "unknown: rates are measured on this processor, models run on cuda" in "\n".join(lines(elsewhere))
+    assert "unknown: rates are measured on this processor in float32, models run on cuda" in "\n".join(lines(elsewhere))
     assert "slow" not in text
     searched = plan_of(micro_pair, formats=("nf4-b64", "q6_k", "gguf:Q4_K_M", "hqq4-g64-opt", "gguf:Q8_0"))
     assert "slow       q6_k, gguf:Q4_K_M, hqq4-g64-opt: " in "\n".join(lines(searched))
@@ -77,11 +94,24 @@ def test_the_command_plans_and_writes_nothing(
 
 
 @pytest.mark.parametrize(
-    ("device", "rule"), [("gpu", "must be auto, cpu, mps, cuda or cuda:N, got 'gpu'"), ("cuda", "needs --texts or")]
+    ("device", "rule"),
+    [("gpu", "must be auto, balanced, cpu, mps, cuda or cuda:N, got 'gpu'"), ("cuda", "needs --texts or")],
 )
 def test_a_device_is_named_as_torch_names_it_and_needs_models(device: str, rule: str) -> None:
     with pytest.raises(ValueError, match=rule):
         read_options(Asked(device=device), "unlearned")
+
+
+@pytest.mark.parametrize(
+    ("asked", "rule"),
+    [
+        ({"dtype": "bf16"}, "^--dtype must be one of float32, bfloat16, float16, auto, got 'bf16'$"),
+        ({"dtype": "bfloat16"}, "^--dtype needs --texts or --benchmark, got 'bfloat16'$"),
+    ],
+)
+def test_a_dtype_is_named_as_torch_names_it_and_needs_models(asked: dict[str, str], rule: str) -> None:
+    with pytest.raises(ValueError, match=rule):
+        read_options(Asked(**asked), "unlearned")  # type: ignore[arg-type]  # strings, as both of them are
 
 
 def test_a_device_that_is_missing_is_refused_before_the_weights_are_read(

@@ -43,7 +43,9 @@ def pair(folders: tuple[Path, Path]) -> Pair:
 
 @pytest.fixture(scope="module")
 def found(pair: Pair) -> FunctionalLeg:
-    return functional_leg(pair, FORMATS, DOCUMENTS)
+    measured = functional_leg(pair, FORMATS, DOCUMENTS)
+    assert measured is not None
+    return measured
 
 
 def test_the_gradient_is_that_of_the_forget_loss(pair: Pair, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experi
 from safetensors.torch import load_file, save_file
 from tokenizers import processors
 
-from unforgotten.experiments.legs.behaviour import behaviour_leg
+from unforgotten.experiments.legs.behaviour import COPIES, behaviour_leg
 from unforgotten.experiments.legs.benchmark import Settings, _fitted, read_benchmark, spelled_out
 from unforgotten.experiments.legs.loaded_pair import read_state
 from unforgotten.experiments.legs.output import output_leg
@@ -191,7 +191,7 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
     weights = memory.count_weights(target)
     assert weights == sum(p.numel() for p in load_model(target).parameters())
     assert weights is not None
-    needed = memory.BESIDE + int(4 * weights * 1.6)
+    needed = memory.BESIDE + round(weights * 6.4)
     for name, text in (
         ("meminfo", f"MemTotal: 9 kB\nMemAvailable: {needed // 1024 + 1} kB\n"),
         ("memory.max", f"{needed + 50}\n"),
@@ -202,10 +202,11 @@ def test_a_model_that_does_not_fit_is_refused_before_it_is_loaded(
     monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
     monkeypatch.setattr(memory, "CGROUP", tmp_path)
     assert memory.free_bytes() == needed
-    memory.check_memory(target, 1.6)
+    memory.check_memory(target, COPIES)
     (tmp_path / "memory.current").write_text("101\n")
     with pytest.raises(
-        ValueError, match=r"target: needs 1\.0 GiB of memory, 1\.6 float32 copies .*, got 1\.0 GiB free$"
+        ValueError,
+        match=r"target: needs 1\.0 GiB of memory, 1 float32 model, 0\.6 of a float32 one .*, got 1\.0 GiB free$",
     ):
         behaviour_leg(target, micro_pair / "models/unlearned", ["int8-row"], micro_pair / "corpus")
 

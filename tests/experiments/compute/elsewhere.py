@@ -1,6 +1,6 @@
-"""A device that is not there: its tensors are computed on the CPU, and meet no tensor of the CPU, as on a GPU.
+"""Devices that are not there: their tensors are computed on the CPU, and meet no tensor of the CPU or of another, as on GPUs.
 
-A tensor of it refuses to be computed with one of the CPU that has axes, and to become an array of NumPy:
+A tensor of one refuses to be computed with one of the CPU, or of another number, that has axes, and to become an array of NumPy:
 
     with elsewhere() as device:
         model.to(device)
@@ -34,19 +34,19 @@ CROSSING = frozenset(
 
 
 class Elsewhere(Tensor):
-    """A tensor that says it is elsewhere."""
+    """A tensor that says it is elsewhere, on the device of a number."""
 
     held: Tensor
 
     @staticmethod
-    def __new__(cls, held: Tensor) -> Elsewhere:  # noqa: PYI034  # pyright has no Self in a static method
+    def __new__(cls, held: Tensor, number: int = 0) -> Elsewhere:  # noqa: PYI034  # pyright has no Self in a static method
         made = Tensor._make_wrapper_subclass(
             cls,
             held.shape,
             strides=held.stride(),
             storage_offset=held.storage_offset(),
             dtype=held.dtype,
-            device=torch.device(NAME, 0),
+            device=torch.device(NAME, number),
         )
         made.held = held
         return made
@@ -67,7 +67,7 @@ class Elsewhere(Tensor):
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         """Return a copy, a parameter of a parameter."""
-        made: Tensor = Elsewhere(self.held.detach().clone())
+        made: Tensor = Elsewhere(self.held.detach().clone(), self.device.index)
         made = torch.nn.Parameter(made, self.requires_grad) if isinstance(self, torch.nn.Parameter) else made
         memo[id(self)] = made
         return made
@@ -103,7 +103,10 @@ def computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         raise RuntimeError(
             f"expected all tensors on one device, got {func} of {there[0].shape} and of the CPU {here[0].shape}"
         )
+    if len({x.device for x in there if x.ndim}) > 1 and func not in CROSSING:
+        raise RuntimeError(f"expected all tensors on one device, got {func} of {[str(x.device) for x in there]}")
     asked = kwargs.get("device")
+    number = there[0].device.index if asked is None and there else torch.device(asked or NAME).index or 0
     away = torch.device(asked).type == NAME if asked is not None else bool(there)
     if func is aten.copy_.default or func is aten.index.Tensor:
         away = isinstance(args[0], Elsewhere)
@@ -114,8 +117,8 @@ def computed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if not away:
         return found
     if func is aten._to_copy.default and isinstance(found, Tensor):
-        return Elsewhere(found)
-    wrapped = tree_map_only(Tensor, lambda x: x if isinstance(x, Elsewhere) else Elsewhere(x), found)
+        return Elsewhere(found, number)
+    wrapped = tree_map_only(Tensor, lambda x: x if isinstance(x, Elsewhere) else Elsewhere(x, number), found)
     return return_and_correct_aliasing(func, args, kwargs, wrapped) if there else wrapped
 
 

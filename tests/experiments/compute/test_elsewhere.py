@@ -38,6 +38,9 @@ with elsewhere() as device:
     assert refused(lambda: there + here, RuntimeError)
     assert refused(lambda: torch.bucketize(there, here), RuntimeError)
     assert refused(there.numpy, TypeError)
+    other = torch.ones(3, device="elsewhere:1")
+    assert (other * 2).device == other.device == there.to(other.device).device != device
+    assert refused(lambda: there + other, RuntimeError)
     assert float(there.sum()) == 3.0
 """
 
@@ -66,13 +69,66 @@ root = Path(sys.argv[2])
 pair = root / "models/target", root / "models/unlearned"
 formats = ["int4-g64", "gguf:Q4_K_M"]
 with elsewhere() as device:
-    loaded_pair.device_named = lambda name: device
+    loaded_pair.place_named = lambda name: device
     legs = [
         output_leg(*pair, formats, root / "corpus/privleak/forget.json", device="cuda"),
         behaviour_leg(*pair, formats, root / "corpus", retrained=root / "models/retrained", items=2, device="cuda"),
     ]
 Path(sys.argv[3]).write_text(json.dumps(legs))
 """
+
+
+SPREAD = """
+import json, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+from accelerate import dispatch_model
+from elsewhere import elsewhere
+from unforgotten.experiments.legs import behaviour, loaded_pair, output
+
+root = Path(sys.argv[2])
+pair = root / "models/target", root / "models/unlearned"
+places = {"model.embed_tokens": 0, "model.rotary_emb": 0, "lm_head": 0, "model.layers": 1, "model.norm": 1}
+whole = loaded_pair.load_model
+
+def spread(folder, *, device_map=None, **named):
+    model = whole(folder, **named)
+    return model if device_map is None else dispatch_model(model, device_map)
+
+for leg in (output, behaviour):  # autograd knows one such device alone
+    leg.functional_leg = lambda *given: None
+with elsewhere():
+    loaded_pair.place_named = lambda name: {key: f"elsewhere:{number}" for key, number in places.items()}
+    loaded_pair.load_model = spread
+    legs = [
+        output.output_leg(*pair, ["int4-g64"], root / "corpus/privleak/forget.json", device="balanced"),
+        behaviour.behaviour_leg(
+            *pair, ["int4-g64"], root / "corpus", items=2, decompose=False, device="balanced", dtype="bfloat16"
+        ),
+    ]
+Path(sys.argv[3]).write_text(json.dumps(legs))
+"""
+
+
+def test_the_legs_of_an_audit_go_over_two_devices(micro_pair: Path, tmp_path: Path) -> None:
+    """Each weight goes where the model's own is, and nothing meets a tensor of the other device."""
+    from unforgotten.experiments.legs.behaviour import behaviour_leg
+    from unforgotten.experiments.legs.output import output_leg
+
+    call("-P", "-c", SPREAD, str(SCRIPT.parent), str(micro_pair), str(tmp_path / "legs.json"))
+    output, behaviour = json.loads((tmp_path / "legs.json").read_text())
+    for leg, dtype in ((output, "float32"), (behaviour, "bfloat16")):
+        assert leg["ran"]["devices"] == ["elsewhere:0", "elsewhere:1"]
+        assert leg["ran"]["dtype"] == dtype
+    pair = micro_pair / "models/target", micro_pair / "models/unlearned"
+    here = output_leg(*pair, ["int4-g64"], micro_pair / "corpus/privleak/forget.json")
+    for name, loss in here["formats"][0]["losses"].items():
+        assert output["formats"][0]["losses"][name]["value"] == pytest.approx(loss["value"], rel=SAVED)
+    narrow = behaviour_leg(*pair, ["int4-g64"], micro_pair / "corpus", items=2, decompose=False, dtype="bfloat16")
+    assert behaviour["ran"]["rounded"] == json.loads(json.dumps(narrow))["ran"]["rounded"]
+    for name in ("target", "unlearned"):
+        expected = narrow["metrics"][name]["forget_loss"]["value"]
+        assert behaviour["metrics"][name]["forget_loss"]["value"] == pytest.approx(expected, rel=SAVED)
 
 
 @pytest.mark.nightly

@@ -71,6 +71,32 @@ def test_every_adamw_moves_a_model(adamw: Any) -> None:
     assert bool((after != before).any())
 
 
+SPACING = {"float32": RTOL, "bfloat16": 2.0**-8}
+"""Of a loss: in bfloat16 one step of the logits, which the sums of another device may round to the other side."""
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("device", ["auto", "balanced"])
+def test_the_legs_of_an_audit_say_their_gpus(micro_pair: Path, device: str, dtype: str) -> None:
+    from unforgotten.experiments.legs.behaviour import behaviour_leg
+    from unforgotten.experiments.legs.output import output_leg
+
+    pair = micro_pair / "models/target", micro_pair / "models/unlearned"
+    texts, formats = micro_pair / "corpus/privleak/forget.json", ["int4-g64"]
+    there, here = (
+        dict[str, Any](output_leg(*pair, formats, texts, device=place, dtype=dtype)) for place in (device, "cpu")
+    )
+    done = behaviour_leg(*pair, formats, micro_pair / "corpus", items=2, device=device, dtype=dtype)
+    for leg in (there, dict[str, Any](done)):
+        assert {place.partition(":")[0] for place in leg["ran"]["devices"]} == {"cuda"}
+        assert leg["ran"]["dtype"] == dtype
+        assert leg["ran"]["rounded"] == here["ran"]["rounded"]
+    for name, loss in here["formats"][0]["losses"].items():
+        assert there["formats"][0]["losses"][name]["value"] == pytest.approx(loss["value"], rel=SPACING[dtype])
+    gains = [leg["functional"]["formats"][0]["gain"] for leg in (there, here)]
+    assert gains[0] == pytest.approx(gains[1], rel=RTOL)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_whole_run_says_its_gpu(tmp_path: Path, dtype: str) -> None:
     from unforgotten.experiments.run import run
