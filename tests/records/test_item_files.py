@@ -61,7 +61,11 @@ def test_what_cannot_be_read_or_published_is_named(run: Path, tmp_path: Path) ->
     assert not (tmp_path / "other").exists()
 
 
-@pytest.mark.parametrize("content", [b"", b"no gzip", WHOLE[:-9], b"\x1f\x8b", gzip.compress(b"[1]\n")])
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"no gzip", WHOLE[:-9], b"\x1f\x8b", gzip.compress(b"[1]\n", mtime=0)],
+    ids=["empty", "no gzip", "cut", "head alone", "no object"],
+)
 def test_a_broken_file_is_named(content: bytes, tmp_path: Path) -> None:
     (tmp_path / PACKED).write_bytes(content)
     with pytest.raises(ValueError, match=r"items"):
