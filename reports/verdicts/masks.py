@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from unforgotten.records.rows import Run
 from unforgotten.reports.verdicts.claim import Claim, Word, unmeasured
 from unforgotten.reports.verdicts.cures import Kept, cures, kept, runs_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
@@ -66,7 +67,7 @@ class Mask(NamedTuple):
 def masks(evidence: Evidence) -> list[Mask]:
     """Return the masks in the order of the rows; none where the study is not published. A seed must have both arms to count."""
     found = {
-        (method, storage): {seed: kept(run, method, storage) for seed, run in runs}
+        (method, storage): {seed: kept(run, method, storage) for seed, run in runs if _moved(run, method, storage)}
         for (_, method, storage), runs in runs_of(evidence, STUDY).items()
     }
     told = []
@@ -85,6 +86,36 @@ def masks(evidence: Evidence) -> list[Mask]:
     return told
 
 
+def _moved(run: Run, method: str, storage: str) -> bool:
+    """Tell whether an arm moved any weight that formats quantize."""
+    return any(run.value("gain", "unlearned", method, storage, name) is not None for name in run.formats)
+
+
+class Still(NamedTuple):
+    """A mask of one seed that left nothing to move but what no format quantizes, in a sentence."""
+
+    part: str
+    threshold: int
+    told: str
+
+
+def still(evidence: Evidence) -> list[Still]:
+    """Return the masks under which no quantized weight moved."""
+    found = []
+    for (_, method, storage), runs in runs_of(evidence, STUDY).items():
+        name = MASKED.fullmatch(method)
+        for seed, run in runs:
+            row = run.get("forget_loss", "unlearned", method, storage)
+            if name is None or row is None or _moved(run, method, storage):
+                continue
+            told = (
+                f"Mask by {name['part']}, threshold {name['threshold']}, seed {seed}: it leaves {100 * (row.updated_share or 0):.1f} % of the weights "
+                f"to move, none of which a format quantizes, and the forget loss is {row.value:.2f} after {row.steps} steps."
+            )
+            found.append(Still(name["part"], int(name["threshold"]), told))
+    return found
+
+
 def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
     """Return the verdicts that rest on the study, by name: C3, open questions 2 and 3, next check 3."""
     asked = {
@@ -101,6 +132,7 @@ def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
         return {name: unmeasured(name, text, scope) for name, text in asked.items()} | ({"C3": first} if first else {})
     by_part = [mask for mask in found if mask.threshold == PART_THRESHOLD]
     by_threshold = [mask for mask in found if mask.part == "module"]
+    none = still(evidence)
     told = {
         "C3": (
             _differ(found),
@@ -111,12 +143,12 @@ def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
         "Open question 3": (
             _answered(by_part),
             f"{_scope(by_part)}, threshold {PART_THRESHOLD}",
-            tuple(map(told_of, by_part)),
+            (*map(told_of, by_part), *(mask.told for mask in none if mask.threshold == PART_THRESHOLD)),
         ),
         "Next check 3": (
             _answered(by_threshold),
             f"{_scope(by_threshold)}, by module",
-            tuple(map(told_of, by_threshold)),
+            (*map(told_of, by_threshold), *(mask.told for mask in none if mask.part == "module")),
         ),
     }
     return {

@@ -112,6 +112,30 @@ def test_the_real_base_in_the_readme_is_that_of_the_rows() -> None:
     assert cell("gating_effect", "bf16", gptq) < 0
 
 
+def test_gemma_in_the_readme_is_that_of_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    run = read_run(ROOT / "reports/published/gemma3-seed0")
+    before = run.value("forget_loss", "target") or 0.0
+    found = {
+        (row.storage, row.format): (row.value, (run.value("gating_effect", *row.place) or 0.0))
+        for row in run.rows
+        if row.metric == "gain" and row.value is not None
+    }
+    added = {s: (run.value("forget_loss", "unlearned", "NPO_GDR", s) or 0.0) - before for s in run.storages}
+    told = {
+        key: (f"{gain:.2f}", f"{lost / added[key[0] or '']:.0%}".replace("%", " %"))
+        for key, (gain, lost) in found.items()
+    }
+    fp32 = [told["fp32", name] for name in run.formats]
+    assert (
+        f"gain {min(fp32)[0]} to {max(fp32)[0]}, and the cells take back at most {max(back for _, back in fp32)}"
+        in text
+    )
+    assert f"(forget loss {before:.2f} to {before + added['bf16']:.2f}) int4-g64 passes" in text
+    int4, gptq = told["bf16", "int4-g64"], told["bf16", "gptq-retain:int4-g64"]
+    assert f"int4-g64 passes {int4[0]} and takes back {int4[1]}, GPTQ {gptq[0]} and {gptq[1]}" in text
+
+
 def test_the_deployed_files_in_the_readme_are_those_of_the_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     rows = read_json_lines(ROOT / "reports/published/deployed-files/rows.jsonl")
