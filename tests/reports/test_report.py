@@ -243,7 +243,7 @@ def test_several_runs_have_a_summary_and_a_section_each(folder: Path, tmp_path: 
     assert "hand, seed 1</h2>" in text
     assert text.count('class="good">confirmed<') == 6  # C1 twice a run, C2 of the first
     assert text.count('class="bad">refuted<') == 2
-    assert text.count('<img src="data:image/svg+xml;base64,') == 2 * len(FIGURES)
+    assert text.count('<img src="data:image/svg+xml;base64,') == 2 * len(FIGURES) + 1  # and predicted against seen
     ids = re.findall(r' id="([^"]*)"', text)
     assert len(ids) == len(set(ids))
 

@@ -34,7 +34,8 @@ FORMATS = (
         for rule in ("", "-asym", "-paper", "-ct", "-ct-asym", "-ao", "-ao-asym")
     ),
     *(f"hqq{bits}-g4" for bits in range(2, 9)),
-    *("nf4-b4", "fp4-b4", "llmint8-row", "fp8-row", "fp8-cast", "mxfp4-b4", "mxfp4-b4-ct", "nvfp4"),
+    *("nf4-b4", "fp4-b4", "nf4-b4-dq", "fp4-b4-dq", "llmint8-row", "fp8-row", "fp8-b2x2", "fp8-cast"),
+    *("mxfp4-b4", "mxfp4-b4-ct", "nvfp4"),
     *("q4_0", "q4_1", "q5_0", "q5_1", "q8_0"),
 )
 
