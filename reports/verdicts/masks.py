@@ -133,7 +133,7 @@ def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
     by_part = [mask for mask in found if mask.threshold == PART_THRESHOLD]
     by_threshold = [mask for mask in found if mask.part == "module"]
     none = still(evidence)
-    told = {
+    told: Mapping[str, tuple[Word, str, tuple[str, ...]]] = {
         "C3": (
             _differ(found),
             f"{_scope(found)}; LoRA, sign-SGD and zeroth-order optimizers are not measured",

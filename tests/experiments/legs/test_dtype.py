@@ -205,6 +205,7 @@ def test_states_stay_float32_where_transformers_reads_them(
             np.testing.assert_array_equal(state[name].numpy(), w)
 
 
+@pytest.mark.nightly
 def test_answers_that_are_kept_are_of_one_dtype(pair: tuple[Path, Path], texts: Path, tmp_path: Path) -> None:
     corpus = texts.parents[1]
     legs = [
