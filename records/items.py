@@ -10,6 +10,7 @@ import json
 import shutil
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from pathlib import Path
 
@@ -33,19 +34,17 @@ def read_items(folder: Path, name: str) -> Items:
     Raises:
         ValueError: the run holds no such items; one line.
     """
-    try:
-        own: Items = json.loads((folder / name).read_text(encoding="utf-8"))
-        return own
-    except FileNotFoundError:
-        packed = folder / PACKED
-        if packed.exists():
-            state = packed.stat()
-            found = _packed(packed, state.st_mtime_ns, state.st_size).get(name)
-            if found is not None:
-                return found
-    except (OSError, ValueError):
-        pass
-    raise ValueError(f"{folder / name}: must be the items that the rows of the run name, got none")
+    path, packed = folder / name, folder / PACKED
+    found: Items | None = None
+    if not path.exists() and packed.exists():
+        state = packed.stat()
+        found = _packed(packed, state.st_mtime_ns, state.st_size).get(name)
+    else:
+        with suppress(OSError, ValueError):  # told as none below
+            found = json.loads(path.read_text(encoding="utf-8"))
+    if found is None:
+        raise ValueError(f"{path}: must be the items that the rows of the run name, got none")
+    return found
 
 
 def publish_run(run: Path, out: Path) -> None:

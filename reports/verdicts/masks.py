@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from unforgotten.records.depths import END, words
 from unforgotten.records.rows import Run
 from unforgotten.reports.verdicts.claim import Claim, Word, unmeasured
 from unforgotten.reports.verdicts.cures import Kept, cures, kept, runs_of
@@ -65,54 +66,61 @@ class Mask(NamedTuple):
 
 
 def masks(evidence: Evidence) -> list[Mask]:
-    """Return the masks in the order of the rows; none where the study is not published. A seed must have both arms to count."""
-    found = {
-        (method, storage): {seed: kept(run, method, storage) for seed, run in runs if _moved(run, method, storage)}
-        for (_, method, storage), runs in runs_of(evidence, STUDY).items()
-    }
+    """Return the masks in the order of the rows; none where the study is not published.
+
+    A seed counts where both arms kept weights at the same depth.
+    """
+    found: dict[tuple[str, str], dict[tuple[int, str | None], Kept]] = {}
+    for (_, method, storage), runs in runs_of(evidence, STUDY).items():
+        whole = {
+            (seed, run.depth): kept(run, method, storage) for seed, run in runs if _missed(run, method, storage) is None
+        }
+        found.setdefault((method, storage), {}).update(whole)
     told = []
     for (method, storage), masked in found.items():
         name = MASKED.fullmatch(method)
         plain = found.get((name["plain"], storage), {}) if name else {}
-        seeds = [seed for seed in masked if seed in plain]
-        if name is None or not seeds:
+        places = [place for place in masked if place in plain]
+        if name is None or not places:
             continue
         gain, back, utility = (
-            over_seeds((seed, getattr(masked[seed], what) - getattr(plain[seed], what)) for seed in seeds)
+            over_seeds((at[0], getattr(masked[at], what) - getattr(plain[at], what)) for at in places)
             for what in ("gain", "back", "utility")
         )
-        each, bare = ([of[seed] for seed in seeds] for of in (masked, plain))
+        each, bare = ([of[at] for at in places] for of in (masked, plain))
         told.append(Mask(name["part"], int(name["threshold"]), method, gain, back, utility, each, bare))
     return told
 
 
-def _moved(run: Run, method: str, storage: str) -> bool:
-    """Tell whether an arm moved any weight that formats quantize."""
-    return any(run.value("gain", "unlearned", method, storage, name) is not None for name in run.formats)
+def _missed(run: Run, method: str, storage: str) -> str | None:
+    """Return why an arm cannot stand beside another at a depth; None where it can."""
+    if all(run.value("gain", "unlearned", method, storage, name) is None for name in run.formats):
+        return "none of which a format quantizes"
+    return "and it did not reach the depth that was asked for" if run.depth == END else None
 
 
-class Still(NamedTuple):
-    """A mask of one seed that left nothing to move but what no format quantizes, in a sentence."""
+class Missed(NamedTuple):
+    """A mask of one seed that cannot stand beside no mask, in a sentence."""
 
     part: str
     threshold: int
     told: str
 
 
-def still(evidence: Evidence) -> list[Still]:
-    """Return the masks under which no quantized weight moved."""
+def missed(evidence: Evidence) -> list[Missed]:
+    """Return the masks that moved no quantized weight, or did not reach the depth."""
     found = []
     for (_, method, storage), runs in runs_of(evidence, STUDY).items():
         name = MASKED.fullmatch(method)
         for seed, run in runs:
-            row = run.get("forget_loss", "unlearned", method, storage)
-            if name is None or row is None or _moved(run, method, storage):
+            row, why = run.get("forget_loss", "unlearned", method, storage), _missed(run, method, storage)
+            if name is None or row is None or why is None:
                 continue
             told = (
                 f"Mask by {name['part']}, threshold {name['threshold']}, seed {seed}: it leaves {100 * (row.updated_share or 0):.1f} % of the weights "
-                f"to move, none of which a format quantizes, and the forget loss is {row.value:.2f} after {row.steps} steps."
+                f"to move, {why}, and the forget loss is {row.value:.2f} after {row.steps} steps."
             )
-            found.append(Still(name["part"], int(name["threshold"]), told))
+            found.append(Missed(name["part"], int(name["threshold"]), told))
     return found
 
 
@@ -132,22 +140,22 @@ def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
         return {name: unmeasured(name, text, scope) for name, text in asked.items()} | ({"C3": first} if first else {})
     by_part = [mask for mask in found if mask.threshold == PART_THRESHOLD]
     by_threshold = [mask for mask in found if mask.part == "module"]
-    none = still(evidence)
+    none, scope = missed(evidence), _scope(evidence, found)
     told: Mapping[str, tuple[Word, str, tuple[str, ...]]] = {
         "C3": (
             _differ(found),
-            f"{_scope(found)}; LoRA, sign-SGD and zeroth-order optimizers are not measured",
+            f"{scope}; LoRA, sign-SGD and zeroth-order optimizers are not measured",
             _differences(found),
         ),
-        "Open question 2": (_stable(found), _scope(found), _stability(found)),
+        "Open question 2": (_stable(found), scope, _stability(found)),
         "Open question 3": (
             _answered(by_part),
-            f"{_scope(by_part)}, threshold {PART_THRESHOLD}",
+            f"{scope}, threshold {PART_THRESHOLD}",
             (*map(told_of, by_part), *(mask.told for mask in none if mask.threshold == PART_THRESHOLD)),
         ),
         "Next check 3": (
             _answered(by_threshold),
-            f"{_scope(by_threshold)}, by module",
+            f"{scope}, by module",
             (*map(told_of, by_threshold), *(mask.told for mask in none if mask.part == "module")),
         ),
     }
@@ -190,7 +198,7 @@ def _differences(found: Sequence[Mask]) -> tuple[str, ...]:
             f"Gain or share that came back other than without a mask, by more than {ALIKE} and with an interval off 0: {names[True]}. Alike within "
             f"{ALIKE}: {names[False]}. The seeds cannot tell: {names[None]}."
         ),
-        *map(told_of, found),
+        "Each of them stands under open question 3 or next check 3.",
     )
 
 
@@ -224,9 +232,16 @@ def _answered(found: Sequence[Mask]) -> Word:
     return "in part" if found and all(mask.gain.seeds > 1 for mask in found) else "open"
 
 
-def _scope(found: Sequence[Mask]) -> str:
+def _scope(evidence: Evidence, found: Sequence[Mask]) -> str:
+    """Return where the arms without a mask were measured, as their rows say it."""
+    places = dict.fromkeys(
+        f"{method} of `{row.profile}` in {storage} at lr {row.lr:g}, unlearned to {words(run.depth or END)}"
+        for (_, method, storage), runs in runs_of(evidence, STUDY).items()
+        for _, run in runs
+        if not MASKED.fullmatch(method) and (row := run.get("forget_loss", "unlearned", method, storage)) and row.lr
+    )
     seeds = sorted({mask.gain.seeds for mask in found})
-    return f"NPO_GDR of `tiny` in bf16 at lr 5e-5, unlearned to a forget loss of 0.6, {' to '.join(map(str, seeds))} seed{'s' if seeds[-1] > 1 else ''}"
+    return f"{'; '.join(places)}; {' to '.join(map(str, seeds))} seed{'s' if seeds[-1] > 1 else ''}"
 
 
 def _rows(evidence: Evidence) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import pytest
 
 from unforgotten.reports.verdicts.claims import claims
 from unforgotten.reports.verdicts.evidence import Evidence
-from unforgotten.reports.verdicts.masks import masks, still
+from unforgotten.reports.verdicts.masks import masks, missed
 
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
 RUN = PUBLISHED / "cures" / "larger-lr-seed0"
@@ -109,12 +109,27 @@ def test_a_seed_without_the_plain_arm_does_not_count_and_no_study_is_not_measure
 
 def test_a_mask_that_moves_no_quantized_weight_is_told_apart() -> None:
     evidence = Evidence(PUBLISHED)
-    assert {(mask.part, mask.threshold) for mask in still(evidence)} == {("module", 99), ("layer", 90)}
-    assert all("18.2 % of the weights" in mask.told and "0.21 after 300 steps" in mask.told for mask in still(evidence))
+    assert {(mask.part, mask.threshold) for mask in missed(evidence)} == {("module", 99), ("layer", 90)}
+    assert all(
+        "18.2 % of the weights" in mask.told and "0.21 after 300 steps" in mask.told for mask in missed(evidence)
+    )
     assert {mask.method for mask in masks(evidence)}.isdisjoint({"NPO_GDR_SURE+module-99", "NPO_GDR_SURE+layer-90"})
     told = {claim.name: " ".join(claim.found) for claim in claims(evidence)}
     assert "Mask by layer, threshold 90, seed 0: it leaves" in told["Open question 3"]
     assert "Mask by module, threshold 99, seed 0: it leaves" in told["Next check 3"]
+
+
+def test_a_mask_that_did_not_reach_the_depth_is_not_beside_one_that_did(tmp_path: Path) -> None:
+    evidence = study(tmp_path, [{MODULE: {"gain": -0.5}, ROW: {}}])
+    path = tmp_path / "sure" / "bf16-seed0" / "rows.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    path.write_text(
+        "".join(json.dumps(row | ({"depth": "end"} if row["method"] == MODULE else {})) + "\n" for row in rows)
+    )
+    assert [mask.method for mask in masks(evidence)] == [ROW]
+    (told,) = missed(evidence)
+    assert (told.part, told.threshold) == ("module", 90)
+    assert "did not reach the depth" in told.told
 
 
 def test_without_the_study_c3_is_what_the_cures_show_first(tmp_path: Path) -> None:

@@ -121,6 +121,14 @@ def test_gemma_in_the_readme_is_that_of_the_rows() -> None:
         for row in run.rows
         if row.metric == "gain" and row.value is not None
     }
+    steps = {row.storage: row.steps for row in run.rows if row.metric == "forget_loss" and row.model == "unlearned"}
+    stds = [
+        read_run(ROOT / "reports/published" / name).value("weight_std", "target") or 0.0
+        for name in ("gemma3-seed0", "smollm2-seed0")
+    ]
+    assert "weights have a std of {:.3f} (SmolLM2 {:.3f})".format(*stds) in text
+    assert f"in {steps['fp32']} steps with fp32 masters" in text
+    assert f"in {steps['bf16']} with bf16 parameters" in text
     added = {s: (run.value("forget_loss", "unlearned", "NPO_GDR", s) or 0.0) - before for s in run.storages}
     told = {
         key: (f"{gain:.2f}", f"{lost / added[key[0] or '']:.0%}".replace("%", " %"))

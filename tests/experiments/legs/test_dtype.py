@@ -34,6 +34,10 @@ from unforgotten.theory.formats.reference import round_trip
 
 FORMATS = ("int4-g64",)
 BF16 = FLOATS["BF16"]
+MEAN = 2.0**-50
+"""Of a mean in float64 of a few items, by another order of sums."""
+DIFFERENCES = 2.0**-20
+"""Of sums of products of float32 differences, each off by 2^-24 of itself, against those of float64."""
 BELOW_HALF_A_STEP = 2.0**-12
 """Of a weight; half a step of bfloat16 is 2^-9 of it or more."""
 
@@ -89,7 +93,7 @@ def test_losses_are_those_of_the_model_that_transformers_loads_in_bfloat16(
     items: dict[str, list[float]] = {name: [] for name in LIKELIHOODS}
     for batch in batches(encoded, own.config.vocab_size, own.config.pad_token_id or 0):
         score(items, logits_of(own, batch), batch)
-    assert narrow["losses"]["unlearned"]["value"] == pytest.approx(np.mean(items["loss"]), rel=2.0**-50)
+    assert narrow["losses"]["unlearned"]["value"] == pytest.approx(np.mean(items["loss"]), rel=MEAN)
     wide = output_leg(*pair, FORMATS, texts)
     assert wide["losses"]["unlearned"]["value"] != narrow["losses"]["unlearned"]["value"]
     assert ran(wide) == Ran(dtype="float32", devices=["cpu"], runtime="simulated", rounded=[])
@@ -114,8 +118,7 @@ def test_what_bfloat16_changes_is_counted(pair: tuple[Path, Path], narrow: Outpu
         assert row["moved"] == (q != q_new).sum()
         assert row["swallowed"] == ((q != q_new) & (r == r_new)).sum()
         for name, d in (("gain", q_new.astype(np.float64) - q), ("gain_ran", r_new.astype(np.float64) - r)):
-            # float32 differences, 2^-24 of each, against those of float64
-            assert row[name] == pytest.approx(d @ delta / (delta @ delta), rel=2.0**-20)  # type: ignore[literal-required]
+            assert row[name] == pytest.approx(d @ delta / (delta @ delta), rel=DIFFERENCES)  # type: ignore[literal-required]
 
 
 def test_an_update_that_bfloat16_swallows_is_an_error_and_not_a_verdict(
