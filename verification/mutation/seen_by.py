@@ -129,7 +129,8 @@ def copy_of_tree(root: Path, folder: Path) -> tuple[Path, str]:
     tree = folder / f"tree-{revision[:12]}"
     if not (tree / ".complete").exists():
         with tarfile.open(fileobj=io.BytesIO(git(root, "archive", "HEAD"))) as archive:
-            archive.extractall(tree, filter="data")
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)  # from Python 3.11.4 on
+            archive.extractall(tree)
         (tree / ".complete").touch()
     return tree, revision
 
