@@ -8,9 +8,12 @@
         storage: {fp32: {storages: [fp32]}, bf16: {storages: [bf16]}}
         lr: {low: {unlearning.lr.bf16: 1.0e-5}, high: {unlearning.lr.bf16: 5.0e-5}}
       show: [M1, M4]
+      predicted:
+        - {says: fp32 passes the update, metric: gain, storages: [fp32], low: 0.9, high: 1.1}
 
 makes the runs fp32-low-seed0, fp32-low-seed1, fp32-high-seed0 and so on. Each goes to `work`, with its models, and is
-resumed where it was cut; its rows, items and configuration then go to a folder of its name beside the study's.
+resumed where it was cut; its rows, items and configuration then go to a folder of its name beside the study's. What is
+predicted stands in the study's file before there are rows, and the table says of each whether it came true.
 """
 
 from __future__ import annotations
@@ -21,16 +24,44 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import Field, field_validator
+from pydantic import Field, SerializerFunctionWrapHandler, field_validator, model_serializer, model_validator
 
 from unforgotten.audit.progress.stages import Progress
 from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.load_config import load_config
-from unforgotten.experiments.section import Section
+from unforgotten.experiments.section import Section, without
 from unforgotten.experiments.studies.study import Study
 from unforgotten.records.items import publish_run
 
 LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+-]*")
+
+
+class Prediction(Section):
+    """What is expected of cells of the runs, before they are measured.
+
+    Attributes:
+        says: statement, for a reader.
+        metric: metric of unlearned models that it speaks of.
+        methods: names of methods, or patterns of the shell; all where there is none.
+        storages, formats: likewise; "none" is the format of what is not quantized.
+        low, high: range that every cell is expected in; None where it has no end.
+    """
+
+    says: str
+    metric: str
+    methods: tuple[str, ...] = ()
+    storages: tuple[str, ...] = ()
+    formats: tuple[str, ...] = ()
+    low: float | None = None
+    high: float | None = None
+
+    @model_validator(mode="after")
+    def _can_fail(self) -> Prediction:
+        if self.low is None and self.high is None:
+            raise ValueError(f"a prediction must have low or high, got neither: {self.says}")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"low must be at most high, got low={self.low} and high={self.high}: {self.says}")
+        return self
 
 
 class RunsSettings(Section):
@@ -43,6 +74,7 @@ class RunsSettings(Section):
         vary: factors; each has levels, and each level has overrides.
         show: metrics of the unlearned models that the table has a column for.
         work: folder for the runs with their models.
+        predicted: what is expected, written before the rows.
     """
 
     profile: str
@@ -51,6 +83,12 @@ class RunsSettings(Section):
     vary: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     show: tuple[str, ...] = Field(default=("M1", "M4"), min_length=1)
     work: Path = Path("runs/studies")
+    predicted: tuple[Prediction, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave a default out that older studies do not have."""
+        return without(handler(self), predicted=())
 
     @field_validator("vary")
     @classmethod
