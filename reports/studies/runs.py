@@ -14,12 +14,13 @@ from typing import Any
 from unforgotten.records.depths import words
 from unforgotten.records.rows import Run, read_run
 from unforgotten.reports.labels import number, precision_label
+from unforgotten.reports.predicted import outcomes, range_text
 
 
 def render(folder: Path) -> Mapping[str, str]:
     """Return the files made of the study's rows: `table.md`."""
     study = json.loads((folder / "study.json").read_text(encoding="utf-8"))
-    return {"table.md": runs_table(folder, study)}
+    return {"table.md": runs_table(folder, study) + predicted_table(folder, study)}
 
 
 def runs_table(folder: Path, study: Mapping[str, Any]) -> str:
@@ -45,6 +46,29 @@ def runs_table(folder: Path, study: Mapping[str, Any]) -> str:
             named = ["–" if depth is None else words(depth)] if deep else []
             lines += [_line([*levels, *named, *cells]) for cells in _cells(there, shown)]
     return "\n".join(lines) + "\n"
+
+
+def predicted_table(folder: Path, study: Mapping[str, Any]) -> str:
+    """Return a line for each prediction: what it says, its range, what was seen and whether it came true; empty without any.
+
+    Args:
+        folder: folder of the study.
+        study: question and settings, as in `study.json`.
+    """
+    heads = ["predicted before the runs", "metric", "range", "seen", "cells inside", "came true"]
+    lines = [
+        [
+            *(told.says, told.metric, range_text(told.low, told.high)),
+            _spread(told.metric, told.values),
+            *(f"{told.held} of {told.cells}", told.word),
+        ]
+        for told in outcomes(folder, study)
+    ]
+    return "\n".join(["", *map(_line, [heads, ["---"] * len(heads), *lines])]) + "\n" if lines else ""
+
+
+def _spread(metric: str, values: Sequence[float]) -> str:
+    return f"{number(metric, min(values))} to {number(metric, max(values))}" if values else "–"
 
 
 def _cells(runs: Sequence[Run], shown: Sequence[str]) -> Iterator[list[str]]:

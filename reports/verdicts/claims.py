@@ -11,7 +11,8 @@ import numpy as np
 
 from unforgotten.records.rows import Run
 from unforgotten.reports.run.conjectures import CONFIRMED, REFUTED, collapse_cases
-from unforgotten.reports.verdicts.claim import Claim, number, share, unmeasured
+from unforgotten.reports.verdicts.architectures import architecture_claims
+from unforgotten.reports.verdicts.claim import Claim, number, share
 from unforgotten.reports.verdicts.cures import cures
 from unforgotten.reports.verdicts.evidence import (
     COARSE,
@@ -210,7 +211,6 @@ def _calibrated(evidence: Evidence) -> Iterator[str]:
 
 
 def _open_questions(evidence: Evidence) -> Sequence[Claim]:
-    archs = "a 2.2 M Llama from scratch" + "".join(f", {name}" for name in evidence.runs if not name.startswith("tiny"))
     limit = Claim(
         name="Open question 1",
         statement="What is the limit of recovery by quantization, and how does it scale with precision?",
@@ -224,19 +224,4 @@ def _open_questions(evidence: Evidence) -> Sequence[Claim]:
             "The base shift, which moves the target as well, has no bound here.",
         ),
     )
-    shapes = Claim(
-        name="Next check 1",
-        statement="Does it hold across architectures?",
-        word="in part",
-        scope=f"measured on {archs}",
-        found=("All are decoders in the style of Llama; GPT-NeoX, Qwen and mixtures of experts are not measured.",),
-    )
-    return (
-        limit,
-        shapes,
-        unmeasured(
-            "Next check 2",
-            "Does it persist with dynamic quantization?",
-            "its weights are int8 by row, which pass the whole update in the five runs of `tiny`; inputs quantized at run time are not measured",
-        ),
-    )
+    return (limit, *architecture_claims(evidence))

@@ -64,6 +64,11 @@ def runs_of(evidence: Evidence, study: str) -> dict[tuple[str, str, str], Runs]:
     return found
 
 
+def folders_of(evidence: Evidence, study: str) -> tuple[str, ...]:
+    """Return the folders of a study's runs below `reports/published`."""
+    return tuple(f"{study}/{path.parent.name}" for path in sorted((evidence.published / study).glob("*/config.json")))
+
+
 def cures(evidence: Evidence) -> list[Cure]:
     """Return the cures in the order of the study's folders; none where it is not published."""
     return [_cure(method, storage, runs) for (_, method, storage), runs in runs_of(evidence, STUDY).items()]
@@ -71,19 +76,19 @@ def cures(evidence: Evidence) -> list[Cure]:
 
 def kept(run: Run, method: str, storage: str) -> Kept:
     """Return what an arm of a run keeps, means over int4 and fp4."""
-    before, after = _value(run, "forget_loss", "target"), _value(run, "forget_loss", "unlearned", method, storage)
+    before, after = value_of(run, "forget_loss", "target"), value_of(run, "forget_loss", "unlearned", method, storage)
     places = [("unlearned", method, storage, fmt) for fmt in COARSE]
-    gains = [_value(run, "gain", *at) for at in places]
-    backs = [(after - _value(run, "forget_loss", *at)) / (after - before) for at in places]
-    utility = _value(run, "M4", "unlearned", method, storage) - _value(run, "M4", "target")
+    gains = [value_of(run, "gain", *at) for at in places]
+    backs = [(after - value_of(run, "forget_loss", *at)) / (after - before) for at in places]
+    utility = value_of(run, "M4", "unlearned", method, storage) - value_of(run, "M4", "target")
     return Kept(sum(gains) / len(gains), sum(backs) / len(backs), utility)
 
 
 def _cure(method: str, storage: str, runs: Runs) -> Cure:
     own = [(seed, kept(run, method, storage)) for seed, run in runs]
-    losses = [(seed, _value(run, "forget_loss", "unlearned", method, storage)) for seed, run in runs]
+    losses = [(seed, value_of(run, "forget_loss", "unlearned", method, storage)) for seed, run in runs]
     quantized = [
-        (seed, _value(run, "M4", "unlearned", method, storage, fmt) - _value(run, "M4", "target", None, None, fmt))
+        (seed, value_of(run, "M4", "unlearned", method, storage, fmt) - value_of(run, "M4", "target", None, None, fmt))
         for seed, run in runs
         for fmt in COARSE
     ]
@@ -92,9 +97,14 @@ def _cure(method: str, storage: str, runs: Runs) -> Cure:
     return Cure(f"{method}, {storage}", lr, *map(over_seeds, (losses, gains, backs, utilities, quantized)))
 
 
-def _value(
+def value_of(
     run: Run, metric: str, model: str, method: str | None = None, storage: str | None = None, fmt: str = "none"
 ) -> float:
+    """Return a value of a run.
+
+    Raises:
+        ValueError: the run has none.
+    """
     value = run.value(metric, model, method, storage, fmt)
     if value is None:
         raise ValueError(f"a run of a study must have {metric} of {model} {method} {storage} {fmt}, got none")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import scipy.special
 
 from unforgotten.records.files import read_json_lines
 from unforgotten.records.rows import ROWS_FILE, Run, read_run
+from unforgotten.reports.predicted import came_true, outcomes
 
 LEVEL = 0.95
 COARSE = ("int4-g64", "int4-row", "fp4-b64")
@@ -81,6 +83,11 @@ class Evidence:
         """Return the rows of a study; none where it is not published."""
         path = self.published / name / ROWS_FILE
         return list(read_json_lines(path)) if path.is_file() else []
+
+    def predicted(self, name: str) -> str:
+        """Return how many predictions of a study of runs came true, in a sentence; empty where it made none."""
+        path = self.published / name / "study.json"
+        return came_true(outcomes(path.parent, json.loads(path.read_text(encoding="utf-8")))) if path.is_file() else ""
 
     def run(self, name: str) -> Run:
         """Return a run."""

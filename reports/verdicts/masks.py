@@ -13,7 +13,7 @@ from typing import NamedTuple
 from unforgotten.records.depths import END, words
 from unforgotten.records.rows import Run
 from unforgotten.reports.verdicts.claim import Claim, Word, unmeasured
-from unforgotten.reports.verdicts.cures import Kept, cures, kept, runs_of
+from unforgotten.reports.verdicts.cures import Kept, cures, folders_of, kept, runs_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 
 STUDY = "sure"
@@ -160,7 +160,7 @@ def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
         ),
     }
     return {
-        name: Claim(name, text, told[name][0], told[name][1], told[name][2], rows=_rows(evidence))
+        name: Claim(name, text, told[name][0], told[name][1], told[name][2], rows=folders_of(evidence, STUDY))
         for name, text in asked.items()
     }
 
@@ -242,10 +242,6 @@ def _scope(evidence: Evidence, found: Sequence[Mask]) -> str:
     )
     seeds = sorted({mask.gain.seeds for mask in found})
     return f"{'; '.join(places)}; {' to '.join(map(str, seeds))} seed{'s' if seeds[-1] > 1 else ''}"
-
-
-def _rows(evidence: Evidence) -> tuple[str, ...]:
-    return tuple(f"{STUDY}/{path.parent.name}" for path in sorted((evidence.published / STUDY).glob("*/config.json")))
 
 
 def told_of(mask: Mask) -> str:

@@ -12,10 +12,19 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unforgotten.records.files import write_text
+from unforgotten.reports.labels import precision_label
 from unforgotten.reports.verdicts.claim import Claim
 from unforgotten.reports.verdicts.claims import claims
 from unforgotten.reports.verdicts.cures import Cure, cure_rows, cures
 from unforgotten.reports.verdicts.evidence import Evidence
+from unforgotten.reports.verdicts.ingredients import (
+    SHOWN,
+    STUDY,
+    Ingredients,
+    ingredient_rows,
+    ingredient_sentences,
+    ingredients,
+)
 from unforgotten.reports.verdicts.paper import CELLS, PaperCell
 
 NAME = "README.md"
@@ -28,9 +37,14 @@ def page(published: Path) -> str:
         loader=PackageLoader("unforgotten.reports"), undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
     evidence = Evidence(published)
-    found = claims(evidence)
+    found, arms = claims(evidence), ingredients(evidence)
     return environment.get_template(TEMPLATE).render(
-        claims=found, verdicts=verdict_table(found), paper=paper_table(CELLS), cures=cure_table(cures(evidence))
+        claims=found,
+        verdicts=verdict_table(found),
+        paper=paper_table(CELLS),
+        cures=cure_table(cures(evidence)),
+        ingredients=ingredient_table(arms),
+        by_ingredient=ingredient_sentences(arms, evidence.predicted(STUDY)),
     )
 
 
@@ -69,6 +83,16 @@ def cure_table(found: Sequence[Cure]) -> str:
         *("M4 of the quantized models, points", "seeds"),
     )
     return table(columns, cure_rows(found)) if found else ""
+
+
+def ingredient_table(found: Sequence[Ingredients]) -> str:
+    """Return a line for each arm of the study of the released code; empty without any."""
+    columns = (
+        *("method", "losses of", "mask", "lr", "parameters", "forget loss"),
+        *(f"gain, {precision_label(fmt)}" for fmt in SHOWN),
+        *("came back at int4 and fp4", "M4, points"),
+    )
+    return table(columns, ingredient_rows(found)) if found else ""
 
 
 def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:

@@ -35,7 +35,7 @@ def test_a_study_stands_in_its_four_places(name: str) -> None:
 
 
 def test_an_unknown_name_is_refused_with_those_that_are() -> None:
-    with pytest.raises(ValueError, match=r"^study must be one of audit-cost, .*, got 'cost'$"):
+    with pytest.raises(ValueError, match=r"^study must be one of architectures, audit-cost, .*, got 'cost'$"):
         load_study("cost")
 
 

@@ -1,0 +1,146 @@
+"""Whether what bf16 parameters lose hangs on the architecture, and whether inputs quantized at run time bring anything back.
+
+Both from the runs of the study `architectures`: one small model of random weights for each, unlearned in fp32 and in bf16.
+
+for one in architectures(Evidence(Path("reports/published"))):
+    print(one.name, one.storage, one.gain.value)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from unforgotten.reports.run.over_runs import LEAST_EFFECT
+from unforgotten.reports.verdicts.claim import Claim, Word, number, share, unmeasured
+from unforgotten.reports.verdicts.cures import COARSE, Runs, folders_of, runs_of, value_of
+from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
+
+STUDY = "architectures"
+DYNAMIC = "dynamic:int8-row"
+WHOLE = 0.1
+"""Distance of a gain from 1, and share of what was forgotten, that count as none."""
+
+
+class Architecture(NamedTuple):
+    """An architecture unlearned in one storage arm, over the seeds of the study.
+
+    Attributes:
+        name: name of the base.
+        method: unlearning method.
+        storage: storage arm.
+        after: forget loss of the unlearned model, nats.
+        gain: gain at int4 and fp4.
+        back: share of the added forget loss that is gone at int4 and fp4.
+        dynamic: the same where weights are int8 by row and inputs int8 by token; None where less than LEAST_EFFECT was added, or
+            the format was not measured.
+    """
+
+    name: str
+    method: str
+    storage: str
+    after: Mean
+    gain: Mean
+    back: Mean
+    dynamic: Mean | None
+
+    @property
+    def whole(self) -> bool:
+        """Whether 4 bits leave the whole update."""
+        return abs(self.gain.value - 1) <= WHOLE
+
+
+def architectures(evidence: Evidence) -> list[Architecture]:
+    """Return them in the order of the study's folders; none where it is not published."""
+    return [_one(level, method, storage, runs) for (level, method, storage), runs in runs_of(evidence, STUDY).items()]
+
+
+def _one(level: str, method: str, storage: str, runs: Runs) -> Architecture:
+    at = (method, storage)
+    added, back, dynamic = [], [], []
+    for seed, run in runs:
+        before, after = value_of(run, "forget_loss", "target"), value_of(run, "forget_loss", "unlearned", *at)
+        added.append((seed, after - before))
+        back += [(seed, (after - value_of(run, "forget_loss", "unlearned", *at, f)) / (after - before)) for f in COARSE]
+        if DYNAMIC in run.formats:
+            loss = value_of(run, "forget_loss", "unlearned", *at, DYNAMIC)
+            dynamic.append((seed, (after - loss) / (after - before)))
+    gains = [(seed, value_of(run, "gain", "unlearned", *at, f)) for seed, run in runs for f in COARSE]
+    losses = over_seeds((seed, value_of(run, "forget_loss", "unlearned", *at)) for seed, run in runs)
+    forgot = all(one >= LEAST_EFFECT for _, one in added)
+    told = over_seeds(dynamic) if dynamic and forgot else None
+    return Architecture(level, method, storage, losses, over_seeds(gains), over_seeds(back), told)
+
+
+def architecture_claims(evidence: Evidence) -> tuple[Claim, Claim]:
+    """Return the verdicts on the paper's next checks 1 and 2."""
+    found = architectures(evidence)
+    return _across(evidence, found), _dynamic(evidence, found)
+
+
+def _across(evidence: Evidence, found: Sequence[Architecture]) -> Claim:
+    names = list(dict.fromkeys(one.name for one in found))
+    bases = ", ".join(name for name in evidence.runs if not name.startswith("tiny"))
+    statement = "Does it hold across architectures?"
+    if not found:
+        llamas = ("All are decoders in the style of Llama; GPT-NeoX, Qwen and mixtures of experts are not measured.",)
+        return Claim("Next check 1", statement, "in part", f"measured on a 2.2 M Llama from scratch, {bases}", llamas)
+    holds = {
+        name: all(
+            one.whole == (one.storage == "fp32") for one in found if one.name == name and one.storage != "bf16-sr"
+        )
+        for name in names
+    }
+    seeds = min(one.gain.seeds for one in found)
+    word: Word = (
+        "refuted" if not any(holds.values()) else "confirmed" if all(holds.values()) and seeds > 1 else "in part"
+    )
+    yes, no = ([name for name in names if holds[name] is held] for held in (True, False))
+    scope = (
+        f"beside Llamas: fp32 passes the update and bf16 does not in {', '.join(yes) or 'none'}"
+        + (f", other in {', '.join(no)}" if no else "")
+        + f"; {_seeds(seeds)} each, models of 2 to 5 M weights"
+    )
+    told = tuple(
+        f"{one.name}, {one.method}, {one.storage}, forget loss {one.after.value:.2f}: gain at int4 and fp4 {one.gain.text(number)}, "
+        f"{one.back.text(share)} of the added forget loss came back."
+        for one in found
+    )
+    return Claim(
+        "Next check 1",
+        statement,
+        word,
+        scope,
+        (*told, f"Llamas: {bases} and `tiny` stand under C2."),
+        evidence.predicted(STUDY),
+        rows=folders_of(evidence, STUDY),
+    )
+
+
+def _dynamic(evidence: Evidence, found: Sequence[Architecture]) -> Claim:
+    name, statement = "Next check 2", "Does it persist with dynamic quantization?"
+    measured = [one for one in found if one.dynamic is not None]
+    if not measured:
+        scope = "its weights are int8 by row, which pass the whole update in the five runs of `tiny`; inputs quantized at run time are not measured"
+        return unmeasured(name, statement, scope)
+    backs = [one.dynamic.value for one in measured if one.dynamic]
+    none = all(abs(back) <= WHOLE for back in backs)
+    names = list(dict.fromkeys(one.name for one in measured))
+    mean = over_seeds((names.index(one.name), one.dynamic.value) for one in measured if one.dynamic)
+    seeds = min(one.dynamic.seeds for one in measured if one.dynamic)
+    return Claim(
+        name,
+        statement,
+        "refuted" if none and seeds > 1 else "in part",
+        f"weights int8 by row, inputs int8 by token, in {len(names)} architectures, {_seeds(seeds)} each: {'nothing comes back' if none else 'some comes back'}; 4-bit "
+        "weights with quantized inputs are not measured",
+        (
+            f"Of the added forget loss {mean.text(share)} came back, the interval over architectures, from {share(min(backs))} to {share(max(backs))}.",
+            *(f"{one.name}, {one.storage}: {one.dynamic.text(share)}." for one in measured if one.dynamic),
+        ),
+        rows=folders_of(evidence, STUDY),
+    )
+
+
+def _seeds(count: int) -> str:
+    return "one seed" if count == 1 else f"{count} seeds"

@@ -1,0 +1,95 @@
+"""What the page says of architectures and of inputs quantized at run time follows from the rows of each architecture."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from unforgotten.reports.verdicts.architectures import architecture_claims, architectures
+from unforgotten.reports.verdicts.evidence import Evidence
+
+RUN = Path(__file__).parents[2] / "reports" / "published" / "cures" / "masters-seed0"
+FLOAT64 = 2.0**-40
+"""Of a quotient of differences in float64."""
+TARGET, AFTER = 0.1, 0.6
+
+
+class Seen(NamedTuple):
+    """Gains of fp32 and bf16 at 4 bits, and the share that comes back with quantized inputs."""
+
+    fp32: float = 1.0
+    bf16: float = 0.5
+    dynamic: float | None = 0.0
+
+
+def study(folder: Path, seen: Mapping[str, Seen]) -> Evidence:
+    lines = [json.loads(line) for line in (RUN / "rows.jsonl").read_text().splitlines()]
+    for name, one in seen.items():
+        rows = []
+        for row in lines:
+            storage = {"bf16-sr": "bf16"}.get(row["storage"], row["storage"])
+            value = row["value"]
+            if row["metric"] == "forget_loss":
+                value = AFTER if row["model"] == "unlearned" else TARGET
+            elif row["metric"] == "gain":
+                value = one.fp32 if storage == "fp32" else one.bf16
+            rows.append(row | {"storage": storage, "value": value})
+            loss = row["model"] == "unlearned" and row["metric"] == "forget_loss" and row["format"] == "none"
+            if loss and one.dynamic is not None:
+                back = AFTER - one.dynamic * (AFTER - TARGET)
+                rows.append(rows[-1] | {"format": "dynamic:int8-row", "value": back})
+        place = folder / "architectures" / name
+        place.mkdir(parents=True)
+        (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        (place / "config.json").write_text("{}")
+    return Evidence(folder)
+
+
+def test_a_share_that_comes_back_is_that_of_the_added_loss(tmp_path: Path) -> None:
+    found = architectures(study(tmp_path, {"qwen-seed0": Seen(dynamic=0.2)}))
+    assert [(one.name, one.storage) for one in found] == [("qwen", "fp32"), ("qwen", "bf16")]
+    for one in found:
+        assert one.dynamic is not None
+        assert one.dynamic.value == pytest.approx(0.2, abs=FLOAT64)
+    assert [one.whole for one in found] == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("seen", "word"),
+    [
+        ({"moe-seed0": Seen(), "qwen-seed0": Seen()}, "in part"),
+        ({"moe-seed0": Seen(), "moe-seed1": Seen()}, "confirmed"),
+        (
+            {"moe-seed0": Seen(), "moe-seed1": Seen(), "qwen-seed0": Seen(bf16=1.0), "qwen-seed1": Seen(bf16=1.0)},
+            "in part",
+        ),
+        ({"moe-seed0": Seen(fp32=0.5)}, "refuted"),
+    ],
+)
+def test_the_word_follows_from_who_passes_the_update(seen: Mapping[str, Seen], word: str, tmp_path: Path) -> None:
+    across, _ = architecture_claims(study(tmp_path, seen))
+    assert across.word == word
+
+
+def test_inputs_quantized_at_run_time_bring_back_what_the_rows_say(tmp_path: Path) -> None:
+    two = {"moe-seed0": Seen(dynamic=0.02), "moe-seed1": Seen(dynamic=0.04)}
+    _, nothing = architecture_claims(study(tmp_path / "nothing", two))
+    assert nothing.word == "refuted"
+    assert "nothing comes back" in nothing.scope
+    _, some = architecture_claims(
+        study(tmp_path / "some", {"moe-seed0": Seen(dynamic=0.4), "moe-seed1": Seen(dynamic=0.4)})
+    )
+    assert some.word == "in part"
+    assert "some comes back" in some.scope
+    _, none = architecture_claims(study(tmp_path / "none", {"moe-seed0": Seen(dynamic=None)}))
+    assert none.word == "not measured"
+
+
+def test_without_the_study_only_llamas_are_measured(tmp_path: Path) -> None:
+    across, dynamic = architecture_claims(Evidence(tmp_path))
+    assert (across.word, dynamic.word) == ("in part", "not measured")
+    assert "GPT-NeoX, Qwen and mixtures of experts are not measured" in across.found[0]
