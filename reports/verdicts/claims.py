@@ -13,7 +13,7 @@ from unforgotten.records.rows import Run
 from unforgotten.reports.run.conjectures import CONFIRMED, REFUTED, collapse_cases
 from unforgotten.reports.verdicts.architectures import architecture_claims
 from unforgotten.reports.verdicts.claim import Claim, number, share
-from unforgotten.reports.verdicts.cures import cures
+from unforgotten.reports.verdicts.cures import cures, folders_of
 from unforgotten.reports.verdicts.evidence import (
     COARSE,
     FOUR_BITS,
@@ -25,7 +25,7 @@ from unforgotten.reports.verdicts.evidence import (
     came_back,
     seeded,
 )
-from unforgotten.reports.verdicts.masks import mask_claims
+from unforgotten.reports.verdicts.masks import mask_claims, masks
 
 WHOLE = 0.1
 """Distance of a gain from 1, and share of what was forgotten, that count as none."""
@@ -165,6 +165,7 @@ def _cures(evidence: Evidence) -> Claim:
             f"and what the cells move the forget loss by falls from {sizes[0].text(share)} to {sizes[1].text(share)} of what was forgotten."
         ),
         *_stochastic(evidence),
+        *_larger_rate(evidence),
         *_calibrated(evidence),
     ]
     works = [masters, gains[1]]
@@ -176,7 +177,7 @@ def _cures(evidence: Evidence) -> Claim:
         word="in part" if good else "refuted",
         scope=_cured(evidence),
         found=tuple(found),
-        rows=("functional-gain", "tiny-arms-seed0", "deployed-files"),
+        rows=("functional-gain", "tiny-arms-seed0", "deployed-files", *folders_of(evidence, "sure")),
     )
 
 
@@ -200,6 +201,16 @@ def _stochastic(evidence: Evidence) -> Iterator[str]:
         f"bf16 parameters rounded at random: gain {min(values):.2f} to {max(values):.2f} in {len(values)} cells (one seed, two methods, "
         "five formats)."
     )
+
+
+def _larger_rate(evidence: Evidence) -> Iterator[str]:
+    """Yield what the arm without a mask of the study `sure` says of a larger learning rate, seed by seed."""
+    for mask in masks(evidence)[:1]:
+        gains, points = ([getattr(one, what) for one in mask.plain] for what in ("gain", "utility"))
+        yield (
+            f"A larger learning rate (NPO_GDR, bf16, lr 5e-05), seed by seed: gain at int4 and fp4 {', '.join(map(number, gains))}, but M4 less "
+            f"that of the target {', '.join(f'{x:+.0f}' for x in points)} points."
+        )
 
 
 def _calibrated(evidence: Evidence) -> Iterator[str]:

@@ -22,7 +22,7 @@ ALIKE = 0.1
 """Difference of gains, and of shares that came back, that counts as none."""
 PART_THRESHOLD = 90
 POINTS = 5.0
-"""Points of M4 that count as none."""
+"""Points of M4 below the target's that count as none."""
 
 
 class Mask(NamedTuple):
@@ -58,11 +58,13 @@ class Mask(NamedTuple):
 
     @property
     def keeps(self) -> bool:
-        """Whether on every seed the update is whole, nothing came back, and M4 is not lower than without a mask."""
-        return all(
-            abs(one.gain - 1) <= ALIKE and one.back <= ALIKE and one.utility >= plain.utility - POINTS
-            for one, plain in zip(self.each, self.plain, strict=True)
-        )
+        """Whether on every seed the update is whole, nothing came back, and M4 is that of the target."""
+        return all(stable(one) for one in self.each)
+
+
+def stable(one: Kept) -> bool:
+    """Whether an arm of one seed has a whole update, of which nothing came back, at the target's M4."""
+    return abs(one.gain - 1) <= ALIKE and one.back <= ALIKE and one.utility >= -POINTS
 
 
 def masks(evidence: Evidence) -> list[Mask]:
@@ -100,7 +102,7 @@ def _missed(run: Run, method: str, storage: str) -> str | None:
 
 
 class Missed(NamedTuple):
-    """A mask of one seed that cannot stand beside no mask, in a sentence."""
+    """A mask that cannot stand beside no mask, in a sentence over its seeds."""
 
     part: str
     threshold: int
@@ -109,19 +111,26 @@ class Missed(NamedTuple):
 
 def missed(evidence: Evidence) -> list[Missed]:
     """Return the masks that moved no quantized weight, or did not reach the depth."""
-    found = []
+    seeds: dict[tuple[str, int, str, str], list[tuple[int, float]]] = {}
     for (_, method, storage), runs in runs_of(evidence, STUDY).items():
         name = MASKED.fullmatch(method)
         for seed, run in runs:
             row, why = run.get("forget_loss", "unlearned", method, storage), _missed(run, method, storage)
-            if name is None or row is None or why is None:
+            if name is None or row is None or row.value is None or why is None:
                 continue
-            told = (
-                f"Mask by {name['part']}, threshold {name['threshold']}, seed {seed}: it leaves {100 * (row.updated_share or 0):.1f} % of the weights "
-                f"to move, {why}, and the forget loss is {row.value:.2f} after {row.steps} steps."
-            )
-            found.append(Missed(name["part"], int(name["threshold"]), told))
-    return found
+            share = f"it leaves {100 * (row.updated_share or 0):.1f} % of the weights to move, {why}"
+            at = (name["part"], int(name["threshold"]), share, f"after {row.steps} steps")
+            seeds.setdefault(at, []).append((seed, row.value))
+    return [
+        Missed(part, threshold, _missed_text(part, threshold, share, of, steps))
+        for (part, threshold, share, steps), of in seeds.items()
+    ]
+
+
+def _missed_text(part: str, threshold: int, share: str, of: Sequence[tuple[int, float]], steps: str) -> str:
+    each = f"seed{'s' if len(of) > 1 else ''} {', '.join(str(seed) for seed, _ in of)}"
+    losses = ", ".join(f"{loss:.2f}" for _, loss in of)
+    return f"Mask by {part}, threshold {threshold}, {each}: {share}, and the forget loss is {losses} {steps}."
 
 
 def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
@@ -202,6 +211,11 @@ def _differences(found: Sequence[Mask]) -> tuple[str, ...]:
     )
 
 
+def _alike(found: Sequence[Mask]) -> str:
+    alike = (mask for mask in found if -ALIKE <= mask.gain.low and mask.gain.high <= ALIKE)
+    return ", ".join(f"{mask.part}-{mask.threshold}" for mask in alike) or "none"
+
+
 def _stable(found: Sequence[Mask]) -> Word:
     if any(mask.keeps for mask in found):
         return _answered(found)
@@ -210,10 +224,11 @@ def _stable(found: Sequence[Mask]) -> Word:
 
 def _stability(found: Sequence[Mask]) -> tuple[str, ...]:
     keeps = ", ".join(f"{mask.part}-{mask.threshold}" for mask in found if mask.keeps) or "none"
+    plain = ", ".join("yes" if stable(one) else "no" for one in found[0].plain)
     return (
         (
             f"On every seed a whole update (gain within {ALIKE} of 1), nothing back (at most {100 * ALIKE:.0f} %) and M4 no more than {POINTS:g} points "
-            f"below that without a mask at the same lr: {keeps}."
+            f"below the target's: {keeps}. Without a mask at the same lr, seed by seed: {plain}."
         ),
         *(
             f"M4 less that of the target, mask by {mask.part}, threshold {mask.threshold}: {_listed(mask.each)}; without a mask "

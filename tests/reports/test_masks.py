@@ -82,7 +82,7 @@ def test_one_that_costs_m4_on_a_seed_is_not_stable(tmp_path: Path) -> None:
     evidence = study(tmp_path, [{MODULE: {"M4": -6.0}}, {MODULE: {"M4": 6.0}}])
     assert words(evidence)["Open question 2"] == "refuted"
     assert (
-        words(study(tmp_path / "less", [{MODULE: {"M4": -4.0}}, {MODULE: {"M4": -4.0}}]))["Open question 2"]
+        words(study(tmp_path / "less", [{MODULE: {"M4": -1.0}}, {MODULE: {"M4": -1.0}}]))["Open question 2"]
         == "in part"
     )
 
@@ -110,13 +110,11 @@ def test_a_seed_without_the_plain_arm_does_not_count_and_no_study_is_not_measure
 def test_a_mask_that_moves_no_quantized_weight_is_told_apart() -> None:
     evidence = Evidence(PUBLISHED)
     assert {(mask.part, mask.threshold) for mask in missed(evidence)} == {("module", 99), ("layer", 90)}
-    assert all(
-        "18.2 % of the weights" in mask.told and "0.21 after 300 steps" in mask.told for mask in missed(evidence)
-    )
+    assert all("18.2 % of the weights" in mask.told and "after 300 steps" in mask.told for mask in missed(evidence))
     assert {mask.method for mask in masks(evidence)}.isdisjoint({"NPO_GDR_SURE+module-99", "NPO_GDR_SURE+layer-90"})
     told = {claim.name: " ".join(claim.found) for claim in claims(evidence)}
-    assert "Mask by layer, threshold 90, seed 0: it leaves" in told["Open question 3"]
-    assert "Mask by module, threshold 99, seed 0: it leaves" in told["Next check 3"]
+    assert "Mask by layer, threshold 90, seeds 0, 1, 2: it leaves" in told["Open question 3"]
+    assert "Mask by module, threshold 99, seeds 0, 1, 2: it leaves" in told["Next check 3"]
 
 
 def test_a_mask_that_did_not_reach_the_depth_is_not_beside_one_that_did(tmp_path: Path) -> None:
