@@ -1,4 +1,6 @@
-"""Quantized checkpoints that transformers runs by their own library, in place of a plain model with their values.
+"""Quantized models that run by their own library, in place of a plain model with their values.
+
+Transformers loads checkpoints, llama.cpp runs GGUF files:
 
 check_runtime(("qt", "qu"))  # before a weight is read
 model = load_real("qt", like=pair.shell.model)
@@ -16,12 +18,13 @@ from typing import Any
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from unforgotten.audit.verdict.legs import Ran
+from unforgotten.experiments.legs.llama_cpp import PACKAGE, LlamaCpp, llama_cpp_model, llama_cpp_name
 from unforgotten.experiments.legs.ran import devices_of, dtype_of
 from unforgotten.experiments.models.saved import LOADING, first_line
-from unforgotten.records.extras import need
+from unforgotten.records.extras import module_of, need
 
 Sources = tuple[str, str]
-"""Directories of the quantized target and of the quantized unlearned model."""
+"""Directories, or GGUF files, of the quantized target and of the quantized unlearned model."""
 
 LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "compressed-tensors": ("compressed-tensors", "accelerate"),
@@ -30,6 +33,7 @@ LIBRARIES: Mapping[str, tuple[str, ...]] = {
     "gptq": ("gptqmodel", "optimum", "accelerate"),
 }
 """Packages that run a checkpoint, by the `quant_method` of its configuration; the first is named as the runtime."""
+GGUF = "gguf"
 
 
 def check_runtime(sources: Sequence[str]) -> None:
@@ -39,20 +43,23 @@ def check_runtime(sources: Sequence[str]) -> None:
         ValueError: one is no directory, has a method that no library here runs, or its library is missing; one line.
     """
     for source in sources:
-        for package in LIBRARIES[method_of(source)]:
-            need(package, package.replace("-", "_"))
+        method = method_of(source)
+        for package in (PACKAGE,) if method == GGUF else LIBRARIES[method]:
+            need(package, module_of(package))
 
 
 def method_of(source: str) -> str:
-    """Return the method by which a checkpoint is quantized, one of LIBRARIES.
+    """Return the method by which a checkpoint is quantized, one of LIBRARIES, or GGUF.
 
     Raises:
         ValueError: it is none of them.
     """
-    rule = "must be a directory that transformers runs for --runtime deployed"
+    if Path(source).is_file() and source.endswith(".gguf"):
+        return GGUF
     path = Path(source) / "config.json"
     if not path.is_file():
-        raise ValueError(f"{source}: {rule}, got {'a GGUF file' if source.endswith('.gguf') else 'no config.json'}")
+        rule = "must be a GGUF file or a directory that transformers runs for --runtime deployed"
+        raise ValueError(f"{source}: {rule}, got {'no config.json' if Path(source).is_dir() else 'no such file'}")
     try:
         config = json.loads(path.read_text("utf-8"))
     except ValueError:
@@ -68,13 +75,15 @@ def load_real(source: str, like: PreTrainedModel) -> PreTrainedModel:
     """Return the quantized model as its library runs it, on the first device of another model, in the dtype of its own file.
 
     Args:
-        source: directory of the checkpoint.
+        source: directory of the checkpoint, or GGUF file.
         like: the model that it was made from, by the names of its weights.
 
     Raises:
-        ValueError: transformers cannot load it, its vocabulary is another, or weights are missing that transformers would
+        ValueError: the library cannot load it, its vocabulary is another, or weights are missing that transformers would
             make up.
     """
+    if method_of(source) == GGUF:
+        return llama_cpp_model(source, like)
     try:
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
@@ -98,6 +107,8 @@ def load_real(source: str, like: PreTrainedModel) -> PreTrainedModel:
 
 def ran_real(model: PreTrainedModel, source: str) -> Ran:
     """Return how a quantized model ran: by which library, and in which dtype its activations were."""
+    if isinstance(model, LlamaCpp):
+        return Ran(dtype=dtype_of(model), devices=model.devices, runtime=llama_cpp_name(), rounded=[])
     library = LIBRARIES[method_of(source)][0]
     name = f"transformers {version('transformers')} with {library} {version(library)}"
     return Ran(dtype=dtype_of(model), devices=devices_of(model), runtime=name, rounded=[])

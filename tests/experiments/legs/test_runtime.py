@@ -220,12 +220,17 @@ def test_what_cannot_be_run_is_refused_by_name(
         (str(pair[0]), r"config\.json: quant_method must be one of .*, got None$"),
         (
             "x-Q4_K_M.gguf",
-            r"^x-Q4_K_M\.gguf: must be a directory that transformers runs for --runtime deployed, got a GGUF",
+            r"^x-Q4_K_M\.gguf: must be a GGUF file or a directory that transformers runs for --runtime deployed, got no such file$",
         ),
     ):
         with pytest.raises(ValueError, match=said):
             check_runtime((files[0], source))
     check_runtime(files)
+    (tmp_path / "there.gguf").write_bytes(b"GGUF")
+    with monkeypatch.context() as patched:
+        patched.setattr(importlib.util, "find_spec", lambda name, *a: None)
+        with pytest.raises(ValueError, match=r"^llama_cpp is missing: pip install 'llama-cpp-python'$"):
+            check_runtime((str(tmp_path / "there.gguf"),))
     (tmp_path / "config.json").write_text('{"quantization_config": {"quant_method": "gptq"}}')
     real = importlib.util.find_spec
     for absent in ("bitsandbytes", "gptqmodel"):
@@ -256,5 +261,6 @@ def test_the_command_refuses_before_it_reads_weights(
     out, err = capsys.readouterr()
     assert out == ""
     assert err.count("\n") == 1
-    assert "a.gguf: must be a directory that transformers runs for --runtime deployed, got a GGUF file" in err
+    rule = "must be a GGUF file or a directory that transformers runs for --runtime deployed"
+    assert f"a.gguf: {rule}, got no such file" in err
     assert not (tmp_path / "out").exists()
