@@ -157,12 +157,9 @@ def test_both_legs_run_the_files_that_llama_cpp_wrote(
     )
     for leg in (output, behaviour):
         assert [row["format"] for row in leg["formats"]] == ["gguf:Q4_0", "deployed"]
-        assert leg["formats"][-1].get("ran") == {
-            "dtype": "float32",
-            "devices": ["cpu"],
-            "runtime": llama_cpp_name(),
-            "rounded": [],
-        }
+        assert leg["formats"][-1].get("ran") == Ran(
+            dtype="float32", devices=["cpu"], runtime=llama_cpp_name(), rounded=[]
+        )
     for name, other in (("Q(target)", "Q(unlearned)"), ("Q(unlearned)", "Q(target)")):
         simulated, real = (row["losses"][name]["value"] for row in output["formats"])
         assert 0 < abs(simulated - real) <= EIGHT_BITS
