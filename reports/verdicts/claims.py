@@ -26,6 +26,8 @@ from unforgotten.reports.verdicts.evidence import (
     seeded,
 )
 from unforgotten.reports.verdicts.masks import mask_claims, masks
+from unforgotten.reports.verdicts.scaling import STUDY as BITS_AND_BLOCKS
+from unforgotten.reports.verdicts.scaling import scaled, scaling_sentences
 
 WHOLE = 0.1
 """Distance of a gain from 1, and share of what was forgotten, that count as none."""
@@ -233,6 +235,9 @@ def _open_questions(evidence: Evidence) -> Sequence[Claim]:
                 "the bound grows with the step. Outside of that condition, as after bf16 training, it does not hold, and there C2 speaks."
             ),
             "The base shift, which moves the target as well, has no bound here.",
+            *scaling_sentences(scaled(evidence)),
         ),
+        before=evidence.predicted(BITS_AND_BLOCKS),
+        rows=folders_of(evidence, BITS_AND_BLOCKS),
     )
     return (limit, *architecture_claims(evidence))

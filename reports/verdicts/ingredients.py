@@ -18,7 +18,9 @@ from unforgotten.reports.verdicts.shapley import shapley
 
 STUDY = "released-code"
 SMALL = 1e-5
-"""Learning rate of the released scripts without a mask; with one it is 1e-4."""
+"""Learning rate of the released scripts without a mask."""
+LARGE = 1e-4
+"""That of SURE."""
 FACTORS = {"bf16": "bf16 parameters", "lr": "the learning rate of 1e-05", "raw": "losses of raw logits"}
 SHOWN = (*COARSE, "nf4-b64", "int8-row", "gptq-retain:int4-g64")
 
@@ -156,7 +158,42 @@ def ingredient_rows(found: Sequence[Ingredients]) -> list[tuple[str, ...]]:
 def ingredient_sentences(found: Sequence[Ingredients], predicted: str = "") -> list[str]:
     """Return what the arms say, a sentence each, and last what was predicted; none where the study is not published."""
     before = [f"Predicted before: {predicted}"] if predicted else []
-    return [*_shares(shares_of(found)), *_masks(found), *_stuck(found), *before]
+    return [*_corners(found), *_shares(shares_of(found)), *_rate(found), *_masks(found), *_stuck(found), *before]
+
+
+def _corners(found: Sequence[Ingredients]) -> Iterator[str]:
+    """Yield what bf16 parameters and the small learning rate do alone and together, with and without raw logits."""
+    for retain in dict.fromkeys(one.retain for one in found):
+        gains = {one.factors: one.gain.text(number) for one in found if _plain(one, retain) and one.gain}
+        asked = [frozenset(names) for names in (("bf16",), ("lr",), ("bf16", "lr"), ("bf16", "lr", "raw"))]
+        if any(one not in gains for one in asked):
+            continue
+        rate, small, both, released = (gains[one] for one in asked)
+        yield (
+            f"With {retain}, the gain at int4 and fp4 is {rate} in bf16 at lr {LARGE:g}, {small} in fp32 at lr {SMALL:g}, {both} in bf16 at lr "
+            f"{SMALL:g}, and {released} there with losses of raw logits."
+        )
+
+
+def _plain(one: Ingredients, retain: str) -> bool:
+    return one.retain == retain and one.mask == "none"
+
+
+def _rate(found: Sequence[Ingredients]) -> Iterator[str]:
+    """Yield what of a mask at the larger learning rate is owed to the rate: the four arms in bf16, losses of the formulas."""
+    for retain in dict.fromkeys(one.retain for one in found):
+        gains = {
+            (one.mask, one.lr): one.gain.text(number)
+            for one in found
+            if one.retain == retain and one.storage == "bf16" and not one.raw and one.gain
+        }
+        asked = [("none", SMALL), ("SURE", SMALL), ("none", LARGE), ("SURE", LARGE)]
+        if all(one in gains for one in asked):
+            plain, masked, larger, published = (gains[one] for one in asked)
+            yield (
+                f"What SURE adds, with {retain} in bf16: at lr {SMALL:g} the gain is {plain} without its mask and {masked} with it; at its own "
+                f"lr, {LARGE:g}, {larger} without and {published} with."
+            )
 
 
 def _shares(found: Sequence[Shares]) -> Iterator[str]:

@@ -203,13 +203,14 @@ def study(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Default: reports/published/NAME.")] = None,
     render: Annotated[bool, typer.Option("--render", help="Measure nothing: make its files from its rows.")] = False,
+    listed: Annotated[bool, typer.Option("--list", help="List the studies and what each asks, and stop.")] = False,
     quiet: Quiet = False,
     as_json: Json = False,
 ) -> None:
     """Measure a study of this project and make its files from the rows; without a name list the studies, or render all."""
     from unforgotten.experiments.studies.registry import load_study, study_names, study_questions
 
-    if name is None and not render:
+    if listed or (name is None and not render):
         print_mapping("study", study_questions(), as_json)
         return
     if name is None and (out or overrides):

@@ -125,3 +125,13 @@ def test_what_forgot_nothing_has_nothing_that_comes_back(tmp_path: Path) -> None
 
 def test_without_the_study_nothing_is_said(tmp_path: Path) -> None:
     assert ingredient_sentences(ingredients(Evidence(tmp_path))) == []
+
+
+def test_what_two_ingredients_do_alone_and_together_is_said(tmp_path: Path) -> None:
+    arms = [*grid(dead), arm("NPO_KLR_SURE+fast", "bf16", 1e-4, 0.9), arm("NPO_KLR_SURE+slow", "bf16", 1e-5, 0.45)]
+    sentences = ingredient_sentences(ingredients(study(tmp_path, {0: arms, 1: arms})))
+    alone = "1.00 [1.00, 1.00] in bf16 at lr 0.0001, 1.00 [1.00, 1.00] in fp32 at lr 1e-05"
+    assert f"{alone}, 0.50 [0.50, 0.50] in bf16 at lr 1e-05, and 0.25 [0.25, 0.25] there with losses" in sentences[0]
+    (rate,) = (told for told in sentences if told.startswith("What SURE adds"))
+    assert "0.50 [0.50, 0.50] without its mask and 0.45 [0.45, 0.45] with it" in rate
+    assert "1.00 [1.00, 1.00] without and 0.90 [0.90, 0.90] with" in rate

@@ -1,0 +1,76 @@
+"""How what rounding cells bring back scales with bits and blocks: from the runs of the study `bits-and-blocks`.
+
+for one in scaled(Evidence(Path("reports/published"))):
+    print(one.storage, one.format, one.gain.value, one.back)
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from unforgotten.reports.labels import storage_label
+from unforgotten.reports.run.over_runs import LEAST_EFFECT
+from unforgotten.reports.verdicts.claim import number, share
+from unforgotten.reports.verdicts.cures import runs_of, value_of
+from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
+
+STUDY = "bits-and-blocks"
+BITS = re.compile(r"int\d-g64")
+
+
+class Scaled(NamedTuple):
+    """A storage arm in one format, over the seeds of the study.
+
+    Attributes:
+        method: unlearning method.
+        storage: storage arm.
+        format: name of the format.
+        gain: gain of the update.
+        back: share of the added forget loss that its cells take back, the base shift left out; None where less than LEAST_EFFECT
+            was added.
+    """
+
+    method: str
+    storage: str
+    format: str
+    gain: Mean
+    back: Mean | None
+
+
+def scaled(evidence: Evidence) -> list[Scaled]:
+    """Return them in the order of the rows; none where the study is not published."""
+    told = []
+    for (_, method, storage), runs in runs_of(evidence, STUDY).items():
+        at = ("unlearned", method, storage)
+        added = [value_of(run, "forget_loss", *at) - value_of(run, "forget_loss", "target") for _, run in runs]
+        forgot = all(one >= LEAST_EFFECT for one in added)
+        for fmt in runs[0][1].formats:
+            gain = over_seeds((seed, value_of(run, "gain", *at, fmt)) for seed, run in runs)
+            effects = [(seed, value_of(run, "gating_effect", *at, fmt)) for seed, run in runs]
+            back = (
+                over_seeds((seed, x / one) for (seed, x), one in zip(effects, added, strict=True)) if forgot else None
+            )
+            told.append(Scaled(method, storage, fmt, gain, back))
+    return told
+
+
+def scaling_sentences(found: Sequence[Scaled]) -> list[str]:
+    """Return a sentence for each storage arm over bits, and one over blocks; none without rows."""
+    told = []
+    for storage in dict.fromkeys(one.storage for one in found):
+        own = [one for one in found if one.storage == storage]
+        for what, of in (("bits", True), ("blocks", False)):
+            cells = [_cell(one) for one in own if bool(BITS.fullmatch(one.format)) is of]
+            if cells:
+                told.append(
+                    f"{own[0].method} with {storage_label(storage)}, over {what}, gain and share of the added forget loss that cells take back: "
+                    f"{', '.join(cells)}."
+                )
+    return told
+
+
+def _cell(one: Scaled) -> str:
+    back = f", {share(one.back.value)}" if one.back else ""
+    return f"{one.format} {number(one.gain.value)}{back}"

@@ -1,0 +1,57 @@
+"""What the page says of bits and blocks is what each cell of the runs says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from unforgotten.reports.verdicts.evidence import Evidence
+from unforgotten.reports.verdicts.scaling import scaled, scaling_sentences
+
+RUN = Path(__file__).parents[2] / "reports" / "published" / "cures" / "larger-lr-seed0"
+FLOAT64 = 2.0**-40
+"""Of a quotient of differences in float64."""
+
+
+def study(folder: Path, change: dict[str, float]) -> Evidence:
+    """The published arm, its three formats with the gain, the forget loss and the effect of cells that are given."""
+    rows = [json.loads(line) for line in (RUN / "rows.jsonl").read_text().splitlines()]
+    place = folder / "bits-and-blocks" / "npo-seed0"
+    place.mkdir(parents=True)
+    changed = [
+        row | ({"value": change[key]} if (key := f"{row['model']} {row['metric']} {row['format']}") in change else {})
+        for row in rows
+    ]
+    (place / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in changed))
+    (place / "config.json").write_text("{}")
+    return Evidence(folder)
+
+
+LOSSES = {"target forget_loss none": 0.1, "unlearned forget_loss none": 0.6}
+
+
+def test_a_share_is_that_of_the_added_loss(tmp_path: Path) -> None:
+    given = {"unlearned gain int4-g64": 0.25, "unlearned gating_effect int4-g64": 0.2}
+    found = {one.format: one for one in scaled(study(tmp_path, LOSSES | given))}
+    assert list(found) == ["int4-g64", "fp4-b64", "nf4-b64"]
+    one = found["int4-g64"]
+    assert one.gain.value == 0.25
+    assert one.back is not None
+    assert one.back.value == pytest.approx(0.4, rel=FLOAT64)
+    bits, blocks = scaling_sentences(list(found.values()))
+    assert bits.endswith("cells take back: int4-g64 0.25, 40 %.")
+    assert "over blocks" in blocks
+    assert "int4" not in blocks
+
+
+def test_what_forgot_nothing_has_gains_alone(tmp_path: Path) -> None:
+    given = {"unlearned forget_loss none": 0.11, "unlearned gain int4-g64": 0.25}
+    found = scaled(study(tmp_path, LOSSES | given))
+    assert all(one.back is None for one in found)
+    assert scaling_sentences(found)[0].endswith("take back: int4-g64 0.25.")
+
+
+def test_without_the_study_nothing_is_said(tmp_path: Path) -> None:
+    assert scaling_sentences(scaled(Evidence(tmp_path))) == []
