@@ -94,6 +94,7 @@ generated: $(READY)
 	cp $(STUDIES)/tiny-seed0/headline.svg $(STUDIES)/tiny-seed0/headline.png $(STUDIES)
 	$(BIN)/python -P -m unforgotten.reports.verdicts.page $(STUDIES)
 	$(BIN)/python -P -m unforgotten.reports.theory_document.document
+	$(BIN)/python -P -m unforgotten.experiments.plan.at_7b reports/at-7b.md
 
 verify: $(READY)
 	$(BIN)/pytest verification
