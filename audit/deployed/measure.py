@@ -30,6 +30,8 @@ CHUNK_WEIGHTS = 1 << 20
 LAYER = re.compile(r"\.\d+\.")
 ROUNDED = 2.0**-7
 """Change of a norm's weight, as a share of it, that is no scale: what bfloat16 rounds by, twice."""
+STRANGE = 0.1
+"""The same, where no scale is found: smaller ones may be too small to see."""
 OURS_WEIGHTS = 1 << 18
 """Weights of a tensor, of its first rows, that the distance to our format is taken from; whole where its scale is one of all."""
 
@@ -78,11 +80,14 @@ class DeployedLeg:
         files: the quantized target and the quantized unlearned model.
         tensors: the matrices that both have, in the order of their names.
         missing: weights of each matrix that one of them does not have, by name.
+        strange: largest change of each norm that is another in a file than in its model, as a share of its largest weight, by name;
+            those of layers without a scaled matrix, where nothing explains it.
     """
 
     files: tuple[Artefact, Artefact]
     tensors: tuple[DeployedTensor, ...]
     missing: Mapping[str, int]
+    strange: Mapping[str, float]
 
     @property
     def total(self) -> Survival:
@@ -118,7 +123,28 @@ def measure_deployed(
             progress(name, done, len(both))
         found.append(_measure(pair, name, files))
     missing = {name: math.prod(pair[0].tensors[name].shape) for name in names if name not in both}
-    return DeployedLeg(files, tuple(found), missing)
+    return DeployedLeg(files, tuple(found), missing, _strange(pair, files, found))
+
+
+def _strange(pair: Pair, files: tuple[Artefact, Artefact], found: Sequence[DeployedTensor]) -> dict[str, float]:
+    """Return how far norms of the files are from the models', of those that no scaled matrix of their layer explains."""
+    scaled = {_layer_of(t.name) for t in found if t.scaled}
+    told: dict[str, float] = {}
+    for model, file in zip(pair, files, strict=True):
+        for norm, own in file.norms.items():
+            if _layer_of(norm) in scaled:
+                continue
+            ours, theirs = (np.asarray(x, np.float64) for x in (model.read(norm), file.checkpoint.read(own)))
+            change = float(np.abs(theirs - ours).max(initial=0.0) / (np.abs(ours).max(initial=0.0) or 1.0))
+            if not change <= STRANGE:  # nan is strange, too
+                told[norm] = max(change, told.get(norm, 0.0))
+    return told
+
+
+def _layer_of(name: str) -> str:
+    """Return the part of a name up to the number of its layer; all of it where it has none."""
+    at = LAYER.search(name)
+    return name if at is None else name[: at.end()]
 
 
 def _measure(pair: Pair, name: str, files: tuple[Artefact, Artefact]) -> DeployedTensor:
@@ -168,8 +194,8 @@ def norms_of(name: str, model: Checkpoint, file: Artefact) -> dict[str, Array]:
 
 def _norms_beside(name: str, norms: Iterable[str]) -> list[str]:
     """Return the norms of the layer of a matrix: those that share its name up to the number of the layer."""
-    at = LAYER.search(name)
-    return [] if at is None else [norm for norm in norms if norm.startswith(name[: at.end()])]
+    layer = _layer_of(name)
+    return [norm for norm in norms if layer != name and norm.startswith(layer)]
 
 
 def _weights(checkpoint: Checkpoint, name: str) -> Array:

@@ -197,6 +197,11 @@ def _notes(leg: DeployedLeg) -> Iterator[str]:
             f"{len(far)} deployed tensors are further from the target's than {FAR:.0%} of its length; they were hardly made "
             f"from it as it is, and their gain may mean nothing: {_names(far)}."
         )
+    if leg.strange:
+        yield (
+            f"{len(leg.strange)} norms are others in the deployed files than in the models, by up to {max(leg.strange.values()):.0%} of their "
+            f"largest weight, and no scales explain it: the files may be of other models: {named(list(leg.strange))}."
+        )
     yield from _scaled_notes(leg)
     yield from notes_of(*(file.checkpoint for file in leg.files))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -162,10 +163,12 @@ def test_file_of_our_own_rounding_has_the_gain_of_our_format(tmp_path: Path) -> 
     assert near(found["cosine"], own["cosine"] or 0.0)
 
 
-def tiled_file(folder: Path, weights: Weights, *, ending: str, config: Mapping[str, Any]) -> Path:
-    """Write float8 codes and scales of tiles of 16 x 32, as compressed-tensors or DeepSeek name them."""
+def tiled_file(
+    folder: Path, weights: Weights, *, ending: str, config: Mapping[str, Any], plain: Weights = MappingProxyType({})
+) -> Path:
+    """Write float8 codes and scales of tiles of 16 x 32, as compressed-tensors or DeepSeek name them, and `plain` as it is."""
     fmt = format_named("fp8-b16x32")
-    tensors: dict[str, Array] = {}
+    tensors: dict[str, Array] = dict(plain)
     for name, w in weights.items():
         codes, grid = quantize(w, fmt)
         levels = np.asarray(fmt.levels, np.float32)[codes]
@@ -209,6 +212,24 @@ def test_file_of_float8_tiles_has_the_gain_of_our_format(
     assert found["value_changes"] == own["value_changes"]
     assert abs((found["gain"] or 0.0) - (own["gain"] or 1.0)) <= ROUNDINGS * 40 * 70
     assert abs((found["cosine"] or 0.0) - (own["cosine"] or 1.0)) <= ROUNDINGS * 40 * 70
+
+
+@pytest.mark.parametrize("factor", [1.0, 1.01, 3.0])
+def test_norms_of_another_model_are_named_where_no_scales_explain_them(factor: float, tmp_path: Path) -> None:
+    """The models' norms are 1 (`saved`)."""
+    rng = np.random.default_rng(0)
+    before = {name: rng.normal(size=(96, COLUMNS)).astype(np.float32) for name in GGUF_NAMES}
+    after = {name: (w + 0.05 * rng.normal(size=w.shape)).astype(np.float32) for name, w in before.items()}
+    norm = {f"{LAYER}.input_layernorm.weight": np.full(COLUMNS, factor, np.float32)}
+    files = [
+        str(tiled_file(tmp_path / f"q{i}", side, plain=norm if i else {}, ending=".weight_scale", config=COMPRESSED))
+        for i, side in enumerate((before, after))
+    ]
+    pair = saved(tmp_path / "t", before), saved(tmp_path / "u", after)
+    notes = deployed_of(audit_pair(*pair, ["fp8-b16x32"], deployed=(files[0], files[1])))["notes"]
+    told = [note for note in notes if "norms are others" in note]
+    assert bool(told) == (factor == 3.0)
+    assert all("by up to 200%" in note and f"{LAYER}.input_layernorm.weight" in note for note in told)
 
 
 @pytest.mark.parametrize("nested", [False, True])
