@@ -84,7 +84,7 @@ def _found(w: Array, q: Array, norms: Mapping[str, Array]) -> Undone:
     for columns in (norm for norm in norms.values() if len(norm) == w.shape[1] and (norm > 0).all()):
         exact = plain._replace(columns=columns, by="norm")
         found = _simpler(w, exact, exact._replace(rows=factors(w, q, 1, columns), by="fit"))
-        if _error(w, found) < least:
+        if _simpler(w, plain, found).by and _error(w, found) < least:  # rows undo a quotient that is one number
             best, least = found, _error(w, found)
     return best
 

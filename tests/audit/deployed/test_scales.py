@@ -113,3 +113,13 @@ def test_the_share_of_scaling_is_that_of_a_planted_one() -> None:
     chance = (ROWS + COLUMNS) / (ROWS * COLUMNS)
     share = share_of_scaling(w, noise) / float(np.square(noise.astype(np.float64)).sum())
     assert 0.5 * chance < share < 1.5 * chance
+
+
+@pytest.mark.parametrize("factor", [1 / 3, 1.0, 3.0])
+def test_a_norm_that_was_multiplied_by_one_number_scales_no_matrix(factor: float) -> None:
+    """Factors of rows would undo it, and fit a little of any rounding error besides."""
+    w = weights()
+    q = round_trip(w, format_named("int4-g64"))
+    undone = without_scales(w, q, {"norm": np.full(COLUMNS, factor)})
+    assert undone.by == ""
+    assert np.array_equal(undone.values, q)
