@@ -19,6 +19,7 @@ from unforgotten.reports.verdicts.shapley import shapley
 STUDY = "released-code"
 SMALL = 1e-5
 """Learning rate of the released scripts without a mask."""
+AS_RELEASED = "as released"
 LARGE = 1e-4
 """That of SURE."""
 FACTORS = {"bf16": "bf16 parameters", "lr": "the learning rate of 1e-05", "raw": "losses of raw logits"}
@@ -31,7 +32,7 @@ class Ingredients(NamedTuple):
     Attributes:
         method: name of the method, without its variant.
         retain: level of the study: its retain loss.
-        raw: whether losses are those of raw logits.
+        raw: whether both losses are those of raw logits; of "as released" the forget loss alone is.
         mask: "none", "SURE", or "as released", where no mask works and the forget gradient counts twice.
         lr: learning rate.
         storage: storage arm.
@@ -58,6 +59,13 @@ class Ingredients(NamedTuple):
     of_seed: Mapping[int, float]
 
     @property
+    def losses(self) -> str:
+        """Which losses it has, in words."""
+        if self.mask == AS_RELEASED:
+            return "raw logits, KL of the formula"
+        return "raw logits" if self.raw else "formulas"
+
+    @property
     def factors(self) -> frozenset[str]:
         """The ingredients of the released code that it has, of FACTORS."""
         has = {"bf16": self.storage == "bf16", "lr": self.lr == SMALL, "raw": self.raw}
@@ -65,8 +73,9 @@ class Ingredients(NamedTuple):
 
 
 def ingredients(evidence: Evidence) -> list[Ingredients]:
-    """Return the arms in the order of the study's folders; none where it is not published."""
-    return [_arm(level, method, storage, runs) for (level, method, storage), runs in runs_of(evidence, STUDY).items()]
+    """Return the arms by retain loss, losses, mask, learning rate and storage; none where the study is not published."""
+    found = (_arm(*at, runs) for at, runs in runs_of(evidence, STUDY).items())
+    return sorted(found, key=lambda one: (one.retain, one.raw, one.mask != "none", one.mask, one.lr, one.storage))
 
 
 def _arm(level: str, method: str, storage: str, runs: Runs) -> Ingredients:
@@ -89,7 +98,7 @@ def _arm(level: str, method: str, storage: str, runs: Runs) -> Ingredients:
     backs = [(seed, _back(run, *at, fmt)) for seed, run in runs for fmt in COARSE]
     utility = [(seed, value_of(run, "M4", "unlearned", *at) - value_of(run, "M4", "target")) for seed, run in runs]
     lr = next(row.lr for row in runs[0][1].rows if (row.method, row.storage) == at and row.lr)
-    mask = "as released" if "as_released" in name else "SURE" if "_SURE" in name else "none"
+    mask = AS_RELEASED if "as_released" in name else "SURE" if "_SURE" in name else "none"
     return Ingredients(
         *(name, level, "rawlogits" in name, mask, lr, storage, over_seeds(before), over_seeds(after), gains),
         *(
@@ -145,7 +154,7 @@ def ingredient_rows(found: Sequence[Ingredients]) -> list[tuple[str, ...]]:
     """Return a line for each arm: what it has, how deep it forgot, what 4 bits leave of it."""
     return [
         (
-            *(one.method, "raw logits" if one.raw else "formulas", one.mask, f"{one.lr:g}", one.storage),
+            *(one.method, one.losses, one.mask, f"{one.lr:g}", one.storage),
             f"{one.before.value:.2f} to {one.after.value:.2f}",
             *(f"{one.gains[fmt].value:.2f}" if fmt in one.gains else "–" for fmt in SHOWN),
             share(one.back.value) if one.back else "–",
@@ -208,7 +217,7 @@ def _shares(found: Sequence[Shares]) -> Iterator[str]:
 def _masks(found: Sequence[Ingredients]) -> Iterator[str]:
     for one in found:
         plain = next((p for p in found if _beside(one) == _beside(p) and p.mask == "none" and not p.raw), None)
-        if one.mask == "none" or plain is None or one.gain is None or plain.gain is None:
+        if one.mask != "SURE" or plain is None or one.gain is None or plain.gain is None:
             continue
         backs = f", {share(one.back.value)} and {share(plain.back.value)} came back" if one.back and plain.back else ""
         yield (

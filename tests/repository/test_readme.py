@@ -8,7 +8,7 @@ from statistics import median
 from unforgotten.audit.verdict.power import LEAST_EFFECTIVE
 from unforgotten.records.files import read_json_lines
 from unforgotten.records.methods import FORGET_TERMS
-from unforgotten.records.rows import read_run
+from unforgotten.records.rows import Run, read_run
 from unforgotten.reports.markdown import COUNTED, intervals, returns, survival_table
 
 ROOT = Path(__file__).parents[2]
@@ -142,6 +142,49 @@ def test_gemma_in_the_readme_is_that_of_the_rows() -> None:
     assert f"(forget loss {before:.2f} to {before + added['bf16']:.2f}) int4-g64 passes" in text
     int4, gptq = told["bf16", "int4-g64"], told["bf16", "gptq-retain:int4-g64"]
     assert f"int4-g64 passes {int4[0]} and takes back {int4[1]}, GPTQ {gptq[0]} and {gptq[1]}" in text
+
+
+def kept(run: Run, metric: str, method: str, storage: str, name: str) -> float:
+    """The value of an arm's one state, at whatever depth it was kept."""
+    values = [one.value(metric, "unlearned", method, storage, name) for one in run.by_depth()]
+    (value,) = (value for value in values if value is not None)
+    return value
+
+
+def test_the_ingredients_in_the_readme_are_those_of_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    run = read_run(ROOT / "reports/published/released-code/KLR-seed0")
+
+    def gain(method: str, storage: str) -> str:
+        values = [kept(run, "gain", method, storage, name) for name in ("int4-g64", "fp4-b64")]
+        return f"{sum(values) / len(values):.2f}"
+
+    plain, raw, mask = "NPO_KLR+{}", "NPO_rawlogits_KLR_rawlogits+slow", "NPO_KLR_SURE+{}"
+    fast, slow = plain.format("fast"), plain.format("slow")
+    assert f"lr 1e-4 pass {gain(fast, 'bf16')} of the update and fp32 at lr 1e-5 {gain(slow, 'fp32')}" in text
+    assert f"but bf16 at lr 1e-5 {gain(slow, 'bf16')}, and {gain(raw, 'bf16')} there with" in text
+    masked = {rate: gain(mask.format(rate), "bf16") for rate in ("fast", "slow")}
+    assert f"passes {gain(fast, 'bf16')} without its mask and {masked['fast']} with it" in text
+    assert f"at lr 1e-5 {gain(slow, 'bf16')} and {masked['slow']}." in text
+
+
+def test_bits_and_blocks_in_the_readme_are_those_of_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    run = read_run(ROOT / "reports/published/bits-and-blocks/npo-seed0")
+
+    def cell(metric: str, name: str, storage: str = "bf16") -> float:
+        return kept(run, metric, "NPO_GDR", storage, name)
+
+    assert f"M1 fell from {run.value('M1', 'target'):.1f} to {cell('M1', 'none'):.1f} " in text
+    three, four, five = (f"{cell('gain', n):.2f}" for n in ("int3-g64", "int4-g64", "int5-g64"))
+    memory = [f"{cell('M1', n):.1f}" for n in ("int3-g64", "int4-g64", "int5-g64")]
+    assert f"int3-g64 passes {three} of the update and M1 is {memory[0]}, int4-g64 {four} and {memory[1]}," in text
+    assert f"int5-g64 {five} and {memory[2]}," in text
+    blocks = [f"{cell('M1', f'fp4-b{n}'):.1f}" for n in (16, 64, 256, 1024)]
+    assert f"has M1 at {blocks[0]}, {blocks[1]}, {blocks[2]} and {blocks[3]};" in text
+    told = ["int3-g64", "int4-g64", "int5-g64", *(f"fp4-b{n}" for n in (16, 64, 256, 1024))]
+    masters = [cell("M1", name, "fp32") for name in told]
+    assert f"M1 is {min(masters):.1f} to {max(masters):.1f} in all of them" in text
 
 
 def test_the_deployed_files_in_the_readme_are_those_of_the_rows() -> None:
