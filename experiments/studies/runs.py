@@ -70,6 +70,7 @@ class RunsSettings(Section):
     Attributes:
         profile: name of a profile, or a YAML file.
         seeds: seeds of each combination.
+        seeds_of: seeds of the combinations that have a level, where they are others, by the name of the level.
         set: overrides of all runs, by dotted name.
         vary: factors; each has levels, and each level has overrides.
         show: metrics of the unlearned models that the table has a column for.
@@ -79,6 +80,7 @@ class RunsSettings(Section):
 
     profile: str
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    seeds_of: dict[str, tuple[int, ...]] = Field(default_factory=dict)
     set: dict[str, Any] = Field(default_factory=dict)
     vary: dict[str, dict[str, dict[str, Any]]] = Field(default_factory=dict)
     show: tuple[str, ...] = Field(default=("M1", "M4"), min_length=1)
@@ -87,8 +89,16 @@ class RunsSettings(Section):
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave a default out that older studies do not have."""
-        return without(handler(self), predicted=())
+        """Leave defaults out that older studies do not have."""
+        return without(handler(self), predicted=(), seeds_of={})
+
+    @model_validator(mode="after")
+    def _levels_are_there(self) -> RunsSettings:
+        known = {level for by_level in self.vary.values() for level in by_level}
+        for level, seeds in self.seeds_of.items():
+            if level not in known or not seeds:
+                raise ValueError(f"seeds_of must have seeds of levels of vary, got {level}={list(seeds)}")
+        return self
 
     @field_validator("vary")
     @classmethod
@@ -111,9 +121,11 @@ def planned_runs(settings: RunsSettings) -> Iterator[PlannedRun]:
     """Yield every run, in the order of the factors, the seeds last."""
     for levels in itertools.product(*(by_level.items() for by_level in settings.vary.values())):
         replaced = dict(settings.set)
-        for _, overrides in levels:
+        seeds = settings.seeds
+        for level, overrides in levels:
             replaced |= overrides
-        for seed in settings.seeds:
+            seeds = settings.seeds_of.get(level, seeds)
+        for seed in seeds:
             config = load_config(settings.profile, seed=seed, settings=replaced)
             yield PlannedRun("-".join([*(level for level, _ in levels), f"seed{seed}"]), config)
 

@@ -34,18 +34,34 @@ def runs_table(folder: Path, study: Mapping[str, Any]) -> str:
         study: question and settings, as in `study.json`.
     """
     settings = study["settings"]
-    shown, seeds = settings["show"], settings["seeds"]
+    shown, others = settings["show"], settings.get("seeds_of", {})
     combinations = list(itertools.product(*settings["vary"].values()))
-    found = [[read_run(folder / "-".join([*levels, f"seed{seed}"])) for seed in seeds] for levels in combinations]
+    found = [
+        [read_run(folder / "-".join([*levels, f"seed{seed}"])) for seed in _seeds(settings, levels)]
+        for levels in combinations
+    ]
+    named_seeds = [_listed(settings["seeds"]), *(f"{level}: {_listed(seeds)}" for level, seeds in others.items())]
     deep = ["depth"] if any(run.depths for runs in found for run in runs) else []
     heads = [*settings["vary"], *deep, "method", "storage", "format", *shown]
-    lines = [f"{study['question']} Seeds: {', '.join(map(str, seeds))}.", "", _line(heads), _line(["---"] * len(heads))]
+    lines = [f"{study['question']} Seeds: {'; '.join(named_seeds)}.", "", _line(heads), _line(["---"] * len(heads))]
     for levels, runs in zip(combinations, found, strict=True):
         for depth in dict.fromkeys(one.depth for run in runs for one in run.by_depth()):
             there = [one for run in runs for one in run.by_depth() if one.depth == depth]
             named = ["–" if depth is None else words(depth)] if deep else []
             lines += [_line([*levels, *named, *cells]) for cells in _cells(there, shown)]
     return "\n".join(lines) + "\n"
+
+
+def _seeds(settings: Mapping[str, Any], levels: Sequence[str]) -> Sequence[int]:
+    """Return the seeds of a combination of levels, as `experiments/studies/runs.py` takes them."""
+    seeds: Sequence[int] = settings["seeds"]
+    for level in levels:
+        seeds = settings.get("seeds_of", {}).get(level, seeds)
+    return seeds
+
+
+def _listed(seeds: Sequence[int]) -> str:
+    return ", ".join(map(str, seeds))
 
 
 def predicted_table(folder: Path, study: Mapping[str, Any]) -> str:

@@ -10,7 +10,7 @@ import pytest
 
 from unforgotten.experiments.studies.runs import Prediction
 from unforgotten.reports.predicted import Outcome, came_true, outcomes
-from unforgotten.reports.studies.runs import predicted_table
+from unforgotten.reports.studies.runs import predicted_table, runs_table
 
 CURES = Path(__file__).parents[2] / "reports" / "published" / "cures"
 
@@ -72,3 +72,14 @@ def test_what_did_not_come_true_is_named_with_what_was_seen() -> None:
     told = came_true([true, false, unseen])
     assert told == "1 of 2 statements came true in every cell; not: it fails (at most 0.3; 1 of 2 cells, 0.20 to 0.40)."
     assert came_true([unseen]) == ""
+
+
+def test_the_table_of_runs_has_the_seeds_that_a_level_has(tmp_path: Path) -> None:
+    for name, source in (("a-seed0", "larger-lr-seed0"), ("a-seed1", "masters-seed0"), ("b-seed1", "larger-lr-seed0")):
+        (tmp_path / name).symlink_to(CURES / source)
+    settings = {"seeds": [0, 1], "seeds_of": {"b": [1]}, "vary": {"arm": {"a": {}, "b": {}}}, "show": ["gain"]}
+    table = runs_table(tmp_path, {"question": "So?", "settings": settings}).splitlines()
+    assert table[0] == "So? Seeds: 0, 1; b: 1."
+    assert {line.split(" | ")[0] for line in table[4:]} == {"| a", "| b"}
+    with pytest.raises(ValueError, match="b-seed0: must be the directory of a run"):
+        runs_table(tmp_path, {"question": "So?", "settings": settings | {"seeds_of": {}}})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -67,3 +68,13 @@ def test_runs_are_every_combination_with_their_settings() -> None:
 def test_a_level_that_is_no_folder_name_is_refused() -> None:
     with pytest.raises(ValueError, match="a level must be letters"):
         RunsSettings(profile=MICRO, vary={"lr": {"../x": {}}})
+
+
+def test_a_level_may_have_seeds_of_its_own() -> None:
+    vary: dict[str, Any] = {"arm": {"fp32": {"storages": ["fp32"]}, "bf16": {"storages": ["bf16"]}}}
+    settings = RunsSettings(profile=MICRO, seeds=(0, 7), seeds_of={"bf16": (7,)}, vary=vary)
+    assert [name for name, _ in planned_runs(settings)] == ["fp32-seed0", "fp32-seed7", "bf16-seed7"]
+    assert "seeds_of" not in RunsSettings(profile=MICRO, seeds=(0, 7), vary=vary).model_dump(mode="json")
+    for wrong in ({"fp16": (0,)}, {"bf16": ()}):
+        with pytest.raises(ValueError, match="seeds_of must have seeds of levels of vary, got "):
+            RunsSettings(profile=MICRO, seeds_of=wrong, vary=vary)
