@@ -13,7 +13,7 @@ from unforgotten.records.rows import Run
 from unforgotten.reports.run.conjectures import CONFIRMED, REFUTED, collapse_cases
 from unforgotten.reports.verdicts.architectures import architecture_claims
 from unforgotten.reports.verdicts.claim import Claim, number, share
-from unforgotten.reports.verdicts.cures import cures, folders_of
+from unforgotten.reports.verdicts.cures import cures, folders_of, kept, runs_of
 from unforgotten.reports.verdicts.evidence import (
     COARSE,
     FOUR_BITS,
@@ -211,8 +211,15 @@ def _larger_rate(evidence: Evidence) -> Iterator[str]:
         gains, points = ([getattr(one, what) for one in mask.plain] for what in ("gain", "utility"))
         yield (
             f"A larger learning rate (NPO_GDR, bf16, lr 5e-05), seed by seed: gain at int4 and fp4 {', '.join(map(number, gains))}, but M4 less "
-            f"that of the target {', '.join(f'{x:+.0f}' for x in points)} points."
+            f"that of the target {', '.join(f'{x:+.0f}' for x in points)} points.{_masters_too(evidence)}"
         )
+
+
+def _masters_too(evidence: Evidence) -> str:
+    """Return what fp32 masters at the small rate do to M4 on the same seeds, which tells whether the larger rate is to blame."""
+    runs = runs_of(evidence, "released-code").get(("KLR", "NPO_KLR+slow", "fp32"), [])
+    told = ", ".join(f"{kept(run, 'NPO_KLR+slow', 'fp32').utility:+.0f} on seed {seed}" for seed, run in runs)
+    return f" NPO_KLR with fp32 masters at lr 1e-05 has {told}." if told else ""
 
 
 def _calibrated(evidence: Evidence) -> Iterator[str]:
