@@ -61,7 +61,7 @@ def test_a_study_without_predictions_has_no_table_of_them() -> None:
 @pytest.mark.parametrize("given", [{}, {"low": 1.0, "high": 0.5}])
 def test_one_that_cannot_fail_or_cannot_hold_is_refused(given: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="low"):
-        Prediction(says="it is so", metric="gain", **given)
+        Prediction.model_validate({"says": "it is so", "metric": "gain", **given})
 
 
 def test_what_did_not_come_true_is_named_with_what_was_seen() -> None:
