@@ -187,6 +187,32 @@ def test_bits_and_blocks_in_the_readme_are_those_of_the_rows() -> None:
     assert f"M1 is {min(masters):.1f} to {max(masters):.1f} in all of them" in text
 
 
+def test_the_architectures_in_the_readme_are_those_of_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    folder = ROOT / "reports/published/architectures"
+    runs = {name: read_run(folder / f"{name}-seed0") for name in ("gpt-neox", "qwen", "moe")}
+
+    def gain(name: str, storage: str) -> str:
+        values = [kept(runs[name], "gain", "NPO_GDR", storage, fmt) for fmt in ("int4-g64", "fp4-b64")]
+        return f"{sum(values) / len(values):.2f}"
+
+    told = {name: gain(name, "bf16") for name in runs}
+    assert (
+        f"bf16 passes {told['gpt-neox']} at int4 and fp4 in GPT-NeoX, {told['qwen']} in Qwen3 and {told['moe']} in"
+        in text
+    )
+    assert {gain(name, "fp32") for name in runs} == {"1.00"}
+    assert "fp32 masters 1.00 in each" in text
+    for name in ("gpt-neox", "qwen"):  # the experts of a mixture are no linear layers that a hook sees
+        for storage in ("fp32", "bf16"):
+            before, after, dynamic = (
+                runs[name].value("forget_loss", "target") or 0.0,
+                kept(runs[name], "forget_loss", "NPO_GDR", storage, "none"),
+                kept(runs[name], "forget_loss", "NPO_GDR", storage, "dynamic:int8-row"),
+            )
+            assert abs(after - dynamic) < 0.01 * (after - before)
+
+
 def test_the_deployed_files_in_the_readme_are_those_of_the_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     rows = read_json_lines(ROOT / "reports/published/deployed-files/rows.jsonl")
