@@ -10,7 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from unforgotten.records.rows import Run, read_run
+from unforgotten.records.rows import Run
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 
 STUDY = "cures"
@@ -58,7 +58,7 @@ def runs_of(evidence: Evidence, study: str) -> dict[tuple[str, str, str], Runs]:
         place = FOLDER.fullmatch(path.parent.name)
         if place is None:
             continue
-        for run in read_run(path.parent).by_depth():
+        for run in evidence.run(f"{study}/{path.parent.name}").by_depth():
             for method, storage in run.arms:
                 found.setdefault((place["level"], method, storage), []).append((int(place["seed"]), run))
     return found

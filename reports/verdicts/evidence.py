@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -78,6 +78,7 @@ class Evidence:
     """The rows of `reports/published`, by the folder they stand in."""
 
     published: Path
+    _read: dict[str, Run] = field(default_factory=dict, compare=False, repr=False)
 
     def study(self, name: str) -> list[StudyRow]:
         """Return the rows of a study; none where it is not published."""
@@ -90,8 +91,10 @@ class Evidence:
         return came_true(outcomes(path.parent, json.loads(path.read_text(encoding="utf-8")))) if path.is_file() else ""
 
     def run(self, name: str) -> Run:
-        """Return a run."""
-        return read_run(self.published / name)
+        """Return a run, read once."""
+        if name not in self._read:
+            self._read[name] = read_run(self.published / name)
+        return self._read[name]
 
     @cached_property
     def runs(self) -> list[str]:

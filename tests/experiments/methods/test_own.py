@@ -43,6 +43,7 @@ def call(*arguments: str, cwd: Path) -> Any:
     return subprocess.run(command, cwd=cwd, text=True, capture_output=True, check=False, env=environment)
 
 
+@pytest.mark.nightly
 def test_the_example_is_run_reported_audited_and_forecast(tmp_path: Path) -> None:
     assert len(EXAMPLE.read_text().splitlines()) <= 30
     shutil.copy(EXAMPLE, tmp_path / "mine.py")
