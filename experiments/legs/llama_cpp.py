@@ -13,7 +13,6 @@ from __future__ import annotations
 import copy
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from importlib import import_module
 from importlib.metadata import version
 from types import SimpleNamespace
@@ -25,11 +24,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedModel
 
+from unforgotten.experiments.quantizers.llama_cpp import heard
+
 PACKAGE = "llama-cpp-python"
 TOGETHER = 256
 """Tokens that are passed at once: llama.cpp keeps the logits of all of them."""
-ERROR = 4
-"""Level of an error in what llama.cpp logs."""
 
 
 class Part(NamedTuple):
@@ -67,7 +66,7 @@ class LlamaCpp:
         offload = like.device.type != "cpu" and self._library.llama_supports_gpu_offload()
         self.device = torch.device("cpu")  # of logits and tokens
         self.devices = [str(like.device) if offload else "cpu"]
-        with self._heard() as said:
+        with heard(self._library) as said:
             self._library.llama_backend_init()
             settings = self._library.llama_model_default_params()
             settings.n_gpu_layers = -1 if offload else 0
@@ -175,7 +174,7 @@ class LlamaCpp:
         settings.n_seq_max, settings.n_ctx = texts, texts * _rounded(length)
         settings.n_batch = settings.n_ubatch = TOGETHER
         settings.n_threads = settings.n_threads_batch = torch.get_num_threads()
-        with self._heard() as said:
+        with heard(self._library) as said:
             self._context = self._library.llama_init_from_model(self._model, settings)
         if not self._context:
             raise ValueError(
@@ -208,7 +207,7 @@ class LlamaCpp:
             for i, (text, position, token, asked) in enumerate(tokens):
                 batch.token[i], batch.pos[i], batch.logits[i] = token, position, asked
                 batch.n_seq_id[i], batch.seq_id[i][0] = 1, text
-            with self._heard() as said:
+            with heard(self._library) as said:
                 code = self._library.llama_decode(self._context, batch)
             if code != 0:
                 raise ValueError(
@@ -224,22 +223,6 @@ class LlamaCpp:
 
     def _none(self) -> NDArray[np.float32]:
         return np.zeros((0, self._vocabulary), np.float32)
-
-    @contextmanager
-    def _heard(self) -> Iterator[list[str]]:
-        """Collect the errors that llama.cpp logs, and drop all else."""
-        said: list[str] = []
-
-        def note(level: int, text: bytes, _: Any) -> None:
-            if level >= ERROR:
-                said.append(text.decode(errors="replace").strip())
-
-        heard = self._library.llama_log_callback(note)
-        self._library.llama_log_set(heard, None)
-        try:
-            yield said
-        finally:
-            self._library.llama_log_set(self._library.llama_log_callback(0), None)
 
 
 def llama_cpp_model(path: str, like: PreTrainedModel) -> PreTrainedModel:

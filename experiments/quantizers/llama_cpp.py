@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import ctypes
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import cache
 from importlib import import_module
 from pathlib import Path
@@ -156,6 +157,27 @@ def _hyperparameters(shapes: Mapping[str, tuple[int, ...]]) -> Mapping[str, Any]
     }
 
 
+@contextmanager
+def heard(library: Any) -> Iterator[list[str]]:
+    """Collect the errors that llama.cpp logs meanwhile, and drop all else.
+
+    Args:
+        library: module `llama_cpp`.
+    """
+    said: list[str] = []
+
+    def note(level: int, text: bytes, _: Any) -> None:
+        if level >= ERROR:
+            said.append(text.decode(errors="replace").strip())
+
+    listener = library.llama_log_callback(note)  # held until the call is over
+    library.llama_log_set(listener, None)
+    try:
+        yield said
+    finally:
+        library.llama_log_set(library.llama_log_callback(0), None)
+
+
 def quantize_gguf(plain: Path, written: Path, file_type: str) -> None:
     """Let llama.cpp quantize a file; of what it logs only an error is kept.
 
@@ -165,21 +187,11 @@ def quantize_gguf(plain: Path, written: Path, file_type: str) -> None:
     import torch
 
     library = import_module("llama_cpp")
-    said: list[str] = []
-
-    def note(level: int, text: bytes, _: Any) -> None:
-        if level >= ERROR:
-            said.append(text.decode(errors="replace").strip())
-
     params = library.llama_model_quantize_default_params()
     params.ftype = getattr(library, f"LLAMA_FTYPE_MOSTLY_{file_type.upper()}")
     params.nthread = torch.get_num_threads()
-    heard = library.llama_log_callback(note)  # held until the call is over
-    library.llama_log_set(heard, None)
-    try:
+    with heard(library) as said:
         code = library.llama_model_quantize(str(plain).encode(), str(written).encode(), ctypes.byref(params))
-    finally:
-        library.llama_log_set(library.llama_log_callback(0), None)
     if code != 0:
         reason = " ".join(said) or f"code={code}"
         raise ValueError(f"weights must be such that llama.cpp can write {file_type}, got {reason}")

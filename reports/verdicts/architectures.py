@@ -12,14 +12,12 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from unforgotten.reports.run.over_runs import LEAST_EFFECT
-from unforgotten.reports.verdicts.claim import Claim, Word, number, share, unmeasured
-from unforgotten.reports.verdicts.cures import COARSE, Runs, folders_of, runs_of, value_of
+from unforgotten.reports.verdicts.claim import WHOLE, Claim, Word, number, share, unmeasured
+from unforgotten.reports.verdicts.cures import COARSE, Runs, back_of, folders_of, runs_of, value_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 
 STUDY = "architectures"
 DYNAMIC = "dynamic:int8-row"
-WHOLE = 0.1
-"""Distance of a gain from 1, and share of what was forgotten, that count as none."""
 
 
 class Architecture(NamedTuple):
@@ -61,10 +59,9 @@ def _one(level: str, method: str, storage: str, runs: Runs) -> Architecture:
     for seed, run in runs:
         before, after = value_of(run, "forget_loss", "target"), value_of(run, "forget_loss", "unlearned", *at)
         added.append((seed, after - before))
-        back += [(seed, (after - value_of(run, "forget_loss", "unlearned", *at, f)) / (after - before)) for f in COARSE]
+        back += [(seed, back_of(run, *at, f)) for f in COARSE]
         if DYNAMIC in run.formats:
-            loss = value_of(run, "forget_loss", "unlearned", *at, DYNAMIC)
-            dynamic.append((seed, (after - loss) / (after - before)))
+            dynamic.append((seed, back_of(run, *at, DYNAMIC)))
     gains = [(seed, value_of(run, "gain", "unlearned", *at, f)) for seed, run in runs for f in COARSE]
     losses = over_seeds((seed, value_of(run, "forget_loss", "unlearned", *at)) for seed, run in runs)
     forgot = all(one >= LEAST_EFFECT for _, one in added)

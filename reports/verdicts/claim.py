@@ -8,6 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+WHOLE = 0.1
+"""Distance of a gain from 1, and share of what was forgotten, that count as none."""
 Word = Literal["confirmed", "refuted", "in part", "open", "not measured"]
 
 

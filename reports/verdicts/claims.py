@@ -12,7 +12,7 @@ import numpy as np
 from unforgotten.records.rows import Run
 from unforgotten.reports.run.conjectures import CONFIRMED, REFUTED, collapse_cases
 from unforgotten.reports.verdicts.architectures import architecture_claims
-from unforgotten.reports.verdicts.claim import Claim, number, share
+from unforgotten.reports.verdicts.claim import WHOLE, Claim, number, share
 from unforgotten.reports.verdicts.cures import cures, folders_of, kept, runs_of
 from unforgotten.reports.verdicts.evidence import (
     COARSE,
@@ -29,8 +29,6 @@ from unforgotten.reports.verdicts.masks import mask_claims, masks
 from unforgotten.reports.verdicts.scaling import STUDY as BITS_AND_BLOCKS
 from unforgotten.reports.verdicts.scaling import scaled, scaling_sentences
 
-WHOLE = 0.1
-"""Distance of a gain from 1, and share of what was forgotten, that count as none."""
 DITHERED = "int4-g64-dither"
 PLAIN = "int4-g64"
 

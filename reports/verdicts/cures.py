@@ -76,12 +76,16 @@ def cures(evidence: Evidence) -> list[Cure]:
 
 def kept(run: Run, method: str, storage: str) -> Kept:
     """Return what an arm of a run keeps, means over int4 and fp4."""
-    before, after = value_of(run, "forget_loss", "target"), value_of(run, "forget_loss", "unlearned", method, storage)
-    places = [("unlearned", method, storage, fmt) for fmt in COARSE]
-    gains = [value_of(run, "gain", *at) for at in places]
-    backs = [(after - value_of(run, "forget_loss", *at)) / (after - before) for at in places]
+    gains = [value_of(run, "gain", "unlearned", method, storage, fmt) for fmt in COARSE]
+    backs = [back_of(run, method, storage, fmt) for fmt in COARSE]
     utility = value_of(run, "M4", "unlearned", method, storage) - value_of(run, "M4", "target")
     return Kept(sum(gains) / len(gains), sum(backs) / len(backs), utility)
+
+
+def back_of(run: Run, method: str, storage: str, fmt: str) -> float:
+    """Return the share of the forget loss that unlearning added which is gone in a format."""
+    before, after = value_of(run, "forget_loss", "target"), value_of(run, "forget_loss", "unlearned", method, storage)
+    return (after - value_of(run, "forget_loss", "unlearned", method, storage, fmt)) / (after - before)
 
 
 def _cure(method: str, storage: str, runs: Runs) -> Cure:

@@ -9,10 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from unforgotten.records.rows import Run
 from unforgotten.reports.run.over_runs import LEAST_EFFECT
 from unforgotten.reports.verdicts.claim import number, share
-from unforgotten.reports.verdicts.cures import COARSE, Runs, runs_of, value_of
+from unforgotten.reports.verdicts.cures import COARSE, Runs, back_of, runs_of, value_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 from unforgotten.reports.verdicts.shapley import shapley
 
@@ -95,7 +94,7 @@ def _arm(level: str, method: str, storage: str, runs: Runs) -> Ingredients:
     before = [(seed, value_of(run, "forget_loss", "target")) for seed, run in runs]
     after = [(seed, value_of(run, "forget_loss", "unlearned", *at)) for seed, run in runs]
     forgot = all(a - b >= LEAST_EFFECT for (_, a), (_, b) in zip(after, before, strict=True))
-    backs = [(seed, _back(run, *at, fmt)) for seed, run in runs for fmt in COARSE]
+    backs = [(seed, back_of(run, *at, fmt)) for seed, run in runs for fmt in COARSE]
     utility = [(seed, value_of(run, "M4", "unlearned", *at) - value_of(run, "M4", "target")) for seed, run in runs]
     lr = next(row.lr for row in runs[0][1].rows if (row.method, row.storage) == at and row.lr)
     mask = AS_RELEASED if "as_released" in name else "SURE" if "_SURE" in name else "none"
@@ -108,11 +107,6 @@ def _arm(level: str, method: str, storage: str, runs: Runs) -> Ingredients:
             whole,
         ),
     )
-
-
-def _back(run: Run, method: str, storage: str, fmt: str) -> float:
-    before, after = value_of(run, "forget_loss", "target"), value_of(run, "forget_loss", "unlearned", method, storage)
-    return (after - value_of(run, "forget_loss", "unlearned", method, storage, fmt)) / (after - before)
 
 
 class Shares(NamedTuple):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import gguf
@@ -163,16 +162,13 @@ def test_file_of_our_own_rounding_has_the_gain_of_our_format(tmp_path: Path) -> 
     assert near(found["cosine"], own["cosine"] or 0.0)
 
 
-def tiled_file(
-    folder: Path, weights: Weights, *, ending: str, config: Mapping[str, Any], plain: Weights = MappingProxyType({})
-) -> Path:
+def tiled_file(folder: Path, weights: Weights, ending: str, config: Mapping[str, Any], plain: Weights) -> Path:
     """Write float8 codes and scales of tiles of 16 x 32, as compressed-tensors or DeepSeek name them, and `plain` as it is."""
     fmt = format_named("fp8-b16x32")
     tensors: dict[str, Array] = dict(plain)
     for name, w in weights.items():
         codes, grid = quantize(w, fmt)
-        levels = np.asarray(fmt.levels, np.float32)[codes]
-        tensors[name] = levels.astype(ml_dtypes.float8_e4m3fn)
+        tensors[name] = np.asarray(fmt.levels, np.float32)[codes].astype(ml_dtypes.float8_e4m3fn)
         tensors[name.removesuffix(".weight") + ending] = grid.scale.reshape(-(-w.shape[0] // 16), -1)
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")
@@ -189,6 +185,19 @@ COMPRESSED = {
 }
 
 
+def tiled_pair(
+    tmp_path: Path, shape: tuple[int, int], ending: str, config: Mapping[str, Any], plain: Weights
+) -> AuditResult:
+    """Audit matrices beside their files, of which that of the unlearned model has `plain`, too."""
+    rng = np.random.default_rng(0)
+    before = {name: rng.normal(size=shape).astype(np.float32) for name in GGUF_NAMES}
+    after = {name: (w + 0.05 * rng.normal(size=w.shape)).astype(np.float32) for name, w in before.items()}
+    target = tiled_file(tmp_path / "q0", before, ending, config, {})
+    unlearned = tiled_file(tmp_path / "q1", after, ending, config, plain)
+    files = str(target), str(unlearned)
+    return audit_pair(saved(tmp_path / "t", before), saved(tmp_path / "u", after), ["fp8-b16x32"], deployed=files)
+
+
 @pytest.mark.parametrize(
     ("ending", "config"), [(".weight_scale_inv", DEEPSEEK), (".weight_scale", COMPRESSED)], ids=["deepseek", "ct"]
 )
@@ -197,15 +206,7 @@ def test_file_of_float8_tiles_has_the_gain_of_our_format(
 ) -> None:
     """Rows of tiles are cut at the edge; of our own values a sample of whole tiles is taken, which fewer rows would not be."""
     monkeypatch.setattr(measure, "OURS_WEIGHTS", 20)
-    rng = np.random.default_rng(0)
-    before = {name: rng.normal(size=(40, 70)).astype(np.float32) for name in GGUF_NAMES}
-    after = {name: (w + 0.05 * rng.normal(size=w.shape)).astype(np.float32) for name, w in before.items()}
-    files = [
-        str(tiled_file(tmp_path / f"q{i}", side, ending=ending, config=config))
-        for i, side in enumerate((before, after))
-    ]
-    pair = saved(tmp_path / "t", before), saved(tmp_path / "u", after)
-    result = audit_pair(*pair, ["fp8-b16x32"], deployed=(files[0], files[1]))
+    result = tiled_pair(tmp_path, (40, 70), ending, config, {})
     found, own = deployed_of(result), result["formats"][0]
     assert (own["format"], own["grid"]) == ("fp8-b16x32", "adaptive")
     assert [(row["ours"], row["distance"]) for row in found["types"]] == [("fp8-b16x32", 0.0)]
@@ -217,16 +218,8 @@ def test_file_of_float8_tiles_has_the_gain_of_our_format(
 @pytest.mark.parametrize("factor", [1.0, 1.01, 3.0])
 def test_norms_of_another_model_are_named_where_no_scales_explain_them(factor: float, tmp_path: Path) -> None:
     """The models' norms are 1 (`saved`)."""
-    rng = np.random.default_rng(0)
-    before = {name: rng.normal(size=(96, COLUMNS)).astype(np.float32) for name in GGUF_NAMES}
-    after = {name: (w + 0.05 * rng.normal(size=w.shape)).astype(np.float32) for name, w in before.items()}
     norm = {f"{LAYER}.input_layernorm.weight": np.full(COLUMNS, factor, np.float32)}
-    files = [
-        str(tiled_file(tmp_path / f"q{i}", side, plain=norm if i else {}, ending=".weight_scale", config=COMPRESSED))
-        for i, side in enumerate((before, after))
-    ]
-    pair = saved(tmp_path / "t", before), saved(tmp_path / "u", after)
-    notes = deployed_of(audit_pair(*pair, ["fp8-b16x32"], deployed=(files[0], files[1])))["notes"]
+    notes = deployed_of(tiled_pair(tmp_path, (96, COLUMNS), ".weight_scale", COMPRESSED, norm))["notes"]
     told = [note for note in notes if "norms are others" in note]
     assert bool(told) == (factor == 3.0)
     assert all("by up to 200%" in note and f"{LAYER}.input_layernorm.weight" in note for note in told)

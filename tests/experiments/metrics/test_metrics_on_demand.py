@@ -48,6 +48,8 @@ WRONG = {"forget_truth_ratio", "retain_truth_ratio"}
 U32, U64 = 2.0**-24, 2.0**-53
 MEAN_OF_LOGS = 8 * U64  # logs of 0.5 and 0.125 to an ulp, 5.5; their sum 2.8; halved; an exponential, 2
 RATIO = 4 * U64  # a decimal above and one below, a sum, a quotient
+AREA = 16 * U64  # ranks that are whole numbers; their sum, a mean, a product and a quotient
+TWO_WAYS = 64 * U64  # the area counted from either side, over some dozens of texts
 TWO_POINTS = 16 * U64  # roundings of two logarithms, of mean, variance, root and quotient
 ROUNDINGS = 64  # of a standard score, with room
 VOCABULARY = 8
@@ -168,11 +170,11 @@ def test_attacks__by_hand() -> None:
     """Forget 5, 3, 1 against holdout 4, 2, 0, 0: 4 + 3 + 2 of 12 pairs; 5 alone is above 4; above 2 are 5 and 3."""
     own = [5.0, 3.0, 1.0, 4.0, 2.0, 0.0, 0.0]
     auc = attack_auc("auc", own, 3, seed=0)
-    assert auc.value == pytest.approx(9 / 12, rel=16 * U64)
+    assert auc.value == pytest.approx(9 / 12, rel=AREA)
     assert auc.stderr is not None
     assert auc.stderr > 0
-    assert attack_rate("tpr", own, 3, 0.01, seed=0).value == pytest.approx(1 / 3, rel=4 * U64)
-    assert attack_rate("tpr", own, 3, 0.25, seed=0).value == pytest.approx(2 / 3, rel=4 * U64)
+    assert attack_rate("tpr", own, 3, 0.01, seed=0).value == pytest.approx(1 / 3, rel=RATIO)
+    assert attack_rate("tpr", own, 3, 0.25, seed=0).value == pytest.approx(2 / 3, rel=RATIO)
 
 
 def test_found_share__counts_one_text_of_100_at_1_percent() -> None:
@@ -249,7 +251,7 @@ def test_every_metric_on_demand_is_measured_and_in_its_range(micro_pair: Path, m
             assert rows[name].stderr is not None, name
             low, high = RANGES.get(name, (0, 1))
             assert low <= rows[name].value <= high, name
-    assert rows["mia_min_k_auc"].value == pytest.approx(1 - rows["auc"].value, abs=64 * U64)
+    assert rows["mia_min_k_auc"].value == pytest.approx(1 - rows["auc"].value, abs=TWO_WAYS)
     assert rows["extraction_strength"].value <= rows["exact_memorization"].value
     itself = meter.against(states["target"]).measure(states["target"])
     assert itself["mia_reference_auc"].value == 0.5  # every score is 0
