@@ -34,7 +34,7 @@ install: $(READY)
 demo: $(READY)
 	rm -rf runs/demo
 	$(BIN)/unforgotten run tiny --out runs/demo \
-	  --set 'only_methods=[GA_KLR, NPO_GDR]' \
+	  --set 'unlearning.methods={GA_KLR: {}, NPO_GDR: {}}' \
 	  --set 'storages=[fp32, bf16]' \
 	  --set 'formats=[int4-g64, nf4-b64, int8-row]' \
 	  --set 'unlearning.depths=[]' --set corpus.forget_sheets=0 \

@@ -90,16 +90,26 @@ class GivenModels(Section):
         target: model that learned everything; with it no base is trained, and the tokenizer is its own.
         retrained: model that never saw what is to be forgotten; M3 compares with it.
         tokenizer: tokenizer of both, where they come without one.
+        stored_in: format that the target, given or trained, is quantized in and read back from before anything is unlearned: a
+            model that was published in 4 bits. One of ours that needs no calibration; None for a target that was never quantized.
     """
 
     target: str | None = None
     retrained: str | None = None
     tokenizer: str | None = None
+    stored_in: str | None = None
+
+    @field_validator("stored_in")
+    @classmethod
+    def _has_values(cls, name: str | None) -> str | None:
+        if name is not None and ours_of(name) is None:
+            raise ValueError(f"must be a format of this project that is not calibrated, got {name!r}")
+        return name
 
     @model_serializer(mode="wrap")
     def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Leave a default out that older configurations do not have."""
-        return without(handler(self), tokenizer=None)
+        return without(handler(self), tokenizer=None, stored_in=None)
 
 
 class TrainingConfig(Section):

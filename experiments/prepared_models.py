@@ -19,13 +19,15 @@ from unforgotten.experiments.arms.arithmetic import Arithmetic
 from unforgotten.experiments.arms.arm import TRAINED, products_of
 from unforgotten.experiments.compute.device import device_of
 from unforgotten.experiments.compute.processes import processes
-from unforgotten.experiments.config import RunConfig, TrainingConfig
+from unforgotten.experiments.config import GivenModels, RunConfig, TrainingConfig
 from unforgotten.experiments.data.corpus import Corpus
 from unforgotten.experiments.metrics.probes import encode_training
 from unforgotten.experiments.models.bases.given import fetched, loaded
 from unforgotten.experiments.models.bases.registry import base_named
 from unforgotten.experiments.models.batches import Documents, encode_documents
 from unforgotten.experiments.models.saved import load_model, load_tokenizer, save_model
+from unforgotten.experiments.models.shell import Shell, state_of
+from unforgotten.experiments.models.states import fill
 from unforgotten.experiments.models.training import train
 
 UNKNOWN = {name: "unknown" for name in ("parameters", "master", "moments")}
@@ -65,7 +67,7 @@ def prepare_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pr
             if source is None:
                 save = _made(config, corpus, models, name, step)
             else:
-                save = partial(_take_over, source, models / name, config.models.tokenizer)
+                save = partial(_take_over, source, models / name, config.models, _stored_in(config, name))
             together.agreed(save)
 
 
@@ -77,13 +79,24 @@ def _made(config: RunConfig, corpus: Corpus, models: Path, name: str, step: Any)
     return _fine_tune(config, corpus, models, name, step)
 
 
-def _take_over(source: str, folder: Path, tokenizer_source: str | None) -> None:
+def _take_over(source: str, folder: Path, given: GivenModels, stored_in: str | None) -> None:
     """Save a model that is given, in the dtype of its own checkpoint, and its tokenizer or another."""
     place = _place(source)
-    model, tokenizer = loaded(place, _place(tokenizer_source, weights=False) if tokenizer_source else None)
+    model, tokenizer = loaded(place, _place(given.tokenizer, weights=False) if given.tokenizer else None)
+    _store(model, stored_in)
     dtype = _stored_dtype(place)
     notes = {"dtypes": UNKNOWN | {"checkpoint": str(dtype).removeprefix("torch.")}, "products": None, "rounding": None}
     save_model(folder, model, tokenizer, dtype, {**notes, "source": source})
+
+
+def _stored_in(config: RunConfig, name: str) -> str | None:
+    return config.models.stored_in if name == "target" else None
+
+
+def _store(model: PreTrainedModel, format_name: str | None) -> None:
+    """Give a model the values that it has when it is read back from a format, in place."""
+    if format_name is not None:
+        fill(model, Shell(model, None).quantized(state_of(model), format_name))
 
 
 def _place(source: str, *, weights: bool = True) -> Path:
@@ -129,6 +142,7 @@ def _fine_tune(config: RunConfig, corpus: Corpus, models: Path, name: str, step:
     texts = everything if name == "target" else corpus.retain
     documents = encode_training(corpus, texts, tokenizer, config.corpus.passage_tokens)
     _train(config, model, documents, config.finetuning, config.seed + 1, step)
+    _store(model, _stored_in(config, name))
     notes = _trained_notes(config, config.finetuning)
     return partial(save_model, models / name, model, tokenizer, torch.bfloat16, notes)
 
