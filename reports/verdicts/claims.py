@@ -13,6 +13,8 @@ from unforgotten.records.rows import Run
 from unforgotten.reports.run.conjectures import CONFIRMED, REFUTED, collapse_cases
 from unforgotten.reports.verdicts.architectures import architecture_claims
 from unforgotten.reports.verdicts.claim import WHOLE, Claim, number, share
+from unforgotten.reports.verdicts.collapsed import STUDY as COLLAPSE
+from unforgotten.reports.verdicts.collapsed import collapse_sentences
 from unforgotten.reports.verdicts.cures import cures, folders_of, kept, runs_of
 from unforgotten.reports.verdicts.evidence import (
     COARSE,
@@ -61,8 +63,9 @@ def _collapse(evidence: Evidence) -> Claim:
                 f"{'as a law without exception it is refuted' if broken else 'no exception was found'}."
             ),
             f"With fp32 masters the rounding cells of 4 bits bring back {fp32.text(share)} of the forget loss that unlearning added.",
+            *collapse_sentences(evidence),
         ),
-        rows=(*TINY, "functional-gain"),
+        rows=(*TINY, "functional-gain", *((COLLAPSE,) if evidence.study(COLLAPSE) else ())),
     )
 
 
