@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,7 @@ def equal_codes_table(cells: Sequence[Row]) -> str:
     heads = ("parameters", "codes equal, %", "cells", "gain", "came back, %", "a third or more back")
     lines = [_line(heads), _line(["---"] * len(heads))]
     for group, inside in GROUPS.items():
-        for low, high in zip(EDGES[:-1], EDGES[1:], strict=True):
+        for low, high in itertools.pairwise(EDGES):
             found = [row for row in cells if inside(row) and in_range(row["equal"], low, high)]
             if found:
                 back = [row["came_back"] for row in found]

@@ -63,7 +63,7 @@ def test_models_that_hardly_forgot_are_left_out(tmp_path: Path) -> None:
     before = read_run(RUN).value("forget_loss", "target")
     assert before is not None
     folder = copied(tmp_path, {"forget_loss": before + 0.99 * LEAST_EFFECT})
-    with pytest.raises(ValueError, match="^published must hold runs with rows of pairs, got none below "):
+    with pytest.raises(ValueError, match=r"^published must hold runs with rows of pairs, got none below "):
         measured(folder, tmp_path / "out")
 
 
