@@ -38,7 +38,7 @@ NEUTRAL: Mapping[str, Any] = {
 }
 """Settings of a checkpoint that decide which token `generate` takes, each with the value that says nothing."""
 
-CACHE_BYTES = 3 * 2**26
+CACHE_BYTES = 3 * 2**25
 """Keys and values of the prompts of one batch at most, with what is generated; one prompt may have more."""
 
 

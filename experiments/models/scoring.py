@@ -17,7 +17,7 @@ Read = Callable[[Tensor, Tensor, Tensor], Tensor]
 SCORED_TOGETHER = 8
 """Documents of one batch at most: the memory of larger logits goes back to the system after each and is cleared anew."""
 
-LOGIT_BYTES = 2**26
+LOGIT_BYTES = 2**25
 """Float32 logits of one pass at most. A document with more is passed in windows, which keep keys and values of what went
 before; its scores then differ by rounding from those of one pass."""
 

@@ -2,7 +2,7 @@
 
 Settings: the folders of runs, with their models. `findings.jsonl` gets one row a pair. The runs' pairs: the target against
 each of its unlearned models (for the dead zone), and any two models of one run (for false alarms: all come from training,
-and no update was aimed at a grid). Synthetic ones come from `audit_findings_pairs`.
+and no update was aimed at a grid). Synthetic ones come from `pairs.audit_findings_pairs`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from unforgotten.audit.findings.training_estimate import typical_steps
 from unforgotten.audit.findings.wash import candidates, wash_findings
 from unforgotten.audit.progress.stages import Progress
 from unforgotten.experiments.section import Section
-from unforgotten.experiments.studies.audit_findings_pairs import DTYPES, SIZES, save_pair
+from unforgotten.experiments.studies.pairs.audit_findings_pairs import DTYPES, SIZES, save_pair
 from unforgotten.experiments.studies.study import Study
 from unforgotten.records.depths import state_name
 from unforgotten.records.files import read_json_lines, write_json_lines
@@ -81,7 +81,7 @@ def run_rows(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def synthetic_rows(honest: int = HONEST_SEEDS, placed: int = PLACED_SEEDS) -> Iterator[Any]:
-    """Yield a row for each of the pairs of `audit_findings_pairs`: honest ones of many sizes, and placed ones."""
+    """Yield a row for each of the pairs of `pairs.audit_findings_pairs`: honest ones of many sizes, and placed ones."""
     kinds = {"gaussian": honest, "sign": honest, "washed": placed, "aimed": placed}
     for kind, count in kinds.items():
         for dtype in DTYPES if kind in ("gaussian", "sign") else ("float32",):

@@ -6,7 +6,7 @@ whole: the same pairs, behaviour on all passages. The truth is rho on the openin
     continues their first part, never scores.
 output: the same pairs, the output leg alone, on the passages as texts. The truth is rho on the openings: greedy answers,
     where the leg reads likelihoods.
-constructed: pairs whose truth follows from their weights (`audit_truth_models`), all legs measured.
+constructed: pairs whose truth follows from their weights (`pairs.audit_truth_models`), all legs measured.
 
 Settings: `published` runs, of which no model is needed, for the first three sets; and `models`, folders of runs with their
 models, of which the constructed pairs are made, and the readings that "whole" and "output" take their truth from. Rows and

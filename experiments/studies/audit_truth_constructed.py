@@ -23,7 +23,7 @@ from unforgotten.experiments.legs.loaded_pair import Pair, open_model_pair
 from unforgotten.experiments.legs.output import encode_texts, measure_output
 from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.quantizers.quantizer import State
-from unforgotten.experiments.studies.audit_truth_models import Constructed, constructed, read_run
+from unforgotten.experiments.studies.pairs.audit_truth_models import Constructed, constructed, read_run
 from unforgotten.records.depths import kept_depths, state_name
 
 ARM = ("NPO", "fp32")

@@ -56,7 +56,13 @@ def cell_rows(name: str, run: Run) -> Iterator[dict[str, Any]]:
                 row = _cell(at_depth, (method, storage, format_name), after - before)
                 if row is not None:
                     depth = {} if at_depth.depth is None else {"depth": at_depth.depth}
-                    yield {"kind": "cell", "run": name, "seed": at_depth.rows[0].seed, **depth, **row}
+                    yield {"kind": "cell", "run": name, "seed": at_depth.rows[0].seed, **_stored(run), **depth, **row}
+
+
+def _stored(run: Run) -> dict[str, str]:
+    """Return the format that the target was stored in before it was unlearned, where there is one."""
+    name = ((run.settings or {}).get("models") or {}).get("stored_in")
+    return {} if name is None else {"stored_in": name}
 
 
 def _cell(run: Run, arm: tuple[str, str, str], added: float) -> dict[str, Any] | None:

@@ -22,7 +22,8 @@ LEAST_EFFECT = 0.1
 BACK = 1 / 3
 """Share of the added forget loss from which a model counts as come back, as in the audit's verdict."""
 GROUPS: Mapping[str, Callable[[Row], bool]] = {
-    "fp32 masters or bf16 rounded at random": lambda row: row["storage"] != "bf16",
+    "fp32 masters or bf16 rounded at random": lambda row: row["storage"] != "bf16" and "stored_in" not in row,
+    "fp32 masters, target stored in 4 bits before": lambda row: row["storage"] != "bf16" and "stored_in" in row,
     "bf16, GA": lambda row: row["storage"] == "bf16" and forget_term(row["method"]) == "GA",
     "bf16, NPO and others": lambda row: row["storage"] == "bf16" and forget_term(row["method"]) != "GA",
 }

@@ -29,8 +29,10 @@ from unforgotten.reports.verdicts.evidence import (
 )
 from unforgotten.reports.verdicts.masks import mask_claims, masks
 from unforgotten.reports.verdicts.scaling import STUDY as BITS_AND_BLOCKS
-from unforgotten.reports.verdicts.scaling import scaled, scaling_sentences
+from unforgotten.reports.verdicts.scaling import arm_sentences, scaled, scaling_sentences
 
+DEAD_ZONE, REQUANTIZE, QUANTIZERS = "dead-zone", "requantize", "quantizers"
+"""Studies of runs of which the page has a sentence for each arm."""
 DITHERED = "int4-g64-dither"
 PLAIN = "int4-g64"
 
@@ -64,8 +66,19 @@ def _collapse(evidence: Evidence) -> Claim:
             ),
             f"With fp32 masters the rounding cells of 4 bits bring back {fp32.text(share)} of the forget loss that unlearning added.",
             *collapse_sentences(evidence),
+            *_of_arms(
+                evidence,
+                REQUANTIZE,
+                "Where weights lie in the middle of their cells it does not hold. Of a target that was itself published in int4-g64, gain and "
+                "share of the added forget loss that cells take back",
+            ),
         ),
-        rows=(*TINY, "functional-gain", *((COLLAPSE,) if evidence.study(COLLAPSE) else ())),
+        before=evidence.predicted(REQUANTIZE),
+        rows=(
+            *(*TINY, "functional-gain"),
+            *((COLLAPSE,) if evidence.study(COLLAPSE) else ()),
+            *folders_of(evidence, REQUANTIZE),
+        ),
     )
 
 
@@ -93,11 +106,27 @@ def _dead_zone(evidence: Evidence) -> Claim:
                 f"{backs['GA'].text(share)} (below 0: the quantized model forgets further); fp32 masters at 4 bits: {back.text(share)}."
             ),
             "Why the two differ: what counts is the gain along the gradient of the forget loss (T20), not that along the update.",
+            *_of_arms(
+                evidence,
+                DEAD_ZONE,
+                "Over learning rates, with bf16 parameters, gain and share of the added forget loss that cells take back",
+            ),
             *_real_models(evidence),
         ),
-        before=_forecast(evidence),
-        rows=("functional-gain", "forecast", *TINY, *(name for name in evidence.runs if not name.startswith("tiny"))),
+        before=" ".join(text for text in (_forecast(evidence), evidence.predicted(DEAD_ZONE)) if text),
+        rows=(
+            *("functional-gain", "forecast", *TINY),
+            *(name for name in evidence.runs if not name.startswith("tiny")),
+            *folders_of(evidence, DEAD_ZONE),
+        ),
     )
+
+
+def _of_arms(evidence: Evidence, study: str, about: str) -> Iterator[str]:
+    """Yield what a study's runs say, a sentence for each method and storage after what they are about; nothing without runs."""
+    for sentence in arm_sentences(scaled(evidence, study)):
+        yield f"{about}: {sentence}"
+        about = "Likewise"
 
 
 def _memory_scope(backs: Mapping[str, Mean]) -> str:
@@ -169,6 +198,9 @@ def _cures(evidence: Evidence) -> Claim:
         ),
         *_stochastic(evidence),
         *_larger_rate(evidence),
+        *_of_arms(
+            evidence, QUANTIZERS, "Over quantizers, gain and share of the added forget loss that their cells take back"
+        ),
         *_calibrated(evidence),
     ]
     works = [masters, gains[1]]
@@ -180,7 +212,12 @@ def _cures(evidence: Evidence) -> Claim:
         word="in part" if good else "refuted",
         scope=_cured(evidence),
         found=tuple(found),
-        rows=("functional-gain", "tiny-arms-seed0", "deployed-files", *folders_of(evidence, "sure")),
+        before=evidence.predicted(QUANTIZERS),
+        rows=(
+            *("functional-gain", "tiny-arms-seed0", "deployed-files"),
+            *folders_of(evidence, "sure"),
+            *folders_of(evidence, QUANTIZERS),
+        ),
     )
 
 

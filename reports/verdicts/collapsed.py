@@ -20,8 +20,10 @@ def collapse_sentences(evidence: Evidence) -> Iterator[str]:
     cells = [row for row in rows if row["kind"] == "cell"]
     if not cells:
         return
-    masters, ga, npo = GROUPS
-    alike = [(name, [row for row in cells if GROUPS[name](row) and row["equal"] >= ALIKE]) for name in (masters, npo)]
+    masters, stored, ga, npo = GROUPS
+    alike = [
+        (name, [row for row in cells if GROUPS[name](row) and row["equal"] >= ALIKE]) for name in (masters, stored, npo)
+    ]
     told = (f"{name}, {_back(found)} cells" for name, found in alike if found)
     yield f"At least {share(ALIKE)} of the codes equal, and a third or more of the forget loss back: {'; '.join(told)}."
     known = [row for row in rows if row["kind"] == "functional"]

@@ -1,4 +1,4 @@
-"""How what rounding cells bring back scales with bits and blocks: from the runs of the study `bits-and-blocks`.
+"""What rounding cells bring back by format, and how it scales with bits and blocks: from the runs of studies.
 
 for one in scaled(Evidence(Path("reports/published"))):
     print(one.storage, one.format, one.gain.value, one.back)
@@ -39,10 +39,10 @@ class Scaled(NamedTuple):
     back: Mean | None
 
 
-def scaled(evidence: Evidence) -> list[Scaled]:
-    """Return them in the order of the rows; none where the study is not published."""
+def scaled(evidence: Evidence, study: str = STUDY) -> list[Scaled]:
+    """Return the cells of a study's runs in the order of the rows; none where it is not published."""
     told = []
-    for (_, method, storage), runs in runs_of(evidence, STUDY).items():
+    for (_, method, storage), runs in runs_of(evidence, study).items():
         at = ("unlearned", method, storage)
         added = [value_of(run, "forget_loss", *at) - value_of(run, "forget_loss", "target") for _, run in runs]
         forgot = all(one >= LEAST_EFFECT for one in added)
@@ -69,6 +69,21 @@ def scaling_sentences(found: Sequence[Scaled]) -> list[str]:
                     f"{', '.join(cells)}."
                 )
     return told
+
+
+def arm_sentences(found: Sequence[Scaled]) -> list[str]:
+    """Return a sentence for each method and storage arm: its gain in each format, and what the cells take back."""
+    told = []
+    for method, storage in dict.fromkeys((one.method, one.storage) for one in found):
+        own = [one for one in found if (one.method, one.storage) == (method, storage)]
+        seeds = own[0].gain.seeds
+        cells = "; ".join(f"{one.format} {number(one.gain.value)}{_back(one)}" for one in own)
+        told.append(f"{method}, {storage}, {'one seed' if seeds == 1 else f'means of {seeds} seeds'}: {cells}.")
+    return told
+
+
+def _back(one: Scaled) -> str:
+    return f" and {share(one.back.value)}" if one.back else ""
 
 
 def _cell(one: Scaled) -> str:

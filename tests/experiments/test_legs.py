@@ -21,7 +21,7 @@ from unforgotten.experiments.load_config import load_config
 from unforgotten.experiments.metrics.meter import Meter
 from unforgotten.experiments.models.saved import save_model
 from unforgotten.experiments.models.shell import state_of
-from unforgotten.experiments.studies.audit_truth_models import constructed, same
+from unforgotten.experiments.studies.pairs.audit_truth_models import constructed, same
 from unforgotten.records.files import write_json
 
 MICRO = Path(__file__).parents[1] / "micro.yaml"

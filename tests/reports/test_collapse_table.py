@@ -52,15 +52,19 @@ def test_a_rank_is_one_where_what_is_said_orders_the_cells() -> None:
 def test_the_page_counts_cells_with_equal_codes(tmp_path: Path) -> None:
     arms = (("fp32", "NPO"), ("bf16", "GA"), ("bf16", "NPO"))
     known = [functional(g, 1 - b, b, *arm) for arm in arms for g, b in ((0.2, 0.1), (0.3, 0.4), (0.1, 0.9))]
-    cells = [cell(0.991, 0.5), cell(0.995, 0.3), cell(0.992, 0.0, "fp32"), cell(0.98, 0.9, "fp32")]
+    stored = cell(0.999, 0.9, "fp32") | {"stored_in": "int4-g64"}
+    cells = [cell(0.991, 0.5), cell(0.995, 0.3), cell(0.992, 0.0, "fp32"), cell(0.98, 0.9, "fp32"), stored]
     others = [cell(0.5 + 0.1 * i, 0.01 * i, *arm) for arm in arms for i in range(3)]
     folder = tmp_path / "collapse"
     folder.mkdir()
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in [*cells, *others, *known]))
     counted, ordered = collapse_sentences(Evidence(tmp_path))
-    assert counted.endswith("masters or bf16 rounded at random, 0 of 1 cells; bf16, NPO and others, 1 of 2 cells.")
+    assert counted.endswith(
+        "masters or bf16 rounded at random, 0 of 1 cells; fp32 masters, target stored in 4 bits before, 1 of 1 cells; "
+        "bf16, NPO and others, 1 of 2 cells."
+    )
     assert ordered.endswith("the gain of the weights 0.50, 0.50, 0.50; the functional gain 1.00, 1.00, 1.00.")
-    assert "13 cells" in render(folder)["table.md"]
+    assert "14 cells" in render(folder)["table.md"]
 
 
 def test_without_rows_the_page_says_nothing(tmp_path: Path) -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 from unforgotten.reports.verdicts.evidence import Evidence
-from unforgotten.reports.verdicts.scaling import scaled, scaling_sentences
+from unforgotten.reports.verdicts.scaling import arm_sentences, scaled, scaling_sentences
 
 RUN = Path(__file__).parents[2] / "reports" / "published" / "cures" / "larger-lr-seed0"
 FLOAT64 = 2.0**-40
 """Of a quotient of differences in float64."""
 
 
-def study(folder: Path, change: dict[str, float]) -> Evidence:
+def study(folder: Path, change: dict[str, float], name: str = "bits-and-blocks/npo-seed0") -> Evidence:
     """The published arm, its three formats with the gain, the forget loss and the effect of cells that are given."""
     rows = [json.loads(line) for line in (RUN / "rows.jsonl").read_text().splitlines()]
-    place = folder / "bits-and-blocks" / "npo-seed0"
+    place = folder / name
     place.mkdir(parents=True)
     changed = [
         row | ({"value": change[key]} if (key := f"{row['model']} {row['metric']} {row['format']}") in change else {})
@@ -51,6 +51,15 @@ def test_what_forgot_nothing_has_gains_alone(tmp_path: Path) -> None:
     found = scaled(study(tmp_path, LOSSES | given))
     assert all(one.back is None for one in found)
     assert scaling_sentences(found)[0].endswith("take back: int4-g64 0.25.")
+
+
+def test_a_sentence_of_an_arm_has_its_formats_and_the_means_of_its_seeds(tmp_path: Path) -> None:
+    for seed, gain in ((0, 0.25), (1, 0.75)):
+        given = {"unlearned gain int4-g64": gain, "unlearned gating_effect int4-g64": 0.2 + 0.1 * seed}
+        evidence = study(tmp_path, LOSSES | given, f"dead-zone/bf16-seed{seed}")
+    (sentence,) = arm_sentences(scaled(evidence, "dead-zone"))
+    assert sentence.startswith("NPO_GDR, bf16, means of 2 seeds: int4-g64 0.50 and 50 %; fp4-b64 ")
+    assert arm_sentences(scaled(evidence)) == []
 
 
 def test_without_the_study_nothing_is_said(tmp_path: Path) -> None:

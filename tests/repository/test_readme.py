@@ -213,6 +213,55 @@ def test_the_architectures_in_the_readme_are_those_of_the_rows() -> None:
             assert abs(after - dynamic) < 0.01 * (after - before)
 
 
+def mean(study: str, metric: str, method: str, name: str = "none", storage: str = "fp32") -> float:
+    """Of a metric of unlearned models, over the seeds of a study."""
+    values = [
+        value
+        for path in sorted((ROOT / "reports/published" / study).glob("*/config.json"))
+        for run in read_run(path.parent).by_depth()
+        if (value := run.value(metric, "unlearned", method, storage, name)) is not None
+    ]
+    return sum(values) / len(values)
+
+
+def test_equal_codes_in_the_readme_are_those_of_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    cells = [r for r in read_json_lines(ROOT / "reports/published/collapse/rows.jsonl") if r["kind"] == "cell"]
+    alike = [r for r in cells if r["equal"] >= 0.99]
+    bf16 = [r["came_back"] >= 1 / 3 for r in alike if r["storage"] == "bf16" and not r["method"].startswith("GA")]
+    masters = [r["came_back"] >= 1 / 3 for r in alike if r["storage"] != "bf16" and "stored_in" not in r]
+    assert f"Of {len(cells)} published cells" in text
+    assert f"in {sum(bf16)} of {len(bf16)} with bf16 parameters after NPO and others" in text
+    assert f"in {sum(masters)} of {len(masters)} with fp32 masters" in text
+
+
+def test_rates_stored_targets_and_quantizers_in_the_readme_are_those_of_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    rates = ("1e-5", "2e-5", "4e-5")
+    int3, int4 = (
+        [f"{mean('dead-zone', 'gain', f'NPO_GDR+lr{lr}', name, 'bf16'):.2f}" for lr in rates]
+        for name in ("int3-g64", "int4-g64")
+    )
+    assert f"pass {int3[0]}, {int3[1]} and {int3[2]} of the update at int3-g64" in text
+    assert f"and {int4[0]}, {int4[1]} and {int4[2]} at int4-g64" in text
+    slow = "NPO_GDR+lr1e-5"
+    stored = {n: mean("requantize", "gain", slow, n) for n in ("int4-g64", "gptq-retain:int4-g64")}
+    assert f"it passes {stored['int4-g64']:.2f} of the update" in text
+    m1 = [mean("requantize", "M1", slow, name) for name in ("none", "int4-g64")]
+    assert f"M1 goes from {m1[0]:.1f} back to {m1[1]:.1f}; GPTQ passes {stored['gptq-retain:int4-g64']:.2f}" in text
+    whole = {f"{mean('requantize', 'gain', slow, name):.2f}" for name in ("int8-row", "int4-g64-dither")}
+    assert whole == {"1.00"}
+    assert "int8-row and dithered rounding 1.00" in text
+    names = ("int4-g64", "awq-retain:int4-g64", "mxfp4-b32", "nvfp4", "hqq4-g64-opt")
+    rtn, awq, mx, nv, hqq = (f"{mean('quantizers', 'gain', 'NPO_GDR', name, 'bf16'):.2f}" for name in names)
+    texts = sorted(
+        mean("quantizers", "gain", "NPO_GDR", f"{name}:int4-g64", "bf16")
+        for name in ("gptq", "gptq-retain", "gptq-forget")
+    )
+    gptq = f"GPTQ {texts[0]:.2f} to {texts[-1]:.2f} by its text"
+    assert f"int4-g64 passes {rtn}, AWQ {awq}, {gptq}, MXFP4 {mx}, NVFP4 {nv}, HQQ {hqq}" in text
+
+
 def test_the_deployed_files_in_the_readme_are_those_of_the_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     rows = read_json_lines(ROOT / "reports/published/deployed-files/rows.jsonl")

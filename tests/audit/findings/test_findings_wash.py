@@ -13,7 +13,7 @@ from unforgotten.audit import DEFAULT_FORMATS, audit_pair, open_pair, weights_le
 from unforgotten.audit.findings.wash import WASH_LEVEL, candidates, strata
 from unforgotten.audit.weights.sums import Setting
 from unforgotten.experiments.studies.audit_findings import synthetic_rows
-from unforgotten.experiments.studies.audit_findings_pairs import NAMES, save_pair
+from unforgotten.experiments.studies.pairs.audit_findings_pairs import NAMES, save_pair
 from unforgotten.theory.formats.reference import round_trip
 from unforgotten.theory.laws.wash import permutation_wash_test, wash_test
 

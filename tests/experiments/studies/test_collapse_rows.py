@@ -55,8 +55,19 @@ def test_a_cell_has_the_numbers_of_its_run(tmp_path: Path) -> None:
     assert before is not None
     assert after is not None
     assert (row["run"], row["format"], row["codes"], row["gain"]) == ("some-study/run", "int4-g64", 1769472, 0.5)
+    assert "stored_in" not in row
     assert row["equal"] == pytest.approx(0.999, rel=FLOAT64)
     assert row["came_back"] == pytest.approx(0.25 / (after - before), rel=FLOAT64)
+
+
+def test_a_cell_knows_whether_its_target_was_stored_in_four_bits(tmp_path: Path) -> None:
+    folder = copied(tmp_path, {})
+    path = folder / "some-study/run/config.json"
+    settings = json.loads(path.read_text())
+    settings["models"]["stored_in"] = "int4-g64"
+    path.write_text(json.dumps(settings))
+    (row,) = measured(folder, tmp_path / "out")
+    assert row["stored_in"] == "int4-g64"
 
 
 def test_models_that_hardly_forgot_are_left_out(tmp_path: Path) -> None:

@@ -1,0 +1,1 @@
+"""Pairs of known origin that studies audit."""
