@@ -14,7 +14,7 @@ from unforgotten.records.files import read_json_lines
 from unforgotten.records.methods import forget_term
 from unforgotten.records.rows import ROWS_FILE
 
-Row = dict[str, Any]
+Row = Mapping[str, Any]
 EDGES = (0.0, 0.5, 0.9, 0.99, 0.999, 1.0)
 """Ends of the ranges of the share of equal codes; the last holds its upper end."""
 LEAST_EFFECT = 0.1

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
 
 from unforgotten.reports.studies.collapse import BACK, GROUPS, rank
 from unforgotten.reports.verdicts.claim import share
-from unforgotten.reports.verdicts.evidence import Evidence
+from unforgotten.reports.verdicts.evidence import Evidence, StudyRow
 
 STUDY = "collapse"
 ALIKE = 0.99
@@ -39,5 +38,5 @@ def collapse_sentences(evidence: Evidence) -> Iterator[str]:
     yield f"What orders cells by how much came back, as a rank correlation ({groups}): {'; '.join(parts)}."
 
 
-def _back(cells: Sequence[dict[str, Any]]) -> str:
+def _back(cells: Sequence[StudyRow]) -> str:
     return f"{sum(row['came_back'] >= BACK for row in cells)} of {len(cells)}"
