@@ -10,17 +10,15 @@ from typing import Any
 import numpy as np
 from scipy.stats import spearmanr
 
+from unforgotten.audit.verdict.evidence import MATERIAL
 from unforgotten.records.files import read_json_lines
 from unforgotten.records.methods import forget_term
 from unforgotten.records.rows import ROWS_FILE
+from unforgotten.reports.run.conjectures import LEAST_EFFECT
 
 Row = Mapping[str, Any]
 EDGES = (0.0, 0.5, 0.9, 0.99, 0.999, 1.0)
 """Ends of the ranges of the share of equal codes; the last holds its upper end."""
-LEAST_EFFECT = 0.1
-"""Nats of forget loss that the rows ask for, see the study."""
-BACK = 1 / 3
-"""Share of the added forget loss from which a model counts as come back, as in the audit's verdict."""
 GROUPS: Mapping[str, Callable[[Row], bool]] = {
     "fp32 masters or bf16 rounded at random": lambda row: row["storage"] != "bf16" and "stored_in" not in row,
     "fp32 masters, target stored in 4 bits before": lambda row: row["storage"] != "bf16" and "stored_in" in row,
@@ -57,7 +55,7 @@ def equal_codes_table(cells: Sequence[Row]) -> str:
             found = [row for row in cells if inside(row) and in_range(row["equal"], low, high)]
             if found:
                 back = [row["came_back"] for row in found]
-                many = sum(value >= BACK for value in back)
+                many = sum(value >= MATERIAL for value in back)
                 span = f"{100 * low:.4g} to {100 * high:.4g}"
                 gains = _spread([row["gain"] for row in found], 2)
                 percents = _spread([100 * value for value in back], 0)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from unforgotten.reports.studies.collapse import BACK, GROUPS, rank
+from unforgotten.audit.verdict.evidence import MATERIAL
+from unforgotten.reports.studies.collapse import GROUPS, rank
 from unforgotten.reports.verdicts.claim import share
 from unforgotten.reports.verdicts.evidence import Evidence, StudyRow
 
@@ -39,4 +40,4 @@ def collapse_sentences(evidence: Evidence) -> Iterator[str]:
 
 
 def _back(cells: Sequence[StudyRow]) -> str:
-    return f"{sum(row['came_back'] >= BACK for row in cells)} of {len(cells)}"
+    return f"{sum(row['came_back'] >= MATERIAL for row in cells)} of {len(cells)}"

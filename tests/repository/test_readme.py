@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from statistics import median
 
+from unforgotten.audit.verdict.evidence import MATERIAL
 from unforgotten.audit.verdict.power import LEAST_EFFECTIVE
 from unforgotten.records.files import read_json_lines
 from unforgotten.records.methods import FORGET_TERMS
@@ -228,8 +229,8 @@ def test_equal_codes_in_the_readme_are_those_of_the_rows() -> None:
     text = " ".join((ROOT / "README.md").read_text().split())
     cells = [r for r in read_json_lines(ROOT / "reports/published/collapse/rows.jsonl") if r["kind"] == "cell"]
     alike = [r for r in cells if r["equal"] >= 0.99]
-    bf16 = [r["came_back"] >= 1 / 3 for r in alike if r["storage"] == "bf16" and not r["method"].startswith("GA")]
-    masters = [r["came_back"] >= 1 / 3 for r in alike if r["storage"] != "bf16" and "stored_in" not in r]
+    bf16 = [r["came_back"] >= MATERIAL for r in alike if r["storage"] == "bf16" and not r["method"].startswith("GA")]
+    masters = [r["came_back"] >= MATERIAL for r in alike if r["storage"] != "bf16" and "stored_in" not in r]
     assert f"Of {len(cells)} published cells" in text
     assert f"in {sum(bf16)} of {len(bf16)} with bf16 parameters after NPO and others" in text
     assert f"in {sum(masters)} of {len(masters)} with fp32 masters" in text

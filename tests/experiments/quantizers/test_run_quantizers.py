@@ -19,6 +19,8 @@ from unforgotten.experiments.run import run
 from unforgotten.records.rows import Run, read_run
 from unforgotten.reports.run.build import build_report
 
+SUMS = 4 * 2.0**-53
+"""Relative error per term of a quotient of two float64 sums in another order."""
 MICRO = Path(__file__).parents[2] / "micro.yaml"
 TEXTS = {
     "none": None,
@@ -90,8 +92,8 @@ def test_values_tell_what_the_codes_tell() -> None:
     theirs = survival(w, moved, format_named("int4-g64"), "adaptive")
     assert rows["value_changes"].value == theirs.value_changes
     assert rows["unchanged_fraction"].value == theirs.unchanged_fraction
-    assert rows["gain"].value == pytest.approx(theirs.gain, rel=1e-12)
-    assert rows["cosine"].value == pytest.approx(theirs.cosine, rel=1e-12)
+    assert rows["gain"].value == pytest.approx(theirs.gain, rel=SUMS * w.size)
+    assert rows["cosine"].value == pytest.approx(theirs.cosine, rel=SUMS * w.size)
     assert {m.n for m in rows.values()} == {w.size}
 
 

@@ -12,7 +12,7 @@ from unforgotten.audit.progress.stages import SILENT
 from unforgotten.experiments.studies.collapse import LEAST_EFFECT, STUDY, PublishedSettings
 from unforgotten.records.files import read_json_lines
 from unforgotten.records.rows import read_run
-from unforgotten.reports.studies import collapse as table
+from unforgotten.reports.run import conjectures
 
 PUBLISHED = Path(__file__).parents[3] / "reports/published"
 RUN = PUBLISHED / "cures/larger-lr-seed0"
@@ -79,4 +79,4 @@ def test_models_that_hardly_forgot_are_left_out(tmp_path: Path) -> None:
 
 
 def test_the_table_says_what_the_rows_leave_out() -> None:
-    assert table.LEAST_EFFECT == LEAST_EFFECT
+    assert conjectures.LEAST_EFFECT == LEAST_EFFECT

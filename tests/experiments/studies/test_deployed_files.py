@@ -22,6 +22,7 @@ from unforgotten.experiments.studies.deployed_files import unequal
 from unforgotten.experiments.studies.tool_files import GROUP, TOOLS, check_tools
 from unforgotten.records.extras import module_of
 from unforgotten.reports.studies.deployed_files import render
+from unforgotten.reports.verdicts.claim import WHOLE
 
 WIDTH, VOCABULARY = 2 * GROUP, 300
 UPDATE = 0.01
@@ -80,7 +81,7 @@ def test_the_audit_decodes_what_a_tool_writes_as_the_tool_does(
     found = audit_pair(*pair, [tool.ours], deployed=(str(files[0]), str(files[1])))["deployed"]
     assert found is not None
     assert any("scaled one by one" in note for note in found["notes"]) == name.endswith("awq")
-    assert found["gain"] == pytest.approx(1, abs=0.1)
+    assert found["gain"] == pytest.approx(1, abs=WHOLE)
 
 
 def test_tools_that_are_unknown_or_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
