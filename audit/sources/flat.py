@@ -98,3 +98,15 @@ def tensors_equal(one: Checkpoint, name: str, two: Checkpoint, other: str) -> bo
     if not shape:
         return bool(np.array_equal(one.read(name), two.read(other)))
     return all(np.array_equal(one.read_flat(name, *p), two.read_flat(other, *p)) for p in pieces(shape))
+
+
+def read_float32(checkpoint: Checkpoint, name: str) -> NDArray[np.float32]:
+    """Read a whole tensor as float32, with one piece of it beside it in memory."""
+    shape = checkpoint.tensors[name].shape
+    if not shape:
+        return checkpoint.read(name).astype(np.float32)
+    found = np.empty(shape, np.float32)
+    flat = found.reshape(-1)
+    for start, stop in pieces(shape):
+        flat[start:stop] = checkpoint.read_flat(name, start, stop)
+    return found

@@ -12,14 +12,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from unforgotten.audit.sources.checkpoint import open_checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
-from unforgotten.audit.sources.flat import tensors_equal
+from unforgotten.audit.sources.flat import read_float32, tensors_equal
 from unforgotten.experiments.quantizers.quantizer import State
 
 SHORT = (torch.float16, torch.bfloat16)
@@ -82,7 +81,7 @@ def stored_state(folder: Path, model: PreTrainedModel) -> State | None:
             return None
 
     def weight(name: str) -> Tensor:
-        return torch.from_numpy(checkpoint.read(source[name]).astype(np.float32)).to(own[name].device)
+        return torch.from_numpy(read_float32(checkpoint, source[name])).to(own[name].device)
 
     return LazyState(own, weight)
 

@@ -6,9 +6,12 @@ whole: the same pairs, behaviour on all passages. The truth is rho on the openin
     continues their first part, never scores.
 output: the same pairs, the output leg alone, on the passages as texts. The truth is rho on the openings: greedy answers,
     where the leg reads likelihoods.
+held out: pairs of runs that nobody had looked at when the rule was final, behaviour on all passages and formats; the truth
+    is that of "whole".
+one format, one format by texts: the same pairs, as audits of a single format, by behaviour and by the output leg alone.
 constructed: pairs whose truth follows from their weights (`pairs.audit_truth_models`), all legs measured.
 
-Settings: `published` runs, of which no model is needed, for the first three sets; and `models`, folders of runs with their
+Settings: `published` runs, of which no model is needed, for the first three sets; `held_out` runs; and `models`, folders of runs with their
 models, of which the constructed pairs are made, and the readings that "whole" and "output" take their truth from. Rows and
 readings of runs that are not in `models` stay as they were measured.
 """
@@ -38,7 +41,8 @@ from unforgotten.records.items import read_items
 from unforgotten.records.rows import Subject
 from unforgotten.records.store import Measurement
 
-LOOKED_AT = {"halves": "tiny-", "whole": "tiny-seed1", "output": "tiny-seed1"}  # runs whose rows shaped the rule
+LOOKED_AT = {"halves": "tiny-", "whole": "tiny-seed1", "output": "tiny-seed1"}
+"""What names of runs begin with whose rows shaped the rule, by set; a set that is not here has none."""
 OPENING_TAKEN = 0.1  # unlearning takes less of an opening than of what follows
 Runs = Mapping[str, Mapping[str, Measurement]]
 Readings = dict[tuple[str, str], dict[str, dict[str, list[float]]]]  # (run, model), format, metric
@@ -96,6 +100,7 @@ class PublishedPair(NamedTuple):
     base: Runs
     after: Runs
     depth: str | None = None
+    architecture: str = "tiny-llama"
 
     def row(self, kind: str, truth: Truth, verdict: Mapping[str, Any], **more: Any) -> dict[str, Any]:
         """Return one row of the table's source."""
@@ -106,7 +111,7 @@ class PublishedPair(NamedTuple):
             "storage": self.storage,
             **({} if self.depth is None else {"depth": self.depth}),
             **more,
-            "looked_at": self.run.startswith(LOOKED_AT[kind]),
+            "looked_at": kind in LOOKED_AT and self.run.startswith(LOOKED_AT[kind]),
             "truth": truth.word,
             "clear": truth.clear,
             "rho": truth.rho,
@@ -134,7 +139,7 @@ def published_pairs(folder: Path) -> Iterator[PublishedPair]:
                         raise
                     continue  # a depth that this arm did not reach
                 after = {f: _measured(folder, subject) for f, subject in subjects.items()}
-                yield PublishedPair(folder.name, method, storage, base, after, depth)
+                yield PublishedPair(folder.name, method, storage, base, after, depth, config["base"]["kind"])
 
 
 def _measured(folder: Path, subject: Subject) -> dict[str, Measurement]:
@@ -176,6 +181,31 @@ def against_openings(pair: PublishedPair, readings: Readings) -> Iterator[dict[s
     output = output_of(four, pair.run)
     yield pair.row("whole", truth, decide("unclear", None, behaviour))
     yield pair.row("output", truth, decide("unclear", output, None))
+
+
+def held_out(pair: PublishedPair, readings: Readings) -> Iterator[dict[str, Any]]:
+    """Yield the rows of the held-out sets for a pair: one of all formats, and two of each.
+
+    Raises:
+        ValueError: a model of the pair was not read.
+    """
+    names = ("target", state_name(pair.method, pair.storage, pair.depth))
+    for name in names:
+        if (pair.run, name) not in readings:
+            raise ValueError(f"{pair.run}: {name} must have readings; measure it, with its run among models")
+    target, unlearned = (readings[pair.run, name] for name in names)
+    four = {name: four_models(target, unlearned, name) for name in pair.after if name != "none"}
+    kept = {"architecture": pair.architecture}
+    for together in [list(four), *([name] for name in four)]:
+        truth = largest([(name, recovery("opening", four[name])) for name in together], OPENING_TAKEN)
+        after = {name: pair.after[name] for name in ("none", *together)}
+        verdict = decide("unclear", None, leg_of(pair.base, after, benchmark=pair.run))
+        if len(together) > 1:
+            yield pair.row("held out", truth, verdict, **kept)
+            continue
+        texts = decide("unclear", output_of({name: four[name] for name in together}, pair.run), None)
+        yield pair.row("one format", truth, verdict, format=together[0], **kept)
+        yield pair.row("one format by texts", truth, texts, format=together[0], **kept)
 
 
 def four_models(
@@ -237,11 +267,13 @@ class TruthSettings(Section):
 
     Attributes:
         published: folders of published runs, with rows and items.
+        held_out: likewise, of runs that nobody had looked at when the rule was final.
         models: folders of runs with their models, which are measured now.
         trials: simulated legs of each case of `rates.jsonl`.
     """
 
     published: tuple[Path, ...]
+    held_out: tuple[Path, ...] = ()
     models: tuple[Path, ...] = ()
     trials: int = TRIALS
 
@@ -258,7 +290,9 @@ def _measure(settings: TruthSettings, folder: Path, progress: Progress) -> None:
             write_json_lines(read, [*(row for row in _lines(read) if row["run"] != run.name), *readings(run)])
         write_json_lines(rows, constructed)
     with progress.stage("compare verdicts with the truth"):
-        write_json_lines(rows, [*constructed, *truth_rows(settings.published, read_readings(read))])
+        found = read_readings(read)
+        fresh = (row for run in settings.held_out for pair in published_pairs(run) for row in held_out(pair, found))
+        write_json_lines(rows, [*constructed, *truth_rows(settings.published, found), *fresh])
     with progress.stage("simulate items"):
         write_json_lines(folder / "rates.jsonl", rates(settings.trials))
 

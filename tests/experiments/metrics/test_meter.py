@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch", reason="the metrics need unforgotten[experiments]")
@@ -36,3 +39,27 @@ def test_dynamic_layers_are_not_taken_for_the_weights_that_they_have(micro_pair:
     keeping = dataclasses.replace(meter, known={}, kept=Kept(tmp_path / "kept"))
     assert [keeping.measure(s)["forget_loss"].value for s in (plain, dynamic)] == expected
     assert expected[0] != expected[1]
+
+
+def test_a_fingerprint_is_that_of_names_and_bytes_in_order_whatever_the_shapes_and_strides() -> None:
+    state = {
+        "turned": torch.arange(6.0).reshape(2, 3).T,
+        "scalar": torch.tensor(3.0),
+        "none": torch.zeros(0, 4),
+        "every other": torch.arange(8.0)[::2],
+    }
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        digest.update(name.encode() + np.ascontiguousarray(state[name].numpy()).tobytes())
+    assert fingerprint(state) == digest.digest()
+    assert fingerprint({**state, "scalar": torch.tensor(4.0)}) != digest.digest()
+
+
+def test_a_fingerprint_copies_no_weight() -> None:
+    state = {"embedding": torch.zeros(1000, 1000)}
+    tracemalloc.start()
+    try:
+        fingerprint(state)
+        assert tracemalloc.get_traced_memory()[1] < state["embedding"].nbytes / 10
+    finally:
+        tracemalloc.stop()
