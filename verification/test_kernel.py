@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.kernel.bits import extremes_of
 from unforgotten.audit.kernel.rules import is_compiled, rule_of
+from unforgotten.audit.kernel.searches import TOGETHER
 from unforgotten.audit.kernel.simd import NUMPY, VARIABLE, available_paths
+from unforgotten.audit.kernel.super_blocks import OF_STATISTIC
 from unforgotten.audit.sources.flat import BlockLayout, Piece, layout_of, pieces
 from unforgotten.audit.sources.safetensors_header import TensorInfo
 from unforgotten.audit.weights import piece as measuring
@@ -26,6 +28,7 @@ from unforgotten.audit.weights import task as tensor_task
 from unforgotten.audit.weights.leg import precision_of, value_precision
 from unforgotten.audit.weights.piece import add_pieces, measure_piece
 from unforgotten.audit.weights.sums import Setting, TensorMeasured
+from unforgotten.theory.formats.kquants import OF_Q4_K, OF_Q5_K, search_affine, search_one_by_one, search_symmetric
 from unforgotten.theory.formats.names import Format, format_named
 from unforgotten.theory.geometry.dead_zone import count_binades
 from unforgotten.theory.laws.update import GRID_MODES, GridMode, Survival, survival
@@ -52,7 +55,9 @@ WIDE_BLOCKS = (
     "int8-g48",
 )
 """Formats that are measured sixteen weights at a time, on paths with vectors."""
-SEARCHED = ("q3_k", "q4_k", "q5_k", "q6_k", "hqq4-g8-opt")
+SEARCHED = {"q3_k": search_one_by_one, "q4_k": search_affine, "q5_k": search_affine, "q6_k": search_symmetric}
+"""K-quants, and what finds their scales by numpy."""
+BY_NUMPY = ("hqq4-g8-opt",)
 NAMED = os.environ.get(VARIABLE, "")
 PATHS = (NAMED,) if NAMED else tuple(path for path in available_paths() if path != NUMPY)
 """Every path of the kernel that this machine can run, or the one that is named; each example goes through all of them."""
@@ -165,11 +170,54 @@ def test_kernel__equals_reference_on_every_bfloat16_of_some_binades(name: str) -
     check(w, moved.astype(w.dtype), format_named(name))
 
 
-@pytest.mark.parametrize("name", SEARCHED)
-def test_kernel__keeps_reference_where_scales_are_searched(name: str) -> None:
+@pytest.mark.parametrize("name", [*SEARCHED, *BY_NUMPY])
+def test_kernel__equals_reference_where_scales_are_searched(name: str) -> None:
     rng = rng_for("searched", name)
     w = rng.standard_normal((6, 512)).astype(np.float32)
     check(w, (w + 0.01 * rng.standard_normal(w.shape)).astype(np.float32), format_named(name))
+
+
+@settings(deadline=None)  # the first example loads the compiled code
+@given(
+    st.sampled_from(tuple(SEARCHED)),
+    st.sampled_from(DTYPES[:3]),
+    st.sampled_from((3, 40)),
+    st.integers(-60, 30),
+    st.integers(0, 2**32 - 1),
+)
+def test_kernel__equals_reference_in_super_blocks_of_every_kind(
+    name: str, dtype: type, most: int, exponent: int, seed: int
+) -> None:
+    """Of few small integers, whose codes are ties, of noise, of one sign, of zeros, and where scales are tiny or too large."""
+    rng = rng_for("super-blocks", seed)
+    w = rng.standard_normal((4, 512))
+    w[0] = rng.integers(-most, most + 1, 512)
+    w[1] = np.abs(w[1])
+    w[2, 100:300] = 0
+    w[3, :256] *= np.exp2(rng.integers(exponent - 8, exponent + 8, 256))
+    moved = np.where(rng.random(w.shape) < 0.7, w, w + 0.1 * rng.standard_normal(w.shape))
+    with np.errstate(over="ignore"):
+        before, after = w.astype(dtype), moved.astype(dtype)
+    if np.isfinite(before.astype(np.float32)).all() and np.isfinite(after.astype(np.float32)).all():
+        check(before, after, format_named(name))
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+@given(st.integers(1, 3 * TOGETHER), st.integers(-100, 100), st.integers(0, 2**32 - 1))
+@settings(deadline=None)  # the first example loads the compiled code
+def test_searches__are_those_of_the_reference_bit_for_bit(name: str, count: int, exponent: int, seed: int) -> None:
+    """However many sub-blocks there are beside those that are searched together, and however large their weights."""
+    rng = rng_for("searches", seed)
+    size = OF_STATISTIC[name].size
+    w = (np.exp2(exponent) * rng.standard_normal((count, size))).astype(np.float32)
+    w[rng.random(w.shape) < 0.1] = 0
+    w[::5] = np.round(w[::5] / np.float32(np.exp2(exponent)))
+    candidates = {"q4_k": (OF_Q4_K,), "q5_k": (OF_Q5_K,)}.get(name, ())
+    expected = SEARCHED[name](w, *candidates)
+    scale, low = np.zeros((2, count), np.float32)
+    OF_STATISTIC[name].search(w.reshape(-1), scale, low)
+    assert np.array_equal(scale, expected.scale, equal_nan=True)
+    assert np.array_equal(low, np.asarray(expected.low, np.float32), equal_nan=True)
 
 
 @settings(deadline=None)  # the first example loads the compiled code
@@ -305,9 +353,9 @@ def test_precision__is_that_of_numpy(values: list[float]) -> None:
 
 
 def test_every_plain_format_is_compiled() -> None:
-    """All but the searches; and those of few levels and no zero point are measured in registers on this machine."""
+    """All but those of a mean over the tensor; and those of few levels and no zero point are measured in registers on this machine."""
     compiled = {name for name in domain.ALL_FORMAT_NAMES if is_compiled(format_named(name))}
-    assert compiled == set(domain.ALL_FORMAT_NAMES) - {n for n in domain.ALL_FORMAT_NAMES if n in SEARCHED}
+    assert compiled == set(domain.ALL_FORMAT_NAMES) - set(BY_NUMPY)
     for name in compiled:
         rule_of(format_named(name))
 

@@ -27,9 +27,11 @@ from unforgotten.theory.geometry.cells import cells
 Array = NDArray[Any]
 MOST_COMPARED = 15  # thresholds that are compared one by one
 ROOM = 2.0**127
-SEARCHED = frozenset({"hqq-proximal", "nested-absmax", "q3_k", "q4_k", "q5_k", "q6_k"})
-"""Statistics that look at every weight of a block again and again, or at all blocks: their formats are measured by numpy."""
-EXTREMES = frozenset(FITS) - SEARCHED
+WHOLE = frozenset({"hqq-proximal", "nested-absmax"})
+"""Statistics of a mean over the whole tensor, which is therefore read at once and measured by numpy."""
+SEARCHED = frozenset({"q3_k", "q4_k", "q5_k", "q6_k"})
+"""Statistics that look at every weight of a block again and again, by `super_blocks`."""
+EXTREMES = frozenset(FITS) - WHOLE - SEARCHED
 """Statistics that are functions of a block's smallest and largest weight, and of which comes first."""
 
 
@@ -91,8 +93,8 @@ class Extremes:
 
 
 def is_compiled(fmt: Format) -> bool:
-    """Return whether the kernel measures the format: its parameters are found without a search."""
-    return fmt.statistic in EXTREMES
+    """Return whether the kernel measures the format: its parameters are found block by block."""
+    return fmt.statistic not in WHOLE
 
 
 @lru_cache(maxsize=64)

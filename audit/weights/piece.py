@@ -44,6 +44,7 @@ from unforgotten.audit.kernel.slots import (
     VARIANCE,
 )
 from unforgotten.audit.kernel.stored_weights import Weights, own_memory
+from unforgotten.audit.kernel.super_blocks import search_grids, sub_block_ends
 from unforgotten.audit.kernel.vector import measure_registers
 from unforgotten.audit.sources.flat import PIECE_WEIGHTS, BlockLayout, Piece, layout_of
 from unforgotten.audit.weights.piece_blocks import PieceBlocks, span_of
@@ -53,7 +54,7 @@ from unforgotten.audit.weights.tiles import TileBlocks
 from unforgotten.audit.weights.ways import Way
 from unforgotten.theory.formats.names import Format
 from unforgotten.theory.geometry.dead_zone import BINADES, BinadeCounts
-from unforgotten.theory.laws.update import GRID_MODES, GridMode, Survival, add, survival
+from unforgotten.theory.laws.update import GRID_MODES, GridMode, Survival, survival
 
 Array = NDArray[Any]
 Blocks = PieceBlocks | TileBlocks
@@ -82,12 +83,11 @@ class FormatSums(NamedTuple):
 
 @dataclass(frozen=True)
 class PieceMeasured:
-    """All that one piece adds to the sums of its tensor; formats without the kernel have a `Survival` a grid."""
+    """All that one piece adds to the sums of its tensor, but of formats that are measured whole."""
 
     census: Census
     delta_sq: float
     parts: Mapping[str, FormatSums]
-    searched: Mapping[Setting, Survival]
 
 
 def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
@@ -112,22 +112,17 @@ def measure_piece(task: TensorTask, piece: Piece) -> PieceMeasured:
         if not np.isfinite(tops).all():
             raise NotFiniteError  # the kernel makes a code of anything, and an address of a code
         census = census or take_census(x, y, piece.stop - piece.start, tops[0])
-    searched: dict[Setting, Survival] = {}
     for fmt in task.formats:
-        if fmt.name in parts:
-            continue
+        if fmt.name in parts or task.ways[fmt.name] == "whole":
+            continue  # `add_pieces` measures the tensor whole
         with refusing(fmt):
-            found = MEASURE[task.ways[fmt.name]](task, fmt, blocks_of[fmt.name])
-        if isinstance(found, FormatSums):
-            parts[fmt.name] = found
-        else:
-            searched |= {Setting(fmt.name, grid): measured for grid, measured in found.items()}
+            parts[fmt.name] = MEASURE[task.ways[fmt.name]](task, fmt, blocks_of[fmt.name])
     added = (p.delta_sq for name, p in parts.items() if spans[name] == piece)
     delta_sq = next((square for square in added if not math.isnan(square)), math.nan)
     if math.isnan(delta_sq):
         size = piece.stop - piece.start
         delta_sq = float(scalar.squared_length(x.stored[:size], y.stored[:size]))
-    return PieceMeasured(census, delta_sq, parts, searched)
+    return PieceMeasured(census, delta_sq, parts)
 
 
 def _look_up(task: TensorTask, blocks_of: Mapping[str, PieceBlocks]) -> tuple[dict[str, FormatSums], Census | None]:
@@ -190,31 +185,35 @@ def _by_tiles(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> FormatSums:
     return _measure_compiled(task, fmt, TileBlocks(blocks.float32, blocks.span, task.shape, fmt.tile), 0)
 
 
-def _by_reference(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> Mapping[GridMode, Survival]:
-    w, w_new = (z.reshape(-1, blocks.layout.size) for z in blocks.float32)
-    return {grid: survival(w, w_new, fmt, grid) for grid in GRID_MODES}
+def _by_search(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> FormatSums:
+    """Measure the sub-blocks of super-blocks one weight after another; no weight sets a scale by itself."""
+    part = _no_sums()
+    x, y = blocks.float32
+    if not len(x):
+        return part
+    before, after = (search_grids(w, fmt) for w in (x, y))
+    nothing = np.full(len(before.scale), np.nan, np.float32)
+    check = any(may_overflow(grids, fmt) for grids in (before, after))
+    scalar.measure(
+        *(x, y, sub_block_ends(len(x), fmt), before, after, grids_agree(before, after, fmt), nothing, nothing),
+        *(rule_of(fmt), check, *part[:3]),
+    )
+    return _checked(part, fmt)
 
 
-def _later(task: TensorTask, fmt: Format, blocks: PieceBlocks) -> Mapping[GridMode, Survival]:
-    """Measure nothing of a piece: `add_pieces` measures the tensor whole."""
-    return {}
-
-
-MEASURE: Mapping[Way, Callable[[TensorTask, Format, PieceBlocks], FormatSums | Mapping[GridMode, Survival]]] = {
+MEASURE: Mapping[Way, Callable[[TensorTask, Format, PieceBlocks], FormatSums]] = {
     "magnitudes": _by_vectors,  # what `_look_up` left out
     "vectors": _by_vectors,
     "scalar": _one_by_one,
     "tiles": _by_tiles,
-    "reference": _by_reference,
-    "whole": _later,
+    "searched": _by_search,
 }
+"""What measures a piece, but for "whole"."""
 
 
 def _measure_compiled(task: TensorTask, fmt: Format, blocks: Blocks, first: int) -> FormatSums:
     """Measure the first blocks sixteen weights at a time, and the others one by one."""
-    part = FormatSums(
-        np.zeros((len(GRIDS), COUNTS), np.int64), np.zeros((len(GRIDS), SUMS)), np.zeros(BINS, np.int64), math.nan
-    )
+    part = _no_sums()
     if not len(blocks.ends):
         return part
     entries = _entries_of_whole(task, fmt, blocks, first) if first else None
@@ -228,6 +227,16 @@ def _measure_compiled(task: TensorTask, fmt: Format, blocks: Blocks, first: int)
         part = FormatSums(found.counts, found.sums, found.bins, delta_sq)
     if first < len(blocks.ends):
         _measure_rest(task, fmt, blocks, first, part)
+    return _checked(part, fmt)
+
+
+def _no_sums() -> FormatSums:
+    return FormatSums(
+        np.zeros((len(GRIDS), COUNTS), np.int64), np.zeros((len(GRIDS), SUMS)), np.zeros(BINS, np.int64), math.nan
+    )
+
+
+def _checked(part: FormatSums, fmt: Format) -> FormatSums:
     if part.counts[:, OVERFLOWS].any():
         raise ValueError(f"the values of {fmt.name} must be finite, got an overflow of float32")
     return part
@@ -321,12 +330,10 @@ def add_pieces(task: TensorTask, measured: Iterable[PieceMeasured]) -> TensorMea
             setting = Setting(fmt.name, grid)
             if fmt.name in rows[0].parts:
                 found[setting] = _survival(rows, [row.parts[fmt.name] for row in rows], grid)
-            elif task.ways[fmt.name] == "whole":
+            else:
                 with refusing(fmt):
                     w, w_new = (np.asarray(c.read(task.name), np.float32) for c in task.checkpoints)
                     found[setting] = survival(w, w_new, fmt, grid)
-            else:
-                found[setting] = add(row.searched[setting] for row in rows)
     binades = BinadeCounts(
         tuple(np.sum([c.weights for c in census], axis=0).tolist()),
         tuple(np.sum([c.moved for c in census], axis=0).tolist()),

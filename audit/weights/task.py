@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from unforgotten.audit.kernel.rules import Extremes, is_compiled
+from unforgotten.audit.kernel.rules import EXTREMES, Extremes
 from unforgotten.audit.kernel.stored_weights import Weights, extremes, own_memory
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.errors import CheckpointError
@@ -119,7 +119,7 @@ def _tensor_layouts(formats: Sequence[Format], shape: tuple[int, ...]) -> dict[B
     total = math.prod(shape)
     found: dict[BlockLayout, frozenset[str]] = {}
     for fmt in formats:
-        own = {layout_of(fmt, shape)} if is_compiled(fmt) and fmt.tile is None else set()
+        own = {layout_of(fmt, shape)} if fmt.statistic in EXTREMES and fmt.tile is None else set()
         beyond_pieces = {layout for layout in own if layout.size > PIECE_WEIGHTS}
         for layout in beyond_pieces | ({BlockLayout(total, total)} if fmt.tensor_range else set()):
             found[layout] = found.get(layout, frozenset()) | {fmt.statistic}

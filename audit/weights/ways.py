@@ -6,7 +6,7 @@
 | `vectors` | sixteen weights at a time; the parameters of every block are computed first | at most sixteen levels, or integers, in blocks of whole sixteens |
 | `scalar` | one weight after another, compiled | all else that has fixed thresholds |
 | `tiles` | as `scalar`, of tiles that are laid out one after another first | a scale for a tile of rows and columns |
-| `reference` | numpy, piece by piece | scales that are searched for |
+| `searched` | as `scalar`, with the scales that compiled searches find | scales of k-quants |
 | `whole` | numpy, the tensor at once | a search that stops by a mean over the tensor, or a mean that all scales hang on |
 
 A piece whose last block is cut, or whose values may overflow, is measured by the next slower of the first three, with
@@ -21,15 +21,13 @@ from typing import Literal
 
 from unforgotten.audit.kernel.entries import FINITE
 from unforgotten.audit.kernel.lanes import LANES
-from unforgotten.audit.kernel.rules import is_compiled
+from unforgotten.audit.kernel.rules import SEARCHED, is_compiled
 from unforgotten.audit.kernel.simd import NUMPY, VECTOR_PATHS
 from unforgotten.audit.kernel.vector_rules import is_in_registers
 from unforgotten.audit.sources.flat import PIECE_WEIGHTS, layout_of
 from unforgotten.theory.formats.names import Format
 
-Way = Literal["magnitudes", "vectors", "scalar", "tiles", "reference", "whole"]
-WHOLE = frozenset({"hqq-proximal", "nested-absmax"})
-"""Statistics of a mean over the whole tensor, which is therefore read at once."""
+Way = Literal["magnitudes", "vectors", "scalar", "tiles", "searched", "whole"]
 
 
 def way_of(fmt: Format, shape: tuple[int, ...], dtypes: tuple[str, str], simd: str) -> Way:
@@ -41,10 +39,10 @@ def way_of(fmt: Format, shape: tuple[int, ...], dtypes: tuple[str, str], simd: s
         dtypes: names of the dtypes before and after, as stored.
         simd: path of the kernel, see `simd.available_paths`.
     """
-    if simd == NUMPY or fmt.statistic in WHOLE:
+    if simd == NUMPY or not is_compiled(fmt):
         return "whole"
-    if not is_compiled(fmt):
-        return "reference"
+    if fmt.statistic in SEARCHED:
+        return "searched"
     if fmt.tile is not None:
         return "tiles"
     total, layout = math.prod(shape), layout_of(fmt, shape)

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from unforgotten.audit.kernel.rules import SEARCHED
+from unforgotten.audit.kernel.rules import SEARCHED, WHOLE
 from unforgotten.audit.mixes.mix import is_mix
 from unforgotten.audit.sources.open import open_pair
 from unforgotten.audit.sources.pairing import pair
@@ -37,6 +37,11 @@ from unforgotten.theory.formats.names import deterministic_format_named
 FLOAT32 = "float32"
 SHARD = 1 << 20
 """Weights of a piece that the weights leg reads at once."""
+SLOW = {
+    SEARCHED: "scales are searched for, tens of times as long as nf4-b64",
+    WHOLE: "measured by numpy, a hundred times as long as nf4-b64 and more",
+}
+"""Why formats of some statistics take long."""
 
 
 @dataclass(frozen=True)
@@ -231,13 +236,14 @@ def _lines(plan: AuditPlan) -> Iterator[str]:
         yield f"rates      {products:,.1f} GFLOP/s in products of matrices, {generation:,.1f} in new tokens of one prompt, measured here"
     else:
         yield "           no model runs without --texts or --benchmark"
-    if searched := [name for name in plan.asked.formats if is_searched(name)]:
-        yield f"slow       {', '.join(searched)}: measured by numpy, many times as long as others (study format-cost)"
+    for statistics, why in SLOW.items():
+        if slow := [name for name in plan.asked.formats if _statistics(name) & statistics]:
+            yield f"slow       {', '.join(slow)}: {why} (study format-cost)"
     yield "           quantizers and reading are not counted"
 
 
-def is_searched(name: str) -> bool:
-    """Return whether a format, or one of a mix, has scales that are searched for or hang on a mean, which the kernel leaves to numpy."""
-    if is_mix(name):
-        return not name.endswith("Q8_0")  # the head of all others is Q6_K
-    return deterministic_format_named(name).statistic in SEARCHED
+def _statistics(name: str) -> frozenset[str]:
+    """Return the statistics of a format, or of those of a mix that are searched for."""
+    if not is_mix(name):
+        return frozenset({deterministic_format_named(name).statistic})
+    return frozenset() if name.endswith("Q8_0") else SEARCHED  # the head of all others is Q6_K

@@ -1,7 +1,7 @@
 """What each format costs an audit, side by side: the weights leg of one pair in each, over that in nf4-b64.
 
 Every round measures all formats in turn, in one process and by one path of the kernel, and gives ratios; the first round, which
-compiles, is not counted. Formats whose scales are searched for are measured by numpy, and their ratios say what that takes.
+compiles, is not counted. Formats that hang on a mean over the tensor are measured by numpy, and their ratios say what that takes.
 """
 
 from __future__ import annotations

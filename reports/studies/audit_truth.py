@@ -25,6 +25,10 @@ SETS = {
 FRESH = ("held out", "one format", "one format by texts")
 ASKED = {"undone": "sensitivity", "survives": "specificity"}
 TAIL = 0.025  # of an interval of 95 %, on either side
+INTERVALS = (
+    "Intervals are Clopper and Pearson's, which take pairs to be independent. Pairs of one model share its answers, and models of "
+    "one seed their target, so they are somewhat too short."
+)
 HEADS = ("set", "truth", "pairs", *(f"verdict {word}" for word in WORDS), "right of decided", "confident errors")
 
 
@@ -77,14 +81,7 @@ def _held_out(rows: Sequence[Row]) -> list[str]:
     if not rows:
         return []
     heads = ("set", "what", "truths", "pairs", "models", "right", "share", "95 %", "undecided", "wrong")
-    lines = [
-        "## Sensitivity and specificity on held-out pairs",
-        "",
-        "Intervals are Clopper and Pearson's, which take pairs to be independent. Pairs of one model share its answers, and models "
-        "of one seed their target, so they are somewhat too short.",
-        "",
-        *_head(heads),
-    ]
+    lines = ["## Sensitivity and specificity on held-out pairs", "", INTERVALS, "", *_head(heads)]
     for name in FRESH:
         for truth, what in ASKED.items():
             for kind, clear in (("all", (True, False)), ("clear", (True,))):

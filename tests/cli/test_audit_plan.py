@@ -78,7 +78,9 @@ def test_it_prints_and_is_json(micro_pair: Path) -> None:
     assert "unknown: rates are measured on this processor in float32, models run on cuda" in "\n".join(lines(elsewhere))
     assert "slow" not in text
     searched = plan_of(micro_pair, formats=("nf4-b64", "q6_k", "gguf:Q4_K_M", "hqq4-g64-opt", "gguf:Q8_0"))
-    assert "slow       q6_k, gguf:Q4_K_M, hqq4-g64-opt: " in "\n".join(lines(searched))
+    told = "\n".join(lines(searched))
+    assert "slow       q6_k, gguf:Q4_K_M: scales are searched for" in told
+    assert "slow       hqq4-g64-opt: measured by numpy" in told
     alone = plan_of(micro_pair, texts=None, benchmark=None)
     assert alone.legs == []
     assert "no model runs" in "\n".join(lines(alone))

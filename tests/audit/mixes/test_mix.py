@@ -74,7 +74,7 @@ def test_processes_share_a_mix(pair: tuple[Path, Path], monkeypatch: pytest.Monk
     shared, alone = (weights_leg(target, unlearned, [NAME, "int4-g64"], jobs=jobs) for jobs in (2, 1))
     assert shared.totals == alone.totals
     assert alone.computed["path"] == "scalar"
-    assert alone.computed["ways"]["q4_k"] == {"reference": 2}
+    assert alone.computed["ways"]["q4_k"] == {"searched": 2}
     monkeypatch.setenv("UNFORGOTTEN_SIMD", "numpy")
     by_numpy = weights_leg(target, unlearned, [NAME, "int4-g64"])
     for setting, total in by_numpy.totals.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import get_args
 
 import ml_dtypes
 import numpy as np
@@ -13,7 +14,7 @@ from unforgotten.audit import open_checkpoint, weights_leg
 from unforgotten.audit.kernel.entries import FINITE
 from unforgotten.audit.kernel.simd import VARIABLE, VECTOR_PATHS
 from unforgotten.audit.weights.piece import MEASURE
-from unforgotten.audit.weights.ways import way_of
+from unforgotten.audit.weights.ways import Way, way_of
 from unforgotten.theory.formats.names import format_named
 
 BITS, NUMBERS = ("bfloat16", "bfloat16"), ("bfloat16", "float32")
@@ -29,7 +30,7 @@ BITS, NUMBERS = ("bfloat16", "bfloat16"), ("bfloat16", "float32")
         ("nf4-b64", (4, 100), BITS, "magnitudes"),  # its blocks run on over the rows
         ("int4-g64", (4, 100), BITS, "scalar"),  # its blocks end with a row
         ("int4-g64-ct-asym", (4, 128), BITS, "scalar"),
-        ("q4_k", (4, 256), BITS, "reference"),
+        ("q4_k", (4, 256), BITS, "searched"),
         ("fp8-row", (4, 128), BITS, "scalar"),
         ("fp8-b128x128", (256, 256), BITS, "tiles"),
         ("fp8-b128x128", (4, 100), NUMBERS, "tiles"),
@@ -39,7 +40,7 @@ BITS, NUMBERS = ("bfloat16", "bfloat16"), ("bfloat16", "float32")
 )
 def test_way_of(path: str, name: str, shape: tuple[int, ...], dtypes: tuple[str, str], way: str) -> None:
     assert way_of(format_named(name), shape, dtypes, path) == way
-    slower = way if way in ("reference", "tiles") else "scalar"
+    slower = way if way in ("searched", "tiles") else "scalar"
     assert way_of(format_named(name), shape, dtypes, "scalar") == slower
     assert way_of(format_named(name), shape, dtypes, "numpy") == "whole"
 
@@ -58,4 +59,4 @@ def test_the_audit_says_which_ways_it_took(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_every_way_has_a_function() -> None:
-    assert set(MEASURE) == {"magnitudes", "vectors", "scalar", "tiles", "reference", "whole"}
+    assert set(MEASURE) == set(get_args(Way)) - {"whole"}
