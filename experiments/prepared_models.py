@@ -6,7 +6,7 @@ and there is a retrained model only if that is given, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -67,7 +67,8 @@ def prepare_models(config: RunConfig, corpus: Corpus, models: Path, progress: Pr
             if source is None:
                 save = _made(config, corpus, models, name, step)
             else:
-                save = partial(_take_over, source, models / name, config.models, _stored_in(config, name))
+                stored_in = _stored_in(config, name)
+                save = partial(_take_over, source, models / name, config.models, stored_in, config.formats)
             together.agreed(save)
 
 
@@ -79,10 +80,11 @@ def _made(config: RunConfig, corpus: Corpus, models: Path, name: str, step: Any)
     return _fine_tune(config, corpus, models, name, step)
 
 
-def _take_over(source: str, folder: Path, given: GivenModels, stored_in: str | None) -> None:
+def _take_over(source: str, folder: Path, given: GivenModels, stored_in: str | None, formats: Sequence[str]) -> None:
     """Save a model that is given, in the dtype of its own checkpoint, and its tokenizer or another."""
     place = _place(source)
     model, tokenizer = loaded(place, _place(given.tokenizer, weights=False) if given.tokenizer else None)
+    Shell(model, None).check(formats)
     _store(model, stored_in)
     dtype = _stored_dtype(place)
     notes = {"dtypes": UNKNOWN | {"checkpoint": str(dtype).removeprefix("torch.")}, "products": None, "rounding": None}
@@ -121,11 +123,12 @@ def _stored_dtype(folder: Path) -> torch.dtype:
 
 def _base(config: RunConfig, corpus: Corpus, step: Any) -> tuple[PreTrainedModel, Any]:
     base = base_named(config.base.kind)
-    if _comes_trained(config):
-        return base.make(config.base, corpus.general, config.seed)
-    if config.pretraining is None:
+    if not _comes_trained(config) and config.pretraining is None:
         raise ValueError(f"pretraining must be given for base.kind {base.name}, got none")
     model, tokenizer = base.make(config.base, corpus.general, config.seed)
+    Shell(model, tokenizer).check(config.formats)
+    if _comes_trained(config) or config.pretraining is None:
+        return model, tokenizer
     documents = encode_documents(corpus.general, tokenizer, config.corpus.passage_tokens)
     _train(config, model, documents, config.pretraining, config.seed, step)
     return model, tokenizer

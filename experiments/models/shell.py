@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -73,6 +73,15 @@ class Shell:
         shapes |= {f"{name}[{i}]": tuple(own[name].shape[1:]) for name, count in held.items() for i in range(count)}
         found = formats_of(format_name, shapes, ())
         return {name: fmt.name for name, fmt in found.items()}
+
+    def check(self, format_names: Iterable[str]) -> None:
+        """Refuse formats that experts in one tensor cannot have. Nothing is computed.
+
+        Raises:
+            ValueError: as `quantized`, of such a format.
+        """
+        for name in format_names if self.experts else ():
+            self.quantized(self.model.state_dict(), name)
 
     def quantized(self, state: State, format_name: str) -> State:
         """Return Q(state), or the state itself for "none"; each expert is a matrix of its own.

@@ -29,9 +29,9 @@ from unforgotten.reports.verdicts.evidence import (
 )
 from unforgotten.reports.verdicts.masks import mask_claims, masks
 from unforgotten.reports.verdicts.scaling import STUDY as BITS_AND_BLOCKS
-from unforgotten.reports.verdicts.scaling import arm_sentences, scaled, scaling_sentences
+from unforgotten.reports.verdicts.scaling import arm_sentences, level_sentences, scaled, scaling_sentences
 
-DEAD_ZONE, REQUANTIZE, QUANTIZERS = "dead-zone", "requantize", "quantizers"
+DEAD_ZONE, REQUANTIZE, QUANTIZERS, HELD_OUT = "dead-zone", "requantize", "quantizers", "held-out"
 """Studies of runs of which the page has a sentence for each arm."""
 DITHERED = "int4-g64-dither"
 PLAIN = "int4-g64"
@@ -111,15 +111,27 @@ def _dead_zone(evidence: Evidence) -> Claim:
                 DEAD_ZONE,
                 "Over learning rates, with bf16 parameters, gain and share of the added forget loss that cells take back",
             ),
+            *_held_out(evidence),
             *_real_models(evidence),
         ),
-        before=" ".join(text for text in (_forecast(evidence), evidence.predicted(DEAD_ZONE)) if text),
+        before=" ".join(
+            text for text in (_forecast(evidence), *map(evidence.predicted, (DEAD_ZONE, HELD_OUT))) if text
+        ),
         rows=(
             *("functional-gain", "forecast", *TINY),
             *(name for name in evidence.runs if not name.startswith("tiny")),
             *folders_of(evidence, DEAD_ZONE),
+            *folders_of(evidence, HELD_OUT),
         ),
     )
+
+
+def _held_out(evidence: Evidence) -> Iterator[str]:
+    """Yield what models show of seeds, methods and an architecture that nobody had looked at."""
+    about = "On seeds, and for one architecture, that nobody had looked at, gain and share of the added forget loss that cells take back: "
+    for sentence in level_sentences(scaled(evidence, HELD_OUT)):
+        yield f"{about}{sentence}"
+        about = ""
 
 
 def _of_arms(evidence: Evidence, study: str, about: str) -> Iterator[str]:

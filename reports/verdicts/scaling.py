@@ -24,6 +24,7 @@ class Scaled(NamedTuple):
     """A storage arm in one format, over the seeds of the study.
 
     Attributes:
+        level: level of the study, the first part of its folders' names.
         method: unlearning method.
         storage: storage arm.
         format: name of the format.
@@ -32,6 +33,7 @@ class Scaled(NamedTuple):
             was added.
     """
 
+    level: str
     method: str
     storage: str
     format: str
@@ -42,7 +44,7 @@ class Scaled(NamedTuple):
 def scaled(evidence: Evidence, study: str = STUDY) -> list[Scaled]:
     """Return the cells of a study's runs in the order of the rows; none where it is not published."""
     told = []
-    for (_, method, storage), runs in runs_of(evidence, study).items():
+    for (level, method, storage), runs in runs_of(evidence, study).items():
         at = ("unlearned", method, storage)
         added = [value_of(run, "forget_loss", *at) - value_of(run, "forget_loss", "target") for _, run in runs]
         forgot = all(one >= LEAST_EFFECT for one in added)
@@ -52,7 +54,7 @@ def scaled(evidence: Evidence, study: str = STUDY) -> list[Scaled]:
             back = (
                 over_seeds((seed, x / one) for (seed, x), one in zip(effects, added, strict=True)) if forgot else None
             )
-            told.append(Scaled(method, storage, fmt, gain, back))
+            told.append(Scaled(level, method, storage, fmt, gain, back))
     return told
 
 
@@ -76,10 +78,34 @@ def arm_sentences(found: Sequence[Scaled]) -> list[str]:
     told = []
     for method, storage in dict.fromkeys((one.method, one.storage) for one in found):
         own = [one for one in found if (one.method, one.storage) == (method, storage)]
-        seeds = own[0].gain.seeds
         cells = "; ".join(f"{one.format} {number(one.gain.value)}{_back(one)}" for one in own)
-        told.append(f"{method}, {storage}, {'one seed' if seeds == 1 else f'means of {seeds} seeds'}: {cells}.")
+        told.append(f"{method}, {storage}, {_seeds(own[0])}: {cells}.")
     return told
+
+
+def level_sentences(found: Sequence[Scaled]) -> list[str]:
+    """Return a sentence for each level on its bf16 arms, all formats of a method beside each other, and one on all fp32 arms."""
+    told = []
+    for level in dict.fromkeys(one.level for one in found if one.storage == "bf16"):
+        own = [one for one in found if (one.level, one.storage) == (level, "bf16")]
+        formats = list(dict.fromkeys(one.format for one in own))
+        cells = {
+            method: ", ".join(f"{number(one.gain.value)}{_back(one)}" for one in own if one.method == method)
+            for method in dict.fromkeys(one.method for one in own)
+        }
+        methods = "; ".join(f"{method} {text}" for method, text in cells.items())
+        told.append(f"{level}, {_seeds(own[0])}, bf16 at {', '.join(formats)}: {methods}.")
+    if masters := [one for one in found if one.storage == "fp32"]:
+        gains = [one.gain.value for one in masters]
+        levels = len({one.level for one in masters})
+        told.append(
+            f"Of all these with fp32 masters, in {levels} architectures, the gain is {number(min(gains))} to {number(max(gains))}."
+        )
+    return told
+
+
+def _seeds(one: Scaled) -> str:
+    return "one seed" if one.gain.seeds == 1 else f"means of {one.gain.seeds} seeds"
 
 
 def _back(one: Scaled) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unforgotten.reports.verdicts.evidence import Evidence
-from unforgotten.reports.verdicts.scaling import arm_sentences, scaled, scaling_sentences
+from unforgotten.reports.verdicts.scaling import arm_sentences, level_sentences, scaled, scaling_sentences
 
 RUN = Path(__file__).parents[2] / "reports" / "published" / "cures" / "larger-lr-seed0"
 FLOAT64 = 2.0**-40
@@ -60,6 +60,21 @@ def test_a_sentence_of_an_arm_has_its_formats_and_the_means_of_its_seeds(tmp_pat
     (sentence,) = arm_sentences(scaled(evidence, "dead-zone"))
     assert sentence.startswith("NPO_GDR, bf16, means of 2 seeds: int4-g64 0.50 and 50 %; fp4-b64 ")
     assert arm_sentences(scaled(evidence)) == []
+
+
+def test_levels_are_kept_apart_with_a_method_s_formats_beside_each_other(tmp_path: Path) -> None:
+    for level, gain in (("llama", 0.25), ("gpt-neox", 0.75)):
+        given = {"unlearned gain int4-g64": gain, "unlearned gating_effect int4-g64": 0.2}
+        evidence = study(tmp_path, LOSSES | given, f"held-out/{level}-seed5")
+    found = scaled(evidence, "held-out")
+    assert [one.level for one in found] == 3 * ["gpt-neox"] + 3 * ["llama"]
+    neox, llama = level_sentences(found)
+    assert neox.startswith("gpt-neox, one seed, bf16 at int4-g64, fp4-b64, nf4-b64: NPO_GDR 0.75 and 40 %, ")
+    assert llama.startswith("llama, one seed, bf16 at int4-g64, fp4-b64, nf4-b64: NPO_GDR 0.25 and 40 %, ")
+    masters = [one._replace(storage="fp32") for one in found]
+    gains = sorted(one.gain.value for one in masters)
+    (told,) = level_sentences(masters)
+    assert f"in 2 architectures, the gain is {gains[0]:.2f} to {gains[-1]:.2f}." in told
 
 
 def test_without_the_study_nothing_is_said(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="models need unforgotten[experiments]")
 
+from unforgotten.experiments import prepared_models
 from unforgotten.experiments.config import BaseConfig, RunConfig
 from unforgotten.experiments.load_config import load_config
 from unforgotten.experiments.models.bases.gemma3 import PACKAGE, Gemma3, merges_of
@@ -96,6 +97,18 @@ def test_experts_in_one_tensor_are_seen_by_no_format_that_sees_layers(fmt: str) 
         ValueError, match=rf"{fmt} sees layers at work, which experts in one tensor are not: model\.layers"
     ):
         shell.quantized(state_of(model), fmt)
+    with pytest.raises(ValueError, match=f"{fmt} sees layers at work"):
+        shell.check(["int4-g32", fmt])
+
+
+@pytest.mark.parametrize("fmt", ["gptq-retain:int4-g32", "dynamic:int8-row"])
+def test_a_run_of_experts_says_so_before_it_trains(fmt: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trained: list[object] = []
+    monkeypatch.setattr(prepared_models, "train", lambda *args, **settings: trained.append(args))
+    config = micro("base.kind=moe", f'formats=["int4-g32", "{fmt}"]')
+    with pytest.raises(ValueError, match=f"{fmt} sees layers at work"):
+        run(config, tmp_path / "run", resume=False)
+    assert not trained
 
 
 def test_a_directory_is_a_base(micro_pair: Path, tmp_path: Path) -> None:
