@@ -197,7 +197,8 @@ def test_kernel__equals_reference_in_super_blocks_of_every_kind(
     w[3, :256] *= np.exp2(rng.integers(exponent - 8, exponent + 8, 256))
     moved = np.where(rng.random(w.shape) < 0.7, w, w + 0.1 * rng.standard_normal(w.shape))
     with np.errstate(over="ignore"):
-        before, after = w.astype(dtype), moved.astype(dtype)
+        before: Array = w.astype(dtype)
+        after: Array = moved.astype(dtype)
     if np.isfinite(before.astype(np.float32)).all() and np.isfinite(after.astype(np.float32)).all():
         check(before, after, format_named(name))
 

@@ -33,14 +33,21 @@ DIGITS = 7  # of what is kept of a reading
 
 
 def constructed_rows(run: Path) -> Iterator[dict[str, Any]]:
-    """Yield one row a constructed pair of a run, in each of its formats."""
+    """Yield one row a constructed pair of a run, in each of its formats; none of a run without ARM."""
     config = json.loads((run / "config.json").read_text())
+    if ARM not in _arms(config):
+        return
     pair = open_model_pair(run / "models/target", run / f"models/{_states(run, config, (ARM,))[0]}")
     benchmark = read_benchmark(run / "corpus", pair.shell.tokenizer, pair.shell.context)
     meter = Meter(pair.shell, benchmark.probes, benchmark.settings, known={})
     for format_name in config["formats"]:
         for made in constructed(pair, format_name):
             yield {"set": "constructed", "run": run.name, **_audit(meter, pair, made, run, benchmark.notes)}
+
+
+def _arms(config: Mapping[str, Any]) -> list[tuple[str, str]]:
+    chosen = config.get("only_methods") or list(config["unlearning"]["methods"])
+    return [(method, storage) for method in chosen for storage in config["storages"]]
 
 
 def _states(run: Path, config: Mapping[str, Any], arms: Sequence[tuple[str, str]]) -> list[str]:
@@ -99,8 +106,6 @@ def _saved(folder: Path, state: State, run: Path) -> Path:
 def readings(run: Path) -> Iterator[dict[str, Any]]:
     """Yield the items that `audit_truth` reads, of every model of a run in every format."""
     config = json.loads((run / "config.json").read_text())
-    chosen = config.get("only_methods") or list(config["unlearning"]["methods"])
-    arms = [(method, storage) for method in chosen for storage in config["storages"]]
-    for model, format_name, items in read_run(run, _states(run, config, arms), config["formats"]):
+    for model, format_name, items in read_run(run, _states(run, config, _arms(config)), config["formats"]):
         kept = {m: [float(f"{x:.{DIGITS}g}") for x in values] for m, values in items.items()}
         yield {"run": run.name, "model": model, "format": format_name, "items": kept}
