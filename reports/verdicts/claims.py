@@ -11,7 +11,7 @@ import numpy as np
 
 from unforgotten.records.rows import Run
 from unforgotten.reports.run.conjectures import CONFIRMED, REFUTED, collapse_cases
-from unforgotten.reports.verdicts.architectures import architecture_claims
+from unforgotten.reports.verdicts.architectures import architecture_claims, architectures, gain_sentences
 from unforgotten.reports.verdicts.claim import WHOLE, Claim, number, share
 from unforgotten.reports.verdicts.collapsed import STUDY as COLLAPSE
 from unforgotten.reports.verdicts.collapsed import collapse_sentences
@@ -112,6 +112,7 @@ def _dead_zone(evidence: Evidence) -> Claim:
                 "Over learning rates, with bf16 parameters, gain and share of the added forget loss that cells take back",
             ),
             *_held_out(evidence),
+            *gain_sentences(architectures(evidence)),
             *_real_models(evidence),
         ),
         before=" ".join(

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import pytest
 
-from unforgotten.reports.verdicts.architectures import architecture_claims, architectures
+from unforgotten.reports.verdicts.architectures import architecture_claims, architectures, gain_sentences
 from unforgotten.reports.verdicts.evidence import Evidence
 
 RUN = Path(__file__).parents[2] / "reports" / "published" / "cures" / "masters-seed0"
@@ -56,6 +56,14 @@ def test_a_share_that_comes_back_is_that_of_the_added_loss(tmp_path: Path) -> No
         assert one.dynamic is not None
         assert one.dynamic.value == pytest.approx(0.2, abs=FLOAT64)
     assert [one.whole for one in found] == [True, False]
+
+
+def test_gains_of_all_architectures_stand_in_one_sentence(tmp_path: Path) -> None:
+    found = architectures(study(tmp_path, {"moe-seed0": Seen(bf16=0.25), "qwen-seed0": Seen(fp32=0.75)}))
+    (told,) = gain_sentences(found)
+    assert "bf16 parameters: moe 0.25 (one seed), qwen 0.50 (one seed);" in told
+    assert "fp32 masters: moe 1.00 (one seed), qwen 0.75 (one seed) (" in told
+    assert gain_sentences([one for one in found if one.storage == "fp32"]) == []
 
 
 @pytest.mark.parametrize(
