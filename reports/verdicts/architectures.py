@@ -84,8 +84,10 @@ def gain_sentences(found: Sequence[Architecture]) -> list[str]:
     if not all(gains.values()):
         return []
     return [
-        f"In other architectures, of 2 to 5 M weights, gain at int4 and fp4 with bf16 parameters: {gains['bf16']}; with fp32 masters: "
-        f"{gains['fp32']} (next check 1)."
+        (
+            f"In other architectures, of 2 to 5 M weights, gain at int4 and fp4 with bf16 parameters: {gains['bf16']}; with fp32 masters: "
+            f"{gains['fp32']} (next check 1)."
+        )
     ]
 
 
