@@ -1,7 +1,7 @@
 """The torch path: codes and values of a tensor from the same descriptions as `unforgotten.theory.formats.reference`.
 
 Bit-equal to that reference, which says what each rule does. Rules are chosen by the same names; a statistic that torch
-has no rule for is a search, and is fitted by the reference on the CPU.
+has no rule for is a search, and is fitted on the CPU: scales of k-quants by the kernel of the audit, others by the reference.
 
     codes, values = encode_tensor(torch.randn(8, 64), format_named("nf4-b64"))
 """
@@ -17,6 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from unforgotten.audit.kernel.rules import SEARCHED
+from unforgotten.audit.kernel.super_blocks import search_grids
 from unforgotten.theory.formats import scales
 from unforgotten.theory.formats.dither import dithers
 from unforgotten.theory.formats.hqq import LARGEST_INVERSE, LEAST_RANGE
@@ -128,6 +130,8 @@ def _from_tiles(tiles: Tensor, shape: torch.Size, tile: tuple[int, int]) -> Tens
 
 def fit(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
     """Fit the scales and other parameters of every block, as the format prescribes."""
+    if fmt.statistic in SEARCHED:
+        return _fit_by_search(blocks, fmt)
     if fmt.statistic not in FITS:
         return _fit_by_reference(blocks, fmt, partial=partial)
     p = FITS[fmt.statistic](blocks, fmt)
@@ -137,6 +141,15 @@ def fit(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
         if x is not None and not torch.isfinite(x).all():
             raise ValueError(f"the range of a block must be a finite {fmt.storage} in {fmt.name}, got inf")
     return p
+
+
+def _fit_by_search(blocks: Tensor, fmt: Format) -> Parameters:
+    """Fit super-blocks by the kernel of the audit, on the CPU: the numbers are those of the reference."""
+    grids = search_grids(blocks.cpu().numpy().reshape(-1), fmt)
+    step, low = (torch.from_numpy(x).to(blocks.device) for x in (grids.scale, grids.low))
+    each = blocks.numel() // len(step)
+    step, low = (x.repeat_interleave(each).reshape(blocks.shape) for x in (step, low))
+    return Parameters(step, torch.zeros_like(step), low, step, low)
 
 
 def _fit_by_reference(blocks: Tensor, fmt: Format, *, partial: bool) -> Parameters:
