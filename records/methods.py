@@ -1,4 +1,4 @@
-"""How reports group the methods of published rows: by this table, and never by taking a name apart."""
+"""How reports group the methods of published rows: by this table, and never by taking the name of a method apart."""
 
 from __future__ import annotations
 
@@ -9,5 +9,6 @@ FORGET_TERMS: Mapping[str, tuple[str, ...]] = {"GA": ("GA", "GA_GDR", "GA_KLR"),
 
 
 def forget_term(method: str | None) -> str | None:
-    """Return the key of FORGET_TERMS that a method stands under; None where it stands under none."""
-    return next((term for term, names in FORGET_TERMS.items() if method in names), None)
+    """Return the key of FORGET_TERMS that a method stands under, as does each `NAME+variant` of it; None where it stands under none."""
+    name = None if method is None else method.partition("+")[0]
+    return next((term for term, names in FORGET_TERMS.items() if name in names), None)

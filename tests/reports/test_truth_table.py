@@ -64,6 +64,26 @@ def test_the_text_states_the_numbers_of_the_rows() -> None:
         assert line.endswith(f"| {stay['survives']}, {wrong} and {stay['undone']} |")
 
 
+def test_the_text_states_what_was_seen_of_held_out_pairs() -> None:
+    text = " ".join((TRUTH / "README.md").read_text().split())
+    rows = [r for r in read_json_lines(TRUTH / "rows.jsonl") if r["truth"]]
+    single, together = ([r for r in rows if r["set"] == name] for name in ("one format", "held out"))
+    clear, border = ([r for r in single if r["clear"] is clear] for clear in (True, False))
+    right = {word: Counter(r["verdict"] == word for r in clear if r["truth"] == word) for word in WORDS}
+    counts = {word: f"{found[True]} of {found.total()} clear" for word, found in right.items()}
+    assert f'{counts["undone"]} undone pairs are "undone" and {counts["survives"]} surviving ones "survives"' in text
+    assert all(r["verdict"] in ("undecided", r["truth"]) for r in clear)
+    told = [r for r in border if r["verdict"] != "undecided"]
+    wrong = [r for r in told if r["verdict"] != r["truth"]]
+    assert f"of {len(border)} pairs with a truth at the border {len(told)} have a confident verdict" in text
+    assert f"and {len(wrong)} contradicts it" in text
+    for r in wrong:
+        assert f"{r['method']} of {r['run']} in {r['storage']} is called" in text
+    found = {word: Counter(r["verdict"] == word for r in together if r["truth"] == word) for word in WORDS}
+    says = {word: f'"{word}" of {count[True]} of {count.total()}' for word, count in found.items()}
+    assert f"at once says {says['undone']}, and {says['survives']} alone" in text
+
+
 @pytest.mark.nightly
 def test_the_rows_are_made_again_from_items_and_readings() -> None:
     """All but the constructed ones, which need the models."""
@@ -80,3 +100,21 @@ def test_the_rows_are_made_again_from_items_and_readings() -> None:
         for key in ("set", "run", "method", "storage", "truth", "clear", "where", "verdict"):
             assert ours[key] == theirs[key]
         assert ours["rho"] == pytest.approx(theirs["rho"], rel=READING_DIGITS)
+
+
+def test_rows_of_a_held_out_run_are_made_again_and_need_its_readings() -> None:
+    pytest.importorskip("torch")
+    from unforgotten.experiments.studies.audit_truth import held_out, published_pairs, read_readings
+
+    run = PUBLISHED / "held-out" / "gpt-neox-seed5"
+    kept = [r for r in read_json_lines(TRUTH / "rows.jsonl") if r["run"] == run.name and r["method"].startswith("NPO")]
+    readings = read_readings(TRUTH / "readings.jsonl")
+    pairs = [pair for pair in published_pairs(run) if pair.method.startswith("NPO")]
+    made = [row for pair in pairs for row in held_out(pair, readings)]
+    for ours, theirs in zip(json.loads(json.dumps(made)), kept, strict=True):
+        for key in ("set", "method", "storage", "architecture", "looked_at", "truth", "clear", "where", "verdict"):
+            assert ours[key] == theirs[key]
+        assert ours.get("format") == theirs.get("format")
+        assert ours["rho"] == pytest.approx(theirs["rho"], rel=READING_DIGITS)
+    with pytest.raises(ValueError, match=r"gpt-neox-seed5: target must have readings"):
+        next(held_out(pairs[0], {}))

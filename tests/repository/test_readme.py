@@ -10,9 +10,13 @@ from unforgotten.audit.verdict.power import LEAST_EFFECTIVE
 from unforgotten.records.files import read_json_lines
 from unforgotten.records.methods import FORGET_TERMS
 from unforgotten.records.rows import Run, read_run
+from unforgotten.records.shares import clopper_pearson
 from unforgotten.reports.markdown import COUNTED, intervals, returns, survival_table
 
 ROOT = Path(__file__).parents[2]
+MEANT = {"undone": "come back", "survives": "survive"}
+TAIL = 0.025
+"""Of an interval of 95 %, on either side."""
 
 
 RUNS = [read_run(ROOT / f"reports/published/tiny-seed{seed}") for seed in range(5)]
@@ -39,6 +43,31 @@ def test_the_figure_of_the_readme_is_the_published_one() -> None:
     figure = (published / "headline.svg").read_bytes()
     assert figure == (published / "tiny-seed0/headline.svg").read_bytes()
     assert "reports/published/headline.svg" in (ROOT / "README.md").read_text()
+
+
+def test_what_the_readme_says_of_held_out_pairs_is_counted_in_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    rows = [r for r in read_json_lines(ROOT / "reports/published/audit-truth/rows.jsonl") if r["set"] == "one format"]
+    known = [r for r in rows if r["truth"]]
+    assert f"{len(known)} pairs of {len({r['run'] for r in known})} held-out runs" in text
+    for word, name in (("undone", "sensitivity"), ("survives", "specificity")):
+        clear = [r for r in known if r["clear"] and r["truth"] == word]
+        right = sum(r["verdict"] == word for r in clear)
+        low, high = clopper_pearson(right, len(clear), TAIL)
+        shares = f"{name} {100 * right / len(clear):.0f} %, 95 % interval {100 * low:.0f} % to {100 * high:.0f} %"
+        assert f'{right} of the {len(clear)} that clearly {MEANT[word]} "{word}" ({shares})' in text
+        assert all(r["verdict"] in ("undecided", word) for r in clear)
+    wrong = [r for r in known if r["verdict"] not in ("undecided", r["truth"])]
+    unclear = [r for r in known if not r["clear"]]
+    said = sum(r["verdict"] != "undecided" for r in unclear)
+    assert f"Of the {len(unclear)} whose truth is uncertain, {said} have a confident verdict, and {len(wrong)}" in text
+    by_texts = [
+        r
+        for r in read_json_lines(ROOT / "reports/published/audit-truth/rows.jsonl")
+        if r["set"] == "one format by texts" and r["clear"]
+    ]
+    right = sum(r["verdict"] == r["truth"] for r in by_texts)
+    assert f"With `--texts` alone {right} of the {len(by_texts)} clear ones are right" in text
 
 
 def test_the_verdicts_counted_in_the_readme_are_those_of_the_rows() -> None:
@@ -214,15 +243,33 @@ def test_the_architectures_in_the_readme_are_those_of_the_rows() -> None:
             assert abs(after - dynamic) < 0.01 * (after - before)
 
 
-def mean(study: str, metric: str, method: str, name: str = "none", storage: str = "fp32") -> float:
-    """Of a metric of unlearned models, over the seeds of a study."""
+def mean(study: str, metric: str, method: str, name: str = "none", storage: str = "fp32", runs: str = "*") -> float:
+    """Of a metric of unlearned models, over the seeds of a study, or over those of its runs whose names match."""
     values = [
         value
-        for path in sorted((ROOT / "reports/published" / study).glob("*/config.json"))
+        for path in sorted((ROOT / "reports/published" / study).glob(f"{runs}/config.json"))
         for run in read_run(path.parent).by_depth()
         if (value := run.value(metric, "unlearned", method, storage, name)) is not None
     ]
     return sum(values) / len(values)
+
+
+def test_held_out_seeds_and_gpt_neox_in_the_readme_are_those_of_the_rows() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+
+    def both(metric: str, method: str, name: str) -> list[float]:
+        return [mean("held-out", metric, method, name, "bf16", f"{base}-*") for base in ("llama", "gpt-neox")]
+
+    slow, ascent = "NPO_GDR+lr1e-5", "GA_GDR+lr1e-5"
+    gains = both("gain", slow, "int4-g64")
+    assert f"bf16 passes {gains[0]:.2f} and {gains[1]:.2f} of NPO_GDR's update at int4-g64" in text
+    before, after = both("M1", slow, "none"), both("M1", slow, "int4-g64")
+    told = [f"from {before[0]:.1f} back to {after[0]:.1f}", f"from {before[1]:.1f} to {after[1]:.1f}"]
+    assert f"M1 goes {' and '.join(told)}." in text
+    llama, neox = both("rho_forget_loss", ascent, "int4-g64")
+    assert (
+        f"GPT-NeoX takes back {100 * neox:.0f} % of the loss that GA_GDR added, the Llamas {100 * llama:.0f} %" in text
+    )
 
 
 def test_equal_codes_in_the_readme_are_those_of_the_rows() -> None:
