@@ -128,8 +128,8 @@ def _dead_zone(evidence: Evidence) -> Claim:
 
 
 def _held_out(evidence: Evidence) -> Iterator[str]:
-    """Yield what models show of seeds, methods and an architecture that nobody had looked at."""
-    about = "On seeds, and for one architecture, that nobody had looked at, gain and share of the added forget loss that cells take back: "
+    """Yield what models show of seeds that nobody had looked at."""
+    about = "On seeds that nobody had looked at, gain and share of the added forget loss that cells take back: "
     for sentence in level_sentences(scaled(evidence, HELD_OUT)):
         yield f"{about}{sentence}"
         about = ""
