@@ -49,37 +49,6 @@ class KBlocks:
     offset: int
 
     @property
-    def stored(self) -> Stored:
-        """The scales alone."""
-        return Stored(self.scales, self.mins, self.d, self.dmin)
-
-    @property
-    def step(self) -> NDArray[Any]:
-        """See `Stored.step`."""
-        return self.stored.step
-
-    @property
-    def low(self) -> NDArray[Any]:
-        """See `Stored.low`."""
-        return self.stored.low
-
-    @property
-    def values(self) -> NDArray[Any]:
-        """Decoded weights, float32 (n, 256)."""
-        n, subs = self.scales.shape
-        level = self.codes.reshape(n, subs, -1).astype(np.float32) - np.float32(self.offset)
-        return (self.step[:, :, None] * level - self.low[:, :, None]).reshape(n, SUPER_BLOCK)
-
-
-class Stored(NamedTuple):
-    """The rounded scales of super-blocks, as `KBlocks` has them."""
-
-    scales: NDArray[Any]
-    mins: NDArray[Any]
-    d: NDArray[Any]
-    dmin: NDArray[Any]
-
-    @property
     def step(self) -> NDArray[Any]:
         """Distance of neighbouring levels, float32 (n, sub-blocks); negative where Q3_K or Q6_K mirrors a sub-block."""
         return self.d.astype(np.float32)[:, None] * self.scales.astype(np.float32)
@@ -88,6 +57,13 @@ class Stored(NamedTuple):
     def low(self) -> NDArray[Any]:
         """Minus the value of code 0 (Q4_K, Q5_K), float32 (n, sub-blocks) >= 0; zeros in Q3_K and Q6_K."""
         return self.dmin.astype(np.float32)[:, None] * self.mins.astype(np.float32)
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """Decoded weights, float32 (n, 256)."""
+        n, subs = self.scales.shape
+        level = self.codes.reshape(n, subs, -1).astype(np.float32) - np.float32(self.offset)
+        return (self.step[:, :, None] * level - self.low[:, :, None]).reshape(n, SUPER_BLOCK)
 
 
 class Candidates(NamedTuple):
@@ -122,8 +98,16 @@ def q3_k(blocks: NDArray[Any]) -> KBlocks:
     x = _checked(blocks, "Q3_K")
     with np.errstate(all="ignore"):
         found = search_one_by_one(x.reshape(-1, 16))
-        fitted = KBlocks(found.codes.reshape(-1, SUPER_BLOCK), *store_q3_k(found.scale, found.low), 4)
-        return _requantize(x, fitted, (-4, 3))
+        scale = found.scale.reshape(-1, 16)
+        if not np.isfinite(scale).all():  # where ggml takes a nan for the scale 0
+            raise ValueError("the scales of Q3_K must fit float16, got inf")
+        largest = np.take_along_axis(scale, np.abs(scale).argmax(axis=1)[:, None], axis=1)
+        empty = largest == 0
+        inverse = np.float32(-32) / np.where(empty, ONE, largest)
+        scales = np.where(empty, -32, np.clip(nearest_int(inverse * scale), -32, 31)).astype(np.int16)
+        d = np.where(empty, ZERO, ONE / inverse).astype(np.float16)[:, 0]
+        fitted = KBlocks(found.codes.reshape(-1, SUPER_BLOCK), scales, np.zeros_like(scales), d, np.zeros_like(d), 4)
+        return _requantize(x, fitted, (-4, 3), "Q3_K")
 
 
 def q4_k(blocks: NDArray[Any]) -> KBlocks:
@@ -153,8 +137,10 @@ def q5_k(blocks: NDArray[Any]) -> KBlocks:
 def _affine_blocks(x: NDArray[Any], candidates: Candidates, name: str) -> KBlocks:
     with np.errstate(all="ignore"):
         found = search_affine(x.reshape(-1, 32), candidates)
-        fitted = KBlocks(found.codes.reshape(-1, SUPER_BLOCK), *store_affine(found.scale, found.low, name), 0)
-        return _requantize(x, fitted, (0, candidates.top))
+        scale, low = found.scale.reshape(-1, 8), found.low.reshape(-1, 8)
+        (scales, d), (mins, dmin) = _six_bits(scale), _six_bits(low)
+        fitted = KBlocks(found.codes.reshape(-1, SUPER_BLOCK), scales, mins, d, dmin, 0)
+        return _requantize(x, fitted, (0, candidates.top), name)
 
 
 def q6_k(blocks: NDArray[Any]) -> KBlocks:
@@ -169,59 +155,15 @@ def q6_k(blocks: NDArray[Any]) -> KBlocks:
     x = _checked(blocks, "Q6_K")
     with np.errstate(all="ignore"):
         found = search_symmetric(x.reshape(-1, 16))
-        empty = np.abs(found.scale.reshape(-1, 16)).max(axis=1) < SMALLEST
-        codes = np.where(empty[:, None], 0, found.codes.reshape(-1, SUPER_BLOCK)).astype(np.uint8)
-        return _requantize(x, KBlocks(codes, *store_q6_k(found.scale, found.low), 32), (-32, 31))
-
-
-@np.errstate(all="ignore")
-def store_q3_k(scale: NDArray[Any], low: NDArray[Any]) -> Stored:
-    """Round what `search_one_by_one` found to 6 bits with a sign, and their unit to float16.
-
-    Args:
-        scale: scales of sub-blocks, float32 (16 n,).
-        low: minima, all 0.
-
-    Raises:
-        ValueError: a scale is not finite, or overflows float16.
-    """
-    own = scale.reshape(-1, 16)
-    if not np.isfinite(own).all():  # where ggml takes a nan for the scale 0
-        raise ValueError("the scales of Q3_K must fit float16, got inf")
-    largest = np.take_along_axis(own, np.abs(own).argmax(axis=1)[:, None], axis=1)
-    empty = largest == 0
-    inverse = np.float32(-32) / np.where(empty, ONE, largest)
-    scales = np.where(empty, -32, np.clip(nearest_int(inverse * own), -32, 31)).astype(np.int16)
-    d = np.where(empty, ZERO, ONE / inverse).astype(np.float16)[:, 0]
-    return _finite(Stored(scales, np.zeros_like(scales), d, np.zeros_like(d)), "Q3_K")
-
-
-@np.errstate(all="ignore")
-def store_q6_k(scale: NDArray[Any], low: NDArray[Any]) -> Stored:
-    """Round what `search_symmetric` found to 8 bits with a sign: arguments and errors as of `store_q3_k`."""
-    own = scale.reshape(-1, 16)
-    largest = np.take_along_axis(own, np.abs(own).argmax(axis=1)[:, None], axis=1)
-    empty = np.abs(largest) < SMALLEST
-    inverse = np.float32(-128) / np.where(empty, ONE, largest)
-    scales = np.where(empty, 0, np.minimum(127, nearest_int(inverse * own))).astype(np.int16)
-    d = np.where(empty, ZERO, ONE / inverse).astype(np.float16)[:, 0]
-    return _finite(Stored(scales, np.zeros_like(scales), d, np.zeros_like(d)), "Q6_K")
-
-
-@np.errstate(all="ignore")
-def store_affine(scale: NDArray[Any], low: NDArray[Any], name: str) -> Stored:
-    """Round what `search_affine` found to 6 bits, and its units to float16.
-
-    Args:
-        scale: scales of sub-blocks, float32 (8 n,).
-        low: minima, as many.
-        name: Q4_K or Q5_K, for errors.
-
-    Raises:
-        ValueError: a scale or a minimum overflows float16.
-    """
-    (scales, d), (mins, dmin) = _six_bits(scale.reshape(-1, 8)), _six_bits(low.reshape(-1, 8))
-    return _finite(Stored(scales, mins, d, dmin), name)
+        scale = found.scale.reshape(-1, 16)
+        largest = np.take_along_axis(scale, np.abs(scale).argmax(axis=1)[:, None], axis=1)
+        empty = np.abs(largest) < SMALLEST
+        inverse = np.float32(-128) / np.where(empty, ONE, largest)
+        scales = np.where(empty, 0, np.minimum(127, nearest_int(inverse * scale))).astype(np.int16)
+        d = np.where(empty, ZERO, ONE / inverse).astype(np.float16)[:, 0]
+        codes = np.where(empty, 0, found.codes.reshape(-1, SUPER_BLOCK)).astype(np.uint8)
+        fitted = KBlocks(codes, scales, np.zeros_like(scales), d, np.zeros_like(d), 32)
+        return _requantize(x, fitted, (-32, 31), "Q6_K")
 
 
 @np.errstate(all="ignore")  # as in C, 0/0 and overflow lose the comparison
@@ -357,14 +299,10 @@ def _six_bits(x: NDArray[Any]) -> tuple[NDArray[Any], NDArray[Any]]:
     return np.minimum(wrapped, 63).astype(np.int16), (largest[:, 0] / np.float32(63)).astype(np.float16)
 
 
-def _finite(stored: Stored, name: str) -> Stored:
-    if not (np.isfinite(stored.d).all() and np.isfinite(stored.dmin).all()):
-        raise ValueError(f"the scales of {name} must fit float16, got inf")
-    return stored
-
-
-def _requantize(x: NDArray[Any], fitted: KBlocks, ends: tuple[int, int]) -> KBlocks:
+def _requantize(x: NDArray[Any], fitted: KBlocks, ends: tuple[int, int], name: str) -> KBlocks:
     """Round again, now to the grid of the rounded scales. A step of 0 keeps the codes of the search."""
+    if not (np.isfinite(fitted.d).all() and np.isfinite(fitted.dmin).all()):
+        raise ValueError(f"the scales of {name} must fit float16, got inf")
     n, subs = fitted.scales.shape
     step = fitted.step[:, :, None]
     ratio = (x.reshape(n, subs, -1) + fitted.low[:, :, None]) / step
