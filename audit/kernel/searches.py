@@ -9,7 +9,7 @@ In: weights, float32, sub-blocks one after another. Out, filled in: scales, and 
 >>> scale, low = np.empty(1, np.float32), np.empty(1, np.float32)
 >>> search_affine(np.linspace(-1, 1, 32, dtype=np.float32), np.float32(15), np.float32(-1), 21, scale, low)
 >>> low
-array([1.0015298], dtype=float32)
+array([0.96881723], dtype=float32)
 """
 
 # mypy: disable-error-code="no-untyped-def, no-untyped-call, call-arg, var-annotated, assignment, unused-ignore"
