@@ -19,6 +19,8 @@ from unforgotten.theory.formats.reference import quantize, round_trip
 FORMATS = ("int4-g64", "int4-row", "nf4-b64", "fp4-b64", "int8-row")
 LR = 1e-5
 EDGE = 2.0**-8
+SHARE_ROUNDING = 2.0**-40
+"""Of a share of blocks in float64: two quotients of whole numbers."""
 
 
 def values(rows: Mapping[str, Sequence[Measurement]], name: str) -> dict[str, float]:
@@ -71,7 +73,7 @@ def test_no_code_below_the_edge_flips_in_a_swallowing_block(name: str) -> None:
     counted = np.abs(w).reshape(-1, size).max(-1) >= share["edge_over_threshold"] * np.median(
         np.abs(w).reshape(-1, size).max(-1)
     )
-    assert counted.mean() == pytest.approx(share["swallowing_blocks"], abs=2.0**-40)
+    assert counted.mean() == pytest.approx(share["swallowing_blocks"], abs=SHARE_ROUNDING)
     assert not (flips & counted).any()
     assert (flips & ~counted).any() or counted.all()
     assert (round_trip(moved, fmt) == round_trip(back, fmt)).reshape(-1, size)[counted].all()
