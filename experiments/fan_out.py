@@ -24,7 +24,7 @@ from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.models.quantized_states import FOLDER as QUANTIZED
 from unforgotten.experiments.run import run, stages
 from unforgotten.records.extras import need
-from unforgotten.records.rows import ROWS_FILE
+from unforgotten.records.packed_rows import ROWS_FILE
 from unforgotten.records.store import RowStore
 
 PARTS = "arms"

@@ -48,7 +48,8 @@ from unforgotten.experiments.prepared_models import prepare_models, prepared_mod
 from unforgotten.experiments.quantizers.quantizer import State
 from unforgotten.experiments.quantizers.registry import ours_of, text_of
 from unforgotten.records.files import write_json, write_text
-from unforgotten.records.rows import ROWS_FILE, Subject
+from unforgotten.records.packed_rows import ROWS_FILE
+from unforgotten.records.rows import Subject
 from unforgotten.records.store import Measurement, RowStore
 from unforgotten.theory.laws.update import GRID_MODES
 

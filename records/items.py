@@ -15,11 +15,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from unforgotten.records.files import write_bytes, write_folder
+from unforgotten.records.packed_rows import PACKED_ROWS, ROWS_FILE, packed
 
 PACKED = "items.jsonl.gz"
 """One line for each file of items, in the order of their names: `{"file": "items/…", "items": {metric: […]}}`."""
-KEPT = ("config.json", "rows.jsonl")
-"""What a run keeps beside its items once it is published."""
+CONFIG = "config.json"
 
 Items = Mapping[str, list[float]]
 
@@ -48,20 +48,20 @@ def read_items(folder: Path, name: str) -> Items:
 
 
 def publish_run(run: Path, out: Path) -> None:
-    """Put configuration, rows and items of a run into the folder `out`, in one step; the items into one file.
+    """Put configuration, rows and items of a run into the folder `out`, in one step; rows and items compressed, one file each.
 
     Raises:
         ValueError: the run lacks one of them, or `out` exists; one line.
     """
-    for name in KEPT:
+    for name in (CONFIG, ROWS_FILE):
         if not (run / name).is_file():
             raise ValueError(f"{run}: must be a run, which holds {name}, got none")
     if out.exists():
         raise ValueError(f"{out}: must be a new folder, got one that exists")
 
     def fill(there: Path) -> None:
-        for name in KEPT:
-            shutil.copy(run / name, there / name)
+        shutil.copy(run / CONFIG, there / CONFIG)
+        write_bytes(there / PACKED_ROWS, packed((run / ROWS_FILE).read_bytes()))
         write_bytes(there / PACKED, packed_items(run))
 
     write_folder(out, fill)
@@ -75,7 +75,7 @@ def packed_items(run: Path) -> bytes:
         )
         for path in sorted((run / "items").glob("*.json"))
     ]
-    return gzip.compress("".join(line + "\n" for line in lines).encode(), mtime=0)
+    return packed("".join(line + "\n" for line in lines).encode())
 
 
 @lru_cache(maxsize=16)

@@ -24,9 +24,9 @@ from types import NoneType
 from typing import Any, NamedTuple, get_args, get_origin, get_type_hints
 
 from unforgotten.records.depths import stem, words
+from unforgotten.records.packed_rows import rows_content, rows_path
 
 Z95 = 1.96
-ROWS_FILE = "rows.jsonl"
 Key = tuple[str, str, str | None, str | None, str, str | None]
 
 
@@ -261,13 +261,13 @@ def select(rows: Iterable[Row], **wanted: object) -> list[Row]:
 
 
 def read_rows(folder: Path) -> list[Row]:
-    """Read and check the rows of `folder/rows.jsonl`.
+    """Read and check the rows of a run's folder, packed or not.
 
     Raises:
         ValueError: the folder or file is missing, or a line breaks a rule; one line that names file, line and rule.
     """
-    path = _rows_path(folder)
-    rows = list(_parse(path, path.read_bytes()))
+    path = rows_path(folder)
+    rows = list(_parse(path, rows_content(folder)))
     _check_one_run(path, rows)
     return rows
 
@@ -279,7 +279,7 @@ def read_run(folder: Path) -> Run:
         ValueError: as `read_rows`; or `config.json` is not a JSON object.
     """
     rows = _undefine_baseless_recovery(read_rows(folder))
-    digest = hashlib.sha256(_rows_path(folder).read_bytes()).hexdigest()
+    digest = hashlib.sha256(rows_content(folder)).hexdigest()
     return Run(tuple(rows), digest, _read_settings(folder / "config.json"))
 
 
@@ -312,15 +312,6 @@ def _matches(value: object, wanted: object) -> bool:
 
 def _unique(names: Iterable[str | None]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for name in names if name is not None))
-
-
-def _rows_path(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise ValueError(f"{folder}: must be the directory of a run, got no directory there")
-    path = folder / ROWS_FILE
-    if not path.is_file():
-        raise ValueError(f"{path}: must exist, got a directory without {ROWS_FILE}")
-    return path
 
 
 def _parse(path: Path, content: bytes) -> Iterable[Row]:

@@ -21,7 +21,8 @@ from typing import Any
 
 from unforgotten.records.files import write_json, write_text
 from unforgotten.records.items import Items, read_items
-from unforgotten.records.rows import ROWS_FILE, Row, Subject
+from unforgotten.records.packed_rows import ROWS_FILE
+from unforgotten.records.rows import Row, Subject
 
 STAGES_FILE = "stages.json"
 

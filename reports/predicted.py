@@ -11,7 +11,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from unforgotten.records.rows import ROWS_FILE, Row, read_run
+from unforgotten.records.packed_rows import holds_rows
+from unforgotten.records.rows import Row, read_run
 
 
 class Outcome(NamedTuple):
@@ -60,7 +61,7 @@ def outcomes(folder: Path, study: Mapping[str, Any]) -> list[Outcome]:
         study: question and settings, as in `study.json`.
     """
     predicted = study["settings"].get("predicted", ())
-    runs = [read_run(path.parent) for path in sorted(folder.glob(f"*/{ROWS_FILE}"))] if predicted else []
+    runs = [read_run(path) for path in sorted(filter(holds_rows, folder.glob("*")))] if predicted else []
     rows = [row for run in runs for row in run.rows if row.model == "unlearned"]
     return [Outcome(one["says"], one["metric"], one["low"], one["high"], list(_values(rows, one))) for one in predicted]
 

@@ -19,7 +19,8 @@ from unforgotten.audit.progress.stages import Progress
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.study import Study
 from unforgotten.records.files import read_json_lines, write_json_lines
-from unforgotten.records.rows import ROWS_FILE, Run, read_run
+from unforgotten.records.packed_rows import ROWS_FILE, holds_rows
+from unforgotten.records.rows import Run, read_run
 
 FUNCTIONAL = "functional-gain"
 LEAST_EFFECT = 0.1
@@ -40,7 +41,7 @@ class PublishedSettings(Section):
 def published_runs(published: Path) -> Iterator[tuple[str, Path]]:
     """Yield the name and the folder of every run, those of studies as STUDY/RUN, in the order of the names."""
     found = [path.parent for pattern in ("*", "*/*") for path in published.glob(f"{pattern}/config.json")]
-    for folder in sorted(folder for folder in found if (folder / ROWS_FILE).is_file()):
+    for folder in sorted(folder for folder in found if holds_rows(folder)):
         yield folder.relative_to(published).as_posix(), folder
 
 

@@ -31,7 +31,7 @@ from unforgotten.experiments.section import Section
 from unforgotten.experiments.studies.study import Study
 from unforgotten.records.files import read_json_lines, write_json_lines
 from unforgotten.records.gradients import Gradients, read_gradients, write_gradients
-from unforgotten.records.rows import ROWS_FILE
+from unforgotten.records.packed_rows import ROWS_FILE
 from unforgotten.theory.calculators.forecast import Pilot, Replayed, forecast, replayed
 from unforgotten.theory.geometry.replay import Adam, Storage
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from unforgotten.records.files import write_folder
-from unforgotten.records.rows import ROWS_FILE, read_run
+from unforgotten.records.packed_rows import rows_path
+from unforgotten.records.rows import read_run
 from unforgotten.reports.exports import lm_eval, muse, openunlearning
 from unforgotten.reports.exports.measured_models import MeasuredModel, measured_models
 
@@ -50,6 +51,6 @@ def export(folder: Path, program: str, out: Path) -> list[Path]:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out}: must be empty or missing, got other files")
     models = list(measured_models(folder, read_run(folder)))
-    written = datetime.fromtimestamp((folder / ROWS_FILE).stat().st_mtime, UTC)
+    written = datetime.fromtimestamp(rows_path(folder).stat().st_mtime, UTC)
     write_folder(out, partial(exporters(written)[program].write, models))
     return sorted(path for path in out.rglob("*") if path.is_file())

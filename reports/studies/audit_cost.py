@@ -15,7 +15,7 @@ from typing import Any
 
 from unforgotten.records.audit_cost import COLD
 from unforgotten.records.files import read_json_lines
-from unforgotten.records.rows import ROWS_FILE
+from unforgotten.records.packed_rows import ROWS_FILE
 
 Row = dict[str, Any]
 SEVENTY_BILLION = 70e9

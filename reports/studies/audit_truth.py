@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from unforgotten.records.files import read_json_lines
-from unforgotten.records.rows import ROWS_FILE
+from unforgotten.records.packed_rows import ROWS_FILE
 from unforgotten.records.shares import clopper_pearson
 
 Row = dict[str, Any]

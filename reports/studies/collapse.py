@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 from unforgotten.audit.verdict.evidence import MATERIAL
 from unforgotten.records.files import read_json_lines
 from unforgotten.records.methods import forget_term
-from unforgotten.records.rows import ROWS_FILE
+from unforgotten.records.packed_rows import ROWS_FILE
 from unforgotten.reports.run.conjectures import LEAST_EFFECT
 
 Row = Mapping[str, Any]

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from unforgotten.records.files import read_json_lines
-from unforgotten.records.rows import ROWS_FILE
+from unforgotten.records.packed_rows import ROWS_FILE
 
 COLUMNS = (
     *("run", "method", "storage", "written by", "stored as", "read otherwise"),

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from unforgotten.records.files import read_json_lines
-from unforgotten.records.rows import ROWS_FILE
+from unforgotten.records.packed_rows import ROWS_FILE
 
 Row = dict[str, Any]
 DIRECTIONS_FILE = "directions.jsonl"

@@ -8,7 +8,7 @@ from typing import Any
 
 from unforgotten.records.files import read_json_lines
 from unforgotten.records.methods import forget_term
-from unforgotten.records.rows import ROWS_FILE
+from unforgotten.records.packed_rows import ROWS_FILE
 
 
 def render(folder: Path) -> Mapping[str, str]:

@@ -16,7 +16,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unforgotten.records.files import read_json_lines
-from unforgotten.records.rows import ROWS_FILE, read_run
+from unforgotten.records.packed_rows import ROWS_FILE
+from unforgotten.records.rows import read_run
 from unforgotten.reports.run.conjectures import conjectures
 from unforgotten.reports.studies.forecast import DIRECTIONS_FILE, growth, turn, turn_within
 from unforgotten.reports.studies.gain_predictions import moved_beyond, prediction_table

@@ -18,7 +18,8 @@ import numpy as np
 import scipy.special
 
 from unforgotten.records.files import read_json_lines
-from unforgotten.records.rows import ROWS_FILE, Run, read_run
+from unforgotten.records.packed_rows import ROWS_FILE
+from unforgotten.records.rows import Run, read_run
 from unforgotten.reports.predicted import came_true, outcomes
 
 LEVEL = 0.95

@@ -93,8 +93,8 @@ def test_a_study_is_measured_and_rendered(tmp_path: Path) -> None:
     gain = read_run(folder / "small-seed0").get("gain", "unlearned", "GA", "fp32", "int4-g64")
     assert gain is not None
     assert f"| {number('gain', gain.value)} |" in table
-    before = (folder / "small-seed0" / "rows.jsonl").read_bytes()
+    before = (folder / "small-seed0" / "rows.jsonl.gz").read_bytes()
     study.measure(folder)  # is all there, without its work
-    assert (folder / "small-seed0" / "rows.jsonl").read_bytes() == before
+    assert (folder / "small-seed0" / "rows.jsonl.gz").read_bytes() == before
     with pytest.raises(ValueError, match="small-seed0: must hold the run that the study asks for"):
         load_study(name, [*own, "seeds=[0]", "set={only_methods: [NPO], formats: [int4-g64]}"]).measure(folder)

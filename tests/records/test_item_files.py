@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from unforgotten.records.items import PACKED, packed_items, publish_run, read_items
+from unforgotten.records.packed_rows import rows_content
 
 PUBLISHED = Path(__file__).parents[2] / "reports/published"
 WHOLE = (PUBLISHED / "tiny-seed0" / PACKED).read_bytes()
@@ -32,7 +33,7 @@ def run(tmp_path: Path) -> Path:
 
 def test_a_published_run_has_the_items_it_had(run: Path, tmp_path: Path) -> None:
     publish_run(run, tmp_path / "out")
-    assert {path.name for path in (tmp_path / "out").iterdir()} == {"rows.jsonl", "config.json", PACKED}
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"rows.jsonl.gz", "config.json", PACKED}
     for name, items in ITEMS.items():
         assert read_items(run, name) == read_items(tmp_path / "out", name) == items
 
@@ -73,7 +74,7 @@ def test_a_broken_file_is_named(content: bytes, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("folder", sorted(PUBLISHED.glob("**/items.jsonl.gz")), ids=lambda path: path.parent.name)
 def test_every_row_of_a_published_run_has_the_items_it_names(folder: Path) -> None:
-    rows = map(json.loads, (folder.parent / "rows.jsonl").read_text().splitlines())
+    rows = map(json.loads, rows_content(folder.parent).splitlines())
     named = {(row["items"], row["metric"], row["n"]) for row in rows if row["items"] is not None}
     assert named
     for name, metric, n in named:

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from unforgotten.records.packed_rows import rows_content
 from unforgotten.records.rows import MAY_BE_ABSENT, Row, Subject, field_rules, read_rows
 from unforgotten.records.store import Measurement, RowStore
 
@@ -42,7 +43,7 @@ def test_published_rows_hold_every_field_in_its_place() -> None:
 
 @pytest.mark.parametrize("folder", sorted(PUBLISHED.glob("*/config.json")), ids=lambda path: path.parent.name)
 def test_older_rows_lack_only_what_may_be_absent(folder: Path) -> None:
-    for line in (folder.parent / "rows.jsonl").read_text().splitlines()[:ROWS]:
+    for line in rows_content(folder.parent).splitlines()[:ROWS]:
         given = list(json.loads(line))
         assert given == [name for name in NAMES if name in given]
         assert set(NAMES) - set(given) <= MAY_BE_ABSENT

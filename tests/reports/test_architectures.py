@@ -9,10 +9,11 @@ from typing import NamedTuple
 
 import pytest
 
+from unforgotten.records.packed_rows import rows_content
 from unforgotten.reports.verdicts.architectures import architecture_claims, architectures, gain_sentences
 from unforgotten.reports.verdicts.evidence import Evidence
 
-RUN = Path(__file__).parents[2] / "reports" / "published" / "cures" / "masters-seed0"
+RUN = Path(__file__).parent / "small_runs/two-storages-seed0"
 FLOAT64 = 2.0**-40
 """Of a quotient of differences in float64."""
 TARGET, AFTER = 0.1, 0.6
@@ -27,7 +28,7 @@ class Seen(NamedTuple):
 
 
 def study(folder: Path, seen: Mapping[str, Seen]) -> Evidence:
-    lines = [json.loads(line) for line in (RUN / "rows.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in rows_content(RUN).splitlines()]
     for name, one in seen.items():
         rows = []
         for row in lines:

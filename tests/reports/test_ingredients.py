@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from unforgotten.records.packed_rows import rows_content
 from unforgotten.reports.verdicts.evidence import Evidence
 from unforgotten.reports.verdicts.ingredients import (
     FACTORS,
@@ -22,7 +23,7 @@ from unforgotten.reports.verdicts.ingredients import (
 )
 from unforgotten.reports.verdicts.shapley import shapley
 
-RUN = Path(__file__).parents[2] / "reports" / "published" / "cures" / "larger-lr-seed0"
+RUN = Path(__file__).parent / "small_runs/one-arm-seed0"
 FLOAT64 = 2.0**-40
 """Of a sum of some dozen float64 numbers of about 1."""
 SUBSETS = [frozenset(s) for s in chain.from_iterable(combinations("abc", size) for size in range(4))]
@@ -60,7 +61,7 @@ def arm(
 
 
 def study(folder: Path, seeds: Mapping[int, list[Callable[[dict[str, Any]], dict[str, Any]]]]) -> Evidence:
-    lines = [json.loads(line) for line in (RUN / "rows.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in rows_content(RUN).splitlines()]
     for seed, arms in seeds.items():
         place = folder / "released-code" / f"KLR-seed{seed}"
         place.mkdir(parents=True)
@@ -113,7 +114,7 @@ def test_a_mask_stands_beside_the_same_arm_without_one(tmp_path: Path) -> None:
 def test_what_forgot_nothing_has_nothing_that_comes_back(tmp_path: Path) -> None:
     target = next(
         row["value"]
-        for row in map(json.loads, (RUN / "rows.jsonl").read_text().splitlines())
+        for row in map(json.loads, rows_content(RUN).splitlines())
         if (row["model"], row["metric"], row["format"]) == ("target", "forget_loss", "none")
     )
     stuck = arm("NPO_KLR+slow", "bf16", 1e-5, 0.5, target + 0.01)

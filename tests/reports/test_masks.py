@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
+from unforgotten.records.packed_rows import rows_content
 from unforgotten.reports.verdicts.claims import claims
 from unforgotten.reports.verdicts.evidence import Evidence
 from unforgotten.reports.verdicts.masks import masks, missed
 
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
-RUN = PUBLISHED / "cures" / "larger-lr-seed0"
+RUN = Path(__file__).parent / "small_runs/one-arm-seed0"
 MODULE, ROW = "NPO_GDR_SURE+module-90", "NPO_GDR_SURE+row-90"
 NAMES = ("C3", "Open question 2", "Open question 3", "Next check 3")
 FLOAT64 = 2.0**-40
@@ -25,7 +26,7 @@ Shift = dict[str, float]
 
 def study(folder: Path, shifts: Sequence[dict[str, Shift]]) -> Evidence:
     """A study of a seed for each of `shifts`: a published arm, and masks whose values are off by what they say of metrics."""
-    lines = [json.loads(line) for line in (RUN / "rows.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in rows_content(RUN).splitlines()]
     for seed, by_method in enumerate(shifts):
         place = folder / "sure" / f"bf16-seed{seed}"
         place.mkdir(parents=True)
@@ -128,12 +129,3 @@ def test_a_mask_that_did_not_reach_the_depth_is_not_beside_one_that_did(tmp_path
     (told,) = missed(evidence)
     assert (told.part, told.threshold) == ("module", 90)
     assert "did not reach the depth" in told.told
-
-
-def test_without_the_study_c3_is_what_the_cures_show_first(tmp_path: Path) -> None:
-    (tmp_path / "cures").symlink_to(PUBLISHED / "cures")
-    evidence = Evidence(tmp_path)
-    assert words(evidence) == dict.fromkeys(NAMES, "not measured") | {"C3": "open"}
-    (claim,) = (claim for claim in claims(evidence) if claim.name == "C3")
-    assert len(claim.found) == 1
-    assert claim.found[0].startswith("NPO_GDR_SURE, bf16 at lr 5e-05 beside no mask at the same lr: gain 0.98 and 0.93")

@@ -69,7 +69,7 @@ def test_a_cell_of_the_paper_s_table_is_the_mean_over_the_runs(runs: list[Run]) 
 
 
 def test_the_page_of_several_runs_shows_them_and_that_of_one_does_not(tmp_path: Path, runs: list[Run]) -> None:
-    small = [PUBLISHED / "cures" / name for name in ("larger-lr-seed0", "masters-seed0")]
+    small = [Path(__file__).parent / "small_runs" / name for name in ("one-arm-seed0", "two-storages-seed0")]
     page = build_report(small, tmp_path / "report.html").read_text()
     assert 'id="predicted"' in page
     assert page.count("Predicted against seen") == 1

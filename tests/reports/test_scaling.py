@@ -7,17 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from unforgotten.records.packed_rows import rows_content
 from unforgotten.reports.verdicts.evidence import Evidence
 from unforgotten.reports.verdicts.scaling import arm_sentences, level_sentences, scaled, scaling_sentences
 
-RUN = Path(__file__).parents[2] / "reports" / "published" / "cures" / "larger-lr-seed0"
+RUN = Path(__file__).parent / "small_runs/one-arm-seed0"
 FLOAT64 = 2.0**-40
 """Of a quotient of differences in float64."""
 
 
 def study(folder: Path, change: dict[str, float], name: str = "bits-and-blocks/npo-seed0") -> Evidence:
     """The published arm, its three formats with the gain, the forget loss and the effect of cells that are given."""
-    rows = [json.loads(line) for line in (RUN / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in rows_content(RUN).splitlines()]
     place = folder / name
     place.mkdir(parents=True)
     changed = [

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_1samp
 
+from unforgotten.records.packed_rows import holds_rows
 from unforgotten.records.rows import read_run
 from unforgotten.reports.run.conjectures import conjectures
 from unforgotten.reports.verdicts.claim import Claim
@@ -41,7 +42,7 @@ def test_every_folder_is_named_on_the_page() -> None:
 
 def test_links_of_claims_lead_to_rows() -> None:
     for claim in claims(Evidence(PUBLISHED)):
-        assert all((PUBLISHED / name / "rows.jsonl").is_file() for name in claim.rows)
+        assert all(holds_rows(PUBLISHED / name) for name in claim.rows)
 
 
 def test_intervals_are_students_over_the_means_of_seeds() -> None:

@@ -11,11 +11,12 @@ import pytest
 from unforgotten.audit.progress.stages import SILENT
 from unforgotten.experiments.studies.collapse import LEAST_EFFECT, STUDY, PublishedSettings
 from unforgotten.records.files import read_json_lines
+from unforgotten.records.packed_rows import rows_content
 from unforgotten.records.rows import read_run
 from unforgotten.reports.run import conjectures
 
 PUBLISHED = Path(__file__).parents[3] / "reports/published"
-RUN = PUBLISHED / "cures/larger-lr-seed0"
+RUN = Path(__file__).parents[2] / "reports/small_runs/one-arm-seed0"
 FLOAT64 = 2.0**-40
 """Of a quotient of differences in float64."""
 
@@ -31,7 +32,7 @@ def copied(folder: Path, change: dict[str, float]) -> Path:
     place = folder / "published/some-study/run"
     place.mkdir(parents=True)
     shutil.copy(RUN / "config.json", place)
-    rows = [json.loads(line) for line in (RUN / "rows.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in rows_content(RUN).splitlines()]
     changed = [
         row | ({"value": change[row["metric"]]} if row["model"] == "unlearned" and row["metric"] in change else {})
         for row in rows
