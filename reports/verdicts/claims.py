@@ -15,6 +15,7 @@ from unforgotten.reports.verdicts.architectures import architecture_claims, arch
 from unforgotten.reports.verdicts.claim import WHOLE, Claim, number, share
 from unforgotten.reports.verdicts.collapsed import STUDY as COLLAPSE
 from unforgotten.reports.verdicts.collapsed import collapse_sentences
+from unforgotten.reports.verdicts.cures import STUDY as CURES
 from unforgotten.reports.verdicts.cures import cures, folders_of, kept, runs_of
 from unforgotten.reports.verdicts.evidence import (
     COARSE,
@@ -225,23 +226,26 @@ def _cures(evidence: Evidence) -> Claim:
         word="in part" if good else "refuted",
         scope=_cured(evidence),
         found=tuple(found),
-        before=evidence.predicted(QUANTIZERS),
+        before=" ".join(filter(None, map(evidence.predicted, (QUANTIZERS, CURES)))),
         rows=(
             *("functional-gain", "tiny-arms-seed0", "deployed-files"),
             *folders_of(evidence, "sure"),
             *folders_of(evidence, QUANTIZERS),
+            *folders_of(evidence, CURES),
         ),
     )
 
 
 def _cured(evidence: Evidence) -> str:
-    """Return which ways of unlearning keep the update at int4 and fp4 with nothing back, and which were tried and do not."""
-    kept: dict[bool, list[str]] = {True: [], False: []}
+    """Return which ways of unlearning keep the update at int4 and fp4 at every depth with nothing back, and which do not."""
+    good: dict[str, list[bool]] = {}
     for cure in cures(evidence):
-        kept[abs(cure.gain.value - 1) <= WHOLE and cure.back.value <= WHOLE].append(f"{cure.name} at lr {cure.lr:g}")
+        whole = abs(cure.gain.value - 1) <= WHOLE and cure.back.value <= WHOLE
+        good.setdefault(f"{cure.name} at lr {cure.lr:g}", []).append(whole)
     told = "on small models: fp32 masters and dithered rounding over five seeds"
-    if kept[True]:
-        told += f"; on one seed {', '.join(kept[True])} keep the update, and {', '.join(kept[False])} do not"
+    for words, word in (("keep the update at int4 and fp4", True), ("do not", False)):
+        names = [name for name, each in good.items() if all(each) is word]
+        told += f"; {', '.join(names)} {words}" if names else ""
     return told
 
 
@@ -261,7 +265,7 @@ def _larger_rate(evidence: Evidence) -> Iterator[str]:
     for mask in masks(evidence)[:1]:
         gains, points = ([getattr(one, what) for one in mask.plain] for what in ("gain", "utility"))
         yield (
-            f"A larger learning rate (NPO_GDR, bf16, lr 5e-05), seed by seed: gain at int4 and fp4 {', '.join(map(number, gains))}, but M4 less "
+            f"A larger learning rate (NPO_GDR, bf16, lr 5e-05, alpha 1), seed by seed: gain at int4 and fp4 {', '.join(map(number, gains))}, but M4 less "
             f"that of the target {', '.join(f'{x:+.0f}' for x in points)} points.{_masters_too(evidence)}"
         )
 
@@ -270,7 +274,7 @@ def _masters_too(evidence: Evidence) -> str:
     """Return what fp32 masters at the small rate do to M4 on the same seeds, which tells whether the larger rate is to blame."""
     runs = runs_of(evidence, "released-code").get(("KLR", "NPO_KLR+slow", "fp32"), [])
     told = ", ".join(f"{kept(run, 'NPO_KLR+slow', 'fp32').utility:+.0f} on seed {seed}" for seed, run in runs)
-    return f" NPO_KLR with fp32 masters at lr 1e-05 has {told}." if told else ""
+    return f" NPO_KLR with fp32 masters at lr 1e-05 and alpha 1 has {told}." if told else ""
 
 
 def _calibrated(evidence: Evidence) -> Iterator[str]:

@@ -10,11 +10,15 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from unforgotten.records.depths import END, words
 from unforgotten.records.rows import Run
+from unforgotten.reports.verdicts.claim import number, share
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 
 STUDY = "cures"
 COARSE = ("int4-g64", "fp4-b64")
+ALIKE = 0.1
+"""Difference of gains, and of shares that came back, that counts as none."""
 FOLDER = re.compile(r"(?P<level>.+)-seed(?P<seed>\d+)")
 
 
@@ -22,7 +26,8 @@ class Cure(NamedTuple):
     """One way of unlearning, over the seeds of the study.
 
     Attributes:
-        name: level of the study, method and storage.
+        name: method and storage.
+        depth: depth of forgetting at which the weights were kept, see `records/depths.py`.
         lr: learning rate.
         loss: forget loss of the unlearned model.
         gain: gain at int4 and fp4.
@@ -32,6 +37,7 @@ class Cure(NamedTuple):
     """
 
     name: str
+    depth: str
     lr: float
     loss: Mean
     gain: Mean
@@ -70,8 +76,26 @@ def folders_of(evidence: Evidence, study: str) -> tuple[str, ...]:
 
 
 def cures(evidence: Evidence) -> list[Cure]:
-    """Return the cures in the order of the study's folders; none where it is not published."""
-    return [_cure(method, storage, runs) for (_, method, storage), runs in runs_of(evidence, STUDY).items()]
+    """Return the cures by depth, then in the order of the study's folders; none where it is not published."""
+    found: dict[tuple[str, str, str], Runs] = {}
+    for (_, method, storage), runs in runs_of(evidence, STUDY).items():
+        for seed, run in runs:
+            found.setdefault((run.depth or END, method, storage), []).append((seed, run))
+    return [
+        _cure(depth, method, storage, found[depth, method, storage])
+        for depth, method, storage in sorted(found, key=_first)
+    ]
+
+
+def _first(place: tuple[str, str, str]) -> tuple[bool, str]:
+    return place[0] == END, place[0]
+
+
+def apart(differences: Sequence[Mean]) -> bool | None:
+    """Return whether any difference is more than `ALIKE` and its interval off 0; None where the seeds cannot tell."""
+    if any(abs(mean.value) > ALIKE and not mean.low <= 0 <= mean.high for mean in differences):
+        return True
+    return False if all(-ALIKE <= mean.low and mean.high <= ALIKE for mean in differences) else None
 
 
 def kept(run: Run, method: str, storage: str) -> Kept:
@@ -88,7 +112,7 @@ def back_of(run: Run, method: str, storage: str, fmt: str) -> float:
     return (after - value_of(run, "forget_loss", "unlearned", method, storage, fmt)) / (after - before)
 
 
-def _cure(method: str, storage: str, runs: Runs) -> Cure:
+def _cure(depth: str, method: str, storage: str, runs: Runs) -> Cure:
     own = [(seed, kept(run, method, storage)) for seed, run in runs]
     losses = [(seed, value_of(run, "forget_loss", "unlearned", method, storage)) for seed, run in runs]
     quantized = [
@@ -98,7 +122,12 @@ def _cure(method: str, storage: str, runs: Runs) -> Cure:
     ]
     gains, backs, utilities = ([(seed, one[i]) for seed, one in own] for i in range(3))
     lr = next(row.lr for row in runs[0][1].rows if (row.method, row.storage) == (method, storage) and row.lr)
-    return Cure(f"{method}, {storage}", lr, *map(over_seeds, (losses, gains, backs, utilities, quantized)))
+    return Cure(
+        f"{method.partition('+')[0]}, {storage}",
+        depth,
+        lr,
+        *map(over_seeds, (losses, gains, backs, utilities, quantized)),
+    )
 
 
 def value_of(
@@ -116,17 +145,22 @@ def value_of(
 
 
 def cure_rows(found: Sequence[Cure]) -> list[tuple[str, ...]]:
-    """Return a line for each cure: what it is, gain, share that came back, points of M4."""
+    """Return a line for each cure: how deep, what it is, gain, share that came back, points of M4."""
     return [
         (
             *(
+                words(cure.depth) if cure.depth != END else "as far as it went",
                 cure.name,
                 f"{cure.lr:g}",
                 f"{cure.loss.value:.2f}",
-                f"{cure.gain.value:.2f}",
-                f"{100 * cure.back.value:.0f} %",
+                cure.gain.text(number),
+                cure.back.text(share),
             ),
-            *(f"{cure.utility.value:+.0f}", f"{cure.quantized_utility.value:+.0f}", str(cure.gain.seeds)),
+            *(cure.utility.text(_points), cure.quantized_utility.text(_points), str(cure.gain.seeds)),
         )
         for cure in found
     ]
+
+
+def _points(x: float) -> str:
+    return f"{x:+.0f}"

@@ -13,13 +13,13 @@ from typing import NamedTuple
 from unforgotten.records.depths import END, words
 from unforgotten.records.rows import Run
 from unforgotten.reports.verdicts.claim import Claim, Word, unmeasured
-from unforgotten.reports.verdicts.cures import Kept, cures, folders_of, kept, runs_of
+from unforgotten.reports.verdicts.cures import ALIKE, Kept, apart, folders_of, kept, runs_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
+from unforgotten.reports.verdicts.optimizers import STUDY as OPTIMIZERS
+from unforgotten.reports.verdicts.optimizers import Compared, compared, optimizer_folders, optimizer_sentences
 
 STUDY = "sure"
 MASKED = re.compile(r"(?P<plain>.+)_SURE\+(?P<part>[a-z]+)-(?P<threshold>\d+)")
-ALIKE = 0.1
-"""Difference of gains, and of shares that came back, that counts as none."""
 PART_THRESHOLD = 90
 POINTS = 5.0
 """Points of M4 below the target's that count as none."""
@@ -51,10 +51,7 @@ class Mask(NamedTuple):
     @property
     def differs(self) -> bool | None:
         """Whether gain or share differ from those without a mask by more than `ALIKE`; None where the seeds cannot tell."""
-        means = (self.gain, self.back)
-        if any(abs(mean.value) > ALIKE and not mean.low <= 0 <= mean.high for mean in means):
-            return True
-        return False if all(-ALIKE <= mean.low and mean.high <= ALIKE for mean in means) else None
+        return apart((self.gain, self.back))
 
     @property
     def keeps(self) -> bool:
@@ -145,16 +142,15 @@ def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
     found = masks(evidence)
     if not found:
         scope = "four masks and a threshold sweep are there (`unforgotten study sure`), and no published row has them"
-        first = _first_look(evidence, asked["C3"])
-        return {name: unmeasured(name, text, scope) for name, text in asked.items()} | ({"C3": first} if first else {})
+        return {name: unmeasured(name, text, scope) for name, text in asked.items()}
     by_part = [mask for mask in found if mask.threshold == PART_THRESHOLD]
     by_threshold = [mask for mask in found if mask.part == "module"]
-    none, scope = missed(evidence), _scope(evidence, found)
+    none, scope, others = missed(evidence), _scope(evidence, found), compared(evidence)
     told: Mapping[str, tuple[Word, str, tuple[str, ...]]] = {
         "C3": (
-            _differ(found),
-            f"{scope}; LoRA, sign-SGD and zeroth-order optimizers are not measured",
-            _differences(found),
+            _differ([*(mask.differs for mask in found), *(one.differs for one in others)]),
+            f"masks: {scope}; {_others(others)}",
+            (*_differences(found), *optimizer_sentences(evidence)),
         ),
         "Open question 2": (_stable(found), scope, _stability(found)),
         "Open question 3": (
@@ -169,32 +165,30 @@ def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
         ),
     }
     return {
-        name: Claim(name, text, told[name][0], told[name][1], told[name][2], rows=folders_of(evidence, STUDY))
+        name: Claim(
+            *(name, text, *told[name]),
+            before=evidence.predicted(OPTIMIZERS) if name == "C3" else "",
+            rows=(*folders_of(evidence, STUDY), *(optimizer_folders(evidence) if name == "C3" else ())),
+        )
         for name, text in asked.items()
     }
 
 
-def _first_look(evidence: Evidence, statement: str) -> Claim | None:
-    """Return what the study of cures shows of one mask; None where it is not published."""
-    found = {(cure.name, cure.lr): cure for cure in cures(evidence)}
-    told = [
-        f"{cure.name} at lr {lr:g} beside no mask at the same lr: gain {cure.gain.value:.2f} and {plain.gain.value:.2f}, came back "
-        f"{100 * cure.back.value:.0f} % and {100 * plain.back.value:.0f} %, M4 {cure.utility.value:+.0f} and {plain.utility.value:+.0f} points "
-        f"({cure.gain.seeds} seed{'s' if cure.gain.seeds > 1 else ''})."
-        for (name, lr), cure in found.items()
-        if "_SURE, " in name and (plain := found.get((name.replace("_SURE", ""), lr))) is not None
-    ]
-    scope = "a first look at SURE by module, threshold 90; LoRA and sign-SGD are there (`unforgotten methods`) and no published row has them"
-    return (
-        Claim("C3", statement, "open", scope, tuple(told), rows=("cures/bf16-seed0", "cures/larger-lr-seed0"))
-        if told
-        else None
-    )
-
-
-def _differ(found: Sequence[Mask]) -> Word:
-    differ = [mask.differs for mask in found]
+def _differ(differ: Sequence[bool | None]) -> Word:
     return "refuted" if True in differ else "open" if None in differ else "in part"
+
+
+def _others(others: Sequence[Compared]) -> str:
+    """Return what of the statement is measured beside masks."""
+    if not others:
+        return "LoRA, sign-SGD and zeroth-order optimizers are not measured"
+    names = {True: "differ from", False: "are like", None: "cannot be told from"}
+    told = [
+        f"{', '.join(one.name for one in others if one.differs is word)} {names[word]} AdamW"
+        for word in names
+        if any(one.differs is word for one in others)
+    ]
+    return f"{'; '.join(told)}; zeroth-order optimizers are not measured"
 
 
 def _differences(found: Sequence[Mask]) -> tuple[str, ...]:
@@ -207,7 +201,7 @@ def _differences(found: Sequence[Mask]) -> tuple[str, ...]:
             f"Gain or share that came back other than without a mask, by more than {ALIKE} and with an interval off 0: {names[True]}. Alike within "
             f"{ALIKE}: {names[False]}. The seeds cannot tell: {names[None]}."
         ),
-        "Each of them stands under open question 3 or next check 3.",
+        "Each mask stands under open question 3 or next check 3.",
     )
 
 

@@ -79,7 +79,15 @@ def paper_table(cells: Sequence[PaperCell]) -> str:
 def cure_table(found: Sequence[Cure]) -> str:
     """Return a line for each cure; empty without any."""
     columns = (
-        *("method and storage", "lr", "forget loss", "gain", "came back of the forget loss", "M4, points"),
+        *(
+            "unlearned to",
+            "method and storage",
+            "lr",
+            "forget loss",
+            "gain",
+            "came back of the forget loss",
+            "M4, points",
+        ),
         *("M4 of the quantized models, points", "seeds"),
     )
     return table(columns, cure_rows(found)) if found else ""

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from scipy.stats import ttest_1samp
 
-from unforgotten.records.packed_rows import holds_rows
+from unforgotten.records.packed_rows import holds_rows, rows_content
 from unforgotten.records.rows import read_run
 from unforgotten.reports.run.conjectures import conjectures
 from unforgotten.reports.verdicts.claim import Claim
@@ -24,6 +24,7 @@ from unforgotten.reports.verdicts.page import NAME, page
 from unforgotten.reports.verdicts.paper import CELLS
 
 PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
+SMALL = Path(__file__).parent / "small_runs/one-arm-seed0"
 FORMATS = (*FOUR_BITS, "int4-g64-dither")
 FLOAT64 = 2.0**-40
 """Of a mean or a quantile in float64, beside one by another order of sums."""
@@ -134,8 +135,28 @@ def test_cures_are_means_over_coarse_formats_and_seeds(tmp_path: Path) -> None:
     assert found["NPO_GDR, bf16-sr"].gain.seeds == 1
     assert cure.lr == 1e-5
     line = cure_rows([cure])[0]
-    assert line[:2] == ("NPO_GDR, bf16", "1e-05")
-    assert line[3] == f"{sum(gains) / 2:.2f}"
+    assert line[:3] == ("as far as it went", "NPO_GDR, bf16", "1e-05")
+    assert line[4].startswith(f"{sum(gains) / 2:.2f} [")
+
+
+def test_cures_are_told_apart_by_depth(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in rows_content(SMALL).splitlines()]
+    for seed in range(2):
+        folder = tmp_path / "cures" / f"bf16-seed{seed}"
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text("{}")
+        deeper = [
+            row | {"depth": "1.5", "value": 1.0 if row["metric"] == "gain" else row["value"]}
+            for row in rows
+            if row["model"] == "unlearned" and seed == 0
+        ]
+        text = "".join(json.dumps(row | {"seed": seed}) + "\n" for row in [*rows, *deeper])
+        (folder / "rows.jsonl").write_text(text)
+    shallow, deep = cures(Evidence(tmp_path))
+    assert (shallow.depth, shallow.gain.seeds) == ("0.6", 2)
+    assert (deep.depth, deep.gain.seeds, deep.gain.value) == ("1.5", 1, 1.0)
+    assert shallow.gain.value < 1.0
+    assert [line[0] for line in cure_rows([shallow, deep])] == ["forget loss 0.6", "forget loss 1.5"]
 
 
 def test_published_numbers_are_put_in_relation() -> None:
