@@ -93,6 +93,7 @@ generated: $(READY)
 	set -e; for run in $(dir $(wildcard $(STUDIES)/*/config.json)); do $(BIN)/unforgotten report $$run; done
 	cp $(STUDIES)/tiny-seed0/headline.svg $(STUDIES)/tiny-seed0/headline.png $(STUDIES)
 	$(BIN)/python -P -m unforgotten.reports.verdicts.page $(STUDIES)
+	$(BIN)/python -P -m unforgotten.reports.verdicts.at_a_glance $(STUDIES) README.md
 	$(BIN)/python -P -m unforgotten.reports.theory_document.document
 	$(BIN)/python -P -m unforgotten.experiments.plan.at_7b reports/at-7b.md
 

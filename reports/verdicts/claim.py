@@ -38,7 +38,7 @@ class Claim:
 
 def share(x: float) -> str:
     """Return a share in per cent, signed where it is below 0."""
-    return f"{100 * x:.0f} %"
+    return f"{round(100 * x)} %"
 
 
 def number(x: float) -> str:
