@@ -14,8 +14,8 @@ from unforgotten.reports.verdicts.claims import claims
 from unforgotten.reports.verdicts.evidence import Evidence
 from unforgotten.reports.verdicts.masks import masks, missed
 
-PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
-RUN = Path(__file__).parent / "small_runs/one-arm-seed0"
+PUBLISHED = Path(__file__).parents[3] / "reports" / "published"
+RUN = Path(__file__).parents[1] / "small_runs/one-arm-seed0"
 MODULE, ROW = "NPO_GDR_SURE+module-90", "NPO_GDR_SURE+row-90"
 NAMES = ("C3", "Open question 2", "Open question 3", "Next check 3")
 FLOAT64 = 2.0**-40

@@ -23,7 +23,7 @@ from unforgotten.reports.verdicts.ingredients import (
 )
 from unforgotten.reports.verdicts.shapley import shapley
 
-RUN = Path(__file__).parent / "small_runs/one-arm-seed0"
+RUN = Path(__file__).parents[1] / "small_runs/one-arm-seed0"
 FLOAT64 = 2.0**-40
 """Of a sum of some dozen float64 numbers of about 1."""
 SUBSETS = [frozenset(s) for s in chain.from_iterable(combinations("abc", size) for size in range(4))]

@@ -23,8 +23,8 @@ from unforgotten.reports.verdicts.evidence import FOUR_BITS, Evidence, over_seed
 from unforgotten.reports.verdicts.page import NAME, page
 from unforgotten.reports.verdicts.paper import CELLS
 
-PUBLISHED = Path(__file__).parents[2] / "reports" / "published"
-SMALL = Path(__file__).parent / "small_runs/one-arm-seed0"
+PUBLISHED = Path(__file__).parents[3] / "reports" / "published"
+SMALL = Path(__file__).parents[1] / "small_runs/one-arm-seed0"
 FORMATS = (*FOUR_BITS, "int4-g64-dither")
 FLOAT64 = 2.0**-40
 """Of a mean or a quantile in float64, beside one by another order of sums."""

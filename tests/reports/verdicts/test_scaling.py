@@ -11,7 +11,7 @@ from unforgotten.records.packed_rows import rows_content
 from unforgotten.reports.verdicts.evidence import Evidence
 from unforgotten.reports.verdicts.scaling import arm_sentences, level_sentences, scaled, scaling_sentences
 
-RUN = Path(__file__).parent / "small_runs/one-arm-seed0"
+RUN = Path(__file__).parents[1] / "small_runs/one-arm-seed0"
 FLOAT64 = 2.0**-40
 """Of a quotient of differences in float64."""
 

@@ -13,7 +13,7 @@ from unforgotten.records.packed_rows import rows_content
 from unforgotten.reports.verdicts.architectures import architecture_claims, architectures, gain_sentences
 from unforgotten.reports.verdicts.evidence import Evidence
 
-RUN = Path(__file__).parent / "small_runs/two-storages-seed0"
+RUN = Path(__file__).parents[1] / "small_runs/two-storages-seed0"
 FLOAT64 = 2.0**-40
 """Of a quotient of differences in float64."""
 TARGET, AFTER = 0.1, 0.6

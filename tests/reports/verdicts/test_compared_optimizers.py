@@ -14,7 +14,7 @@ from unforgotten.reports.verdicts.evidence import Evidence
 from unforgotten.reports.verdicts.masks import mask_claims
 from unforgotten.reports.verdicts.optimizers import MATCHED, compared, optimized, optimizer_folders, optimizer_sentences
 
-RUN = Path(__file__).parent / "small_runs/one-arm-seed0"
+RUN = Path(__file__).parents[1] / "small_runs/one-arm-seed0"
 LINES = [json.loads(line) for line in rows_content(RUN).splitlines()]
 WEIGHTS = next(row["n"] for row in LINES if row["metric"] == "weight_std")
 FLOAT64 = 2.0**-40

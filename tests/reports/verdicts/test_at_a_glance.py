@@ -11,8 +11,8 @@ from unforgotten.records.packed_rows import rows_content
 from unforgotten.reports.verdicts.at_a_glance import BEGIN, END, GROUPS, Line, glance_table, renewed, seen
 from unforgotten.reports.verdicts.evidence import Evidence
 
-RUN = Path(__file__).parent / "small_runs/one-arm-seed0"
-PUBLISHED = Path(__file__).parents[2] / "reports/published"
+RUN = Path(__file__).parents[1] / "small_runs/one-arm-seed0"
+PUBLISHED = Path(__file__).parents[3] / "reports/published"
 FLOAT64 = 2.0**-40
 """Of a quotient of differences in float64."""
 LINE = Line("nothing", "some/bf16", "NPO_GDR")
