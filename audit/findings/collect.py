@@ -33,15 +33,17 @@ def all_findings(
     functional: FunctionalLeg | None = None,
 ) -> list[FindingRow]:
     """Return the findings of an audit, by severity and then in the order of what explains what."""
+    gains = gain_findings(judged, samples)
+    on_grid = {row["format"] for row in gains if row["id"] == "on-grid" and row["format"] is not None}
     found = [
         *retain_findings(behaviour),
-        *gain_findings(judged, samples),
+        *gains,
         *functional_findings(functional),
         *storage_findings(leg, recipe),
         *wash_findings(leg, samples),
         *spread_findings(leg, judged, samples),
         *disagreements(prediction),
-        *advice(leg, judged, prediction, recipe),
+        *advice(leg, judged, prediction, recipe, on_grid),
     ]
     return sorted(found, key=lambda row: ORDER.index(row["severity"]))
 

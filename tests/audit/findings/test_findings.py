@@ -256,6 +256,25 @@ def test_advice_names_what_passes_and_a_learning_rate_beyond_the_dead_zone(tmp_p
     assert row["sentence"] in result["verdict"]["reasons"]
 
 
+@pytest.mark.parametrize("stored", [True, False])
+def test_advice_on_a_target_that_lies_on_the_grid_says_nothing_of_its_training(stored: bool, tmp_path: Path) -> None:
+    """T11a: masters and rates do not move a weight out of the middle of its cell; what swallows bf16 steps is another case."""
+    before, after = adamw(1, ml_dtypes.bfloat16)
+    before[layer(0)][:, 0] = after[layer(0)][:, 0] = 0.14
+    if stored:
+        w = round_trip(gaussian(6), format_named("int4-row"))
+        moved = (w + rng_of(7).normal(0, STD / 100, w.shape)).astype(np.float32)
+        before, after = {layer(0): w}, {layer(0): moved}
+    result = audited(tmp_path, before, after, ["int4-row", "int8-row"], trained("bf16"))
+    (row,) = of(result, "advice")
+    assert ("on whose grid the target lies" in row["sentence"]) is stored
+    assert ("while unlearning" in row["sentence"]) is not stored
+    assert ("unlearn the target as it was before it was quantized" in row["sentence"]) is stored
+    assert (row["effect"] is None) is stored
+    assert "deploy in a format that passes it: int8-row" in row["sentence"]
+    assert row["sentence"] in result["verdict"]["reasons"]
+
+
 @pytest.mark.parametrize(("hits", "count"), [(0, 5), (5, 5), (1, 10), (37, 1000), (0, 0)])
 def test_share_interval_is_that_of_clopper_and_pearson(hits: int, count: int) -> None:
     """Its ends are where the binomial tails are 0.025, as near as the quantile function finds them.
