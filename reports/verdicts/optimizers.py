@@ -10,7 +10,7 @@ for one in compared(Evidence(Path("reports/published"))):
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -69,7 +69,8 @@ class Compared(NamedTuple):
 def optimized(evidence: Evidence) -> list[Optimized]:
     """Return the optimizers, AdamW first; none where a study is not published."""
     found = []
-    for study, rule in ((ADAMW, dict.fromkeys(("bf16",), "AdamW")), (STUDY, RULES)):
+    rules: Mapping[str, Mapping[str, str]] = {ADAMW: {"bf16": "AdamW"}, STUDY: RULES}
+    for study, rule in rules.items():
         for (level, method, storage), runs in runs_of(evidence, study).items():
             if level not in rule or storage != "bf16":
                 continue
