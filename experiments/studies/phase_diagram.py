@@ -8,7 +8,7 @@ target, a format and a learning rate before anything is trained:
 
 Below 1 the weights that can move lie inside the cell; above it, some cross its border. Nothing is measured anew: rows of runs go
 in. Left out are targets that were stored on a grid (T11a), storages that round at random, formats whose scale is no multiple
-of the absmax, quantizers that do not round each weight to nearest, and methods whose update is not that of AdamW steps of lr.
+of the absmax, quantizers whose names have a colon, which do more than round each weight to nearest, and methods whose update is not that of AdamW steps of lr.
 
     unforgotten study phase-diagram --out reports/published/phase-diagram
 """
@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 
 from unforgotten.audit.progress.stages import Progress
-from unforgotten.experiments.quantizers.registry import ours_of
 from unforgotten.experiments.section import Section
 from unforgotten.experiments.stand_in import assumed_rows
 from unforgotten.experiments.studies.collapse import LEAST_EFFECT, published_runs
@@ -97,7 +96,7 @@ def phase_rows(name: str, run: Run) -> Iterator[dict[str, Any]]:
 
 def _ratio(run: Run, gain: Row) -> dict[str, Any] | None:
     absmax = run.value("block_absmax", "target", None, None, gain.format)
-    if gain.value is None or gain.lr is None or gain.storage is None or absmax is None or ours_of(gain.format) is None:
+    if gain.value is None or gain.lr is None or gain.storage is None or absmax is None or ":" in gain.format:
         return None
     edge = math.ldexp(1.0, frozen_exponent(gain.lr, DTYPES[gain.storage]))
     end = border(format_named(gain.format)) * absmax
