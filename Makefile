@@ -92,6 +92,7 @@ generated: $(READY)
 	$(BIN)/python -P -m unforgotten.reports.run.arms $(STUDIES)/tiny-arms-seed0 $(STUDIES)/tiny-seed0
 	set -e; for run in $(dir $(wildcard $(STUDIES)/*/config.json)); do $(BIN)/unforgotten report $$run; done
 	cp $(STUDIES)/tiny-seed0/headline.svg $(STUDIES)/tiny-seed0/headline.png $(STUDIES)
+	$(BIN)/python -P -m unforgotten.reports.verdicts.phase_figure $(STUDIES)/phase-diagram
 	$(BIN)/python -P -m unforgotten.reports.verdicts.page $(STUDIES)
 	$(BIN)/python -P -m unforgotten.reports.verdicts.at_a_glance $(STUDIES) README.md
 	$(BIN)/python -P -m unforgotten.reports.theory_document.document

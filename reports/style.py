@@ -57,6 +57,7 @@ PNG_DPI = 160
 LEGEND_INCHES_PER_LETTER = 0.066
 LEGEND_KEY_LETTERS = 6  # width of a key and its gaps
 Dashes = Literal["-", "--", ":"]
+Kind = Literal["svg", "png"]
 Draw = Callable[[Run], Figure | None]
 
 
@@ -99,11 +100,16 @@ def render_png(draw: Draw, run: Run) -> bytes | None:
     return _render(draw, run, "png")
 
 
-def _render(draw: Draw, run: Run, kind: str) -> bytes | None:
+def _render(draw: Draw, run: Run, kind: Kind) -> bytes | None:
+    return rendered(lambda: draw(run), kind)
+
+
+def rendered(draw: Callable[[], Figure | None], kind: Kind) -> bytes | None:
+    """Return a figure as SVG or PNG, drawn in the style of all; None where nothing is drawn."""
     with mpl.rc_context():
         mpl.rcdefaults()
         mpl.rcParams.update(RC)
-        figure = draw(run)
+        figure = draw()
         if figure is None:
             return None
         FigureCanvasAgg(figure)

@@ -41,7 +41,8 @@ OTHERWISE = ("_LoRA", "_push")
 """Ends of methods that do not move weights by AdamW steps of lr alone."""
 WIDER = 1.01
 """Factor by which the second cell at zero is wider where it counts, beyond rounding."""
-ASSUMED_LR = 1e-5
+ASSUMED_LRS = (1e-5, 1e-4)
+"""Those of the paper: of its methods, and of SURE."""
 ASSUMED_FORMATS = ("int3-g64", "int4-g64", "int4-g128", "fp4-b64", "nf4-b64", "int8-row")
 
 
@@ -116,21 +117,15 @@ def _ratio(run: Run, gain: Row) -> dict[str, Any] | None:
 
 
 def assumed_ratios() -> Iterator[dict[str, Any]]:
-    """Yield the number of a Llama-2-7B as it is assumed to be, normal weights, in bf16 at lr 1e-5."""
-    rows = assumed_rows(lr=ASSUMED_LR, formats=ASSUMED_FORMATS)
-    edge = math.ldexp(1.0, frozen_exponent(ASSUMED_LR, DTYPES["bf16"]))
-    for name in ASSUMED_FORMATS:
-        absmax = next(one.value for one in rows[name] if one.metric == "block_absmax")
-        if absmax is not None:
-            end = border(format_named(name)) * absmax
-            yield {
-                "kind": "assumed",
-                "format": name,
-                "lr": ASSUMED_LR,
-                "border": end,
-                "edge": edge,
-                "ratio": edge / end,
-            }
+    """Yield the number of a Llama-2-7B as it is assumed to be, normal weights, in bf16 at the paper's rates."""
+    for lr in ASSUMED_LRS:
+        rows = assumed_rows(lr=lr, formats=ASSUMED_FORMATS)
+        edge = math.ldexp(1.0, frozen_exponent(lr, DTYPES["bf16"]))
+        for name in ASSUMED_FORMATS:
+            absmax = next(one.value for one in rows[name] if one.metric == "block_absmax")
+            if absmax is not None:
+                end = border(format_named(name)) * absmax
+                yield {"kind": "assumed", "format": name, "lr": lr, "border": end, "edge": edge, "ratio": edge / end}
 
 
 def _measure(settings: PhaseSettings, folder: Path, progress: Progress) -> None:

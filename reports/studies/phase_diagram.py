@@ -113,17 +113,21 @@ def holds(row: Row, rule: Rule) -> bool:
 
 def assumed_intro() -> str:
     """Return what the third table shows."""
-    return "Where a Llama-2-7B would stand in bf16 at lr 1e-5, if its weights were normal with std 0.02; nothing there was measured."
+    return (
+        "Where a Llama-2-7B would stand in bf16 if its weights were normal with std 0.02; nothing there was measured."
+    )
 
 
 def assumed_table(rows: Iterable[Row]) -> str:
     """Return a line for each format of the model that is assumed."""
-    heads = ("format", "ratio", "the rule says of the gain")
+    heads = ("lr", "format", "ratio", "the rule says of the gain")
     lines = [_line(heads), _line(["---"] * len(heads))]
     for row in rows:
         if row["kind"] == "assumed":
             rule = next(one for one in RULES if one.low <= row["ratio"] < one.high)
-            lines.append(_line((row["format"], f"{row['ratio']:.2f}", f"{rule.least:g} to {rule.most:g}")))
+            lines.append(
+                _line((f"{row['lr']:g}", row["format"], f"{row['ratio']:.2f}", f"{rule.least:g} to {rule.most:g}"))
+            )
     return "\n".join(lines)
 
 

@@ -15,8 +15,11 @@ from unforgotten.reports.verdicts.claim import number, share
 from unforgotten.reports.verdicts.cures import FOLDER, Runs, value_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 from unforgotten.reports.verdicts.page import table
+from unforgotten.reports.verdicts.phased import STUDY as PHASE
+from unforgotten.reports.verdicts.phased import phase_sentences
 
 BEGIN, END = "<!-- at a glance: make generated -->\n", "<!-- end -->\n"
+PUBLISHED = "reports/published/"
 COLUMNS = ("changed", "method", "format", "gain", "taken back", "M1", "M4", "seeds")
 FORGOT = 0.05
 """Nats of added forget loss below which nothing can come back."""
@@ -174,6 +177,15 @@ def glance_table(evidence: Evidence) -> str:
     return table(COLUMNS, rows)
 
 
+def at_a_glance(evidence: Evidence) -> str:
+    """Return the table, and below it the phase diagram with what it says; links are from the root."""
+    told = " ".join(phase_sentences(evidence, PUBLISHED))
+    figure = (
+        f"![Gain over the edge of the storage, in units of the format's cell at zero]({PUBLISHED}{PHASE}/phase.svg)"
+    )
+    return "\n\n".join([glance_table(evidence), *([figure, told] if told else [])])
+
+
 def renewed(text: str, evidence: Evidence) -> str:
     """Return a text with the table between its two marks.
 
@@ -184,7 +196,7 @@ def renewed(text: str, evidence: Evidence) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"text must hold {BEGIN.strip()} and {END.strip()}, got a text without")
-    return f"{before}{BEGIN}\n{glance_table(evidence)}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n{at_a_glance(evidence)}\n\n{END}{after}"
 
 
 if __name__ == "__main__":

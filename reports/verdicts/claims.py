@@ -29,6 +29,8 @@ from unforgotten.reports.verdicts.evidence import (
     seeded,
 )
 from unforgotten.reports.verdicts.masks import mask_claims, masks
+from unforgotten.reports.verdicts.phased import STUDY as PHASE
+from unforgotten.reports.verdicts.phased import phase_sentences
 from unforgotten.reports.verdicts.scaling import STUDY as BITS_AND_BLOCKS
 from unforgotten.reports.verdicts.scaling import arm_sentences, level_sentences, scaled, scaling_sentences
 
@@ -107,6 +109,7 @@ def _dead_zone(evidence: Evidence) -> Claim:
                 f"{backs['GA'].text(share)} (below 0: the quantized model forgets further); fp32 masters at 4 bits: {back.text(share)}."
             ),
             "Why the two differ: what counts is the gain along the gradient of the forget loss (T20), not that along the update.",
+            *phase_sentences(evidence),
             *_of_arms(
                 evidence,
                 DEAD_ZONE,
@@ -120,7 +123,7 @@ def _dead_zone(evidence: Evidence) -> Claim:
             text for text in (_forecast(evidence), *map(evidence.predicted, (DEAD_ZONE, HELD_OUT))) if text
         ),
         rows=(
-            *("functional-gain", "forecast", *TINY),
+            *("functional-gain", "forecast", *([PHASE] if evidence.study(PHASE) else []), *TINY),
             *(name for name in evidence.runs if not name.startswith("tiny")),
             *folders_of(evidence, DEAD_ZONE),
             *folders_of(evidence, HELD_OUT),

@@ -26,6 +26,7 @@ from unforgotten.reports.verdicts.ingredients import (
     ingredients,
 )
 from unforgotten.reports.verdicts.paper import CELLS, PaperCell
+from unforgotten.reports.verdicts.phased import assumed_ratios
 
 NAME = "README.md"
 TEMPLATE = "published.md.j2"
@@ -43,6 +44,7 @@ def page(published: Path) -> str:
         verdicts=verdict_table(found),
         paper=paper_table(CELLS),
         cures=cure_table(cures(evidence)),
+        ratios={place: f"{ratio:.2f}" for place, ratio in assumed_ratios(evidence).items()},
         ingredients=ingredient_table(arms),
         by_ingredient=ingredient_sentences(arms, evidence.predicted(STUDY)),
     )

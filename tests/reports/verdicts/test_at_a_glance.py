@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from unforgotten.records.packed_rows import rows_content
-from unforgotten.reports.verdicts.at_a_glance import BEGIN, END, GROUPS, Line, glance_table, renewed, seen
+from unforgotten.reports.verdicts.at_a_glance import BEGIN, END, GROUPS, Line, at_a_glance, glance_table, renewed, seen
 from unforgotten.reports.verdicts.evidence import Evidence
 
 RUN = Path(__file__).parents[1] / "small_runs/one-arm-seed0"
@@ -72,7 +72,9 @@ def test_the_table_has_a_line_for_each_and_goes_between_its_marks() -> None:
     assert len(lines) == 2 + len(GROUPS) + sum(map(len, GROUPS.values()))
     text = f"before\n{BEGIN}old\n{END}after\n"
     once = renewed(text, evidence)
-    assert once == f"before\n{BEGIN}\n{glance_table(evidence)}\n\n{END}after\n"
+    assert once == f"before\n{BEGIN}\n{at_a_glance(evidence)}\n\n{END}after\n"
+    assert glance_table(evidence) in once
+    assert "reports/published/phase-diagram/phase.svg" in once
     assert renewed(once, evidence) == once
     with pytest.raises(ValueError, match="text must hold"):
         renewed("no marks", evidence)
