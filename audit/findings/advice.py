@@ -37,7 +37,7 @@ def advice(
     steps = []
     if recipe is not None and recipe["trained_in"] in ("bf16", "fp16"):
         steps.append(
-            "keep the weights in float32 while unlearning and round once at the end, or round every step at random"
+            "keep the weights in float32 while unlearning and round once at the end, as a merged LoRA does, or round every step at random"
         )
     lr = needed_lr(leg, free, prediction)
     if lr is not None:
