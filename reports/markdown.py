@@ -1,4 +1,4 @@
-"""The results of several runs as Markdown, for the README: each number read from the rows."""
+"""Tables in Markdown, and the results of several runs for the README: each number read from the rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from unforgotten.records.methods import FORGET_TERMS, forget_term
 from unforgotten.records.rows import Row, Run
 from unforgotten.reports.labels import arm_label
+
+
+def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    """Return a table in Markdown."""
+    rows = [columns, ["---"] * len(columns), *lines]
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 def survival_table(runs: Sequence[Run], what: str) -> str:

@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from unforgotten.records.files import write_text
 from unforgotten.records.rows import Run
+from unforgotten.reports.markdown import table
 from unforgotten.reports.verdicts.claim import number, share
 from unforgotten.reports.verdicts.cures import FOLDER, Runs, value_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
-from unforgotten.reports.verdicts.page import table
 from unforgotten.reports.verdicts.phased import STUDY as PHASE
 from unforgotten.reports.verdicts.phased import phase_sentences
 
@@ -177,12 +177,16 @@ def glance_table(evidence: Evidence) -> str:
     return table(COLUMNS, rows)
 
 
-def at_a_glance(evidence: Evidence) -> str:
-    """Return the table, and below it the phase diagram with what it says; links are from the root."""
-    told = " ".join(phase_sentences(evidence, PUBLISHED))
-    figure = (
-        f"![Gain over the edge of the storage, in units of the format's cell at zero]({PUBLISHED}{PHASE}/phase.svg)"
-    )
+def at_a_glance(evidence: Evidence, published: str = "") -> str:
+    """Return the table, and below it the phase diagram with what it says.
+
+    Args:
+        evidence: published rows.
+        published: path of their folder from the text that they go to, with "/" at its end.
+    """
+    told = " ".join(phase_sentences(evidence, published))
+    about = "Gain over the edge of the storage, in units of the format's cell at zero"
+    figure = f"![{about}]({published}{PHASE}/phase.svg)"
     return "\n\n".join([glance_table(evidence), *([figure, told] if told else [])])
 
 
@@ -196,7 +200,7 @@ def renewed(text: str, evidence: Evidence) -> str:
     _, end, after = rest.partition(END)
     if not begin or not end:
         raise ValueError(f"text must hold {BEGIN.strip()} and {END.strip()}, got a text without")
-    return f"{before}{BEGIN}\n{at_a_glance(evidence)}\n\n{END}{after}"
+    return f"{before}{BEGIN}\n{at_a_glance(evidence, PUBLISHED)}\n\n{END}{after}"
 
 
 if __name__ == "__main__":

@@ -110,11 +110,6 @@ def _dead_zone(evidence: Evidence) -> Claim:
             ),
             "Why the two differ: what counts is the gain along the gradient of the forget loss (T20), not that along the update.",
             *phase_sentences(evidence),
-            *_of_arms(
-                evidence,
-                DEAD_ZONE,
-                "Over learning rates, with bf16 parameters, gain and share of the added forget loss that cells take back",
-            ),
             *_held_out(evidence),
             *gain_sentences(architectures(evidence)),
             *_real_models(evidence),

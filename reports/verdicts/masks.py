@@ -182,12 +182,14 @@ def _others(others: Sequence[Compared]) -> str:
     """Return what of the statement is measured beside masks."""
     if not others:
         return "LoRA, sign-SGD and zeroth-order optimizers are not measured"
-    names = {True: "differ from", False: "are like", None: "cannot be told from"}
+    groups = {"other than AdamW": True, "like AdamW": False, "the seeds cannot tell": None}
     told = [
-        f"{', '.join(one.name for one in others if one.differs is word)} {names[word]} AdamW"
-        for word in names
-        if any(one.differs is word for one in others)
+        f"{word}: {', '.join(names)}"
+        for word, differs in groups.items()
+        if (names := [one.name for one in others if one.gain is not None and one.differs is differs])
     ]
+    if alone := [one.name for one in others if one.gain is None]:
+        told.append(f"no AdamW of the same size: {', '.join(alone)}")
     return f"{'; '.join(told)}; zeroth-order optimizers are not measured"
 
 

@@ -119,7 +119,7 @@ def optimizer_sentences(evidence: Evidence) -> list[str]:
     if not beside:
         return []
     cells = (
-        f"{one.name}, forget loss {one.loss.value:.2f}: mean |delta| {number(float(np.mean(list(one.size.values()))))} of a step, gain "
+        f"{one.name}, forget loss {one.loss.value:.2f}: mean |delta| {np.mean(list(one.size.values())):.3f} of a step, gain "
         f"{over_seeds((seed, of.gain) for seed, of in one.each.items()).text(number)}, "
         f"{over_seeds((seed, of.back) for seed, of in one.each.items()).text(share)} back"
         for one in optimized(evidence)

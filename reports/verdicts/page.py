@@ -13,6 +13,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from unforgotten.records.files import write_text
 from unforgotten.reports.labels import precision_label
+from unforgotten.reports.markdown import table
+from unforgotten.reports.verdicts.at_a_glance import at_a_glance
 from unforgotten.reports.verdicts.claim import Claim
 from unforgotten.reports.verdicts.claims import claims
 from unforgotten.reports.verdicts.cures import Cure, cure_rows, cures
@@ -42,6 +44,7 @@ def page(published: Path) -> str:
     return environment.get_template(TEMPLATE).render(
         claims=found,
         verdicts=verdict_table(found),
+        at_a_glance=at_a_glance(evidence),
         paper=paper_table(CELLS),
         cures=cure_table(cures(evidence)),
         ratios={place: f"{ratio:.2f}" for place, ratio in assumed_ratios(evidence).items()},
@@ -103,12 +106,6 @@ def ingredient_table(found: Sequence[Ingredients]) -> str:
         *("came back at int4 and fp4", "M4, points"),
     )
     return table(columns, ingredient_rows(found)) if found else ""
-
-
-def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """Return a table in Markdown."""
-    rows = [columns, ["---"] * len(columns), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
 if __name__ == "__main__":

@@ -71,8 +71,9 @@ def test_the_table_has_a_line_for_each_and_goes_between_its_marks() -> None:
     lines = glance_table(evidence).splitlines()
     assert len(lines) == 2 + len(GROUPS) + sum(map(len, GROUPS.values()))
     text = f"before\n{BEGIN}old\n{END}after\n"
+    told = at_a_glance(evidence, "reports/published/")
     once = renewed(text, evidence)
-    assert once == f"before\n{BEGIN}\n{at_a_glance(evidence)}\n\n{END}after\n"
+    assert once == f"before\n{BEGIN}\n{told}\n\n{END}after\n"
     assert glance_table(evidence) in once
     assert "reports/published/phase-diagram/phase.svg" in once
     assert renewed(once, evidence) == once
