@@ -236,12 +236,14 @@ def _cures(evidence: Evidence) -> Claim:
 
 def _cured(evidence: Evidence) -> str:
     """Return which ways of unlearning keep the update at int4 and fp4 at every depth with nothing back, and which do not."""
+    found = cures(evidence)
     good: dict[str, list[bool]] = {}
-    for cure in cures(evidence):
+    for cure in found:
         whole = abs(cure.gain.value - 1) <= WHOLE and cure.back.value <= WHOLE
         good.setdefault(f"{cure.name} at lr {cure.lr:g}", []).append(whole)
     told = "on small models: fp32 masters and dithered rounding over five seeds"
-    for words, word in (("keep the update at int4 and fp4", True), ("do not", False)):
+    seeds = max((cure.gain.seeds for cure in found), default=0)
+    for words, word in ((f"keep the update at int4 and fp4 (table below; {seeds} seeds)", True), ("do not", False)):
         names = [name for name, each in good.items() if all(each) is word]
         told += f"; {', '.join(names)} {words}" if names else ""
     return told
