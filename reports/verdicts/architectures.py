@@ -112,7 +112,7 @@ def _across(evidence: Evidence, found: Sequence[Architecture]) -> Claim:
     scope = (
         f"beside Llamas: fp32 passes the update and bf16 does not in {', '.join(yes) or 'none'}"
         + (f", other in {', '.join(no)}" if no else "")
-        + f"; {_seeds(seeds)} each, models of 2 to 5 M weights"
+        + f"; {_seeds(seeds, max(one.gain.seeds for one in found))} each, models of 2 to 5 M weights"
     )
     told = tuple(
         f"{one.name}, {one.method}, {one.storage}, forget loss {one.after.value:.2f}: gain at int4 and fp4 {one.gain.text(number)}, "
@@ -155,5 +155,6 @@ def _dynamic(evidence: Evidence, found: Sequence[Architecture]) -> Claim:
     )
 
 
-def _seeds(count: int) -> str:
-    return "one seed" if count == 1 else f"{count} seeds"
+def _seeds(count: int, most: int | None = None) -> str:
+    told = f"{count}" if most in (None, count) else f"{count} to {most}"
+    return "one seed" if told == "1" else f"{told} seeds"

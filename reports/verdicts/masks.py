@@ -14,6 +14,7 @@ from unforgotten.records.depths import END, words
 from unforgotten.records.rows import Run
 from unforgotten.reports.verdicts.claim import Claim, Word, unmeasured
 from unforgotten.reports.verdicts.cures import ALIKE, Kept, apart, folders_of, kept, runs_of
+from unforgotten.reports.verdicts.cures import STUDY as CURES
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 from unforgotten.reports.verdicts.optimizers import STUDY as OPTIMIZERS
 from unforgotten.reports.verdicts.optimizers import Compared, compared, optimizer_folders, optimizer_sentences
@@ -152,7 +153,7 @@ def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
             f"masks: {scope}; {_others(others)}",
             (*_differences(found), *optimizer_sentences(evidence)),
         ),
-        "Open question 2": (_stable(found), scope, _stability(found)),
+        "Open question 2": (_stable(found), f"{scope}, alpha 1", (*_stability(found), *_heavier(evidence))),
         "Open question 3": (
             _answered(by_part),
             f"{scope}, threshold {PART_THRESHOLD}",
@@ -232,6 +233,26 @@ def _stability(found: Sequence[Mask]) -> tuple[str, ...]:
             for mask in found
         ),
     )
+
+
+def _heavier(evidence: Evidence) -> list[str]:
+    """Return what the mask of the study of cures costs, where the retain term weighs more; none where it is not published."""
+    arms = runs_of(evidence, CURES)
+    each = {
+        name: [(seed, run.depth, kept(run, method, storage)) for seed, run in runs if run.depth != END]
+        for name, method, storage in (("mask", "NPO_GDR_SURE", "bf16"), ("none", "NPO_GDR+lr5e-5", "bf16"))
+        if (runs := arms.get(("bf16", method, storage)))
+    }
+    if len(each) < 2:
+        return []
+    deepest = max(depth or "" for _, depth, _ in each["mask"])
+    told = {name: _listed([one for _, depth, one in of if depth == deepest]) for name, of in each.items()}
+    return [
+        (
+            f"With alpha 16 and otherwise alike ({CURES}, to {words(deepest)}), M4 less that of the target, mask by module, threshold 90: "
+            f"{told['mask']}; without a mask {told['none']}."
+        )
+    ]
 
 
 def _listed(each: Sequence[Kept]) -> str:

@@ -131,11 +131,12 @@ def optimizer_sentences(evidence: Evidence) -> list[str]:
 
 
 def _told(one: Compared) -> str:
+    name = one.name[0].upper() + one.name[1:]
     if one.gain is None or one.back is None or one.utility is None:
-        return f"{one.name}: no AdamW has an update of its size, which is {one.ratio:.2f} times that of {one.beside}, the nearest."
+        return f"{name}: no AdamW has an update of its size, which is {one.ratio:.2f} times that of {one.beside}, the nearest."
     word = {True: "other", False: "alike", None: "the seeds cannot tell"}[one.differs]
     return (
-        f"{one.name} beside {one.beside}, its update {one.ratio:.2f} times as large: gain {one.gain.text('{:+.2f}'.format)}, what came back "
+        f"{name} beside {one.beside}, its update {one.ratio:.2f} times as large: gain {one.gain.text('{:+.2f}'.format)}, what came back "
         f"{one.back.text(lambda x: f'{100 * x:+.0f} %')} of the added forget loss, M4 {one.utility.text('{:+.0f}'.format)} points; {word} (by more "
         f"than {ALIKE})."
     )
