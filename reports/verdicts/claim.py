@@ -43,7 +43,7 @@ def share(x: float) -> str:
 
 def number(x: float) -> str:
     """Return a ratio."""
-    return f"{x:.2f}"
+    return f"{round(x, 2) + 0.0:.2f}"  # + 0.0: no "-0"
 
 
 def unmeasured(name: str, statement: str, scope: str) -> Claim:
