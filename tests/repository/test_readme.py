@@ -7,6 +7,8 @@ from statistics import median
 
 from unforgotten.audit.verdict.evidence import MATERIAL
 from unforgotten.audit.verdict.power import LEAST_EFFECTIVE
+from unforgotten.experiments.stand_in import ASSUMED_STD, assumed_rows
+from unforgotten.experiments.studies.phase_diagram import border
 from unforgotten.records.files import read_json_lines
 from unforgotten.records.methods import FORGET_TERMS
 from unforgotten.records.rows import read_run
@@ -14,6 +16,7 @@ from unforgotten.records.shares import clopper_pearson
 from unforgotten.reports.markdown import COUNTED, intervals, returns, survival_table
 from unforgotten.reports.verdicts.at_a_glance import renewed
 from unforgotten.reports.verdicts.evidence import Evidence
+from unforgotten.theory.formats.names import format_named
 
 ROOT = Path(__file__).parents[2]
 MEANT = {"undone": "come back", "survives": "survive"}
@@ -160,6 +163,21 @@ def test_equal_codes_in_the_readme_are_those_of_the_rows() -> None:
 def test_the_table_of_the_readme_is_that_of_the_rows() -> None:
     text = (ROOT / "README.md").read_text()
     assert renewed(text, Evidence(ROOT / "reports/published")) == text
+
+
+def test_the_borders_of_cells_in_the_readme_are_those_of_the_formats() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    int4, fp4, nf4, int8 = (border(format_named(name)) for name in ("int4-g64", "fp4-b64", "nf4-b64", "int8-row"))
+    assert (
+        f"1/{1 / int4:.0f} of a block's largest weight in int4, {fp4:.3f} in fp4, {nf4:.3f} in nf4 and 1/{1 / int8:.0f} in int8"
+        in text
+    )
+    block = next(row for row in assumed_rows(lr=1e-5, formats=["int4-g64"])["int4-g64"] if row.metric == "block_absmax")
+    assert block.value is not None
+    assert (
+        f"the median block of 64 normal weights has its largest at {block.value / ASSUMED_STD:.2f} times their std"
+        in text
+    )
 
 
 def test_the_deployed_files_in_the_readme_are_those_of_the_rows() -> None:
