@@ -51,7 +51,7 @@ def has_subnormal(s: Sample) -> bool:
 
 
 def has_outlier(s: Sample) -> bool:
-    size = np.abs(s.w[s.w != 0])
+    size = np.abs(s.w[s.w != 0]).astype(np.float64)  # 2^40 times a float32 may be beyond float32
     return size.size > 1 and bool(size.max() > 2.0**40 * size.min())
 
 
