@@ -266,10 +266,7 @@ def read_rows(folder: Path) -> list[Row]:
     Raises:
         ValueError: the folder or file is missing, or a line breaks a rule; one line that names file, line and rule.
     """
-    path = rows_path(folder)
-    rows = list(_parse(path, rows_content(folder)))
-    _check_one_run(path, rows)
-    return rows
+    return _rows_of(rows_path(folder), rows_content(folder))
 
 
 def read_run(folder: Path) -> Run:
@@ -278,9 +275,15 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: as `read_rows`; or `config.json` is not a JSON object.
     """
-    rows = _undefine_baseless_recovery(read_rows(folder))
-    digest = hashlib.sha256(rows_content(folder)).hexdigest()
-    return Run(tuple(rows), digest, _read_settings(folder / "config.json"))
+    content = rows_content(folder)
+    rows = _undefine_baseless_recovery(_rows_of(rows_path(folder), content))
+    return Run(tuple(rows), hashlib.sha256(content).hexdigest(), _read_settings(folder / "config.json"))
+
+
+def _rows_of(path: Path, content: bytes) -> list[Row]:
+    rows = list(_parse(path, content))
+    _check_one_run(path, rows)
+    return rows
 
 
 def _undefine_baseless_recovery(rows: Sequence[Row]) -> list[Row]:

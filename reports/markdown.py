@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from statistics import median
 
 from unforgotten.records.methods import FORGET_TERMS, forget_term
 from unforgotten.records.rows import Row, Run
@@ -12,7 +13,19 @@ from unforgotten.reports.labels import arm_label
 def table(columns: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
     """Return a table in Markdown."""
     rows = [columns, ["---"] * len(columns), *lines]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return "\n".join(map(line, rows))
+
+
+def line(cells: Iterable[str]) -> str:
+    """Return a line of a table in Markdown."""
+    return f"| {' | '.join(cells)} |"
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Return the median of values, with the lowest and the highest where they differ: 0.49 (0.43 to 0.55)."""
+    numbers = (median(values), min(values), max(values))
+    middle, low, high = (f"{round(value, digits) + 0.0:.{digits}f}" for value in numbers)  # + 0.0: no "-0"
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def survival_table(runs: Sequence[Run], what: str) -> str:

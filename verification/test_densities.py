@@ -38,6 +38,9 @@ INVERTED = 32 * SPECIAL
 FAR = 256 * SPECIAL  # the same at 10^-30, where it is 135
 INTERPOLATED = 16 * np.finfo(float).eps  # two interpolations of a few roundings, x f(x) being below 1/2
 BINS = 256  # a histogram is off by the share of one bin at most
+QUOTIENT = 4 * 2.0**-53  # two roundings of a share, on either side
+SCALED = 1e-12  # the same quadrature at three times the scale: some thousand roundings in float64
+HISTOGRAM = 0.02  # 4,096 bins of 2^18 weights, blocks of 64
 QUADRATURE = 1e-7  # scipy's quad is asked for 1e-10; the law's own rule errs by 3e-9
 REFERENCE = {
     "gaussian": stats.norm(),
@@ -166,7 +169,7 @@ def test_expected_absmax__is_the_integral(name: str, size: int) -> None:
     density = density_named(name, 1.0)
     assert expected_absmax(density, size) == pytest.approx(_mean(name, size, 1), rel=QUADRATURE)
     assert expected_absmax(density_named(name, 3.0), size) == pytest.approx(
-        3 * expected_absmax(density, size), rel=1e-12
+        3 * expected_absmax(density, size), rel=SCALED
     )
 
 
@@ -204,7 +207,7 @@ def test_empirical__has_bins_between_equal_shares() -> None:
     """Ten bins of 1001 weights have a tenth each; a share that would end between two weights ends at the even rank."""
     tenths = empirical(np.arange(1001.0), 10)
     assert tenths.knots.tolist() == [100.0 * k for k in range(11)]
-    assert tenths.below == pytest.approx(np.arange(11) / 10, rel=4 * 2.0**-53)
+    assert tenths.below == pytest.approx(np.arange(11) / 10, rel=QUOTIENT)
     assert empirical(np.arange(6.0), 2).knots.tolist() == [0, 2, 5]
     assert empirical(np.arange(8.0), 2).knots.tolist() == [0, 4, 7]
 
@@ -223,7 +226,7 @@ def test_absmax_law__refuses_a_histogram_whose_ends_it_reaches(name: str) -> Non
     w = law.magnitude_above(rng.uniform(size=2**18)) * rng.choice([-1.0, 1.0], 2**18)
     histogram = empirical(w)
     inverse = expected_inverse_absmax(histogram, 64)
-    assert inverse == pytest.approx(expected_inverse_absmax(law, 64), rel=0.02, abs=0)
+    assert inverse == pytest.approx(expected_inverse_absmax(law, 64), rel=HISTOGRAM, abs=0)
     with pytest.raises(ValueError, match=r"at most 127 for a histogram .* got size=4096; use observed_absmax"):
         absmax_law(histogram, 4096)
     fine = empirical(np.arange(17.0), 16)  # an end bin holds a sixteenth

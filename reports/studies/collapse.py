@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from scipy.stats import spearmanr
 
 from unforgotten.audit.verdict.evidence import MATERIAL
 from unforgotten.records.files import read_json_lines
 from unforgotten.records.methods import forget_term
 from unforgotten.records.packed_rows import ROWS_FILE
+from unforgotten.reports.markdown import line, spread
 from unforgotten.reports.run.conjectures import LEAST_EFFECT
 
 Row = Mapping[str, Any]
@@ -49,7 +49,7 @@ def render(folder: Path) -> Mapping[str, str]:
 def equal_codes_table(cells: Sequence[Row]) -> str:
     """Return a line for each group and range of the share of equal codes: gains and what came back."""
     heads = ("parameters", "codes equal, %", "cells", "gain", "came back, %", "a third or more back")
-    lines = [_line(heads), _line(["---"] * len(heads))]
+    lines = [line(heads), line(["---"] * len(heads))]
     for group, inside in GROUPS.items():
         for low, high in itertools.pairwise(EDGES):
             found = [row for row in cells if inside(row) and in_range(row["equal"], low, high)]
@@ -57,9 +57,9 @@ def equal_codes_table(cells: Sequence[Row]) -> str:
                 back = [row["came_back"] for row in found]
                 many = sum(value >= MATERIAL for value in back)
                 span = f"{100 * low:.4g} to {100 * high:.4g}"
-                gains = _spread([row["gain"] for row in found], 2)
-                percents = _spread([100 * value for value in back], 0)
-                lines.append(_line((group, span, str(len(found)), gains, percents, str(many))))
+                gains = spread([row["gain"] for row in found], 2)
+                percents = spread([100 * value for value in back], 0)
+                lines.append(line((group, span, str(len(found)), gains, percents, str(many))))
     return "\n".join(lines)
 
 
@@ -79,13 +79,13 @@ def ranks_intro() -> str:
 def ranks_table(rows: Sequence[Row]) -> str:
     """Return a line for each group: how well each quantity orders cells by what came back."""
     heads = ("parameters", "cells", *list(SAID)[:2], "cells of functional-gain", *list(SAID)[1:])
-    lines = [_line(heads), _line(["---"] * len(heads))]
+    lines = [line(heads), line(["---"] * len(heads))]
     for group, inside in GROUPS.items():
         parts: list[str] = []
         for kind, names in (("cell", list(SAID)[:2]), ("functional", list(SAID)[1:])):
             found = [row for row in rows if row["kind"] == kind and inside(row)]
             parts += [str(len(found)), *(_number(rank(found, name)) for name in names)]
-        lines.append(_line((group, *parts)))
+        lines.append(line((group, *parts)))
     return "\n".join(lines)
 
 
@@ -100,13 +100,3 @@ def rank(rows: Sequence[Row], said: str) -> float | None:
 
 def _number(value: float | None) -> str:
     return "–" if value is None else f"{value:.2f}"
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    numbers = (float(np.median(values)), min(values), max(values))
-    middle, low, high = (f"{round(value, digits) + 0.0:.{digits}f}" for value in numbers)  # + 0.0: no "-0"
-    return middle if low == high else f"{middle} ({low} to {high})"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"

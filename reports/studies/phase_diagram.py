@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 from scipy.stats import spearmanr
 
 from unforgotten.records.files import read_json_lines
 from unforgotten.records.methods import forget_term
 from unforgotten.records.packed_rows import ROWS_FILE
+from unforgotten.reports.markdown import line, spread
 
 Row = Mapping[str, Any]
 EDGES = (0.0, 0.4, 0.6, 0.8, 1.0, 1.3, 2.5, math.inf)
@@ -69,15 +69,15 @@ def rank(found: Iterable[Row]) -> float:
 def ratio_table(found: Sequence[Row]) -> str:
     """Return a line for each range of the ratio and group."""
     heads = ("ratio", "parameters", "cells", "formats", "gain", "taken back, %")
-    lines = [_line(heads), _line(["---"] * len(heads))]
+    lines = [line(heads), line(["---"] * len(heads))]
     for low, high in itertools.pairwise(EDGES):
         for group, inside in GROUPS.items():
             own = [row for row in found if inside(row) and low <= row["ratio"] < high]
             if own:
                 backs = [100 * row["came_back"] for row in own if row["came_back"] is not None]
                 formats = ", ".join(sorted({row["format"] for row in own}))
-                told = (_spread([row["gain"] for row in own], 2), _spread(backs, 0) if backs else "–")
-                lines.append(_line((_span(low, high), group, str(len(own)), formats, *told)))
+                told = (spread([row["gain"] for row in own], 2), spread(backs, 0) if backs else "–")
+                lines.append(line((_span(low, high), group, str(len(own)), formats, *told)))
     return "\n".join(lines)
 
 
@@ -92,12 +92,12 @@ def rule_intro() -> str:
 def rule_table(found: Sequence[Row]) -> str:
     """Return a line for each rule: how many cells keep it, of those looked at and of the others."""
     heads = ("ratio", "gain", "looked at: inside", "not looked at: inside", "not looked at: gain")
-    lines = [_line(heads), _line(["---"] * len(heads))]
+    lines = [line(heads), line(["---"] * len(heads))]
     for rule in RULES:
         seen, fresh = ([row for row in inside(found, rule) if row["looked_at"] is known] for known in (True, False))
         counts = (f"{sum(holds(row, rule) for row in own)} of {len(own)}" for own in (seen, fresh))
-        told = _spread([row["gain"] for row in fresh], 2) if fresh else "–"
-        lines.append(_line((_span(rule.low, rule.high), f"{rule.least:g} to {rule.most:g}", *counts, told)))
+        told = spread([row["gain"] for row in fresh], 2) if fresh else "–"
+        lines.append(line((_span(rule.low, rule.high), f"{rule.least:g} to {rule.most:g}", *counts, told)))
     return "\n".join(lines)
 
 
@@ -121,25 +121,15 @@ def assumed_intro() -> str:
 def assumed_table(rows: Iterable[Row]) -> str:
     """Return a line for each format of the model that is assumed."""
     heads = ("lr", "format", "ratio", "the rule says of the gain")
-    lines = [_line(heads), _line(["---"] * len(heads))]
+    lines = [line(heads), line(["---"] * len(heads))]
     for row in rows:
         if row["kind"] == "assumed":
             rule = next(one for one in RULES if one.low <= row["ratio"] < one.high)
             lines.append(
-                _line((f"{row['lr']:g}", row["format"], f"{row['ratio']:.2f}", f"{rule.least:g} to {rule.most:g}"))
+                line((f"{row['lr']:g}", row["format"], f"{row['ratio']:.2f}", f"{rule.least:g} to {rule.most:g}"))
             )
     return "\n".join(lines)
 
 
 def _span(low: float, high: float) -> str:
     return f"{low:g} and more" if math.isinf(high) else f"{low:g} to {high:g}"
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    numbers = (float(np.median(values)), min(values), max(values))
-    middle, low, high = (f"{round(value, digits) + 0.0:.{digits}f}" for value in numbers)  # + 0.0: no "-0"
-    return middle if low == high else f"{middle} ({low} to {high})"
-
-
-def _line(cells: Iterable[str]) -> str:
-    return f"| {' | '.join(cells)} |"
