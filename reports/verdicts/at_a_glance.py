@@ -33,6 +33,7 @@ class Line(NamedTuple):
         runs: folders without the seed, below `reports/published`.
         method, storage, format: as the rows have them.
         depth: depth of forgetting; None for the one that the arm has.
+        also: folders of further seeds.
     """
 
     changed: str
@@ -41,10 +42,12 @@ class Line(NamedTuple):
     storage: str = "bf16"
     format: str = "int4-g64"
     depth: str | None = None
+    also: str = ""
 
 
 SLOW, FAST = "NPO_GDR+lr1e-5", "NPO_GDR+lr4e-5"
 GPTQ = "gptq-retain:int4-g64"
+SMOLLM2, GEMMA3 = "real-bases/smollm2", "real-bases/gemma3"
 GROUPS: dict[str, tuple[Line, ...]] = {
     "the failure: bf16 parameters, AdamW at lr 1e-5": (Line("nothing", "dead-zone/bf16", SLOW),),
     "bits and format": (
@@ -93,12 +96,14 @@ GROUPS: dict[str, tuple[Line, ...]] = {
         Line("int8", "requantize/int4-g64", SLOW, "fp32", "int8-row"),
     ),
     "a real base": (
-        Line("SmolLM2-135M, lr 5e-5", "smollm2", "NPO_GDR"),
-        Line("SmolLM2-135M, GPTQ", "smollm2", "NPO_GDR", format=GPTQ),
-        Line("SmolLM2-135M, fp32 masters", "smollm2", "NPO_GDR", "fp32"),
-        Line("Gemma 3 270M", "gemma3", "NPO_GDR"),
-        Line("Gemma 3 270M, GPTQ", "gemma3", "NPO_GDR", format=GPTQ),
-        Line("Gemma 3 270M, fp32 masters", "gemma3", "NPO_GDR", "fp32"),
+        Line("SmolLM2-135M, lr 5e-5", "smollm2", "NPO_GDR", also=SMOLLM2),
+        Line("SmolLM2-135M, lr 5e-5, GPTQ", "smollm2", "NPO_GDR", format=GPTQ, also=SMOLLM2),
+        Line("SmolLM2-135M, lr 5e-5, fp32 masters", "smollm2", "NPO_GDR", "fp32", also=SMOLLM2),
+        Line("SmolLM2-135M, lr 2e-4", SMOLLM2, "NPO_GDR+lr2e-4"),
+        Line("Gemma 3 270M, lr 1e-5", "gemma3", "NPO_GDR", also=GEMMA3),
+        Line("Gemma 3 270M, lr 1e-5, GPTQ", "gemma3", "NPO_GDR", format=GPTQ, also=GEMMA3),
+        Line("Gemma 3 270M, lr 1e-5, fp32 masters", "gemma3", "NPO_GDR", "fp32", also=GEMMA3),
+        Line("Gemma 3 270M, lr 4e-5", GEMMA3, "NPO_GDR+lr4e-5"),
     ),
 }
 """Lines of the table by what they change."""
@@ -148,11 +153,12 @@ def seen(evidence: Evidence, line: Line) -> Seen:
 
 def _runs(evidence: Evidence, line: Line) -> Runs:
     found = []
-    for path in sorted(evidence.published.glob(f"{line.runs}-seed*/config.json")):
-        place = FOLDER.fullmatch(path.parent.name)
-        if place is not None and place["level"] == Path(line.runs).name:
-            run = _state(evidence.run(str(path.parent.relative_to(evidence.published))), line)
-            found += [(int(place["seed"]), run)] if run is not None else []
+    for runs in filter(None, (line.runs, line.also)):
+        for path in sorted(evidence.published.glob(f"{runs}-seed*/config.json")):
+            place = FOLDER.fullmatch(path.parent.name)
+            if place is not None and place["level"] == Path(runs).name:
+                run = _state(evidence.run(str(path.parent.relative_to(evidence.published))), line)
+                found += [(int(place["seed"]), run)] if run is not None else []
     return found
 
 

@@ -6,11 +6,18 @@ Words: "confirmed", "refuted", "in part", "open" where there is a first look wit
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 WHOLE = 0.1
 """Distance of a gain from 1, and share of what was forgotten, that count as none."""
 Word = Literal["confirmed", "refuted", "in part", "open", "not measured"]
+
+
+class Table(NamedTuple):
+    """A table in Markdown, and the sentence that says what it is of."""
+
+    about: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -25,6 +32,7 @@ class Claim:
         found: what was found, sentences.
         before: what was predicted before the measurement; empty where nothing was.
         rows: folders of `reports/published` that it rests on.
+        tables: tables of what was found.
     """
 
     name: str
@@ -34,6 +42,7 @@ class Claim:
     found: tuple[str, ...]
     before: str = ""
     rows: tuple[str, ...] = ()
+    tables: tuple[Table, ...] = ()
 
 
 def share(x: float) -> str:

@@ -9,14 +9,14 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from unforgotten.records.rows import Run
 from unforgotten.reports.run.conjectures import CONFIRMED, REFUTED, collapse_cases
 from unforgotten.reports.verdicts.architectures import architecture_claims, architectures, gain_sentences
-from unforgotten.reports.verdicts.claim import WHOLE, Claim, number, share
+from unforgotten.reports.verdicts.claim import WHOLE, Claim, Table, number, share
 from unforgotten.reports.verdicts.collapsed import STUDY as COLLAPSE
 from unforgotten.reports.verdicts.collapsed import collapse_sentences
 from unforgotten.reports.verdicts.cures import STUDY as CURES
 from unforgotten.reports.verdicts.cures import cures, folders_of, kept, runs_of
+from unforgotten.reports.verdicts.deployed import deployed_tables
 from unforgotten.reports.verdicts.evidence import (
     COARSE,
     FOUR_BITS,
@@ -31,11 +31,13 @@ from unforgotten.reports.verdicts.evidence import (
 from unforgotten.reports.verdicts.masks import mask_claims, masks
 from unforgotten.reports.verdicts.phased import STUDY as PHASE
 from unforgotten.reports.verdicts.phased import phase_sentences
-from unforgotten.reports.verdicts.scaling import STUDY as BITS_AND_BLOCKS
-from unforgotten.reports.verdicts.scaling import arm_sentences, level_sentences, scaled, scaling_sentences
+from unforgotten.reports.verdicts.real_bases import STUDY as REAL_BASES
+from unforgotten.reports.verdicts.real_bases import real_tables
+from unforgotten.reports.verdicts.scaling import arm_table, format_table, scaled
 
 DEAD_ZONE, REQUANTIZE, QUANTIZERS, HELD_OUT = "dead-zone", "requantize", "quantizers", "held-out"
-"""Studies of runs of which the page has a sentence for each arm."""
+BITS_AND_BLOCKS = "bits-and-blocks"
+"""Studies of runs of which the page has a table."""
 DITHERED = "int4-g64-dither"
 PLAIN = "int4-g64"
 
@@ -56,6 +58,9 @@ def _collapse(evidence: Evidence) -> Claim:
     count = sum(map(len, cases.values()))
     where = [name for name, found in cases.items() if REFUTED in found]
     fp32 = seeded(evidence.cells("fp32", "", FOUR_BITS), by_gating)
+    requantized = _by_format(
+        evidence, REQUANTIZE, "A target that was itself published in int4-g64, unlearned with fp32 masters"
+    )
     return Claim(
         name="C1",
         statement="Equal codes do not undo unlearning: where weights lie at random places in their cells, the surviving part of "
@@ -69,14 +74,10 @@ def _collapse(evidence: Evidence) -> Claim:
             ),
             f"With fp32 masters the rounding cells of 4 bits bring back {fp32.text(share)} of the forget loss that unlearning added.",
             *collapse_sentences(evidence),
-            *_of_arms(
-                evidence,
-                REQUANTIZE,
-                "Where weights lie in the middle of their cells it does not hold. Of a target that was itself published in int4-g64, gain and "
-                "share of the added forget loss that cells take back",
-            ),
+            *(["Where weights lie in the middle of their cells it does not hold (table)."] if requantized else []),
         ),
         before=evidence.predicted(REQUANTIZE),
+        tables=requantized,
         rows=(
             *(*TINY, "functional-gain"),
             *((COLLAPSE,) if evidence.study(COLLAPSE) else ()),
@@ -110,35 +111,36 @@ def _dead_zone(evidence: Evidence) -> Claim:
             ),
             "Why the two differ: what counts is the gain along the gradient of the forget loss (T20), not that along the update.",
             *phase_sentences(evidence),
-            *_held_out(evidence),
             *gain_sentences(architectures(evidence)),
-            *_real_models(evidence),
         ),
+        tables=(*_held_out(evidence), *real_tables(evidence)),
         before=" ".join(
-            text for text in (_forecast(evidence), *map(evidence.predicted, (DEAD_ZONE, HELD_OUT))) if text
+            text for text in (_forecast(evidence), *map(evidence.predicted, (DEAD_ZONE, HELD_OUT, REAL_BASES))) if text
         ),
         rows=(
             *("functional-gain", "forecast", *([PHASE] if evidence.study(PHASE) else []), *TINY),
             *(name for name in evidence.runs if not name.startswith("tiny")),
             *folders_of(evidence, DEAD_ZONE),
             *folders_of(evidence, HELD_OUT),
+            *folders_of(evidence, REAL_BASES),
         ),
     )
 
 
-def _held_out(evidence: Evidence) -> Iterator[str]:
-    """Yield what models show of seeds that nobody had looked at."""
-    about = "On seeds that nobody had looked at, gain and share of the added forget loss that cells take back: "
-    for sentence in level_sentences(scaled(evidence, HELD_OUT)):
-        yield f"{about}{sentence}"
-        about = ""
+def _held_out(evidence: Evidence) -> tuple[Table, ...]:
+    about = "On seeds that nobody had looked at, gain, and share of the added forget loss that cells take back"
+    found = scaled(evidence, HELD_OUT)
+    return (Table(about, arm_table(found)),) if found else ()
 
 
-def _of_arms(evidence: Evidence, study: str, about: str) -> Iterator[str]:
-    """Yield what a study's runs say, a sentence for each method and storage after what they are about; nothing without runs."""
-    for sentence in arm_sentences(scaled(evidence, study)):
-        yield f"{about}: {sentence}"
-        about = "Likewise"
+def _by_format(evidence: Evidence, study: str, about: str) -> tuple[Table, ...]:
+    """Return the table of a study's runs by format; none where it is not published."""
+    found = scaled(evidence, study)
+    return (
+        (Table(f"{about}: gain, and share of the added forget loss that cells take back", format_table(found)),)
+        if found
+        else ()
+    )
 
 
 def _memory_scope(backs: Mapping[str, Mean]) -> str:
@@ -168,34 +170,6 @@ def _forecast(evidence: Evidence) -> str:
     )
 
 
-def _real_models(evidence: Evidence) -> Iterator[str]:
-    """Yield what a run on a real base shows, a sentence for each method and storage."""
-    for name in evidence.runs:
-        if name.startswith("tiny") or "smoke" in name:
-            continue
-        run = evidence.run(name)
-        for method in run.methods:
-            for storage in run.storages:
-                cells = [told for fmt in run.formats if (told := _cell(run, method, storage, fmt))]
-                losses = run.value("forget_loss", "target"), run.value("forget_loss", "unlearned", method, storage)
-                if cells and None not in losses:
-                    depth = f"forget loss {losses[0]:.2f} to {losses[1]:.2f}"
-                    yield f"On a real base ({name}, one seed), {method}, {storage}, {depth}: {'; '.join(cells)}."
-
-
-def _cell(run: Run, method: str, storage: str, fmt: str) -> str:
-    """Return gain and the share that the cells take back of one format; empty where it was not measured."""
-    gain = run.value("gain", "unlearned", method, storage, fmt)
-    back = run.value("gating_effect", "unlearned", method, storage, fmt)
-    after, before = (run.value("forget_loss", "unlearned", method, storage), run.value("forget_loss", "target"))
-    if gain is None:
-        return ""
-    told = f"{fmt} gain {gain:.2f}"
-    if back is None or after is None or before is None or after <= before:
-        return told
-    return f"{told}, cells take back {share(back / (after - before))}"
-
-
 def _cures(evidence: Evidence) -> Claim:
     bf16 = [row for row in evidence.gains if row["storage"] == "bf16"]
     plain, dithered = ([row for row in bf16 if row["format"] == name] for name in (PLAIN, DITHERED))
@@ -208,12 +182,7 @@ def _cures(evidence: Evidence) -> Claim:
             f"Dithered rounding of the same bf16 models at int4 in groups of 64: gain {gains[0].text(number)} becomes {gains[1].text(number)}, "
             f"and what the cells move the forget loss by falls from {sizes[0].text(share)} to {sizes[1].text(share)} of what was forgotten."
         ),
-        *_stochastic(evidence),
         *_larger_rate(evidence),
-        *_of_arms(
-            evidence, QUANTIZERS, "Over quantizers, gain and share of the added forget loss that their cells take back"
-        ),
-        *_calibrated(evidence),
     ]
     works = [masters, gains[1]]
     good = all(abs(gain.value - 1) <= WHOLE for gain in works)
@@ -225,8 +194,9 @@ def _cures(evidence: Evidence) -> Claim:
         scope=_cured(evidence),
         found=tuple(found),
         before=" ".join(filter(None, map(evidence.predicted, (QUANTIZERS, CURES)))),
+        tables=(*_by_format(evidence, QUANTIZERS, "Over quantizers"), *deployed_tables(evidence)),
         rows=(
-            *("functional-gain", "tiny-arms-seed0", "deployed-files"),
+            *("functional-gain", "deployed-files"),
             *folders_of(evidence, "sure"),
             *folders_of(evidence, QUANTIZERS),
             *folders_of(evidence, CURES),
@@ -249,17 +219,6 @@ def _cured(evidence: Evidence) -> str:
     return told
 
 
-def _stochastic(evidence: Evidence) -> Iterator[str]:
-    if "tiny-arms-seed0" not in evidence.runs:
-        return
-    rows = [row for row in evidence.run("tiny-arms-seed0").rows if row.metric == "gain" and row.storage == "bf16-sr"]
-    values = [row.value for row in rows if row.value is not None]
-    yield (
-        f"bf16 parameters rounded at random: gain {min(values):.2f} to {max(values):.2f} in {len(values)} cells (one seed, two methods, "
-        "five formats)."
-    )
-
-
 def _larger_rate(evidence: Evidence) -> Iterator[str]:
     """Yield what the arm without a mask of the study `sure` says of a larger learning rate, seed by seed."""
     for mask in masks(evidence)[:1]:
@@ -277,14 +236,6 @@ def _masters_too(evidence: Evidence) -> str:
     return f" NPO_KLR with fp32 masters at lr 1e-05 and alpha 1 has {told}." if told else ""
 
 
-def _calibrated(evidence: Evidence) -> Iterator[str]:
-    rows = [row for row in evidence.study("deployed-files") if row["storage"] == "bf16"]
-    for name in dict.fromkeys(row["written_by"] for row in rows):
-        own = [row for row in rows if row["written_by"] == name]
-        told = ", ".join(f"{row['method']} {row['gain']:.2f} against {row['ours_gain']:.2f}" for row in own)
-        yield f"Files of {name} leave bf16 updates a gain of {told} in our {own[0]['ours']} (one seed)."
-
-
 def _open_questions(evidence: Evidence) -> Sequence[Claim]:
     limit = Claim(
         name="Open question 1",
@@ -297,9 +248,9 @@ def _open_questions(evidence: Evidence) -> Sequence[Claim]:
                 "the bound grows with the step. Outside of that condition, as after bf16 training, it does not hold, and there C2 speaks."
             ),
             "The base shift, which moves the target as well, has no bound here.",
-            *scaling_sentences(scaled(evidence)),
         ),
         before=evidence.predicted(BITS_AND_BLOCKS),
+        tables=_by_format(evidence, BITS_AND_BLOCKS, "Over bits and blocks"),
         rows=folders_of(evidence, BITS_AND_BLOCKS),
     )
     return (limit, *architecture_claims(evidence))

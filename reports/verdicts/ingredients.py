@@ -150,9 +150,10 @@ def ingredient_rows(found: Sequence[Ingredients]) -> list[tuple[str, ...]]:
         (
             *(one.method, one.losses, one.mask, f"{one.lr:g}", one.storage),
             f"{one.before.value:.2f} to {one.after.value:.2f}",
-            *(f"{one.gains[fmt].value:.2f}" if fmt in one.gains else "–" for fmt in SHOWN),
-            share(one.back.value) if one.back else "–",
-            f"{one.utility.value:+.0f}",
+            *(one.gains[fmt].text(number) if fmt in one.gains else "–" for fmt in SHOWN),
+            one.back.text(share) if one.back else "–",
+            one.utility.text("{:+.0f}".format),
+            str(one.utility.seeds),
         )
         for one in found
     ]

@@ -17,7 +17,13 @@ from unforgotten.reports.verdicts.cures import ALIKE, Kept, apart, folders_of, k
 from unforgotten.reports.verdicts.cures import STUDY as CURES
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 from unforgotten.reports.verdicts.optimizers import STUDY as OPTIMIZERS
-from unforgotten.reports.verdicts.optimizers import Compared, compared, optimizer_folders, optimizer_sentences
+from unforgotten.reports.verdicts.optimizers import (
+    Compared,
+    compared,
+    optimizer_folders,
+    optimizer_sentences,
+    optimizer_tables,
+)
 
 STUDY = "sure"
 MASKED = re.compile(r"(?P<plain>.+)_SURE\+(?P<part>[a-z]+)-(?P<threshold>\d+)")
@@ -169,6 +175,7 @@ def mask_claims(evidence: Evidence) -> Mapping[str, Claim]:
         name: Claim(
             *(name, text, *told[name]),
             before=evidence.predicted(OPTIMIZERS) if name == "C3" else "",
+            tables=optimizer_tables(evidence) if name == "C3" else (),
             rows=(*folders_of(evidence, STUDY), *(optimizer_folders(evidence) if name == "C3" else ())),
         )
         for name, text in asked.items()

@@ -16,7 +16,8 @@ from typing import NamedTuple
 import numpy as np
 
 from unforgotten.records.rows import Run
-from unforgotten.reports.verdicts.claim import number, share
+from unforgotten.reports.markdown import table
+from unforgotten.reports.verdicts.claim import Table, number, share
 from unforgotten.reports.verdicts.cures import ALIKE, COARSE, Kept, apart, folders_of, kept, runs_of, value_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 
@@ -114,20 +115,36 @@ def _beside(one: Optimized, plain: Sequence[Optimized]) -> Compared:
 
 
 def optimizer_sentences(evidence: Evidence) -> list[str]:
-    """Return a sentence on what each optimizer keeps, and one on each beside AdamW; none where the study is not published."""
-    beside = compared(evidence)
-    if not beside:
-        return []
-    cells = (
-        f"{one.name}, forget loss {one.loss.value:.2f}: mean |delta| {np.mean(list(one.size.values())):.3f} of a step, gain "
-        f"{over_seeds((seed, of.gain) for seed, of in one.each.items()).text(number)}, "
-        f"{over_seeds((seed, of.back) for seed, of in one.each.items()).text(share)} back"
-        for one in optimized(evidence)
+    """Return a sentence on each optimizer beside AdamW; none where the study is not published."""
+    return [_told(one) for one in compared(evidence)]
+
+
+def optimizer_tables(evidence: Evidence) -> tuple[Table, ...]:
+    """Return the table of what each optimizer keeps; none where the study is not published."""
+    found = optimized(evidence) if compared(evidence) else []
+    about = "NPO_GDR in bf16 by other optimizers, at int4 and fp4 (means of int4-g64 and fp4-b64)"
+    columns = (
+        "optimizer",
+        "forget loss",
+        "mean abs(delta) over the step",
+        "gain",
+        "came back of the forget loss",
+        "seeds",
     )
-    return [
-        f"NPO_GDR in bf16 by other optimizers, means of int4-g64 and fp4-b64: {'; '.join(cells)}.",
-        *map(_told, beside),
-    ]
+    return (Table(about, table(columns, [_line(one) for one in found])),) if found else ()
+
+
+def _line(one: Optimized) -> tuple[str, ...]:
+    gain, back = (over_seeds((seed, getattr(of, what)) for seed, of in one.each.items()) for what in ("gain", "back"))
+    size = over_seeds(one.size.items())
+    return (
+        one.name,
+        one.loss.text(number),
+        size.text("{:.3f}".format),
+        gain.text(number),
+        back.text(share),
+        str(gain.seeds),
+    )
 
 
 def _told(one: Compared) -> str:

@@ -103,7 +103,7 @@ def ingredient_table(found: Sequence[Ingredients]) -> str:
     columns = (
         *("method", "losses of", "mask", "lr", "parameters", "forget loss"),
         *(f"gain, {precision_label(fmt)}" for fmt in SHOWN),
-        *("came back at int4 and fp4", "M4, points"),
+        *("came back at int4 and fp4", "M4, points", "seeds"),
     )
     return table(columns, ingredient_rows(found)) if found else ""
 

@@ -1,27 +1,23 @@
-"""What rounding cells bring back by format, and how it scales with bits and blocks: from the runs of studies.
+"""What each format passes of an update and what its cells take back, over seeds: from the runs of studies, and as tables.
 
-for one in scaled(Evidence(Path("reports/published"))):
+for one in scaled(Evidence(Path("reports/published")), "bits-and-blocks"):
     print(one.storage, one.format, one.gain.value, one.back)
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from unforgotten.reports.labels import storage_label
+from unforgotten.reports.markdown import table
 from unforgotten.reports.run.over_runs import LEAST_EFFECT
 from unforgotten.reports.verdicts.claim import number, share
-from unforgotten.reports.verdicts.cures import runs_of, value_of
+from unforgotten.reports.verdicts.cures import Runs, runs_of, value_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
-
-STUDY = "bits-and-blocks"
-BITS = re.compile(r"int\d-g64")
 
 
 class Scaled(NamedTuple):
-    """A storage arm in one format, over the seeds of the study.
+    """A storage arm in one format, over seeds.
 
     Attributes:
         level: level of the study, the first part of its folders' names.
@@ -41,77 +37,61 @@ class Scaled(NamedTuple):
     back: Mean | None
 
 
-def scaled(evidence: Evidence, study: str = STUDY) -> list[Scaled]:
+def scaled(evidence: Evidence, study: str) -> list[Scaled]:
     """Return the cells of a study's runs in the order of the rows; none where it is not published."""
+    return over_arms(runs_of(evidence, study))
+
+
+def over_arms(arms: Mapping[tuple[str, str, str], Runs]) -> list[Scaled]:
+    """Return the cells of runs by level, method and storage. A format that not every seed has is of the seeds that have it."""
     told = []
-    for (level, method, storage), runs in runs_of(evidence, study).items():
+    for (level, method, storage), runs in arms.items():
         at = ("unlearned", method, storage)
-        added = [value_of(run, "forget_loss", *at) - value_of(run, "forget_loss", "target") for _, run in runs]
-        forgot = all(one >= LEAST_EFFECT for one in added)
-        for fmt in runs[0][1].formats:
-            gain = over_seeds((seed, value_of(run, "gain", *at, fmt)) for seed, run in runs)
-            effects = [(seed, value_of(run, "gating_effect", *at, fmt)) for seed, run in runs]
-            back = (
-                over_seeds((seed, x / one) for (seed, x), one in zip(effects, added, strict=True)) if forgot else None
-            )
+        for fmt in dict.fromkeys(fmt for _, run in runs for fmt in run.formats):
+            own = [(seed, run) for seed, run in runs if run.value("gain", *at, fmt) is not None]
+            if not own:
+                continue
+            added = [value_of(run, "forget_loss", *at) - value_of(run, "forget_loss", "target") for _, run in own]
+            effects = [value_of(run, "gating_effect", *at, fmt) for _, run in own]
+            backs = ((seed, x / one) for (seed, _), x, one in zip(own, effects, added, strict=True))
+            gain = over_seeds((seed, value_of(run, "gain", *at, fmt)) for seed, run in own)
+            back = over_seeds(backs) if all(one >= LEAST_EFFECT for one in added) else None
             told.append(Scaled(level, method, storage, fmt, gain, back))
     return told
 
 
-def scaling_sentences(found: Sequence[Scaled]) -> list[str]:
-    """Return a sentence for each storage arm over bits, and one over blocks; none without rows."""
-    told = []
-    for storage in dict.fromkeys(one.storage for one in found):
-        own = [one for one in found if one.storage == storage]
-        for what, of in (("bits", True), ("blocks", False)):
-            cells = [_cell(one) for one in own if bool(BITS.fullmatch(one.format)) is of]
-            if cells:
-                told.append(
-                    f"{own[0].method} with {storage_label(storage)}, over {what}, gain and share of the added forget loss that cells take back: "
-                    f"{', '.join(cells)}."
-                )
-    return told
+def format_table(found: Sequence[Scaled]) -> str:
+    """Return a line for each format and a column for each method and storage: gain, and share that the cells take back."""
+    arms = list(dict.fromkeys((one.method, one.storage) for one in found))
+    cells = {(one.format, one.method, one.storage): one for one in found}
+    heads = [f"{method}, {storage}" for method, storage in arms]
+    formats = dict.fromkeys(one.format for one in found)
+    lines = [
+        (fmt, *(cell(cells.get((fmt, *arm))) for arm in arms), _seeds(one for one in found if one.format == fmt))
+        for fmt in formats
+    ]
+    return table(("format", *heads, "seeds"), lines)
 
 
-def arm_sentences(found: Sequence[Scaled]) -> list[str]:
-    """Return a sentence for each method and storage arm: its gain in each format, and what the cells take back."""
-    told = []
-    for method, storage in dict.fromkeys((one.method, one.storage) for one in found):
-        own = [one for one in found if (one.method, one.storage) == (method, storage)]
-        cells = "; ".join(f"{one.format} {number(one.gain.value)}{_back(one)}" for one in own)
-        told.append(f"{method}, {storage}, {_seeds(own[0])}: {cells}.")
-    return told
+def arm_table(found: Sequence[Scaled]) -> str:
+    """Return a line for each level, method and storage and a column for each format: gain, and share that the cells take back."""
+    formats = list(dict.fromkeys(one.format for one in found))
+    cells = {(one.level, one.method, one.storage, one.format): one for one in found}
+    arms = dict.fromkeys((one.level, one.method, one.storage) for one in found)
+    lines = [
+        (*arm, *(cell(cells.get((*arm, fmt))) for fmt in formats), _seeds(one for one in found if one[:3] == arm))
+        for arm in arms
+    ]
+    return table(("model", "method", "parameters", *formats, "seeds"), lines)
 
 
-def level_sentences(found: Sequence[Scaled]) -> list[str]:
-    """Return a sentence for each level on its bf16 arms, all formats of a method beside each other, and one on all fp32 arms."""
-    told = []
-    for level in dict.fromkeys(one.level for one in found if one.storage == "bf16"):
-        own = [one for one in found if (one.level, one.storage) == (level, "bf16")]
-        formats = list(dict.fromkeys(one.format for one in own))
-        cells = {
-            method: ", ".join(f"{number(one.gain.value)}{_back(one)}" for one in own if one.method == method)
-            for method in dict.fromkeys(one.method for one in own)
-        }
-        methods = "; ".join(f"{method} {text}" for method, text in cells.items())
-        told.append(f"{level}, {_seeds(own[0])}, bf16 at {', '.join(formats)}: {methods}.")
-    if masters := [one for one in found if one.storage == "fp32"]:
-        gains = [one.gain.value for one in masters]
-        levels = len({one.level for one in masters})
-        told.append(
-            f"Of all these with fp32 masters, in {levels} architectures, the gain is {number(min(gains))} to {number(max(gains))}."
-        )
-    return told
+def cell(one: Scaled | None) -> str:
+    """Return gain and share that the cells take back, each with its interval; a dash for what was not measured."""
+    if one is None:
+        return "–"
+    return one.gain.text(number) + (f"; {one.back.text(share)}" if one.back else "")
 
 
-def _seeds(one: Scaled) -> str:
-    return "one seed" if one.gain.seeds == 1 else f"means of {one.gain.seeds} seeds"
-
-
-def _back(one: Scaled) -> str:
-    return f" and {share(one.back.value)}" if one.back else ""
-
-
-def _cell(one: Scaled) -> str:
-    back = f", {share(one.back.value)}" if one.back else ""
-    return f"{one.format} {number(one.gain.value)}{back}"
+def _seeds(found: Iterable[Scaled]) -> str:
+    counts = {one.gain.seeds for one in found}
+    return f"{min(counts)}" if len(counts) == 1 else f"{min(counts)} to {max(counts)}"

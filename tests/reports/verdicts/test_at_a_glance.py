@@ -66,6 +66,15 @@ def test_runs_of_another_level_method_or_depth_do_not_count(tmp_path: Path) -> N
     assert seen(evidence, LINE._replace(depth="0.6")).gain.seeds == 1
 
 
+def test_further_seeds_may_stand_in_another_folder(tmp_path: Path) -> None:
+    runs(tmp_path, [0.1])
+    evidence = runs(tmp_path, [0.1, 0.3], name="further")
+    one = seen(evidence, LINE._replace(also="some/further"))
+    assert one.gain.seeds == 2
+    assert one.back is not None
+    assert one.back.value > 0.2
+
+
 def test_the_table_has_a_line_for_each_and_goes_between_its_marks() -> None:
     evidence = Evidence(PUBLISHED)
     lines = glance_table(evidence).splitlines()

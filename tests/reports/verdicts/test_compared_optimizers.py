@@ -12,7 +12,14 @@ import pytest
 from unforgotten.records.packed_rows import rows_content
 from unforgotten.reports.verdicts.evidence import Evidence
 from unforgotten.reports.verdicts.masks import mask_claims
-from unforgotten.reports.verdicts.optimizers import MATCHED, compared, optimized, optimizer_folders, optimizer_sentences
+from unforgotten.reports.verdicts.optimizers import (
+    MATCHED,
+    compared,
+    optimized,
+    optimizer_folders,
+    optimizer_sentences,
+    optimizer_tables,
+)
 
 RUN = Path(__file__).parents[1] / "small_runs/one-arm-seed0"
 LINES = [json.loads(line) for line in rows_content(RUN).splitlines()]
@@ -76,6 +83,16 @@ def test_nothing_stands_beside_an_update_of_another_size(ratio: float, there: bo
     assert any("no AdamW has an update of its size" in told for told in optimizer_sentences(evidence)) is not there
 
 
+def test_the_table_has_each_optimizer_with_its_size_and_its_gain(tmp_path: Path) -> None:
+    (told,) = optimizer_tables(studies(tmp_path, {"lora": {"NPO_GDR_LoRA": Arm(0.04, 0.5)}}))
+    cells = [[cell.strip() for cell in line.split("|")[1:-1]] for line in told.text.splitlines()[2:]]
+    names, _, sizes, gains, _, seeds = zip(*cells, strict=True)
+    assert [name.split(" at lr")[0] for name in names] == ["AdamW", "AdamW", "LoRA"]
+    assert sizes[-1] == "0.040 [0.040, 0.040]"
+    assert gains[-1] == "0.50 [0.50, 0.50]"
+    assert set(seeds) == {"3"}
+
+
 @pytest.mark.parametrize(("gain", "word"), [(0.2, "in part"), (0.25, "in part"), (0.5, "refuted")])
 def test_c3_is_refuted_by_an_optimizer_that_differs(gain: float, word: str, tmp_path: Path) -> None:
     evidence = studies(tmp_path, {"sign": {"NPO_GDR+a": Arm(0.01, gain)}})
@@ -99,4 +116,5 @@ def test_without_the_study_there_is_nothing_to_say(tmp_path: Path) -> None:
     evidence = studies(tmp_path, {})
     assert compared(evidence) == []
     assert optimizer_sentences(evidence) == []
+    assert optimizer_tables(evidence) == ()
     assert optimizer_folders(evidence) == ()

@@ -120,7 +120,7 @@ def test_what_forgot_nothing_has_nothing_that_comes_back(tmp_path: Path) -> None
     stuck = arm("NPO_KLR+slow", "bf16", 1e-5, 0.5, target + 0.01)
     (one,) = ingredients(study(tmp_path, {0: [stuck]}))
     assert one.back is None
-    assert ingredient_rows([one])[0][-2] == "–"
+    assert ingredient_rows([one])[0][-3] == "–"
     assert "NPO_KLR in bf16 at lr 1e-05" in ingredient_sentences([one])[-1]
 
 
