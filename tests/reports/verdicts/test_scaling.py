@@ -107,4 +107,4 @@ def test_runs_of_a_real_base_are_taken_together_and_smaller_ones_left_out(tmp_pa
     assert (first.gain.value, first.gain.seeds) == (0.5, 2)
     (told,) = real_tables(evidence)
     assert cells_of(told.text)[1][0] == "base"
-    assert real_tables(Evidence(tmp_path / "real-bases")) == ()
+    assert real_tables(Evidence(tmp_path / "none")) == ()
