@@ -46,7 +46,7 @@ MUSE: Mapping[str, Mapping[str, Any]] = corpus_named("muse").settings
 Storage = Literal["fp32", "bf16", "bf16-sr"]
 Autocast = Literal["none", "bf16"]
 Products = Literal["native", "float32"]
-Optimizer = Literal["adamw", "sgd", "sign"]
+Optimizer = Literal["adamw", "adamw-clamped", "sgd", "sign"]
 Bf16Products = Literal["auto", "native", "float32"]
 Depth = float | Literal["retrained"]
 
@@ -134,7 +134,7 @@ class UnlearningConfig(Section):
         alpha: weight of the retain loss.
         beta: inverse temperature of NPO.
         batch, retain_batch: documents of one step.
-        optimizer: rule of a step: "adamw"; "sgd", without momentum; "sign", by lr along the sign of the gradient. A
+        optimizer: rule of a step: "adamw"; "adamw-clamped", no step of which is larger than lr; "sgd", without momentum; "sign", by lr along the sign of the gradient. A
             configuration of the default does not name it.
         autocast: dtype of the fp32 arm's losses: "bf16" computes them as mixed-precision training does.
         stop_forget_loss: threshold of the fixed rule: stop at the first check where the mean loss of the forget

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,14 +16,16 @@ torch = pytest.importorskip("torch", reason="methods need unforgotten[experiment
 
 from unforgotten.experiments.arms.arm import KEPT
 from unforgotten.experiments.config import Optimizer, Storage, UnlearningConfig
-from unforgotten.experiments.methods.optimizers import Rule, StatelessDescent
+from unforgotten.experiments.methods.optimizers import ClampedAdamW, Rule, StatelessDescent, make_optimizer
 from unforgotten.experiments.methods.registry import METHODS
 from unforgotten.experiments.methods.robust.sam import SamStep
 from unforgotten.experiments.methods.robust.straight_through import StraightThroughStep
+from unforgotten.experiments.methods.settings import settings_of
 from unforgotten.experiments.methods.steps import Losses
 from unforgotten.experiments.models.scoring import mean_loss
 from unforgotten.experiments.models.shell import linear_names
 from unforgotten.experiments.quantizers.own import own_values
+from unforgotten.theory.geometry.dead_zone import frozen_exponent
 from unforgotten.verification.domains.micro_target import micro_target, micro_task
 
 U32 = 2.0**-24  # half an ulp of float32 at 1
@@ -64,6 +67,86 @@ def test_a_step_in_bfloat16_is_rounded_once(seed: int, rule: Rule) -> None:
             assert torch.equal(found, exact.bfloat16())
         else:
             assert bool(((found.float() - exact).abs() <= 2.0**-7 * exact.abs()).all())
+
+
+def late_gradients(count: int, seed: int) -> list[Any]:
+    """A hundred small gradients, then five large ones along one side for half of the weights: m / sqrt(v) becomes 1.8."""
+    generator = torch.Generator().manual_seed(seed)
+    found = [1e-3 * torch.randn(count, generator=generator) for _ in range(105)]
+    side = torch.randn(count, generator=generator).sign()
+    side[1::2] = 0.0
+    return [one + side if i >= 100 else one for i, one in enumerate(found)]
+
+
+def moved_by(kind: Any, w: Any, gradients: list[Any]) -> list[Any]:
+    """A parameter before the first step and after each."""
+    parameter = torch.nn.Parameter(w.clone())
+    optimizer, found = kind([parameter]), [w.clone()]
+    for gradient in gradients:
+        parameter.grad = gradient.to(w.dtype)
+        optimizer.step()
+        found.append(parameter.detach().clone())
+    return found
+
+
+LR = 1e-5
+APART = 2.0**-5
+"""Distance from lr, as a share, that the roundings of a bfloat16 step do not cross: a few of 2^-9 each."""
+
+
+@given(st.integers(0, 2**16), st.sampled_from(["float32", "bfloat16"]))
+def test_a_step_of_at_most_lr_is_torch_s_and_a_larger_one_is_lr(seed: int, dtype: str) -> None:
+    """From one state; AdamW's own step is computed in float64 from its moments, which are rounded, hence APART."""
+    w = (0.02 * torch.randn(64, generator=torch.Generator().manual_seed(seed))).to(getattr(torch, dtype))
+    *early, last = late_gradients(64, seed + 1)
+    theirs = torch.nn.Parameter(w)
+    plain = torch.optim.AdamW([theirs], lr=LR, weight_decay=0.0)
+    for gradient in early:
+        theirs.grad = gradient.to(w.dtype)
+        plain.step()
+    before = theirs.detach().clone()
+    ours = torch.nn.Parameter(before.clone())
+    clamped = ClampedAdamW([ours], LR)
+    clamped.load_state_dict(copy.deepcopy(plain.state_dict()))
+    for parameter, optimizer in ((theirs, plain), (ours, clamped)):
+        parameter.grad = last.to(w.dtype)
+        optimizer.step()
+    state, count = plain.state[theirs], len(early) + 1
+    mean, square = (state[name].double() for name in ("exp_avg", "exp_avg_sq"))
+    step = LR * mean / (1 - 0.9**count) / ((square / (1 - 0.999**count)).sqrt() + 1e-8)
+    small, large = step.abs() < LR * (1 - APART), step.abs() > LR * (1 + APART)
+    assert bool(small.any())
+    assert bool(large.any())
+    assert torch.equal(ours[small], theirs[small])
+    expected = (before.double() - step.sign() * LR)[large]
+    half = torch.finfo(w.dtype).eps / 2 * (expected.abs() + LR)
+    assert bool(((ours.detach()[large].double() - expected).abs() <= half * (1 + APART)).all())
+
+
+def test_clamped_steps_leave_what_lies_beyond_the_edge_where_it_is() -> None:
+    """T4: a step of lr moves no bfloat16 at or beyond the edge; AdamW's larger ones move some."""
+    edge = math.ldexp(1.0, frozen_exponent(LR, "bfloat16"))
+    w = torch.linspace(-0.05, 0.05, 4096).bfloat16()
+    gradients = late_gradients(4096, 3)
+    far = w.float().abs() > edge
+    ours = moved_by(lambda ps: ClampedAdamW(ps, LR), w, gradients)[-1]
+    theirs = moved_by(lambda ps: torch.optim.AdamW(ps, lr=LR, weight_decay=0.0), w, gradients)[-1]
+    assert torch.equal(ours[far], w[far])
+    assert not torch.equal(theirs[far], w[far])
+    assert not torch.equal(ours[~far], w[~far])
+
+
+def test_clamped_steps_round_to_nearest_by_torch_s_own_adamw() -> None:
+    model = micro_target()
+    for storage, kind, rule in (
+        ("bf16-sr", "plain", "must round to nearest"),
+        ("bf16", "fused", "compute.adamw plain"),
+    ):
+        task = micro_task(storage, optimizer="adamw-clamped")
+        task = replace(task, compute=task.compute.model_copy(update={"adamw": kind}))
+        settings = settings_of(task, METHODS["NPO_GDR"].settings())
+        with pytest.raises(ValueError, match=rule):
+            make_optimizer(model, settings, task)
 
 
 @pytest.mark.parametrize("storage", STORAGES)
