@@ -10,7 +10,7 @@ from unforgotten.theory.calculators.bound import Answer
 def lines(answer: Answer, wanted: bool) -> list[str]:
     """Return an answer in words; `wanted` says whether a smallest lr was asked for."""
     q = answer.question
-    zone = "none: every weight can move" if answer.dead_zone is None else f"|w| >= {answer.dead_zone:.4g} stands still"
+    zone = "none: every weight can move" if answer.dead_zone is None else f"|w| > {answer.dead_zone:.4g} stands still"
     rows = [
         ("steps", _steps(q.snr)),
         ("dead zone", f"{zone}; no gradients move |w| > {answer.certain_dead_zone:.4g} if rounded to nearest"),

@@ -138,10 +138,11 @@ def test_clamped_steps_leave_what_lies_beyond_the_edge_where_it_is() -> None:
 
 def test_clamped_steps_round_to_nearest_by_torch_s_own_adamw() -> None:
     model = micro_target()
-    for storage, kind, rule in (
+    refused: list[tuple[Storage, str, str]] = [
         ("bf16-sr", "plain", "must round to nearest"),
         ("bf16", "fused", "compute.adamw plain"),
-    ):
+    ]
+    for storage, kind, rule in refused:
         task = micro_task(storage, optimizer="adamw-clamped")
         task = replace(task, compute=task.compute.model_copy(update={"adamw": kind}))
         settings = settings_of(task, METHODS["NPO_GDR"].settings())
