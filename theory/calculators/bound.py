@@ -69,7 +69,7 @@ class Answer:
 
     Attributes:
         question: the question that was asked.
-        dead_zone: weights of this magnitude and above do not move in the mean; None where all move.
+        dead_zone: weights above this magnitude do not move in the mean, nor those at it, but toward 0; None where all move.
         certain_dead_zone: no gradients move a weight above it (T5's largest step), with states in the dtype of the
             parameters (float32 for fp16) that do not underflow, rounding to nearest and no weight decay.
         moved: share of the weights that move by at least half a spacing.
