@@ -20,7 +20,7 @@ from unforgotten.reports.verdicts.phased import phase_sentences
 
 BEGIN, END = "<!-- at a glance: make generated -->\n", "<!-- end -->\n"
 PUBLISHED = "reports/published/"
-COLUMNS = ("changed", "method", "format", "gain", "taken back", "M1", "M4", "seeds")
+COLUMNS = ("changed", "method", "format", "gain", "taken back", "M1", "M1 quantized", "M4", "seeds")
 FORGOT = 0.05
 """Nats of added forget loss below which nothing can come back."""
 
@@ -113,13 +113,15 @@ class Seen(NamedTuple):
     Attributes:
         gain: share of the update that is left.
         back: share of the added forget loss that the rounding cells take back; None where little was added.
-        memory: M1 of target, unlearned and quantized model, means.
+        memory: M1 of target and unlearned model, means.
+        quantized: the same of both in the format.
         utility: M4 of the unlearned model less that of the target, points, mean.
     """
 
     gain: Mean
     back: Mean | None
-    memory: tuple[float, float, float]
+    memory: tuple[float, float]
+    quantized: tuple[float, float]
     utility: float
 
 
@@ -135,16 +137,20 @@ def seen(evidence: Evidence, line: Line) -> Seen:
     at = ("unlearned", line.method, line.storage)
     added = {seed: value_of(run, "forget_loss", *at) - value_of(run, "forget_loss", "target") for seed, run in runs}
     memory = [
-        (value_of(run, "M1", "target"), value_of(run, "M1", *at), value_of(run, "M1", *at, line.format))
+        (
+            *(value_of(run, "M1", "target"), value_of(run, "M1", *at)),
+            *(value_of(run, "M1", "target", fmt=line.format), value_of(run, "M1", *at, line.format)),
+        )
         for _, run in runs
     ]
     utility = [value_of(run, "M4", *at) - value_of(run, "M4", "target") for _, run in runs]
-    target, before, after = (sum(values) / len(values) for values in zip(*memory, strict=True))
+    knew, knows, kept, keeps = (sum(values) / len(values) for values in zip(*memory, strict=True))
     back = ((seed, value_of(run, "gating_effect", *at, line.format) / added[seed]) for seed, run in runs)
     return Seen(
         over_seeds((seed, value_of(run, "gain", *at, line.format)) for seed, run in runs),
         over_seeds(back) if min(added.values()) >= FORGOT else None,
-        (target, before, after),
+        (knew, knows),
+        (kept, keeps),
         sum(utility) / len(utility),
     )
 
@@ -173,11 +179,11 @@ def glance_table(evidence: Evidence) -> str:
         rows.append((f"**{group}**", *[""] * (len(COLUMNS) - 1)))
         for line in lines:
             one = seen(evidence, line)
-            memory = " → ".join(f"{value:.0f}" for value in one.memory)
+            memory = (f"{before:.0f} → {after:.0f}" for before, after in (one.memory, one.quantized))
             back = one.back.text(share) if one.back else "–"
             name = line.method.partition("+")[0]
             told = [text.replace(" (one seed)", "") for text in (one.gain.text(number), back)]
-            rows.append((line.changed, name, line.format, *told, memory, f"{one.utility:+.0f}", str(one.gain.seeds)))
+            rows.append((line.changed, name, line.format, *told, *memory, f"{one.utility:+.0f}", str(one.gain.seeds)))
     return table(COLUMNS, rows)
 
 

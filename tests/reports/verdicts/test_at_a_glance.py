@@ -29,13 +29,14 @@ def runs(folder: Path, effects: list[float], name: str = "bf16", after: float = 
         given = {"gating_effect": effect, "gain": seed / 2, "M1": 10.0 * seed, "M4": 50.0 + 10 * seed}
         unlearned = given | {"forget_loss": after}
         target = {"forget_loss": BEFORE, "M1": 100.0, "M4": 50.0}
+        quantized = {"target": {"M1": 80.0}, "unlearned": given | {"M1": 20.0 * seed, "forget_loss": after}}
         changed = [
             row
             | {
                 "seed": seed,
-                "value": {"unlearned": unlearned, "target": target}.get(row["model"], {}).get(
-                    row["metric"], row["value"]
-                ),
+                "value": (quantized if row["format"] == LINE.format else {"unlearned": unlearned, "target": target})
+                .get(row["model"], {})
+                .get(row["metric"], row["value"]),
             }
             for row in rows
         ]
@@ -48,7 +49,8 @@ def test_a_line_is_the_mean_of_its_seeds(tmp_path: Path) -> None:
     assert one.back is not None
     assert one.back.value == pytest.approx(0.4, rel=FLOAT64)
     assert (one.gain.value, one.gain.seeds) == (0.25, 2)
-    assert one.memory == (100.0, 5.0, 5.0)
+    assert one.memory == (100.0, 5.0)
+    assert one.quantized == (80.0, 10.0)
     assert one.utility == 5.0
 
 
