@@ -99,9 +99,11 @@ GROUPS: dict[str, tuple[Line, ...]] = {
         Line("SmolLM2-135M, lr 5e-5", "smollm2", "NPO_GDR", also=SMOLLM2),
         Line("SmolLM2-135M, lr 5e-5, GPTQ", "smollm2", "NPO_GDR", format=GPTQ, also=SMOLLM2),
         Line("SmolLM2-135M, lr 5e-5, fp32 masters", "smollm2", "NPO_GDR", "fp32", also=SMOLLM2),
+        Line("SmolLM2-135M, lr 2e-4", SMOLLM2, "NPO_GDR+lr2e-4"),
         Line("Gemma 3 270M, lr 1e-5", "gemma3", "NPO_GDR", also=GEMMA3),
         Line("Gemma 3 270M, lr 1e-5, GPTQ", "gemma3", "NPO_GDR", format=GPTQ, also=GEMMA3),
         Line("Gemma 3 270M, lr 1e-5, fp32 masters", "gemma3", "NPO_GDR", "fp32", also=GEMMA3),
+        Line("Gemma 3 270M, lr 4e-5", GEMMA3, "NPO_GDR+lr4e-5"),
     ),
 }
 """Lines of the table by what they change."""

@@ -87,20 +87,21 @@ def test_levels_are_kept_apart_with_a_method_s_formats_beside_each_other(tmp_pat
 
 def test_a_format_that_one_seed_lacks_is_of_the_others(tmp_path: Path) -> None:
     for seed in (0, 1):
-        evidence = study(tmp_path, LOSSES | {"unlearned gain int4-g64": 0.25}, f"dead-zone/bf16-seed{seed}")
+        study(tmp_path, LOSSES | {"unlearned gain int4-g64": 0.25}, f"dead-zone/bf16-seed{seed}")
     rows = tmp_path / "dead-zone/bf16-seed0/rows.jsonl"
     kept = [line for line in rows.read_text().splitlines() if json.loads(line)["format"] != "fp4-b64"]
     rows.write_text("\n".join(kept) + "\n")
     found = {one.format: one.gain.seeds for one in scaled(Evidence(tmp_path), "dead-zone")}
     assert found == {"int4-g64": 2, "nf4-b64": 2, "fp4-b64": 1}
     assert cells_of(arm_table(scaled(Evidence(tmp_path), "dead-zone")))[1][-1] == "1 to 2"
-    assert len(evidence.run("dead-zone/bf16-seed0").formats) == 2
+    assert len(Evidence(tmp_path).run("dead-zone/bf16-seed0").formats) == 2
 
 
 def test_runs_of_a_real_base_are_taken_together_and_smaller_ones_left_out(tmp_path: Path) -> None:
     gains = {"base-seed0": 0.25, "real-bases/base-seed1": 0.75, "tiny-seed0": 1.0, "base-smoke-seed0": 1.0}
     for name, gain in gains.items():
-        evidence = study(tmp_path, LOSSES | {"unlearned gain int4-g64": gain}, name)
+        study(tmp_path, LOSSES | {"unlearned gain int4-g64": gain}, name)
+    evidence = Evidence(tmp_path)
     ((level, method, storage),) = real_arms(evidence)
     assert (level, method, storage) == ("base", "NPO_GDR", "bf16")
     (first, *_) = over_arms(real_arms(evidence))
