@@ -16,6 +16,8 @@ from unforgotten.records.shares import clopper_pearson
 from unforgotten.reports.markdown import COUNTED, intervals, returns, survival_table
 from unforgotten.reports.verdicts.at_a_glance import renewed
 from unforgotten.reports.verdicts.evidence import Evidence, over_seeds
+from unforgotten.reports.verdicts.real_bases import real_arms
+from unforgotten.reports.verdicts.scaling import over_arms
 from unforgotten.theory.formats.names import format_named
 
 ROOT = Path(__file__).parents[2]
@@ -196,6 +198,16 @@ def test_the_deployed_files_in_the_readme_are_those_of_the_rows() -> None:
     assert f"GPTQ {pairs['gptqmodel']}, {pairs['llmcompressor-gptq']};" in text
     assert f"AWQ {pairs['gptqmodel-awq']}, {pairs['llmcompressor-awq']} (" in text
     assert f"means of {len({row['seed'] for row in own})} seeds" in text
+
+
+def test_what_the_readme_says_of_the_real_bases_is_what_their_rows_say() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    found = {(one.level, *one[1:4]): one.gain for one in over_arms(real_arms(Evidence(ROOT / "reports/published")))}
+    assert f"Gemma's fp32 update passes nf4 by {found['gemma3', 'NPO_GDR', 'fp32', 'nf4-b64'].value:.2f} alone" in text
+    plain = {gain.seeds for (_, method, _, fmt), gain in found.items() if method == "NPO_GDR" and fmt == "int4-g64"}
+    faster = {gain.seeds for (_, method, _, _), gain in found.items() if "+" in method}
+    assert (plain, faster) == ({2}, {1})
+    assert "The real bases have one method and two seeds each, one at the larger rate" in text
 
 
 def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:
