@@ -5,13 +5,16 @@ train and unlearn; the first alone writes and measures. Of one process everythin
 
     together = processes()
     done = together.agreed(lambda: folder.exists())
-    with shared(model, optimizer, together) as (inner, inner_optimizer): ...
+    worker = Worker(model, make_optimizer, together, max_norm=1.0)
+    leave(0)
 """
 
 from __future__ import annotations
 
+import atexit
 import copy
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
@@ -103,6 +106,21 @@ def processes() -> Processes:
         )
     own = accelerator.process_index, accelerator.num_processes, accelerator.local_process_index
     return Processes(*own, kind, accelerator)
+
+
+def leave(code: int) -> None:
+    """End this process with an exit code and without tearing the interpreter down, if it is one of a launch; else return.
+
+    Threads of gloo let go of the tensors of a message some time after it arrived. Where the interpreter is being torn down by then,
+    torch 2.13 aborts the process (issue 190489 of PyTorch), and the launcher ends the others, the first among them, which may be
+    measuring. `destroy_process_group` does not end these threads, for FSDP keeps its group.
+    """
+    if not processes.cache_info().currsize or processes().count == 1:
+        return
+    atexit._run_exitfuncs()
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(code)
 
 
 class Worker:

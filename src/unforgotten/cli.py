@@ -269,19 +269,28 @@ def main() -> None:
     """Run the command line. Bad input ends with one line on standard error and code 2, an interrupt with 130."""
     for stream in (sys.stdout, sys.stderr):
         replace_unprintable(stream)
+    code = _run()
+    joined = sys.modules.get("unforgotten.experiments.compute.processes")
+    if joined is not None:
+        joined.leave(code)
+    sys.exit(code)
+
+
+def _run() -> int:
+    """Run the command that was given, and return the exit code."""
     try:
-        sys.exit(app(standalone_mode=False))
+        return app(standalone_mode=False) or 0
     except (typer.Abort, KeyboardInterrupt):
-        sys.exit(130)
+        return 130
     except (ValueError, OSError) as error:
         print(f"unforgotten: {' '.join(str(error).split())}", file=sys.stderr)
-        sys.exit(2)
+        return 2
     except Exception as error:
         if type(error).__module__.split(".")[0] not in ("click", "typer"):
             raise
         text = str(getattr(error, "format_message", error.__str__)())
         print(f"unforgotten: {' '.join(text.split())}", file=sys.stderr)
-        sys.exit(getattr(error, "exit_code", 2))
+        return int(getattr(error, "exit_code", 2))
 
 
 if __name__ == "__main__":

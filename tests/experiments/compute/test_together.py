@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
@@ -93,6 +94,36 @@ def test_random_rounding_is_that_of_one_process_where_weights_would_be_shared_ou
     kind, states = together
     apart = norm(states[STOCHASTIC], alone[STOCHASTIC])
     assert apart == 0.0 if kind == "FSDP" else apart <= STEPS * 2**-8 * norm(alone[STOCHASTIC])
+
+
+@pytest.mark.parametrize("code", [0, 2])
+def test_a_process_of_a_launch_ends_without_teardown_and_with_its_code(tmp_path: Path, code: int) -> None:
+    """Bad input ends with 2 as everywhere; of one process alone the interpreter is torn down as ever."""
+    script = """
+        import atexit, os, sys
+        from unforgotten.experiments.compute import processes as module
+        class Teardown:
+            def __del__(self, write=os.write): write(1, b"torn down")
+        kept = Teardown()
+        atexit.register(print, "at exit")
+        count = int(sys.argv[1])
+        module.processes = lambda: module.Processes(1, count)
+        module.processes.cache_info = lambda: type("", (), {"currsize": 1})
+        sys.argv[1:] = ["audit", "nowhere", "nowhere else"] if sys.argv[2] == "2" else ["--version"]
+        from unforgotten.cli import main
+        main()
+    """
+    path = tmp_path / "script.py"
+    path.write_text(textwrap.dedent(script))
+    of_two, of_one = (
+        subprocess.run([sys.executable, str(path), count, str(code)], capture_output=True, text=True, check=False)
+        for count in ("2", "1")
+    )
+    assert of_two.returncode == of_one.returncode == code
+    assert of_two.stderr == of_one.stderr
+    assert ("unforgotten: " in of_two.stderr) == (code == 2)
+    assert of_two.stdout.endswith("at exit\n")
+    assert of_one.stdout == f"{of_two.stdout}torn down"
 
 
 @pytest.mark.nightly

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from unforgotten.experiments.compute.processes import processes
+from unforgotten.experiments.compute.processes import leave, processes
 from unforgotten.experiments.compute.settings import ComputeConfig
 from unforgotten.experiments.config import TrainingConfig
 from unforgotten.experiments.methods.registry import method_named
@@ -17,6 +19,13 @@ from unforgotten.experiments.models.training import train
 from unforgotten.verification.domains.micro_target import micro_documents, micro_model, micro_task
 
 STEPS = 3
+
+
+class Teardown:
+    """Aborts the process when its interpreter is torn down, as a thread of torch does now and then."""
+
+    def __del__(self, abort: Callable[[], None] = os.abort) -> None:
+        abort()
 
 
 def unlearned(method: str, *, optimizer: str = "sgd", storage: Any = "fp32", **compute: Any) -> dict[str, torch.Tensor]:
@@ -50,9 +59,10 @@ def of_case(case: str) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
+    teardown = Teardown()
     together = processes()
     found = {case: of_case(case) for case in sys.argv[2:]}
     if together.first:
         torch.save({"kind": together.kind, "count": together.count, "states": found}, Path(sys.argv[1]))
     together.wait()
-    torch.distributed.destroy_process_group()
+    leave(0)
