@@ -13,11 +13,10 @@ from typing import NamedTuple
 
 from unforgotten.records.rows import Run, select
 from unforgotten.reports.labels import number, precision_label, spread, storage_label
+from unforgotten.reports.run.conjectures import LEAST_EFFECT
 from unforgotten.reports.run.tables import Table
 
 PAPER = ("M1", "M2", "M3", "M4")
-LEAST_EFFECT = 0.05
-"""Nats of forget loss that unlearning must have added, for a share of them to mean something."""
 
 
 class Cell(NamedTuple):

@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from unforgotten.reports.run.over_runs import LEAST_EFFECT
+from unforgotten.reports.run.conjectures import LEAST_EFFECT
 from unforgotten.reports.verdicts.claim import WHOLE, Claim, Word, number, share, unmeasured
 from unforgotten.reports.verdicts.cures import COARSE, Runs, back_of, folders_of, runs_of, value_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 
 STUDY = "architectures"
-DYNAMIC = "dynamic:int8-row"
+DYNAMIC, STATIC = "dynamic:int8-row", "int8-row"
 
 
 class Architecture(NamedTuple):
@@ -32,6 +32,7 @@ class Architecture(NamedTuple):
         back: share of the added forget loss that is gone at int4 and fp4.
         dynamic: the same where weights are int8 by row and inputs int8 by token; None where less than LEAST_EFFECT was added, or
             the format was not measured.
+        static: the same with the inputs as they are.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Architecture(NamedTuple):
     gain: Mean
     back: Mean
     dynamic: Mean | None
+    static: Mean | None
 
     @property
     def whole(self) -> bool:
@@ -55,18 +57,19 @@ def architectures(evidence: Evidence) -> list[Architecture]:
 
 def _one(level: str, method: str, storage: str, runs: Runs) -> Architecture:
     at = (method, storage)
-    added, back, dynamic = [], [], []
+    added, back = [], []
+    int8: dict[str, list[tuple[int, float]]] = {DYNAMIC: [], STATIC: []}
     for seed, run in runs:
         before, after = value_of(run, "forget_loss", "target"), value_of(run, "forget_loss", "unlearned", *at)
         added.append((seed, after - before))
         back += [(seed, back_of(run, *at, f)) for f in COARSE]
-        if DYNAMIC in run.formats:
-            dynamic.append((seed, back_of(run, *at, DYNAMIC)))
+        for fmt, found in int8.items():
+            found += [(seed, back_of(run, *at, fmt))] if fmt in run.formats else []
     gains = [(seed, value_of(run, "gain", "unlearned", *at, f)) for seed, run in runs for f in COARSE]
     losses = over_seeds((seed, value_of(run, "forget_loss", "unlearned", *at)) for seed, run in runs)
     forgot = all(one >= LEAST_EFFECT for _, one in added)
-    told = over_seeds(dynamic) if dynamic and forgot else None
-    return Architecture(level, method, storage, losses, over_seeds(gains), over_seeds(back), told)
+    told = (over_seeds(found) if found and forgot else None for found in int8.values())
+    return Architecture(level, method, storage, losses, over_seeds(gains), over_seeds(back), *told)
 
 
 def architecture_claims(evidence: Evidence) -> tuple[Claim, Claim]:
@@ -105,13 +108,17 @@ def _across(evidence: Evidence, found: Sequence[Architecture]) -> Claim:
         for name in names
     }
     seeds = min(one.gain.seeds for one in found)
-    word: Word = (
-        "refuted" if not any(holds.values()) else "confirmed" if all(holds.values()) and seeds > 1 else "in part"
-    )
+    back = {
+        name: all(one.back.low > 0 for one in found if one.name == name and one.storage == "bf16") for name in names
+    }
+    whole = all(holds.values()) and all(back.values()) and seeds > 1
+    word: Word = "refuted" if not any(holds.values()) else "confirmed" if whole else "in part"
+    told_of_memory = ", ".join(name for name in names if back[name]) or "none"
     yes, no = ([name for name in names if holds[name] is held] for held in (True, False))
     scope = (
         f"beside Llamas: fp32 passes the update and bf16 does not in {', '.join(yes) or 'none'}"
         + (f", other in {', '.join(no)}" if no else "")
+        + f"; forget loss comes back after bf16, the interval off 0, in {told_of_memory}"
         + f"; {_seeds(seeds, max(one.gain.seeds for one in found))} each, models of 2 to 5 M weights"
     )
     told = tuple(
@@ -138,20 +145,23 @@ def _dynamic(evidence: Evidence, found: Sequence[Architecture]) -> Claim:
         return unmeasured(name, statement, scope)
     backs = [one.dynamic.value for one in measured if one.dynamic]
     none = all(abs(back) <= WHOLE for back in backs)
+    static = [one.static.value for one in measured if one.static]
     names = list(dict.fromkeys(one.name for one in measured))
-    mean = over_seeds((names.index(one.name), one.dynamic.value) for one in measured if one.dynamic)
     seeds = min(one.dynamic.seeds for one in measured if one.dynamic)
     return Claim(
         name,
         statement,
-        "refuted" if none and seeds > 1 else "in part",
-        f"weights int8 by row, inputs int8 by token, in {len(names)} architectures, {_seeds(seeds)} each: {'nothing comes back' if none else 'some comes back'}; 4-bit "
-        "weights with quantized inputs are not measured",
+        "in part",
+        f"at 8 bits alone (weights by row, inputs by token) in {len(names)} architectures, {_seeds(seeds)} each: {'nothing comes back' if none else 'some comes back'}; "
+        "4-bit weights with quantized inputs, where there is something that could come back, are not measured",
         (
-            f"Of the added forget loss {mean.text(share)} came back, the interval over architectures, from {share(min(backs))} to {share(max(backs))}.",
+            (
+                f"Of the added forget loss {share(min(backs))} to {share(max(backs))} came back, means over seeds; with inputs as they are "
+                f"{f'{share(min(static))} to {share(max(static))}' if static else 'it was not measured'}."
+            ),
             *(f"{one.name}, {one.storage}: {one.dynamic.text(share)}." for one in measured if one.dynamic),
         ),
-        rows=folders_of(evidence, STUDY),
+        rows=tuple(name for name in folders_of(evidence, STUDY) if name.split("/")[-1].rsplit("-seed", 1)[0] in names),
     )
 
 

@@ -12,17 +12,30 @@ from typing import NamedTuple
 from unforgotten.records.files import write_text
 from unforgotten.records.rows import Run
 from unforgotten.reports.markdown import table
-from unforgotten.reports.verdicts.claim import number, share
+from unforgotten.reports.verdicts.claim import number, points, share
 from unforgotten.reports.verdicts.cures import FOLDER, Runs, value_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 from unforgotten.reports.verdicts.phased import STUDY as PHASE
 from unforgotten.reports.verdicts.phased import phase_sentences
+from unforgotten.reports.verdicts.scaling import over_known, taken_back
 
 BEGIN, END = "<!-- at a glance: make generated -->\n", "<!-- end -->\n"
 PUBLISHED = "reports/published/"
-COLUMNS = ("changed", "method", "format", "gain", "taken back", "M1", "M1 quantized", "M4", "seeds")
-FORGOT = 0.05
-"""Nats of added forget loss below which nothing can come back."""
+COLUMNS = (
+    *(
+        "changed",
+        "method",
+        "format",
+        "alpha",
+        "gain",
+        "taken back",
+        "M1",
+        "M1 quantized",
+        "still removed",
+        "M4",
+        "seeds",
+    ),
+)
 
 
 class Line(NamedTuple):
@@ -31,7 +44,7 @@ class Line(NamedTuple):
     Attributes:
         changed: what sets it apart.
         runs: folders without the seed, below `reports/published`.
-        method, storage, format: as the rows have them.
+        method, storage, format: as the rows have them; a run without the format does not count.
         depth: depth of forgetting; None for the one that the arm has.
         also: folders of further seeds.
     """
@@ -52,10 +65,12 @@ GROUPS: dict[str, tuple[Line, ...]] = {
     "the failure: bf16 parameters, AdamW at lr 1e-5": (Line("nothing", "dead-zone/bf16", SLOW),),
     "bits and format": (
         Line("3 bits", "dead-zone/bf16", SLOW, format="int3-g64"),
-        Line("5 bits", "bits-and-blocks/npo", "NPO_GDR", format="int5-g64"),
         Line("fp4", "dead-zone/bf16", SLOW, format="fp4-b64"),
         Line("nf4, narrow around zero", "dead-zone/bf16", SLOW, format="nf4-b64"),
-        Line("blocks of 1024", "bits-and-blocks/npo", "NPO_GDR", format="fp4-b1024"),
+        Line("4 bits", "bits-and-blocks/npo", "NPO_GDR"),
+        Line("5 bits", "bits-and-blocks/npo", "NPO_GDR", format="int5-g64"),
+        Line("fp4, blocks of 64", "bits-and-blocks/npo", "NPO_GDR", format="fp4-b64"),
+        Line("fp4, blocks of 1024", "bits-and-blocks/npo", "NPO_GDR", format="fp4-b1024"),
     ),
     "how parameters are kept": (
         Line("fp32 masters", "cures/masters", "NPO_GDR", "fp32", depth="0.6"),
@@ -92,15 +107,19 @@ GROUPS: dict[str, tuple[Line, ...]] = {
     ),
     "a target that was itself published in int4, fp32 masters": (
         Line("its own format", "requantize/int4-g64", SLOW, "fp32"),
+        Line("int4 by row", "requantize/int4-g64", SLOW, "fp32", "int4-row"),
+        Line("nf4", "requantize/int4-g64", SLOW, "fp32", "nf4-b64"),
         Line("its own format, GPTQ", "requantize/int4-g64", SLOW, "fp32", GPTQ),
         Line("int8", "requantize/int4-g64", SLOW, "fp32", "int8-row"),
     ),
     "a real base": (
         Line("SmolLM2-135M, lr 5e-5", "smollm2", "NPO_GDR", also=SMOLLM2),
+        Line("SmolLM2-135M, lr 5e-5, nf4", "smollm2", "NPO_GDR", format="nf4-b64", also=SMOLLM2),
         Line("SmolLM2-135M, lr 5e-5, GPTQ", "smollm2", "NPO_GDR", format=GPTQ, also=SMOLLM2),
         Line("SmolLM2-135M, lr 5e-5, fp32 masters", "smollm2", "NPO_GDR", "fp32", also=SMOLLM2),
         Line("SmolLM2-135M, lr 2e-4", SMOLLM2, "NPO_GDR+lr2e-4"),
         Line("Gemma 3 270M, lr 1e-5", "gemma3", "NPO_GDR", also=GEMMA3),
+        Line("Gemma 3 270M, lr 1e-5, nf4", "gemma3", "NPO_GDR", format="nf4-b64", also=GEMMA3),
         Line("Gemma 3 270M, lr 1e-5, GPTQ", "gemma3", "NPO_GDR", format=GPTQ, also=GEMMA3),
         Line("Gemma 3 270M, lr 1e-5, fp32 masters", "gemma3", "NPO_GDR", "fp32", also=GEMMA3),
         Line("Gemma 3 270M, lr 4e-5", GEMMA3, "NPO_GDR+lr4e-5"),
@@ -113,18 +132,23 @@ class Seen(NamedTuple):
     """What the runs of a line show, over seeds.
 
     Attributes:
+        alpha: weights of the retain term, one in all seeds or several.
         gain: share of the update that is left.
         back: share of the added forget loss that the rounding cells take back; None where little was added.
         memory: M1 of target and unlearned model, means.
         quantized: the same of both in the format.
-        utility: M4 of the unlearned model less that of the target, points, mean.
+        removed: M1 of the quantized target less that of the quantized unlearned model, points.
+        utility: M4 of the unlearned model less that of the target, points.
     """
+
+    alpha: tuple[float, ...]
 
     gain: Mean
     back: Mean | None
     memory: tuple[float, float]
     quantized: tuple[float, float]
-    utility: float
+    removed: Mean
+    utility: Mean
 
 
 def seen(evidence: Evidence, line: Line) -> Seen:
@@ -137,7 +161,6 @@ def seen(evidence: Evidence, line: Line) -> Seen:
     if not runs:
         raise ValueError(f"{line.runs}: must be published runs with {line.method} in {line.storage}, got none")
     at = ("unlearned", line.method, line.storage)
-    added = {seed: value_of(run, "forget_loss", *at) - value_of(run, "forget_loss", "target") for seed, run in runs}
     memory = [
         (
             *(value_of(run, "M1", "target"), value_of(run, "M1", *at)),
@@ -145,15 +168,21 @@ def seen(evidence: Evidence, line: Line) -> Seen:
         )
         for _, run in runs
     ]
-    utility = [value_of(run, "M4", *at) - value_of(run, "M4", "target") for _, run in runs]
     knew, knows, kept, keeps = (sum(values) / len(values) for values in zip(*memory, strict=True))
-    back = ((seed, value_of(run, "gating_effect", *at, line.format) / added[seed]) for seed, run in runs)
     return Seen(
+        tuple(
+            dict.fromkeys(
+                row.alpha for _, run in runs if (row := run.get("forget_loss", *at)) and row.alpha is not None
+            )
+        ),
         over_seeds((seed, value_of(run, "gain", *at, line.format)) for seed, run in runs),
-        over_seeds(back) if min(added.values()) >= FORGOT else None,
+        over_known((seed, taken_back(run, *at, line.format)) for seed, run in runs),
         (knew, knows),
         (kept, keeps),
-        sum(utility) / len(utility),
+        over_seeds(
+            (seed, of_target - of_model) for (seed, _), (_, _, of_target, of_model) in zip(runs, memory, strict=True)
+        ),
+        over_seeds((seed, value_of(run, "M4", *at) - value_of(run, "M4", "target")) for seed, run in runs),
     )
 
 
@@ -169,7 +198,7 @@ def _runs(evidence: Evidence, line: Line) -> Runs:
 
 
 def _state(run: Run, line: Line) -> Run | None:
-    states = [one for one in run.by_depth() if (line.method, line.storage) in one.arms]
+    states = [one for one in run.by_depth() if (line.method, line.storage) in one.arms and line.format in one.formats]
     wanted = [one for one in states if line.depth is None or one.depth == line.depth]
     return wanted[0] if wanted else None
 
@@ -184,8 +213,11 @@ def glance_table(evidence: Evidence) -> str:
             memory = (f"{before:.0f} → {after:.0f}" for before, after in (one.memory, one.quantized))
             back = one.back.text(share) if one.back else "–"
             name = line.method.partition("+")[0]
-            told = [text.replace(" (one seed)", "") for text in (one.gain.text(number), back)]
-            rows.append((line.changed, name, line.format, *told, *memory, f"{one.utility:+.0f}", str(one.gain.seeds)))
+            alpha = ", ".join(f"{value:g}" for value in one.alpha)
+            told = [one.gain.text(number), back, *memory, one.removed.text(points), one.utility.text(points)]
+            if one.gain.seeds == 1:
+                told = [text.replace(" (one seed)", "") for text in told]
+            rows.append((line.changed, name, line.format, alpha, *told, str(one.gain.seeds)))
     return table(COLUMNS, rows)
 
 

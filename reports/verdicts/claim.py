@@ -1,6 +1,6 @@
 """What a verdict of the page is made of.
 
-Words: "confirmed", "refuted", "in part", "open" where there is a first look without an interval, and "not measured".
+Words: "confirmed", "refuted", "in part", "open" where what was measured decides nothing, and "not measured".
 """
 
 from __future__ import annotations
@@ -53,6 +53,11 @@ def share(x: float) -> str:
 def number(x: float) -> str:
     """Return a ratio."""
     return f"{round(x, 2) + 0.0:.2f}"  # + 0.0: no "-0"
+
+
+def points(x: float) -> str:
+    """Return points of a metric, signed."""
+    return f"{round(x) + 0:+d}"
 
 
 def unmeasured(name: str, statement: str, scope: str) -> Claim:

@@ -36,7 +36,7 @@ from unforgotten.reports.verdicts.real_bases import real_tables
 from unforgotten.reports.verdicts.scaling import arm_table, format_table, scaled
 
 DEAD_ZONE, REQUANTIZE, QUANTIZERS, HELD_OUT = "dead-zone", "requantize", "quantizers", "held-out"
-BITS_AND_BLOCKS = "bits-and-blocks"
+BITS_AND_BLOCKS, CLAMPED = "bits-and-blocks", "clamped-steps"
 """Studies of runs of which the page has a table."""
 DITHERED = "int4-g64-dither"
 PLAIN = "int4-g64"
@@ -113,12 +113,15 @@ def _dead_zone(evidence: Evidence) -> Claim:
             *phase_sentences(evidence),
             *gain_sentences(architectures(evidence)),
         ),
-        tables=(*_held_out(evidence), *real_tables(evidence)),
-        before=" ".join(filter(None, (_forecast(evidence), _predicted(evidence, DEAD_ZONE, HELD_OUT, REAL_BASES)))),
+        tables=(*_held_out(evidence), *_clamped(evidence), *real_tables(evidence)),
+        before=" ".join(
+            filter(None, (_forecast(evidence), _predicted(evidence, DEAD_ZONE, CLAMPED, HELD_OUT, REAL_BASES)))
+        ),
         rows=(
             *("functional-gain", "forecast", *([PHASE] if evidence.study(PHASE) else []), *TINY),
             *(name for name in evidence.runs if not name.startswith("tiny")),
             *folders_of(evidence, DEAD_ZONE),
+            *folders_of(evidence, CLAMPED),
             *folders_of(evidence, HELD_OUT),
             *folders_of(evidence, REAL_BASES),
         ),
@@ -129,6 +132,18 @@ def _held_out(evidence: Evidence) -> tuple[Table, ...]:
     about = "On seeds that nobody had looked at, gain, and share of the added forget loss that cells take back"
     found = scaled(evidence, HELD_OUT)
     return (Table(about, arm_table(found)),) if found else ()
+
+
+def _clamped(evidence: Evidence) -> tuple[Table, ...]:
+    """Return the table of AdamW whose steps are at most lr, beside AdamW as it is; none where the study is not published."""
+    cut = scaled(evidence, CLAMPED)
+    plain = [one for one in scaled(evidence, DEAD_ZONE) if one.method in {other.method for other in cut}]
+    named = (one._replace(method=f"{one.method}, no step above lr") for one in cut)
+    found = sorted([*plain, *named], key=lambda one: one.method)
+    about = (
+        "AdamW as it is, and with every step cut to lr: gain, and share of the added forget loss that cells take back"
+    )
+    return (Table(about, format_table(found)),) if cut else ()
 
 
 def _by_format(evidence: Evidence, study: str, about: str) -> tuple[Table, ...]:

@@ -22,7 +22,8 @@ def collapse_sentences(evidence: Evidence) -> Iterator[str]:
         return
     masters, stored, ga, npo = GROUPS
     alike = [
-        (name, [row for row in cells if GROUPS[name](row) and row["equal"] >= ALIKE]) for name in (masters, stored, npo)
+        (name, [row for row in cells if GROUPS[name](row) and row["equal"] >= ALIKE])
+        for name in (masters, stored, npo, ga)
     ]
     told = (f"{name}, {_back(found)} cells" for name, found in alike if found)
     yield f"At least {share(ALIKE)} of the codes equal, and a third or more of the forget loss back: {'; '.join(told)}."

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from unforgotten.reports.run.over_runs import LEAST_EFFECT
+from unforgotten.reports.run.conjectures import LEAST_EFFECT
 from unforgotten.reports.verdicts.claim import number, share
 from unforgotten.reports.verdicts.cures import COARSE, Runs, back_of, runs_of, value_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds

@@ -27,7 +27,7 @@ from unforgotten.reports.verdicts.ingredients import (
     ingredient_sentences,
     ingredients,
 )
-from unforgotten.reports.verdicts.paper import CELLS, PaperCell
+from unforgotten.reports.verdicts.paper import CELLS, PaperCell, headline
 from unforgotten.reports.verdicts.phased import assumed_ratios
 
 NAME = "README.md"
@@ -46,6 +46,8 @@ def page(published: Path) -> str:
         verdicts=verdict_table(found),
         at_a_glance=at_a_glance(evidence),
         paper=paper_table(CELLS),
+        headline=headline(),
+        retrained=headline(["retrained"]),
         cures=cure_table(cures(evidence)),
         ratios={place: f"{ratio:.2f}" for place, ratio in assumed_ratios(evidence).items()},
         ingredients=ingredient_table(arms),

@@ -31,12 +31,15 @@ def phase_sentences(evidence: Evidence, published: str = "") -> Iterator[str]:
         f"rates from {min(row['lr'] for row in bf16):g} to {max(row['lr'] for row in bf16):g}, {len({row['format'] for row in bf16})} formats: "
         f"rank correlation with the gain {number(rank(bf16))}; gain by ratio, median (lowest to highest): {told}."
     )
-    fresh = [row for row in found if not row["looked_at"]]
+    fresh = [row for row in bf16 if not row["looked_at"]]
     if fresh:
-        kept = sum(holds(row, rule) for rule in RULES for row in inside(fresh, rule))
+        outside = [row for rule in RULES for row in inside(fresh, rule) if not holds(row, rule)]
+        named = "; ".join(
+            f"{row['run']} {row['format']} at {number(row['ratio'])}: {number(row['gain'])}" for row in outside
+        )
         yield (
-            f"Its rule was committed before the rows of {len({row['run'] for row in fresh})} of these runs were read: {kept} of their {len(fresh)} "
-            "cells are inside."
+            f"Its rule was committed before the rows of {len({row['run'] for row in fresh})} of these runs were read: {len(fresh) - len(outside)} of "
+            f"their {len(fresh)} cells are inside; outside: {named or 'none'}."
         )
 
 

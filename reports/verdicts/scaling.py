@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
+from unforgotten.records.rows import Run
 from unforgotten.reports.markdown import table
-from unforgotten.reports.run.over_runs import LEAST_EFFECT
+from unforgotten.reports.run.conjectures import LEAST_EFFECT
 from unforgotten.reports.verdicts.claim import number, share
 from unforgotten.reports.verdicts.cures import Runs, runs_of, value_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
@@ -25,8 +26,8 @@ class Scaled(NamedTuple):
         storage: storage arm.
         format: name of the format.
         gain: gain of the update.
-        back: share of the added forget loss that its cells take back, the base shift left out; None where less than LEAST_EFFECT
-            was added.
+        back: share of the added forget loss that its cells take back, the base shift left out, over the seeds on which at least
+            LEAST_EFFECT was added; None where there is none.
     """
 
     level: str
@@ -51,13 +52,22 @@ def over_arms(arms: Mapping[tuple[str, str, str], Runs]) -> list[Scaled]:
             own = [(seed, run) for seed, run in runs if run.value("gain", *at, fmt) is not None]
             if not own:
                 continue
-            added = [value_of(run, "forget_loss", *at) - value_of(run, "forget_loss", "target") for _, run in own]
-            effects = [value_of(run, "gating_effect", *at, fmt) for _, run in own]
-            backs = ((seed, x / one) for (seed, _), x, one in zip(own, effects, added, strict=True))
+            backs = [(seed, taken_back(run, *at, fmt)) for seed, run in own]
             gain = over_seeds((seed, value_of(run, "gain", *at, fmt)) for seed, run in own)
-            back = over_seeds(backs) if all(one >= LEAST_EFFECT for one in added) else None
-            told.append(Scaled(level, method, storage, fmt, gain, back))
+            told.append(Scaled(level, method, storage, fmt, gain, over_known(backs)))
     return told
+
+
+def taken_back(run: Run, model: str, method: str, storage: str, fmt: str) -> float | None:
+    """Return the share of the added forget loss that the cells of a format take back; None where less than LEAST_EFFECT was added."""
+    added = value_of(run, "forget_loss", model, method, storage) - value_of(run, "forget_loss", "target")
+    return value_of(run, "gating_effect", model, method, storage, fmt) / added if added >= LEAST_EFFECT else None
+
+
+def over_known(values: Iterable[tuple[int, float | None]]) -> Mean | None:
+    """Return the mean over the seeds that have a value; None where none has."""
+    known = [(seed, value) for seed, value in values if value is not None]
+    return over_seeds(known) if known else None
 
 
 def format_table(found: Sequence[Scaled]) -> str:

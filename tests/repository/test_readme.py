@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from statistics import median
 
@@ -14,7 +15,9 @@ from unforgotten.records.methods import FORGET_TERMS
 from unforgotten.records.rows import read_run
 from unforgotten.records.shares import clopper_pearson
 from unforgotten.reports.markdown import COUNTED, intervals, returns, survival_table
+from unforgotten.reports.predicted import outcomes
 from unforgotten.reports.verdicts.at_a_glance import renewed
+from unforgotten.reports.verdicts.claim import share
 from unforgotten.reports.verdicts.evidence import Evidence, over_seeds
 from unforgotten.reports.verdicts.real_bases import real_arms
 from unforgotten.reports.verdicts.scaling import over_arms
@@ -40,6 +43,9 @@ def test_the_results_in_the_readme_come_from_the_published_rows() -> None:
     assert "15 cases a cell" in text
     coarse = [name for name in RUNS[0].formats if name.startswith(("int4", "fp4"))]
     assert f"comes back in {returns(RUNS, 'fp32', list(FORGET_TERMS), RUNS[0].formats)} cases" in text
+    whole = [one for t in FORGET_TERMS for f in RUNS[0].formats for one in intervals(RUNS, "fp32", t, f)]
+    assert f"and is further down in {sum(high < 0 for _, high in whole)}, where chance" in text
+    assert f"chance alone gives some {TAIL * len(whole):.0f} of each" in text
     assert f"in {returns(RUNS, 'bf16', ['NPO'], coarse)} cases at int4 and fp4" in text
     none = returns(RUNS, "bf16", ["GA"], coarse).replace("0 of", "none of")
     assert f"after gradient ascent in {none}" in text
@@ -122,14 +128,19 @@ def test_the_readme_says_how_many_models_lose_retained_knowledge() -> None:
     assert f"{lost} of the {models} unlearned models lose more than 5 points of M4" in text
 
 
-def mean(study: str, metric: str, method: str, name: str = "none", storage: str = "fp32", runs: str = "*") -> float:
-    """Of a metric of unlearned models, over the seeds of a study, or over those of its runs whose names match."""
-    values = [
-        value
+def seeds(study: str, metric: str, method: str, name: str, storage: str, runs: str) -> list[tuple[int, float]]:
+    """Seeds and values of a metric of unlearned models, over the runs of a study whose names match."""
+    return [
+        (int(path.parent.name.rpartition("-seed")[2]), value)
         for path in sorted((ROOT / "reports/published" / study).glob(f"{runs}/config.json"))
         for run in read_run(path.parent).by_depth()
         if (value := run.value(metric, "unlearned", method, storage, name)) is not None
     ]
+
+
+def mean(study: str, metric: str, method: str, name: str = "none", storage: str = "fp32", runs: str = "*") -> float:
+    """Of a metric of unlearned models, over the seeds of a study, or over those of its runs whose names match."""
+    values = [value for _, value in seeds(study, metric, method, name, storage, runs)]
     return sum(values) / len(values)
 
 
@@ -145,10 +156,22 @@ def test_held_out_seeds_and_gpt_neox_in_the_readme_are_those_of_the_rows() -> No
     before, after = both("M1", slow, "none"), both("M1", slow, "int4-g64")
     told = [f"from {before[0]:.1f} back to {after[0]:.1f}", f"from {before[1]:.1f} to {after[1]:.1f}"]
     assert f"M1 goes {' and '.join(told)}." in text
-    llama, neox = both("rho_forget_loss", ascent, "int4-g64")
-    assert (
-        f"GPT-NeoX takes back {100 * neox:.0f} % of the loss that GA_GDR added, the Llamas {100 * llama:.0f} %" in text
+    llama, neox = (
+        over_seeds(seeds("held-out", "rho_forget_loss", ascent, "int4-g64", "bf16", f"{base}-*")).text(share)
+        for base in ("llama", "gpt-neox")
     )
+    assert f"GPT-NeoX takes back {neox} of the loss that GA_GDR added, the Llamas {llama} (" in text
+    place = ROOT / "reports/published/held-out"
+    told = outcomes(place, json.loads((place / "study.json").read_text()))
+    (npo,) = (one for one in told if "what NPO forgot" in one.says)
+    assert f"as was foretold, in {npo.held} of {npo.cells} cells, not in two of SimNPO:" in text
+    sim = [
+        value
+        for base in ("llama", "gpt-neox")
+        for name in ("int4-g64", "fp4-b64")
+        for _, value in seeds("held-out", "rho_forget_loss", "SimNPO_GDR+lr1e-5", name, "bf16", f"{base}-*")
+    ]
+    assert npo.cells - npo.held == sum(not npo.within(value) for value in sim) == 2
 
 
 def test_equal_codes_in_the_readme_are_those_of_the_rows() -> None:
@@ -156,10 +179,15 @@ def test_equal_codes_in_the_readme_are_those_of_the_rows() -> None:
     cells = [r for r in read_json_lines(ROOT / "reports/published/collapse/rows.jsonl") if r["kind"] == "cell"]
     alike = [r for r in cells if r["equal"] >= 0.99]
     bf16 = [r["came_back"] >= MATERIAL for r in alike if r["storage"] == "bf16" and not r["method"].startswith("GA")]
-    masters = [r["came_back"] >= MATERIAL for r in alike if r["storage"] != "bf16" and "stored_in" not in r]
+    ascent = [r["came_back"] >= MATERIAL for r in alike if r["storage"] == "bf16" and r["method"].startswith("GA")]
+    masters, stored = (
+        [r["came_back"] >= MATERIAL for r in alike if r["storage"] != "bf16" and ("stored_in" in r) is on_a_grid]
+        for on_a_grid in (False, True)
+    )
     assert f"Of {len(cells)} published cells" in text
     assert f"in {sum(bf16)} of {len(bf16)} with bf16 parameters after NPO and others" in text
-    assert f"in {sum(masters)} of {len(masters)} with fp32 masters" in text
+    assert f"in {sum(ascent)} of {len(ascent)} after GA, in {sum(masters)} of {len(masters)} with fp32 masters, and" in text
+    assert f"and in {sum(stored)} of {len(stored)} with fp32 masters whose target was stored in 4 bits" in text
 
 
 def test_the_table_of_the_readme_is_that_of_the_rows() -> None:

@@ -29,7 +29,9 @@ from unforgotten.theory.laws.predict import Prediction, predict
 
 DTYPES: Mapping[str, str] = {short: name for name, short in SHORT_NAMES.items()}
 STEP_BOUNDS: Mapping[str, str] = {"adamw": "adamw", "sign": "sign-sgd"}
-QUADRATURE_SPACING = 1.0  # of the absmax law: errs by 5e-5, see `absmax_law`
+QUADRATURE_SPACING = (
+    1 / 16
+)  # of the absmax law: where the edge meets a threshold in some blocks alone the gain jumps, and 1 errs by 0.3
 LEAST_SHARE = 1e-7  # of the blocks: rarer absmax values are left out, below the quadrature's own error
 LR_RANGE = (2.0**-22, 2.0**6)  # in standard deviations: where a wanted survival is looked for, octave by octave
 
@@ -76,7 +78,8 @@ class Answer:
         rms_update: sqrt(E[delta^2]) over all weights, in the units of the weights.
         gain, cosine: gain and cosine of the surviving update; None where nothing moves, or nothing survives.
         flips: share of the codes that change.
-        smallest_lr: smallest lr with the wanted gain and cosine in `steps` steps; None if not asked or if none has.
+        smallest_lr: smallest lr with the wanted gain and cosine in `steps` steps; None if not asked or if none has; the lower end
+            of LR_RANGE where that has them too, and smaller ones were not looked at.
     """
 
     question: Question

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from unforgotten.theory.calculators.bound import Answer
+from unforgotten.theory.calculators.bound import LR_RANGE, Answer
 
 
 def lines(answer: Answer, wanted: bool) -> list[str]:
@@ -21,8 +21,16 @@ def lines(answer: Answer, wanted: bool) -> list[str]:
         ("flips", f"{100 * answer.flips:.3g} % of the codes"),
     ]
     if wanted:
-        rows.append(("smallest lr", "none is found" if answer.smallest_lr is None else f"{answer.smallest_lr:.3g}"))
+        rows.append(("smallest lr", _smallest(answer)))
     return [f"{name + ':':13}{text}" for name, text in rows]
+
+
+def _smallest(answer: Answer) -> str:
+    if answer.smallest_lr is None:
+        return "none is found"
+    lowest = LR_RANGE[0] * answer.question.std
+    end = ", or less: none below it was looked at" if answer.smallest_lr <= lowest else ""
+    return f"{answer.smallest_lr:.3g}{end}"
 
 
 def _steps(snr: float) -> str:

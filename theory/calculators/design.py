@@ -33,7 +33,7 @@ LR_RANGE = (2.0**-22, 2.0**6)  # in standard deviations: where a wanted survival
 REFINEMENTS = 9  # each by a factor of 28: an octave to 2^-43
 NEWTON_STEPS = 40
 TRACED = 5  # fields of a Setup that can vary without compiling again
-QUADRATURE_SPACING = 1.0  # of the absmax law in a diagram: errs by 5e-5
+QUADRATURE_SPACING = 1 / 16  # of the absmax law in a diagram, see `bound`
 LEAST_SHARE = 1e-7  # of the blocks: rarer absmax values are left out of a diagram
 
 

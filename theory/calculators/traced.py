@@ -26,14 +26,18 @@ from unforgotten.theory.geometry.dead_zone import SIGNIFICANT_BITS, SMALLEST_NOR
 from unforgotten.theory.geometry.motion import FREE_SPACINGS
 from unforgotten.theory.laws.absmax import AbsmaxLaw
 from unforgotten.theory.laws.boundary import shape_of
-from unforgotten.theory.laws.predict import FINE_LEVELS, PIECES_PER_BINADE
+from unforgotten.theory.laws.predict import PIECES_PER_BINADE
 
 BINADES = 17  # from 2^-10 to 2^6 standard deviations, and one for the rounding of their exponents
+FINE_LEVELS = (
+    32  # above, pairs of equal steps are not summed: |D| is 0 or a step below a step, and T8 holds from there on
+)
+EQUAL = 2.0**-20  # of a step: steps of a format that differ by less are equal
 MOST_LEVELS_CROSSED = 64  # terms of the energy of a Gaussian update
 
 
 class Setup(NamedTuple):
-    """What stays the same while lr varies. The last three are known when the laws are traced.
+    """What stays the same while lr varies. The last four are known when the laws are traced.
 
     Attributes:
         thresholds, jumps: thresholds and jumps of the format over its absmax, (K - 1,): t_k and Delta_k.
@@ -41,6 +45,7 @@ class Setup(NamedTuple):
         steps: number of steps T.
         std: standard deviation of the Gaussian weights.
         significant_bits, smallest_normal: precision and exponent of the smallest normal number of the storage.
+        equal: whether all steps of the format are equal.
     """
 
     thresholds: Any
@@ -51,6 +56,7 @@ class Setup(NamedTuple):
     std: float
     significant_bits: int
     smallest_normal: int
+    equal: bool
 
 
 class Sums(NamedTuple):
@@ -80,15 +86,17 @@ def setup(fmt: Format, absmax: AbsmaxLaw, *, std: float, steps: int, dtype: str)
         raise ValueError(f"steps must be at least 1, got steps={steps}")
     check_dtype(dtype)
     shape = shape_of(fmt)
+    jumps = np.diff(shape.levels)
     return Setup(
         shape.thresholds,
-        np.diff(shape.levels),
+        jumps,
         absmax.values,
         absmax.weights,
         float(steps),
         std,
         SIGNIFICANT_BITS[dtype],
         SMALLEST_NORMAL_EXPONENT[dtype],
+        bool(np.ptp(jumps) <= EQUAL * jumps[-1]),
     )
 
 
@@ -174,10 +182,11 @@ def _piece_sums(low: Any, high: Any, delta: Any, s: Setup) -> Sums:
     conditional = s.share / (ndtr(s.absmax / s.std) - ndtr(-s.absmax / s.std))
     mass = (ndtr(highest / s.std) - ndtr(lowest / s.std))[..., 0]
     crossed = (below(t) - below(t - d)) @ s.jumps * s.absmax
-    if len(s.thresholds) < FINE_LEVELS:
-        square = _square(t, d, below, s) * s.absmax**2
+    if s.equal and len(s.thresholds) >= FINE_LEVELS:
+        step = s.absmax * s.jumps[-1]
+        square = jnp.where(size < step, step * jnp.abs(crossed), mass * energy(size, step))
     else:
-        square = mass * energy(size, s.absmax * s.jumps[-1])
+        square = _square(t, d, below, s) * s.absmax**2
     return Sums(
         jnp.sum(crossed @ conditional * delta), jnp.sum(mass @ conditional * delta**2), jnp.sum(square @ conditional)
     )

@@ -73,7 +73,8 @@ def moments(
     a, a_new, d = (np.asarray(x, np.float64)[:, None] for x in (absmax, absmax_new, delta))
     low, high = (np.broadcast_to(x, len(a))[:, None] for x in interval)
     low, high = np.clip(low, -a, a), np.clip(high, -a, a)
-    cuts = np.concatenate([a * shape.thresholds, a_new * shape.thresholds - d], axis=1)
+    near = _thresholds_near(shape.thresholds, (low / a, (low + d) / a_new), (high / a, (high + d) / a_new))
+    cuts = np.concatenate([a * near, a_new * near - d], axis=1)
     cuts = np.concatenate([low, np.sort(np.clip(cuts, low, high), axis=1), high], axis=1)
     mass = np.diff(density.cdf(cuts), axis=1) / magnitude_cdf(a, density)
     middle = (cuts[:, 1:] + cuts[:, :-1]) / 2
@@ -82,6 +83,22 @@ def moments(
     surviving = a_new * shape.levels[after] - a * shape.levels[before]
     parts = (np.ones_like(mass), before != after, np.abs(after - before), surviving, surviving**2)
     return Moments(*((mass * part).sum(axis=1) for part in parts))
+
+
+def _thresholds_near(
+    thresholds: NDArray[Any], lower: tuple[NDArray[Any], ...], upper: tuple[NDArray[Any], ...]
+) -> NDArray[Any]:
+    """Return as many consecutive thresholds for every row as hold all that lie between its least and its largest end, (n, m).
+
+    Args:
+        thresholds: ascending, (K - 1,).
+        lower: lower ends, each (n, 1), in the units of the thresholds.
+        upper: upper ends, likewise.
+    """
+    first = np.searchsorted(thresholds, np.minimum(*lower))
+    count = np.searchsorted(thresholds, np.maximum(*upper)) - first
+    index = first + np.arange(max(int(count.max(initial=0)), 1))
+    return thresholds[np.minimum(index, len(thresholds) - 1)]
 
 
 @claim("T6", kind="exact", source="telescoping: k(w') - k(w) counts the thresholds between w and w'")

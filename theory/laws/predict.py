@@ -30,10 +30,8 @@ from unforgotten.theory.laws.absmax import AbsmaxLaw
 from unforgotten.theory.laws.block_law import Expected, block_law, combine
 from unforgotten.theory.laws.boundary import moments
 from unforgotten.theory.laws.densities import Density
-from unforgotten.theory.laws.energy import gated_energy
 
 PIECES_PER_BINADE = 6
-FINE_LEVELS = 32  # above, a step is small against every piece and the uniform law T7-T8 is used inside
 SPREAD_OF_FREE_WEIGHTS = 64.0  # standard deviations that hold all weights that matter
 
 
@@ -141,8 +139,6 @@ def _piecewise(
     """Add up pieces of which a share moves by `delta`, over the nodes of the law of absmax; the grid is fixed."""
     moving = delta != 0
     low, high, delta, share = interval[0][moving], interval[1][moving], delta[moving], share[moving]
-    if len(fmt.levels) > FINE_LEVELS:
-        return _uniform(fmt, density, absmax, (low, high), delta, share)
     count = len(absmax.values)
     a, weight = np.repeat(absmax.values, len(delta)), np.outer(absmax.weights, share).ravel()
     d = np.tile(delta, count)
@@ -153,26 +149,4 @@ def _piecewise(
         float(weight @ (m.surviving * d)),
         float(weight @ (m.mass * d**2)),
         float(weight @ m.surviving_sq),
-    )
-
-
-def _uniform(
-    fmt: Format,
-    density: Density,
-    absmax: AbsmaxLaw,
-    interval: tuple[NDArray[Any], NDArray[Any]],
-    delta: NDArray[Any],
-    share: NDArray[Any],
-) -> Expected:
-    """Apply T6-T8 under U in every piece, for grids of many equal steps."""
-    share = share * (density.cdf(interval[1]) - density.cdf(interval[0]))
-    step = (absmax.values / fmt.divisor * (fmt.levels[-1] - fmt.levels[-2]))[:, None]
-    size = np.abs(delta) / step
-    energy = absmax.weights @ (step**2 * gated_energy(size, 1.0))
-    return Expected(
-        float(absmax.weights @ np.minimum(size, 1.0) @ share),
-        float(absmax.weights @ size @ share),
-        float(delta**2 @ share),
-        float(delta**2 @ share),
-        float(energy @ share),
     )

@@ -11,6 +11,7 @@ import pytest
 
 from unforgotten.records.packed_rows import rows_content
 from unforgotten.reports.verdicts.architectures import architecture_claims, architectures, gain_sentences
+from unforgotten.reports.verdicts.cures import COARSE
 from unforgotten.reports.verdicts.evidence import Evidence
 
 RUN = Path(__file__).parents[1] / "small_runs/two-storages-seed0"
@@ -20,11 +21,12 @@ TARGET, AFTER = 0.1, 0.6
 
 
 class Seen(NamedTuple):
-    """Gains of fp32 and bf16 at 4 bits, and the share that comes back with quantized inputs."""
+    """Gains of fp32 and bf16 at 4 bits, and the shares that come back with quantized inputs and at 4 bits after bf16."""
 
     fp32: float = 1.0
     bf16: float = 0.5
     dynamic: float | None = 0.0
+    back: float = 0.5
 
 
 def study(folder: Path, seen: Mapping[str, Seen]) -> Evidence:
@@ -36,6 +38,8 @@ def study(folder: Path, seen: Mapping[str, Seen]) -> Evidence:
             value = row["value"]
             if row["metric"] == "forget_loss":
                 value = AFTER if row["model"] == "unlearned" else TARGET
+                if row["model"] == "unlearned" and storage == "bf16" and row["format"] in COARSE:
+                    value = AFTER - one.back * (AFTER - TARGET)
             elif row["metric"] == "gain":
                 value = one.fp32 if storage == "fp32" else one.bf16
             rows.append(row | {"storage": storage, "value": value})
@@ -72,6 +76,7 @@ def test_gains_of_all_architectures_stand_in_one_sentence(tmp_path: Path) -> Non
     [
         ({"moe-seed0": Seen(), "qwen-seed0": Seen()}, "in part"),
         ({"moe-seed0": Seen(), "moe-seed1": Seen()}, "confirmed"),
+        ({"moe-seed0": Seen(), "moe-seed1": Seen(back=-0.4)}, "in part"),
         (
             {"moe-seed0": Seen(), "moe-seed1": Seen(), "qwen-seed0": Seen(bf16=1.0), "qwen-seed1": Seen(bf16=1.0)},
             "in part",
@@ -87,13 +92,14 @@ def test_the_word_follows_from_who_passes_the_update(seen: Mapping[str, Seen], w
 def test_inputs_quantized_at_run_time_bring_back_what_the_rows_say(tmp_path: Path) -> None:
     two = {"moe-seed0": Seen(dynamic=0.02), "moe-seed1": Seen(dynamic=0.04)}
     _, nothing = architecture_claims(study(tmp_path / "nothing", two))
-    assert nothing.word == "refuted"
+    assert nothing.word == "in part"
     assert "nothing comes back" in nothing.scope
     _, some = architecture_claims(
         study(tmp_path / "some", {"moe-seed0": Seen(dynamic=0.4), "moe-seed1": Seen(dynamic=0.4)})
     )
     assert some.word == "in part"
     assert "some comes back" in some.scope
+    assert "40 % to 40 % came back" in some.found[0]
     _, none = architecture_claims(study(tmp_path / "none", {"moe-seed0": Seen(dynamic=None)}))
     assert none.word == "not measured"
 

@@ -17,6 +17,7 @@ FLOAT64 = 2.0**-40
 """Of a quotient of differences in float64."""
 LINE = Line("nothing", "some/bf16", "NPO_GDR")
 BEFORE, AFTER = 0.1, 0.6
+ALPHA = 16.0
 
 
 def runs(folder: Path, effects: list[float], name: str = "bf16", after: float = AFTER) -> Evidence:
@@ -34,6 +35,7 @@ def runs(folder: Path, effects: list[float], name: str = "bf16", after: float = 
             row
             | {
                 "seed": seed,
+                "alpha": ALPHA if row["model"] == "unlearned" else None,
                 "value": (quantized if row["format"] == LINE.format else {"unlearned": unlearned, "target": target})
                 .get(row["model"], {})
                 .get(row["metric"], row["value"]),
@@ -51,11 +53,13 @@ def test_a_line_is_the_mean_of_its_seeds(tmp_path: Path) -> None:
     assert (one.gain.value, one.gain.seeds) == (0.25, 2)
     assert one.memory == (100.0, 5.0)
     assert one.quantized == (80.0, 10.0)
-    assert one.utility == 5.0
+    assert (one.removed.value, one.removed.seeds) == (70.0, 2)
+    assert (one.utility.value, one.utility.seeds) == (5.0, 2)
+    assert one.alpha == (ALPHA,)
 
 
 def test_what_forgot_nothing_takes_nothing_back(tmp_path: Path) -> None:
-    assert seen(runs(tmp_path, [0.1], after=BEFORE + 0.01), LINE).back is None
+    assert seen(runs(tmp_path, [0.1], after=BEFORE + 0.09), LINE).back is None
 
 
 def test_runs_of_another_level_method_or_depth_do_not_count(tmp_path: Path) -> None:
