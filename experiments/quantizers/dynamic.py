@@ -1,4 +1,6 @@
-"""Dynamic quantization: weights by row and the inputs of linear layers by token, both to b-bit integers: `dynamic:int8-row`.
+"""Dynamic quantization: weights by row and the inputs of linear layers by token, to integers: `dynamic:int8-row`.
+
+Inputs have the bits of the weights, or others: `dynamic:int4-row-a8` has weights of 4 bits and inputs of 8.
 
 An output is the exact sum of products of codes, rounded to float32 once, times the scale of the token, times the scale of
 the row, plus the bias, each rounded to float32. Weights and tokens have the scales of the format, absmax / (2^(b-1) - 1).
@@ -38,6 +40,20 @@ def row_format(name: str, quantizer: str = "dynamic") -> str:
     return name
 
 
+def row_formats(name: str) -> tuple[str, str]:
+    """Return the formats of weights and of tokens: `int4-row-a8` has int4-row and int8-row.
+
+    Raises:
+        ValueError: weights or tokens are no symmetric integers of 2 to 8 bits by row.
+    """
+    found = re.fullmatch(r"(?P<weights>int[2-8]-row)(-a(?P<bits>[2-8]))?", name)
+    if found is None:
+        raise ValueError(
+            f"format must be int2-row to int8-row, or one with -a2 to -a8 at its end, for dynamic:, got {name!r}"
+        )
+    return found["weights"], f"int{found['bits']}-row" if found["bits"] else found["weights"]
+
+
 def integer_rows(x: Tensor, name: str) -> tuple[Tensor, Tensor]:
     """Return codes, float32 (rows, columns), whole numbers around 0, and scales, float32 (rows, 1).
 
@@ -69,15 +85,21 @@ def exact_products(a: Tensor, b: Tensor) -> Tensor:
     return total
 
 
-def integer_layer(w: Tensor, name: str) -> Layer:
-    """Return the layer that multiplies codes of the weights, (rows, columns), with codes of the tokens."""
+def integer_layer(w: Tensor, name: str, of_tokens: str | None = None) -> Layer:
+    """Return the layer that multiplies codes of the weights, (rows, columns), with codes of the tokens.
+
+    Args:
+        w: weights, (rows, columns).
+        name: name of their format.
+        of_tokens: name of that of the tokens; None for the same.
+    """
     import torch
 
     codes, scales = integer_rows(w, name)
     stored = codes.to(torch.int8)
 
     def layer(x: Tensor, bias: Tensor | None) -> Tensor:
-        tokens, token_scales = integer_rows(x.reshape(-1, x.shape[-1]), name)
+        tokens, token_scales = integer_rows(x.reshape(-1, x.shape[-1]), of_tokens or name)
         y = exact_products(tokens, stored.float()).float() * token_scales * scales.T
         y = y if bias is None else y + bias
         return y.reshape(*x.shape[:-1], len(w))
@@ -102,13 +124,13 @@ def dynamic_state(state: State, names: Sequence[str], format_name: str, calibrat
     from unforgotten.experiments.models.runtime import RuntimeState
     from unforgotten.experiments.quantizers.own import own_state
 
-    name, touched = row_format(format_name), set(names)
+    (name, of_tokens), touched = row_formats(format_name), set(names)
     quantized = own_state(state, names, name, None)
     return RuntimeState(
         state,
         lambda key: quantized[key],
-        lambda key: integer_layer(state[key], name) if key in touched else None,
-        lambda _, w: mixed_layer(w, name),
+        lambda key: integer_layer(state[key], name, of_tokens) if key in touched else None,
+        lambda _, w: mixed_layer(w, of_tokens),
     )
 
 
@@ -117,7 +139,10 @@ QUANTIZERS = (
         "dynamic",
         None,
         dynamic_state,
-        ours=row_format,
-        formats={"int{2..8}-row": "weights by row and, while the model runs, inputs of linear layers by token"},
+        ours=lambda name: row_formats(name)[0],
+        formats={
+            "int{2..8}-row": "weights by row and, while the model runs, inputs of linear layers by token",
+            "int{2..8}-row-a{2..8}": "the same, inputs in other bits than weights",
+        },
     ),
 )

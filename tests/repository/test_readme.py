@@ -186,7 +186,10 @@ def test_equal_codes_in_the_readme_are_those_of_the_rows() -> None:
     )
     assert f"Of {len(cells)} published cells" in text
     assert f"in {sum(bf16)} of {len(bf16)} with bf16 parameters after NPO and others" in text
-    assert f"in {sum(ascent)} of {len(ascent)} after GA, in {sum(masters)} of {len(masters)} with fp32 masters, and" in text
+    assert (
+        f"in {sum(ascent)} of {len(ascent)} after GA, in {sum(masters)} of {len(masters)} with fp32 masters, and"
+        in text
+    )
     assert f"and in {sum(stored)} of {len(stored)} with fp32 masters whose target was stored in 4 bits" in text
 
 

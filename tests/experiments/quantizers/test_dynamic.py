@@ -17,7 +17,7 @@ from unforgotten.experiments.config import BaseConfig
 from unforgotten.experiments.models.bases.llama import TINY
 from unforgotten.experiments.models.runtime import RuntimeState
 from unforgotten.experiments.models.shell import Shell, state_of
-from unforgotten.experiments.quantizers.dynamic import integer_layer, row_format
+from unforgotten.experiments.quantizers.dynamic import integer_layer, row_format, row_formats
 from unforgotten.experiments.quantizers.registry import quantize_state
 
 IDS = [[1, 5, 9, 12, 7, 44, 3, 2]]
@@ -29,15 +29,20 @@ def _without_gradients() -> Iterator[None]:
         yield
 
 
-def by_hand(x: NDArray[np.float32], w: NDArray[np.float32], bias: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Integers by absmax / 127, halves to even; int64 sums; float32 once, then each scale, then the bias."""
+def by_hand(
+    x: NDArray[np.float32], w: NDArray[np.float32], bias: NDArray[np.float32], largest: int = 127
+) -> NDArray[np.float32]:
+    """Integers by absmax / 127, halves to even; int64 sums; float32 once, then each scale, then the bias.
 
-    def integers(a: NDArray[np.float32]) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        scale = np.abs(a).max(axis=1, keepdims=True) / np.float32(127)
+    The largest code of the weights may be another than that of the inputs.
+    """
+
+    def integers(a: NDArray[np.float32], most: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        scale = np.abs(a).max(axis=1, keepdims=True) / np.float32(most)
         ratio = np.divide(a, scale, out=np.zeros_like(a), where=scale != 0)
-        return np.clip(np.rint(ratio), -127, 127).astype(np.int64), scale
+        return np.clip(np.rint(ratio), -most, most).astype(np.int64), scale
 
-    (xq, xs), (wq, ws) = integers(x), integers(w)
+    (xq, xs), (wq, ws) = integers(x, 127), integers(w, largest)
     return (xq @ wq.T).astype(np.float32) * xs * ws.T + bias
 
 
@@ -51,6 +56,9 @@ def test_a_layer_is_that_of_integers_bit_for_bit(columns: int) -> None:
     tensors = (torch.from_numpy(a) for a in (x.reshape(1, 7, columns), bias))
     found = integer_layer(torch.from_numpy(w), "int8-row")(*tensors)
     assert np.array_equal(found.numpy(), by_hand(x, w, bias)[None])
+    tensors = (torch.from_numpy(a) for a in (x.reshape(1, 7, columns), bias))
+    of_four = integer_layer(torch.from_numpy(w), *row_formats("int4-row-a8"))(*tensors)
+    assert np.array_equal(of_four.numpy(), by_hand(x, w, bias, largest=7)[None])
 
 
 @pytest.fixture(scope="module")
@@ -68,6 +76,11 @@ def test_a_shell_takes_the_layers_of_a_state_and_forgets_them(model: PreTrainedM
     calibrated = shell.quantized(state, "gptq:int4-g64")
     found, of_weights = (shell.with_state(s)(ids).logits.clone() for s in (dynamic, weights_alone))
     assert not torch.equal(found, of_weights)
+    finer = shell.quantized(state, "dynamic:int4-row-a8")
+    four = shell.quantized(state, "int4-row")
+    assert all(torch.equal(finer[name], four[name]) for name in state)
+    assert not torch.equal(shell.with_state(finer)(ids).logits, shell.with_state(four)(ids).logits)
+    assert torch.equal(shell.with_state(dynamic)(ids).logits, found)
     mixed = dynamic.with_weights(state) if isinstance(dynamic, RuntimeState) else state
     of_inputs = shell.with_state(mixed)(ids).logits.clone()
     assert not torch.equal(of_inputs, plain)

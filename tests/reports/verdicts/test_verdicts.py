@@ -176,7 +176,10 @@ def test_published_numbers_are_put_in_relation() -> None:
         f"where the retrained model has {per_cent(floors['NEWS'])} %"
     )
     assert told in text
-    assert f"On BOOKS they end at {per_cent(books[0])} to {per_cent(books[-1])} %, the retrained model at {per_cent(floors['BOOKS'])} %" in text
+    assert (
+        f"On BOOKS they end at {per_cent(books[0])} to {per_cent(books[-1])} %, the retrained model at {per_cent(floors['BOOKS'])} %"
+        in text
+    )
 
 
 def per_cent(x: float) -> str:
