@@ -94,7 +94,8 @@ def test_sentences_count_what_was_not_looked_at(tmp_path: Path) -> None:
     first, second = phase_sentences(Evidence(tmp_path))
     assert "Over 7 cells of 2 runs" in first
     assert "0 to 0.5: 0.05 (0.00 to 0.10), 2 cells" in first
-    assert second.endswith("before the rows of 1 of these runs were read: 1 of their 2 cells are inside.")
+    told = "before the rows of 1 of these runs were read: 1 of their 2 cells are inside; outside: "
+    assert f"{told}xFalse int4-g64 at 1.50: 0.50." in second
     assert assumed_ratios(Evidence(tmp_path)) == {("fp4-b64", 1e-5): 0.89}
     assert "| 1e-05 | fp4-b64 | 0.89 | 0 to 0.7 |" in render(tmp_path / "phase-diagram")["table.md"]
     (tmp_path / "none").mkdir()
