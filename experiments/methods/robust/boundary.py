@@ -51,7 +51,8 @@ def push(model: PreTrainedModel, task: Task, found: Settings, settings: Boundary
     moves, scores = {}, []
     for name, weight in kept.items():
         forget, retain = (g[name] for g in gradients)
-        move = _crossings(*(turned_matrix(x.cpu(), name, across) for x in (weight, forget > 0)), settings.format)
+        rows, rising = (turned_matrix(x.cpu(), name, across) for x in (weight, forget > 0))
+        move = _crossings(rows, rising, settings.format)
         moved, changes = (turned_matrix(x, name, across) for x in (move.weights, move.changes))
         moves[name], changes = moved.to(weight), changes.to(weight.device)
         scores.append((forget * changes - found.alpha * (retain * changes).abs()).reshape(-1))
