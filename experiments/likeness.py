@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from unforgotten.audit.sources.checkpoint import open_checkpoint
 from unforgotten.audit.sources.matching.kinds import is_quantized
 from unforgotten.experiments.config import RunConfig
-from unforgotten.experiments.models.experts import by_expert, expert_names
+from unforgotten.experiments.models.matrices.experts import expert_names
 from unforgotten.experiments.models.saved import check_loadable, load_notes
 from unforgotten.experiments.models.saved_states import SavedStates
 from unforgotten.experiments.models.shell import Shell
@@ -67,7 +67,7 @@ def _rows(shape: Any, weights: Weights, lr: float, formats: Sequence[str]) -> Ro
 
 
 def _of_state(states: SavedStates, shell: Shell) -> Weights:
-    state = by_expert(states.of("target"), shell.experts)
+    state = shell.shown(states.of("target"))
     names = expert_names(shell.names, shell.experts)
     return lambda: (state[name].cpu().numpy() for name in names)
 

@@ -6,7 +6,7 @@ write_gradients(Path("gradients.npz"), recorded)
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,7 @@ from unforgotten.experiments.methods.method import Task
 from unforgotten.experiments.methods.reference import References
 from unforgotten.experiments.methods.registry import method_named
 from unforgotten.experiments.metrics.probes import make_probes
+from unforgotten.experiments.models.matrices.conv1d import conv1d_names, turned_matrix
 from unforgotten.experiments.models.saved import load_model, load_tokenizer
 from unforgotten.experiments.models.shell import linear_names
 from unforgotten.records.gradients import BLOCK, SETTINGS, Gradients
@@ -74,12 +75,8 @@ class GradientRecorder:
         Raises:
             ValueError: a matrix has no gradient.
         """
-        gradients = []
-        for name, weight in _matrices(model).items():
-            if weight.grad is None:
-                raise ValueError(f"{name} must have a gradient, got none")
-            gradients.append(weight.grad)
-        self._gradients.append(self._sample(gradients))
+        gradients = _matrices(model, gradient_of)
+        self._gradients.append(self._sample(list(gradients.values())))
         self._lr.append(lr)
 
     def recorded(self, **settings: float) -> Gradients:
@@ -96,10 +93,23 @@ class GradientRecorder:
         return np.asarray(torch.cat(found).cpu().numpy(), np.float32)
 
 
-def _matrices(model: PreTrainedModel) -> dict[str, Tensor]:
-    """Return the weights of linear layers whose rows are whole blocks, by name."""
-    parameters = dict(model.named_parameters())
-    return {name: parameters[name] for name in linear_names(model) if parameters[name].shape[-1] % BLOCK == 0}
+def gradient_of(name: str, weight: Tensor) -> Tensor:
+    """Return the gradient of a weight.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if weight.grad is None:
+        raise ValueError(f"{name} must have a gradient, got none")
+    return weight.grad
+
+
+def _matrices(model: PreTrainedModel, of: Callable[[str, Tensor], Tensor] = lambda _, w: w) -> dict[str, Tensor]:
+    """Return what is of the weights of linear layers, (out, in), whose rows are whole blocks, by name."""
+    parameters, across = dict(model.named_parameters()), conv1d_names(model)
+    shown = {name: turned_matrix(parameters[name], name, across) for name in linear_names(model)}
+    whole = [name for name, w in shown.items() if w.shape[-1] % BLOCK == 0]
+    return {name: turned_matrix(of(name, parameters[name]), name, across) for name in whole}
 
 
 def pilot(folder: Path, method: str, *, blocks: int = BLOCKS, progress: Step = ignore) -> Gradients:

@@ -81,6 +81,7 @@ def behaviour_leg(
     if device == "cpu":
         check_memory(target, COPIES, str(kind).removeprefix("torch."))
     pair = open_model_pair(target, unlearned, device, kind)
+    pair.shell.check(formats)
     bench = read_benchmark(benchmark, pair.shell.tokenizer, pair.shell.context, items)
     kept = None if unfinished is None else Kept(unfinished)
     meter = Meter(pair.shell, bench.probes, bench.settings, kept=kept)

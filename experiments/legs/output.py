@@ -72,6 +72,7 @@ def output_leg(
     if device == "cpu":
         check_memory(target, COPIES, str(kind).removeprefix("torch."))
     pair = open_model_pair(target, unlearned, device, kind)
+    pair.shell.check(formats)
     encoded, cut = encode_texts(words, pair, str(texts))
     left_out = len(words) - len(encoded)
     return measure_output(pair, formats, encoded, name=str(texts), cut=cut, left_out=left_out, step=step, real=real)

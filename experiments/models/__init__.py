@@ -1,1 +1,1 @@
-"""Models at work: the base model, training, batches, generation, the scores of tokens, and what is saved."""
+"""Models at work: the base model, its matrices, training, batches, generation, the scores of tokens, and what is saved."""

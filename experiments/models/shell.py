@@ -10,11 +10,13 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
 
 from unforgotten.audit.mixes.mix import formats_of, is_mix
-from unforgotten.audit.sources.matching.kinds import EXPERT_PART, is_router
+from unforgotten.audit.sources.matching.kinds import EXPERT_PART, is_quantized
 from unforgotten.experiments.models.batches import Documents
-from unforgotten.experiments.models.experts import by_expert, expert_names, fused_experts, joined
+from unforgotten.experiments.models.matrices.conv1d import conv1d_names, turned
+from unforgotten.experiments.models.matrices.experts import by_expert, expert_names, fused_experts, joined
 from unforgotten.experiments.models.runtime import RuntimeState, with_layers
 from unforgotten.experiments.models.states import LazyState, fill
 from unforgotten.experiments.quantizers.quantizer import Calibration, State
@@ -46,6 +48,15 @@ class Shell:
         weights = dict(self.model.named_parameters())
         return {name: len(weights[name]) for name in fused_experts(self.model)}
 
+    @cached_property
+    def conv1d(self) -> frozenset[str]:
+        """Names of the weights that are stored as (in, out)."""
+        return conv1d_names(self.model) & set(self.names)
+
+    def shown(self, state: State) -> State:
+        """Return the state as quantizers see it: each expert a matrix of its own, each matrix (out, in)."""
+        return turned(by_expert(state, self.experts), self.conv1d)
+
     @property
     def context(self) -> int:
         """Longest input in tokens."""
@@ -70,41 +81,42 @@ class Shell:
         """
         own, held = dict(self.model.named_parameters()), self.experts  # parameters come once where they are tied
         shapes = {name: tuple(w.shape) for name, w in own.items() if name not in held}
+        shapes |= {name: shapes[name][::-1] for name in self.conv1d}
         shapes |= {f"{name}[{i}]": tuple(own[name].shape[1:]) for name, count in held.items() for i in range(count)}
         found = formats_of(format_name, shapes, ())
         return {name: fmt.name for name, fmt in found.items()}
 
     def check(self, format_names: Iterable[str]) -> None:
-        """Refuse formats that experts in one tensor cannot have. Nothing is computed.
+        """Refuse formats that no matrix, experts in one tensor or Conv1D cannot have. Nothing is computed.
 
         Raises:
             ValueError: as `quantized`, of such a format.
         """
-        for name in format_names if self.experts else ():
-            self.quantized(self.model.state_dict(), name)
+        for name in format_names:
+            self._check_touched(name)
+            if self.experts or self.conv1d:
+                self.quantized(self.model.state_dict(), name)
 
     def quantized(self, state: State, format_name: str) -> State:
-        """Return Q(state), or the state itself for "none"; each expert is a matrix of its own.
+        """Return Q(state), or the state itself for "none"; each expert is a matrix of its own, and Conv1D is turned.
 
         To calibrate, the model takes the weights of the state.
 
         Raises:
-            ValueError: as `quantize_state`; the format is calibrated on a text that is not among `texts`; or one tensor holds
-                several experts and the format sees layers at work.
+            ValueError: as `quantize_state`; the format is calibrated on a text that is not among `texts`; it touches no
+                weight; or it sees layers at work, and one tensor holds several experts or a layer is Conv1D.
         """
         if format_name == "none":
             return state
+        self._check_touched(format_name)
         if is_mix(format_name):
             return self._in_mix(state, format_name)
-        text, fused = text_of(format_name), self.experts
-        if fused:
-            split, names = by_expert(state, fused), expert_names(self.names, fused)
-            found = None if text else quantize_state(split, names, format_name)
+        text = text_of(format_name)
+        if self.experts or self.conv1d:
+            found = None if text else quantize_state(self.shown(state), self._shown_names(), format_name)
             if found is None or isinstance(found, RuntimeState):
-                raise ValueError(
-                    f"{format_name} sees layers at work, which experts in one tensor are not: {min(fused)}"
-                )
-            return joined(found, state, fused)
+                raise ValueError(f"{format_name} sees layers at work, {self._not_at_work()}")
+            return self._stored(found, state)
         if text is None:
             return quantize_state(state, self.names, format_name)
         if not self.texts.get(text):
@@ -112,30 +124,49 @@ class Shell:
             raise ValueError(f"{format_name} is calibrated on {text} text, got texts: {known}")
         return quantize_state(state, self.names, format_name, Calibration(self.with_state(state), self.texts[text]))
 
+    def _check_touched(self, format_name: str) -> None:
+        if format_name != "none" and not self.touched(format_name):
+            rule = f"must have a matrix that quantizers touch, for {format_name} would change nothing"
+            raise ValueError(f"{type(self.model).__name__} {rule}; got no linear layer but output heads and routers")
+
+    def _not_at_work(self) -> str:
+        if self.experts:
+            return f"which experts in one tensor are not: {min(self.experts)}"
+        return f"which must be nn.Linear for it, got Conv1D: {min(self.conv1d)}"
+
+    def _shown_names(self) -> list[str]:
+        return expert_names(self.names, self.experts)
+
+    def _stored(self, found: State, state: State) -> State:
+        """Undo `shown`, by the names of a state."""
+        return joined(turned(found, self.conv1d), state, self.experts)
+
     def _in_mix(self, state: State, format_name: str) -> State:
         """Return the state with each matrix in the format that a mix gives it."""
         kinds = {EXPERT_PART.sub(lambda at: f".{at[0][1:-1]}", k): v for k, v in self.mixed(format_name).items()}
-        split = by_expert(state, self.experts) if self.experts else state
+        shown = self.shown(state)
         by_format = {
-            kind: quantize_state(split, [k for k in kinds if kinds[k] == kind], kind) for kind in set(kinds.values())
+            kind: quantize_state(shown, [k for k in kinds if kinds[k] == kind], kind) for kind in set(kinds.values())
         }
-        found = LazyState(split, lambda name: by_format[kinds[name]][name] if name in kinds else split[name])
-        return joined(found, state, self.experts) if self.experts else found
+        found = LazyState(shown, lambda name: by_format[kinds[name]][name] if name in kinds else shown[name])
+        return self._stored(found, state)
 
 
 def linear_names(model: nn.Module) -> list[str]:
     """Return the weights that quantizers touch: of every linear layer and every expert, but no output head and no router.
 
+    Of linear layers, Conv1D of GPT-2 among them, they are those that the audit takes for such by their names.
+
     Raises:
         ValueError: experts are kept in an order of their axes that is not out, in.
     """
     head = model.get_output_embeddings() if isinstance(model, PreTrainedModel) else None
-    linear = [
-        f"{name}.weight"
+    linear = {
+        f"{name}.weight": tuple(module.weight.shape)
         for name, module in model.named_modules()
-        if isinstance(module, nn.Linear) and module is not head and name.rsplit(".", 1)[-1] != "lm_head"
-    ]
-    return sorted([name for name in linear if not is_router(name)] + list(fused_experts(model)))
+        if isinstance(module, nn.Linear | Conv1D) and module is not head
+    }
+    return sorted([name for name, shape in linear.items() if is_quantized(name, shape)] + list(fused_experts(model)))
 
 
 def state_of(model: PreTrainedModel) -> State:

@@ -41,16 +41,20 @@ def push(model: PreTrainedModel, task: Task, found: Settings, settings: Boundary
     """
     import torch
 
-    weights = _linear(model)
+    from unforgotten.experiments.models.matrices.conv1d import conv1d_names, turned_matrix
+
+    weights, across = _linear(model), conv1d_names(model)
     kept = {name: w.detach().clone() for name, w in weights.items()}
-    _fill_quantized(weights, kept, settings.format)
+    _fill_quantized(weights, kept, settings.format, across)
     before = _loss(model, task.retain, task, found.batch)
     gradients = [_gradients(model, weights, documents, task, found.batch) for documents in (task.forget, task.retain)]
     moves, scores = {}, []
     for name, weight in kept.items():
         forget, retain = (g[name] for g in gradients)
-        move = _crossings(weight.cpu(), (forget > 0).cpu(), settings.format)
-        moves[name], changes = move.weights.to(weight), move.changes.to(weight.device)
+        rows, rising = (turned_matrix(x.cpu(), name, across) for x in (weight, forget > 0))
+        move = _crossings(rows, rising, settings.format)
+        moved, changes = (turned_matrix(x, name, across) for x in (move.weights, move.changes))
+        moves[name], changes = moved.to(weight), changes.to(weight.device)
         scores.append((forget * changes - found.alpha * (retain * changes).abs()).reshape(-1))
     pooled = torch.cat(scores)
     order = pooled.argsort(descending=True, stable=True)
@@ -62,7 +66,7 @@ def push(model: PreTrainedModel, task: Task, found: Settings, settings: Boundary
             name: torch.where(part.reshape(w.shape), moves[name], w)
             for (name, w), part in zip(kept.items(), parts, strict=True)
         }
-        _fill_quantized(weights, state, settings.format)
+        _fill_quantized(weights, state, settings.format, across)
         if _loss(model, task.retain, task, found.batch) - before <= settings.retain_budget:
             _fill(weights, state)
             return count
@@ -93,10 +97,17 @@ def _fill(weights: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> None:
             weight.copy_(state[name])
 
 
-def _fill_quantized(weights: Mapping[str, Tensor], state: Mapping[str, Tensor], format_name: str) -> None:
+def _fill_quantized(
+    weights: Mapping[str, Tensor], state: Mapping[str, Tensor], format_name: str, across: frozenset[str]
+) -> None:
+    """Put Q of a state into weights; those whose names are in `across` are (in, out)."""
+    from unforgotten.experiments.models.matrices.conv1d import turned_matrix
     from unforgotten.experiments.quantizers.own import own_values
 
-    _fill(weights, {name: own_values(w, format_name) for name, w in state.items()})
+    def values(name: str, w: Tensor) -> Tensor:
+        return turned_matrix(own_values(turned_matrix(w, name, across), format_name), name, across)
+
+    _fill(weights, {name: values(name, w) for name, w in state.items()})
 
 
 def _loss(model: PreTrainedModel, documents: Documents, task: Task, batch: int) -> float:

@@ -44,6 +44,7 @@ class StraightThroughStep:
         """Quantize, pass the sum back, and put the weights back."""
         import torch
 
+        from unforgotten.experiments.models.matrices.conv1d import conv1d_names, turned_matrix
         from unforgotten.experiments.models.shell import linear_names
         from unforgotten.experiments.quantizers.own import own_values
 
@@ -51,9 +52,11 @@ class StraightThroughStep:
         touched = set() if name == "none" else set(linear_names(model))
         weights = {key: p for key, p in model.named_parameters() if key in touched}
         kept = {key: p.detach().clone() for key, p in weights.items()}
+        across = conv1d_names(model)
         with torch.no_grad():
-            for parameter in weights.values():
-                parameter.copy_(own_values(parameter, name))
+            for key, parameter in weights.items():
+                values = own_values(turned_matrix(parameter, key, across), name)
+                parameter.copy_(turned_matrix(values, key, across))
         losses.backward(losses.both()[1])
         with torch.no_grad():
             for key, parameter in weights.items():

@@ -12,25 +12,26 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor, nn
 
+from unforgotten.audit.sources.matching.experts import inputs_first
+from unforgotten.audit.sources.matching.kinds import are_fused_experts
+from unforgotten.experiments.models.matrices.tensors import tensors_of, type_of
 from unforgotten.experiments.models.states import LazyState
 from unforgotten.experiments.quantizers.quantizer import State
 
 
 def fused_experts(model: nn.Module) -> tuple[str, ...]:
-    """Return the names of the tensors of a model that hold several experts.
+    """Return the names of the tensors of a model that hold several experts, as the audit knows them by name and shape.
 
     Raises:
         ValueError: they are (experts, in, out), whose rows are no rows of a matrix that a quantizer sees.
     """
-    found = []
-    for name, module in model.named_modules():
-        for own, parameter in module.named_parameters(prefix=name, recurse=False):
-            if parameter.ndim != 3:
-                continue
-            if getattr(module, "is_transposed", False):
-                raise ValueError(f"{own}: experts must be kept as (experts, out, in), got (experts, in, out)")
-            found.append(own)
-    return tuple(found)
+    tensors, kind = tensors_of(model), type_of(model)
+    found = tuple(name for name, info in tensors.items() if are_fused_experts(name, info))
+    for name in found:
+        module = model.get_submodule(name.rpartition(".")[0])
+        if getattr(module, "is_transposed", False) or inputs_first(name, tensors, kind):
+            raise ValueError(f"{name}: experts must be kept as (experts, out, in), got (experts, in, out)")
+    return found
 
 
 def expert_names(names: Iterable[str], fused: Mapping[str, int]) -> list[str]:
