@@ -137,9 +137,10 @@ def test_codes_in_memory_are_refused_as_their_files_are(dtype: str, scale: str, 
     for path, state in zip(paths, sides, strict=True):
         save_torch(state, path)
     said = []
-    for pair in (paths, sides):
+    pairs: list[list[Any]] = [paths, sides]
+    for pair in pairs:
         with pytest.raises(ValueError, match="not quantized already") as refused:
-            unforgotten.audit_pair(*pair, FORMATS)
+            unforgotten.audit_pair(pair[0], pair[1], FORMATS)
         said.append(str(refused.value).partition("target.safetensors: ")[2])
     rule = "must be BF16, F16, F32 (not quantized already)"
     assert said == [f"tensor 'layers.0.q.weight' {rule}, got {dtype}"] * 2
@@ -156,7 +157,8 @@ def test_scales_of_float8_in_memory_are_kept_as_their_files_are(tmp_path: Path) 
     paths = [tmp_path / f"{side}.safetensors" for side in ("target", "unlearned")]
     for path, state in zip(paths, sides, strict=True):
         save_torch({name: tensor.contiguous() for name, tensor in state.items()}, path)
-    memory, files = (unforgotten.audit_pair(*pair, FORMATS) for pair in (sides, paths))
+    memory = unforgotten.audit_pair(sides[0], sides[1], FORMATS)
+    files = unforgotten.audit_pair(paths[0], paths[1], FORMATS)
     assert memory["target"]["dtypes"] == files["target"]["dtypes"] == ["float32", "float8_e4m3fn"]
     assert memory["coverage"] == files["coverage"]
     assert memory["coverage"]["kept_changed"] == ["a.input_scale"]
