@@ -5,8 +5,8 @@
 
 All rows are one ranking, or one a format (which audit does best in it), or one an audit (which format keeps it best).
 
-Audits of different targets, of different benchmarks or on different items are not comparable: a warning says so first, the
-table is made all the same, and no winner is named among them. Each is measured against its own target, so a table over
+Audits of different targets or on different items are not comparable, see `comparable`: a warning says so first, the table is
+made all the same, and no winner is named among them. Each is measured against its own target, so a table over
 checkpoints still can be read.
 """
 
@@ -17,6 +17,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Literal, TypedDict, cast, get_args
 
+from unforgotten.audit.comparison.comparable import differences, doubts, numbers
 from unforgotten.audit.comparison.read import Compared, read_compared
 from unforgotten.audit.comparison.row import ComparedRow, Range, is_free, row_of
 
@@ -26,13 +27,14 @@ MOST_NAMED = 4
 
 
 class ComparedAudit(TypedDict):
-    """What was compared: its name, its file, which target and which benchmark."""
+    """What was compared: its name, its file, which target, which benchmark, and on which items of it."""
 
     audit: str
     file: str
     target: str
     benchmark: str | None
     items: dict[str, int]
+    items_sha256: str | None
 
 
 class Winner(TypedDict):
@@ -76,19 +78,18 @@ def compare(paths: Sequence[Path], by: str = "all") -> Comparison:
         raise ValueError(f"--by must be one of {', '.join(get_args(By))}, got {by!r}")
     audits = read_compared(paths)
     rows = [_row(one, name) for one in audits for name in one.formats]
-    warnings = differences(audits)
     groups: dict[str | None, list[ComparedRow]] = {}
     for row in rows:
         groups.setdefault(_group(by, row), []).append(row)
+    ranked = {of: _among(audits, group) for of, group in groups.items()}
+    warnings = [*differences(audits), *dict.fromkeys(line for group in ranked.values() for line in doubts(group))]
     return Comparison(
         schema=SCHEMA,
         version=version("unforgotten"),
         by=cast("By", by),
         audits=[_compared(one) for one in audits],
         warnings=warnings,
-        rankings=[
-            ranking(of, group, comparable=not differences(_among(audits, group))) for of, group in groups.items()
-        ],
+        rankings=[ranking(of, group, comparable=not differences(ranked[of])) for of, group in groups.items()],
     )
 
 
@@ -115,26 +116,9 @@ def _compared(one: Compared) -> ComparedAudit:
         file=str(one.source),
         target=one.target,
         benchmark=None if leg is None else leg["benchmark"],
-        items=_items(one),
+        items=numbers(leg),
+        items_sha256=None if leg is None else leg.get("items_sha256"),
     )
-
-
-def _items(one: Compared) -> dict[str, int]:
-    leg = one.behaviour
-    return {} if leg is None else {name: mean["n"] for name, mean in leg["metrics"].get("target", {}).items()}
-
-
-def differences(audits: Sequence[Compared]) -> list[str]:
-    """Return one line for each thing that must be the same and is not; a judged evaluation knows no hash of its target."""
-    weighed = {one.name: one.target for one in audits if one.weights}
-    measured = {one.name: one.behaviour["benchmark"] for one in audits if one.behaviour is not None}
-    items = {one.name: str(sorted(_items(one).items())) for one in audits if one.behaviour is not None}
-    found = []
-    for what, seen in (("targets", weighed), ("benchmarks", measured), ("numbers of items", items)):
-        if len(set(seen.values())) > 1:
-            parts = [", ".join(name for name in seen if seen[name] == value) for value in dict.fromkeys(seen.values())]
-            found.append(f"Not comparable: different {what}: {' | '.join(parts)}; no winner is named among them.")
-    return found
 
 
 def ranking(of: str | None, rows: Sequence[ComparedRow], *, comparable: bool = True) -> Ranking:

@@ -27,6 +27,8 @@ MUSE_METRICS = ("verbmem_f", "knowmem_f", "knowmem_r")
 MUSE_VALUE = "rougeL"
 OPEN_VALUES = ("rougeL_f1", "rougeL_recall", "rouge1_recall", "prob", "score", "acc")
 """Names of an item's value in OpenUnlearning's files, those that a configuration may aggregate."""
+TEXTS = ("prompt", "gt", "input", "ground_truth")
+"""What MUSE and OpenUnlearning call the prompt and the truth of an item."""
 DIGEST = 10
 """Digits of a digest of an item's text, which stands in its id, so that items of other texts do not match."""
 FLOAT32 = 2.0**-24
@@ -40,11 +42,13 @@ class ModelItems:
     Attributes:
         source: file or directory, as given.
         values: values by the harness's name of the metric, then by id.
+        texts: prompt and truth of an item, likewise, where they are in the file and not in the id.
         notes: notes on what was left out.
     """
 
     source: Path
     values: dict[str, dict[str, float]] = field(default_factory=dict)
+    texts: dict[str, dict[str, str]] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
     def add(self, file: Path, metric: str, identity: str, value: object) -> None:
@@ -128,7 +132,11 @@ def _plain(file: Path, found: ModelItems) -> None:
         missing = [name for name in ("id", "metric", "value") if name not in row]
         if missing:
             raise ValueError(f"{file}: line {number} must have id, metric and value, got no {missing[0]}")
-        found.add(file, str(row["metric"]), str(row["id"]), row["value"])
+        metric, identity = str(row["metric"]), str(row["id"])
+        found.add(file, metric, identity, row["value"])
+        texts = [row[name] for name in TEXTS if isinstance(row.get(name), str)]
+        if texts:
+            found.texts.setdefault(metric, {})[identity] = "\n".join(texts)
 
 
 def _lm_eval(file: Path, found: ModelItems) -> None:

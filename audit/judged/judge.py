@@ -20,7 +20,7 @@ from unforgotten.audit.judged.metrics import declared
 from unforgotten.audit.verdict.gate import RETAIN_LOST, Gate
 from unforgotten.audit.verdict.legs import BehaviourLeg
 from unforgotten.audit.verdict.power import PowerRow, power_rows
-from unforgotten.audit.verdict.rule import Word, decide
+from unforgotten.audit.verdict.rule import Word, decide, unmeasured_of
 from unforgotten.records.files import write_json
 
 SCHEMA = "unforgotten.judged/1"
@@ -171,11 +171,16 @@ def read_judged(file: Path) -> BehaviourLeg:
 
 
 def with_note(leg: BehaviourLeg, formats: Sequence[str]) -> BehaviourLeg:
-    """Return the leg with a note on formats that it was judged in and the weights are not measured in."""
+    """Return the leg with notes on formats that it was judged in and the weights are not measured in, and the reverse."""
     others = [found["format"] for found in leg["formats"] if found["format"] not in formats]
-    if not others:
-        return leg
-    note = (
-        f"Judged in {', '.join(others)}, in which the weights were not measured: the table of formats has no row of it."
-    )
-    return {**leg, "notes": [note, *leg["notes"]]}
+    missing = unmeasured_of(leg, formats)
+    notes = []
+    if others:
+        notes.append(
+            f"Judged in {', '.join(others)}, in which the weights were not measured: the table of formats has no row of it."
+        )
+    if missing:
+        notes.append(
+            f"Not judged in {', '.join(missing)}: what comes back in these formats was not measured, only their weights."
+        )
+    return {**leg, "notes": [*notes, *leg["notes"]]} if notes else leg

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from unforgotten.audit.judged.items import ModelItems
 from unforgotten.audit.judged.metrics import KINDS, JudgedMetric, known
+from unforgotten.audit.verdict.asked import items_sha256
 from unforgotten.audit.verdict.evidence import Items, leak, mean_of, recovery_row
 from unforgotten.audit.verdict.legs import BehaviourFormat, BehaviourLeg, Leak, Mean
 
@@ -70,10 +71,19 @@ def judged_leg(models: Models, benchmark: str, told: Mapping[str, JudgedMetric])
         notes=notes,
         deciding=deciding,
         retained=[name for name, metric in kinds.items() if metric.kind == "retain"],
+        items_sha256=items_sha256(
+            {metric.name: _asked(models.target, name, ids[name]) for name, metric in metrics.items()}
+        ),
     )
     if models.retrained is not None:
         leg["metrics"]["retrained"] = _retrained(models.retrained, metrics)
     return leg
+
+
+def _asked(items: ModelItems, name: str, ids: Sequence[str]) -> list[list[str]]:
+    """Return ids with their texts, in an order that is not that of the file."""
+    texts = items.texts.get(name, {})
+    return [[i, texts.get(i, "")] for i in sorted(ids)]
 
 
 def _metrics(models: Models, told: Mapping[str, JudgedMetric], notes: list[str]) -> dict[str, JudgedMetric]:

@@ -18,11 +18,11 @@ from unforgotten.audit.findings.ran import ran_sentences
 from unforgotten.audit.findings.sentences import STDERRS, Finding
 from unforgotten.audit.outputs.merged import top_reasons
 from unforgotten.audit.outputs.result import AuditResult
-from unforgotten.audit.outputs.result_rows import FormatRow
+from unforgotten.audit.outputs.result_rows import FormatRow, audited_formats
 from unforgotten.audit.verdict.gate import RETAIN_LOST, format_word
 from unforgotten.audit.verdict.legs import DEPLOYED, BehaviourLeg, OutputLeg, RecoveryRow, deciding_of, retained_of
 from unforgotten.audit.verdict.power import power_sentence
-from unforgotten.audit.verdict.rule import DECIDES_OUTPUT, Word, decide
+from unforgotten.audit.verdict.rule import DECIDES_OUTPUT, Word, decide, unmeasured_of
 
 Tone = Literal["good", "bad", "open"]
 OUTPUT_SHOWN = ("accuracy", "probability")
@@ -313,7 +313,12 @@ def _next_steps(result: AuditResult) -> Iterator[str]:
 
 
 def _undecided_step(result: AuditResult) -> str:
-    """Return how many items would decide."""
+    """Return which formats would have to be measured, or how many items would decide."""
+    leg = result["behaviour"]
+    missing = [] if leg is None else unmeasured_of(leg, audited_formats(result["formats"]))
+    if missing:
+        names = ", ".join(missing)
+        return f"To decide: judge it in {names} too, by these names, or name in --formats only what was judged."
     sentence = power_sentence(result["power"])
     add = "" if result["behaviour"] is not None else ", or --benchmark DIR"
     return f"To decide: more items{add}: {sentence}" if sentence else f"To decide: more items{add}."
@@ -323,11 +328,21 @@ def _release_step(result: AuditResult) -> str:
     words = [(row["format"], _word(result, row)) for row in result["formats"] if row["grid"] == "adaptive"]
     if result["deployed"] is not None and _ran_itself(result):
         words.append((deployed_label(result["deployed"]), _deployed_word(result)))
+    words += _elsewhere(result)
     names = {word: [name for name, said in words if said == word] for word in ("survives", "undone")}
     if result["verdict"]["overall"] == "survives":
         return f"What now: it may be released in {', '.join(names['survives'])}; other formats were not measured."
     hold = f"; of those measured it survives in {', '.join(names['survives'])}" if names["survives"] else ""
     return f"What now: do not release it in {', '.join(names['undone']) or 'these formats'}{hold}."
+
+
+def _elsewhere(result: AuditResult) -> Iterator[tuple[str, str]]:
+    """Yield the word of each format that models were measured in and the weights were not."""
+    legs = result["output"], result["behaviour"]
+    found = dict.fromkeys(one["format"] for leg in legs if leg is not None for one in leg["formats"])
+    for name in found:
+        if name != DEPLOYED and name not in audited_formats(result["formats"]):
+            yield name, word_of(name, None, *legs, overall=result["verdict"]["overall"]) or ""
 
 
 def _notes(result: AuditResult) -> list[str]:

@@ -16,7 +16,7 @@ from unforgotten.audit.findings.collect import ORDER
 from unforgotten.audit.findings.row import FindingId, FindingRow, Severity
 from unforgotten.audit.findings.sentences import Finding, share
 from unforgotten.audit.outputs.result import AuditResult
-from unforgotten.audit.outputs.result_rows import FormatRow
+from unforgotten.audit.outputs.result_rows import FormatRow, audited_formats
 from unforgotten.audit.verdict.gate import format_word
 from unforgotten.audit.verdict.rule import decide
 
@@ -115,7 +115,8 @@ def top_reasons(result: AuditResult) -> list[str]:
 
 def own_reasons(result: AuditResult) -> list[str]:
     """Return the reasons of the legs that measured models; of weights alone, that they settle nothing."""
-    return decide(result["verdict"]["legs"]["weights"], result["output"], result["behaviour"])["reasons"]
+    weights = result["verdict"]["legs"]["weights"]
+    return decide(weights, result["output"], result["behaviour"], audited_formats(result["formats"]))["reasons"]
 
 
 def _joined(reasons: Sequence[str]) -> list[str]:

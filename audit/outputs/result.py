@@ -29,7 +29,7 @@ from unforgotten.audit.findings.training_estimate import estimate_training, typi
 from unforgotten.audit.kernel.simd import NUMPY, processor
 from unforgotten.audit.mixes.mix import is_mix
 from unforgotten.audit.outputs.control import Control, control_of
-from unforgotten.audit.outputs.result_rows import FormatRow, code_row, finite_or_none, format_row
+from unforgotten.audit.outputs.result_rows import FormatRow, audited_formats, code_row, finite_or_none, format_row
 from unforgotten.audit.sources.checkpoint import Checkpoint
 from unforgotten.audit.sources.notes import notes_of
 from unforgotten.audit.verdict.legs import BehaviourLeg, OutputLeg
@@ -148,7 +148,7 @@ def build_result(
     rows = [format_row(setting, total, leg.parts(setting)) for setting, total in leg.totals.items()]
     word = _word(target, leg, overall_finding(judged))
     word = "unclear" if other and word == "passes" else word  # never in place of a word that a gate fails on
-    decision = decide(word, output, behaviour)
+    decision = decide(word, output, behaviour, audited_formats(rows))
     return AuditResult(
         schema=SCHEMA,
         version=version("unforgotten"),

@@ -122,6 +122,11 @@ def code_row(name: str, counts: CodeCounts) -> FormatRow:
     )
 
 
+def audited_formats(rows: Sequence[FormatRow]) -> list[str]:
+    """Return the names of the formats of an audit, each once."""
+    return list(dict.fromkeys(row["format"] for row in rows))
+
+
 def kolmogorov_tail(ks: float, n: int) -> float:
     """Return P[sqrt(n) D_n >= sqrt(n) ks] in the limit of large n; nan for no positions."""
     return float(kstwobign.sf(math.sqrt(n) * ks)) if n else math.nan

@@ -174,10 +174,15 @@ class FunctionalLeg(TypedDict):
 
 
 class _Functional(TypedDict, total=False):
-    """What a leg has that took the gradient of the forget loss, and how its models ran, unless it was made elsewhere."""
+    """What a leg has that took the gradient of the forget loss, and how its models ran, unless it was made elsewhere.
+
+    `items_sha256`: digest of what was asked and what counts as right, of the items that were measured; legs of earlier
+    versions have none. Of an evaluation made elsewhere it is over the ids, and the prompts and truths where the files have them.
+    """
 
     functional: FunctionalLeg
     ran: Ran
+    items_sha256: str
 
 
 class OutputLeg(_Functional):

@@ -11,7 +11,8 @@ undone: in some format, rho of a deciding metric is at least MATERIAL by its est
 survives: in every format, rho of every deciding metric is below MATERIAL, by the upper end of its interval and by test, and
     nothing objects (below). All must hold, so no correction is due (Berger 1982). Error aimed at: P[survives | some rho >=
     MATERIAL] <= LEVEL.
-undecided: anything else; always, where nothing measurable was removed, or where a format destroys the target too.
+undecided: anything else; always, where nothing measurable was removed, or where a format destroys the target too; and in
+    place of "survives", where a format of the audit was not measured.
 
 Rho has two intervals, Fieller's with pseudo-items, which is printed, and the percentile bootstrap's over items, which is too
 short for few of them. A word needs both; an objection needs one of them, for the lower end of the wider can be below MATERIAL
@@ -81,10 +82,19 @@ Row = tuple[str, RecoveryRow]
 Rows = Sequence[tuple[str, Sequence[RecoveryRow]]]
 
 
-def decide(weights: Finding, output: OutputLeg | None, behaviour: BehaviourLeg | None) -> Decision:
-    """Return the verdict by the rule above; weights alone are undecided."""
-    said = judge_output(output) if output is not None else None
-    done = judge_behaviour(behaviour) if behaviour is not None else None
+def decide(
+    weights: Finding, output: OutputLeg | None, behaviour: BehaviourLeg | None, formats: Sequence[str] = ()
+) -> Decision:
+    """Return the verdict by the rule above; weights alone are undecided.
+
+    Args:
+        weights: word of the weights.
+        output: leg of the likelihoods, None where it was not measured.
+        behaviour: leg of the answers, likewise.
+        formats: formats of the audit, each of which a leg must have measured to say "survives".
+    """
+    said = judge_output(output, formats) if output is not None else None
+    done = judge_behaviour(behaviour, formats) if behaviour is not None else None
     broken = [row["sentence"] for row in retain_findings(behaviour)]
     if broken:
         said, done = (None if leg is None else _never_praised(leg) for leg in (said, done))
@@ -124,10 +134,21 @@ def _combine(weights: Finding, output: Opinion | None, behaviour: Opinion | None
     return "undecided", "Output was measured and does not settle it."
 
 
-def judge_behaviour(leg: BehaviourLeg) -> Opinion:
+def judge_behaviour(leg: BehaviourLeg, formats: Sequence[str] = ()) -> Opinion:
     """Return the behaviour leg's word: M1 or M2 is enough for "undone"."""
-    rows = [(f["format"], f["recoveries"]) for f in leg["formats"]]
-    return _judge(behaviour_rule(leg), rows, leg["leaks"])
+    return _judge(behaviour_rule(leg), _rows(leg, formats), leg["leaks"])
+
+
+def unmeasured_of(leg: BehaviourLeg | OutputLeg, formats: Sequence[str]) -> list[str]:
+    """Return those of the formats of an audit that a leg did not measure."""
+    measured = {found["format"] for found in leg["formats"]}
+    return [name for name in formats if name not in measured]
+
+
+def _rows(leg: BehaviourLeg | OutputLeg, formats: Sequence[str]) -> Rows:
+    """Return the recoveries by format; none of a format of the audit that was not measured."""
+    measured = [(found["format"], found["recoveries"]) for found in leg["formats"]]
+    return [*measured, *((name, []) for name in unmeasured_of(leg, formats))]
 
 
 def behaviour_rule(leg: BehaviourLeg) -> Rule:
@@ -135,11 +156,10 @@ def behaviour_rule(leg: BehaviourLeg) -> Rule:
     return Rule("Behaviour", deciding_of(leg), needed=1, surely=SURELY, taken=TAKEN)
 
 
-def judge_output(leg: OutputLeg) -> Opinion:
+def judge_output(leg: OutputLeg, formats: Sequence[str] = ()) -> Opinion:
     """Return the output leg's word: accuracy and probability must agree on "undone"."""
-    rows = [(f["format"], f["recoveries"]) for f in leg["formats"]]
     rule = Rule("Output", DECIDES_OUTPUT, needed=2, surely=OUTPUT_SURELY, taken=0.0)
-    return _judge(rule, rows, ())
+    return _judge(rule, _rows(leg, formats), ())
 
 
 class Rule(NamedTuple):
@@ -166,7 +186,8 @@ def _judge(rule: Rule, rows: Rows, leaks: Sequence[Leak]) -> Opinion:
         return Opinion("undone", [_sentence(rule.leg, *pair, "comes back") for pair in back])
     doubts = [*_objections(rule, rows, leaks)]
     doubts += [_sentence(rule.leg, *pair, "is open") for pair in asked if not _below(pair[1])]
-    doubts += [f"{rule.leg}: nothing was measured in {name}." for name, _ in rows if name not in {f for f, _ in asked}]
+    missing = [name for name, _ in rows if name not in {f for f, _ in asked}]
+    doubts += [f"{rule.leg}: nothing was measured in {', '.join(missing)}."] if missing else []
     if doubts:
         return Opinion("undecided", doubts)
     worst = max(asked, key=lambda pair: pair[1]["high"] or 0.0)

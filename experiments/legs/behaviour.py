@@ -16,6 +16,7 @@ from typing import NamedTuple
 import numpy as np
 
 from unforgotten.audit.progress.stages import Begin, Step, counted, ignore
+from unforgotten.audit.verdict.asked import items_sha256
 from unforgotten.audit.verdict.evidence import leak
 from unforgotten.audit.verdict.legs import DEPLOYED, BehaviourFormat, BehaviourLeg, Effects, Leak, Mean, Ran
 from unforgotten.experiments.legs.benchmark import read_benchmark
@@ -167,6 +168,7 @@ def measure_unlearned(
     told = [*notes, *_privacy_notes(meter, trained)]
     leg = leg_of(base, after, benchmark=benchmark, effects_by_format=found, notes=told)
     leg["ran"] = ran
+    leg["items_sha256"] = items_sha256(meter.probes.asked)
     if deployed is not None:
         leg["formats"][-1]["ran"] = deployed.ran
     if functional is not None:

@@ -9,6 +9,7 @@ from pathlib import Path
 from transformers import PreTrainedModel
 
 from unforgotten.audit.progress.stages import Step, counted, ignore
+from unforgotten.audit.verdict.asked import items_sha256
 from unforgotten.audit.verdict.evidence import mean_of
 from unforgotten.audit.verdict.legs import DEPLOYED, OutputFormat, OutputLeg
 from unforgotten.experiments.data.texts import read_texts
@@ -145,6 +146,7 @@ def measure_output(
         formats=rows,
         notes=notes,
         ran=ran,
+        items_sha256=items_sha256({"texts": [list(map(int, row)) for row in encoded]}),
     )
     if functional is not None:
         leg["functional"] = functional

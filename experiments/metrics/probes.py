@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import takewhile
 from typing import Any, NamedTuple
 
@@ -91,6 +91,12 @@ class Probes:
             ("retain_wrong", self.retain_options),
         )
         return frozenset(need for need, options in splits if any(o.wrong for o in options))
+
+    @property
+    def asked(self) -> dict[str, list[Any]]:
+        """What is measured, by part: documents, prompts and answers, without what unlearning sees."""
+        parts = (one.name for one in fields(self) if one.name not in ("forget", "retain"))
+        return {name: list(getattr(self, name)) for name in parts}
 
     @property
     def verbatim(self) -> list[Answered]:

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
 __version__ = version("unforgotten")
 METRICS = ("M1", "M2", "forget_loss")
 LEAKED = ("M1", "M2")
+CODES: Mapping[str, str] = {
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
+    "torch.float8_e8m0fnu": "F8_E8M0",
+}
+"""Dtypes of torch that hold codes or scales of quantized weights, and what safetensors calls them."""
 
 
 def survival(w: Any, w_new: Any, fmt: str | Format, mode: GridMode = "adaptive") -> Survival:
@@ -68,6 +74,12 @@ def _array(tensor: Any) -> NDArray[Any]:
     return cast("NDArray[Any]", (plain.float() if narrow else plain).numpy())
 
 
+def _bytes(tensor: Any) -> NDArray[np.uint8]:
+    import torch
+
+    return cast("NDArray[np.uint8]", tensor.detach().cpu().contiguous().view(torch.uint8).numpy())
+
+
 def audit_pair(
     target: Any,
     unlearned: Any,
@@ -90,7 +102,8 @@ def audit_pair(
     Its `tensors` are the rows of `tensors.parquet`, one dict each, and `to_pandas()` makes a data frame of them.
 
     Args:
-        target: model before unlearning: a path or name as the command line takes it, a state dict, or a model with one.
+        target: model before unlearning: a path or name as the command line takes it, a state dict, or a model with one;
+            weights in memory must be floats of 16 bits or more, for codes of a quantizer are refused as in files.
         unlearned: model after unlearning, likewise.
         formats: names of formats; those of the command line if None.
         out: directory for the files of the audit; none are written without it.
@@ -197,9 +210,13 @@ def _stored(name: str, tensor: Any) -> tuple[str, NDArray[Any]]:
     """Return the name of a tensor's dtype in safetensors, and its values in it."""
     from unforgotten.audit.sources.safetensors_header import DTYPES, FLOATS
 
-    bfloat16 = FLOATS["BF16"]
-    if str(getattr(tensor, "dtype", "")) == "torch.bfloat16":
-        return "BF16", _array(tensor).astype(bfloat16)
+    stated = str(getattr(tensor, "dtype", ""))
+    if stated == "torch.bfloat16":
+        return "BF16", _array(tensor).astype(FLOATS["BF16"])
+    if stated in CODES:  # as they are: without their scales they are no weights
+        return CODES[stated], _bytes(tensor).view(DTYPES[CODES[stated]])
+    if stated.startswith(("torch.float8", "torch.float4")):
+        raise ValueError(f"{name} must be of a dtype that safetensors has, got {stated}")
     values = _array(tensor)
     if values.dtype == np.float64:
         values = values.astype(np.float32)

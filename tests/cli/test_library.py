@@ -124,6 +124,55 @@ def test_models_of_torch_are_audited(dtype: str) -> None:
     assert found["coverage"] == {"tensors": 1, "weights": 2048, "kept": 1, "kept_changed": ["0.bias"]}
 
 
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2", "uint8", "int8", "int32"])
+@pytest.mark.parametrize("scale", ["weight_scale", "weight_scale_inv"])
+def test_codes_in_memory_are_refused_as_their_files_are(dtype: str, scale: str, tmp_path: Path) -> None:
+    """Codes say nothing without their scales: where the scale alone carries the update, they are equal."""
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch
+
+    codes = torch.arange(64 * 32).reshape(32, 64).remainder(100).float().to(getattr(torch, dtype))
+    sides = [{"layers.0.q.weight": codes, f"layers.0.q.{scale}": torch.full((1,), s)} for s in (1.0, 0.5)]
+    paths = [tmp_path / f"{side}.safetensors" for side in ("target", "unlearned")]
+    for path, state in zip(paths, sides, strict=True):
+        save_torch(state, path)
+    said = []
+    pairs: list[list[Any]] = [paths, sides]
+    for pair in pairs:
+        with pytest.raises(ValueError, match="not quantized already") as refused:
+            unforgotten.audit_pair(pair[0], pair[1], FORMATS)
+        said.append(str(refused.value).partition("target.safetensors: ")[2])
+    rule = "must be BF16, F16, F32 (not quantized already)"
+    assert said == [f"tensor 'layers.0.q.weight' {rule}, got {dtype}"] * 2
+
+
+def test_scales_of_float8_in_memory_are_kept_as_their_files_are(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file as save_torch
+
+    sides = [
+        {"a.weight": torch.from_numpy(w), "a.input_scale": torch.full((3, 2), s).t().to(torch.float8_e4m3fn)}
+        for w, s in zip(weights(), (1.0, 2.0), strict=True)
+    ]
+    paths = [tmp_path / f"{side}.safetensors" for side in ("target", "unlearned")]
+    for path, state in zip(paths, sides, strict=True):
+        save_torch({name: tensor.contiguous() for name, tensor in state.items()}, path)
+    memory = unforgotten.audit_pair(sides[0], sides[1], FORMATS)
+    files = unforgotten.audit_pair(paths[0], paths[1], FORMATS)
+    assert memory["target"]["dtypes"] == files["target"]["dtypes"] == ["float32", "float8_e4m3fn"]
+    assert memory["coverage"] == files["coverage"]
+    assert memory["coverage"]["kept_changed"] == ["a.input_scale"]
+
+
+def test_a_float8_that_no_file_here_has_is_refused() -> None:
+    torch = pytest.importorskip("torch")
+    state = {"a.weight": torch.ones(32, 64).to(torch.float8_e4m3fnuz)}
+    with pytest.raises(
+        ValueError, match=r"a\.weight must be of a dtype that safetensors has, got torch.float8_e4m3fnuz"
+    ):
+        unforgotten.audit_pair(state, state, FORMATS)
+
+
 @pytest.mark.parametrize("bad", [{}, 7, None, [1.0]])
 def test_what_is_no_model_is_refused(bad: Any) -> None:
     with pytest.raises(ValueError, match="target must be a path, a state dict or a model"):

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -204,3 +206,31 @@ def test_muse_layout_is_measured_by_its_own_protocol(muse: Path, pair: tuple[Pat
     assert leg["metrics"]["target"]["M1"]["n"] == 5
     assert leg["metrics"]["target"]["M2"]["n"] == 6
     assert any("cut" in note for note in leg["notes"])  # ten examples do not fit 96 tokens
+
+
+def test_legs_have_a_digest_of_what_was_asked(
+    run: Path, pair: tuple[Path, Path], written: OutputLeg, done: BehaviourLeg, tmp_path: Path
+) -> None:
+    """Wherever the benchmark lies; another question, answer or text, or a sample, gives another."""
+    corpus = tmp_path / "corpus"
+    shutil.copytree(run / "corpus", corpus)
+    shutil.copy(run / "config.json", tmp_path)
+    asked = run / "corpus/privleak/forget.json"
+    assert output_leg(*pair, FORMATS[:1], corpus / "privleak/forget.json").get("items_sha256") == written.get(
+        "items_sha256"
+    )
+    write_json(tmp_path / "texts.json", [*json.loads(asked.read_text())[:-1], "Another text."])
+    assert output_leg(*pair, FORMATS[:1], tmp_path / "texts.json").get("items_sha256") != written.get("items_sha256")
+
+    def digest(**more: Any) -> str | None:
+        return behaviour_leg(*pair, FORMATS[:1], corpus, decompose=False, **more).get("items_sha256")
+
+    assert digest() == done.get("items_sha256")
+    found = {done.get("items_sha256"), digest(items=2)}
+    path = corpus / "knowmem/retain_qa.json"
+    for key in ("question", "answer"):
+        rows = json.loads(path.read_text())
+        rows[0][key] = f"Other {rows[0][key]}"
+        write_json(path, rows)
+        found.add(digest())
+    assert len(found - {None}) == 4

@@ -281,11 +281,21 @@ def test_the_terminal_has_the_verdict_first_and_the_code_last(tmp_path: Path) ->
     assert "brackets" not in stream.getvalue()
 
 
+def _checkpoints(folder: Path) -> None:
+    weights = np.random.default_rng(0).normal(0, 0.02, (64, 64)).astype(np.float32)
+    for name, moved in (("t", 0.0), ("u", 0.05)):
+        (folder / name).mkdir()
+        save_file(
+            {"model.layers.0.self_attn.q_proj.weight": weights + np.float32(moved)}, folder / name / "model.safetensors"
+        )
+
+
 def test_the_commands_judge_and_audit_it(
     tmp_path: Path, exit_code: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """An audit of weights that passed says undone where the answers that were judged came back."""
     _four(tmp_path)
+    _checkpoints(tmp_path)
     monkeypatch.chdir(tmp_path)
     sides = ["--target", "target.jsonl", "--unlearned", "unlearned.jsonl"]
     quantized = ["--quantized-target", "int4-g64=q-target.jsonl", "--quantized-unlearned", "int4-g64=q-unlearned.jsonl"]
@@ -295,13 +305,6 @@ def test_the_commands_judge_and_audit_it(
     assert exit_code("judge", *sides, *quantized[:2], "--quantized-unlearned", "q=x") == 2
     assert "--quantized-unlearned must name the formats" in capsys.readouterr().err
 
-    weights = np.random.default_rng(0).normal(0, 0.02, (64, 64)).astype(np.float32)
-    for name, moved in (("t", 0.0), ("u", 0.05)):
-        (tmp_path / name).mkdir()
-        save_file(
-            {"model.layers.0.self_attn.q_proj.weight": weights + np.float32(moved)},
-            tmp_path / name / "model.safetensors",
-        )
     asked = [
         "t",
         "u",
@@ -324,3 +327,58 @@ def test_the_commands_judge_and_audit_it(
     assert json.loads(capsys.readouterr().out)["behaviour"]["notes"][0].startswith(
         "Judged in int4-g64, in which the weights"
     )
+
+
+@pytest.mark.parametrize(
+    ("back", "judged", "formats", "word", "code", "step"),
+    [
+        (
+            False,
+            ["q"],
+            "int4-g64,nf4-b64",
+            "undecided",
+            1,
+            "To decide: judge it in int4-g64, nf4-b64 too, by these names",
+        ),
+        (False, ["int4-g64"], "int4-g64,nf4-b64", "undecided", 1, "To decide: judge it in nf4-b64 too, by these names"),
+        (False, ["int4-g64", "q"], "int4-g64", "survives", 0, "What now: it may be released in int4-g64, q; other"),
+        (False, ["int4-g64"], "int4-g64", "survives", 0, "What now: it may be released in int4-g64; other"),
+        (True, ["q"], "int4-g64", "undone", 1, "What now: do not release it in q."),
+    ],
+)
+def test_a_judged_evaluation_says_nothing_of_formats_that_nobody_judged(
+    back: bool,
+    judged: list[str],
+    formats: str,
+    word: str,
+    code: int,
+    step: str,
+    tmp_path: Path,
+    exit_code: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """As of a leg that the audit measured itself: "survives" is of all its formats, and no release is of none."""
+
+    def changed(side: str, rows: dict[str, dict[str, float]]) -> None:
+        if side == "q-unlearned" and not back:
+            rows["M1"] = dict.fromkeys(rows["M1"], 0.0)
+
+    _checkpoints(tmp_path)
+    first: dict[str, Any] = {}
+    for name in judged:
+        (tmp_path / name).mkdir()
+        found = _four(tmp_path / name, changed)
+        first = first or {**found, "quantized": {}}
+        first["quantized"][name] = found["quantized"]["q"]
+    write_judged(judge(**first), tmp_path / "judged.json")
+    sides = [str(tmp_path / side) for side in "tu"]
+    asked = ["--formats", formats, "--judged", str(tmp_path / "judged.json"), "--out", str(tmp_path / "out"), "--quiet"]
+    assert exit_code("audit", *sides, *asked, "--fail-on", "undone,undecided") == code
+    shown = capsys.readouterr().out
+    result = json.loads((tmp_path / "out/audit.json").read_text())
+    assert (result["verdict"]["overall"], result["verdict"]["legs"]["behaviour"]) == (word, word)
+    assert step in shown
+    missing = ", ".join(name for name in formats.split(",") if name not in judged)
+    assert (f"Behaviour: nothing was measured in {missing}." in result["verdict"]["reasons"]) == (word == "undecided")
+    assert ("Note: Judged in q, in which the weights were not measured" in shown) == ("q" in judged)
+    assert (f"Note: Not judged in {missing}: what comes back in these formats was not" in shown) == bool(missing)
