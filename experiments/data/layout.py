@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, TypedDict
 
 from unforgotten.experiments.data.question import Question
+from unforgotten.experiments.data.texts import lines_of
 
 MUSE_FILE = "must exist in a directory of MUSE's layout"
 
@@ -123,7 +124,7 @@ def read_lines(path: Path, missing: str) -> list[Any]:
     def parsed(text: str) -> Any:
         if text.lstrip().startswith("["):
             return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in lines_of(text) if line.strip()]
 
     return _listed(path, missing, parsed)
 
