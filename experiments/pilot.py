@@ -20,7 +20,7 @@ from unforgotten.experiments.arms.arm import Arm
 from unforgotten.experiments.arms.states import goals, loss_of_retrained
 from unforgotten.experiments.compute.device import device_of
 from unforgotten.experiments.config import RunConfig
-from unforgotten.experiments.data.prepare import prepare_corpus
+from unforgotten.experiments.inputs import corpus_of_run
 from unforgotten.experiments.methods.method import Task
 from unforgotten.experiments.methods.reference import References
 from unforgotten.experiments.methods.registry import method_named
@@ -130,7 +130,7 @@ def pilot(folder: Path, method: str, *, blocks: int = BLOCKS, progress: Step = i
         known = ", ".join(config.unlearning.methods)
         raise ValueError(f"method must be one of {known}, got method={method!r}")
     torch.set_num_threads(config.threads)
-    corpus, _ = prepare_corpus(config.corpus, config.seed, folder / "corpus")
+    corpus = corpus_of_run(config, folder)
     model, tokenizer = (load(folder / "models/target") for load in (load_model, load_tokenizer))
     torch.nn.Module.to(model, device_of(config.compute))
     probes = make_probes(corpus, tokenizer, config)

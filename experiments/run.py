@@ -29,8 +29,8 @@ from unforgotten.experiments.compute.device import device_of
 from unforgotten.experiments.compute.processes import processes
 from unforgotten.experiments.config import RunConfig
 from unforgotten.experiments.data.corpus import Corpus
-from unforgotten.experiments.data.prepare import prepare_corpus
 from unforgotten.experiments.evaluation import decompose, weights_rows
+from unforgotten.experiments.inputs import claim_inputs
 from unforgotten.experiments.likeness import STAGE, likeness
 from unforgotten.experiments.methods.method import Task
 from unforgotten.experiments.methods.reference import References
@@ -107,12 +107,13 @@ def run(
     some of them, and with `part` the rows go to that folder below the run's: `fan_out.py` shares a run out so.
 
     Raises:
-        ValueError: the folder holds a run and `resume` is False, or it holds the run of another configuration.
+        ValueError: the folder holds a run and `resume` is False, or it holds the run of another configuration, or one that
+            began with other files.
     """
     together, device = processes(), device_of(config.compute)
     together.agreed(lambda: _claim_folder(config, folder, resume))
     torch.set_num_threads(config.threads)
-    corpus, origin = together.agreed(lambda: prepare_corpus(config.corpus, config.seed, folder / "corpus"))
+    corpus, origin = together.agreed(lambda: claim_inputs(config, folder))
     check_asked(corpus, config)
     if not corpus.general and any(text_of(name) == "generic" for name in config.formats):
         raise ValueError(

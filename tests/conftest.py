@@ -91,7 +91,8 @@ def muse(tmp_path: Path) -> Path:
     folder = tmp_path / "muse"
     texts = [f"The mayor of town {i} opened the bridge and spoke of honey." for i in range(6)]
     pairs = [{"question": f"Who opened bridge {i}?", "answer": "the mayor"} for i in range(6)]
-    files: dict[str, list[Any]] = {"verbmem/forget": [{"prompt": "The mayor of", "gt": "town opened the bridge"}] * 5}
+    prompts = [{"prompt": "The mayor of", "gt": f"town {i} opened the bridge"} for i in range(5)]
+    files: dict[str, list[Any]] = {"verbmem/forget": prompts}
     files |= {f"privleak/{name}": texts for name in ("forget", "holdout", "retain")}
     files |= {f"knowmem/{s}_qa{icl}": pairs for s in ("forget", "retain") for icl in ("", "_icl")}
     for name, items in files.items():

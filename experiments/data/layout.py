@@ -1,15 +1,26 @@
-"""Files of texts and of questions, as MUSE and TOFU have them, read with one line for whatever is wrong with them."""
+"""Files of texts and of questions, as MUSE and TOFU have them, read with one line for whatever is wrong with them.
+
+with noted() as read:
+    read_asked(folder)
+read[folder / "knowmem/forget_qa.json"]  # the SHA-256 of what was read
+"""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, TypedDict
 
 from unforgotten.experiments.data.question import Question
+from unforgotten.experiments.data.texts import lines_of
 
 MUSE_FILE = "must exist in a directory of MUSE's layout"
+_NOTES: ContextVar[dict[Path, str] | None] = ContextVar("notes of what is read", default=None)
 
 
 class Asked(TypedDict):
@@ -19,6 +30,25 @@ class Asked(TypedDict):
     retain_questions: tuple[Question, ...]
     forget_shots: tuple[Question, ...]
     retain_shots: tuple[Question, ...]
+
+
+@contextmanager
+def noted() -> Iterator[dict[Path, str]]:
+    """Note the SHA-256 of each file that the functions of this module read in the block, by its path."""
+    notes: dict[Path, str] = {}
+    token = _NOTES.set(notes)
+    try:
+        yield notes
+    finally:
+        _NOTES.reset(token)
+
+
+def _content(path: Path) -> str:
+    """Return the text of a file as `Path.read_text` does, and note the file."""
+    content, notes = path.read_bytes(), _NOTES.get()
+    if notes is not None:
+        notes[path] = hashlib.sha256(content).hexdigest()
+    return io.TextIOWrapper(io.BytesIO(content), encoding="utf-8").read()
 
 
 def read_asked(folder: Path) -> Asked:
@@ -71,7 +101,7 @@ def read_running(path: Path) -> str:
         ValueError: it is not UTF-8, or empty.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = _content(path)
     except UnicodeDecodeError:
         raise ValueError(f"{path}: must be a text in UTF-8, got other bytes") from None
     if not text.strip():
@@ -123,14 +153,14 @@ def read_lines(path: Path, missing: str) -> list[Any]:
     def parsed(text: str) -> Any:
         if text.lstrip().startswith("["):
             return json.loads(text)
-        return [json.loads(line) for line in text.splitlines() if line.strip()]
+        return [json.loads(line) for line in lines_of(text) if line.strip()]
 
     return _listed(path, missing, parsed)
 
 
 def _listed(path: Path, missing: str, parse: Callable[[str], Any]) -> list[Any]:
     try:
-        items = parse(path.read_text(encoding="utf-8"))
+        items = parse(_content(path))
     except FileNotFoundError:
         raise ValueError(f"{path}: {missing}") from None
     except ValueError as error:

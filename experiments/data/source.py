@@ -2,7 +2,8 @@
 
 A data set is a file of this folder with a module-level `CORPORA`; `registry.py` finds it there, and a profile sets it by its name
 as `corpus.kind`. It reads its own layout into a `Corpus`, whatever that is. `hub.py` fetches what is on the Hugging Face Hub into
-the folder of the run, in the layout that a directory has, so that both are read by the same lines.
+the folder of the run, in the layout that a directory has, so that both are read by the same lines. A run is held to the files that
+it began with: those that `layout.py` read, or all of the directory where a data set reads it by other functions.
 
 `unforgotten corpora` lists them where torch is missing, so a file of this folder imports what is heavy inside of its functions.
 """

@@ -2,7 +2,7 @@
 
 A run's corpus (it has `raw/general.json`) is measured as the run measured it, by the `config.json` beside it. MUSE is
 measured by its own protocol: the prompts of `verbmem/forget.json`, truths cut to 128 tokens with their start, answers after
-all examples, up to 32 tokens. Documents end where their text does, without an end token.
+all examples, up to 32 tokens. Equal items are one. Documents end where their text does, without an end token.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ from typing import Any
 
 from unforgotten.audit.options import LEAST_ITEMS
 from unforgotten.experiments.config import MUSE, EvaluationConfig, RunConfig
-from unforgotten.experiments.data.corpus import read_fiction
+from unforgotten.experiments.data.corpus import Corpus, read_fiction
 from unforgotten.experiments.data.muse import read_muse
+from unforgotten.experiments.data.question import Question, Verbatim
 from unforgotten.experiments.data.settings import CorpusConfig
+from unforgotten.experiments.data.texts import different, left_out_as_equal
 from unforgotten.experiments.legs.sample import sampled
 from unforgotten.experiments.load_config import without_own
 from unforgotten.experiments.metrics.probes import Probes, make_probes
@@ -34,6 +36,15 @@ LEAST_TOKENS = 2
 PROMPTS = ("verbatim_prompts", "forget_prompts", "retain_prompts")
 DOCUMENTS = {"passages": "passages", "retained": "retain", "holdout": "holdout"}
 """Documents by name, and what notes call them."""
+COUNTED_ONCE = {
+    "passages": "passages",
+    "holdout": "holdout texts",
+    "retained": "retain texts",
+    "forget_questions": "forget prompts",
+    "retain_questions": "retain prompts",
+    "verbatim": "verbatim prompts",
+}
+"""Parts of a corpus whose equal items are one, and what notes call them."""
 ANSWERED = {
     "verbatim_prompts": "verbatim_truths",
     "forget_prompts": "forget_answers",
@@ -73,7 +84,7 @@ def read_benchmark(folder: Path, tokenizer: Any, context: int, items: int | None
         items: how many items of each part are measured at most, a sample; None for all.
 
     Raises:
-        ValueError: a file is missing, not in MUSE's layout, or holds fewer than two items; one line.
+        ValueError: a file is missing, not in MUSE's layout, or holds fewer than two items that differ; one line.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder}: must be a directory in MUSE's layout")
@@ -82,6 +93,7 @@ def read_benchmark(folder: Path, tokenizer: Any, context: int, items: int | None
     corpus = read_fiction(folder) if own else read_muse(folder, settings.corpus)
     measured = corpus.retained[: len(corpus.passages)]
     corpus = dataclasses.replace(corpus, retained=measured, forget=(), retain=())  # nothing is trained here
+    corpus, equal = _each_once(corpus)
     probes = make_probes(corpus, tokenizer, settings)
     if corpus.verbatim:
         longest = max([4, *map(len, probes.verbatim_tokens)])
@@ -92,9 +104,27 @@ def read_benchmark(folder: Path, tokenizer: Any, context: int, items: int | None
         notes.append(spelled_out(spelled))
     for name in (*PROMPTS, "passages", "holdout"):
         if len(getattr(probes, name)) < LEAST_ITEMS:
-            raise ValueError(f"{folder}: must hold at least {LEAST_ITEMS} {name.replace('_', ' ')}")
+            raise ValueError(f"{folder}: must hold at least {LEAST_ITEMS} different {name.replace('_', ' ')}")
     probes, told = sampled(probes, items)
-    return Benchmark(probes, settings, [*told, *notes])
+    return Benchmark(probes, settings, [*told, *equal, *notes])
+
+
+def _each_once(corpus: Corpus) -> tuple[Corpus, list[str]]:
+    """Return the corpus with each item that is measured once, and notes on those that came twice.
+
+    A question is another one with another answer, a prompt of M1 with another truth.
+    """
+    notes: list[str] = []
+    changed: dict[str, Any] = {}
+    for name, what in COUNTED_ONCE.items():
+        given = getattr(corpus, name)
+        changed[name] = different(given, _item)
+        notes += left_out_as_equal(len(given), len(changed[name]), what)
+    return dataclasses.replace(corpus, **changed), notes
+
+
+def _item(item: str | Question | Verbatim) -> object:
+    return (item.question, item.answer) if isinstance(item, Question) else item
 
 
 def _settings_of_run(folder: Path) -> Settings:

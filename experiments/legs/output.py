@@ -12,7 +12,7 @@ from unforgotten.audit.progress.stages import Step, counted, ignore
 from unforgotten.audit.verdict.asked import items_sha256
 from unforgotten.audit.verdict.evidence import mean_of
 from unforgotten.audit.verdict.legs import DEPLOYED, OutputFormat, OutputLeg
-from unforgotten.experiments.data.texts import read_texts
+from unforgotten.experiments.data.texts import different, left_out_as_equal, read_texts
 from unforgotten.experiments.legs.benchmark import spelled_out
 from unforgotten.experiments.legs.dtypes import dtype_named
 from unforgotten.experiments.legs.functional import functional_leg
@@ -53,7 +53,7 @@ def output_leg(
     """Measure likelihoods of the texts under six models a format, distances between them, T14, T15 and T16.
 
     Four models are in memory: in float32, on a laptop, of up to about a billion weights. A text
-    longer than the context is cut and counted.
+    longer than the context is cut and counted. Equal texts are one.
 
     Args:
         target: directory of the model before unlearning.
@@ -68,7 +68,10 @@ def output_leg(
     Raises:
         ValueError: the input breaks a rule; one line.
     """
-    words = read_texts(texts)
+    given = read_texts(texts)
+    words = different(given)
+    if len(words) < LEAST_TEXTS <= len(given):
+        raise ValueError(f"{texts}: must hold at least {LEAST_TEXTS} different texts, got one, {len(given)} times")
     kind = dtype_named(dtype, (target, unlearned))
     if device == "cpu":
         check_memory(target, COPIES, str(kind).removeprefix("torch."))
@@ -76,7 +79,9 @@ def output_leg(
     pair.shell.check(formats)
     encoded, cut = encode_texts(words, pair, str(texts))
     left_out = len(words) - len(encoded)
-    return measure_output(pair, formats, encoded, name=str(texts), cut=cut, left_out=left_out, step=step, real=real)
+    leg = measure_output(pair, formats, encoded, name=str(texts), cut=cut, left_out=left_out, step=step, real=real)
+    leg["notes"] = [*left_out_as_equal(len(given), len(words), "texts"), *leg["notes"]]
+    return leg
 
 
 def encode_texts(texts: Sequence[str], pair: Pair, name: str) -> tuple[list[list[int]], int]:

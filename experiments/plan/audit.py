@@ -18,7 +18,7 @@ from unforgotten.audit.kernel.rules import SEARCHED, WHOLE
 from unforgotten.audit.mixes.mix import is_mix
 from unforgotten.audit.sources.open import open_pair
 from unforgotten.audit.sources.pairing import pair
-from unforgotten.experiments.data.texts import read_texts
+from unforgotten.experiments.data.texts import different, read_texts
 from unforgotten.experiments.legs.behaviour import COPIES as OF_BEHAVIOUR
 from unforgotten.experiments.legs.benchmark import MUSE_ANSWERS, read_benchmark
 from unforgotten.experiments.legs.dtypes import dtype_named
@@ -141,7 +141,7 @@ def _legs(asked: AuditAsked, shape: Shape, dtype: str) -> Iterator[Leg]:
     real = 2 if asked.real else 0
     context = int(shape.positions or LONGEST)
     if asked.texts is not None:
-        lengths = [min(len(started(t, tokenizer)), context) for t in read_texts(asked.texts)]
+        lengths = [min(len(started(t, tokenizer)), context) for t in different(read_texts(asked.texts))]
         yield _leg(
             "output", shape, 2 + 6 * count + real, lengths, [], 0, lengths, OF_OUTPUT.bytes_of(shape.parameters, dtype)
         )

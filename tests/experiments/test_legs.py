@@ -87,11 +87,12 @@ def test_distances_are_in_their_ranges(written: OutputLeg) -> None:
 
 
 def test_certified_tokens_agree_and_bound_the_accuracy(run: Path, pair: tuple[Path, Path]) -> None:
-    """On texts of one length: certified <= agreement, and accuracies differ by 1 - agreement at most."""
-    texts = [json.loads((run / "corpus/privleak/forget.json").read_text())[0]] * 2
-    path = run / "twice.json"
+    """On texts of one length, the context's: certified <= agreement, and accuracies differ by 1 - agreement at most."""
+    texts = [text * 9 for text in json.loads((run / "corpus/privleak/forget.json").read_text())[:2]]
+    path = run / "long.json"
     write_json(path, texts)
     leg = output_leg(*pair, FORMATS, path)
+    assert leg["cut"] == 2
     for f in leg["formats"]:
         d = next(d for d in f["distances"] if d["first"] == "unlearned")
         assert d["certified"] <= d["agreement"]["value"]

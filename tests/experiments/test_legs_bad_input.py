@@ -47,6 +47,7 @@ TEXT_FILES: dict[str, tuple[str, str]] = {
     "number": ("t.json", "[1, 2]"),
     "deep": ("t.json", "[" * 100_000),
     "one text": ("t.txt", "only one"),
+    "one text twelve times": ("t.txt", "only one\n" * 12),
 }
 
 
@@ -200,6 +201,8 @@ BENCHMARKS: dict[str, Callable[[Path], None]] = {
     "prompts without truths": spoil_json("verbmem/forget.json", '[{"prompt": "a"}]'),
     "no prompt": spoil_json("verbmem/forget.json", "[]"),
     "one passage": spoil_json("privleak/forget.json", '["a b c d"]'),
+    "one passage twice": spoil_json("privleak/forget.json", '["a b c d", "a b c d"]'),
+    "one question twice": spoil_json("knowmem/forget_qa.json", json.dumps([{"question": "a", "answer": "b"}] * 2)),
     "a run without config": lambda folder: write_json(folder / "raw/general.json", ["a"]),
 }
 

@@ -14,6 +14,11 @@ if TYPE_CHECKING:
     from unforgotten.experiments.config import BaseConfig
 
 
+SETTINGS = ("*.json", "*.model", "*.txt", "*.jinja")
+"""Files of the configuration and the tokenizer of a model, as patterns."""
+WEIGHTS = ("*.safetensors",)
+
+
 class Directory:
     """A directory that transformers loads, safetensors alone. A `Base`."""
 
@@ -80,9 +85,9 @@ def fetched(repo: str, revision: str | None, *, weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.model", "*.txt", "*.jinja", *(["*.safetensors"] if weights else [])]
+    patterns = (*SETTINGS, *WEIGHTS) if weights else SETTINGS
     try:
-        return Path(snapshot_download(repo, revision=revision, allow_patterns=patterns))
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=list(patterns)))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         said = str(error).strip().splitlines()
         raise ValueError(

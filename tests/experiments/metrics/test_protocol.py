@@ -71,7 +71,7 @@ def test_measured_texts_have_no_end_token_and_documents_to_train_on_have(micro_p
 
 def test_prompts_end_as_muses_do_and_truths_are_128_tokens(muse: Path, tokenizer: Any) -> None:
     words = " ".join(f"town{i}" for i in range(100))
-    write_json(muse / "verbmem/forget.json", [{"prompt": "The mayor of", "gt": words}] * 3)
+    write_json(muse / "verbmem/forget.json", [{"prompt": f"Mayor {i} of", "gt": words} for i in range(3)])
     bench = read_benchmark(muse, tokenizer, 2048)
     cue = tokenizer.encode("Answer: ", add_special_tokens=False)
     for prompt in bench.probes.forget_prompts + bench.probes.retain_prompts:
