@@ -1,6 +1,6 @@
-"""Whether what bf16 parameters lose hangs on the architecture, and whether inputs quantized at run time bring anything back.
+"""Whether what bf16 parameters lose hangs on the architecture.
 
-Both from the runs of the study `architectures`: one small model of random weights for each, unlearned in fp32 and in bf16.
+From the runs of the study `architectures`: one small model of random weights for each, unlearned in fp32 and in bf16.
 
 for one in architectures(Evidence(Path("reports/published"))):
     print(one.name, one.storage, one.gain.value)
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from unforgotten.reports.run.conjectures import LEAST_EFFECT
-from unforgotten.reports.verdicts.claim import WHOLE, Claim, Word, number, share, unmeasured
+from unforgotten.reports.verdicts.claim import WHOLE, Claim, Word, number, share
 from unforgotten.reports.verdicts.cures import COARSE, Runs, back_of, folders_of, runs_of, value_of
 from unforgotten.reports.verdicts.evidence import Evidence, Mean, over_seeds
 
@@ -72,10 +72,9 @@ def _one(level: str, method: str, storage: str, runs: Runs) -> Architecture:
     return Architecture(level, method, storage, losses, over_seeds(gains), over_seeds(back), *told)
 
 
-def architecture_claims(evidence: Evidence) -> tuple[Claim, Claim]:
-    """Return the verdicts on the paper's next checks 1 and 2."""
-    found = architectures(evidence)
-    return _across(evidence, found), _dynamic(evidence, found)
+def architecture_claim(evidence: Evidence) -> Claim:
+    """Return the verdict on the paper's next check 1."""
+    return _across(evidence, architectures(evidence))
 
 
 def gain_sentences(found: Sequence[Architecture]) -> list[str]:
@@ -119,7 +118,7 @@ def _across(evidence: Evidence, found: Sequence[Architecture]) -> Claim:
         f"beside Llamas: fp32 passes the update and bf16 does not in {', '.join(yes) or 'none'}"
         + (f", other in {', '.join(no)}" if no else "")
         + f"; forget loss comes back after bf16, the interval off 0, in {told_of_memory}"
-        + f"; {_seeds(seeds, max(one.gain.seeds for one in found))} each, models of 2 to 5 M weights"
+        + f"; {counted_seeds(seeds, max(one.gain.seeds for one in found))} each, models of 2 to 5 M weights"
     )
     told = tuple(
         f"{one.name}, {one.method}, {one.storage}, forget loss {one.after.value:.2f}: gain at int4 and fp4 {one.gain.text(number)}, "
@@ -137,34 +136,7 @@ def _across(evidence: Evidence, found: Sequence[Architecture]) -> Claim:
     )
 
 
-def _dynamic(evidence: Evidence, found: Sequence[Architecture]) -> Claim:
-    name, statement = "Next check 2", "Does it persist with dynamic quantization?"
-    measured = [one for one in found if one.dynamic is not None]
-    if not measured:
-        scope = "its weights are int8 by row, which pass the whole update in the five runs of `tiny`; inputs quantized at run time are not measured"
-        return unmeasured(name, statement, scope)
-    backs = [one.dynamic.value for one in measured if one.dynamic]
-    none = all(abs(back) <= WHOLE for back in backs)
-    static = [one.static.value for one in measured if one.static]
-    names = list(dict.fromkeys(one.name for one in measured))
-    seeds = min(one.dynamic.seeds for one in measured if one.dynamic)
-    return Claim(
-        name,
-        statement,
-        "in part",
-        f"at 8 bits alone (weights by row, inputs by token) in {len(names)} architectures, {_seeds(seeds)} each: {'nothing comes back' if none else 'some comes back'}; "
-        "4-bit weights with quantized inputs, where there is something that could come back, are not measured",
-        (
-            (
-                f"Of the added forget loss {share(min(backs))} to {share(max(backs))} came back, means over seeds; with inputs as they are "
-                f"{f'{share(min(static))} to {share(max(static))}' if static else 'it was not measured'}."
-            ),
-            *(f"{one.name}, {one.storage}: {one.dynamic.text(share)}." for one in measured if one.dynamic),
-        ),
-        rows=tuple(name for name in folders_of(evidence, STUDY) if name.split("/")[-1].rsplit("-seed", 1)[0] in names),
-    )
-
-
-def _seeds(count: int, most: int | None = None) -> str:
+def counted_seeds(count: int, most: int | None = None) -> str:
+    """Return a number of seeds in words, or from how many to how many."""
     told = f"{count}" if most in (None, count) else f"{count} to {most}"
     return "one seed" if told == "1" else f"{told} seeds"

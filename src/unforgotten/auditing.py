@@ -38,7 +38,7 @@ def audit(
         Path | None,
         typer.Option(
             help="Forget texts, to measure the models' output on: .txt (one a line), .json (a list of strings) or "
-            '.jsonl (a string or {"text": …} a line).'
+            '.jsonl, .ndjson (a string or {"text": …} a line).'
         ),
     ] = None,
     benchmark: Annotated[
