@@ -162,8 +162,8 @@ def test_held_out_seeds_and_gpt_neox_in_the_readme_are_those_of_the_rows() -> No
     )
     assert f"GPT-NeoX takes back {neox} of the loss that GA_GDR added, the Llamas {llama} (" in text
     place = ROOT / "reports/published/held-out"
-    told = outcomes(place, json.loads((place / "study.json").read_text()))
-    (npo,) = (one for one in told if "what NPO forgot" in one.says)
+    foretold = outcomes(place, json.loads((place / "study.json").read_text()))
+    (npo,) = (one for one in foretold if "what NPO forgot" in one.says)
     assert f"as was foretold, in {npo.held} of {npo.cells} cells, not in two of SimNPO:" in text
     sim = [
         value
