@@ -136,5 +136,8 @@ def test_the_readme_says_what_the_rows_say() -> None:
     masters = [row for row in rows if row["storage"] == "fp32" and not row["format"].endswith("-dither")]
     text = " ".join((root / "README.md").read_text(encoding="utf-8").split())
     assert f"in {said[0]} of {len(cells)} bf16 cells (six methods, five seeds, trained anew)" in text
-    assert f"where the gain of the weights has it in {said[1]} (" in text
+    family = sum((row["came_back"] > 0) == row["method"].startswith("NPO") for row in cells)
+    assert f"where the method's family alone (back after NPO, further after GA) has it in {family} and" in text
+    below = sum(row["gain"] < 1 for row in cells)
+    assert f"the gain of the weights, below 1 in {below}, in {said[1]} (" in text
     assert f"its sign is told in {hits(masters, 'functional gain', 'came_back')} of {len(masters)}" in text
