@@ -23,6 +23,7 @@ from unforgotten.theory.geometry.motion import (
 )
 from unforgotten.theory.geometry.motion_fit import MOVE_NODES, Moves, observed_moves, stationary_fit, step_ratio
 from unforgotten.theory.laws.absmax import AbsmaxLaw, absmax_law, observed_absmax
+from unforgotten.theory.laws.boundary import levels_moved, shape_of
 from unforgotten.theory.laws.densities import Gaussian, empirical
 from unforgotten.theory.laws.predict import pieces, predict, predict_moves
 from unforgotten.theory.laws.update import survival
@@ -291,17 +292,17 @@ def test_predict__counts_a_weight_that_crosses_many_levels_once(lr: float, cross
 
 
 @pytest.mark.parametrize("levels", [0.25, 1.0, 3.5])
-def test_predict_moves__of_a_fine_grid_flips_a_weight_once(levels: float) -> None:
-    """Half the weights move by a number of steps of INT8, all blocks of one absmax: the share that flips is at most theirs."""
+def test_predict_moves__of_a_fine_grid_counts_its_thresholds(levels: float) -> None:
+    """Half the weights move up by a number of steps of INT8: they cross what T6 says, and flip unless they are at the last level."""
     density, fmt, absmax = Gaussian(STD), format_named("int8-row"), 4 * STD
-    step = absmax / fmt.divisor
-    everywhere = np.array([-absmax]), np.array([absmax])
-    moves = Moves(*everywhere, np.array([levels * step]), np.array([0.5]))
-    law = AbsmaxLaw(np.array([absmax]), np.array([1.0]), COLUMNS)
-    mass = 0.5 * float(density.cdf(absmax) - density.cdf(-absmax))
-    got = predict_moves(fmt, density, law, moves)
-    assert got.flips == pytest.approx(min(levels, 1) * mass, rel=ROUNDINGS)
-    assert got.levels == pytest.approx(levels * mass, rel=ROUNDINGS)
+    delta = levels * absmax / fmt.divisor
+    moves = Moves(np.array([-absmax]), np.array([absmax]), np.array([delta]), np.array([0.5]))
+    got = predict_moves(fmt, density, AbsmaxLaw(np.array([absmax]), np.array([1.0]), COLUMNS), moves)
+    crossed = levels_moved(fmt, density, absmax, delta)
+    last = shape_of(fmt).thresholds[-1] * absmax
+    below = float((density.cdf(last) - density.cdf(-absmax)) / (density.cdf(absmax) - density.cdf(-absmax)))
+    assert got.levels == pytest.approx(crossed / 2, rel=ROUNDINGS)
+    assert got.flips == pytest.approx(min(crossed, below) / 2, rel=ROUNDINGS)
 
 
 def test_observed_moves__keeps_few_groups_of_one_interval() -> None:
