@@ -106,6 +106,23 @@ def test_sums__are_those_of_predict(name: str, dtype: str) -> None:
         assert ours[1] > 1e3 * slack(0.0, bounds[1])  # what moves is far above the slack
 
 
+@pytest.mark.parametrize("name", ["int6-g64", "int8-g64"])
+def test_sums__of_a_fine_grid_are_those_of_predict_below_a_step(name: str) -> None:
+    """Where the edge lies inside of the cell at zero nothing is crossed, and D^2 is 0 too; beyond, |D| is 0 or a step."""
+    s, fmt = made(name, "bfloat16"), format_named(name)
+    lrs = np.array([1e-3, 0.3, 0.8]) * LAW.values.min() / fmt.divisor / STEPS
+    with jax.enable_x64(True):
+        rows = np.transpose(jax.jit(jax.vmap(lambda lr: sums(lr, s)))(jnp.asarray(lrs)))
+    squares = []
+    for lr, ours in zip(lrs.tolist(), rows, strict=True):
+        e = predict(fmt, Gaussian(STD), LAW, step_law("adamw"), lr=lr, steps=STEPS, dtype="bfloat16").expected
+        reach = 2 * LAW.values.max()
+        assert abs(ours[0] - e.dot) <= slack(e.dot, reach * 2 * lr * STEPS)
+        assert abs(ours[2] - e.surviving_sq) <= slack(e.surviving_sq, reach**2)
+        squares.append(e.surviving_sq)
+    assert squares[0] == 0.0 < squares[-1]
+
+
 @pytest.mark.parametrize("name", [*FORMATS, "int8-g64"])
 def test_sums__are_exact_where_every_weight_moves(name: str) -> None:
     """float32: T6's exact moments of +-lr T. int8's energy is T8's, which knows no edge."""
