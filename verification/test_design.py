@@ -108,9 +108,9 @@ def test_sums__are_those_of_predict(name: str, dtype: str) -> None:
 
 @pytest.mark.parametrize("name", ["int6-g64", "int8-g64"])
 def test_sums__of_a_fine_grid_are_those_of_predict_below_a_step(name: str) -> None:
-    """Where the edge lies inside of the cell at zero nothing is crossed, and D^2 is 0 too; beyond, |D| is 0 or a step."""
+    """Where the edge lies inside of the cell at zero D is 0; beyond, |D| is 0 or a step. A velocity in bf16 is below 2 lr."""
     s, fmt = made(name, "bfloat16"), format_named(name)
-    lrs = np.array([1e-3, 0.3, 0.8]) * LAW.values.min() / fmt.divisor / STEPS
+    lrs = np.array([1e-3, 0.3, 0.49]) * LAW.values.min() / fmt.divisor / STEPS
     with jax.enable_x64(True):
         rows = np.transpose(jax.jit(jax.vmap(lambda lr: sums(lr, s)))(jnp.asarray(lrs)))
     squares = []
