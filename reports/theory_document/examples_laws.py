@@ -111,12 +111,12 @@ def t11_biased_regimes() -> list[str]:
         + ", ".join(f"{swallowing_absmax(format_named(n), edge):.3g} ({n})" for n in ("int4-g64", "nf4-b64", "fp4-b64"))
         + ".",
     ]
-    for dtype in ("bf16", "fp32"):
+    for dtype, lr in (("bf16", 1e-5), ("bf16", 3e-7), ("fp32", 1e-5)):
         gains = ", ".join(
-            f"{name} {bound(Question(name, 0.02, 1e-5, 500, dtype=dtype)).gain:.2f}"
-            for name in ("int4-row", "int4-g64", "fp4-b64", "nf4-b64", "int8-row")
+            f"{name} {bound(Question(name, 0.02, lr, 500, dtype=dtype)).gain:.2f}"
+            for name in ("int4-row", "int4-g64", "fp4-b64", "nf4-b64", "int8-row", "fp8-row")
         )
-        lines.append(f"- (b) Gain after 500 AdamW steps of 1e-5, parameters in {dtype}: {gains}.")
+        lines.append(f"- (b) Gain after 500 AdamW steps of {lr:g}, parameters in {dtype}: {gains}.")
     hidden = hidden_energy_upper_bound(1.0) ** 0.5
     lines.append(
         f"- (c) Projected training hides an update of up to {hidden:.2f} steps rms; with a million weights that should "

@@ -29,9 +29,7 @@ from unforgotten.theory.laws.predict import Prediction, predict
 
 DTYPES: Mapping[str, str] = {short: name for name, short in SHORT_NAMES.items()}
 STEP_BOUNDS: Mapping[str, str] = {"adamw": "adamw", "sign": "sign-sgd"}
-QUADRATURE_SPACING = (
-    1 / 16
-)  # of the absmax law: where the edge meets a threshold in some blocks alone the gain jumps, and 1 errs by 0.3
+QUADRATURE_SPACING = 1 / 16  # of the absmax law: the gain jumps where the edge meets a threshold, and 1 errs by 0.3
 LEAST_SHARE = 1e-7  # of the blocks: rarer absmax values are left out, below the quadrature's own error
 LR_RANGE = (2.0**-22, 2.0**6)  # in standard deviations: where a wanted survival is looked for, octave by octave
 

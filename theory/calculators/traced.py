@@ -29,9 +29,7 @@ from unforgotten.theory.laws.boundary import shape_of
 from unforgotten.theory.laws.predict import PIECES_PER_BINADE
 
 BINADES = 17  # from 2^-10 to 2^6 standard deviations, and one for the rounding of their exponents
-FINE_LEVELS = (
-    32  # above, pairs of equal steps are not summed: |D| is 0 or a step below a step, and T8 holds from there on
-)
+FINE_LEVELS = 32  # above, pairs of equal steps are not summed: below a step |D| is 0 or a step, and above it T8 holds
 EQUAL = 2.0**-20  # of a step: steps of a format that differ by less are equal
 MOST_LEVELS_CROSSED = 64  # terms of the energy of a Gaussian update
 
