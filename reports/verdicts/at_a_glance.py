@@ -77,6 +77,7 @@ GROUPS: dict[str, tuple[Line, ...]] = {
         Line("bf16, rounded at random", "cures/masters", "NPO_GDR", "bf16-sr", depth="0.6"),
     ),
     "learning rate and optimizer": (
+        Line("no step above lr", "clamped-steps/bf16", SLOW),
         Line("lr 2e-5", "dead-zone/bf16", "NPO_GDR+lr2e-5"),
         Line("lr 4e-5", "dead-zone/bf16", FAST),
         Line("sign descent, lr 1e-5", "optimizers/sign", SLOW),
@@ -94,6 +95,9 @@ GROUPS: dict[str, tuple[Line, ...]] = {
         Line("HQQ", "quantizers/npo", "NPO_GDR", format="hqq4-g64-opt"),
         Line("NVFP4", "quantizers/npo", "NPO_GDR", format="nvfp4"),
         Line("MXFP4", "quantizers/npo", "NPO_GDR", format="mxfp4-b32"),
+        Line("by row", "quantized-inputs/npo", "NPO_GDR", format="int4-row"),
+        Line("by row, inputs of 8 bits", "quantized-inputs/npo", "NPO_GDR", format="dynamic:int4-row-a8"),
+        Line("by row, inputs of 4 bits", "quantized-inputs/npo", "NPO_GDR", format="dynamic:int4-row"),
         Line("dithered rounding", "quantizers/npo", "NPO_GDR", format="int4-g64-dither"),
     ),
     "the forget loss": (
