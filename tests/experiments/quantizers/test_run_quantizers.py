@@ -106,7 +106,7 @@ def test_a_corpus_without_generic_text_is_refused_before_anything_is_trained(
         corpus, origin = prepare_corpus(*arguments)
         return dataclasses.replace(corpus, general=()), origin
 
-    monkeypatch.setattr("unforgotten.experiments.run.prepare_corpus", without)
+    monkeypatch.setattr("unforgotten.experiments.inputs.prepare_corpus", without)
     with pytest.raises(ValueError, match="retain or forget where a corpus has no generic text"):
         run(config, tmp_path / "run", resume=False)
     assert not (tmp_path / "run" / "models").exists()
