@@ -19,6 +19,7 @@ from unforgotten.reports.predicted import outcomes
 from unforgotten.reports.verdicts.at_a_glance import renewed
 from unforgotten.reports.verdicts.claim import share
 from unforgotten.reports.verdicts.evidence import Evidence, over_seeds
+from unforgotten.reports.verdicts.masks import masks
 from unforgotten.reports.verdicts.real_bases import real_arms
 from unforgotten.reports.verdicts.scaling import over_arms
 from unforgotten.theory.formats.names import format_named
@@ -239,6 +240,24 @@ def test_what_the_readme_says_of_the_real_bases_is_what_their_rows_say() -> None
     faster = {gain.seeds for (_, method, _, _), gain in found.items() if "+" in method}
     assert (plain, faster) == ({2}, {1})
     assert "The real bases have one method and two seeds each, one at the larger rate" in text
+
+
+def test_what_the_readme_concludes_from_its_table_is_what_the_rows_say() -> None:
+    text = " ".join((ROOT / "README.md").read_text().split())
+    evidence = Evidence(ROOT / "reports/published")
+    of_base = {(one.level, *one[1:4]): one.gain for one in over_arms(real_arms(evidence))}
+    assert of_base["smollm2", "NPO_GDR", "bf16", "nf4-b64"].value < 1 / 3
+    assert "of SmolLM2's bf16 update nf4 passes less than a third" in text
+    most = max(mask.gain.high for mask in masks(evidence))
+    assert f"no mask was seen to add more than {most:.2f} of gain" in text
+    stored = {
+        name: mean("requantize", "gain", "NPO_GDR+lr1e-5", name, "fp32", "int4-g64-*")
+        for name in ("int4-g64", "int4-row", "nf4-b64")
+    }
+    assert stored["int4-g64"] < 0.1
+    assert 0.4 < stored["int4-row"] < 0.6
+    assert stored["nf4-b64"] >= 1
+    assert "in that same format; int4 by row passes half, nf4 all" in text
 
 
 def test_the_cost_of_an_audit_in_the_readme_is_that_of_the_rows() -> None:

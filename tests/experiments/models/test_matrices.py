@@ -91,6 +91,8 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 FORMATS = ("int4-g64", "nf4-b64", "int8-row", "int8-tensor")
+FACTORS = 4 * 2.0**-24
+"""Two roundings to float32 in a product of a code and a scale, made in either of two ways."""
 FUSED = re.compile(r"experts\.(gate_up_proj|down_proj)\[(\d+)\]$")
 
 
@@ -177,7 +179,7 @@ def test_conv1d_is_rounded_as_by_hand() -> None:
     found = Shell(narrow_gpt2(), None).quantized(state, "int4-g64")
     for name in filter(in_blocks, state):
         expected = by_hand(state[name].numpy().T.copy(), 4, 64).T
-        assert np.allclose(found[name].numpy(), expected, rtol=4 * 2.0**-24, atol=0), name
+        assert np.allclose(found[name].numpy(), expected, rtol=FACTORS, atol=0), name
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
